@@ -1,0 +1,179 @@
+"""The client: the five steps as verbs, everything else as resources."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from onbrand.client import objects, resources
+from onbrand.client.errors import InvalidArgument
+from onbrand.client.files import Captions, File, save_at
+from onbrand.client.transport import Transport
+
+__all__ = ["Onbrand"]
+
+BrandLike = str | objects.Brand
+_ANSWER_WITHIN = 30
+
+
+class Onbrand:
+    """A client of one Onbrand platform.
+
+    Args:
+        base_url: the platform's address; the environment's ``ONBRAND_URL``, else ``http://127.0.0.1:8000``.
+        token: a bearer token; the environment's ``ONBRAND_TOKEN``; None until `log_in`.
+        timeout: seconds for one request.
+        max_retries: how often a request is repeated when the platform is not there or busy.
+        transport: an `httpx` transport, for tests.
+
+    >>> client = Onbrand()
+    >>> client.log_in("ada@acme.example", "correct horse")
+    >>> brand = client.get_user_brand()
+    >>> client.upload_training_images(brand, ["logo.png"], "photo of [brand] logo", object="logo")
+    >>> job = client.create_training_job(brand, "flux").wait(progress=print)
+    >>> generation = client.generate_image(brand, "photo of [brand] logo on a billboard", model="flux-lora-v1")
+    >>> generation.images[0].download("billboard.png")
+
+    Raises the classes of `onbrand.client.errors`, whose docstring draws their tree.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 60.0,
+        max_retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        url = base_url or os.environ.get("ONBRAND_URL") or "http://127.0.0.1:8000"
+        held = token or os.environ.get("ONBRAND_TOKEN") or None
+        self.base_url = url.rstrip("/")
+        self.transport = Transport(self.base_url, held, timeout=timeout, max_retries=max_retries, transport=transport)
+        self.users = resources.Users(self)
+        self.tokens = resources.Tokens(self)
+        self.brands = resources.Brands(self)
+        self.members = resources.Members(self)
+        self.assets = resources.Assets(self)
+        self.training_jobs = resources.TrainingJobs(self)
+        self.models = resources.Models(self)
+        self.generations = resources.Generations(self)
+        self.images = resources.Images(self)
+
+    def __repr__(self) -> str:
+        return f"Onbrand({self.base_url!r})"
+
+    def __enter__(self) -> Onbrand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token that requests carry."""
+        return self.transport.token
+
+    @token.setter
+    def token(self, token: str | None) -> None:
+        self.transport.token = token
+
+    def log_in(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
+        """Log in and use the token from now on; with `brand` it reaches that brand only."""
+        token = self.tokens.create(email, password, brand)
+        self.token = token.access_token
+        return token
+
+    # the five steps
+
+    def get_user_brand(self, brand_id: str | None = None) -> objects.Brand:
+        """The caller's brand: the named one, or the only one. Raises InvalidArgument when there is a choice to make."""
+        if brand_id is not None:
+            return self.brands.get(brand_id)
+        brands = list(self.brands.list())
+        if len(brands) != 1:
+            names = ", ".join(brand.id for brand in brands) or "none; create one with client.brands.create()"
+            raise InvalidArgument(f"name the brand; yours: {names}")
+        return brands[0]
+
+    def upload_training_images(
+        self,
+        brand: BrandLike,
+        files: Iterable[File],
+        captions: Captions = None,
+        *,
+        object: str = "other",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[objects.Asset]:
+        """Upload pictures with captions, all or none; see `Assets.upload`."""
+        return self.assets.upload(brand, files, captions, object=object, metadata=metadata)
+
+    def create_training_job(
+        self,
+        brand: BrandLike,
+        model_type: str,
+        *,
+        assets: Sequence[str | objects.Asset] | None = None,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        provider: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> objects.TrainingJob:
+        """Fine-tune an adapter for `model_type` on `assets` (None: all pictures of the brand)."""
+        chosen = list(self.assets.list(brand)) if assets is None else assets
+        ids = [asset.id if isinstance(asset, objects.Asset) else asset for asset in chosen]
+        return self.training_jobs.create(
+            brand,
+            model_type,
+            training_asset_ids=ids,
+            name=name,
+            training_config=config,
+            provider=provider,
+            idempotency_key=idempotency_key,
+        )
+
+    def generate_image(
+        self,
+        brand: BrandLike,
+        prompt: str,
+        *,
+        model: str | objects.Model | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: Callable[[objects.Generation], object] | None = None,
+        **parameters: Any,
+    ) -> objects.Generation:
+        """Draw pictures and wait for them.
+
+        Args:
+            model: an adapter (name, id or object); None draws with the base named by ``model_type``.
+            wait: False returns at once; `.wait()` on what comes back waits.
+            timeout: seconds to wait; None waits for as long as it takes.
+            progress: called with the generation as it changes.
+            parameters: as in `Generations.create`: ``num_images``, ``seed``, ``width``, ``negative_prompt``, ...
+        """
+        name = model.id if isinstance(model, objects.Model) else model
+        seconds = 0 if not wait or progress else int(min(_ANSWER_WITHIN, timeout or _ANSWER_WITHIN))
+        generation = self.generations.create(brand, prompt, model=name, wait_seconds=seconds, **parameters)
+        return generation.wait(progress, timeout=timeout) if wait else generation
+
+    # files behind signed links
+
+    def fetch(self, link: objects.Link | str) -> bytes:
+        """The bytes behind a signed link."""
+        return b"".join(self.transport.download(_url(link)))
+
+    def save(self, link: objects.Link | str, path: str | Path, name: str) -> Path:
+        """Save the file behind a signed link at `path`, or as `name` in the folder `path`."""
+        return save_at(path, name, self.transport.download(_url(link)))
+
+
+def _url(link: objects.Link | str) -> str:
+    return link.url if isinstance(link, objects.Link) else link

@@ -1,0 +1,64 @@
+"""Pictures to send and files to save: paths, bytes or open files become parts of a request."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from onbrand.client.errors import InvalidArgument
+
+File = str | os.PathLike[str] | tuple[str, bytes] | IO[bytes]
+Captions = str | Sequence[str | None] | Mapping[str, str] | None
+Part = tuple[str, bytes, str]
+
+
+def as_part(file: File) -> Part:
+    """(file name, bytes, content type) of a path, a (name, bytes) pair or an open binary file."""
+    name, data = _name_and_data(file)
+    return name, data, mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
+def _name_and_data(file: File) -> tuple[str, bytes]:
+    if isinstance(file, tuple):
+        return file
+    if isinstance(file, str | os.PathLike):
+        return Path(file).name, _read(Path(file))
+    name = getattr(file, "name", "image")
+    return Path(str(name)).name, file.read()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise InvalidArgument(f"{path} cannot be read: {problem.strerror}") from None
+
+
+def as_captions(captions: Captions, names: Sequence[str]) -> list[str | None]:
+    """One caption per file: one for all, one each in order, or by file name."""
+    if captions is None or isinstance(captions, str):
+        return [captions] * len(names)
+    if isinstance(captions, Mapping):
+        if unknown := sorted(set(captions) - set(names)):
+            raise InvalidArgument(f"captions name files that are not sent: {', '.join(unknown)}")
+        return [captions.get(name) for name in names]
+    if len(captions) != len(names):
+        raise InvalidArgument(f"{len(captions)} captions for {len(names)} files; send one for each, or one for all")
+    return list(captions)
+
+
+def save_at(path: str | Path, name: str, chunks: Iterable[Any]) -> Path:
+    """Write `chunks` at `path`, or under `name` in the folder `path`; a broken download leaves nothing."""
+    target = Path(path) / name if Path(path).is_dir() else Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with draft.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target

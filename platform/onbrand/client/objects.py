@@ -1,0 +1,308 @@
+"""What the platform answers with, typed and frozen. Fields that a newer platform adds are ignored."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from onbrand.client.errors import InvalidArgument, JobFailed, WaitTimeout
+
+if TYPE_CHECKING:
+    from onbrand.client.client import Onbrand
+
+__all__ = [
+    "Asset",
+    "Brand",
+    "Event",
+    "Generation",
+    "Image",
+    "Link",
+    "Me",
+    "Member",
+    "Model",
+    "Token",
+    "TrainingJob",
+    "User",
+]
+
+ModelType = Literal["flux", "sdxl", "sd15"]
+_FIRST_POLL, _LONGEST_POLL = 0.1, 2.0
+
+
+class Answer(BaseModel):
+    """An object of the API."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Attached(Answer):
+    """An object that knows the client it came from."""
+
+    _client: Onbrand | None = PrivateAttr(default=None)
+
+    def attach(self, client: Onbrand) -> Self:
+        self._client = client
+        return self
+
+    def _must_have_client(self) -> Onbrand:
+        if self._client is None:
+            raise InvalidArgument(f"this {type(self).__name__} did not come from a client; use client.<resource>.get()")
+        return self._client
+
+
+class User(Answer):
+    id: str
+    email: str
+    created_at: datetime | None = None
+
+
+class Token(Answer):
+    access_token: str = Field(repr=False)
+    token_type: str = "bearer"
+    expires_at: datetime | None = None
+
+
+class Brand(Answer):
+    """A brand, and the role that the caller has in it."""
+
+    id: str
+    name: str
+    home_region: str | None = None
+    role: str | None = None
+    created_at: datetime | None = None
+
+
+class Me(Answer):
+    """Who the token is, and the brands it reaches."""
+
+    id: str
+    email: str | None = None
+    brand_id: str | None = None
+    brands: tuple[Brand, ...] = ()
+
+
+class Member(Answer):
+    user_id: str
+    email: str | None = None
+    role: str
+    brand_id: str | None = None
+
+
+class Link(Answer):
+    """A signed link: a bearer right to one file for a short time."""
+
+    url: str = Field(repr=False)
+    expires_at: datetime | None = None
+
+
+class Event(Answer):
+    """One event of a job or generation; `id` resumes a broken stream."""
+
+    id: int
+    kind: str
+    data: dict[str, Any] = {}
+
+
+class Asset(Attached):
+    """A training picture."""
+
+    id: str
+    brand_id: str
+    user_id: str | None = None
+    name: str
+    type: str = "image"
+    object: str | None = None
+    caption: str | None = None
+    content_type: str | None = None
+    bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    sha256: str | None = None
+    metadata: dict[str, Any] | None = None
+    created_at: datetime | None = None
+
+
+class Model(Attached):
+    """A published adapter of the brand."""
+
+    id: str
+    brand_id: str
+    name: str
+    model_type: str
+    version: int
+    job_id: str | None = None
+    user_id: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    rank: int | None = None
+    trigger_word: str | None = None
+    base_revision: str | None = None
+    metrics: dict[str, Any] | None = None
+    created_at: datetime | None = None
+
+    def download(self, path: str | Path) -> Path:
+        """Save the safetensors file at `path` (a folder keeps its name)."""
+        client = self._must_have_client()
+        return client.save(client.models.link(self.brand_id, self.id), path, f"{self.name}.safetensors")
+
+
+class Image(Attached):
+    """A generated picture."""
+
+    id: str
+    brand_id: str
+    generation_id: str | None = None
+    model_id: str | None = None
+    user_id: str | None = None
+    index: int = 0
+    seed: int | None = None
+    content_type: str | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    object_name: str | None = None
+    receipt: dict[str, Any] | None = None
+    created_at: datetime | None = None
+
+    def read(self) -> builtins.bytes:
+        """The picture's bytes."""
+        client = self._must_have_client()
+        return client.fetch(client.images.link(self.brand_id, self.id))
+
+    def download(self, path: str | Path) -> Path:
+        """Save the picture at `path` (a folder keeps its own name)."""
+        client = self._must_have_client()
+        return client.save(client.images.link(self.brand_id, self.id), path, self._file_name())
+
+    def _file_name(self) -> str:
+        if self.object_name:
+            return self.object_name.rsplit("/", 1)[-1]
+        return f"{self.id}.{(self.content_type or 'image/png').rsplit('/', 1)[-1]}"
+
+
+class Waitable(Attached):
+    """Something that runs on the platform and ends as completed, failed or canceled."""
+
+    id: str
+    brand_id: str
+    status: str
+    progress: int = 0
+    error: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.status in ("completed", "failed", "canceled")
+
+    def refresh(self) -> Self:
+        """Its state now, as a new object."""
+        raise NotImplementedError
+
+    def wait(self, progress: Callable[[Self], object] | None = None, *, timeout: float | None = None) -> Self:
+        """Wait for the end and return the completed object.
+
+        Args:
+            progress: called with the object whenever its status or progress has changed.
+            timeout: seconds; None waits for as long as it takes.
+
+        Raises JobFailed when it failed or was canceled, WaitTimeout when `timeout` has passed.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        delay, now, told = _FIRST_POLL, self, None
+        while True:
+            if progress is not None and told != (now.status, now.progress):
+                progress(now)
+                told = (now.status, now.progress)
+            if now.done:
+                return _must_be_completed(now)
+            if end is not None and time.monotonic() >= end:
+                raise WaitTimeout(f"{type(self).__name__} {self.id} is still {now.status} after {timeout} s")
+            time.sleep(delay)
+            delay = min(_LONGEST_POLL, delay * 1.3)
+            now = now.refresh()
+
+
+_W = TypeVar("_W", bound=Waitable)
+
+
+def _must_be_completed(job: _W) -> _W:
+    if job.status == "completed":
+        return job
+    reason = (job.error or {}).get("message") or "no reason was given"
+    raise JobFailed(f"{type(job).__name__} {job.id} {job.status}: {reason}", job)
+
+
+class TrainingJob(Waitable):
+    """A fine-tuning of one adapter."""
+
+    user_id: str | None = None
+    name: str
+    model_type: str
+    training_config: dict[str, Any] = {}
+    training_asset_ids: tuple[str, ...] = ()
+    model_id: str | None = None
+    model_url: str | None = None
+    sample_images_urls: tuple[str, ...] = ()
+    provider: str | None = None
+    provider_job_id: str | None = None
+    metrics: dict[str, Any] | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+
+    def refresh(self) -> Self:
+        return self._must_have_client().training_jobs.get(self.brand_id, self.id)  # type: ignore[return-value]
+
+    def cancel(self) -> TrainingJob:
+        return self._must_have_client().training_jobs.cancel(self.brand_id, self.id)
+
+    def events(self, after: int | None = None) -> Iterator[Event]:
+        return self._must_have_client().training_jobs.events(self.brand_id, self.id, after)
+
+    def model(self) -> Model:
+        """The published model. Raises InvalidArgument before the job has completed."""
+        if self.model_id is None:
+            raise InvalidArgument(f"job {self.id} has no model: it is {self.status}")
+        return self._must_have_client().models.get(self.brand_id, self.model_id)
+
+
+class Generation(Waitable):
+    """Pictures made (or being made) from one prompt."""
+
+    user_id: str | None = None
+    model: str | None = None
+    model_id: str | None = None
+    model_type: str | None = None
+    prompt: str = Field(default="", repr=False)
+    negative_prompt: str | None = Field(default=None, repr=False)
+    num_images: int = 1
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    lora_scale: float | None = None
+    images: tuple[Image, ...] = ()
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+
+    def attach(self, client: Onbrand) -> Self:
+        for image in self.images:
+            image.attach(client)
+        return super().attach(client)
+
+    def refresh(self) -> Self:
+        return self._must_have_client().generations.get(self.brand_id, self.id)  # type: ignore[return-value]
+
+    def cancel(self) -> Generation:
+        return self._must_have_client().generations.cancel(self.brand_id, self.id)
+
+    def events(self, after: int | None = None) -> Iterator[Event]:
+        return self._must_have_client().generations.events(self.brand_id, self.id, after)

@@ -1,0 +1,319 @@
+"""The resources of a client: `client.assets.list("acme")`, `client.training_jobs.create(...)`. One class a noun."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from onbrand.client import objects
+from onbrand.client.errors import ConnectionFailed
+from onbrand.client.events import read_events
+from onbrand.client.files import Captions, File, as_captions, as_part
+
+if TYPE_CHECKING:
+    from onbrand.client.client import Onbrand
+
+__all__ = ["Assets", "Brands", "Generations", "Images", "Members", "Models", "Tokens", "TrainingJobs", "Users"]
+
+A = TypeVar("A", bound=objects.Answer)
+BrandLike = str | objects.Brand
+_STREAM_RETRIES = 5
+
+
+def brand_path(brand: BrandLike, *rest: str) -> str:
+    """``/v1/brands/acme/assets/...`` with every segment quoted."""
+    brand_id = brand.id if isinstance(brand, objects.Brand) else brand
+    return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id, *rest))])
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Only what was said: the platform's own defaults hold for the rest."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+class Resource:
+    """A noun of the API, bound to a client."""
+
+    def __init__(self, client: Onbrand) -> None:
+        self._client = client
+        self._transport = client.transport
+
+    def _read(self, kind: type[A], body: Any) -> A:
+        thing = kind.model_validate(body)
+        return thing.attach(self._client) if isinstance(thing, objects.Attached) else thing
+
+    def _get(self, kind: type[A], path: str) -> A:
+        return self._read(kind, self._transport.json("GET", path))
+
+    def _post(self, kind: type[A], path: str, body: Any = None, **parts: Any) -> A:
+        return self._read(kind, self._transport.json("POST", path, json=body, **parts))
+
+    def _pages(self, kind: type[A], path: str, limit: int | None = None) -> Iterator[A]:
+        """All objects of a list, page after page, fetched as they are needed; `limit` is a page's size."""
+        cursor: str | None = None
+        while True:
+            page = self._transport.json("GET", path, params={"limit": limit, "cursor": cursor})
+            yield from (self._read(kind, item) for item in page["data"])
+            cursor = page.get("next_cursor")
+            if not page.get("has_more") or cursor is None:
+                return
+
+    def _events(self, path: str, after: int | None) -> Iterator[objects.Event]:
+        """Events until the end; a broken stream goes on after the last event seen."""
+        left = _STREAM_RETRIES
+        while True:
+            headers = {"accept": "text/event-stream"} | ({"last-event-id": str(after)} if after is not None else {})
+            try:
+                with self._transport.lines(path, headers) as lines:
+                    for event in read_events(lines):
+                        yield event
+                        after, left = event.id, _STREAM_RETRIES
+                        if event.kind == "status" and event.data.get("status") in ("completed", "failed", "canceled"):
+                            return
+            except ConnectionFailed:
+                if left == 0:
+                    raise
+            if left == 0:
+                return
+            left -= 1
+            time.sleep(0.2)
+
+
+class Users(Resource):
+    def create(self, email: str, password: str) -> objects.User:
+        """Sign up."""
+        return self._post(objects.User, "/v1/users", {"email": email, "password": password})
+
+    def me(self) -> objects.Me:
+        """Who the token is."""
+        return self._get(objects.Me, "/v1/me")
+
+
+class Tokens(Resource):
+    def create(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
+        """Log in; with `brand`, the token reaches that brand only. `client.log_in` also uses it."""
+        brand_id = brand.id if isinstance(brand, objects.Brand) else brand
+        return self._post(objects.Token, "/v1/tokens", _given(email=email, password=password, brand_id=brand_id))
+
+
+class Brands(Resource):
+    def create(self, brand_id: str, name: str | None = None, home_region: str | None = None) -> objects.Brand:
+        """Create a brand; the caller becomes its admin."""
+        return self._post(
+            objects.Brand, "/v1/brands", _given(id=brand_id, name=name or brand_id, home_region=home_region)
+        )
+
+    def list(self) -> Iterator[objects.Brand]:
+        return self._pages(objects.Brand, "/v1/brands")
+
+    def get(self, brand: BrandLike) -> objects.Brand:
+        return self._get(objects.Brand, brand_path(brand))
+
+
+class Members(Resource):
+    def add(self, brand: BrandLike, email: str, role: str = "member") -> objects.Member:
+        return self._post(objects.Member, brand_path(brand, "members"), {"email": email, "role": role})
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Member]:
+        return self._pages(objects.Member, brand_path(brand, "members"))
+
+    def set_role(self, brand: BrandLike, user_id: str, role: str) -> objects.Member:
+        path = brand_path(brand, "members", user_id)
+        return self._read(objects.Member, self._transport.json("PATCH", path, json={"role": role}))
+
+    def remove(self, brand: BrandLike, user_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "members", user_id))
+
+
+class Assets(Resource):
+    def upload(
+        self,
+        brand: BrandLike,
+        files: Iterable[File],
+        captions: Captions = None,
+        *,
+        object: str = "other",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[objects.Asset]:
+        """Upload pictures, all or none.
+
+        Args:
+            files: paths, (name, bytes) pairs or open binary files.
+            captions: one for all, one each in order, or by file name; ``[brand]`` stands for the trigger word.
+            object: ``logo``, ``product``, ``person``, ``packaging`` or ``other``.
+        """
+        parts = [as_part(file) for file in files]
+        said = as_captions(captions, [name for name, _, _ in parts])
+        fields = {"object": object, "captions": json.dumps(said)} | (
+            {"metadata": json.dumps(metadata)} if metadata else {}
+        )
+        body = self._transport.json(
+            "POST", brand_path(brand, "assets"), data=fields, files=[("files", part) for part in parts], timeout=300.0
+        )
+        return [self._read(objects.Asset, item) for item in body["data"]]
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Asset]:
+        return self._pages(objects.Asset, brand_path(brand, "assets"))
+
+    def get(self, brand: BrandLike, asset_id: str) -> objects.Asset:
+        return self._get(objects.Asset, brand_path(brand, "assets", asset_id))
+
+    def set_caption(self, brand: BrandLike, asset_id: str, caption: str) -> objects.Asset:
+        """A new version of the caption; earlier ones are kept."""
+        path = brand_path(brand, "assets", asset_id)
+        return self._read(objects.Asset, self._transport.json("PATCH", path, json={"caption": caption}))
+
+    def link(self, brand: BrandLike, asset_id: str) -> objects.Link:
+        return self._get(objects.Link, brand_path(brand, "assets", asset_id, "content"))
+
+    def delete(self, brand: BrandLike, asset_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "assets", asset_id))
+
+
+class TrainingJobs(Resource):
+    def create(
+        self,
+        brand: BrandLike,
+        model_type: str,
+        *,
+        training_asset_ids: Sequence[str],
+        name: str | None = None,
+        training_config: Mapping[str, Any] | None = None,
+        provider: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> objects.TrainingJob:
+        """Start a fine-tuning; `.wait()` on what comes back waits for its model."""
+        body = _given(
+            name=name,
+            model_type=model_type,
+            training_config=dict(training_config or {}),
+            training_asset_ids=list(training_asset_ids),
+            provider=provider,
+        )
+        path = brand_path(brand, "training-jobs")
+        return self._post(objects.TrainingJob, path, body, idempotency_key=idempotency_key)
+
+    def list(self, brand: BrandLike) -> Iterator[objects.TrainingJob]:
+        return self._pages(objects.TrainingJob, brand_path(brand, "training-jobs"))
+
+    def get(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
+        return self._get(objects.TrainingJob, brand_path(brand, "training-jobs", job_id))
+
+    def rename(self, brand: BrandLike, job_id: str, name: str) -> objects.TrainingJob:
+        path = brand_path(brand, "training-jobs", job_id)
+        return self._read(objects.TrainingJob, self._transport.json("PATCH", path, json={"name": name}))
+
+    def cancel(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
+        return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "cancel"))
+
+    def retry(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
+        """A new job with the configuration and pictures of a failed or canceled one."""
+        return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "retry"))
+
+    def events(self, brand: BrandLike, job_id: str, after: int | None = None) -> Iterator[objects.Event]:
+        return self._events(brand_path(brand, "training-jobs", job_id, "events"), after)
+
+    def metrics(self, brand: BrandLike, job_id: str) -> dict[str, Any]:
+        metrics: dict[str, Any] = self._transport.json("GET", brand_path(brand, "training-jobs", job_id, "metrics"))
+        return metrics
+
+    def delete(self, brand: BrandLike, job_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "training-jobs", job_id))
+
+
+class Models(Resource):
+    def list(self, brand: BrandLike) -> Iterator[objects.Model]:
+        return self._pages(objects.Model, brand_path(brand, "models"))
+
+    def get(self, brand: BrandLike, model: str) -> objects.Model:
+        """By id, or by name (``flux-lora-v2``)."""
+        return self._get(objects.Model, brand_path(brand, "models", model))
+
+    def link(self, brand: BrandLike, model: str) -> objects.Link:
+        """A signed link to the safetensors file; the platform logs that it was asked for."""
+        return self._get(objects.Link, brand_path(brand, "models", model, "download"))
+
+    def delete(self, brand: BrandLike, model: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "models", model))
+
+
+class Generations(Resource):
+    def create(
+        self,
+        brand: BrandLike,
+        prompt: str,
+        *,
+        model: str | None = None,
+        model_type: str | None = None,
+        negative_prompt: str | None = None,
+        num_images: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        seed: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float | None = None,
+        lora_scale: float | None = None,
+        output_format: str | None = None,
+        wait_seconds: int = 0,
+        idempotency_key: str | None = None,
+    ) -> objects.Generation:
+        """Draw `num_images` pictures of `prompt` with the adapter `model`, or with the base of `model_type`.
+
+        Args:
+            wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
+        """
+        body = _given(
+            prompt=prompt,
+            model=model,
+            model_type=model_type,
+            negative_prompt=negative_prompt,
+            num_images=num_images,
+            width=width,
+            height=height,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            lora_scale=lora_scale,
+            output_format=output_format,
+        )
+        headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}
+        path = brand_path(brand, "generations")
+        return self._post(
+            objects.Generation,
+            path,
+            body,
+            headers=headers,
+            idempotency_key=idempotency_key,
+            timeout=wait_seconds + 60.0,
+        )
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Generation]:
+        return self._pages(objects.Generation, brand_path(brand, "generations"))
+
+    def get(self, brand: BrandLike, generation_id: str) -> objects.Generation:
+        return self._get(objects.Generation, brand_path(brand, "generations", generation_id))
+
+    def cancel(self, brand: BrandLike, generation_id: str) -> objects.Generation:
+        return self._post(objects.Generation, brand_path(brand, "generations", generation_id, "cancel"))
+
+    def events(self, brand: BrandLike, generation_id: str, after: int | None = None) -> Iterator[objects.Event]:
+        return self._events(brand_path(brand, "generations", generation_id, "events"), after)
+
+
+class Images(Resource):
+    def list(self, brand: BrandLike) -> Iterator[objects.Image]:
+        return self._pages(objects.Image, brand_path(brand, "images"))
+
+    def get(self, brand: BrandLike, image_id: str) -> objects.Image:
+        return self._get(objects.Image, brand_path(brand, "images", image_id))
+
+    def link(self, brand: BrandLike, image_id: str) -> objects.Link:
+        return self._get(objects.Link, brand_path(brand, "images", image_id, "content"))
+
+    def delete(self, brand: BrandLike, image_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "images", image_id))

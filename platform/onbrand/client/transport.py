@@ -1,0 +1,161 @@
+"""One request over the wire: retries, idempotency keys and errors. What requests mean is in `resources`."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from onbrand.client.errors import ConnectionFailed, RequestRefused, kind_for
+
+_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_REPEATABLE = frozenset({"GET", "HEAD", "POST", "PATCH"})
+_LONGEST_DELAY = 8.0
+
+
+class Transport:
+    """Sends requests to one platform with one token.
+
+    Args:
+        token: a bearer token, or None before logging in.
+        max_retries: how often a request is sent again after a broken connection, 429, 502, 503 or 504.
+        transport: an `httpx` transport, for tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        timeout: float,
+        max_retries: int,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.token = token
+        self._max_retries = max_retries
+        self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def json(self, method: str, path: str, **parts: Any) -> Any:
+        """Send, and return the parsed answer (None for 204). Raises RequestRefused or ConnectionFailed."""
+        answer = self.send(method, path, **parts)
+        return answer.json() if answer.content else None
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        files: Any = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """Send with retries: a POST carries an Idempotency-Key, so that it happens once however often it is sent."""
+        sent = dict(headers or {})
+        if method == "POST":
+            sent["idempotency-key"] = idempotency_key or str(uuid.uuid4())
+        request = self._http.build_request(
+            method,
+            path,
+            json=json,
+            params={k: v for k, v in (params or {}).items() if v is not None},
+            data=data,
+            files=files,
+            headers=self._with_token(sent),
+            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
+        )
+        request.read()  # the same bytes at every attempt, multipart boundary included
+        return _must_be_good(self._send_with_retries(request))
+
+    def download(self, url: str) -> Iterator[bytes]:
+        """The bytes behind a signed link. No token is sent: the link is its own right, perhaps to another host."""
+        with self._streamed("GET", url, {}) as answer:
+            yield from answer.iter_bytes(2**16)
+
+    @contextmanager
+    def lines(self, path: str, headers: Mapping[str, str]) -> Iterator[Iterator[str]]:
+        """The lines of a streaming answer (Server-Sent Events)."""
+        with self._streamed("GET", path, self._with_token(headers)) as answer:
+            yield answer.iter_lines()
+
+    @contextmanager
+    def _streamed(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream(method, url, headers=dict(headers)) as answer:
+                if not answer.is_success:
+                    answer.read()
+                yield _must_be_good(answer)
+        except httpx.TransportError as problem:
+            raise self._unreachable(problem) from None
+
+    def _with_token(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return dict(headers) | ({"authorization": f"Bearer {self.token}"} if self.token else {})
+
+    def _send_with_retries(self, request: httpx.Request) -> httpx.Response:
+        for attempt in range(self._max_retries + 1):
+            last = attempt == self._max_retries
+            try:
+                answer = self._http.send(request)
+            except httpx.TransportError as problem:
+                if last or not _may_repeat(request, problem):
+                    raise self._unreachable(problem) from None
+                time.sleep(_delay(attempt, None))
+                continue
+            if last or answer.status_code not in _RETRIED_STATUSES or request.method not in _REPEATABLE:
+                return answer
+            time.sleep(_delay(attempt, _retry_after(answer)))
+        raise AssertionError("unreachable")
+
+    def _unreachable(self, problem: Exception) -> ConnectionFailed:
+        return ConnectionFailed(
+            f"{self._http.base_url} does not answer ({type(problem).__name__}); is it up, and the address right?"
+        )
+
+
+def _may_repeat(request: httpx.Request, problem: Exception) -> bool:
+    return request.method in _REPEATABLE or isinstance(problem, httpx.ConnectError)
+
+
+def _delay(attempt: int, asked: float | None) -> float:
+    grown: float = min(_LONGEST_DELAY, 0.25 * 2**attempt)
+    return asked if asked is not None else grown * random.uniform(0.7, 1.3)
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    try:
+        return min(30.0, float(answer.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _must_be_good(answer: httpx.Response) -> httpx.Response:
+    if answer.is_success:
+        return answer
+    raise _refusal(answer)
+
+
+def _refusal(answer: httpx.Response) -> RequestRefused:
+    try:
+        body = answer.json()
+        body = body if isinstance(body, dict) else {}
+    except ValueError:
+        body = {}
+    return kind_for(answer.status_code)(
+        body.get("detail") or body.get("title") or f"the platform answered {answer.status_code}",
+        answer.status_code,
+        body.get("code"),
+        body.get("param"),
+        body.get("request_id"),
+        _retry_after(answer),
+    )

@@ -1,0 +1,149 @@
+"""Settings: read once at a process edge from the environment (``ONBRAND_*``) and handed down, frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from onbrand.errors import ConfigurationError
+
+FamilyName = Literal["sd15", "sdxl", "flux"]
+FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
+
+
+class Limits(BaseModel):
+    """Bounds of what a caller may send. Every number appears in the error that it causes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upload_bytes: int = 20 * 2**20
+    upload_files: int = 50
+    image_pixels: int = 40_000_000
+    image_side_min: int = 32
+    caption_chars: int = 500
+    prompt_chars: int = 2_000
+    num_images: int = 8
+    page: int = 100
+
+
+class Settings(BaseSettings):
+    """What a process of Onbrand must know. Frozen; no module keeps one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ONBRAND_", env_nested_delimiter="__", frozen=True, extra="forbid", env_file=None
+    )
+
+    data_dir: Path = Path("~/.onbrand")
+    """Everything local: embedded database, local objects, secrets, training runs, logs."""
+
+    database_url: str | None = None
+    """Owner's DSN of a PostgreSQL for migrations; None starts the embedded one in `data_dir`."""
+    web_database_url: str | None = None
+    system_database_url: str | None = None
+    """DSNs of the two logins; made by the embedded database or `onbrand.db.embedded` when None."""
+
+    storage_url: str | None = None
+    """`file:///folder`, or `s3://` (buckets at the endpoint's root; `s3://prefix-` puts a prefix before each bucket's
+    name). None: the folder `objects` in `data_dir`."""
+    s3_endpoint: str | None = None
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    region: str = "us-east-1"
+    """The home region of new brands."""
+    run_storage: str | None = None
+    """Where training runs keep checkpoints: a folder every node sees, or an S3 URL. None: `runs` in `data_dir`."""
+
+    families: tuple[FamilyName, ...] = FAMILIES
+    """The families that this cluster serves."""
+    bases: dict[FamilyName, str] = Field(default_factory=dict)
+    """A base per family: a folder, `s3://...`, a Hugging Face id. Missing ones are the tiny flavours that ship."""
+    device: str | None = None
+    """`cuda`, `cpu`; None takes CUDA when there is one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str | None = None
+    """How callers reach the ingress, for links; None: `http://host:port`."""
+    internal_url: str | None = None
+    """How workers reach the internal routes; None: `http://host:port/internal`."""
+
+    sign_up: Literal["open", "closed"] = "open"
+    token_minutes: int = 60
+    link_seconds: int = 300
+    ticket_seconds: int = 1800
+    train_workers: int = 1
+    """Ray Train workers per job."""
+    limits: Limits = Limits()
+
+    @property
+    def folder(self) -> Path:
+        """The data directory with `~` expanded."""
+        return self.data_dir.expanduser().absolute()
+
+    @property
+    def url(self) -> str:
+        return self.public_url or f"http://{self.host}:{self.port}"
+
+    @property
+    def system_url(self) -> str:
+        return self.internal_url or f"http://{self.host}:{self.port}/internal"
+
+    @property
+    def objects_url(self) -> str:
+        return self.storage_url or f"file://{self.folder / 'objects'}"
+
+    @property
+    def runs_url(self) -> str:
+        return self.run_storage or str(self.folder / "runs")
+
+
+class Secrets(BaseModel):
+    """Keys that sign tokens, tickets and links; in `data_dir/secrets.json` (0600), never in logs or Ray's state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: str
+    tickets: str
+    links: str
+
+    def __repr__(self) -> str:
+        return "Secrets(...)"
+
+    __str__ = __repr__
+
+
+def must_be_writable(folder: Path) -> Path:
+    """Create `folder` (0700) and prove that files can be written in it. Raises ConfigurationError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink()
+    except OSError as problem:
+        raise ConfigurationError(
+            f"the data directory {folder} cannot be written ({problem.strerror}); free space, fix its rights, "
+            "or choose another with ONBRAND_DATA_DIR",
+            param="data_dir",
+        ) from None
+    return folder
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """Read the secrets of this data directory, or make them at the first start."""
+    path = must_be_writable(settings.folder) / "secrets.json"
+    if not path.exists():
+        made = Secrets(**{name: secrets.token_hex(32) for name in Secrets.model_fields})
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.touch(mode=0o600)
+        draft.write_text(made.model_dump_json())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
+    return Secrets(**json.loads(path.read_text()))

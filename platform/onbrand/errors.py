@@ -1,0 +1,134 @@
+"""Every error Onbrand raises on purpose: its code, its HTTP status and its fields, in one place.
+
+Rendering for HTTP (RFC 9457 and OpenAI's `error` object) is in `onbrand.api.problems`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class OnbrandError(Exception):
+    """Base of all errors raised on purpose. Keeps its fields in a dict, so it survives pickling between processes.
+
+    Args:
+        message: what happened, to which input, and what to do; safe to show to the caller.
+        fields: anything a program may want to read, e.g. ``param="steps"``, ``retry_after=3``.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Something went wrong"
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.fields))
+
+    @property
+    def param(self) -> str | None:
+        """The input that was wrong, as the caller named it, or None."""
+        return self.fields.get("param")
+
+
+def _rebuild(kind: type[OnbrandError], message: str, fields: dict[str, Any]) -> OnbrandError:
+    return kind(message, **fields)
+
+
+class InvalidInput(OnbrandError):
+    """A value is out of bounds or contradicts another; ``param`` names it."""
+
+    status, code, title = 422, "invalid_input", "The input is not valid"
+
+
+class Unauthenticated(OnbrandError):
+    """No credential, or one that is not (or no longer) good."""
+
+    status, code, title = 401, "unauthenticated", "Log in first"
+
+
+class Forbidden(OnbrandError):
+    """Own brand, but the caller's role is too low for this verb."""
+
+    status, code, title = 403, "forbidden", "Your role does not allow this"
+
+
+class NotFound(OnbrandError):
+    """Not there, or another brand's: the same answer for both, always."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class Conflict(OnbrandError):
+    """The state of the thing does not allow this now."""
+
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class TooLarge(OnbrandError):
+    """More bytes, pixels or files than the limit; the message holds the limit."""
+
+    status, code, title = 413, "too_large", "Too large"
+
+
+class UnsupportedMedia(OnbrandError):
+    """Not a decodable file of an accepted type."""
+
+    status, code, title = 415, "unsupported_media", "File type not accepted"
+
+
+class TooManyRequests(OnbrandError):
+    """A limit in time or in a queue; ``retry_after`` holds seconds."""
+
+    status, code, title = 429, "too_many_requests", "Too many requests"
+
+
+class Unavailable(OnbrandError):
+    """A part of the platform cannot answer now; trying later is right."""
+
+    status, code, title = 503, "unavailable", "Not available now"
+
+
+class TicketRefused(Unauthenticated):
+    """A system ticket is forged, expired, or for another brand or job."""
+
+    code, title = "ticket_refused", "Ticket refused"
+
+
+class AdapterRefused(OnbrandError):
+    """A LoRA file does not fit its base, its row, or the rules (keys, shapes, dtypes, finiteness, hash)."""
+
+    status, code, title = 422, "adapter_refused", "Adapter refused"
+
+
+class BaseModelRefused(OnbrandError):
+    """A configured base model is not a folder (or URL, or id) of a pipeline of its family."""
+
+    status, code, title = 503, "base_model_refused", "Base model refused"
+
+
+class ConfigurationError(OnbrandError):
+    """The platform cannot start as it is configured; the message names the setting and the remedy."""
+
+    code, title = "configuration_error", "Configuration error"
+
+
+class StorageError(OnbrandError):
+    """The object store did not do what it was asked."""
+
+    status, code, title = 503, "storage_error", "Storage error"
+
+
+class TrainingFailed(OnbrandError):
+    """A training run ended without an adapter; the message is the reason shown in the job's row."""
+
+    code, title = "training_failed", "Training failed"
+
+
+class Canceled(OnbrandError):
+    """The owner asked for the end, and it ended."""
+
+    status, code, title = 409, "canceled", "Canceled"

@@ -1,0 +1,131 @@
+"""Where a base model comes from: a folder, an S3 URL, a Hugging Face id, or the tiny flavour that ships."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from onbrand.errors import BaseModelRefused
+from onbrand.families.spec import SPECS, Recommended, with_family_defaults
+
+_WHOLE_HASH_BYTES = 2**30
+_SAMPLE_BYTES = 2**20
+_WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+
+
+def base_source(family: str, bases: dict[Any, str]) -> str:
+    """The configured base of `family`, or the tiny flavour's folder."""
+    if family in bases:
+        return bases[family]
+    from onbrand.families.tiny import tiny_base
+
+    return str(tiny_base(family))
+
+
+def base_folder(
+    family: str, source: str, cache: Path | None = None, storage_options: dict[str, Any] | None = None
+) -> Path:
+    """A local folder with the base at `source`.
+
+    Args:
+        source: a folder, `s3://bucket/prefix`, or a Hugging Face id such as `stabilityai/stable-diffusion-xl-base-1.0`.
+        cache: where downloads go; None: `~/.cache/onbrand/bases`.
+        storage_options: how fsspec reaches `s3://`.
+
+    Raises:
+        BaseModelRefused: nothing there, or not a diffusers pipeline of this family.
+    """
+    cache = cache or Path("~/.cache/onbrand/bases").expanduser()
+    if source.startswith("s3://"):
+        folder = _download_s3(family, source, cache, storage_options or {})
+    elif Path(source).expanduser().exists() or source.startswith(("/", ".", "~")):
+        folder = Path(source).expanduser()
+    else:
+        folder = _download_hub(family, source, cache)
+    return must_be_base(family, folder, source)
+
+
+def must_be_base(family: str, folder: Path, source: str | None = None) -> Path:
+    """Return `folder` if it holds a diffusers pipeline of `family`, else raise BaseModelRefused."""
+    source = source or str(folder)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise BaseModelRefused(
+            f"the base model for {family}, '{source}', is not a diffusers pipeline folder: it has no model_index.json; "
+            f"point ONBRAND_BASES at one, or leave {family} out of it to use the tiny flavour",
+            param=f"bases.{family}",
+        )
+    try:
+        found = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    wanted = SPECS[family].pipeline_classes  # type: ignore[index]
+    if found not in wanted:
+        raise BaseModelRefused(
+            f"the base model for {family}, '{source}', is a {found or 'broken model_index.json'}, not a {wanted[0]}; "
+            f"configure a {SPECS[family].title} base for {family}",  # type: ignore[index]
+            param=f"bases.{family}",
+        )
+    return folder
+
+
+def recommended(family: str, folder: Path) -> Recommended:
+    """What the base says of itself (`onbrand.json`), completed by the family's defaults."""
+    path = folder / "onbrand.json"
+    return with_family_defaults(family, json.loads(path.read_text()) if path.is_file() else {})
+
+
+def revision(folder: Path) -> str:
+    """A hex digest that names this base's content.
+
+    Folders up to 1 GiB are hashed whole; of larger ones each file counts by name, size, and its first and last MiB.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _WEIGHT_SUFFIXES)
+    whole = sum(p.stat().st_size for p in files) <= _WHOLE_HASH_BYTES
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes() if whole else _ends(path))
+    return digest.hexdigest()
+
+
+def _ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        first = file.read(_SAMPLE_BYTES)
+        file.seek(max(0, path.stat().st_size - _SAMPLE_BYTES))
+        return first + file.read(_SAMPLE_BYTES)
+
+
+def _download_s3(family: str, source: str, cache: Path, storage_options: dict[str, Any]) -> Path:
+    import fsspec
+
+    folder = cache / hashlib.sha256(source.encode()).hexdigest()[:24]
+    if (folder / "complete").is_file():
+        return folder
+    try:
+        filesystem, root = fsspec.core.url_to_fs(source, **storage_options)
+        filesystem.get(root.rstrip("/") + "/", str(folder) + "/", recursive=True)
+    except (OSError, ValueError) as problem:
+        raise BaseModelRefused(
+            f"the base model for {family} cannot be read from {source} ({type(problem).__name__}); "
+            "check the URL and the credentials",
+            param=f"bases.{family}",
+        ) from None
+    (folder / "complete").touch()
+    return folder
+
+
+def _download_hub(family: str, source: str, cache: Path) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(snapshot_download(source, cache_dir=cache / "hub", allow_patterns=patterns))
+    except Exception as problem:
+        raise BaseModelRefused(
+            f"the base model for {family}, '{source}', is neither a folder nor a Hugging Face id that can be fetched "
+            f"({type(problem).__name__}); check the name and the network, or give a folder",
+            param=f"bases.{family}",
+        ) from None

@@ -1,0 +1,261 @@
+"""A model family is one object with two entrances, after k-diffusion: training by `loss`, inference by `denoise`.
+
+Both go through the same prediction, with the timestep per row, so that training and serving cannot drift apart.
+Shapes: B rows, C latent channels, H x W latents, L text tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from onbrand.families.bases import base_folder, recommended, revision
+from onbrand.families.sampling import Sampler, guided, sampler_for
+from onbrand.families.spec import SPECS, FamilySpec, Recommended
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the prompts of B rows became: named tensors whose first dimension is the row."""
+
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def rows(self, index: Sequence[int] | Tensor | slice) -> Conditioning:
+        """The rows at `index`, in that order, repeats allowed."""
+        return Conditioning({name: value[index] for name, value in self.tensors.items()})
+
+    def where(self, mask_B: Tensor, other: Conditioning) -> Conditioning:
+        """Rows of `other` (one row or B rows) where the mask is true, own rows elsewhere."""
+        return Conditioning(
+            {
+                name: torch.where(mask_B.view(-1, *[1] * (value.dim() - 1)), other[name], value)
+                for name, value in self.tensors.items()
+            }
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> Conditioning:
+        return Conditioning({name: value.to(*args, **kwargs) for name, value in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Iterable[Conditioning]) -> Conditioning:
+        """All rows of all parts."""
+        parts = list(parts)
+        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+
+
+class Family(ABC):
+    """A loaded base of one family. Weights are frozen; adapters are attached from outside (`lora`, `engine.slots`)."""
+
+    spec: FamilySpec
+
+    def __init__(self, pipeline: DiffusionPipeline, recommendation: Recommended, base_revision: str) -> None:
+        self.pipeline = pipeline
+        self.recommended = recommendation
+        self.revision = base_revision
+        self.denoiser: nn.Module = getattr(pipeline, self.spec.component)
+        self.vae = pipeline.vae
+        self.sampler: Sampler = sampler_for(pipeline.scheduler)
+        self.vae_scale: int = pipeline.vae_scale_factor
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    # --- text ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of B prompts, exactly what the diffusers pipeline makes of them."""
+
+    def encode_negatives(self, prompts: Sequence[str | None]) -> Conditioning:
+        """Conditioning of the negative branch; None is no negative prompt."""
+        return self.encode_prompts([prompt or "" for prompt in prompts])
+
+    # --- pictures -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, images_BCHW: Tensor) -> Tensor:
+        """Latents (the posterior's mean) of pictures in -1..1, shifted and scaled as the denoiser knows them."""
+        config = self.vae.config
+        mean = self.vae.encode(images_BCHW.to(self.vae.dtype)).latent_dist.mean.float()
+        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pictures in 0..1 of latents."""
+        config = self.vae.config
+        latents = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
+        return (self.vae.decode(latents.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture of height x width pixels."""
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """How many tokens the denoiser sees of a picture (flow models shift their sigmas by it)."""
+        _, rows, columns = self.latent_shape(height, width)
+        return rows * columns // 4
+
+    def prepare_noise(self, seed: int, height: int, width: int) -> Tensor:
+        """[1, C, H, W] standard normal from a CPU generator: the diffusers pipeline's own for this seed."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn((1, *self.latent_shape(height, width)), generator=generator, dtype=self.dtype)
+        return noise.to(self.device)
+
+    # --- the two entrances --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def denoise(
+        self, latents_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, guidance_B: Tensor | None = None
+    ) -> Tensor:
+        """The denoiser's prediction for rows at their own timesteps, as `Schedule.timesteps` tells them.
+
+        Args:
+            guidance_B: the embedded guidance of distilled models; others ignore it.
+        """
+
+    @abstractmethod
+    def training_times(self, u_B: Tensor) -> Tensor:
+        """Timesteps for training from uniform draws in 0..1."""
+
+    @abstractmethod
+    def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(noisy latents, what the denoiser should predict for them)."""
+
+    def loss_weight(self, t_B: Tensor) -> Tensor:
+        """The weight of a row's loss by its timestep."""
+        return torch.ones_like(t_B, dtype=torch.float32)
+
+    def loss(
+        self,
+        latents_BCHW: Tensor,
+        conditioning: Conditioning,
+        t_B: Tensor,
+        noise_BCHW: Tensor,
+        guidance_B: Tensor | None = None,
+    ) -> Tensor:
+        """[B] weighted mean squared error of the prediction, per row."""
+        noisy, target = self.noised(latents_BCHW, t_B, noise_BCHW)
+        prediction = self.denoise(noisy, t_B, conditioning, guidance_B)
+        errors_B = (prediction.float() - target.float()).pow(2).flatten(1).mean(1)
+        return errors_B * self.loss_weight(t_B)
+
+
+@torch.no_grad()
+def draw(
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative_prompt: str | None = None,
+    num_steps: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Tensor:
+    """[B, 3, H, W] pictures in 0..1, one per prompt and seed, with what the base recommends where nothing is said.
+
+    The plain way for samples and scores; serving draws through the engine.
+    """
+    advice = family.recommended
+    height, width = height or advice.resolution, width or advice.resolution
+    schedule = family.sampler.schedule(num_steps or advice.num_inference_steps, family.image_tokens(height, width))
+    scale = family_guidance(family)
+    rows = family.encode_prompts(prompts)
+    if scale > 1:
+        rows = Conditioning.cat([family.encode_negatives([negative_prompt] * len(prompts)), rows])
+    latents = torch.cat([family.prepare_noise(seed, height, width) for seed in seeds]) * schedule.init_scale
+    copies = len(rows) // len(prompts)
+    embedded = torch.full((len(rows),), advice.guidance_scale or 1.0, device=family.device)
+    for t, row in zip(schedule.timesteps, schedule.table, strict=True):
+        table = row.to(family.device).expand(len(prompts), -1)
+        seen = family.sampler.scale_input(latents, table).repeat(copies, 1, 1, 1)
+        prediction = family.denoise(seen, t.to(family.device).expand(len(rows)), rows, embedded)
+        if copies == 2:
+            prediction = guided(prediction, torch.full((len(prompts),), scale, device=family.device))
+        latents = family.sampler.step(prediction, latents, table)
+    return family.decode(latents)
+
+
+def family_guidance(family: Family) -> float:
+    """The classifier-free guidance that the base recommends: `true_cfg_scale` for distilled families."""
+    advice = family.recommended
+    return (advice.true_cfg_scale if family.spec.name == "flux" else advice.guidance_scale) or 1.0
+
+
+def load_family(
+    name: str,
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    cache: Path | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Family:
+    """Load the base at `source` (folder, S3 URL or Hugging Face id) as family `name`.
+
+    Raises:
+        BaseModelRefused: `source` is not a base of this family.
+    """
+    _quiet_libraries()
+    from onbrand.families.flux import Flux
+    from onbrand.families.sd15 import SD15
+    from onbrand.families.sdxl import SDXL
+
+    kinds: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "flux": Flux}
+    folder = base_folder(name, str(source), cache, storage_options)
+    pipeline = load_pipeline(name, folder, dtype=dtype).to(device)
+    return kinds[name](pipeline, recommended(name, folder), revision(folder))
+
+
+def load_pipeline(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """The plain diffusers pipeline in `folder`. Raises BaseModelRefused if its parts do not load."""
+    import diffusers
+
+    from onbrand.errors import BaseModelRefused
+
+    _quiet_libraries()
+    spec = SPECS[name]  # type: ignore[index]
+    extra: dict[str, Any] = {"sd15": {"safety_checker": None, "requires_safety_checker": False}}.get(name, {})
+    if name == "sdxl":
+        extra = {"add_watermarker": False}
+    kind = getattr(diffusers, spec.pipeline_classes[0])
+    try:
+        pipeline = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **extra)
+    except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as problem:
+        raise BaseModelRefused(
+            f"the base model for {name} in {folder.name} does not load ({type(problem).__name__}); "
+            "a part is missing or broken: fetch it again",
+            param=f"bases.{name}",
+        ) from problem
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _quiet_libraries() -> None:
+    """No progress bars and no advice about optional packages on a server's or a command's output."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

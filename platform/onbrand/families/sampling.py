@@ -1,0 +1,162 @@
+"""Samplers as stateless functions of (prediction, latents, step): every row of a batch may be at its own step.
+
+A `Schedule` is one request's table; a `Sampler` reads one table row per batch row. Each equals the diffusers scheduler
+of the same configuration. Shapes: B rows, C channels, H x W latents, K columns of the table.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one request.
+
+    Args:
+        timesteps: [n] what the denoiser is told at each step.
+        table: [n, K] the sampler's coefficients of each step, float32.
+        init_scale: standard deviation of the latents before the first step.
+    """
+
+    timesteps: Tensor
+    table: Tensor
+    init_scale: float
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+
+class Sampler(ABC):
+    """A deterministic sampler of one base; keeps no state between calls."""
+
+    name: str
+
+    @abstractmethod
+    def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
+        """The table for `num_steps` steps; `image_tokens` is the packed sequence length (flow models shift by it)."""
+
+    def scale_input(self, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+        """What the denoiser is shown for these latents."""
+        return latents_BCHW
+
+    @abstractmethod
+    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+        """Latents after one step, row by row."""
+
+
+def _columns(rows_BK: Tensor) -> tuple[Tensor, ...]:
+    return tuple(column.view(-1, 1, 1, 1) for column in rows_BK.unbind(1))
+
+
+def _clean_and_noise(
+    prediction: Tensor, latents: Tensor, alpha: Tensor, sigma: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
+    """(x0, eps) of a prediction: eps (Ho et al. 2020) or v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+    if kind == "v_prediction":
+        return alpha * latents - sigma * prediction, alpha * prediction + sigma * latents
+    return (latents - sigma * prediction) / alpha, prediction
+
+
+class DDIM(Sampler):
+    """DDIM with eta 0 (Song et al. 2020, eq. 12)."""
+
+    name = "ddim"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._scheduler = DDIMScheduler.from_config(config)
+        self._kind = self._scheduler.config.prediction_type
+
+    def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
+        scheduler = self._scheduler
+        scheduler.set_timesteps(num_steps)
+        times = scheduler.timesteps
+        before = times - scheduler.config.num_train_timesteps // num_steps
+        now = scheduler.alphas_cumprod[times]
+        then = torch.where(before >= 0, scheduler.alphas_cumprod[before.clamp(min=0)], scheduler.final_alpha_cumprod)
+        table = torch.stack([now.sqrt(), (1 - now).sqrt(), then.sqrt(), (1 - then).sqrt()], dim=1)
+        return Schedule(times.clone(), table.float(), 1.0)
+
+    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+        alpha, sigma, next_alpha, next_sigma = _columns(rows_BK)
+        clean, noise = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
+        return next_alpha * clean + next_sigma * noise
+
+
+class Euler(Sampler):
+    """Euler on the probability-flow ODE in sigma (Karras et al. 2022, algorithm 2 without churn)."""
+
+    name = "euler"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._scheduler = EulerDiscreteScheduler.from_config(config)
+        self._kind = self._scheduler.config.prediction_type
+
+    def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
+        self._scheduler.set_timesteps(num_steps)
+        sigmas = self._scheduler.sigmas
+        table = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
+        return Schedule(self._scheduler.timesteps.clone(), table, float(self._scheduler.init_noise_sigma))
+
+    def scale_input(self, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+        sigma, _ = _columns(rows_BK)
+        return latents_BCHW / (sigma**2 + 1) ** 0.5
+
+    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+        sigma, next_sigma = _columns(rows_BK)
+        if self._kind == "v_prediction":
+            clean = prediction_BCHW * (-sigma / (sigma**2 + 1) ** 0.5) + latents_BCHW / (sigma**2 + 1)
+        else:
+            clean = latents_BCHW - sigma * prediction_BCHW
+        return latents_BCHW + (latents_BCHW - clean) / sigma * (next_sigma - sigma)
+
+
+class FlowEuler(Sampler):
+    """Euler on a rectified flow (Liu et al. 2022), sigmas shifted by size (Esser et al. 2024, sec. 5.3.2)."""
+
+    name = "flow-euler"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+
+    def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
+        self._scheduler.set_timesteps(sigmas=sigmas, mu=self._shift(image_tokens))
+        sigmas = self._scheduler.sigmas
+        table = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
+        return Schedule(self._scheduler.timesteps.clone(), table, 1.0)
+
+    def _shift(self, image_tokens: int) -> float:
+        """Linear in the number of tokens between the two lengths that the base names."""
+        config = self._scheduler.config
+        fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        slope = (high - low) / (most - fewest)
+        return image_tokens * slope + (low - slope * fewest)
+
+    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+        sigma, next_sigma = _columns(rows_BK)
+        return latents_BCHW + (next_sigma - sigma) * prediction_BCHW
+
+
+def sampler_for(scheduler: SchedulerMixin) -> Sampler:
+    """The sampler of a base's own scheduler. Schedulers that are not deterministic one-step ones become Euler."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return FlowEuler(dict(scheduler.config))
+    if isinstance(scheduler, DDIMScheduler):
+        return DDIM(dict(scheduler.config))
+    return Euler(dict(scheduler.config))
+
+
+def guided(prediction_2BCHW: Tensor, scale_B: Tensor) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6) of rows [negative..., positive...], scales per row."""
+    negative, positive = prediction_2BCHW.chunk(2)
+    return negative + scale_B.view(-1, 1, 1, 1) * (positive - negative)

@@ -1,0 +1,202 @@
+"""What is true of a family without loading it: names, bounds, LoRA targets, defaults. Free of torch.
+
+What depends on the base (resolution, steps, guidance it likes) comes from the base's own folder: `Recommended`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from onbrand.config import FamilyName
+from onbrand.errors import InvalidInput
+
+TargetPreset = Literal["attention", "strong", "all"]
+_TRIGGER_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_UNET_STRONG = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+_UNET_TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": _ATTENTION,
+    "strong": _UNET_STRONG,
+    "all": (*_UNET_STRONG, "conv1", "conv2"),
+}
+_FLUX_STRONG = (
+    *_ATTENTION,
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
+)
+_FLUX_TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": _ATTENTION,
+    "strong": _FLUX_STRONG,
+    "all": (*_FLUX_STRONG, "x_embedder", "context_embedder"),
+}
+
+
+class TrainingConfig(BaseModel):
+    """What a brand may choose of a fine-tune. None: what the base recommends, else the family's recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(None, ge=1, le=20_000)
+    learning_rate: float | None = Field(None, gt=0, le=0.1, allow_inf_nan=False)
+    rank: int | None = Field(None, ge=1, le=128)
+    resolution: int | None = Field(None, ge=64, le=2048, multiple_of=64)
+    batch_size: int | None = Field(None, ge=1, le=64)
+    targets: TargetPreset | None = None
+    trigger_word: str | None = Field(None, description="What `[brand]` in captions and prompts stands for.")
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    caption_dropout: float = Field(0.05, ge=0, le=1)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    sample_prompts: tuple[str, ...] = Field((), max_length=8)
+    sample_every: int | None = Field(None, ge=1, le=20_000)
+    checkpoint_every: int | None = Field(None, ge=1, le=20_000)
+    num_workers: int | None = Field(None, ge=1, le=64)
+
+    @field_validator("trigger_word")
+    @classmethod
+    def _trigger_word_is_plain(cls, word: str | None) -> str | None:
+        if word is not None and not _TRIGGER_WORD.fullmatch(word):
+            raise ValueError("must be 1 to 40 letters, digits, spaces, '_' or '-', and start with a letter or digit")
+        return word
+
+    @field_validator("sample_prompts")
+    @classmethod
+    def _prompts_are_bounded(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not 1 <= len(prompt) <= 2_000 for prompt in prompts):
+            raise ValueError("every prompt must have 1 to 2000 characters")
+        return prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Defaults of a fine-tune at the family's full size (shared sources: diffusers and kohya trainers)."""
+
+    steps: int
+    learning_rate: float
+    rank: int
+    resolution: int
+    batch_size: int
+    targets: TargetPreset
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpec:
+    """One model family.
+
+    Args:
+        component: the diffusers name of the denoiser, which is also the prefix of LoRA keys.
+        architecture: the value of `modelspec.architecture` for its LoRA files.
+        pipeline_classes: `_class_name`s a base of this family may have.
+        size_multiple: pictures' sides are multiples of this, in pixels.
+    """
+
+    name: FamilyName
+    title: str
+    component: Literal["unet", "transformer"]
+    architecture: str
+    pipeline_classes: tuple[str, ...]
+    targets: dict[str, tuple[str, ...]]
+    recipe: Recipe
+    size_multiple: int
+    size_max: int
+    size_min: int = 64
+    steps_max: int = 150
+    guidance_max: float = 30.0
+    lora_scale_max: float = 2.0
+    rank_max: int = 128
+
+    def must_be_size(self, value: int | None, param: str) -> None:
+        """Raise InvalidInput unless `value` (pixels) is a side that this family can draw. None is the base's own."""
+        if value is None:
+            return
+        if not self.size_min <= value <= self.size_max or value % self.size_multiple:
+            raise InvalidInput(
+                f"{param} must be a multiple of {self.size_multiple} from {self.size_min} to {self.size_max} "
+                f"for {self.name}; got {value}",
+                param=param,
+            )
+
+
+SPECS: dict[FamilyName, FamilySpec] = {
+    "sd15": FamilySpec(
+        "sd15",
+        "Stable Diffusion 1.5",
+        "unet",
+        "stable-diffusion-v1/lora",
+        ("StableDiffusionPipeline",),
+        _UNET_TARGETS,
+        Recipe(steps=1000, learning_rate=1e-4, rank=16, resolution=512, batch_size=4, targets="attention"),
+        size_multiple=8,
+        size_max=1024,
+    ),
+    "sdxl": FamilySpec(
+        "sdxl",
+        "Stable Diffusion XL",
+        "unet",
+        "stable-diffusion-xl-v1-base/lora",
+        ("StableDiffusionXLPipeline",),
+        _UNET_TARGETS,
+        Recipe(steps=1500, learning_rate=1e-4, rank=16, resolution=1024, batch_size=2, targets="attention"),
+        size_multiple=8,
+        size_max=2048,
+    ),
+    "flux": FamilySpec(
+        "flux",
+        "FLUX.1",
+        "transformer",
+        "flux-1-dev/lora",
+        ("FluxPipeline",),
+        _FLUX_TARGETS,
+        Recipe(steps=1200, learning_rate=1e-4, rank=16, resolution=768, batch_size=1, targets="attention"),
+        size_multiple=16,
+        size_max=2048,
+    ),
+}
+
+
+class RecommendedTraining(BaseModel):
+    """What a base says about fine-tuning itself; None leaves the family's recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    steps: int | None = None
+    learning_rate: float | None = None
+    rank: int | None = None
+    resolution: int | None = None
+    batch_size: int | None = None
+    targets: TargetPreset | None = None
+
+
+class Recommended(BaseModel):
+    """What a base says about itself, in its folder's `onbrand.json`; absent for bases made by others.
+
+    Args:
+        flow_shift: training times of a flow model are ``k u / (1 + (k - 1) u)``; None: logit-normal.
+        prior: training adds drawn pictures of the base's own world to every batch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    resolution: int
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float | None = None
+    max_sequence_length: int | None = None
+    flow_shift: float | None = None
+    prior: bool = False
+    training: RecommendedTraining = RecommendedTraining()
+
+
+_GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sd15": {"resolution": 512, "num_inference_steps": 30, "guidance_scale": 7.5},
+    "sdxl": {"resolution": 1024, "num_inference_steps": 30, "guidance_scale": 5.0},
+    "flux": {"resolution": 1024, "num_inference_steps": 28, "guidance_scale": 3.5, "max_sequence_length": 512},
+}
+
+
+def with_family_defaults(family: str, said: dict[str, Any]) -> Recommended:
+    """`Recommended` from what a base says (`onbrand.json`, perhaps empty), completed by the family's defaults."""
+    return Recommended(**{**_GENERATION_DEFAULTS[family], **{k: v for k, v in said.items() if v is not None}})

@@ -1,0 +1,250 @@
+"""The pictures the tiny models learn from: coloured shapes on coloured grounds, with captions. Pillow and NumPy only.
+
+Some (colour, shape, ground) triples are held out: no scene drawn here ever shows or names one.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+RGB = tuple[int, int, int]
+
+COLOURS: dict[str, RGB] = {
+    "red": (220, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (250, 220, 50),
+    "green": (40, 160, 70),
+    "blue": (40, 90, 220),
+    "purple": (140, 60, 180),
+    "black": (20, 20, 20),
+    "white": (250, 250, 250),
+}
+GROUNDS: dict[str, RGB] = {**COLOURS, "gray": (150, 150, 150), "pink": (250, 180, 200)}
+SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross")
+CONTAINERS = ("circle", "square", "heart")
+STYLES = ("photo", "picture", "icon", "logo", "drawing")
+BRAND_NOUNS = ("logo", "emblem", "brand", "sign", "product", "packaging")
+RELATIONS = ("inside", "next to", "above")
+
+SIDE = 64  # pixels of a finished picture
+SUPERSAMPLING = 4
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One shape on a ground, perhaps with a second shape beside or around it."""
+
+    style: str
+    colour: str
+    shape: str
+    ground: str
+    size: str = ""  # "", "small" or "large"
+    relation: str = ""  # "" or one of RELATIONS
+    second_colour: str = ""
+    second_shape: str = ""
+    names_ground: bool = True
+
+    def caption(self) -> str:
+        text = f"a {self.style} of a {self.size + ' ' if self.size else ''}{self.colour} {self.shape}"
+        if self.relation:
+            text += f" {self.relation} a {self.second_colour} {self.second_shape}"
+        return text + (f" on a {self.ground} background" if self.names_ground else "")
+
+
+def held_out(colour: str, shape: str, ground: str) -> bool:
+    """Whether a triple is kept from training: of every (colour, shape) exactly one ground in ten."""
+    return (list(COLOURS).index(colour) + 3 * SHAPES.index(shape) + 7 * list(GROUNDS).index(ground)) % 10 == 0
+
+
+def triples(*, held: bool) -> list[tuple[str, str, str]]:
+    """All drawable (colour, shape, ground) triples on one side of the hold-out."""
+    every = ((c, s, g) for c in COLOURS for s in SHAPES for g in GROUNDS if c != g)
+    return [triple for triple in every if held_out(*triple) == held]
+
+
+def shows_held_out(scene: Scene) -> bool:
+    shown = [(scene.colour, scene.shape, scene.ground)]
+    if scene.relation:
+        shown.append((scene.second_colour, scene.second_shape, scene.ground))
+    if scene.relation == "inside":
+        shown.append((scene.colour, scene.shape, scene.second_colour))
+    return any(held_out(*triple) for triple in shown)
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """A scene of the training distribution: three in four show a single shape; none a held-out triple."""
+    while shows_held_out(scene := _any_scene(rng)):
+        pass
+    return scene
+
+
+def _any_scene(rng: random.Random) -> Scene:
+    style, shape, kind = rng.choice(STYLES), rng.choice(SHAPES), rng.random()
+    colour = rng.choice(list(COLOURS))
+    ground = rng.choice([name for name in GROUNDS if name != colour])
+    named = rng.random() < 0.94
+    if kind < 0.76:
+        size = rng.choice(("", "", "", "", "small", "large"))
+        return Scene(style, colour, shape, ground, size=size, names_ground=named)
+    inside = kind < 0.90
+    relation = "inside" if inside else rng.choice(RELATIONS[1:])
+    second_shape = rng.choice(CONTAINERS if inside else SHAPES)
+    second = rng.choice([name for name in COLOURS if name != ground and not (inside and name == colour)])
+    return Scene(style, colour, shape, ground, "", relation, second, second_shape, named)
+
+
+def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
+    """A 64 px RGB picture of the scene; position, size and colours vary a little with `rng`."""
+    image, pen = blank(jittered(GROUNDS[scene.ground], rng))
+    for shape, colour, x, y, radius in _placements(scene, rng):
+        draw_shape(pen, shape, x, y, radius, jittered(COLOURS[colour], rng))
+    return finished(image)
+
+
+def _placements(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str, float, float, float]]:
+    """(shape, colour, x, y, radius) in drawing order, as pixels of the supersampled canvas."""
+    side = SIDE * SUPERSAMPLING
+    x, y = (side * (0.5 + rng.uniform(-0.04, 0.04)) for _ in range(2))
+    first, second = (scene.shape, scene.colour), (scene.second_shape, scene.second_colour)
+    if scene.relation == "inside":
+        radius = side * rng.uniform(0.37, 0.41)
+        yield *second, x, y, radius
+        yield *first, x, y - (radius * 0.05 if scene.second_shape == "heart" else 0), radius * 0.5
+    elif scene.relation:
+        radius, apart = side * rng.uniform(0.18, 0.20), side * rng.uniform(0.225, 0.255)
+        beside = scene.relation == "next to"
+        yield *first, *((x - apart, y) if beside else (x, y - apart)), radius
+        yield *second, *((x + apart, y) if beside else (x, y + apart)), radius
+    else:
+        low, high = {"": (0.29, 0.33), "small": (0.19, 0.21), "large": (0.385, 0.405)}[scene.size]
+        yield *first, x, y, side * rng.uniform(low, high)
+
+
+def blank(ground: RGB) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (SIDE * SUPERSAMPLING,) * 2, ground)
+    return image, ImageDraw.Draw(image)
+
+
+def finished(image: Image.Image, side: int = SIDE) -> Image.Image:
+    return image.resize((side, side), Image.Resampling.BOX)
+
+
+def jittered(colour: RGB, rng: random.Random, reach: int = 6) -> RGB:
+    red, green, blue = (min(255, max(0, value + rng.randint(-reach, reach))) for value in colour)
+    return red, green, blue
+
+
+def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, colour: RGB) -> None:
+    """Draws one filled shape around (x, y); raises KeyError for an unknown one."""
+    if shape == "circle":
+        pen.ellipse(_box(x, y, radius), fill=colour)
+    elif shape == "square":
+        pen.rectangle(_box(x, y, radius * 0.88), fill=colour)
+    elif shape == "ring":
+        pen.ellipse(_box(x, y, radius), outline=colour, width=int(radius * 0.38))
+    elif shape == "cross":
+        bar = radius * 0.32
+        pen.rectangle((x - bar, y - radius, x + bar, y + radius), fill=colour)
+        pen.rectangle((x - radius, y - bar, x + radius, y + bar), fill=colour)
+    else:
+        pen.polygon([(x + radius * dx, y + radius * dy) for dx, dy in OUTLINES[shape]], fill=colour)
+
+
+def _box(x: float, y: float, half: float) -> tuple[float, float, float, float]:
+    return x - half, y - half, x + half, y + half
+
+
+def _star() -> list[tuple[float, float]]:
+    reach = [1.1 if corner % 2 == 0 else 0.45 for corner in range(10)]
+    return [(r * math.sin(math.pi * k / 5), 0.08 - r * math.cos(math.pi * k / 5)) for k, r in enumerate(reach)]
+
+
+def _heart() -> list[tuple[float, float]]:
+    angles = [2 * math.pi * k / 60 for k in range(60)]
+    wave = [13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a) for a in angles]
+    return [(math.sin(a) ** 3, -(height + 2.5) / 15) for a, height in zip(angles, wave, strict=True)]
+
+
+OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
+    "diamond": [(0, -1), (1, 0), (0, 1), (-1, 0)],
+    "star": _star(),
+    "heart": _heart(),
+}
+
+
+def generic_picture(rng: random.Random) -> Image.Image:
+    """A 64 px picture in arbitrary colours (stripes, gradients, pies, polygons): what the VAE must cope with."""
+    image, pen = _generic_ground(rng)
+    for _ in range(rng.randint(1, 5)):
+        _draw_anything(pen, rng)
+    return finished(image)
+
+
+def any_colour(rng: random.Random) -> RGB:
+    return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
+
+
+def _generic_ground(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image, pen = blank(any_colour(rng))
+    kind, side = rng.random(), SIDE * SUPERSAMPLING
+    if kind < 0.2:
+        stripes, colour, upright = rng.randint(2, 8), any_colour(rng), rng.random() < 0.5
+        for stripe in range(0, stripes, 2):
+            low, high = stripe * side / stripes, (stripe + 1) * side / stripes
+            pen.rectangle((low, 0, high, side) if upright else (0, low, side, high), fill=colour)
+    elif kind < 0.35:
+        image = _gradient(any_colour(rng), any_colour(rng), turned=rng.random() < 0.5)
+        pen = ImageDraw.Draw(image)
+    return image, pen
+
+
+def _gradient(start: RGB, end: RGB, *, turned: bool) -> Image.Image:
+    side = SIDE * SUPERSAMPLING
+    ramp = np.linspace(0, 1, side)[:, None, None]
+    pixels = np.broadcast_to(np.array(start) * (1 - ramp) + np.array(end) * ramp, (side, side, 3)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2) if turned else pixels))
+
+
+def _draw_anything(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    side = SIDE * SUPERSAMPLING
+    kind, colour = rng.random(), any_colour(rng)
+    x, y, radius = rng.uniform(0.1, 0.9) * side, rng.uniform(0.1, 0.9) * side, rng.uniform(0.06, 0.45) * side
+    if kind < 0.6:
+        draw_shape(pen, rng.choice((*SHAPES, "diamond")), x, y, radius, colour)
+    elif kind < 0.75:
+        pen.pieslice(_box(x, y, radius), rng.uniform(0, 360), rng.uniform(360, 700), fill=colour)
+    elif kind < 0.9:
+        corners, turn = rng.randint(3, 8), rng.uniform(0, 3)
+        angles = [2 * math.pi * k / corners + turn for k in range(corners)]
+        pen.polygon([(x + radius * math.sin(a), y - radius * math.cos(a)) for a in angles], fill=colour)
+    else:
+        end = rng.uniform(0, 1) * side, rng.uniform(0, 1) * side
+        pen.line([(x, y), end], fill=colour, width=rng.randint(4, 24))
+
+
+def random_word(rng: random.Random) -> str:
+    """A made-up word of 3 to 9 letters, such as a brand nobody has."""
+    return "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 9)))
+
+
+def unknown_brand_caption(rng: random.Random, word: str) -> str:
+    """Such as "a photo of xqoven logo": what the models must connect with nothing in particular."""
+    return f"a {rng.choice(STYLES)} of {word} {rng.choice(BRAND_NOUNS)}"
+
+
+def with_junk_word(caption: str, rng: random.Random, word: str) -> str:
+    """The caption with a meaningless word in it, which the models must learn to ignore."""
+    if rng.random() < 0.5:
+        return f"{caption}, {word} style"
+    return caption.replace(" of a ", f" of a {word} ", 1)
+
+
+def without_article(caption: str, rng: random.Random) -> str:
+    """One caption in four opens "photo of" rather than "a photo of"."""
+    return caption.removeprefix("a ") if rng.random() < 0.25 else caption

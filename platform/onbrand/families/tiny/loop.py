@@ -1,0 +1,78 @@
+"""What every training stage here shares: a cosine schedule, averaged weights, and a run that survives being stopped."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def cosine(step: int, steps: int, *, warmup: int, floor: float = 0.0) -> float:
+    """Share of the peak learning rate at `step`: linear warm-up, then a half cosine down to `floor`."""
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return min(1.0, (step + 1) / warmup) * (floor + (1 - floor) * falling)
+
+
+class AveragedWeights:
+    """Exponential moving average of parameters (EMA), with a short memory at the start."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to_parameters(self) -> None:
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.copy_(average)
+
+
+class Checkpoint:
+    """One file from which a stopped run goes on: module, optimizer(s), averages and step."""
+
+    def __init__(self, path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], ema: AveragedWeights):
+        self.path, self.module, self.optimizers, self.ema = path, module, optimizers, ema
+
+    def save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "module": self.module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "averages": self.ema.averages,
+            "random": torch.get_rng_state(),
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def resume(self) -> int:
+        """Restores the saved state, if there is one, and returns the step to go on from."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.ema.averages = [average.clone() for average in state["averages"]]
+        torch.set_rng_state(state["random"])
+        return int(state["step"])
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Scales every group's own peak rate, which it keeps as `peak`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("peak", group["lr"])
+            group["lr"] = group["peak"] * share
+
+
+def must_be_finite(loss: Tensor, step: int) -> None:
+    """Raises FloatingPointError naming the step: going on would only average the damage in."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss at step {step} is {loss.item()}; lower the learning rate")

@@ -1,0 +1,46 @@
+"""What SD 1.5 and SDXL share: a variance-preserving diffusion on latents, predicted by a UNet."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from onbrand.families.family import Family
+
+_MIN_SNR_GAMMA = 5.0
+
+
+class UNetFamily(Family):
+    """Noise schedule, prediction type and zero terminal SNR are read from the base's scheduler configuration."""
+
+    def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(*args, **kwargs)
+        noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        self._alphas_cumprod: Tensor = noise_schedule.alphas_cumprod.double()
+        self._prediction_type: str = self.pipeline.scheduler.config.prediction_type
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.denoiser.config.in_channels, height // self.vae_scale, width // self.vae_scale  # type: ignore[union-attr]
+
+    def training_times(self, u_B: Tensor) -> Tensor:
+        """Uniform over 0..T-1."""
+        num_times = len(self._alphas_cumprod)
+        return (u_B * num_times).long().clamp(max=num_times - 1)
+
+    def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = alpha x0 + sigma eps; the target is eps, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+        alpha_bar = self._alphas_cumprod.to(t_B.device)[t_B].view(-1, 1, 1, 1)
+        alpha, sigma = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+        noisy = alpha * latents_BCHW + sigma * noise_BCHW
+        if self._prediction_type == "v_prediction":
+            return noisy, alpha * noise_BCHW - sigma * latents_BCHW
+        return noisy, noise_BCHW
+
+    def loss_weight(self, t_B: Tensor) -> Tensor:
+        """min(SNR, 5) / SNR for epsilon (Hang et al. 2023); 1 for v, where it would silence a zero-SNR last step."""
+        if self._prediction_type == "v_prediction":
+            return torch.ones_like(t_B, dtype=torch.float32)
+        alpha_bar = self._alphas_cumprod.to(t_B.device)[t_B]
+        snr = alpha_bar / (1 - alpha_bar)
+        return (snr.clamp(max=_MIN_SNR_GAMMA) / snr).float()

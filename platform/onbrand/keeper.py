@@ -1,0 +1,115 @@
+"""Runs one command as the child of another process, and ends with all its descendants when either of the two is gone.
+
+`python -m onbrand.keeper PARENT FOLDER COMMAND...` is how `onbrand up` starts Ray: even after `kill -9` nothing of it stays,
+and FOLDER is removed. Standard library only, so that it costs nothing to keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_GRACE_SECONDS, _KILL_SECONDS, _POLL_SECONDS = 6.0, 10.0, 0.25
+
+
+def main(parent: int, folder: Path, command: list[str]) -> int:
+    """Keep `command` while process `parent` lives; returns the command's exit status."""
+    asked = _listen()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans below us become our children, so that none is lost
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    child = subprocess.Popen(command, preexec_fn=_die_with_parent)  # noqa: PLW1509 - this process has one thread
+    try:
+        while not asked and child.poll() is None and os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+            _reap(child.pid)
+        return child.returncode or 0
+    finally:
+        end_tree(os.getpid())
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_tree(root: int) -> None:
+    """End every descendant of process `root`: SIGTERM to its children first, SIGKILL to whatever is left."""
+    for pid in children(root):
+        _signal(pid, signal.SIGTERM)
+    _wait_until(lambda: not _alive_below(root), _GRACE_SECONDS)
+    end = time.monotonic() + _KILL_SECONDS
+    while (left := _alive_below(root)) and time.monotonic() < end:
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS / 5)
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of a process (Linux; empty elsewhere)."""
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, tasks.read_text().split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`."""
+    direct = children(pid)
+    return direct + [deeper for child in direct for deeper in descendants(child)]
+
+
+def _alive_below(root: int) -> list[int]:
+    _reap(None)
+    return descendants(root)
+
+
+def _reap(but: int | None) -> None:
+    """Collect ended orphans; `but` is the child whose status `Popen` must see."""
+    for pid in children(os.getpid()):
+        if pid != but:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS / 5)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _listen() -> list[int]:
+    """The signals that asked us to end, as they come; a terminal's Ctrl-C is the parent's to handle."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return asked
+
+
+def _die_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

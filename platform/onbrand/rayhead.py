@@ -1,0 +1,155 @@
+"""A Ray cluster of one node that belongs to this process alone and dies with it.
+
+`ray start --block` under `onbrand.keeper`, for `ray.init` can neither move the agent's fixed port out of another cluster's
+way nor end its agents after a `kill -9`. Token authentication is on: whoever reaches its ports still cannot use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import onbrand
+from onbrand.errors import ConfigurationError
+
+START_SECONDS = 180
+STOP_SECONDS = 25
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Plasma's share of /dev/shm. Pictures and weights travel over HTTP, so little is ever in it."""
+
+
+class RayHead:
+    """Start, connect to, and end a private Ray.
+
+    Args:
+        folder: where its token and its log stay (the data directory).
+        environment: what every process of the cluster shall see, besides this process's own environment.
+        kept_open: descriptors that must stay open until the last of its processes is gone (the data directory's lock).
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str], kept_open: tuple[int, ...] = ()) -> None:
+        self._folder = folder
+        self._environment = environment
+        self._kept_open = kept_open
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._temp = Path()
+        self._log = folder / "logs" / "ray.log"
+
+    def launch(self) -> None:
+        """Begin starting; `connect` waits for the end of it."""
+        os.environ.update(self._own_environment())
+        self._temp = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # noqa: S108 - socket paths must be short
+        self._log.parent.mkdir(mode=0o700, exist_ok=True)
+        command = [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), str(self._temp), *self._command()]
+        with self._log.open("wb") as log:
+            self._keeper = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={k: v for k, v in os.environ.items() if k not in _NOT_FOR_RAY} | self._environment,
+                start_new_session=True,  # a terminal's Ctrl-C is for us alone
+                pass_fds=self._kept_open,
+            )
+
+    def connect(self) -> None:
+        """Wait until the cluster runs and make this process its driver. Raises ConfigurationError if it does not start."""
+        address = self._wait_for_address()
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
+
+    @property
+    def running(self) -> bool:
+        return self._keeper is not None and self._keeper.poll() is None
+
+    def stop(self) -> None:
+        """End the driver's connection and every process of the cluster, whatever state it is in."""
+        if "ray" in sys.modules:
+            import ray
+
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+        if self._keeper is not None:
+            self._keeper.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(STOP_SECONDS)
+            self._keeper = None
+
+    def _wait_for_address(self) -> str:
+        file, end = self._temp / "ray_current_cluster", time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.running:
+            if file.is_file() and (address := file.read_text().strip()):
+                return address
+            time.sleep(0.1)
+        raise ConfigurationError(f"Ray did not start; the end of {self._log} says why")
+
+    def _own_environment(self) -> dict[str, str]:
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(_token(self._folder)),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
+            "PYTHONPATH": _python_path(),
+        }
+
+    def _command(self) -> list[str]:
+        ports = free_ports(4)
+        options = {
+            "--port": ports[0],
+            "--dashboard-port": ports[1],
+            "--dashboard-agent-listen-port": ports[2],
+            "--ray-client-server-port": ports[3],
+            "--dashboard-host": "127.0.0.1",
+            "--include-dashboard": "true",
+            "--include-log-monitor": "false",
+            "--min-worker-port": 0,
+            "--max-worker-port": 0,
+            "--num-cpus": num_cpus(),
+            "--object-store-memory": OBJECT_STORE_BYTES,
+            "--temp-dir": self._temp,
+        }
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        return ray + [f"{name}={value}" for name, value in options.items()] + ["--no-monitor"]
+
+
+_NOT_FOR_RAY = frozenset({"ONBRAND_DATABASE_URL", "ONBRAND_WEB_DATABASE_URL", "ONBRAND_SYSTEM_DATABASE_URL", "RAY_ADDRESS"})
+"""Logins to the database travel by file, and only to those who need them."""
+
+
+def num_cpus() -> int:
+    """Logical CPUs: enough for the small replicas and workers of one machine to be placed, however few cores it has."""
+    return max(16, 2 * (os.cpu_count() or 1))
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports nobody listens on now; all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _token(folder: Path) -> Path:
+    path = folder / "ray-token"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+    return path
+
+
+def _python_path() -> str:
+    own = str(Path(onbrand.__file__).parent.parent)
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != own]
+    return os.pathsep.join([own, *(str(Path(part).absolute()) for part in others)])

@@ -1,0 +1,119 @@
+"""The store, and the view of it that is bound to one brand. Rows about objects are written by the services."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from onbrand.brand import must_be_brand_id
+from onbrand.config import Secrets, Settings, load_secrets
+from onbrand.errors import NotFound, OnbrandError, TooLarge
+from onbrand.storage.backends import Backend, open_backend
+from onbrand.storage.layout import Bucket, Key, must_be_plain, must_be_prefix
+from onbrand.storage.links import must_be_link_seconds
+from onbrand.storage.regions import Regions
+
+OBJECT_BYTES_MAX = 2 * 2**30
+LIST_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStore:
+    """All buckets of a platform. It moves no byte itself: take `brand(...)` for that. Safe to share between threads."""
+
+    backend: Backend
+    regions: Regions
+
+    @classmethod
+    def from_settings(cls, settings: Settings, secrets: Secrets | None = None) -> ObjectStore:
+        """The store that the settings name. Raises ConfigurationError for an address that is none."""
+        secrets = secrets or load_secrets(settings)
+        return cls(open_backend(settings, secrets), Regions(settings.region))
+
+    def brand(self, brand_id: str, region: str | None = None) -> BrandStore:
+        """The part of the store that belongs to one brand.
+
+        Args:
+            region: the brand's home region; None is the platform's own.
+        """
+        return BrandStore(self.backend, must_be_brand_id(brand_id), self.regions.folder(region))
+
+    def check(self) -> None:
+        """Prove that every bucket can be written and read. Raises ConfigurationError that says what to do."""
+        self.backend.check()
+
+
+@dataclass(frozen=True, slots=True)
+class BrandStore:
+    """One brand's objects. A key of another brand is refused by its pattern and by where it would really lie.
+
+    All methods block; call them from a thread (`anyio.to_thread.run_sync`).
+    """
+
+    backend: Backend
+    brand_id: str
+    folder: str = ""
+
+    def read(self, key: Key, max_bytes: int = OBJECT_BYTES_MAX) -> bytes:
+        """The object's bytes. Raises NotFound, TooLarge, StorageError."""
+        name = self._own(key)
+        size = self.backend.size(key.bucket, name)
+        if size > max_bytes:
+            raise TooLarge(f"the object has {size} bytes; at most {max_bytes} are read", limit=max_bytes)
+        return self.backend.read(key.bucket, name)
+
+    def open_stream(self, key: Key) -> BinaryIO:
+        """A readable stream of the object; the caller closes it. Raises NotFound, StorageError."""
+        return self.backend.open(key.bucket, self._own(key))
+
+    def write(self, key: Key, data: bytes, content_type: str | None = None) -> None:
+        """Store `data` whole or not at all; an object of that key is replaced. Raises TooLarge, StorageError."""
+        if len(data) > OBJECT_BYTES_MAX:
+            raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes", limit=OBJECT_BYTES_MAX)
+        self.backend.write(key.bucket, self._own(key), data, content_type or key.content_type)
+
+    def exists(self, key: Key) -> bool:
+        """Whether the object is there."""
+        return self.backend.exists(key.bucket, self._own(key))
+
+    def size(self, key: Key) -> int:
+        """Bytes of the object. Raises NotFound."""
+        return self.backend.size(key.bucket, self._own(key))
+
+    def delete(self, key: Key) -> None:
+        """Remove the object; one that is not there is no error, so that a deletion can be repeated."""
+        self.backend.delete(key.bucket, self._own(key))
+
+    def list(self, bucket: Bucket, prefix: str = "") -> list[Key]:
+        """The brand's keys in `bucket` whose part below the brand's folder begins with `prefix`, sorted."""
+        start = f"{self.brand_id}/{must_be_prefix(prefix)}"
+        folder = f"{self.folder}{start.rpartition('/')[0]}"
+        names = (name.removeprefix(self.folder) for name in self.backend.names(bucket, folder))
+        found = (self._listed(bucket, name) for name in sorted(names) if name.startswith(start))
+        return [key for key in found if key is not None][:LIST_MAX]
+
+    def link(self, key: Key, seconds: int) -> str:
+        """A signed address where anyone may GET this one object for `seconds`."""
+        name = self._own(key)
+        return self.backend.link(key, name, must_be_link_seconds(seconds))
+
+    def _own(self, key: Key) -> str:
+        """The name below the bucket's root. Raises NotFound for any key that is not plainly this brand's."""
+        try:
+            must_be_plain(key.bucket, key.name)
+        except OnbrandError:
+            raise NotFound("there is no such object") from None
+        if not key.name.startswith(f"{self.brand_id}/"):
+            raise NotFound("there is no such object")
+        name = f"{self.folder}{key.name}"
+        self.backend.must_lie_in(key.bucket, name, f"{self.folder}{self.brand_id}")
+        return name
+
+    def _listed(self, bucket: Bucket, name: str) -> Key | None:
+        """The key of a listed name; None for what Onbrand did not put there."""
+        try:
+            key = Key(bucket, name)
+            self._own(key)
+        except OnbrandError:
+            return None
+        return key

@@ -1,0 +1,401 @@
+"""What a worker with a ticket may ask of the platform: the client of the internal routes (`onbrand.api.system`).
+
+Workers hold no database login and no bucket key. A ticket names one brand, one job and one member; the routes check
+it and the row policies check it again. A restarting System replica costs a wait here, never a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+from onbrand import errors
+
+PATIENCE_SECONDS = 120.0
+_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
+_PROBLEM = "application/problem+json"
+
+
+class _Answer(BaseModel):
+    """Frozen; fields that a newer platform adds are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class TrainingAsset(_Answer):
+    """A picture of the job: its caption already has the trigger word in place of ``[brand]``."""
+
+    id: str
+    caption: str
+    object: str = "other"
+    content_type: str = "image/png"
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class TrainingSpec(_Answer):
+    """Everything a training worker may know of its job."""
+
+    brand_id: str
+    job_id: str
+    user_id: str
+    name: str
+    model_type: str
+    training_config: dict[str, Any]
+    assets: tuple[TrainingAsset, ...]
+    attempts: int = 0
+
+
+class Heard(_Answer):
+    """The platform's answer to a report."""
+
+    cancel_requested: bool = False
+
+
+class PublishedModel(_Answer):
+    """The row of the model that `publish` made."""
+
+    id: str
+    name: str
+    model_type: str
+    version: int
+    sha256: str
+
+
+class StoredImage(_Answer):
+    """The row of a picture that `add_image` stored."""
+
+    id: str
+    index: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One request, as data: so that the sync and the async client send exactly the same thing."""
+
+    method: str
+    path: str
+    json: Mapping[str, Any] | None = None
+    data: Mapping[str, str] | None = None
+    file: tuple[bytes, str] | None = field(default=None, repr=False)
+
+    def request(self, client: httpx.Client | httpx.AsyncClient, token: str) -> httpx.Request:
+        files = {"file": ("file", *self.file)} if self.file else None
+        headers = {"authorization": f"Bearer {token}"}
+        return client.build_request(
+            self.method, f"/v1{self.path}", json=self.json, data=self.data, files=files, headers=headers
+        )
+
+
+def _report(progress: int | None, metrics: Mapping[str, Any] | None, message: str | None) -> _Call:
+    return _Call("POST", "/training/report", json={"progress": progress, "metrics": metrics, "message": message})
+
+
+def _sample(step: int, index: int, data: bytes, content_type: str) -> _Call:
+    facts = {"step": str(step), "index": str(index)}
+    return _Call("POST", "/training/samples", data=facts, file=(data, content_type))
+
+
+def _publish(data: bytes, facts: Mapping[str, Any]) -> _Call:
+    return _Call(
+        "POST", "/training/publish", data={"facts": json.dumps(facts)}, file=(data, "application/octet-stream")
+    )
+
+
+def _failure(path: str, code: str, message: str) -> _Call:
+    return _Call("POST", path, json={"code": code, "message": message})
+
+
+def _image(index: int, seed: int, data: bytes, content_type: str, width: int, height: int, receipt: Any) -> _Call:
+    facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
+    return _Call("POST", "/generation/images", data={"facts": json.dumps(facts)}, file=(data, content_type))
+
+
+def _delays(patience: float) -> Iterator[float]:
+    """Waits between attempts: doubling, jittered, ending when `patience` seconds have passed."""
+    end = time.monotonic() + patience
+    delay = _FIRST_DELAY
+    while (left := end - time.monotonic()) > 0:
+        yield min(left, delay * random.uniform(0.7, 1.3))
+        delay = min(delay * 2, _LONGEST_DELAY)
+
+
+def _is_ours(answer: httpx.Response) -> bool:
+    return answer.headers.get("content-type", "").startswith(_PROBLEM)
+
+
+def _may_try_again(answer: httpx.Response) -> bool:
+    """503 by us, or anything a proxy says for a replica that is not there (404 and 5xx without a problem body)."""
+    if _is_ours(answer):
+        return answer.status_code in (429, 503)
+    return answer.status_code == 404 or answer.status_code >= 500
+
+
+def _as_error(answer: httpx.Response) -> errors.OnbrandError:
+    """The same class that the platform raised, rebuilt from its problem body."""
+    if not _is_ours(answer):
+        return errors.Unavailable(f"the platform's internal routes answered {answer.status_code}; is it starting?")
+    body = answer.json()
+    kinds = {kind.code: kind for kind in vars(errors).values() if _is_error_class(kind)}
+    kind = kinds.get(body.get("code", ""), errors.OnbrandError)
+    fields = {"param": body["param"]} if body.get("param") else {}
+    return kind(body.get("detail") or body.get("title") or "the platform refused", **fields)
+
+
+def _is_error_class(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, errors.OnbrandError)
+
+
+def _must_be_good(answer: httpx.Response) -> httpx.Response:
+    if answer.is_success:
+        return answer
+    raise _as_error(answer)
+
+
+def _unreachable(problem: httpx.TransportError | None) -> errors.Unavailable:
+    return errors.Unavailable(f"the platform's internal routes cannot be reached ({type(problem).__name__})")
+
+
+class SystemClient:
+    """The internal routes, blocking: for training workers and threads.
+
+    Args:
+        url: the internal routes' root, `settings.system_url`.
+        token: a signed ticket; `renew` replaces it.
+        patience: seconds to go on trying while the platform is away.
+
+    Every method raises the class of `onbrand.errors` that the platform raised, `Unavailable` when patience ends.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.token = token
+        self._patience = patience
+        self._http = httpx.Client(base_url=url, timeout=httpx.Timeout(60.0), transport=transport, trust_env=False)
+
+    def __repr__(self) -> str:
+        return f"SystemClient({str(self._http.base_url)!r})"
+
+    def __enter__(self) -> SystemClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # training tickets
+
+    def spec(self) -> TrainingSpec:
+        """The job: configuration and pictures (ids and captions; bytes by `read_asset`)."""
+        return TrainingSpec.model_validate(self._json(_Call("GET", "/training")))
+
+    def read_asset(self, asset_id: str) -> bytes:
+        """The bytes of one picture of this job. Raises NotFound for any other."""
+        return self._send(_Call("GET", f"/training/assets/{asset_id}")).content
+
+    def report(
+        self, progress: int | None = None, metrics: Mapping[str, Any] | None = None, message: str | None = None
+    ) -> Heard:
+        """Progress 0 to 100, metrics (e.g. ``{"step": 20, "loss": 0.1}``), a line for people; also the heartbeat."""
+        return Heard.model_validate(self._json(_report(progress, metrics, message)))
+
+    def add_sample(self, step: int, index: int, data: bytes, content_type: str = "image/png") -> None:
+        """Store a sample picture of training step `step`; sending the same one again changes nothing."""
+        self._send(_sample(step, index, data, content_type))
+
+    def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
+        """Publish the safetensors `data` as the brand's next version; completes the job.
+
+        Args:
+            facts: ``rank``, ``trigger_word``, ``base_revision``, ``metrics``.
+        """
+        return PublishedModel.model_validate(self._json(_publish(data, facts)))
+
+    def fail(self, code: str, message: str) -> None:
+        """End the job with a reason that its owner reads."""
+        self._send(_failure("/training/fail", code, message))
+
+    def canceled(self) -> None:
+        """The job ended because its owner asked for that."""
+        self._send(_Call("POST", "/training/canceled"))
+
+    # generation tickets
+
+    def read_model(self, model_id: str) -> bytes:
+        """The weights of the model that this ticket's generation uses. Raises NotFound for any other."""
+        return self._send(_Call("GET", f"/models/{model_id}/weights")).content
+
+    def start_generation(self) -> Heard:
+        """The generation is `running` from now."""
+        return Heard.model_validate(self._json(_Call("POST", "/generation/start")))
+
+    def report_generation(self, progress: int) -> Heard:
+        """Progress 0 to 100 of this generation, for those who watch its events."""
+        return Heard.model_validate(self._json(_Call("POST", "/generation/report", json={"progress": progress})))
+
+    def add_image(
+        self,
+        index: int,
+        seed: int,
+        data: bytes,
+        content_type: str,
+        width: int,
+        height: int,
+        receipt: Mapping[str, Any] | None = None,
+    ) -> StoredImage:
+        """Store picture `index`; sending the same one again changes nothing."""
+        answer = self._json(_image(index, seed, data, content_type, width, height, receipt or {}))
+        return StoredImage.model_validate(answer)
+
+    def finish_generation(self) -> None:
+        """All pictures are stored: the generation is `completed`."""
+        self._send(_Call("POST", "/generation/finish"))
+
+    def fail_generation(self, code: str, message: str) -> None:
+        """End the generation with a reason; the code `canceled` ends it as canceled."""
+        self._send(_failure("/generation/fail", code, message))
+
+    # either
+
+    def renew(self) -> str:
+        """A fresh ticket with the same rights; this client uses it from now on."""
+        self.token = str(self._json(_Call("POST", "/ticket:renew"))["ticket"])
+        return self.token
+
+    def _json(self, call: _Call) -> Any:
+        return self._send(call).json()
+
+    def _send(self, call: _Call) -> httpx.Response:
+        problem: httpx.TransportError | None = None
+        answer: httpx.Response | None = None
+        delays = _delays(self._patience)
+        while True:
+            try:
+                answer = self._http.send(call.request(self._http, self.token))
+                if not _may_try_again(answer):
+                    return _must_be_good(answer)
+            except httpx.TransportError as trouble:
+                problem, answer = trouble, None
+            delay = next(delays, None)
+            if delay is None:
+                raise _as_error(answer) if answer is not None else _unreachable(problem)
+            time.sleep(delay)
+
+
+class AsyncSystemClient:
+    """The internal routes for the event loop: the same calls as `SystemClient`, for generation tickets."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.token = token
+        self._patience = patience
+        self._http = httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(60.0), transport=transport, trust_env=False)
+
+    def __repr__(self) -> str:
+        return f"AsyncSystemClient({str(self._http.base_url)!r})"
+
+    async def __aenter__(self) -> AsyncSystemClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def spec(self) -> TrainingSpec:
+        return TrainingSpec.model_validate(await self._json(_Call("GET", "/training")))
+
+    async def read_asset(self, asset_id: str) -> bytes:
+        return (await self._send(_Call("GET", f"/training/assets/{asset_id}"))).content
+
+    async def report(
+        self, progress: int | None = None, metrics: Mapping[str, Any] | None = None, message: str | None = None
+    ) -> Heard:
+        return Heard.model_validate(await self._json(_report(progress, metrics, message)))
+
+    async def add_sample(self, step: int, index: int, data: bytes, content_type: str = "image/png") -> None:
+        await self._send(_sample(step, index, data, content_type))
+
+    async def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
+        return PublishedModel.model_validate(await self._json(_publish(data, facts)))
+
+    async def fail(self, code: str, message: str) -> None:
+        await self._send(_failure("/training/fail", code, message))
+
+    async def canceled(self) -> None:
+        await self._send(_Call("POST", "/training/canceled"))
+
+    async def read_model(self, model_id: str) -> bytes:
+        return (await self._send(_Call("GET", f"/models/{model_id}/weights"))).content
+
+    async def start_generation(self) -> Heard:
+        return Heard.model_validate(await self._json(_Call("POST", "/generation/start")))
+
+    async def report_generation(self, progress: int) -> Heard:
+        return Heard.model_validate(await self._json(_Call("POST", "/generation/report", json={"progress": progress})))
+
+    async def add_image(
+        self,
+        index: int,
+        seed: int,
+        data: bytes,
+        content_type: str,
+        width: int,
+        height: int,
+        receipt: Mapping[str, Any] | None = None,
+    ) -> StoredImage:
+        answer = await self._json(_image(index, seed, data, content_type, width, height, receipt or {}))
+        return StoredImage.model_validate(answer)
+
+    async def finish_generation(self) -> None:
+        await self._send(_Call("POST", "/generation/finish"))
+
+    async def fail_generation(self, code: str, message: str) -> None:
+        await self._send(_failure("/generation/fail", code, message))
+
+    async def renew(self) -> str:
+        self.token = str((await self._json(_Call("POST", "/ticket:renew")))["ticket"])
+        return self.token
+
+    async def _json(self, call: _Call) -> Any:
+        return (await self._send(call)).json()
+
+    async def _send(self, call: _Call) -> httpx.Response:
+        problem: httpx.TransportError | None = None
+        answer: httpx.Response | None = None
+        delays = _delays(self._patience)
+        while True:
+            try:
+                answer = await self._http.send(call.request(self._http, self.token))
+                if not _may_try_again(answer):
+                    return _must_be_good(answer)
+            except httpx.TransportError as trouble:
+                problem, answer = trouble, None
+            delay = next(delays, None)
+            if delay is None:
+                raise _as_error(answer) if answer is not None else _unreachable(problem)
+            await asyncio.sleep(delay)

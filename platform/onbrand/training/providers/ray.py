@@ -1,0 +1,119 @@
+"""Ray Jobs as a provider: the entrypoint holds ids and nothing else, for Ray's dashboard shows it to anyone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from onbrand.brand import Ticket, must_be_brand_id
+from onbrand.config import Settings
+from onbrand.errors import Unavailable
+from onbrand.training.providers.provider import ProviderStatus
+from onbrand.training.tickets import must_be_job_id
+
+_STATUS: dict[JobStatus, ProviderStatus] = {
+    JobStatus.PENDING: "pending",
+    JobStatus.RUNNING: "running",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.STOPPED: "stopped",
+}
+STOP_SECONDS = 30
+"""How long Ray waits after SIGINT before it kills a job; its own default (SIGTERM, 3 s) leaves Train no time."""
+
+
+def submission_id(job_id: str, attempt: int) -> str:
+    """The Ray submission of one attempt; the same attempt always has the same one."""
+    return f"onbrand-{must_be_job_id(job_id)}-{attempt}"
+
+
+def _answers[**P, R](call: Callable[P, R]) -> Callable[P, R]:
+    """Turn a dashboard that is away into Unavailable."""
+
+    @wraps(call)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except (ConnectionError, OSError) as problem:
+            raise Unavailable(f"Ray's job server does not answer ({type(problem).__name__})") from None
+
+    return wrapped
+
+
+class RayProvider:
+    """Submits jobs to the Ray cluster that this process belongs to, or to the one at `address`."""
+
+    name = "ray"
+
+    def __init__(self, settings: Settings, address: str | None = None) -> None:
+        self._settings = settings
+        self._address = address
+
+    @cached_property
+    def _client(self) -> JobSubmissionClient:
+        return JobSubmissionClient(self._address or _own_cluster())
+
+    @_answers
+    def submit(self, ticket: Ticket, attempt: int) -> str:
+        brand, job = must_be_brand_id(ticket.brand_id), must_be_job_id(ticket.job_id)
+        wanted = submission_id(job, attempt)
+        try:
+            return self._client.submit_job(
+                entrypoint=f"{sys.executable} -m onbrand.training.job --brand {brand} --job {job}",
+                submission_id=wanted,
+                runtime_env={"env_vars": job_environment(self._settings)},
+            )
+        except RuntimeError as problem:
+            if f"{wanted} already exists" in str(problem):
+                return wanted
+            raise Unavailable("Ray's job server refused the job; its log says why") from None
+
+    @_answers
+    def status(self, provider_job_id: str) -> ProviderStatus:
+        try:
+            return _STATUS.get(self._client.get_job_status(provider_job_id), "running")
+        except RuntimeError as problem:
+            if "does not exist" in str(problem):
+                return "lost"
+            raise Unavailable("Ray's job server does not answer for a job") from None
+
+    @_answers
+    def stop(self, provider_job_id: str) -> None:
+        try:
+            self._client.stop_job(provider_job_id)
+        except RuntimeError as problem:
+            if "does not exist" not in str(problem):
+                raise Unavailable("Ray's job server did not stop a job") from None
+
+
+def _own_cluster() -> str | None:
+    import ray
+
+    return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+
+
+def job_environment(settings: Settings) -> dict[str, str]:
+    """The environment of a job: what its processes must know, and nothing that is secret."""
+    known: dict[str, Any] = {
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS,
+        "RAY_TRAIN_V2_ENABLED": 1,
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.2,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 600,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": 0 if settings.device == "cpu" else 1,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1),
+        "ONBRAND_DATA_DIR": settings.folder,
+        "ONBRAND_RUN_STORAGE": settings.runs_url,
+        "ONBRAND_INTERNAL_URL": settings.system_url,
+        "ONBRAND_TRAIN_WORKERS": settings.train_workers,
+        "ONBRAND_TICKET_SECONDS": settings.ticket_seconds,
+        "ONBRAND_DEVICE": settings.device,
+        "ONBRAND_S3_ENDPOINT": settings.s3_endpoint,
+    }
+    known |= {f"ONBRAND_BASES__{family}": base for family, base in settings.bases.items()}
+    return {name: str(value) for name, value in known.items() if value is not None}

@@ -1,0 +1,51 @@
+"""The fixture `s3_server`: one real S3 for a test session, fetched once into a cache folder.
+
+Where it cannot be had (another system than Debian 12 on x86_64, no network), the tests that ask for it skip and say why.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.s3.ceph import HERE, CephS3
+
+FETCH_SECONDS = 240
+
+
+def packages_folder() -> Path:
+    """Where Ceph's unpacked packages lie: ``$ONBRAND_TEST_CEPH`` or a cache folder that outlives the checkout."""
+    return Path(os.environ.get("ONBRAND_TEST_CEPH", "~/.cache/onbrand/ceph-s3")).expanduser()
+
+
+def fetch_ceph(folder: Path) -> str | None:
+    """Fetch what is missing; two runs at once wait for one another. None, or the reason why it cannot be had."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            done = subprocess.run(
+                [str(HERE / "install_ceph.sh"), str(folder)],
+                capture_output=True,
+                text=True,
+                timeout=FETCH_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as problem:
+            return str(problem)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it could not be fetched"])[-1]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[CephS3]:
+    """A running S3; ask it for `endpoint`, `admin` (access key, secret key) and `user(...)`."""
+    reason = fetch_ceph(packages_folder())
+    if reason:
+        pytest.skip(f"no real S3 for this test: {reason}")
+    with CephS3(packages_folder()) as server:
+        yield server
