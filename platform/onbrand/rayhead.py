@@ -123,7 +123,9 @@ class RayHead:
         return ray + [f"{name}={value}" for name, value in options.items()] + ["--no-monitor"]
 
 
-_NOT_FOR_RAY = frozenset({"ONBRAND_DATABASE_URL", "ONBRAND_WEB_DATABASE_URL", "ONBRAND_SYSTEM_DATABASE_URL", "RAY_ADDRESS"})
+_NOT_FOR_RAY = frozenset(
+    {"ONBRAND_DATABASE_URL", "ONBRAND_WEB_DATABASE_URL", "ONBRAND_SYSTEM_DATABASE_URL", "RAY_ADDRESS"}
+)
 """Logins to the database travel by file, and only to those who need them."""
 
 

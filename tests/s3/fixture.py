@@ -1,6 +1,6 @@
 """The fixture `s3_server`: one real S3 for a test session, fetched once into a cache folder.
 
-Where it cannot be had (another system than Debian 12 on x86_64, no network), the tests that ask for it skip and say why.
+Where it cannot be had (another system than Debian 12 on x86_64, no network), tests that ask for it skip and say why.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from threading import Lock
 
 import torch
 
-from onbrand.engine.slots import LayerWeights, RowAdapter, Slot, Slots
+from onbrand.engine.slots import RowAdapter, Slot, Slots, rank_class
 from onbrand.errors import AdapterRefused
-from onbrand.families.lora import AdapterWeights
+from onbrand.families.lora import AdapterWeights, LayerWeights
 
 _REFUSALS_REMEMBERED = 1024
 
@@ -65,14 +65,15 @@ def composed(uses: Sequence[AdapterUse]) -> AdapterUse:
     digest = hashlib.sha256("+".join(f"{use.key.sha256}*{use.scale!r}" for use in uses).encode()).hexdigest()
     names = dict.fromkeys(name for use in uses for name in use.weights.layers)
     layers = {name: _concatenated([use for use in uses if name in use.weights.layers], name) for name in names}
-    rank = max(len(A) for A, _ in layers.values())
-    return AdapterUse(AdapterKey(brands.pop(), digest), AdapterWeights(layers, rank))
+    rank = max(len(layer.a) for layer in layers.values())
+    return AdapterUse(AdapterKey(brands.pop(), digest), AdapterWeights(layers, rank, {}))
 
 
 def _concatenated(uses: Sequence[AdapterUse], name: str) -> LayerWeights:
-    A = torch.cat([use.weights.layers[name][0] for use in uses])
-    B = torch.cat([use.weights.layers[name][1] * use.scale for use in uses], dim=1)
-    return A, B
+    return LayerWeights(
+        torch.cat([use.weights.layers[name].a for use in uses]),
+        torch.cat([use.weights.layers[name].b * use.scale for use in uses], dim=1),
+    )
 
 
 class Residency:
@@ -120,7 +121,7 @@ class Residency:
     def _evict_for(self, rank: int) -> Slot | None:
         """A slot for `rank` after evicting the least recently used adapter of its class that nobody holds."""
         for key, lease in self._leases.items():
-            if lease.slot.rank_class >= rank > lease.slot.rank_class // 2 and not self.num_pins(key):
+            if lease.slot.rank_class == rank_class(rank) and not self.num_pins(key):
                 del self._leases[key]
                 self._slots.release(lease.slot)
                 return self._slots.allocate(rank)
@@ -183,15 +184,10 @@ class HostCache:
 
     def _keep(self, key: AdapterKey, weights: AdapterWeights) -> None:
         self._kept[key] = weights
-        while len(self._kept) > 1 and sum(num_bytes(kept) for kept in self._kept.values()) > self._max_bytes:
+        while len(self._kept) > 1 and sum(kept.num_bytes for kept in self._kept.values()) > self._max_bytes:
             self._kept.popitem(last=False)
 
     def _refuse(self, key: AdapterKey, problem: AdapterRefused) -> None:
         self._refused[key] = problem
         while len(self._refused) > _REFUSALS_REMEMBERED:
             self._refused.popitem(last=False)
-
-
-def num_bytes(weights: AdapterWeights) -> int:
-    """Bytes of an adapter's tensors."""
-    return sum(tensor.nbytes for layer in weights.layers.values() for tensor in layer)

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onbrand.errors import AdapterRefused
+from onbrand.families.lora import LayerWeights
 
 RANK_CLASSES = (8, 16, 32, 64, 128)
 """Ranks are zero-padded to the next class. Classes are kept apart because padding further would change low bits."""
-
-LayerWeights = tuple[Tensor, Tensor]
-"""(A [r, i] or [r, i, kh, kw], B [o, r] or [o, r, 1, 1]) of one layer, alpha folded into B."""
 
 
 class StaleSlot(RuntimeError):
@@ -154,8 +152,8 @@ class Slots:
         if rank > self.max_rank:
             raise AdapterRefused(f"the adapter's rank {rank} is above {self.max_rank}, the highest that is served")
         rank_class(rank)
-        for name, (A, B) in layers.items():
-            _must_fit_layer(name, self._layers.get(name), A, B)
+        for name, weights in layers.items():
+            _must_fit_layer(name, self._layers.get(name), weights)
 
     def allocate(self, rank: int) -> Slot | None:
         """Take a free slot for an adapter of `rank`, or None when all are taken."""
@@ -165,18 +163,20 @@ class Slots:
             group = self._groups[size] = _Group([0] * (self.num_slots + 1), list(range(self.num_slots, 0, -1)))
         return Slot(size, group.free.pop()) if group.free else None
 
+    @torch.inference_mode()
     def write(self, slot: Slot, layers: Mapping[str, LayerWeights]) -> int:
         """Copy an adapter into an allocated slot; returns the slot's new generation."""
         group = self._groups[slot.rank_class]
         group.names[slot.index] = tuple(layers)
-        for name, (A, B) in layers.items():
+        for name, layer in layers.items():
             stack = self._stack(group, slot.rank_class, name)
-            stack.A[slot.index, : len(A)].copy_(A)
-            stack.B[slot.index, :, : len(A)].copy_(B.flatten(1))
+            stack.A[slot.index, : len(layer.a)].copy_(layer.a)
+            stack.B[slot.index, :, : len(layer.a)].copy_(layer.b)
             self._use(name)
         group.generations[slot.index] += 1
         return group.generations[slot.index]
 
+    @torch.inference_mode()
     def release(self, slot: Slot) -> None:
         """Give a slot back: zeros again, so that nothing of its adapter can blend into the next one."""
         group = self._groups[slot.rank_class]
@@ -243,11 +243,12 @@ class Slots:
         return output
 
 
-def _must_fit_layer(name: str, layer: _Layer | None, A: Tensor, B: Tensor) -> None:
+def _must_fit_layer(name: str, layer: _Layer | None, weights: LayerWeights) -> None:
     if layer is None:
         raise AdapterRefused(f"the adapter names the layer {name}, which the base does not have")
-    module, weight = layer.module, layer.module.weight
+    module, base = layer.module, layer.module.weight
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
         raise AdapterRefused(f"the layer {name} is a convolution of a kind that cannot be adapted")
-    if A.shape[1:] != weight.shape[1:] or B.flatten(1).shape != (weight.shape[0], len(A)):
-        raise AdapterRefused(f"the adapter's shapes at {name} do not fit the base: {[*A.shape]} and {[*B.shape]}")
+    a, b = weights.a, weights.b
+    if a.shape[1:] != base.shape[1:] or b.shape != (base.shape[0], len(a)):
+        raise AdapterRefused(f"the adapter's shapes at {name} do not fit the base: {[*a.shape]} and {[*b.shape]}")

@@ -181,6 +181,7 @@ class S3Backend(FsspecBackend):
         super().__init__(fsspec.filesystem("s3", **_s3_options(settings)))
         self.prefix = prefix
         self.endpoint = settings.s3_endpoint or "AWS"
+        self.constraint = None if settings.s3_endpoint or settings.region == "us-east-1" else settings.region
 
     def root(self, bucket: str) -> str:
         return f"{self.prefix}{bucket}"
@@ -221,10 +222,15 @@ class S3Backend(FsspecBackend):
         try:
             self.write(bucket, _PROBE, b"onbrand", "text/plain")
         except NotFound:
-            with _told("made"):
-                self.fs.mkdir(self.root(bucket))
+            self._make(bucket)
             self.write(bucket, _PROBE, b"onbrand", "text/plain")
         self.delete(bucket, _PROBE)
+
+    def _make(self, bucket: Bucket) -> None:
+        """AWS wants its region named, except for us-east-1; gateways know only their own."""
+        place = {"CreateBucketConfiguration": {"LocationConstraint": self.constraint}} if self.constraint else {}
+        with _told("made"):
+            self.fs.call_s3("create_bucket", Bucket=self.root(bucket), **place)
 
 
 def _s3_options(settings: Settings) -> dict[str, Any]:
@@ -272,7 +278,9 @@ def _s3_remedy(problem: Exception) -> str:
         return "there are no credentials; set ONBRAND_S3_ACCESS_KEY and ONBRAND_S3_SECRET_KEY"
     if isinstance(problem, ConnectionError) or "Connect" in type(problem).__name__:
         return "the store cannot be reached; check its address and the network"
-    return f"the store answered {type(problem).__name__}; try again, and look at the store's own log"
+    cause = problem.__cause__ or problem
+    answer = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
+    return f"the store answered {answer}; try again, and look at the store's own log"
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The last and longest stage: the denoiser learns latents of scenes under their frozen text embeddings."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from onbrand.families.tiny.loop import AveragedWeights, Checkpoint, cosine, must_be_finite, set_learning_rate
 from onbrand.families.tiny.muon import Muon
 
+WARMUP_STEPS = 100
 SECONDS_BETWEEN_CHECKPOINTS = 120
 
 Report = Callable[[str], None]
@@ -20,8 +22,9 @@ Loss = Callable[[Tensor], Tensor]  # rows of the data set -> loss
 @dataclass(frozen=True)
 class Recipe:
     steps: int
+    seconds: float = math.inf  # the schedule ends with the steps or with this time, whichever is nearer
     batch: int = 32
-    matrix_rate: float = 2e-3  # Muon, for matrices and convolutions
+    matrix_rate: float = 1.5e-3  # Muon, for matrices and convolutions
     other_rate: float = 1e-3  # AdamW, for everything else
     weight_decay: float = 0.01
     ema: float = 0.998
@@ -30,28 +33,34 @@ class Recipe:
 def train_denoiser(
     denoiser: nn.Module, loss_of: Loss, num_rows: int, recipe: Recipe, *, checkpoint: Path, seed: int, report: Report
 ) -> int:
-    """Trains in place, goes on from `checkpoint` if it exists, leaves averaged weights; returns the steps taken."""
+    """Trains in place, goes on from `checkpoint` if it exists, leaves averaged weights; returns the steps in all."""
     torch.manual_seed(seed)
     denoiser.train().requires_grad_(True)
     optimizers = new_optimizers(denoiser, recipe)
     ema = AveragedWeights(denoiser.parameters(), recipe.ema)
     saved = Checkpoint(checkpoint, denoiser, optimizers, ema)
-    first, started, saved_at = saved.resume(), time.monotonic(), time.monotonic()
+    step, spent = saved.resume()
+    started = saved_at = time.monotonic() - spent
     recent: list[float] = []
-    for step in range(first, recipe.steps):
-        set_learning_rate(optimizers, cosine(step, recipe.steps, warmup=100))
+    while (done := _share_done(recipe, step, time.monotonic() - started)) < 1:
+        set_learning_rate(optimizers, cosine(done, warmup=step / WARMUP_STEPS))
         loss = take_step(denoiser, loss_of, torch.randint(num_rows, (recipe.batch,)), optimizers, step)
+        step += 1
         ema.update(step)
         recent = [*recent[-99:], loss]
-        if step % 100 == 99:
-            report(f"{step + 1}/{recipe.steps} loss {sum(recent) / len(recent):.4f} {time.monotonic() - started:.0f}s")
+        if step % 100 == 0:
+            report(f"{step} ({done:.1%}) loss {sum(recent) / len(recent):.4f} {time.monotonic() - started:.0f}s")
         if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-            saved.save(step + 1)
             saved_at = time.monotonic()
-    saved.save(recipe.steps)
+            saved.save(step, saved_at - started)
+    saved.save(step, time.monotonic() - started)
     ema.copy_to_parameters()
     denoiser.eval().requires_grad_(False)
-    return recipe.steps - first
+    return step
+
+
+def _share_done(recipe: Recipe, step: int, seconds: float) -> float:
+    return max(step / recipe.steps, seconds / recipe.seconds)
 
 
 def new_optimizers(denoiser: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:

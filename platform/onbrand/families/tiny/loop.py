@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 
-def cosine(step: int, steps: int, *, warmup: int, floor: float = 0.0) -> float:
-    """Share of the peak learning rate at `step`: linear warm-up, then a half cosine down to `floor`."""
-    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-    return min(1.0, (step + 1) / warmup) * (floor + (1 - floor) * falling)
+def cosine(done: float, *, warmup: float, floor: float = 0.0) -> float:
+    """Share of the peak learning rate when a share `done` of the run is over: a half cosine down to `floor`.
+
+    `warmup` grows from 0 and scales the result until it reaches 1.
+    """
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return min(1.0, warmup) * (floor + (1 - floor) * falling)
 
 
 class AveragedWeights:
@@ -39,9 +42,10 @@ class Checkpoint:
     def __init__(self, path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], ema: AveragedWeights):
         self.path, self.module, self.optimizers, self.ema = path, module, optimizers, ema
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, seconds: float) -> None:
         state = {
             "step": step,
+            "seconds": seconds,
             "module": self.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averages": self.ema.averages,
@@ -51,17 +55,17 @@ class Checkpoint:
         torch.save(state, partial)
         partial.replace(self.path)
 
-    def resume(self) -> int:
-        """Restores the saved state, if there is one, and returns the step to go on from."""
+    def resume(self) -> tuple[int, float]:
+        """Restores the saved state, if there is one, and returns the steps and seconds already spent."""
         if not self.path.exists():
-            return 0
+            return 0, 0.0
         state = torch.load(self.path, weights_only=True)
         self.module.load_state_dict(state["module"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.ema.averages = [average.clone() for average in state["averages"]]
         torch.set_rng_state(state["random"])
-        return int(state["step"])
+        return int(state["step"]), float(state["seconds"])
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:

@@ -187,7 +187,7 @@ def teach(
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
     started = time.monotonic()
     for step in range(steps):
-        set_learning_rate([optimizer], cosine(step, steps, warmup=30, floor=0.02))
+        set_learning_rate([optimizer], cosine(step / steps, warmup=(step + 1) / 30, floor=0.02))
         rows = torch.randint(len(ids_NL), (BATCH,))
         with torch.autocast("cpu", torch.bfloat16):
             guesses = [head(f) for head, f in zip(heads, features(ids_NL[rows]), strict=True)]

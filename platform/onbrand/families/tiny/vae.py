@@ -69,7 +69,7 @@ def train_vae(steps: int, seed: int, report: Report) -> AutoencoderKL:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.99))
     started = time.monotonic()
     for step in range(steps):
-        set_learning_rate([optimizer], cosine(step, steps, warmup=50, floor=0.01))
+        set_learning_rate([optimizer], cosine(step / steps, warmup=(step + 1) / 50, floor=0.01))
         batch_BCHW = _batch(images_BCHW, crop=step < steps * 0.65)
         loss, mse = _loss(vae, batch_BCHW)
         must_be_finite(loss, step)

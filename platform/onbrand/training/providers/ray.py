@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cached_property, wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -16,6 +16,8 @@ from onbrand.errors import Unavailable
 from onbrand.training.providers.provider import ProviderStatus
 from onbrand.training.tickets import must_be_job_id
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _STATUS: dict[JobStatus, ProviderStatus] = {
     JobStatus.PENDING: "pending",
     JobStatus.RUNNING: "running",
@@ -32,7 +34,7 @@ def submission_id(job_id: str, attempt: int) -> str:
     return f"onbrand-{must_be_job_id(job_id)}-{attempt}"
 
 
-def _answers[**P, R](call: Callable[P, R]) -> Callable[P, R]:
+def _answers(call: Callable[P, R]) -> Callable[P, R]:
     """Turn a dashboard that is away into Unavailable."""
 
     @wraps(call)

@@ -1,0 +1,120 @@
+"""The edge of an app: request ids, bounded bodies, safe headers, an access log that tells no secret."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onbrand.api import problems
+from onbrand.errors import TooLarge
+
+access_log = logging.getLogger("onbrand.access")
+fault_log = logging.getLogger("onbrand.faults")
+
+JSON_BYTES = 2**20
+_DROPPED_HEADERS = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
+_SAFE_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
+}
+
+
+class Edge:
+    """ASGI middleware.
+
+    Args:
+        body_limit: bytes that a request with this method and path may carry.
+    """
+
+    def __init__(self, app: ASGIApp, body_limit: Callable[[str, str], int] = lambda method, path: JSON_BYTES) -> None:
+        self._app = app
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self._body_limit(scope["method"], scope["path"]))
+        await exchange.run(self._app)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        self.request_id = uuid.uuid4().hex
+        kept = [pair for pair in scope["headers"] if pair[0].lower() not in _DROPPED_HEADERS]
+        self._scope = dict(scope) | {"headers": kept, problems.REQUEST_ID: self.request_id}
+        self._receive, self._send = receive, send
+        self._limit, self._num_received = limit, 0
+        self._status: int | None = None
+
+    async def run(self, app: ASGIApp) -> None:
+        started = time.monotonic()
+        try:
+            if self._announced_bytes() > self._limit:
+                await self._answer(problems.problem(self._too_large(), self.request_id, {"Connection": "close"}))
+            else:
+                await app(self._scope, self._bounded_receive, self._marked_send)
+        except Exception as fault:
+            await self._on_fault(fault)
+        finally:
+            self._log(time.monotonic() - started)
+
+    def _announced_bytes(self) -> int:
+        for name, value in self._scope["headers"]:
+            if name == b"content-length" and value.isdigit():
+                return int(value)
+        return 0
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than the {self._limit} bytes that this address accepts", param="body")
+
+    async def _bounded_receive(self) -> Message:
+        """Read on, but not beyond the limit: what is larger is refused without reading the rest."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._num_received += len(message.get("body", b""))
+            if self._num_received > self._limit:
+                raise HTTPException(413, headers={"Connection": "close"})
+        return message
+
+    async def _marked_send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message = dict(message) | {"headers": self._with_safe_headers(message.get("headers", []))}
+        await self._send(message)
+
+    def _with_safe_headers(self, headers: Any) -> list[tuple[bytes, bytes]]:
+        said = [(name.lower(), value) for name, value in headers]
+        names = {name for name, _ in said}
+        safe = [pair for pair in _SAFE_HEADERS.items() if pair[0] not in names]
+        return [*said, *safe, (b"x-request-id", self.request_id.encode())]
+
+    async def _answer(self, response: ASGIApp) -> None:
+        await response(self._scope, self._receive, self._marked_send)
+
+    async def _on_fault(self, fault: Exception) -> None:
+        """Log where it happened, without the exception's text: that may hold a prompt or a row."""
+        frames = traceback.extract_tb(fault.__traceback__)
+        places = "; ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:])
+        fault_log.error("request %s: %s at %s", self.request_id, type(fault).__name__, places)
+        if self._status is None:
+            await self._answer(problems.fault(self.request_id))
+
+    def _log(self, seconds: float) -> None:
+        """Method, path and status; no query (signatures live there), no header, no body."""
+        path = self._scope["path"].encode("unicode_escape").decode()[:300]
+        method, status = self._scope["method"], self._status or 499
+        access_log.info("%s %s %s %.0f ms %s", method, path, status, seconds * 1000, self.request_id)

@@ -1,0 +1,97 @@
+"""`Idempotency-Key`: a POST that is sent again is answered again, not done again.
+
+Keys belong to a caller and a brand, are kept for 24 hours, and cover address and body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.datastructures import FormData, UploadFile
+
+from onbrand.api.caller import BrandCaller, Caller
+from onbrand.errors import InvalidInput
+from onbrand.services import idempotency
+
+_KEY_CHARS_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """The key of this request, if it has one."""
+
+    key: str | None
+    route: str
+    request_sha256: str
+
+    async def do(
+        self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel | Mapping[str, Any]]]
+    ) -> tuple[int, Any]:
+        """Status and JSON body: of `act` now, or as they were when this key was first used."""
+        if self.key is None:
+            return status, as_json(await act())
+        brand_id = caller.brand_id if isinstance(caller, BrandCaller) else None
+        call = idempotency.CallKey(caller.user_id, brand_id, self.key, self.route, self.request_sha256)
+        earlier = await idempotency.claim(caller.session, call)
+        if earlier is not None:
+            return earlier.status, earlier.body
+        body = as_json(await act())
+        await idempotency.remember(caller.session, call, status, body)
+        return status, body
+
+    async def answer(
+        self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel | Mapping[str, Any]]]
+    ) -> JSONResponse:
+        """`do`, as a response."""
+        done, body = await self.do(caller, status, act)
+        return JSONResponse(body, done)
+
+
+def as_json(thing: BaseModel | Mapping[str, Any]) -> Any:
+    """JSON types only."""
+    if isinstance(thing, BaseModel):
+        return thing.model_dump(mode="json")
+    return {name: as_json(value) if isinstance(value, BaseModel) else value for name, value in thing.items()}
+
+
+async def _once(
+    request: Request,
+    key: Annotated[str | None, Header(alias="Idempotency-Key", description="Makes a repeated call happen once.")] = None,
+) -> Once:
+    route = f"{request.method} {request.scope['route'].path}"
+    if key is None:
+        return Once(None, route, "")
+    if not 1 <= len(key) <= _KEY_CHARS_MAX or not key.isprintable():
+        raise InvalidInput(f"Idempotency-Key must be 1 to {_KEY_CHARS_MAX} printable characters", param="Idempotency-Key")
+    return Once(key, route, await _digest(request))
+
+
+async def _digest(request: Request) -> str:
+    """SHA-256 of address and body; of a form its fields and files, since boundaries change from call to call."""
+    digest = hashlib.sha256(request.url.path.encode("utf-8", "surrogateescape"))
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        digest.update(json.dumps(await _form_facts(await request.form())).encode())
+    else:
+        digest.update(b"\n" + await request.body())
+    return digest.hexdigest()
+
+
+async def _form_facts(form: FormData) -> list[tuple[str, ...]]:
+    facts: list[tuple[str, ...]] = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            facts.append((name, value.filename or "", hashlib.sha256(await value.read()).hexdigest()))
+            await value.seek(0)
+        else:
+            facts.append((name, value))
+    return facts
+
+
+OnlyOnce = Annotated[Once, Depends(_once)]

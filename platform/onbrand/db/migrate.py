@@ -1,0 +1,73 @@
+"""Bring a database to this version's schema: `migrations/*.sql` in order, each once, each in a transaction.
+
+`schema.sql` is what they make, written by `dump_schema` (`make schema`) and proved equal by a test.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib.resources import as_file, files
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from onbrand.db.logins import connect_as_owner
+from onbrand.errors import ConfigurationError
+
+_LOCK = 0x0B4A4E
+_LEDGER = "onbrand_migrations"
+
+
+def migrate(owner_url: str) -> int:
+    """Apply what is missing; how many were applied. Two processes at once wait for each other.
+
+    Raises ConfigurationError naming the migration that failed; that one leaves nothing behind.
+    """
+    with connect_as_owner(owner_url, autocommit=True) as gate:
+        gate.execute(
+            "select pg_advisory_lock(%s)", [_LOCK]
+        )  # yoyo's own lock is a row, which outlives a killed process
+        gate.execute(f"create schema if not exists {_LEDGER}")  # type: ignore[arg-type]
+        with as_file(files("onbrand.db") / "migrations") as folder:
+            return _apply_missing(owner_url, folder)
+
+
+def _apply_missing(owner_url: str, folder: Path) -> int:
+    from yoyo import get_backend, read_migrations
+
+    migrations = read_migrations(str(folder))
+    backend = get_backend(_yoyo_url(owner_url))
+    with backend:
+        missing = backend.to_apply(migrations)
+        for migration in missing:
+            try:
+                backend.apply_one(migration)
+            except psycopg.Error as problem:
+                reason = problem.diag.message_primary or type(problem).__name__
+                raise ConfigurationError(f"migration {migration.id} failed: {reason}", migration=migration.id) from None
+    return len(missing)
+
+
+def _yoyo_url(owner_url: str) -> str:
+    """`owner_url`, a DSN of any form, as the URL that yoyo reads; its ledger lives in a schema of its own."""
+    parts = {name: str(value) for name, value in conninfo_to_dict(owner_url).items() if value is not None}
+    user = quote(parts.pop("user", ""), safe="")
+    password = quote(parts.pop("password", ""), safe="")
+    database = quote(parts.pop("dbname", user), safe="")
+    return f"postgresql+psycopg://{user}:{password}@/{database}?{urlencode({**parts, 'schema': _LEDGER})}"
+
+
+def dump_schema(owner_url: str, pg_dump: Path) -> str:
+    """The schema as SQL, without the ledger, comments and what differs between runs of pg_dump."""
+    done = subprocess.run(
+        [pg_dump, "--schema-only", f"--exclude-schema={_LEDGER}", f"--dbname={owner_url}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    noise = re.compile(r"--|SET |SELECT pg_catalog\.set_config|\\(un)?restrict")
+    kept = [line for line in done.stdout.splitlines() if not noise.match(line)]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip() + "\n"

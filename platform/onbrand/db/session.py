@@ -1,0 +1,232 @@
+"""The two doors to PostgreSQL (and the dispatcher's hatch): one transaction, its role and claims set in one statement.
+
+Services get a `Session` and never commit: the edge that opened the door does, at the end of its block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import anyio
+import psycopg
+from psycopg import errors as pg
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from onbrand.brand import Scope, Ticket
+from onbrand.errors import (
+    ConfigurationError,
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    OnbrandError,
+    Unavailable,
+)
+
+Params = Sequence[Any] | Mapping[str, Any] | None
+Undo = Callable[[], Awaitable[None] | None]
+Connection = psycopg.AsyncConnection[DictRow]
+Pool = AsyncConnectionPool[Connection]
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One open transaction. Rows are dicts; errors are Onbrand's, and never carry SQL or values."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._undo: list[Undo] = []
+
+    async def all(self, statement: str, params: Params = None) -> list[DictRow]:
+        """Every row."""
+        cursor = await self._execute(statement, params)
+        return await cursor.fetchall()
+
+    async def maybe(self, statement: str, params: Params = None) -> DictRow | None:
+        """The first row, or None."""
+        cursor = await self._execute(statement, params)
+        return await cursor.fetchone()
+
+    async def one(self, statement: str, params: Params = None) -> DictRow:
+        """The first row. Raises NotFound when there is none."""
+        row = await self.maybe(statement, params)
+        if row is None:
+            raise NotFound("not found")
+        return row
+
+    async def run(self, statement: str, params: Params = None) -> int:
+        """Execute; how many rows it touched."""
+        cursor = await self._execute(statement, params)
+        return cursor.rowcount
+
+    def on_rollback(self, undo: Undo) -> None:
+        """Call `undo` if this transaction does not commit: how bytes that were written for its rows go away again."""
+        self._undo.append(undo)
+
+    async def undo_all(self) -> None:
+        """Undo in reverse order; one that fails does not stop the others."""
+        with anyio.CancelScope(shield=True):
+            while self._undo:
+                try:
+                    result = self._undo.pop()()
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception as problem:
+                    log.error("undoing after a rollback failed: %s", type(problem).__name__)
+
+    async def _execute(self, statement: str, params: Params) -> psycopg.AsyncCursor[DictRow]:
+        try:
+            return await self._connection.execute(statement, params)  # type: ignore[arg-type]
+        except psycopg.Error as problem:
+            raise translated(problem) from None
+
+
+class Doors:
+    """Connection pools behind the doors that a process may open: the web tier has no system door, and the reverse."""
+
+    def __init__(self, web: Pool | None, system: Pool | None) -> None:
+        self._web = web
+        self._system = system
+
+    @classmethod
+    async def open(
+        cls, web_url: str | None = None, system_url: str | None = None, pool: tuple[int, int] = (1, 8)
+    ) -> Self:
+        """Connect. Raises Unavailable if a database does not answer within 10 s."""
+        doors = cls(_pool(web_url, pool), _pool(system_url, pool))
+        try:
+            for each in doors._pools():
+                await each.open(wait=True, timeout=10)
+        except (PoolTimeout, psycopg.Error):
+            await doors.close()
+            raise Unavailable("the database does not answer; is it running, and are its logins right?") from None
+        return doors
+
+    async def close(self) -> None:
+        """Close every connection; calls in flight are cut off."""
+        for each in self._pools():
+            await each.close(timeout=5)
+
+    def _pools(self) -> list[Pool]:
+        return [each for each in (self._web, self._system) if each is not None]
+
+    @asynccontextmanager
+    async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
+        """A transaction as this user (`authenticated`), or as nobody yet (`anon`) when `scope` is None."""
+        if scope is None:
+            role, claims = "anon", {}
+        else:
+            role, claims = "authenticated", {"sub": scope.user_id}
+            if scope.brand_id is not None:
+                claims["brand_id"] = scope.brand_id
+        async with _transaction(self._web, "web", role, claims) as session:
+            yield session
+
+    @asynccontextmanager
+    async def system_session(self, ticket: Ticket) -> AsyncIterator[Session]:
+        """A transaction with this ticket's rights: one brand, one job, on behalf of one member."""
+        claims = {
+            "brand_id": ticket.brand_id,
+            "job_id": ticket.job_id,
+            "kind": ticket.kind,
+            "on_behalf_of": ticket.on_behalf_of,
+        }
+        async with _transaction(self._system, "system", "brand_system", claims) as session:
+            yield session
+
+    @asynccontextmanager
+    async def dispatch_session(self) -> AsyncIterator[Session]:
+        """A transaction that may call `private.queue()` and nothing else."""
+        async with _transaction(self._system, "system", "onbrand_dispatcher", {}) as session:
+            yield session
+
+
+def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
+    if url is None:
+        return None
+    return AsyncConnectionPool(
+        url,
+        connection_class=psycopg.AsyncConnection[DictRow],
+        kwargs={"row_factory": dict_row, "autocommit": True, "application_name": "onbrand"},
+        min_size=size[0],
+        max_size=size[1],
+        open=False,
+        timeout=15,
+        check=AsyncConnectionPool.check_connection,
+    )
+
+
+@asynccontextmanager
+async def _transaction(pool: Pool | None, door: str, role: str, claims: dict[str, str]) -> AsyncIterator[Session]:
+    if pool is None:
+        raise ConfigurationError(f"this process holds no {door} login")
+    session: Session | None = None
+    try:
+        async with pool.connection() as connection, connection.transaction():
+            session = Session(connection)
+            await _become(connection, role, claims)
+            yield session
+    except BaseException as problem:
+        if session is not None:
+            await session.undo_all()
+        if isinstance(problem, (psycopg.Error, PoolTimeout)):
+            raise translated(problem) from None
+        raise
+
+
+async def _become(connection: Connection, role: str, claims: dict[str, str]) -> None:
+    """Role and claims in one statement, both gone at the end of the transaction: nothing is left on the connection."""
+    await connection.execute(
+        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)", [role, json.dumps(claims)]
+    )
+
+
+_OURS = {
+    "OB001": "a brand keeps at least one admin; make another member admin first",
+    "OB002": "this has ended and does not change any more",
+    "OB003": "a request to cancel cannot be taken back",
+    "OB004": "a training job that has not ended uses this; cancel the job or wait for its end",
+}
+
+
+_MEANS: list[tuple[tuple[type[BaseException], ...], type[OnbrandError], str, dict[str, Any]]] = [
+    ((pg.InsufficientPrivilege,), Forbidden, "your role does not allow this", {}),
+    ((pg.UniqueViolation,), Conflict, "this is there already", {}),
+    ((pg.ForeignKeyViolation,), NotFound, "not found", {}),
+    (
+        (pg.DataError, pg.CheckViolation, pg.NotNullViolation),
+        InvalidInput,
+        "a value is out of the bounds that the database accepts",
+        {},
+    ),
+    (
+        (pg.SerializationFailure, pg.DeadlockDetected, pg.QueryCanceled),
+        Unavailable,
+        "the database is busy; try again",
+        {"retry_after": 1},
+    ),
+    (
+        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout),
+        Unavailable,
+        "the database does not answer; try again",
+        {"retry_after": 2},
+    ),
+]
+
+
+def translated(problem: BaseException) -> OnbrandError:
+    """Onbrand's error for one of PostgreSQL's; the SQLSTATE is kept as a field, nothing else of it."""
+    state = getattr(problem, "sqlstate", None)
+    if state in _OURS:
+        return Conflict(_OURS[state], sqlstate=state)
+    for kinds, error, message, fields in _MEANS:
+        if isinstance(problem, kinds):
+            return error(message, sqlstate=state, **fields)
+    return OnbrandError("the database refused a statement of ours; this is a defect", sqlstate=state)

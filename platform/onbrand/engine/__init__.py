@@ -1,0 +1,1 @@
+"""One forward pass, many brands: requests join, step by step, with an adapter per row."""

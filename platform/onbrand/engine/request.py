@@ -1,0 +1,166 @@
+"""What is asked of the engine, and what it tells: requests, events, receipts. No prompt ever shows in a repr."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from onbrand.engine.adapters import AdapterUse
+from onbrand.errors import InvalidInput, OnbrandError
+from onbrand.families.family import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Pictures of one prompt, all with the same adapters. Picture i is drawn with seed + i.
+
+    None stands for what the base recommends.
+
+    Args:
+        guidance_scale: classifier-free guidance; of flux, the embedded guidance.
+        true_cfg_scale: classifier-free guidance of flux; others ignore it.
+        adapters: of this brand; several are added up.
+        exclusive: share no forward pass with another brand.
+    """
+
+    id: str
+    brand_id: str
+    prompt: str = field(repr=False)
+    seed: int
+    negative_prompt: str | None = field(default=None, repr=False)
+    num_images: int = 1
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    adapters: tuple[AdapterUse, ...] = ()
+    exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request's numbers after the base's recommendations.
+
+    Args:
+        cfg_scale: classifier-free guidance; the denoiser's rows are doubled when it is above 1.
+        embedded_guidance: what distilled models are told.
+    """
+
+    height: int
+    width: int
+    num_steps: int
+    cfg_scale: float
+    embedded_guidance: float
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg_scale > 1
+
+    @property
+    def cost(self) -> int:
+        """Predicted work of one picture, in denoised pixels."""
+        return self.height * self.width * self.num_steps * (1 + self.guided)
+
+
+def planned(request: Request, family: Family) -> Plan:
+    """Complete the request's numbers. Raises InvalidInput naming the field that this family cannot draw."""
+    spec, advice = family.spec, family.recommended
+    height, width = request.height or advice.resolution or 512, request.width or advice.resolution or 512
+    spec.must_be_size(height, "height")
+    spec.must_be_size(width, "width")
+    steps = _within(
+        "num_inference_steps", request.num_inference_steps, advice.num_inference_steps or 30, 1, spec.steps_max
+    )
+    guidance = _within("guidance_scale", request.guidance_scale, advice.guidance_scale or 1.0, 0, spec.guidance_max)
+    true_cfg = _within("true_cfg_scale", request.true_cfg_scale, advice.true_cfg_scale or 1.0, 0, spec.guidance_max)
+    _within("num_images", request.num_images, 1, 1, 64)
+    for use in request.adapters:
+        _within("lora_scale", use.scale, 1.0, -spec.lora_scale_max, spec.lora_scale_max)
+        if use.key.brand_id != request.brand_id:
+            raise InvalidInput("the adapter is not of the request's brand", param="model")
+    return Plan(height, width, int(steps), true_cfg if spec.name == "flux" else guidance, guidance)
+
+
+def _within(param: str, value: float | None, default: float, low: float, high: float) -> float:
+    chosen = default if value is None else value
+    if not low <= chosen <= high:
+        raise InvalidInput(f"{param} must be from {low} to {high}; got {chosen}", param=param)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How a picture came to be: enough to draw it again.
+
+    Args:
+        batch_sizes: the size classes of the forward passes it took part in.
+        slot_generation: of the slot its adapter sat in; None without an adapter.
+    """
+
+    brand_id: str
+    family: str
+    adapters: tuple[tuple[str, float], ...]
+    base_revision: str
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float | None
+    seed: int
+    height: int
+    width: int
+    batch_sizes: tuple[int, ...]
+    slot_generation: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, as stored with the picture."""
+        facts = {name: getattr(self, name) for name in self.__slots__}
+        adapters = [{"sha256": sha256, "scale": scale} for sha256, scale in self.adapters]
+        return {**facts, "adapters": adapters, "batch_sizes": list(self.batch_sizes)}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` steps of all pictures of the request."""
+
+    request_id: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished picture, [3, H, W] in 0..1 on the CPU."""
+
+    request_id: str
+    index: int
+    seed: int
+    image_CHW: Tensor = field(repr=False)
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The request's last picture was told."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ends here, others do not; pictures told before stay good."""
+
+    request_id: str
+    error: OnbrandError
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """`cancel` took effect: no more of this request."""
+
+    request_id: str
+
+
+Event = Progress | Picture | Completed | Failed | Canceled

@@ -1,0 +1,220 @@
+"""A whole platform on this machine, in the foreground: database, object store, Ray, Serve. `onbrand up` and the demo run it.
+
+What it starts, and nothing else, ends with it. Clusters of many machines start from `cluster.yaml` and `deployments/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from onbrand.config import Settings, load_secrets, must_be_writable
+from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
+from onbrand.rayhead import RayHead, free_ports
+
+LOCK_SECONDS = 40
+"""How long a start waits for the rest of a killed platform on the same data directory to end."""
+HEALTH_SECONDS = 120
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+
+
+class Platform:
+    """Everything of one data directory, running while this context is open; `url` is its address.
+
+    Args:
+        settings: `port` 0 takes a free one.
+        tell: called with a line of text as the start proceeds.
+
+    Raises ConfigurationError or BaseModelRefused, with nothing left running, when it cannot start as configured.
+    """
+
+    def __init__(self, settings: Settings, tell: Callable[[str], object] = lambda text: None) -> None:
+        if settings.port == 0:
+            settings = settings.model_copy(update={"port": free_ports(1, settings.host)[0]})
+        self.settings = settings
+        self._tell = tell
+        self._undo = contextlib.ExitStack()
+        self._ray: RayHead | None = None
+
+    def __enter__(self) -> Platform:
+        with self._undo:
+            self._start()
+            self._undo = self._undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    @property
+    def url(self) -> str:
+        """Where a caller on this machine reaches the ingress."""
+        return f"http://{LOOPBACK.get(self.settings.host, self.settings.host)}:{self.settings.port}"
+
+    @property
+    def running(self) -> bool:
+        """False once Ray has ended by itself."""
+        return self._ray is not None and self._ray.running
+
+    def _start(self) -> None:
+        settings, folder = self.settings, must_be_writable(self.settings.folder)
+        lock = self._undo.enter_context(locked(folder))
+        must_be_free(settings.host, settings.port)
+        must_be_bases(settings)
+        secrets = load_secrets(settings)
+        self._tell("Starting Ray")
+        self._ray = RayHead(folder, environment(settings), kept_open=(lock,))
+        self._undo.callback(self._ray.stop)
+        self._ray.launch()
+        self._tell("Preparing the database and the object store")
+        self._start_database(secrets)
+        _check_store(settings)
+        self._ray.connect()
+        self._tell(f"Loading {', '.join(settings.families)}")
+        deploy(settings)
+        must_be_healthy(self.url)
+
+    def _start_database(self, secrets: Any) -> None:
+        from onbrand.db import embedded
+        from onbrand.db.migrate import migrate
+
+        database = embedded.start(self.settings, secrets)
+        self._undo.callback(database.stop)
+        migrate(database.owner_url)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the data directory; yields the lock's descriptor. Raises ConfigurationError with the pid of who holds it."""
+    path = folder / "up.lock"
+    with path.open("a+") as file:
+        end = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(file.fileno()):
+            holder = path.read_text().strip()
+            if _is_alive(holder) or time.monotonic() > end:
+                raise ConfigurationError(
+                    f"the data directory {folder} is in use by process {holder or '(unknown)'}; "
+                    "stop that platform, or choose another directory with --data-dir or ONBRAND_DATA_DIR",
+                    param="data_dir",
+                )
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+        file.truncate(0)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def must_be_free(host: str, port: int) -> None:
+    """Raise ConfigurationError if nothing can listen on `host` and `port`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as problem:
+            raise ConfigurationError(_why_not(problem, host, port), param="port") from None
+
+
+def _why_not(problem: OSError, host: str, port: int) -> str:
+    if problem.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} on {host} is in use; stop what listens there, "
+            "or choose another with --port or ONBRAND_PORT (0 takes a free one)"
+        )
+    return f"cannot listen on {host} port {port} ({problem.strerror}); choose others with --host and --port"
+
+
+def must_be_bases(settings: Settings) -> None:
+    """Raise BaseModelRefused if the base of a family is not there; remote ones are fetched into the cache now."""
+    from onbrand.families.bases import base_folder, base_source
+
+    for family in settings.families:
+        base_folder(family, base_source(family, settings.bases))
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as `ONBRAND_*` variables, for the processes of the cluster. Database logins stay out of it."""
+    known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    known |= {"data_dir": str(settings.folder), "host": settings.host, "port": settings.port}
+    hidden = ("database_url", "web_database_url", "system_database_url")
+    return {
+        f"ONBRAND_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in known.items()
+        if name not in hidden
+    }
+
+
+def _check_store(settings: Settings) -> None:
+    from onbrand.storage.store import ObjectStore
+
+    ObjectStore.from_settings(settings).check()
+
+
+def deploy(settings: Settings) -> None:
+    """Run all applications on Serve. Raises the OnbrandError that kept one from starting, or ConfigurationError."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from onbrand.serving.build import applications
+
+    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+    targets = [serve.RunTarget(app, name, prefix) for name, prefix, app in applications(settings)]
+    try:
+        serve.run_many(targets)
+    except RuntimeError:
+        raise _why_not_deployed() from None
+
+
+def _why_not_deployed() -> OnbrandError:
+    from ray import serve
+
+    messages = [
+        f"{app.message} {' '.join(d.message for d in app.deployments.values())}"
+        for app in serve.status().applications.values()
+    ]
+    text = " ".join(messages)
+    if found := re.search(r"BaseModelRefused: ([^\n]+)", text):
+        return BaseModelRefused(found.group(1))
+    if found := re.search(r"(?:ConfigurationError|StorageError): ([^\n]+)", text):
+        return ConfigurationError(found.group(1))
+    return ConfigurationError("a part of the platform did not start; the logs of Ray Serve say why")
+
+
+def must_be_healthy(url: str) -> None:
+    """Wait until the ingress answers. Raises ConfigurationError if it does not."""
+    import httpx
+
+    end = time.monotonic() + HEALTH_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/healthz", timeout=10).is_success:
+                return
+        time.sleep(0.1)
+    raise ConfigurationError(f"the ingress at {url} does not become healthy; the logs of Ray Serve say why")

@@ -1,0 +1,154 @@
+"""The adapter's file: diffusers' keys, an honest header, and the proof that plain diffusers draws the same with it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from onbrand.errors import TrainingFailed
+from onbrand.families import lora
+from onbrand.families.family import Family, draw, family_guidance, load_pipeline
+from onbrand.training.recipes import Plan
+
+_KOHYA_BASES = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
+_PROOF_STEPS = 3
+_PICTURE_TOLERANCE = {torch.float32: 1e-4}
+_LOW_PRECISION_TOLERANCE = 3e-2
+_FILE = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that may be published.
+
+    Args:
+        difference: largest difference of a pixel (0..1) between the family's picture and plain diffusers' one.
+    """
+
+    data: bytes
+    difference: float
+
+    def __repr__(self) -> str:
+        return f"Export({len(self.data)} bytes, difference {self.difference:.1e})"
+
+
+def header(family: Family, plan: Plan, state: Mapping[str, Tensor], title: str) -> dict[str, str]:
+    """`modelspec.*` (sai_model_spec 1.0.1) and the least of kohya's `ss_*`. No captions, no tag counts, no file names."""
+    side = f"{plan.resolution}x{plan.resolution}"
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": family.spec.architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.trigger_phrase": plan.trigger_word,
+        "modelspec.resolution": side,
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "modelspec.hash_sha256": f"0x{content_hash(state)}",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(plan.rank),
+        "ss_network_alpha": str(float(plan.rank)),
+        "ss_base_model_version": _KOHYA_BASES[plan.family],
+        "ss_resolution": side,
+        "ss_steps": str(plan.steps),
+    }
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' bytes in the order of their keys, as modelspec defines it: metadata does not count."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def export(family: Family, folder: Path, plan: Plan, state: Mapping[str, Tensor], prompt: str, title: str) -> Export:
+    """Serialize the adapter and prove it.
+
+    Args:
+        family: has this very adapter attached, with the weights of `state`.
+        folder: the base's folder, from which the fresh pipeline is loaded.
+        state: the adapter's tensors by PEFT key.
+        prompt: what the proving picture shows.
+
+    Raises:
+        TrainingFailed: plain diffusers does not load the same tensors, or does not draw the same picture.
+    """
+    targets = family.spec.targets[plan.targets]
+    data = lora.serialize(family, state, plan.rank, targets, header(family, plan, state, title))
+    lora.read_adapter(data, _Bare(family))  # type: ignore[arg-type]
+    fresh = fresh_pipeline(family, folder, data)
+    must_be_same_tensors(fresh, family, state)
+    return Export(data, must_draw_the_same(fresh, family, plan, prompt))
+
+
+class _Bare:
+    """The family as `read_adapter` must see it: modules by their names without the attached LoRA's wrappers."""
+
+    def __init__(self, family: Family) -> None:
+        self.spec = family.spec
+        self.denoiser = self
+        self._modules = family.denoiser
+
+    def named_modules(self) -> list[tuple[str, Any]]:
+        return [(name.replace(".base_layer", ""), module) for name, module in self._modules.named_modules()][::1]
+
+
+def fresh_pipeline(family: Family, folder: Path, data: bytes) -> Any:
+    """A plain diffusers pipeline of the base, with the file loaded as any user of diffusers would."""
+    pipeline = load_pipeline(family.spec.name, folder, dtype=family.dtype).to(family.device)
+    with tempfile.TemporaryDirectory(prefix="onbrand-export-") as place:
+        (Path(place) / _FILE).write_bytes(data)
+        pipeline.load_lora_weights(place, weight_name=_FILE, adapter_name=lora.ADAPTER)
+    return pipeline
+
+
+def must_be_same_tensors(pipeline: Any, family: Family, state: Mapping[str, Tensor]) -> None:
+    """Raise TrainingFailed unless the reloaded LoRA holds exactly these tensors and alpha = rank everywhere."""
+    denoiser = getattr(pipeline, family.spec.component)
+    found = get_peft_model_state_dict(denoiser, adapter_name=lora.ADAPTER)
+    differing = [key for key in state if key not in found or not torch.equal(found[key].to(state[key]), state[key])]
+    scales = {
+        float(module.scaling[lora.ADAPTER])
+        for module in denoiser.modules()
+        if lora.ADAPTER in getattr(module, "scaling", {})
+    }
+    if differing or set(found) != set(state) or scales != {1.0}:
+        raise TrainingFailed(
+            f"the exported file does not load as it was saved: {len(differing)} of {len(state)} tensors differ", stage="export"
+        )
+
+
+def must_draw_the_same(pipeline: Any, family: Family, plan: Plan, prompt: str) -> float:
+    """The largest difference of a pixel between both pictures. Raises TrainingFailed over the tolerance."""
+    size = {"height": plan.resolution, "width": plan.resolution}
+    ours = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)[0].permute(1, 2, 0).cpu().numpy()
+    arguments = {"prompt": prompt, "num_inference_steps": _PROOF_STEPS, "output_type": "np", **_guidance(family), **size}
+    with torch.no_grad():
+        theirs = pipeline(generator=torch.Generator().manual_seed(plan.seed), **arguments).images[0]
+    difference = float(np.abs(ours - theirs).max())
+    if not difference <= _PICTURE_TOLERANCE.get(family.dtype, _LOW_PRECISION_TOLERANCE):
+        raise TrainingFailed(
+            f"plain diffusers draws another picture with the exported file (difference {difference:.1e})", stage="export"
+        )
+    return difference
+
+
+def _guidance(family: Family) -> dict[str, Any]:
+    """The pipeline's arguments that are what `draw` does with the base's advice."""
+    advice, scale = family.recommended, family_guidance(family)
+    if family.spec.name != "flux":
+        return {"guidance_scale": scale}
+    arguments: dict[str, Any] = {"guidance_scale": advice.guidance_scale or 1.0}
+    if advice.max_sequence_length:
+        arguments["max_sequence_length"] = advice.max_sequence_length
+    return arguments | ({"true_cfg_scale": scale, "negative_prompt": ""} if scale > 1 else {})

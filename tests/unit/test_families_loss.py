@@ -1,0 +1,56 @@
+"""Training's entrance: noise, targets and weights are the published formulas, row by row."""
+
+import torch
+
+from onbrand.families.family import Conditioning
+
+
+def rows(family, count):
+    conditioning = family.encode_prompts([f"a photo of a red circle {i}" for i in range(count)])
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn((count, *family.latent_shape(64, 64)), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    return latents, conditioning, family.training_times(torch.linspace(0.1, 0.9, count)), noise
+
+
+def test_a_row_of_a_batch_has_the_loss_it_has_alone(family):
+    latents, conditioning, times, noise = rows(family, 3)
+    together = family.loss(latents, conditioning, times, noise)
+    for i in range(3):
+        alone = family.loss(latents[i : i + 1], conditioning.rows([i]), times[i : i + 1], noise[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_is_the_error_of_what_denoise_predicts(family):
+    latents, conditioning, times, noise = rows(family, 2)
+    noisy, target = family.noised(latents, times, noise)
+    expected = (family.denoise(noisy, times, conditioning) - target).pow(2).flatten(1).mean(1) * family.loss_weight(
+        times
+    )
+    torch.testing.assert_close(family.loss(latents, conditioning, times, noise), expected)
+
+
+def test_a_flow_goes_straight_from_noise_to_picture(flux):
+    latents, _, _, noise = rows(flux, 2)
+    noisy, velocity = flux.noised(latents, torch.tensor([1000.0, 250.0]), noise)
+    torch.testing.assert_close(noisy[0], noise[0])
+    torch.testing.assert_close(noisy[1] - 0.25 * velocity[1], latents[1])
+
+
+def test_v_and_noisy_latents_give_the_picture_back(sd15):
+    latents, _, _, noise = rows(sd15, 2)
+    times = torch.tensor([999, 300])
+    noisy, v = sd15.noised(latents, times, noise)
+    torch.testing.assert_close(noisy[0], noise[0], atol=1e-3, rtol=1e-3)  # zero terminal SNR: nothing of the picture
+    alpha_bar = sd15.pipeline.scheduler.alphas_cumprod[300]
+    torch.testing.assert_close(
+        alpha_bar.sqrt() * noisy[1] - (1 - alpha_bar).sqrt() * v[1], latents[1], atol=1e-5, rtol=0
+    )
+
+
+def test_rows_of_conditioning_are_taken_repeated_and_replaced():
+    three = Conditioning({"text": torch.arange(3.0).view(3, 1, 1)})
+    assert three.rows([2, 2, 0])["text"].flatten().tolist() == [2, 2, 0]
+    absent = Conditioning({"text": torch.full((1, 1, 1), -1.0)})
+    assert three.where(torch.tensor([False, True, False]), absent)["text"].flatten().tolist() == [0, -1, 2]
+    assert len(Conditioning.cat([three, three])) == 6
