@@ -1,7 +1,7 @@
 """Runs one command as the child of another process, and ends with all its descendants when either of the two is gone.
 
-`python -m onbrand.keeper PARENT FOLDER COMMAND...` is how `onbrand up` starts Ray: even after `kill -9` nothing of it stays,
-and FOLDER is removed. Standard library only, so that it costs nothing to keep.
+`python -m onbrand.keeper PARENT FOLDER COMMAND...` is how `onbrand up` starts Ray: even after `kill -9` nothing of it
+stays, and FOLDER is removed. Standard library only, so that it costs nothing to keep.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_GRACE_SECONDS, _KILL_SECONDS, _POLL_SECONDS = 6.0, 10.0, 0.25
+_GRACE_SECONDS, _KILL_SECONDS, _POLL_SECONDS = 3.0, 10.0, 0.25
 
 
 def main(parent: int, folder: Path, command: list[str]) -> int:

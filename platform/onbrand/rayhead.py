@@ -1,6 +1,6 @@
 """A Ray cluster of one node that belongs to this process alone and dies with it.
 
-`ray start --block` under `onbrand.keeper`, for `ray.init` can neither move the agent's fixed port out of another cluster's
+`ray start --block` under `onbrand.keeper`, for `ray.init` can neither move its agent's port out of another cluster's
 way nor end its agents after a `kill -9`. Token authentication is on: whoever reaches its ports still cannot use it.
 """
 
@@ -15,7 +15,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import onbrand
@@ -47,7 +49,7 @@ class RayHead:
     def launch(self) -> None:
         """Begin starting; `connect` waits for the end of it."""
         os.environ.update(self._own_environment())
-        self._temp = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # noqa: S108 - socket paths must be short
+        self._temp = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # short: sockets lie in it
         self._log.parent.mkdir(mode=0o700, exist_ok=True)
         command = [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), str(self._temp), *self._command()]
         with self._log.open("wb") as log:
@@ -62,12 +64,13 @@ class RayHead:
             )
 
     def connect(self) -> None:
-        """Wait until the cluster runs and make this process its driver. Raises ConfigurationError if it does not start."""
+        """Wait until the cluster runs and make this process its driver. Raises ConfigurationError if it never does."""
         address = self._wait_for_address()
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
+        with _own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
 
     @property
     def running(self) -> bool:
@@ -141,6 +144,18 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         for probe in probes:
             probe.bind((host, 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's handlers: Ray puts its own in their place."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in kept.items():
+                signal.signal(number, handler)
 
 
 def _token(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A whole platform on this machine, in the foreground: database, object store, Ray, Serve. `onbrand up` and the demo run it.
+"""A whole platform on this machine, in the foreground: database, object store, Ray, Serve. For `onbrand up` and the demo.
 
 What it starts, and nothing else, ends with it. Clusters of many machines start from `cluster.yaml` and `deployments/`.
 """
@@ -15,11 +15,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from onbrand.config import Settings, load_secrets, must_be_writable
+from onbrand.config import Secrets, Settings, load_secrets, must_be_writable
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
 from onbrand.rayhead import RayHead, free_ports
+
+if TYPE_CHECKING:
+    from onbrand.db.logins import DatabaseUrls
 
 LOCK_SECONDS = 40
 """How long a start waits for the rest of a killed platform on the same data directory to end."""
@@ -68,27 +71,27 @@ class Platform:
         settings, folder = self.settings, must_be_writable(self.settings.folder)
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
-        must_be_bases(settings)
         secrets = load_secrets(settings)
+        self._tell("Starting the database")
+        urls = self._open_database(secrets)
         self._tell("Starting Ray")
-        self._ray = RayHead(folder, environment(settings), kept_open=(lock,))
+        self._ray = RayHead(folder, environment(settings, urls), kept_open=(lock,))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
-        self._tell("Preparing the database and the object store")
-        self._start_database(secrets)
-        _check_store(settings)
+        must_be_bases(settings)
+        must_be_store(settings)
         self._ray.connect()
         self._tell(f"Loading {', '.join(settings.families)}")
         deploy(settings)
         must_be_healthy(self.url)
 
-    def _start_database(self, secrets: Any) -> None:
-        from onbrand.db import embedded
-        from onbrand.db.migrate import migrate
+    def _open_database(self, secrets: Secrets) -> DatabaseUrls:
+        from onbrand.db.embedded import EmbeddedDatabase, open_database
 
-        database = embedded.start(self.settings, secrets)
-        self._undo.callback(database.stop)
-        migrate(database.owner_url)
+        database = open_database(self.settings, secrets)
+        if isinstance(database, EmbeddedDatabase):
+            self._undo.callback(database.stop)
+        return database
 
 
 @contextlib.contextmanager
@@ -159,19 +162,26 @@ def must_be_bases(settings: Settings) -> None:
         base_folder(family, base_source(family, settings.bases))
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as `ONBRAND_*` variables, for the processes of the cluster. Database logins stay out of it."""
-    known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+def environment(settings: Settings, urls: DatabaseUrls | None = None) -> dict[str, str]:
+    """The settings as `ONBRAND_*` variables, for the processes of the cluster.
+
+    The owner's DSN stays out of it. An embedded database's logins travel by file (`onbrand.db.embedded.read_urls`).
+    """
+    known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=_LOGINS)
     known |= {"data_dir": str(settings.folder), "host": settings.host, "port": settings.port}
-    hidden = ("database_url", "web_database_url", "system_database_url")
+    if urls is not None and settings.database_url is not None:
+        known |= {"web_database_url": urls.web_url, "system_database_url": urls.system_url}
     return {
         f"ONBRAND_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in known.items()
-        if name not in hidden
     }
 
 
-def _check_store(settings: Settings) -> None:
+_LOGINS = {"database_url", "web_database_url", "system_database_url"}
+
+
+def must_be_store(settings: Settings) -> None:
+    """Raise ConfigurationError or StorageError if the object store cannot be written."""
     from onbrand.storage.store import ObjectStore
 
     ObjectStore.from_settings(settings).check()

@@ -20,7 +20,17 @@ from onbrand.api.caller import BrandCaller, Caller
 from onbrand.errors import InvalidInput
 from onbrand.services import idempotency
 
+_HEADER = "Idempotency-Key"
 _KEY_CHARS_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An answer, and whether it was made now or remembered."""
+
+    status: int
+    body: Any
+    is_fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +43,25 @@ class Once:
 
     async def do(
         self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel | Mapping[str, Any]]]
-    ) -> tuple[int, Any]:
+    ) -> Done:
         """Status and JSON body: of `act` now, or as they were when this key was first used."""
         if self.key is None:
-            return status, as_json(await act())
+            return Done(status, as_json(await act()), True)
         brand_id = caller.brand_id if isinstance(caller, BrandCaller) else None
         call = idempotency.CallKey(caller.user_id, brand_id, self.key, self.route, self.request_sha256)
         earlier = await idempotency.claim(caller.session, call)
         if earlier is not None:
-            return earlier.status, earlier.body
+            return Done(earlier.status, earlier.body, False)
         body = as_json(await act())
         await idempotency.remember(caller.session, call, status, body)
-        return status, body
+        return Done(status, body, True)
 
     async def answer(
         self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel | Mapping[str, Any]]]
     ) -> JSONResponse:
         """`do`, as a response."""
-        done, body = await self.do(caller, status, act)
-        return JSONResponse(body, done)
+        done = await self.do(caller, status, act)
+        return JSONResponse(done.body, done.status)
 
 
 def as_json(thing: BaseModel | Mapping[str, Any]) -> Any:
@@ -63,13 +73,13 @@ def as_json(thing: BaseModel | Mapping[str, Any]) -> Any:
 
 async def _once(
     request: Request,
-    key: Annotated[str | None, Header(alias="Idempotency-Key", description="Makes a repeated call happen once.")] = None,
+    key: Annotated[str | None, Header(alias=_HEADER, description="Makes a repeated call happen once.")] = None,
 ) -> Once:
     route = f"{request.method} {request.scope['route'].path}"
     if key is None:
         return Once(None, route, "")
     if not 1 <= len(key) <= _KEY_CHARS_MAX or not key.isprintable():
-        raise InvalidInput(f"Idempotency-Key must be 1 to {_KEY_CHARS_MAX} printable characters", param="Idempotency-Key")
+        raise InvalidInput(f"{_HEADER} must be 1 to {_KEY_CHARS_MAX} printable characters", param=_HEADER)
     return Once(key, route, await _digest(request))
 
 

@@ -17,7 +17,7 @@ REQUEST_ID = "onbrand.request_id"
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = 2
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
 _HTTP_DETAILS = {
     400: "the body cannot be read; is it complete, and of the type that its header says?",
     404: "there is nothing at this address",

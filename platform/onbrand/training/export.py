@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
-from onbrand.families.family import Family, draw, family_guidance, load_pipeline
+from onbrand.families.family import Family, draw, family_guidance, load_family
 from onbrand.training.recipes import Plan
 
 _KOHYA_BASES = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
@@ -85,43 +85,26 @@ def export(family: Family, folder: Path, plan: Plan, state: Mapping[str, Tensor]
     """
     targets = family.spec.targets[plan.targets]
     data = lora.serialize(family, state, plan.rank, targets, header(family, plan, state, title))
-    lora.read_adapter(data, _Bare(family))  # type: ignore[arg-type]
-    fresh = fresh_pipeline(family, folder, data)
-    must_be_same_tensors(fresh, family, state)
-    return Export(data, must_draw_the_same(fresh, family, plan, prompt))
+    fresh = load_family(family.spec.name, folder, dtype=family.dtype, device=family.device)
+    lora.read_adapter(data, fresh)
+    load_into(fresh.pipeline, data)
+    must_be_same_tensors(fresh.denoiser, state)
+    return Export(data, must_draw_the_same(fresh.pipeline, family, plan, prompt))
 
 
-class _Bare:
-    """The family as `read_adapter` must see it: modules by their names without the attached LoRA's wrappers."""
-
-    def __init__(self, family: Family) -> None:
-        self.spec = family.spec
-        self.denoiser = self
-        self._modules = family.denoiser
-
-    def named_modules(self) -> list[tuple[str, Any]]:
-        return [(name.replace(".base_layer", ""), module) for name, module in self._modules.named_modules()][::1]
-
-
-def fresh_pipeline(family: Family, folder: Path, data: bytes) -> Any:
-    """A plain diffusers pipeline of the base, with the file loaded as any user of diffusers would."""
-    pipeline = load_pipeline(family.spec.name, folder, dtype=family.dtype).to(family.device)
+def load_into(pipeline: Any, data: bytes) -> None:
+    """Load the file as any user of plain diffusers would."""
     with tempfile.TemporaryDirectory(prefix="onbrand-export-") as place:
         (Path(place) / _FILE).write_bytes(data)
         pipeline.load_lora_weights(place, weight_name=_FILE, adapter_name=lora.ADAPTER)
-    return pipeline
 
 
-def must_be_same_tensors(pipeline: Any, family: Family, state: Mapping[str, Tensor]) -> None:
+def must_be_same_tensors(denoiser: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Raise TrainingFailed unless the reloaded LoRA holds exactly these tensors and alpha = rank everywhere."""
-    denoiser = getattr(pipeline, family.spec.component)
     found = get_peft_model_state_dict(denoiser, adapter_name=lora.ADAPTER)
     differing = [key for key in state if key not in found or not torch.equal(found[key].to(state[key]), state[key])]
-    scales = {
-        float(module.scaling[lora.ADAPTER])
-        for module in denoiser.modules()
-        if lora.ADAPTER in getattr(module, "scaling", {})
-    }
+    scalings = (getattr(module, "scaling", {}) for module in denoiser.modules())
+    scales = {float(scaling[lora.ADAPTER]) for scaling in scalings if lora.ADAPTER in scaling}
     if differing or set(found) != set(state) or scales != {1.0}:
         raise TrainingFailed(
             f"the exported file does not load as it was saved: {len(differing)} of {len(state)} tensors differ", stage="export"

@@ -1,0 +1,85 @@
+"""Brands and their members."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from onbrand.api.caller import Admin, AnyUser, Member
+from onbrand.api.input import Input
+from onbrand.api.lists import Listed, all_of
+from onbrand.api.once import OnlyOnce
+from onbrand.errors import Forbidden, InvalidInput
+from onbrand.services import brands
+
+router = APIRouter(prefix="/v1/brands", tags=["brands"])
+
+Role = Literal["member", "admin"]
+
+
+class NewBrand(Input):
+    id: str = Field(description="2 to 63 of a-z, 0-9 and '-': the brand's folder in every bucket.")
+    name: str = Field(min_length=1, max_length=200)
+    home_region: str | None = Field(None, description="Where the brand's bytes stay; the platform's own region if left out.")
+
+
+class NewMember(Input):
+    email: str = Field(max_length=320)
+    role: Role = "member"
+
+
+class NewRole(Input):
+    role: Role
+
+
+@router.post("", status_code=201, response_model=brands.Brand)
+async def create_brand(body: NewBrand, caller: AnyUser, once: OnlyOnce) -> JSONResponse:
+    """Create a brand; the caller becomes its admin."""
+    if caller.scope.brand_id is not None:
+        raise Forbidden("this token is bound to one brand; log in without brand_id to create another")
+    region = caller.parts.settings.region
+    if body.home_region not in (None, region):
+        raise InvalidInput(f"this platform keeps bytes in {region} only", param="home_region")
+    return await once.answer(caller, 201, lambda: brands.create_brand(caller.session, body.id, body.name, region))
+
+
+@router.get("", response_model=Listed)
+async def list_brands(caller: AnyUser) -> dict[str, Any]:
+    """The caller's brands."""
+    return all_of(await brands.list_brands(caller.session))
+
+
+@router.get("/{brand_id}")
+async def get_brand(caller: Member) -> brands.Brand:
+    """One brand, with the caller's role in it."""
+    return await brands.get_brand(caller.session, caller.brand_id)
+
+
+@router.post("/{brand_id}/members", status_code=201, response_model=brands.Member)
+async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResponse:
+    """Make someone who has an account a member."""
+    return await once.answer(
+        caller, 201, lambda: brands.add_member(caller.session, caller.brand_id, body.email, body.role)
+    )
+
+
+@router.get("/{brand_id}/members", response_model=Listed)
+async def list_members(caller: Member) -> dict[str, Any]:
+    """The brand's members: all for an admin, the own row for others."""
+    return all_of(await brands.list_members(caller.session, caller.brand_id))
+
+
+@router.patch("/{brand_id}/members/{user_id}")
+async def set_role(user_id: UUID, body: NewRole, caller: Admin) -> brands.Member:
+    """Change a member's role; the last admin stays one."""
+    return await brands.set_role(caller.session, caller.brand_id, str(user_id), body.role)
+
+
+@router.delete("/{brand_id}/members/{user_id}", status_code=204, response_class=Response)
+async def remove_member(user_id: UUID, caller: Admin) -> None:
+    """Remove a member, at once; the last admin stays."""
+    await brands.remove_member(caller.session, caller.brand_id, str(user_id))

@@ -1,0 +1,82 @@
+"""Server-Sent Events of a job or a generation: read from its rows, resumable by `Last-Event-ID`, ended with its end.
+
+No connection is held between looks, and every look checks the membership anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header
+from fastapi.responses import StreamingResponse
+
+from onbrand.api.caller import Access, BrandCaller
+from onbrand.errors import InvalidInput, OnbrandError
+
+ENDED = frozenset({"completed", "failed", "canceled"})
+_LOOK_EVERY = 0.4
+_HEARTBEAT_EVERY = 15.0
+_LONGEST = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at the rows: the status first, then the events, so that none before the end is missed."""
+
+    status: str
+    events: list[Any]
+
+
+Look = Callable[[BrandCaller, int], Awaitable[Seen]]
+
+
+def _last_event_id(
+    last: Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")] = None,
+) -> int:
+    if last is None or last == "":
+        return 0
+    if not (last.isascii() and last.isdigit() and len(last) <= 18):
+        raise InvalidInput("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
+    return int(last)
+
+
+After = Annotated[int, Depends(_last_event_id)]
+
+
+async def stream(access: Access, after: int, look: Look) -> StreamingResponse:
+    """The stream. Raises NotFound before it begins if the first look finds nothing."""
+    async with access.open() as caller:
+        first = await look(caller, after)
+    return StreamingResponse(
+        _written(access, after, first, look), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+    )
+
+
+async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncIterator[str]:
+    end, heard = time.monotonic() + _LONGEST, time.monotonic()
+    yield ": onbrand\n\n"
+    while True:
+        for event in seen.events:
+            after, heard = event.seq, time.monotonic()
+            yield as_text(event.seq, event.kind, event.data)
+        if seen.status in ENDED or time.monotonic() > end:
+            return
+        if time.monotonic() - heard > _HEARTBEAT_EVERY:
+            heard = time.monotonic()
+            yield ": waiting\n\n"
+        await asyncio.sleep(_LOOK_EVERY)
+        try:
+            async with access.open() as caller:
+                seen = await look(caller, after)
+        except OnbrandError:
+            return  # no longer a member, deleted, or the database is away: the client resumes, and is told then
+
+
+def as_text(seq: int, kind: str, data: Any) -> str:
+    """One event on the wire."""
+    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

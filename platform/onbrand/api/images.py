@@ -1,0 +1,108 @@
+"""Generations (a prompt, becoming pictures) and the pictures themselves."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from onbrand.api import events, waiting
+from onbrand.api.caller import BrandCaller, Member, MemberAccess
+from onbrand.api.files import Link, link_to
+from onbrand.api.lists import Listed, Paging, listed
+from onbrand.api.once import OnlyOnce, as_json
+from onbrand.services import images
+
+router = APIRouter(prefix="/v1/brands/{brand_id}", tags=["generations"])
+
+WAIT_SECONDS_MAX = 60
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?:$|[,;\s])")
+
+
+def _wait_seconds(
+    prefer: Annotated[str | None, Header(description="`wait=N`: answer when done, at most after N seconds.")] = None,
+) -> int:
+    """N of `Prefer: wait=N` (RFC 7240), at most 60; a preference that says nothing to us is ignored."""
+    found = _WAIT.search(prefer or "")
+    return min(WAIT_SECONDS_MAX, int(found[1])) if found else 0
+
+
+WaitSeconds = Annotated[int, Depends(_wait_seconds)]
+
+
+@router.post(
+    "/generations",
+    status_code=202,
+    response_model=images.Generation,
+    responses={201: {"model": images.Generation, "description": "Done within `Prefer: wait`."}},
+)
+async def create_generation(
+    body: images.NewGeneration, access: MemberAccess, once: OnlyOnce, wait: WaitSeconds, request: Request
+) -> JSONResponse:
+    """Draw pictures: 201 when they were done within `Prefer: wait=N`, else 202 and the generation under way."""
+    generation_id = await waiting.begin(access, body, once)
+    generation = await waiting.until_done(access, generation_id, wait, request, abandon=once.key is None)
+    headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation_id}"}
+    if wait:
+        headers["Preference-Applied"] = f"wait={wait}"
+    status = 201 if generation.status in events.ENDED else 202
+    return JSONResponse(as_json(generation), status, headers=headers)
+
+
+@router.get("/generations", response_model=Listed)
+async def list_generations(caller: Member, paging: Paging) -> dict[str, Any]:
+    """The brand's generations."""
+    return listed(await images.list_generations(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.get("/generations/{generation_id}")
+async def get_generation(generation_id: UUID, caller: Member) -> images.Generation:
+    """One generation as it is now."""
+    return await images.get_generation(caller.session, caller.brand_id, str(generation_id))
+
+
+@router.post("/generations/{generation_id}/cancel", response_model=images.Generation)
+async def cancel_generation(generation_id: UUID, access: MemberAccess, once: OnlyOnce) -> JSONResponse:
+    """Ask an own generation to end: its rows on the accelerator are free at the next step."""
+    done = await waiting.cancel(access, str(generation_id), once)
+    return JSONResponse(done.body, done.status)
+
+
+@router.get("/generations/{generation_id}/events", response_class=StreamingResponse)
+async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
+    """Progress and status as Server-Sent Events, to the generation's end."""
+
+    async def look(caller: BrandCaller, after: int) -> events.Seen:
+        generation = await images.get_generation(caller.session, caller.brand_id, str(generation_id))
+        seen = await images.events(caller.session, caller.brand_id, str(generation_id), after)
+        return events.Seen(generation.status, list(seen))
+
+    return await events.stream(access, after, look)
+
+
+@router.get("/images", response_model=Listed)
+async def list_images(caller: Member, paging: Paging) -> dict[str, Any]:
+    """The brand's generated pictures."""
+    return listed(await images.list_images(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.get("/images/{image_id}")
+async def get_image(image_id: UUID, caller: Member) -> images.Image:
+    """One picture's row, with its receipt."""
+    return await images.get_image(caller.session, caller.brand_id, str(image_id))
+
+
+@router.get("/images/{image_id}/content")
+async def link_image(image_id: UUID, caller: Member) -> Link:
+    """A signed link to the picture."""
+    image = await images.get_image(caller.session, caller.brand_id, str(image_id))
+    return await link_to(caller, "generated-content", image.object_name)
+
+
+@router.delete("/images/{image_id}", status_code=204, response_class=Response)
+async def delete_image(image_id: UUID, caller: Member) -> None:
+    """Delete an own picture."""
+    await images.delete_image(caller.session, caller.store, caller.brand_id, caller.user_id, str(image_id))

@@ -1,0 +1,88 @@
+"""Training jobs: create, watch, rename, cancel, retry, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import Field
+
+from onbrand.api import events
+from onbrand.api.caller import Admin, BrandCaller, Member, MemberAccess
+from onbrand.api.input import Input
+from onbrand.api.lists import Listed, Paging, listed
+from onbrand.api.once import OnlyOnce
+from onbrand.services import jobs
+
+router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"])
+
+
+class NewName(Input):
+    name: str = Field(min_length=1, max_length=200)
+
+
+@router.post("", status_code=201, response_model=jobs.Job)
+async def create_job(body: jobs.NewJob, caller: Member, once: OnlyOnce) -> JSONResponse:
+    """Start a fine-tuning of an adapter on pictures of the brand."""
+    return await once.answer(
+        caller, 201, lambda: jobs.create_job(caller.session, caller.brand_id, caller.user_id, body)
+    )
+
+
+@router.get("", response_model=Listed)
+async def list_jobs(caller: Member, paging: Paging) -> dict[str, Any]:
+    """The brand's training jobs."""
+    return listed(await jobs.list_jobs(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.get("/{job_id}")
+async def get_job(job_id: UUID, caller: Member) -> jobs.Job:
+    """One training job as it is now."""
+    return await jobs.get_job(caller.session, caller.brand_id, str(job_id))
+
+
+@router.patch("/{job_id}")
+async def rename_job(job_id: UUID, body: NewName, caller: Member) -> jobs.Job:
+    """Give an own job another name."""
+    return await jobs.rename_job(caller.session, caller.brand_id, caller.user_id, str(job_id), body.name)
+
+
+@router.post("/{job_id}/cancel", response_model=jobs.Job)
+async def cancel_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONResponse:
+    """Ask an own job to end; it does at its next report."""
+    return await once.answer(
+        caller, 200, lambda: jobs.request_cancel(caller.session, caller.brand_id, caller.user_id, str(job_id))
+    )
+
+
+@router.post("/{job_id}/retry", status_code=201, response_model=jobs.Job)
+async def retry_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONResponse:
+    """A new job with the configuration and pictures of one that failed or was canceled."""
+    return await once.answer(
+        caller, 201, lambda: jobs.retry_job(caller.session, caller.brand_id, caller.user_id, str(job_id))
+    )
+
+
+@router.delete("/{job_id}", status_code=204, response_class=Response)
+async def delete_job(job_id: UUID, caller: Admin) -> None:
+    """Delete a job that has ended; its model stays."""
+    await jobs.delete_job(caller.session, caller.brand_id, str(job_id))
+
+
+@router.get("/{job_id}/metrics")
+async def get_metrics(job_id: UUID, caller: Member) -> dict[str, Any]:
+    """The last reported metrics and the history of the loss."""
+    return await jobs.metrics(caller.session, caller.brand_id, str(job_id))
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse)
+async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
+    """Progress, metrics, samples and status as Server-Sent Events, to the job's end."""
+
+    async def look(caller: BrandCaller, after: int) -> events.Seen:
+        job = await jobs.get_job(caller.session, caller.brand_id, str(job_id))
+        return events.Seen(job.status, list(await jobs.events(caller.session, caller.brand_id, str(job_id), after)))
+
+    return await events.stream(access, after, look)

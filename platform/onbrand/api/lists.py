@@ -1,0 +1,65 @@
+"""Lists: `{"object": "list", "data": [...], "has_more": ..., "next_cursor": ...}`; cursors are opaque."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, Query
+from pydantic import BaseModel
+
+from onbrand.api.caller import AppParts
+from onbrand.api.once import as_json
+from onbrand.errors import InvalidInput
+
+_LIMIT = 20
+
+
+class Page(Protocol):
+    """What a service's list gives."""
+
+    @property
+    def data(self) -> Any: ...
+    @property
+    def next_cursor(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """Which part of a list is asked for."""
+
+    limit: int
+    cursor: str | None
+
+
+def _list_query(
+    parts: AppParts,
+    limit: Annotated[int, Query(description="Objects on a page.")] = _LIMIT,
+    cursor: Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")] = None,
+) -> ListQuery:
+    most = parts.settings.limits.page
+    if not 1 <= limit <= most:
+        raise InvalidInput(f"limit must be 1 to {most}", param="limit")
+    return ListQuery(limit, cursor)
+
+
+Paging = Annotated[ListQuery, Depends(_list_query)]
+
+
+class Listed(BaseModel):
+    """The answer's shape, for the description of the API."""
+
+    object: str = "list"
+    data: list[dict[str, Any]]
+    has_more: bool
+    next_cursor: str | None
+
+
+def listed(page: Page) -> dict[str, Any]:
+    """A page as the API's object."""
+    return all_of(page.data) | {"has_more": page.next_cursor is not None, "next_cursor": page.next_cursor}
+
+
+def all_of(things: Any) -> dict[str, Any]:
+    """A list that is complete."""
+    return {"object": "list", "data": [as_json(thing) for thing in things], "has_more": False, "next_cursor": None}

@@ -1,0 +1,39 @@
+"""Published adapters: list, look at, download, delete. Only the system makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from onbrand.api.caller import Admin, Member
+from onbrand.api.files import Link, link_to
+from onbrand.api.lists import Listed, Paging, listed
+from onbrand.services import models
+
+router = APIRouter(prefix="/v1/brands/{brand_id}/models", tags=["models"])
+
+
+@router.get("", response_model=Listed)
+async def list_models(caller: Member, paging: Paging) -> dict[str, Any]:
+    """The brand's adapters."""
+    return listed(await models.list_models(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.get("/{model}")
+async def get_model(model: str, caller: Member) -> models.Model:
+    """One adapter, by id or by name (`flux-lora-v2`)."""
+    return await models.get_model(caller.session, caller.brand_id, model)
+
+
+@router.get("/{model}/download")
+async def link_model(model: str, caller: Member) -> Link:
+    """A signed link to the safetensors file; asking for it is recorded."""
+    found = await models.get_model(caller.session, caller.brand_id, model)
+    return await link_to(caller, "models", found.object_name)
+
+
+@router.delete("/{model}", status_code=204, response_class=Response)
+async def delete_model(model: str, caller: Admin) -> None:
+    """Delete the adapter and its weights; pictures made with it stay."""
+    await models.delete_model(caller.session, caller.store, caller.brand_id, model)

@@ -1,0 +1,48 @@
+"""Signing up, logging in, and who a token is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from onbrand.api.caller import Anonymous, AnyUser, AppParts
+from onbrand.api.input import Input
+from onbrand.api.once import as_json
+from onbrand.errors import Forbidden
+from onbrand.services import brands, identity
+
+router = APIRouter(tags=["users"])
+
+
+class SignUp(Input):
+    email: str = Field(max_length=320)
+    password: str = Field(max_length=1000, repr=False)
+
+
+class LogIn(SignUp):
+    brand_id: str | None = Field(None, description="Narrows the token to one brand.")
+
+
+@router.post("/v1/users", status_code=201)
+async def sign_up(body: SignUp, session: Anonymous, parts: AppParts) -> identity.User:
+    """Make an account."""
+    if parts.settings.sign_up == "closed":
+        raise Forbidden("sign-up is closed here; ask the operator for an account")
+    return await identity.sign_up(session, body.email, body.password)
+
+
+@router.post("/v1/tokens", status_code=201)
+async def log_in(body: LogIn, session: Anonymous, parts: AppParts) -> JSONResponse:
+    """Get a bearer token for email and password."""
+    token = await identity.log_in(session, parts.issuer, body.email, body.password, body.brand_id)
+    return JSONResponse(as_json(token), 201, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/v1/me")
+async def me(caller: AnyUser) -> dict[str, Any]:
+    """Who this token is, and which brands it reaches."""
+    mine = await brands.list_brands(caller.session)
+    return {"id": caller.user_id, "brand_id": caller.scope.brand_id, "brands": [as_json(brand) for brand in mine]}

@@ -1,0 +1,112 @@
+"""A generation's life as a request sees it: begin, wait for the end, cancel; a client that goes away frees its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import Request
+
+from onbrand.api.caller import Access
+from onbrand.api.events import ENDED
+from onbrand.api.once import Done, Once
+from onbrand.errors import OnbrandError
+from onbrand.services import images
+
+_LOOK_EVERY = 0.5
+
+
+async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
+    """Write the row, commit, and start drawing; a repeated call finds the generation of the first. Returns its id."""
+    renderings = access.parts.renderings
+    renderings.must_have_room()
+    render: images.RenderRequest | None = None
+    async with access.open() as caller:
+        limits = caller.parts.settings.limits
+        done = await once.do(
+            caller,
+            202,
+            lambda: images.create_generation(caller.session, caller.brand_id, caller.user_id, body, limits),
+        )
+        generation_id = str(done.body["id"])
+        if done.is_fresh:
+            ticket = renderings.ticket_for(caller.brand_id, generation_id, caller.user_id)
+            render = await images.render_request(caller.session, caller.brand_id, generation_id, ticket)
+    if render is not None:
+        renderings.start(str(done.body["model_type"]), render)
+    return generation_id
+
+
+async def read(access: Access, generation_id: str) -> images.Generation:
+    """The generation as it is now."""
+    async with access.open() as caller:
+        return await images.get_generation(caller.session, caller.brand_id, generation_id)
+
+
+async def until_done(
+    access: Access, generation_id: str, seconds: float, request: Request, *, abandon: bool
+) -> images.Generation:
+    """The generation when it has ended, or as it is after `seconds`.
+
+    Args:
+        abandon: cancel it when the client goes away meanwhile (one with an Idempotency-Key will come back for it).
+    """
+    try:
+        return await _look_until_done(access, generation_id, seconds, request, abandon)
+    except asyncio.CancelledError:
+        if abandon:
+            _keep(asyncio.create_task(abandon(access, generation_id)))
+        raise
+
+
+async def cancel(access: Access, generation_id: str, once: Once) -> Done:
+    """Write that canceling was asked, then tell the engine."""
+    async with access.open() as caller:
+        done = await once.do(
+            caller,
+            200,
+            lambda: images.cancel_generation(caller.session, caller.brand_id, caller.user_id, generation_id),
+        )
+    if done.body["status"] not in ENDED:
+        await access.parts.renderings.cancel(str(done.body["model_type"]), generation_id)
+    return done
+
+
+async def _look_until_done(
+    access: Access, generation_id: str, seconds: float, request: Request, abandon: bool
+) -> images.Generation:
+    end = time.monotonic() + seconds
+    while True:
+        generation = await read(access, generation_id)
+        left = end - time.monotonic()
+        if generation.status in ENDED or left <= 0:
+            return generation
+        if abandon and await request.is_disconnected():
+            await abandon(access, generation_id)
+            return generation
+        await _pause(access, generation_id, min(left, _LOOK_EVERY))
+
+
+async def _pause(access: Access, generation_id: str, seconds: float) -> None:
+    """Until the generation's task ends, if it runs here; another ingress's is looked at again after `seconds`."""
+    if access.parts.renderings.is_running(generation_id):
+        await access.parts.renderings.wait(generation_id, seconds)
+    else:
+        await asyncio.sleep(min(seconds, 0.2))
+
+
+async def abandon(access: Access, generation_id: str) -> None:
+    try:
+        await cancel(access, generation_id, Once(None, "", ""))
+    except OnbrandError:
+        pass  # ended meanwhile
+
+
+_kept: set[asyncio.Task[Any]] = set()
+
+
+def _keep(task: asyncio.Task[Any]) -> None:
+    """The event loop holds tasks weakly; hold this one until it is done."""
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)

@@ -1,0 +1,63 @@
+"""`onbrand asset`: the pictures a brand is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.exits import Refused
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, show, show_rows
+
+app = typer.Typer(name="asset", help="Training pictures.", no_args_is_help=True)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@app.command()
+def upload(
+    files: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them (PNG, JPEG, WEBP).")],
+    caption: Annotated[
+        list[str] | None, typer.Option(help="One for all, or one for each in order; '[brand]' is the brand's word.")
+    ] = None,
+    object: Annotated[str, typer.Option(help="logo, product, person, packaging or other.")] = "other",
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload pictures: all, or none if one is refused."""
+    client = connect()
+    pictures = expand(files)
+    captions = caption[0] if caption is not None and len(caption) == 1 else caption
+    assets = client.assets.upload(chosen_brand(client, brand), pictures, captions, object=object)
+    document = {"object": "list", "data": [asset.model_dump(mode="json") for asset in assets]}
+    show(document, f"Uploaded {len(assets)} pictures.", as_json)
+
+
+@app.command("list")
+def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """The brand's training pictures."""
+    client = connect()
+    columns = ("id", "name", "object", "width", "height", "caption")
+    show_rows(client.assets.list(chosen_brand(client, brand)), columns, as_json)
+
+
+@app.command()
+def delete(asset_id: str, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Delete a training picture (admins only)."""
+    client = connect()
+    client.assets.delete(chosen_brand(client, brand), asset_id)
+    show({"id": asset_id, "deleted": True}, f"Deleted {asset_id}.", as_json)
+
+
+def expand(files: list[Path]) -> list[Path]:
+    """The files themselves, and the pictures of folders in order of their names. Raises Refused."""
+    found: list[Path] = []
+    for file in files:
+        inside = sorted(p for p in file.iterdir() if p.suffix.lower() in PICTURES) if file.is_dir() else [file]
+        if not inside:
+            raise Refused(f"{file} holds no picture; PNG, JPEG and WEBP files are taken", code="no_pictures")
+        found += inside
+    if missing := [str(file) for file in found if not file.is_file()]:
+        raise Refused(f"{missing[0]} is not a file; check the path", code="no_such_file")
+    return found

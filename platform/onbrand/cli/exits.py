@@ -1,0 +1,92 @@
+"""Exit codes, and which error of the platform or the SDK leaves with which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FAILED, USAGE, NOT_LOGGED_IN, NOT_FOUND, REFUSED, CONFLICT, UNAVAILABLE, FORBIDDEN, CONFIGURATION = range(1, 10)
+INTERRUPTED = 130
+
+EXIT_CODES_HELP = (
+    "Exit codes: 0 ok, 1 failed, 2 usage, 3 not logged in, 4 not found, 5 input refused, 6 conflict, "
+    "7 platform unavailable, 8 role too low, 9 cannot start as configured, 130 interrupted."
+)
+
+_BY_STATUS = {
+    401: NOT_LOGGED_IN,
+    403: FORBIDDEN,
+    404: NOT_FOUND,
+    409: CONFLICT,
+    413: REFUSED,
+    415: REFUSED,
+    422: REFUSED,
+    429: UNAVAILABLE,
+    503: UNAVAILABLE,
+}
+_REMEDIES = {NOT_LOGGED_IN: "run 'onbrand login'", UNAVAILABLE: "is 'onbrand up' running?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One line for people, one object for programs."""
+
+    exit_code: int
+    code: str
+    message: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Refused(Exception):
+    """What the command line itself refuses, before anything is sent."""
+
+    def __init__(self, message: str, exit_code: int = REFUSED, code: str = "refused") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+
+
+def failure_of(problem: Exception) -> Failure | None:
+    """What to say about an error that was raised on purpose; None for a bug."""
+    if isinstance(problem, Refused):
+        return Failure(problem.exit_code, problem.code, str(problem))
+    from onbrand.client import errors as client
+    from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
+
+    if isinstance(problem, client.OnbrandClientError):
+        return _of_client(problem)
+    if isinstance(problem, ConfigurationError | BaseModelRefused):
+        return Failure(CONFIGURATION, problem.code, problem.message, _fields(param=problem.param))
+    if isinstance(problem, OnbrandError):
+        exit_code = _BY_STATUS.get(problem.status, FAILED)
+        return Failure(exit_code, problem.code, problem.message, _fields(param=problem.param))
+    if isinstance(problem, OSError) and problem.filename is not None:
+        return Failure(
+            FAILED, "file", f"{problem.filename}: {problem.strerror}; choose another place or fix its rights"
+        )
+    return None
+
+
+def _of_client(problem: Exception) -> Failure:
+    from onbrand.client import errors as client
+
+    if isinstance(problem, client.RequestRefused):
+        exit_code = _BY_STATUS.get(problem.status, REFUSED if problem.status < 500 else FAILED)
+        fields = _fields(status=problem.status, param=problem.param, request_id=problem.request_id)
+        return Failure(exit_code, problem.code or "refused", _with_remedy(problem.message, exit_code), fields)
+    if isinstance(problem, client.ConnectionFailed):
+        return Failure(UNAVAILABLE, "unavailable", str(problem))
+    if isinstance(problem, client.InvalidArgument):
+        return Failure(REFUSED, "invalid_argument", str(problem))
+    if isinstance(problem, client.JobFailed):
+        return Failure(FAILED, "job_failed", str(problem), _fields(id=getattr(problem.job, "id", None)))
+    return Failure(FAILED, "failed", str(problem))
+
+
+def _with_remedy(message: str, exit_code: int) -> str:
+    remedy = _REMEDIES.get(exit_code)
+    return f"{message.rstrip('.')}; {remedy}" if remedy else message
+
+
+def _fields(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

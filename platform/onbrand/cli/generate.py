@@ -1,0 +1,64 @@
+"""`onbrand generate`: draw pictures and save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, progress_bar, show
+
+if TYPE_CHECKING:
+    from onbrand.client import Generation
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw; '[brand]' is the model's trigger word.")],
+    model: Annotated[str | None, typer.Option(help="An adapter: name (sd15-lora-v1) or id.")] = None,
+    model_type: Annotated[str | None, typer.Option(help="Without --model: the base to draw with.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="How many pictures.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="True guidance of flux.")] = None,
+    lora_scale: Annotated[float | None, typer.Option(help="Strength of the adapter.")] = None,
+    output_format: Annotated[str | None, typer.Option(help="png, jpeg or webp.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("."),
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures, wait for them and save them."""
+    wishes: dict[str, Any] = {
+        "model_type": model_type,
+        "negative_prompt": negative_prompt,
+        "num_images": num_images,
+        "width": width,
+        "height": height,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "lora_scale": lora_scale,
+        "output_format": output_format,
+    }
+    client = connect()
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar("Drawing", as_json) as move:
+        generation = client.generate_image(
+            chosen_brand(client, brand),
+            prompt,
+            model=model,
+            progress=lambda now: move(now.progress, f"Drawing, {now.status}"),
+            **{field: wish for field, wish in wishes.items() if wish is not None},
+        )
+    _show(generation, [image.download(out) for image in generation.images], as_json)
+
+
+def _show(generation: Generation, paths: list[Path], as_json: bool) -> None:
+    document = generation.model_dump(mode="json") | {"paths": [str(path) for path in paths]}
+    show(document, "\n".join(f"Saved {path}" for path in paths), as_json)

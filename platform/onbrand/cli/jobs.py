@@ -1,0 +1,57 @@
+"""`onbrand job`: training jobs that exist."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.train import follow, show_job
+
+app = typer.Typer(name="job", help="Training jobs.", no_args_is_help=True)
+JobId = Annotated[str, typer.Argument(help="The job's id.")]
+
+
+@app.command("list")
+def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """The brand's training jobs."""
+    client = connect()
+    columns = ("id", "name", "model_type", "status", "progress", "created_at")
+    show_rows(client.training_jobs.list(chosen_brand(client, brand)), columns, as_json)
+
+
+@app.command()
+def get(
+    job_id: JobId,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """One job, perhaps followed to its end."""
+    client = connect()
+    job = client.training_jobs.get(chosen_brand(client, brand), job_id)
+    show_job(follow(job, as_json) if wait else job, as_json)
+
+
+@app.command()
+def cancel(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Ask a job to end."""
+    client = connect()
+    show_job(client.training_jobs.cancel(chosen_brand(client, brand), job_id), as_json)
+
+
+@app.command()
+def retry(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Start a failed or canceled job again, as a new one."""
+    client = connect()
+    show_job(client.training_jobs.retry(chosen_brand(client, brand), job_id), as_json)
+
+
+@app.command()
+def delete(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Delete a job that has ended (admins only)."""
+    client = connect()
+    client.training_jobs.delete(chosen_brand(client, brand), job_id)
+    show({"id": job_id, "deleted": True}, f"Deleted {job_id}.", as_json)

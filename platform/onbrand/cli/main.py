@@ -1,0 +1,73 @@
+"""The commands joined, and the one place where errors leave the process."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+import onbrand
+from onbrand.cli import assets, brands, demo, generate, images, jobs, login, models, tiny, train, up
+from onbrand.cli.exits import EXIT_CODES_HELP, INTERRUPTED, Failure, failure_of
+from onbrand.cli.output import print_failure
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(onbrand.__version__)
+        raise typer.Exit
+
+
+def build() -> typer.Typer:
+    """The command with all its sub-commands."""
+    app = typer.Typer(
+        name="onbrand",
+        help="Every brand its own private image models.",
+        epilog=EXIT_CODES_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True)) -> None:
+        """Every brand its own private image models."""
+
+    for command in (up.up, demo.demo, login.signup, login.login, train.train, generate.generate):
+        app.command()(command)
+    for noun in (brands.app, assets.app, jobs.app, models.app, images.app, tiny.app):
+        app.add_typer(noun)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = build()(args=given, prog_name="onbrand", standalone_mode=False)
+    except _UsageError as problem:
+        code = _print_usage_error(problem, "--json" in given)
+    except (KeyboardInterrupt, typer.Abort):
+        print_failure(Failure(INTERRUPTED, "interrupted", "interrupted"), "--json" in given)
+        code = INTERRUPTED
+    except Exception as problem:
+        failure = failure_of(problem)
+        if failure is None:
+            raise
+        print_failure(failure, "--json" in given)
+        code = failure.exit_code
+    sys.exit(code or 0)
+
+
+def _print_usage_error(problem: Exception, as_json: bool) -> int:
+    message = problem.format_message()  # type: ignore[attr-defined]
+    context = getattr(problem, "ctx", None)
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        print(message, file=sys.stderr)
+        return 2
+    remedy = f"see '{context.command_path if context else 'onbrand'} --help'"
+    print_failure(Failure(2, "usage", f"{message.rstrip('.')}; {remedy}"), as_json)
+    return 2

@@ -1,0 +1,52 @@
+"""`onbrand model`: published adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, show, show_rows
+
+app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True)
+ModelName = Annotated[str, typer.Argument(help="A name (flux-lora-v2) or an id.")]
+
+
+@app.command("list")
+def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """The brand's models."""
+    client = connect()
+    columns = ("id", "name", "rank", "trigger_word", "bytes", "created_at")
+    show_rows(client.models.list(chosen_brand(client, brand)), columns, as_json)
+
+
+@app.command()
+def get(model: ModelName, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """One model."""
+    client = connect()
+    found = client.models.get(chosen_brand(client, brand), model)
+    show(found, f"{found.name} ({found.id}), rank {found.rank}, sha256 {found.sha256}", as_json)
+
+
+@app.command()
+def download(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="A file, or a folder that keeps the model's name.")] = Path("."),
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save the safetensors file (the platform logs it)."""
+    client = connect()
+    found = client.models.get(chosen_brand(client, brand), model)
+    path = found.download(out)
+    show({"id": found.id, "name": found.name, "path": str(path)}, f"Saved {path}.", as_json)
+
+
+@app.command()
+def delete(model: ModelName, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Delete a model (admins only)."""
+    client = connect()
+    client.models.delete(chosen_brand(client, brand), model)
+    show({"id": model, "deleted": True}, f"Deleted {model}.", as_json)

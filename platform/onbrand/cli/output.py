@@ -1,0 +1,79 @@
+"""What a command prints: one JSON document, or text for people. Progress and errors go to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from onbrand.cli.exits import Failure
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
+Step = Callable[[float, str], None]
+
+
+def show(thing: Any, text: str, as_json: bool) -> None:
+    """Print `thing` (a model or a plain object) as JSON, or `text`."""
+    if as_json:
+        print(json.dumps(_plain(thing), ensure_ascii=False))
+    elif text:
+        print(text)
+
+
+def show_rows(things: Iterable[BaseModel], columns: Sequence[str], as_json: bool) -> None:
+    """Print a list: as JSON `{"object": "list", "data": [...]}`, or as a table of `columns`."""
+    found = list(things)
+    if as_json:
+        show({"object": "list", "data": [_plain(thing) for thing in found]}, "", as_json)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for thing in found:
+        table.add_row(*(_cell(getattr(thing, column)) for column in columns))
+    console = Console()
+    wide = console if console.is_terminal else Console(width=240)  # a pipe must not lose half an id
+    wide.print(table if found else "none")
+
+
+def print_failure(failure: Failure, as_json: bool) -> None:
+    """One line on stderr; with `as_json` also the error as the one document on stdout."""
+    if as_json:
+        error = {"code": failure.code, "message": failure.message, **failure.fields}
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    print(f"onbrand: {' '.join(failure.message.split())}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(title: str, as_json: bool) -> Iterator[Step]:
+    """A bar on stderr that the yielded function moves to a percentage; silent with `as_json`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=as_json,
+    )
+    with bar:
+        task = bar.add_task(title, total=100)
+        yield lambda percent, text: bar.update(task, completed=percent, description=text)
+
+
+def _plain(thing: Any) -> Any:
+    return thing.model_dump(mode="json") if isinstance(thing, BaseModel) else thing
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value.strftime("%Y-%m-%d %H:%M") if hasattr(value, "strftime") else str(value)

@@ -1,0 +1,53 @@
+"""`onbrand tiny`: make the tiny base models that ship with Onbrand, and measure them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.exits import Refused
+from onbrand.cli.output import AsJson, show
+
+app = typer.Typer(name="tiny", help="The tiny base models: train and score them.", no_args_is_help=True)
+Family = Annotated[str, typer.Argument(help="sd15, sdxl or flux.")]
+
+
+@app.command()
+def train(
+    family: Family,
+    out: Annotated[Path, typer.Option(help="The folder to write the pipeline to.")],
+    as_json: AsJson = False,
+) -> None:
+    """Train a tiny base from scratch on pictures drawn here."""
+    must_be_family(family)
+    from onbrand.families.tiny.train import train as train_tiny
+
+    made = train_tiny(family, out)
+    show({"family": family, "folder": str(out), "result": made}, f"Trained {family} in {out}.", as_json)
+
+
+@app.command()
+def score(
+    family: Family,
+    folder: Annotated[Path | None, typer.Option(help="Another folder than the shipped one.")] = None,
+    num: Annotated[int, typer.Option(min=1, max=10_000, help="Prompts of each kind.")] = 100,
+    seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """How often colour, shape and ground are right, on seen and on held-out combinations."""
+    must_be_family(family)
+    from onbrand.families.tiny.score import score as score_tiny
+
+    result = score_tiny(family, folder, n=num, seed=seed)
+    show(result, json.dumps(result, indent=2), as_json)
+
+
+def must_be_family(family: str) -> None:
+    """Raise Refused unless `family` is one of Onbrand's."""
+    from onbrand.config import FAMILIES
+
+    if family not in FAMILIES:
+        raise Refused(f"there is no family '{family}'; choose one of {', '.join(FAMILIES)}", code="invalid_input")

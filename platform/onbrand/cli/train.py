@@ -1,0 +1,78 @@
+"""`onbrand train`: create a training job and follow it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, progress_bar, show
+
+if TYPE_CHECKING:
+    from onbrand.client import TrainingJob
+
+
+def train(
+    model_type: Annotated[str, typer.Option(help="flux, sdxl or sd15.")] = "sd15",
+    asset: Annotated[list[str] | None, typer.Option(help="An asset's id, repeatable; 'all' (the default).")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the job.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels of a side.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
+    targets: Annotated[str | None, typer.Option(help="attention, strong or all.")] = None,
+    trigger_word: Annotated[str | None, typer.Option(help="What '[brand]' stands for; the brand's id.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same adapter.")] = None,
+    sample_prompt: Annotated[list[str] | None, typer.Option(help="Drawn while it trains; repeatable.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune an adapter on the brand's pictures. Unsaid values are the base model's own advice."""
+    wishes = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "rank": rank,
+        "resolution": resolution,
+        "batch_size": batch_size,
+        "targets": targets,
+        "trigger_word": trigger_word,
+        "seed": seed,
+        "sample_prompts": sample_prompt or None,
+        "num_workers": workers,
+    }
+    client = connect()
+    job = client.create_training_job(
+        chosen_brand(client, brand),
+        model_type,
+        assets=None if not asset or asset == ["all"] else asset,
+        name=name,
+        config={field: wish for field, wish in wishes.items() if wish is not None},
+    )
+    show_job(follow(job, as_json) if wait else job, as_json)
+
+
+def follow(job: TrainingJob, as_json: bool) -> TrainingJob:
+    """Wait for the job with a progress bar. Raises JobFailed."""
+    with progress_bar(f"Training {job.model_type}", as_json) as move:
+        return job.wait(lambda now: move(now.progress, _title(now)))
+
+
+def show_job(job: Any, as_json: bool) -> None:
+    """Print a training job."""
+    lines = [f"Job {job.id}: {job.status}, {job.progress} %"]
+    if job.model_url:
+        lines.append(f"Model: {job.model_url}")
+    if job.error:
+        lines.append(f"Reason: {job.error.get('message')}")
+    if job.status == "pending":
+        lines.append(f"Follow it with 'onbrand job get {job.id}'.")
+    show(job, "\n".join(lines), as_json)
+
+
+def _title(job: TrainingJob) -> str:
+    loss = (job.metrics or {}).get("loss")
+    return f"{job.status} {job.model_type}" + (f", loss {loss:.4f}" if isinstance(loss, float) else "")

@@ -1,0 +1,115 @@
+"""`onbrand up`: the whole platform on this machine, in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onbrand.cli.output import AsJson, show
+
+if TYPE_CHECKING:
+    from onbrand.config import Settings
+    from onbrand.runtime import Platform
+
+_POLL_SECONDS = 0.5
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (ONBRAND_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one (ONBRAND_PORT).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Everything local lies here (ONBRAND_DATA_DIR).")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Serve only this family; repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the platform here: database, object store, Ray, Serve. Ctrl-C ends all of it, and nothing else."""
+    settings = settings_from({"host": host, "port": port, "data_dir": data_dir, "families": family or None})
+    listen_for_end()
+    from onbrand.runtime import Platform
+
+    with Platform(settings, tell=_teller(as_json)) as platform:
+        _announce(platform, as_json)
+        with contextlib.suppress(Ended):
+            _wait_for_end(platform)
+
+
+def _wait_for_end(platform: Platform) -> None:
+    while platform.running:
+        time.sleep(_POLL_SECONDS)
+    from onbrand.errors import ConfigurationError
+
+    log = platform.settings.folder / "logs" / "ray.log"
+    raise ConfigurationError(f"Ray has ended; {log} says why; start the platform again to go on")
+
+
+def settings_from(options: dict[str, Any]) -> Settings:
+    """The environment's settings, with the command line's before them. Raises ConfigurationError naming the setting."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from onbrand.config import Settings
+    from onbrand.errors import ConfigurationError
+
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        name = "__".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"setting {name}: {first['msg']}; fix ONBRAND_{name.upper()}", param=name) from None
+    except SettingsError as problem:
+        raise ConfigurationError(f"{problem}; give it as JSON in the environment") from None
+
+
+class Ended(KeyboardInterrupt):
+    """The first SIGINT or SIGTERM."""
+
+
+def listen_for_end() -> None:
+    """From now on the first SIGINT or SIGTERM raises Ended; later ones do not disturb the clearing up."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            raise Ended
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+
+
+def _teller(as_json: bool) -> Any:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return (lambda text: None) if as_json else (lambda text: console.print(f"[dim]{text} ...[/dim]"))
+
+
+def _announce(platform: Platform, as_json: bool) -> None:
+    settings = platform.settings
+    document = {"url": platform.url, "data_dir": str(settings.folder), "families": list(settings.families)}
+    if as_json:
+        show(document, "", as_json)
+    else:
+        _print_panel(platform.url, settings)
+    sys.stdout.flush()
+
+
+def _print_panel(url: str, settings: Settings) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+
+    at = "" if url == "http://127.0.0.1:8000" else f" --url {url}"
+    text = (
+        f"[bold]{url}[/bold]   API: {url}/docs\n\n"
+        f"First time:  onbrand signup you@example.com{at}\n"
+        f"Later:       onbrand login you@example.com{at}\n"
+        "Then:        onbrand brand create acme; onbrand asset upload PICTURES; onbrand train; onbrand generate PROMPT\n\n"
+        f"Data: {settings.folder}   Families: {', '.join(settings.families)}   Ctrl-C ends it."
+    )
+    Console().print(Panel(text, title="Onbrand is up", border_style="green"))

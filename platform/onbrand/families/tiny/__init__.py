@@ -1,0 +1,15 @@
+"""The tiny flavour of every family: real pipelines at 64 px, trained from scratch on pictures drawn here.
+
+Importing this package needs no torch; `train.py` and `score.py` do, once called.
+"""
+
+from pathlib import Path
+
+TINY_FAMILIES = ("sd15", "sdxl", "flux")
+
+
+def tiny_base(family: str) -> Path:
+    """The diffusers folder of the shipped tiny base. Raises KeyError naming the families there are."""
+    if family not in TINY_FAMILIES:
+        raise KeyError(f"there is no tiny {family!r}; choose one of {', '.join(TINY_FAMILIES)}")
+    return Path(__file__).parent / "weights" / family

@@ -1,0 +1,16 @@
+"""How well generated pictures fit a brand: nearness of VAE latents to the brand's own pictures. Pure tensor functions."""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def similarity(generated_BCHW: Tensor, references_RCHW: Tensor) -> float:
+    """Mean over generated pictures of the cosine with the nearest reference, both as flattened VAE latents; -1..1."""
+    generated = functional.normalize(generated_BCHW.flatten(1).float(), dim=1)
+    references = functional.normalize(references_RCHW.flatten(1).float(), dim=1)
+    return float((generated @ references.T).amax(dim=1).mean())
+
+
+def fit(generated_BCHW: Tensor, references_RCHW: Tensor) -> float:
+    """1 - similarity: 0 is a perfect likeness, lower is better."""
+    return 1 - similarity(generated_BCHW, references_RCHW)

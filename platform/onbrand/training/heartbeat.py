@@ -1,0 +1,94 @@
+"""A run's line to the platform: tells the newest facts about once a second and hears whether to stop.
+
+A thread of its own, so that no training step waits for the network; what was not told when newer facts came is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from onbrand.errors import Conflict, NotFound, OnbrandError, TicketRefused
+from onbrand.system_client import SystemClient
+
+INTERVAL_SECONDS = 1.0
+_JOIN_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Runs inside a `with` block.
+
+    Args:
+        client: shared with the run; its ticket is renewed here.
+        renew_seconds: how often.
+        reread: a token from the ticket's file, for the case that the platform was away until ours ran out.
+    """
+
+    def __init__(
+        self,
+        client: SystemClient,
+        renew_seconds: float,
+        reread: Callable[[], str],
+        interval: float = INTERVAL_SECONDS,
+    ) -> None:
+        self._client, self._reread, self._interval, self._renew_seconds = client, reread, interval, renew_seconds
+        self._facts: tuple[int, Mapping[str, Any]] = (0, {})
+        self._told: tuple[int, Mapping[str, Any]] | None = None
+        self._closing = threading.Event()
+        self._renew_at = time.monotonic() + renew_seconds
+        self.cancel_requested = False
+        self.gone = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        self._closing.set()
+        self._thread.join(_JOIN_SECONDS)
+
+    @property
+    def stop(self) -> bool:
+        """The run should end: its owner wants that, or there is no such job any more."""
+        return self.cancel_requested or self.gone
+
+    def tell(self, progress: int, metrics: Mapping[str, Any]) -> None:
+        """The newest facts; never waits."""
+        self._facts = (progress, metrics)
+
+    def _run(self) -> None:
+        while not self.gone:
+            self._beat()
+            if self._closing.wait(self._interval):
+                break
+        if not self.gone and self._facts != self._told:
+            self._beat()
+
+    def _beat(self) -> None:
+        facts = self._facts
+        try:
+            if time.monotonic() >= self._renew_at:
+                self._client.renew()
+                self._renew_at = time.monotonic() + self._renew_seconds
+            heard = self._client.report(facts[0], facts[1])
+            self._told = facts
+            self.cancel_requested = self.cancel_requested or heard.cancel_requested
+        except (NotFound, Conflict):
+            self.gone = True
+        except TicketRefused:
+            self._take_up_newest_ticket()
+        except OnbrandError as problem:
+            log.warning("the platform did not take a report (%s); trying again", problem.code)
+
+    def _take_up_newest_ticket(self) -> None:
+        try:
+            self._client.token = self._reread()
+        except OnbrandError:
+            log.warning("the ticket ran out and there is no newer one yet")

@@ -1,0 +1,124 @@
+"""The Ray job's main: `python -m onbrand.training.job --brand B --job J`. Ids in, an exit code out; the row has the rest.
+
+Submitted by the dispatcher. Starting it by hand needs a ticket that only the dispatcher leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from onbrand.brand import must_be_brand_id
+from onbrand.config import Settings
+from onbrand.errors import OnbrandError
+from onbrand.training.recipes import Plan
+from onbrand.training.tickets import must_be_job_id
+from onbrand.training.worker import PASSING, JobGone, Outcome, connect, read_plan, read_spec, train_worker
+
+MAX_FAILURES = 3
+"""How often Ray Train starts the workers again within one attempt."""
+NUM_CHECKPOINTS = 2
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job to its end; 0 when its row says `completed` or `canceled`."""
+    parser = argparse.ArgumentParser(prog="onbrand.training.job", description=__doc__)
+    parser.add_argument("--brand", required=True, type=must_be_brand_id)
+    parser.add_argument("--job", required=True, type=must_be_job_id)
+    ids = parser.parse_args(arguments)
+    try:
+        outcome = run_job(Settings(), ids.brand, ids.job)
+    except OnbrandError as problem:
+        log.error("the job did not come to an end: %s", problem.message)
+        return 1
+    return 0 if outcome in ("completed", "canceled", "gone") else 1
+
+
+def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
+    """Train on the cluster; None when Ray was told to stop. Raises what another attempt may cure (e.g. Unavailable)."""
+    with connect(settings, brand_id, job_id) as client:
+        try:
+            plan, _ = read_plan(settings, read_spec(client))
+            return fit(settings, plan, brand_id, job_id)
+        except JobGone:
+            return "gone"
+        except PASSING:
+            raise
+        except OnbrandError as problem:
+            client.fail(problem.code, problem.message)
+        except ray.train.TrainingFailedError as problem:
+            failure = root_of(problem)
+            if isinstance(failure, PASSING):
+                raise failure from None
+            client.fail("training_failed", reason(failure))
+        return "failed"
+
+
+def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str) -> Outcome | None:
+    """Ray Train's part. The run's name is the job's id: the same job always resumes from its own checkpoints."""
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    use_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"brand": brand_id, "job": job_id},
+        scaling_config=ScalingConfig(num_workers=plan.num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name=job_id,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
+            checkpoint_config=CheckpointConfig(num_to_keep=NUM_CHECKPOINTS),
+            **run_storage(settings, brand_id),
+        ),
+    )
+    return trainer.fit().return_value  # type: ignore[no-any-return]
+
+
+def run_storage(settings: Settings, brand_id: str) -> dict[str, Any]:
+    """Where Ray Train keeps this brand's runs, as `RunConfig` takes it."""
+    url = f"{settings.runs_url.rstrip('/')}/{brand_id}"
+    if urlsplit(url).scheme != "s3":
+        return {"storage_path": url.removeprefix("file://")}
+    from pyarrow.fs import S3FileSystem
+
+    options = {
+        "endpoint_override": settings.s3_endpoint,
+        "access_key": settings.s3_access_key,
+        "secret_key": settings.s3_secret_key,
+        "region": settings.region,
+    }
+    filesystem = S3FileSystem(**{name: value for name, value in options.items() if value is not None})
+    return {"storage_path": url.removeprefix("s3://"), "storage_filesystem": filesystem}
+
+
+def root_of(problem: BaseException) -> BaseException:
+    """The error that began it: Ray Train wraps a worker's exception in its own, and keeps it by rank."""
+    failures = getattr(problem, "worker_failures", None)
+    if failures:
+        return root_of(next(iter(failures.values())))
+    inner = getattr(problem, "_base_exc", None) or getattr(problem, "controller_failure", None)
+    inner = inner or getattr(problem, "cause", None)
+    return root_of(inner) if isinstance(inner, BaseException) else problem
+
+
+def reason(failure: BaseException) -> str:
+    """What the job's owner reads: what happened and what to do; never a stack or a path."""
+    name = type(failure).__name__
+    if name in ("OutOfMemoryError", "MemoryError"):
+        return "the machine's memory is not enough for this job; lower batch_size, rank or resolution and retry"
+    if name in ("ActorDiedError", "WorkerCrashedError", "ActorUnavailableError", "NodeDiedError"):
+        return f"the training workers died {MAX_FAILURES + 1} times, perhaps for lack of memory; retry the job"
+    return f"training stopped with an error that was not foreseen ({name}); retry the job, and tell the operators if it stays"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Slots on a toy denoiser: the formula per row, zero padding, guidance doubling, generations, no trace left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onbrand.engine.slots import RowAdapter, Slot, Slots, StaleSlot, rank_class
+from onbrand.errors import AdapterRefused
+from onbrand.families.lora import LayerWeights
+
+
+class Toy(nn.Module):
+    """A convolution and two linear layers, as a denoiser has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.mix = nn.Linear(6, 10)
+        self.time = nn.Linear(4, 10)
+
+    def forward(self, x_BCHW: Tensor, t_BK: Tensor) -> Tensor:
+        tokens = self.conv(x_BCHW).flatten(2).transpose(1, 2)
+        return self.mix(tokens) + self.time(t_BK).unsqueeze(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def toy() -> nn.Module:
+    return Toy().eval().requires_grad_(False)
+
+
+def weights(toy: nn.Module, rank: int, *names: str) -> dict[str, LayerWeights]:
+    modules = dict(toy.named_modules())
+    shapes = {name: modules[name].weight.shape for name in names or ("conv", "mix", "time")}
+    return {
+        name: LayerWeights(torch.randn(rank, *shape[1:]), torch.randn(shape[0], rank)) for name, shape in shapes.items()
+    }
+
+
+def put(slots: Slots, layers: dict[str, LayerWeights], rank: int, scale: float = 1.0) -> RowAdapter:
+    slot = slots.allocate(rank)
+    assert slot is not None
+    return RowAdapter(slot, slots.write(slot, layers), scale)
+
+
+def merged(toy: nn.Module, layers: dict[str, LayerWeights], scale: float) -> nn.Module:
+    """The base with the update added to its weights: what one row must look like."""
+    alone = Toy().eval().requires_grad_(False)
+    alone.load_state_dict(toy.state_dict())
+    for name, module in alone.named_modules():
+        if name in layers:
+            delta = (layers[name].b @ layers[name].a.flatten(1)).view_as(module.weight)
+            module.weight += scale * delta
+    return alone
+
+
+def inputs(num: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(num, 3, 8, 8), torch.randn(num, 4)
+
+
+def test_each_row_uses_its_own_adapter_rank_and_scale(toy):
+    slots = Slots(toy, num_slots=4)
+    wanted = [(weights(toy, 2), 2, 1.0), (weights(toy, 8), 8, -0.5), (weights(toy, 13), 13, 2.0)]
+    rows = [put(slots, *adapter) for adapter in wanted]
+    x, t = inputs(4)
+    with slots.bind([*rows, None]):
+        mixed = toy(x, t)
+    for b, (layers, _, scale) in enumerate(wanted):
+        torch.testing.assert_close(mixed[b], merged(toy, layers, scale)(x, t)[b], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed[3], toy(x, t)[3], rtol=0, atol=0)
+
+
+def test_guidance_repeats_whole_copies_of_the_batch(toy):
+    """[negative rows..., positive rows...]: row b's adapter serves rows b and B + b, never its neighbour's branch."""
+    slots = Slots(toy, num_slots=4)
+    rows = [put(slots, weights(toy, 4), 4, scale) for scale in (1.0, 0.7)]
+    x, t = inputs(4)
+    with slots.bind(rows):
+        doubled = toy(x, t)
+    for copy in (0, 1):
+        with slots.bind(rows):
+            single = toy(x[2 * copy : 2 * copy + 2], t[2 * copy : 2 * copy + 2])
+        torch.testing.assert_close(doubled[2 * copy : 2 * copy + 2], single)
+
+
+def test_rows_that_are_no_multiple_of_the_batch_are_refused(toy):
+    slots = Slots(toy, num_slots=2)
+    row = put(slots, weights(toy, 4), 4)
+    with slots.bind([row, None]), pytest.raises(ValueError, match="3 rows"):
+        toy(*inputs(3))
+
+
+def test_layers_that_no_adapter_names_have_no_hook(toy):
+    slots = Slots(toy, num_slots=2)
+    row = put(slots, weights(toy, 4, "mix"), 4)
+    assert slots.adapted_layers == ["mix"]
+    assert not toy.conv._forward_hooks
+    slots.release(row.slot)
+    assert slots.adapted_layers == []
+    assert not toy.mix._forward_hooks
+
+
+def test_the_base_outside_a_step_is_the_pristine_base(toy):
+    x, t = inputs(2)
+    before = toy(x, t)
+    slots = Slots(toy, num_slots=2)
+    put(slots, weights(toy, 4), 4)
+    assert torch.equal(toy(x, t), before)
+
+
+def test_a_slot_written_again_leaves_no_blend(toy):
+    """A -> B -> A: the first adapter's layers that the second does not name are zero again."""
+    slots = Slots(toy, num_slots=1)
+    first, second = weights(toy, 8), weights(toy, 3, "mix")
+    x, t = inputs(1)
+    slots.release(put(slots, first, 8).slot)
+    row = put(slots, second, 3)
+    with slots.bind([row]):
+        torch.testing.assert_close(toy(x, t), merged(toy, second, 1.0)(x, t), rtol=1e-4, atol=1e-4)
+    slots.release(row.slot)
+    again = put(slots, first, 8)
+    with slots.bind([again]):
+        torch.testing.assert_close(toy(x, t), merged(toy, first, 1.0)(x, t), rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_of_an_older_generation_is_refused(toy):
+    slots = Slots(toy, num_slots=1)
+    old = put(slots, weights(toy, 4), 4)
+    slots.release(old.slot)
+    put(slots, weights(toy, 4), 4)
+    with pytest.raises(StaleSlot), slots.bind([old]):
+        raise AssertionError("a stale row was bound")
+
+
+def test_slots_of_a_class_run_out_and_come_back(toy):
+    slots = Slots(toy, num_slots=2)
+    taken = [slots.allocate(8), slots.allocate(5)]
+    assert slots.allocate(8) is None
+    assert slots.allocate(9) == Slot(16, 1)
+    slots.release(taken[0])
+    assert slots.allocate(8) == taken[0]
+
+
+@pytest.mark.parametrize(("rank", "size"), [(1, 8), (8, 8), (9, 16), (64, 64), (65, 128), (128, 128)])
+def test_a_rank_is_padded_to_its_class(rank, size):
+    assert rank_class(rank) == size
+
+
+def test_a_rank_above_all_classes_is_refused():
+    with pytest.raises(AdapterRefused, match="129"):
+        rank_class(129)
+
+
+def test_an_adapter_that_does_not_fit_is_refused_with_the_layer_named(toy):
+    slots = Slots(toy, num_slots=1)
+    good = weights(toy, 4, "mix")["mix"]
+    with pytest.raises(AdapterRefused, match="attic"):
+        slots.must_fit({"attic": good}, 4)
+    with pytest.raises(AdapterRefused, match="time"):
+        slots.must_fit({"time": good}, 4)
+    with pytest.raises(AdapterRefused, match="rank 40"):
+        Slots(toy, num_slots=1, max_rank=32).must_fit({"mix": good}, 40)
+
+
+@pytest.mark.parametrize("num_neighbours", [0, 3])
+def test_a_row_has_the_same_bits_whatever_ranks_its_neighbours_have(toy, num_neighbours):
+    slots = Slots(toy, num_slots=4)
+    row = put(slots, weights(toy, 4), 4)
+    x, t = inputs(4)
+    with slots.bind([row, None, None, None]):
+        alone = toy(x, t)[0]
+    others = [put(slots, weights(toy, rank), rank) for rank in (8, 32, 100)][:num_neighbours]
+    x[1:], t[1:] = torch.randn_like(x[1:]), torch.randn_like(t[1:])
+    with slots.bind([row, *others, *[None] * (3 - num_neighbours)]):
+        assert torch.equal(toy(x, t)[0], alone)
