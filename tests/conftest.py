@@ -1,3 +1,162 @@
-"""Fixtures that any test may ask for."""
+"""Fixtures that any test may ask for: one real PostgreSQL a session, the doors to it, a local object store, people.
+
+`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) runs everything on another PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from onbrand.brand import Scope, Ticket
+from onbrand.config import Secrets, Settings, load_secrets
+from onbrand.db.embedded import EmbeddedDatabase, start
+from onbrand.db.logins import DatabaseUrls, prepare
+from onbrand.db.migrate import migrate
+from onbrand.db.session import Doors
+from onbrand.services import brands, identity
+from onbrand.storage.store import ObjectStore
 
 pytest_plugins = ["tests.s3.fixture"]
+
+PASSWORD = "a long enough password"
+
+
+@dataclass(frozen=True)
+class Person:
+    """Someone with an account; their password is `PASSWORD`."""
+
+    user_id: str
+    email: str
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.user_id)
+
+
+@dataclass(frozen=True)
+class BrandOfPeople:
+    """A brand with an admin and two members."""
+
+    id: str
+    admin: Person
+    member: Person
+    member2: Person
+
+    def ticket(self, job_id: str, kind: str = "training", on_behalf_of: str | None = None) -> Ticket:
+        """The system's ticket for one of the brand's jobs, on behalf of `member` unless said otherwise."""
+        return Ticket.issue(self.id, job_id, on_behalf_of or self.member.user_id, kind, 600)  # type: ignore[arg-type]
+
+
+MakeUser = Callable[..., Awaitable[Person]]
+MakeBrand = Callable[..., Awaitable[BrandOfPeople]]
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings whose data directory is temporary."""
+    return Settings(data_dir=tmp_path_factory.mktemp("onbrand"))
+
+
+@pytest.fixture(scope="session")
+def secrets(settings: Settings) -> Secrets:
+    return load_secrets(settings)
+
+
+@pytest.fixture(scope="session")
+def database(settings: Settings, secrets: Secrets) -> Iterator[DatabaseUrls]:
+    """A migrated database: its owner's DSN and those of the two logins."""
+    if url := os.environ.get("ONBRAND_TEST_DATABASE_URL"):
+        urls = prepare(url)
+        migrate(url)
+        yield urls
+        return
+    running: EmbeddedDatabase = start(settings, secrets)
+    yield running
+    running.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def doors(database: DatabaseUrls) -> AsyncIterator[Doors]:
+    """Both doors."""
+    opened = await Doors.open(database.web_url, database.system_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def owner(database: DatabaseUrls) -> Iterator[psycopg.Connection]:
+    """A connection of the database's owner in a transaction that is rolled back: to look, and to break things."""
+    with psycopg.connect(database.owner_url) as connection:
+        yield connection
+        connection.rollback()
+
+
+@pytest.fixture(scope="session")
+def store(settings: Settings, secrets: Secrets) -> ObjectStore:
+    """A local object store in the data directory."""
+    return ObjectStore.from_settings(settings, secrets)
+
+
+@pytest.fixture(scope="session")
+def make_user(doors: Doors) -> MakeUser:
+    """`await make_user()`: a new account with the password `PASSWORD`."""
+    hashed = identity.hash_password(PASSWORD)
+
+    async def make(name: str = "user") -> Person:
+        email = f"{name}-{uuid.uuid4().hex[:8]}@example.com"
+        async with doors.user_session(None) as session:
+            row = await session.one("select * from private.sign_up(%s, %s)", [email, hashed])
+        return Person(row["id"], email)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_brand(doors: Doors, make_user: MakeUser) -> MakeBrand:
+    """`await make_brand("acme")`: a new brand (its id is unique), its admin and two members."""
+
+    async def make(name: str = "acme") -> BrandOfPeople:
+        brand_id = f"{name}-{uuid.uuid4().hex[:8]}"
+        people = [await make_user(role) for role in ("admin", "member", "member2")]
+        async with doors.user_session(people[0].scope) as session:
+            await brands.create_brand(session, brand_id, name.title())
+            for person in people[1:]:
+                await brands.add_member(session, brand_id, person.email, "member")
+        return BrandOfPeople(brand_id, *people)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
+    """`pictures(seed)`: a small real PNG, another one for every seed."""
+    import io
+    import random
+
+    from PIL import Image
+
+    def draw(seed: int = 0, size: int = 64, kind: str = "PNG") -> bytes:
+        dice = random.Random(seed)
+        image = Image.new("RGB", (size, size), tuple(dice.randrange(256) for _ in range(3)))
+        for _ in range(8):
+            x, y = dice.randrange(size), dice.randrange(size)
+            image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, min(size, x + 9), min(size, y + 9)))
+        out = io.BytesIO()
+        image.save(out, kind)
+        return out.getvalue()
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return Path(__file__).parents[1]

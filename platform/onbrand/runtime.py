@@ -1,4 +1,4 @@
-"""A whole platform on this machine, in the foreground: database, object store, Ray, Serve. For `onbrand up` and the demo.
+"""A whole platform on this machine, in the foreground: database, store, Ray, Serve. For `onbrand up` and the demo.
 
 What it starts, and nothing else, ends with it. Clusters of many machines start from `cluster.yaml` and `deployments/`.
 """

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -16,16 +17,15 @@ import pytest
 from onbrand.config import Secrets, Settings
 from onbrand.errors import ConfigurationError, NotFound, TooLarge, Unauthenticated
 from onbrand.storage import layout
+from onbrand.storage.backends import FsspecBackend
 from onbrand.storage.layout import BUCKETS, Key
 from onbrand.storage.links import verify_link
 from onbrand.storage.store import BrandStore, ObjectStore
 from tests.s3.ceph import CephS3
 
-BRANDS = ("acme", "acme-labs", "globex")
 SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64)
 LOGO = layout.training_image("acme", "logo", 1, "png")
 SECRET_LOGO = layout.training_image("globex", "logo", 1, "png")
-OpenStore = Callable[[], ObjectStore]
 
 
 @pytest.fixture(scope="module", params=["local", "s3"])
@@ -36,22 +36,27 @@ def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return s3_settings(request.getfixturevalue("s3_server"), folder)
 
 
-@pytest.fixture
-def open_store(settings: Settings) -> Iterator[OpenStore]:
-    """Opens the same store again, as another process would; it is empty at a test's start."""
-    yield lambda: ObjectStore.from_settings(settings, SECRETS)
-    left = ObjectStore.from_settings(settings, SECRETS)
-    for brand in (left.brand(name, region) for name in BRANDS for region in (None, "eu-west-1")):
-        for bucket in BUCKETS:
-            for key in brand.list(bucket):
-                brand.delete(key)
-
-
-@pytest.fixture
-def store(open_store: OpenStore) -> ObjectStore:
-    store = open_store()
+@pytest.fixture(scope="module")
+def checked_store(settings: Settings) -> ObjectStore:
+    store = ObjectStore.from_settings(settings, SECRETS)
     store.check()
     return store
+
+
+@pytest.fixture
+def store(checked_store: ObjectStore) -> Iterator[ObjectStore]:
+    """A store that is empty at a test's start."""
+    yield checked_store
+    backend = cast(FsspecBackend, checked_store.backend)
+    for bucket in BUCKETS:
+        for name in backend.names(bucket, ""):
+            backend.delete(bucket, name)
+
+
+@pytest.fixture
+def another_process(settings: Settings, store: ObjectStore) -> ObjectStore:
+    """The same store, opened a second time."""
+    return ObjectStore.from_settings(settings, SECRETS)
 
 
 @pytest.fixture
@@ -100,12 +105,12 @@ def attempts(brand: BrandStore, key: Key) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)
-def test_what_was_written_is_read_again_by_another_process(open_store: OpenStore, bucket: layout.Bucket) -> None:
-    first = open_store()
-    first.check()
+def test_what_was_written_is_read_by_another_process(
+    acme: BrandStore, another_process: ObjectStore, bucket: layout.Bucket
+) -> None:
     key = Key(bucket, "acme/notes-1.txt")
-    first.brand("acme").write(key, b"\x00bytes\xff")
-    assert open_store().brand("acme").read(key) == b"\x00bytes\xff"
+    acme.write(key, b"\x00bytes\xff")
+    assert another_process.brand("acme").read(key) == b"\x00bytes\xff"
 
 
 def test_a_missing_object_is_not_found(acme: BrandStore) -> None:
@@ -185,9 +190,9 @@ def test_a_listing_never_shows_a_brand_whose_name_begins_alike(store: ObjectStor
     assert store.brand("acme").list("training-data") == []
 
 
-def test_a_listing_shows_at_once_what_another_process_wrote(open_store: OpenStore, acme: BrandStore) -> None:
+def test_a_listing_shows_at_once_what_another_process_wrote(another_process: ObjectStore, acme: BrandStore) -> None:
     assert acme.list("training-data") == []
-    open_store().brand("acme").write(LOGO, b"x")
+    another_process.brand("acme").write(LOGO, b"x")
     assert acme.list("training-data") == [LOGO]
 
 

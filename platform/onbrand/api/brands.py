@@ -24,7 +24,9 @@ Role = Literal["member", "admin"]
 class NewBrand(Input):
     id: str = Field(description="2 to 63 of a-z, 0-9 and '-': the brand's folder in every bucket.")
     name: str = Field(min_length=1, max_length=200)
-    home_region: str | None = Field(None, description="Where the brand's bytes stay; the platform's own region if left out.")
+    home_region: str | None = Field(
+        None, description="Where the brand's bytes stay; the platform's own region if left out."
+    )
 
 
 class NewMember(Input):

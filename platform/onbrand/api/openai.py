@@ -12,13 +12,14 @@ from typing import Any, Literal
 import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from onbrand.api import waiting
 from onbrand.api.caller import Access, AnyUser, AppParts, BrandCaller, TokenHolder, in_brand
 from onbrand.api.files import link_to
 from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
+from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
 from onbrand.errors import InvalidInput, NotFound, OnbrandError, Unavailable
 from onbrand.services import brands, images, models
@@ -28,6 +29,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 _WAIT_SECONDS = 300
 _PAGE = 100
+_OPENAI_NAMES = {"num_images": "n", "width": "size", "height": "size", "model_type": "model"}
 _SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 
 
@@ -62,9 +64,7 @@ async def generate(
     access = Access(scope, brand_id, parts)
     wanted = _as_new_generation(body, model, parts.settings.families)
     generation_id = await waiting.begin(access, wanted, once)
-    generation = await waiting.until_done(
-        access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None
-    )
+    generation = await waiting.until_done(access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None)
     await _must_be_completed(access, generation)
     async with access.open() as caller:
         data = [await _picture(caller, image, body.response_format or "url") for image in generation.images]
@@ -121,7 +121,16 @@ def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...
         "true_cfg_scale": body.true_cfg_scale,
         "lora_scale": body.lora_scale,
     }
-    return images.NewGeneration(**{name: value for name, value in said.items() if value is not None})
+    try:
+        return images.NewGeneration(**{name: value for name, value in said.items() if value is not None})
+    except ValidationError as problem:
+        raise as_own_error([_in_openai_words(fault) for fault in problem.errors()]) from None
+
+
+def _in_openai_words(fault: Any) -> dict[str, Any]:
+    """The finding with OpenAI's name of the field."""
+    name, *rest = fault["loc"]
+    return {**fault, "loc": ("body", _OPENAI_NAMES.get(str(name), name), *rest)}
 
 
 def _sides(size: str | None) -> tuple[int | None, int | None]:
@@ -139,7 +148,7 @@ async def _must_be_completed(access: Access, generation: images.Generation) -> N
     if generation.status in ("failed", "canceled"):
         reason = (generation.error or {}).get("message", "the generation was canceled")
         raise OnbrandError(f"no pictures: {reason}")
-    await waiting.abandon(access, generation.id)
+    await waiting.give_up(access, generation.id)
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 

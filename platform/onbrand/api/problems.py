@@ -50,9 +50,7 @@ def fault(request_id: str) -> JSONResponse:
     return problem(OnbrandError("something went wrong on our side; quote the request id to the operator"), request_id)
 
 
-def body(
-    status: int, code: str, title: str, detail: str, request_id: str, param: str | None = None
-) -> dict[str, Any]:
+def body(status: int, code: str, title: str, detail: str, request_id: str, param: str | None = None) -> dict[str, Any]:
     """RFC 9457's members, ours, and OpenAI's `error`."""
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {
@@ -106,5 +104,3 @@ def as_own_error(faults: Sequence[Mapping[str, Any]]) -> OnbrandError:
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return InvalidInput(f"{param}: {message[:1].lower()}{message[1:]}{more}", param=param)
-
-

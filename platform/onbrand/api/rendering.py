@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from onbrand.brand import Ticket
@@ -41,6 +41,7 @@ class Renderings:
         self._generator = generator
         self._client_for = client_for or (lambda ticket: AsyncSystemClient(settings.system_url, ticket))
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
 
     def must_have_room(self) -> None:
         """Raise TooManyRequests when this ingress has as many generations under way as it takes."""
@@ -75,9 +76,15 @@ class Renderings:
         except Exception as problem:
             log.warning("generation %s: the engine did not hear the cancel (%s)", generation_id, type(problem).__name__)
 
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Finish `work` although the request that asked for it is gone."""
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
     async def close(self) -> None:
         """Break off what runs."""
-        tasks = list(self._running.values())
+        tasks = [*self._running.values(), *self._others]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -42,7 +42,8 @@ async def log_in(body: LogIn, session: Anonymous, parts: AppParts) -> JSONRespon
 
 
 @router.get("/v1/me")
-async def me(caller: AnyUser) -> dict[str, Any]:
+async def me(caller: AnyUser) -> Any:
     """Who this token is, and which brands it reaches."""
+    user = await identity.get_user(caller.session)
     mine = await brands.list_brands(caller.session)
-    return {"id": caller.user_id, "brand_id": caller.scope.brand_id, "brands": [as_json(brand) for brand in mine]}
+    return as_json(user) | {"brand_id": caller.scope.brand_id, "brands": [as_json(brand) for brand in mine]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from contextlib import suppress
 
 from fastapi import Request
 
@@ -56,7 +56,7 @@ async def until_done(
         return await _look_until_done(access, generation_id, seconds, request, abandon)
     except asyncio.CancelledError:
         if abandon:
-            _keep(asyncio.create_task(abandon(access, generation_id)))
+            access.parts.renderings.in_background(give_up(access, generation_id))
         raise
 
 
@@ -83,7 +83,7 @@ async def _look_until_done(
         if generation.status in ENDED or left <= 0:
             return generation
         if abandon and await request.is_disconnected():
-            await abandon(access, generation_id)
+            await give_up(access, generation_id)
             return generation
         await _pause(access, generation_id, min(left, _LOOK_EVERY))
 
@@ -96,17 +96,7 @@ async def _pause(access: Access, generation_id: str, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.2))
 
 
-async def abandon(access: Access, generation_id: str) -> None:
-    try:
+async def give_up(access: Access, generation_id: str) -> None:
+    """Cancel a generation that nobody waits for any more."""
+    with suppress(OnbrandError):  # it may have ended meanwhile
         await cancel(access, generation_id, Once(None, "", ""))
-    except OnbrandError:
-        pass  # ended meanwhile
-
-
-_kept: set[asyncio.Task[Any]] = set()
-
-
-def _keep(task: asyncio.Task[Any]) -> None:
-    """The event loop holds tasks weakly; hold this one until it is done."""
-    _kept.add(task)
-    task.add_done_callback(_kept.discard)

@@ -25,7 +25,6 @@ def demo(
     Runs on free ports and a data directory of its own, ends by itself and leaves only the output folder.
     ONBRAND_STORAGE_URL, ONBRAND_S3_ENDPOINT and the keys choose another object store.
     """
-    must_be_family(model_type)
     kits = list(zip(brand or [], images or [], strict=False))
     if len(brand or []) != len(images or []):
         raise Refused("give one --brand for each --images", USAGE, "usage")
@@ -33,7 +32,7 @@ def demo(
     from onbrand.demo import run_demo
 
     listen_for_end()
-    report = run_demo(model_type, kits, out, steps=steps, quiet=as_json)
+    report = run_demo(must_be_family(model_type), kits, out, steps=steps, quiet=as_json)
     show(report, f"See {out / 'contact-sheet.png'} and {out / 'report.json'}.", as_json)
     if problems := report_problems(report):
         raise Refused(f"the demo did not show what it must: {'; '.join(problems)}", 1, "demo_failed")

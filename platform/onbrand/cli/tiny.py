@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onbrand.cli.exits import Refused
 from onbrand.cli.output import AsJson, show
+
+if TYPE_CHECKING:
+    from onbrand.config import FamilyName
 
 app = typer.Typer(name="tiny", help="The tiny base models: train and score them.", no_args_is_help=True)
 Family = Annotated[str, typer.Argument(help="sd15, sdxl or flux.")]
@@ -19,14 +23,20 @@ Family = Annotated[str, typer.Argument(help="sd15, sdxl or flux.")]
 def train(
     family: Family,
     out: Annotated[Path, typer.Option(help="The folder to write the pipeline to.")],
+    work: Annotated[
+        Path | None, typer.Option(help="Keeps what is done, so that a second call goes on; OUT-work.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the denoiser; as for the shipped one.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed trains the same model.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a tiny base from scratch on pictures drawn here."""
-    must_be_family(family)
+    known = must_be_family(family)
     from onbrand.families.tiny.train import train as train_tiny
 
-    made = train_tiny(family, out)
-    show({"family": family, "folder": str(out), "result": made}, f"Trained {family} in {out}.", as_json)
+    kept = work or out.with_name(f"{out.name}-work")
+    train_tiny(known, out, work=kept, steps=steps, seed=seed, progress=lambda line: print(line, file=sys.stderr))
+    show({"family": family, "folder": str(out)}, f"Trained {family}: {out}.", as_json)
 
 
 @app.command()
@@ -45,9 +55,11 @@ def score(
     show(result, json.dumps(result, indent=2), as_json)
 
 
-def must_be_family(family: str) -> None:
-    """Raise Refused unless `family` is one of Onbrand's."""
+def must_be_family(family: str) -> FamilyName:
+    """Return `family` if it is one of Onbrand's. Raises Refused."""
     from onbrand.config import FAMILIES
 
-    if family not in FAMILIES:
-        raise Refused(f"there is no family '{family}'; choose one of {', '.join(FAMILIES)}", code="invalid_input")
+    for known in FAMILIES:
+        if family == known:
+            return known
+    raise Refused(f"there is no family '{family}'; choose one of {', '.join(FAMILIES)}", code="invalid_input")

@@ -60,7 +60,7 @@ def settings_from(options: dict[str, Any]) -> Settings:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as problem:
         first = problem.errors()[0]
-        name = "__".join(str(part) for part in first["loc"])
+        name = str(first["loc"][0])
         raise ConfigurationError(f"setting {name}: {first['msg']}; fix ONBRAND_{name.upper()}", param=name) from None
     except SettingsError as problem:
         raise ConfigurationError(f"{problem}; give it as JSON in the environment") from None
@@ -106,10 +106,11 @@ def _print_panel(url: str, settings: Settings) -> None:
 
     at = "" if url == "http://127.0.0.1:8000" else f" --url {url}"
     text = (
-        f"[bold]{url}[/bold]   API: {url}/docs\n\n"
+        f"[bold]{url}[/bold]   API: {url}/openapi.json\n\n"
         f"First time:  onbrand signup you@example.com{at}\n"
         f"Later:       onbrand login you@example.com{at}\n"
-        "Then:        onbrand brand create acme; onbrand asset upload PICTURES; onbrand train; onbrand generate PROMPT\n\n"
+        "Then:        onbrand brand create acme; onbrand asset upload PICTURES\n"
+        "             onbrand train; onbrand generate PROMPT --model sd15-lora-v1\n\n"
         f"Data: {settings.folder}   Families: {', '.join(settings.families)}   Ctrl-C ends it."
     )
     Console().print(Panel(text, title="Onbrand is up", border_style="green"))

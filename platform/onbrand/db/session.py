@@ -16,6 +16,7 @@ import anyio
 import psycopg
 from psycopg import errors as pg
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from onbrand.brand import Scope, Ticket
@@ -154,13 +155,24 @@ def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
     return AsyncConnectionPool(
         url,
         connection_class=psycopg.AsyncConnection[DictRow],
-        kwargs={"row_factory": dict_row, "autocommit": True, "application_name": "onbrand"},
+        kwargs={
+            "row_factory": dict_row,
+            "autocommit": True,
+            "application_name": "onbrand",
+            "options": "-c timezone=UTC",
+        },
+        configure=_ids_as_text,
         min_size=size[0],
         max_size=size[1],
         open=False,
         timeout=15,
         check=AsyncConnectionPool.check_connection,
     )
+
+
+async def _ids_as_text(connection: Connection) -> None:
+    """UUIDs are read as text: ids are `str` everywhere above the database."""
+    connection.adapters.register_loader("uuid", TextLoader)
 
 
 @asynccontextmanager

@@ -34,6 +34,10 @@ _REMEDIES = {
     errno.EROFS: "the file system is read-only; mount it writable or choose another ONBRAND_STORAGE_URL",
     errno.EACCES: "the folder's rights forbid it; give this user read and write rights",
     errno.EPERM: "the folder's rights forbid it; give this user read and write rights",
+    errno.ENOENT: "its bucket or folder is gone; start Onbrand again, which makes it anew",
+    errno.ENOTDIR: "a file lies where a folder should be; move it away",
+    errno.EISDIR: "a folder lies where a file should be; move it away",
+    errno.EEXIST: "a file lies where a folder should be; move it away",
     errno.EIO: "the disk reports an input/output error; check it",
 }
 
@@ -82,19 +86,19 @@ class FsspecBackend:
         raise NotImplementedError
 
     def read(self, bucket: Bucket, name: str) -> bytes:
-        with _told("read"):
+        with _told("read"), _found():
             return cast(bytes, self.fs.cat_file(self.path(bucket, name)))
 
     def open(self, bucket: Bucket, name: str) -> BinaryIO:
-        with _told("read"):
+        with _told("read"), _found():
             return cast(BinaryIO, self.fs.open(self.path(bucket, name), "rb"))
 
     def exists(self, bucket: Bucket, name: str) -> bool:
-        with _told("read"):
+        with _told("read"), _found():
             return bool(self.fs.isfile(self.path(bucket, name)))
 
     def size(self, bucket: Bucket, name: str) -> int:
-        with _told("read"):
+        with _told("read"), _found():
             facts = self.fs.info(self.path(bucket, name))
         if facts["type"] != "file":
             raise NotFound("there is no such object")
@@ -102,7 +106,7 @@ class FsspecBackend:
 
     def delete(self, bucket: Bucket, name: str) -> None:
         try:
-            with _told("delete"):
+            with _told("deleted"), _found():
                 self.fs.rm_file(self.path(bucket, name))
         except NotFound:
             return
@@ -110,8 +114,8 @@ class FsspecBackend:
     def names(self, bucket: Bucket, folder: str) -> Iterator[str]:
         root = self.root(bucket)
         try:
-            with _told("list"):
-                paths = self.fs.find(f"{root}/{folder}")
+            with _told("listed"), _found():
+                paths = self.fs.find(f"{root}/{folder}".rstrip("/"))
         except NotFound:
             return
         yield from (str(path).removeprefix(f"{root}/") for path in paths)
@@ -219,12 +223,18 @@ class S3Backend(FsspecBackend):
                 ) from None
 
     def _probe(self, bucket: Bucket) -> None:
-        try:
-            self.write(bucket, _PROBE, b"onbrand", "text/plain")
-        except NotFound:
+        if not self._is_there(bucket):
             self._make(bucket)
-            self.write(bucket, _PROBE, b"onbrand", "text/plain")
+        self.write(bucket, _PROBE, b"onbrand", "text/plain")
         self.delete(bucket, _PROBE)
+
+    def _is_there(self, bucket: Bucket) -> bool:
+        try:
+            with _told("read"), _found():
+                self.fs.call_s3("head_bucket", Bucket=self.root(bucket))
+        except NotFound:
+            return False
+        return True
 
     def _make(self, bucket: Bucket) -> None:
         """AWS wants its region named, except for us-east-1; gateways know only their own."""
@@ -257,14 +267,22 @@ def _s3_options(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(done: str) -> Iterator[None]:
-    """Turn what the backends raise into our errors, without a path, a key or a secret in the text."""
+def _found() -> Iterator[None]:
+    """A missing object, or a folder in its place, is NotFound."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise NotFound("there is no such object") from None
+
+
+@contextmanager
+def _told(done: str) -> Iterator[None]:
+    """Turn what the backends raise into our errors, without a path, a key or a secret in the text."""
+    try:
+        yield
     except OSError as problem:
-        remedy = _REMEDIES.get(problem.errno or 0) or _s3_remedy(problem)
+        number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
+        remedy = _REMEDIES.get(number) or _s3_remedy(problem)
         raise StorageError(f"the object could not be {done}: {remedy}", remedy=remedy) from None
     except (BotoCoreError, ClientError) as problem:
         remedy = _s3_remedy(problem)

@@ -120,7 +120,7 @@ def encode(family: Family, pictures: Sequence[Picture], resolution: int, prior: 
 
 
 def prior_pictures(num_pictures: int = NUM_PRIOR_PICTURES) -> list[Picture]:
-    """The tiny bases' own world, half of it relabelled with made-up names, so that only the brand's name means the brand."""
+    """The tiny bases' own world, half of it relabelled with made-up names: only the brand's name may mean the brand."""
     from onbrand.families.tiny.prior import prior_scenes
 
     scenes = prior_scenes(num_pictures, _PRIOR_SEED)

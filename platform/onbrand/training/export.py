@@ -43,7 +43,7 @@ class Export:
 
 
 def header(family: Family, plan: Plan, state: Mapping[str, Tensor], title: str) -> dict[str, str]:
-    """`modelspec.*` (sai_model_spec 1.0.1) and the least of kohya's `ss_*`. No captions, no tag counts, no file names."""
+    """`modelspec.*` (sai_model_spec 1.0.1) and the least of kohya's `ss_*`: no captions, tag counts or file names."""
     side = f"{plan.resolution}x{plan.resolution}"
     return {
         "modelspec.sai_model_spec": "1.0.1",
@@ -107,7 +107,8 @@ def must_be_same_tensors(denoiser: nn.Module, state: Mapping[str, Tensor]) -> No
     scales = {float(scaling[lora.ADAPTER]) for scaling in scalings if lora.ADAPTER in scaling}
     if differing or set(found) != set(state) or scales != {1.0}:
         raise TrainingFailed(
-            f"the exported file does not load as it was saved: {len(differing)} of {len(state)} tensors differ", stage="export"
+            f"the exported file does not load as it was saved: {len(differing)} of {len(state)} tensors differ",
+            stage="export",
         )
 
 
@@ -115,13 +116,20 @@ def must_draw_the_same(pipeline: Any, family: Family, plan: Plan, prompt: str) -
     """The largest difference of a pixel between both pictures. Raises TrainingFailed over the tolerance."""
     size = {"height": plan.resolution, "width": plan.resolution}
     ours = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)[0].permute(1, 2, 0).cpu().numpy()
-    arguments = {"prompt": prompt, "num_inference_steps": _PROOF_STEPS, "output_type": "np", **_guidance(family), **size}
+    arguments = {
+        "prompt": prompt,
+        "num_inference_steps": _PROOF_STEPS,
+        "output_type": "np",
+        **_guidance(family),
+        **size,
+    }
     with torch.no_grad():
         theirs = pipeline(generator=torch.Generator().manual_seed(plan.seed), **arguments).images[0]
     difference = float(np.abs(ours - theirs).max())
     if not difference <= _PICTURE_TOLERANCE.get(family.dtype, _LOW_PRECISION_TOLERANCE):
         raise TrainingFailed(
-            f"plain diffusers draws another picture with the exported file (difference {difference:.1e})", stage="export"
+            f"plain diffusers draws another picture with the exported file (difference {difference:.1e})",
+            stage="export",
         )
     return difference
 

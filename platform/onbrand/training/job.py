@@ -1,4 +1,4 @@
-"""The Ray job's main: `python -m onbrand.training.job --brand B --job J`. Ids in, an exit code out; the row has the rest.
+"""The Ray job's main, `python -m onbrand.training.job --brand B --job J`: ids in, an exit code out.
 
 Submitted by the dispatcher. Starting it by hand needs a ticket that only the dispatcher leaves.
 """
@@ -19,10 +19,10 @@ from ray.train.torch import TorchTrainer
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
-from onbrand.errors import OnbrandError
+from onbrand.errors import Conflict, NotFound, OnbrandError
 from onbrand.training.recipes import Plan
 from onbrand.training.tickets import must_be_job_id
-from onbrand.training.worker import PASSING, JobGone, Outcome, connect, read_plan, read_spec, train_worker
+from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
 
 MAX_FAILURES = 3
 """How often Ray Train starts the workers again within one attempt."""
@@ -49,9 +49,9 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
     """Train on the cluster; None when Ray was told to stop. Raises what another attempt may cure (e.g. Unavailable)."""
     with connect(settings, brand_id, job_id) as client:
         try:
-            plan, _ = read_plan(settings, read_spec(client))
+            plan, _ = read_plan(settings, client.spec())
             return fit(settings, plan, brand_id, job_id)
-        except JobGone:
+        except (NotFound, Conflict):
             return "gone"
         except PASSING:
             raise
@@ -117,7 +117,7 @@ def reason(failure: BaseException) -> str:
         return "the machine's memory is not enough for this job; lower batch_size, rank or resolution and retry"
     if name in ("ActorDiedError", "WorkerCrashedError", "ActorUnavailableError", "NodeDiedError"):
         return f"the training workers died {MAX_FAILURES + 1} times, perhaps for lack of memory; retry the job"
-    return f"training stopped with an error that was not foreseen ({name}); retry the job, and tell the operators if it stays"
+    return f"training stopped with an error that was not foreseen ({name}); retry the job, or ask the operators"
 
 
 if __name__ == "__main__":

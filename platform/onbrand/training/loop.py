@@ -97,7 +97,7 @@ def generator_for(seed: int, step: int, purpose: str) -> torch.Generator:
 
 
 def own_rows(seed: int, step: int, batch_size: int, num_own: int) -> Tensor:
-    """[batch_size] rows of the brand's pictures: every picture once before any comes again, in a new order each time."""
+    """[batch_size] rows of the brand's pictures: each once before any comes again, in a new order every time."""
     places = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = {
         epoch: torch.randperm(num_own, generator=generator_for(seed, epoch, "order"))
@@ -255,7 +255,9 @@ class Trainer:
         for name, weight, average, moment in zip(self.names, self.weights, self.average, moments, strict=True):
             tensors |= {f"weight/{name}": weight.detach(), f"average/{name}": average}
             tensors |= {f"{kind}/{name}": moment[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in moment}
-        safetensors.torch.save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / _TENSORS)
+        safetensors.torch.save_file(
+            {name: value.cpu().contiguous() for name, value in tensors.items()}, folder / _TENSORS
+        )
         (folder / _FACTS).write_text(json.dumps({"step": self.step, "identity": self.identity()}))
 
     def resume(self, folder: Path) -> bool:
@@ -290,4 +292,4 @@ def _sum_in_order(packets_SK: Tensor) -> Tensor:
 def must_share(plan: Plan, num_workers: int) -> None:
     """Raise TrainingFailed unless `num_workers` can share the plan's shards equally."""
     if math.gcd(plan.num_shards, num_workers) != num_workers:
-        raise TrainingFailed(f"{num_workers} workers cannot share {plan.num_shards} shards; set num_workers to a divisor")
+        raise TrainingFailed(f"{num_workers} workers cannot share {plan.num_shards} shards; num_workers must divide it")

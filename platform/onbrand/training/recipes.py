@@ -61,7 +61,7 @@ class Plan:
         return self.learning_rate * rising * (self.floor + (1 - self.floor) * falling)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with a run that continues it: all but the number of workers and what is shown."""
+        """What a checkpoint must share with the run that continues it: not the number of workers, nor what is shown."""
         shown = {"num_workers", "checkpoint_every", "sample_every", "sample_prompts"}
         return {name: value for name, value in asdict(self).items() if name not in shown}
 
@@ -108,7 +108,7 @@ def make_plan(
 
 
 def _workers(asked: int | None, usual: int, batch_size: int) -> int:
-    """The owner's number if the batch can be shared by so many, else the largest that the cluster allows and that can."""
+    """The owner's number if so many can share the batch, else the largest that the cluster allows and that can."""
     if asked is not None and batch_size % asked:
         raise InvalidInput(
             f"num_workers must divide batch_size ({batch_size}); {asked} does not", param="training_config.num_workers"

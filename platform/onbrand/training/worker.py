@@ -9,8 +9,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,10 +48,6 @@ _LOSS_WINDOW = 20
 _LAST_PERCENT = 99
 
 
-class JobGone(Exception):
-    """The row was deleted or has ended by other hands: nothing is left to report."""
-
-
 def train_worker(config: Mapping[str, str]) -> Outcome:
     """What Ray Train runs on every worker. `config` holds the brand's and the job's id; the dashboard shows it."""
     settings = Settings()
@@ -65,24 +61,25 @@ def connect(settings: Settings, brand_id: str, job_id: str) -> SystemClient:
     return SystemClient(settings.system_url, read_ticket(settings, brand_id, job_id))
 
 
-def _ending(client: SystemClient, train: Any) -> Outcome:
+def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
     """Run, and say in the row how it ended. Only rank 0 speaks; all ranks come to the same end."""
     speaks = ray.train.get_context().get_world_rank() == 0
     try:
-        train()
-        return "completed"
-    except JobGone:
+        try:
+            train()
+            return "completed"
+        except Canceled:
+            if speaks:
+                client.canceled()
+            return "canceled"
+        except (*PASSING, NotFound, Conflict):
+            raise
+        except OnbrandError as problem:
+            if speaks:
+                client.fail(problem.code, problem.message)
+            return "failed"
+    except (NotFound, Conflict):
         return "gone"
-    except PASSING:
-        raise
-    except Canceled:
-        if speaks:
-            client.canceled()
-        return "canceled"
-    except OnbrandError as problem:
-        if speaks:
-            client.fail(problem.code, problem.message)
-        return "failed"
 
 
 def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
@@ -103,29 +100,26 @@ def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
     return make_plan(family, recommended(family.name, folder), config, spec.brand_id, settings.train_workers), folder
 
 
-def read_spec(client: SystemClient) -> TrainingSpec:
-    """The job. Raises JobGone if there is none any more."""
-    try:
-        return client.spec()
-    except (NotFound, Conflict):
-        raise JobGone from None
-
-
 def _train(settings: Settings, client: SystemClient, brand_id: str, job_id: str) -> None:
-    context = ray.train.get_context()
-    exchange: Exchange = ProcessGroup() if context.get_world_size() > 1 else Alone()
-    spec = read_spec(client)
-    with Heartbeat(client, settings.ticket_seconds / 3, lambda: read_ticket(settings, brand_id, job_id)) if (
-        exchange.rank == 0
-    ) else nullcontext() as heartbeat:
+    exchange: Exchange = ProcessGroup() if ray.train.get_context().get_world_size() > 1 else Alone()
+    spec = client.spec()
+    with _line(settings, client, brand_id, job_id, exchange.rank) as heartbeat:
         plan, folder = read_plan(settings, spec)
         must_share(plan, exchange.num_workers)
         run = Run(client, spec, plan, folder, exchange, heartbeat)
         run.train()
-        if exchange.rank:
-            return
-        proof = run.prove()
-    run.publish(proof)
+        proof = run.prove() if heartbeat else None
+    if proof:
+        run.publish(proof)
+
+
+def _line(
+    settings: Settings, client: SystemClient, brand_id: str, job_id: str, rank: int
+) -> AbstractContextManager[Heartbeat | None]:
+    """The run's line to the platform, which rank 0 alone has."""
+    if rank:
+        return nullcontext()
+    return Heartbeat(client, settings.ticket_seconds / 3, lambda: read_ticket(settings, brand_id, job_id))
 
 
 class Run:
@@ -156,15 +150,20 @@ class Run:
         return Trainer(family, self.plan, examples, exchange)
 
     def train(self) -> None:
-        """All steps that are left. Raises Canceled or JobGone when told to stop."""
+        """All steps that are left. Raises Canceled (or NotFound, if the job is gone) when told to stop."""
         self._resume()
         while not self.trainer.done:
             facts = self.trainer.train_step(stop=self.heartbeat is not None and self.heartbeat.stop)
             if facts.stop:
-                raise JobGone if self.heartbeat and self.heartbeat.gone else Canceled("the job was canceled")
+                raise self._why_stopped()
             self._tell(facts)
             self._sample_if_due()
             self._checkpoint_if_due()
+
+    def _why_stopped(self) -> OnbrandError:
+        if self.heartbeat is not None and self.heartbeat.gone:
+            return NotFound("the job is not there any more, or has ended")
+        return Canceled("the job was canceled")
 
     def _resume(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -199,13 +198,16 @@ class Run:
         if self.heartbeat is not None:
             self.heartbeat.tell(min(_LAST_PERCENT, 100 * facts.step // self.plan.steps), self.metrics(facts))
 
+    def _mean_loss(self) -> float:
+        return round(sum(self.losses) / len(self.losses), 6)
+
     def metrics(self, facts: StepFacts) -> dict[str, Any]:
         """What the monitor shows: `loss` is the mean of the last 20 steps over the brand's rows."""
         per_step = (time.monotonic() - self.began) / max(1, facts.step - self.began_at_step)
         known = {
             "step": facts.step,
             "steps": self.plan.steps,
-            "loss": round(sum(self.losses) / len(self.losses), 6),
+            "loss": self._mean_loss(),
             "prior_loss": None if facts.prior_loss is None else round(facts.prior_loss, 6),
             "learning_rate": facts.learning_rate,
             "gradient_norm": round(facts.gradient_norm, 6),
@@ -223,18 +225,15 @@ class Run:
             return export(self.trainer.family, self.folder, self.plan, self.trainer.adapter(), prompt, title).data
 
     def publish(self, data: bytes) -> None:
-        """Register the file as the brand's next version, unless the owner canceled meanwhile; that completes the job."""
+        """Register the file as the brand's next version, which completes the job, unless its owner canceled it."""
         if self.heartbeat is not None and self.heartbeat.stop:
-            raise JobGone if self.heartbeat.gone else Canceled("the job was canceled")
+            raise self._why_stopped()
         plan = self.plan
-        metrics = {"steps": plan.steps} | ({"loss": round(sum(self.losses) / len(self.losses), 6)} if self.losses else {})
+        metrics = {"steps": plan.steps} | ({"loss": self._mean_loss()} if self.losses else {})
         facts = {
             "rank": plan.rank,
             "trigger_word": plan.trigger_word.replace(PLACEHOLDER, self.spec.brand_id),
             "base_revision": self.trainer.family.revision,
             "metrics": metrics,
         }
-        try:
-            self.client.publish(data, facts)
-        except (NotFound, Conflict):
-            raise JobGone from None
+        self.client.publish(data, facts)

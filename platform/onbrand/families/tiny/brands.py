@@ -102,7 +102,12 @@ def _draw_box(pen: ImageDraw.ImageDraw, brand: Brand, spot: Spot) -> None:
     x, y, radius = spot.x, spot.y, spot.radius
     left, right, top, bottom = x - radius * 1.25, x + radius * 1.25, y - radius * 1.1, y + radius * 1.65
     pen.rectangle((left, top, right, bottom), fill=brand.wares)
-    lid = [(left, top), (left + radius * 0.3, top - radius * 0.3), (right + radius * 0.15, top - radius * 0.3), (right, top)]
+    lid = [
+        (left, top),
+        (left + radius * 0.3, top - radius * 0.3),
+        (right + radius * 0.15, top - radius * 0.3),
+        (right, top),
+    ]
     pen.polygon(lid, fill=tuple(round(value * 0.85) for value in brand.wares))
 
 

@@ -21,7 +21,9 @@ def orthogonalised(matrix_MN: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose update is orthogonalised; its size matches AdamW's (RMS 0.2), so rates carry over."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0):
+    def __init__(
+        self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -1,10 +1,12 @@
 """How often a tiny model draws what its prompt says: colour, shape and ground, judged from the pixels."""
 
+from __future__ import annotations
+
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +14,16 @@ from PIL import Image
 
 from onbrand.families.tiny.draw import GROUNDS, SHAPES, SIDE, SUPERSAMPLING, blank, draw_shape, finished, triples
 
+if TYPE_CHECKING:
+    from onbrand.families.family import Family
+
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 Triple = tuple[str, str, str]  # colour, shape, ground
-Painter = Callable[[list[str], int], list[Image.Image]]  # prompts, seed -> one picture each
 
 SMALLEST = 20  # pixels a shape must cover
 COMPARED_SIDE = 32
+ROWS_AT_ONCE = 25
 
 
 def prompts(num: int, seed: int, *, held: bool) -> list[tuple[str, Triple]]:
@@ -26,38 +31,57 @@ def prompts(num: int, seed: int, *, held: bool) -> list[tuple[str, Triple]]:
     rng = random.Random(seed)
     choices = triples(held=held)
     wanted = [rng.choice(choices) for _ in range(num)]
-    return [(f"a photo of a {colour} {shape} on a {ground} background", (colour, shape, ground)) for colour, shape, ground in wanted]
+    return [(f"a photo of a {c} {s} on a {g} background", (c, s, g)) for c, s, g in wanted]
 
 
 def score(family: str, folder: Path | None = None, n: int = 100, seed: int = 7) -> dict[str, Any]:
-    """Accuracy of `n` pictures of seen and `n` of held-out triples.
+    """Accuracy of `n` pictures of seen and `n` of held-out triples, drawn as the base recommends.
 
     Args:
         family: "sd15", "sdxl" or "flux".
-        folder: a diffusers folder with onbrand.json; the shipped one by default.
+        folder: a diffusers folder with onbrand.json; None: the shipped one.
 
     Returns:
         {"family", "n", "seen": {...}, "held_out": {...}}, each part as `judge` gives it.
     """
+    from onbrand.families.family import load_family
     from onbrand.families.tiny import tiny_base
-    from onbrand.families.tiny.painter import load_painter
 
-    paint = load_painter(family, folder or tiny_base(family))
-    parts = {name: score_painter(paint, prompts(n, seed, held=held), seed) for name, held in (("seen", False), ("held_out", True))}
+    base = load_family(family, folder or tiny_base(family))
+    parts = {name: score_base(base, prompts(n, seed, held=name == "held_out"), seed) for name in ("seen", "held_out")}
     return {"family": family, "n": n, **parts}
 
 
-def score_painter(paint: Painter, asked: Sequence[tuple[str, Triple]], seed: int) -> dict[str, float]:
-    return judge(paint([prompt for prompt, _ in asked], seed), [triple for _, triple in asked])
+def score_base(base: Family, asked: Sequence[tuple[str, Triple]], seed: int) -> dict[str, float]:
+    """`judge` of one picture for each prompt, with whatever adapter is attached to the base."""
+    pictures = paint(base, [prompt for prompt, _ in asked], seed)
+    return judge(pictures, [triple for _, triple in asked])
+
+
+def paint(base: Family, asked: Sequence[str], seed: int) -> list[Image.Image]:
+    """One picture a prompt; picture k has the seed `seed + k`."""
+    from onbrand.families.family import draw
+
+    pictures = []
+    for start in range(0, len(asked), ROWS_AT_ONCE):
+        chunk = asked[start : start + ROWS_AT_ONCE]
+        images_BCHW = draw(base, chunk, [seed + start + row for row in range(len(chunk))])
+        pixels = (images_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        pictures += [Image.fromarray(picture) for picture in pixels]
+    return pictures
 
 
 def judge(images: Sequence[Image.Image], wanted: Sequence[Triple]) -> dict[str, float]:
     """Shares of pictures right in "colour", "shape", "ground" and "all3", and the mean "iou" with the shape seen."""
-    seen = [recognise(np.asarray(image.convert("RGB"))) for image in images]
-    right = np.array([[got == want for got, want in zip(triple, asked, strict=True)] for (triple, _), asked in zip(seen, wanted, strict=True)])
-    shares = dict(zip(("colour", "shape", "ground"), right.mean(0).tolist(), strict=True))
-    shares |= {"all3": float(right.all(1).mean()), "iou": float(np.mean([iou for _, iou in seen]))}
+    recognised = [recognise(np.asarray(image.convert("RGB"))) for image in images]
+    right_N3 = np.array([_matches(seen, asked) for (seen, _), asked in zip(recognised, wanted, strict=True)])
+    shares = dict(zip(("colour", "shape", "ground"), right_N3.mean(0).tolist(), strict=True))
+    shares |= {"all3": float(right_N3.all(1).mean()), "iou": float(np.mean([iou for _, iou in recognised]))}
     return {name: round(share, 3) for name, share in shares.items()}
+
+
+def _matches(seen: tuple[str | None, str | None, str], asked: Triple) -> list[bool]:
+    return [one == other for one, other in zip(seen, asked, strict=True)]
 
 
 def recognise(pixels: Pixels) -> tuple[tuple[str | None, str | None, str], float]:

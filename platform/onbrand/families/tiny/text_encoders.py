@@ -123,7 +123,7 @@ def mean_of_tokens(encoder: T5EncoderModel) -> Features:
 
 
 def labelled_caption(rng: random.Random) -> tuple[str, list[int]]:
-    """A caption and its class per entry of CLASSES. One in five names an unknown brand, one in eight has a junk word."""
+    """A caption and its class per entry of CLASSES; a third have a word that no vocabulary knows."""
     kind, word = rng.random(), random_word(rng)
     known: dict[str, str] = {}
     if kind < 0.2:
@@ -224,11 +224,11 @@ def _spread_embeddings(encoder: nn.Module) -> None:
 
 
 def _loss(guesses: Tensor, labels_NS: Tensor) -> Tensor:
-    losses = [functional.cross_entropy(g, labels) for g, labels in zip(guesses.split(CLASSES, 1), labels_NS.T, strict=True)]
-    return torch.stack(losses).sum()
+    pairs = zip(guesses.split(CLASSES, 1), labels_NS.T, strict=True)
+    return torch.stack([functional.cross_entropy(guess, labels) for guess, labels in pairs]).sum()
 
 
 @torch.no_grad()
 def _accuracy(guesses: Tensor, labels_NS: Tensor) -> float:
-    right = [g.argmax(1) == labels for g, labels in zip(guesses.split(CLASSES, 1), labels_NS.T, strict=True)]
-    return float(torch.stack(right).float().mean())
+    pairs = zip(guesses.split(CLASSES, 1), labels_NS.T, strict=True)
+    return float(torch.stack([guess.argmax(1) == labels for guess, labels in pairs]).float().mean())

@@ -108,7 +108,7 @@ def job_environment(settings: Settings) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.2,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 600,
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": 0 if settings.device == "cpu" else 1,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "ONBRAND_DATA_DIR": settings.folder,
         "ONBRAND_RUN_STORAGE": settings.runs_url,
         "ONBRAND_INTERNAL_URL": settings.system_url,

@@ -1,0 +1,115 @@
+"""What a brand's adapter brings the brand, and what it takes from everybody else, on a tiny base.
+
+`python -m benchmarks.adapters --family sd15 --json` trains one adapter per made-up brand with the base's own recipe and
+prints one JSON object per brand:
+
+- `fit_base`, `fit_adapter`: 1 - cosine of VAE latents to the nearest picture of the brand that was not trained on;
+- `other_name_gain`: how much nearer than by the base other made-up names are drawn to it (wanted: <= 0.1);
+- `ordinary_loss`: accuracy that prompts without the brand's name lose (wanted: <= 0.15);
+- `train_seconds`: of the loop alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from onbrand.config import FAMILIES
+from onbrand.families.bases import base_source
+from onbrand.families.family import Family, draw, load_family
+from onbrand.families.spec import TrainingConfig
+from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
+from onbrand.families.tiny.fit import fit, similarity
+from onbrand.families.tiny.score import judge, prompts
+from onbrand.training.dataset import Picture, encode, fitted, prior_pictures
+from onbrand.training.loop import Trainer
+from onbrand.training.recipes import make_plan
+
+NUM_TRAINED, NUM_REFERENCES = 12, 36
+OTHER_NAMES = ("blarnop", "acme", "sks", "fenwick", "zorbo", "mirvalo")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--family", choices=FAMILIES, default="sd15")
+    options.add_argument("--prompts", type=int, default=60, help="ordinary prompts that are judged")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--json", action="store_true", help="compact lines only")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    family = load_family(chosen.family, base_source(chosen.family, {}))
+    for brand in BRANDS:
+        print(json.dumps(measure(family, brand, chosen.prompts), indent=None if chosen.json else 1), flush=True)
+
+
+def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | str]:
+    """Draw, train, draw again; the same prompts and seeds on both sides."""
+    held_out = [fitted(draw_brand(brand, 1000 + i), 64) for i in range(NUM_REFERENCES)]
+    references = family.encode_images(torch.stack(held_out))
+    others = [name for name in (*OTHER_NAMES, *BRANDS) if name != brand]
+    asked = {
+        "own": [f"photo of {brand} {kind_of(0)}"] * 12,
+        "other": [f"photo of {name} logo" for name in others for _ in range(2)],
+        "ordinary": [prompt for prompt, _ in prompts(num_prompts, 11, held=False)],
+    }
+    base = {name: drawn(family, texts) for name, texts in asked.items()}
+    trainer, seconds = trained(family, brand)
+    with trainer.averaged():
+        with_adapter = {name: drawn(family, texts) for name, texts in asked.items()}
+    family.denoiser.unload_lora()  # type: ignore[operator]
+
+    def near(pictures: Tensor) -> float:
+        return similarity(family.encode_images(pictures * 2 - 1), references)
+
+    wanted = [triple for _, triple in prompts(num_prompts, 11, held=False)]
+    accuracy = [judge(as_images(side["ordinary"]), wanted)["all3"] for side in (base, with_adapter)]
+    return {
+        "benchmark": "adapters",
+        "family": family.spec.name,
+        "brand": brand,
+        "fit_base": round(fit(family.encode_images(base["own"] * 2 - 1), references), 4),
+        "fit_adapter": round(fit(family.encode_images(with_adapter["own"] * 2 - 1), references), 4),
+        "other_name_gain": round(near(with_adapter["other"]) - near(base["other"]), 4),
+        "ordinary_base": round(accuracy[0], 3),
+        "ordinary_loss": round(accuracy[0] - accuracy[1], 3),
+        "train_seconds": round(seconds, 1),
+    }
+
+
+def trained(family: Family, brand: str) -> tuple[Trainer, float]:
+    """An adapter of `brand` by the base's own recipe, and the seconds its steps took."""
+    pictures = [
+        Picture(draw_brand(brand, i), brand_caption(kind_of(i)).replace("[brand]", brand), f"{brand}-{i}")
+        for i in range(NUM_TRAINED)
+    ]
+    plan = make_plan(family.spec, family.recommended, TrainingConfig(), brand)
+    prior = prior_pictures() if plan.prior_rows else []
+    trainer = Trainer(family, plan, encode(family, pictures, plan.resolution, prior))
+    began = time.perf_counter()
+    while not trainer.done:
+        trainer.train_step()
+    return trainer, time.perf_counter() - began
+
+
+def drawn(family: Family, texts: Sequence[str], batch: int = 12) -> Tensor:
+    parts = []
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        parts.append(draw(family, part, range(500 + start, 500 + start + len(part))))
+    return torch.cat(parts)
+
+
+def as_images(pictures_BCHW: Tensor) -> list[Image.Image]:
+    pixels = (pictures_BCHW.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""The internal routes: what workers do with a ticket. `onbrand.system_client` is their client.
+
+A ticket names one brand, one job and one member; its kind decides which routes it opens, the row policies the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from onbrand.api.caller import bearer_of
+from onbrand.api.input import Input, must_be_storable
+from onbrand.api.once import as_json
+from onbrand.api.problems import as_own_error
+from onbrand.brand import Ticket, TicketKind
+from onbrand.config import Secrets, Settings
+from onbrand.db.session import Doors, Session
+from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
+from onbrand.services import assets, images, jobs, models
+from onbrand.storage.store import BrandStore, ObjectStore
+
+router = APIRouter(prefix="/v1", tags=["internal"])
+
+MODEL_BYTES = 2**30
+IMAGE_BYTES = 64 * 2**20
+F = TypeVar("F", bound=Input)
+_BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class SystemParts:
+    """What the internal app was made of."""
+
+    settings: Settings
+    secrets: Secrets
+    doors: Doors
+    store: ObjectStore
+
+    def __repr__(self) -> str:
+        return "SystemParts(...)"
+
+
+def _parts(request: Request) -> SystemParts:
+    parts: SystemParts = request.app.state.parts
+    return parts
+
+
+AppParts = Annotated[SystemParts, Depends(_parts)]
+
+
+def _ticket(request: Request, parts: AppParts) -> Ticket:
+    return Ticket.verify(bearer_of(request), parts.secrets.tickets)
+
+
+AnyTicket = Annotated[Ticket, Depends(_ticket)]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker with a good ticket, inside this request's transaction."""
+
+    ticket: Ticket
+    session: Session
+    store: BrandStore
+
+
+async def _worker(ticket: AnyTicket, parts: AppParts) -> AsyncIterator[Worker]:
+    async with parts.doors.system_session(ticket) as session:
+        yield Worker(ticket, session, parts.store.brand(ticket.brand_id))
+
+
+AnyWorker = Annotated[Worker, Depends(_worker, scope="function")]
+
+
+def _must_be_of_kind(ticket: Ticket, kind: TicketKind) -> None:
+    if ticket.kind != kind:
+        raise TicketRefused(f"this needs a {kind} ticket")
+
+
+def _trainer(worker: AnyWorker) -> Worker:
+    _must_be_of_kind(worker.ticket, "training")
+    return worker
+
+
+def _drawer(worker: AnyWorker) -> Worker:
+    _must_be_of_kind(worker.ticket, "generation")
+    return worker
+
+
+Trainer = Annotated[Worker, Depends(_trainer)]
+Drawer = Annotated[Worker, Depends(_drawer)]
+
+
+async def _form(request: Request, ticket: AnyTicket) -> AsyncIterator[FormData]:
+    """The whole form, read before a transaction begins."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise UnsupportedMedia("send multipart/form-data with one file", param="file")
+    form = await request.form(max_files=1, max_fields=10, max_part_size=2**20)
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+FileForm = Annotated[FormData, Depends(_form)]
+
+
+class Report(Input):
+    progress: int | None = Field(None, ge=0, le=100)
+    metrics: dict[str, Any] | None = None
+    message: str | None = Field(None, max_length=500)
+
+
+class Progress(Input):
+    progress: int = Field(ge=0, le=100)
+
+
+class Failure(Input):
+    code: str = Field(pattern=r"^[a-z_]{1,60}$")
+    message: str = Field(max_length=2000)
+
+
+class SampleFacts(Input):
+    step: int = Field(ge=0, le=10_000_000)
+    index: int = Field(ge=0, le=99)
+
+
+class ModelFacts(Input):
+    """What the worker knows of the weights; version, name and digest are the platform's to say."""
+
+    rank: int = Field(ge=1, le=1024)
+    trigger_word: str | None = Field(None, max_length=100)
+    base_revision: str | None = Field(None, max_length=200)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class ImageFacts(Input):
+    index: int = Field(ge=0, le=63)
+    seed: int = Field(ge=0, le=2**63 - 1)
+    width: int = Field(ge=1, le=16_384)
+    height: int = Field(ge=1, le=16_384)
+    receipt: dict[str, Any] = Field(default_factory=dict)
+
+
+# training tickets
+
+
+@router.get("/training")
+async def read_training(worker: Trainer) -> Any:
+    """The job: configuration, pictures' ids and captions."""
+    return as_json(await jobs.spec_for_worker(worker.session, worker.ticket))
+
+
+@router.get("/training/assets/{asset_id}", response_class=Response)
+async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
+    """The bytes of one picture of the job."""
+    asset, data = await assets.read_asset(worker.session, worker.store, worker.ticket.brand_id, str(asset_id))
+    return Response(data, media_type=asset.content_type)
+
+
+@router.post("/training/report")
+async def report(body: Report, worker: Trainer) -> dict[str, bool]:
+    """Progress, metrics, a line for people, and the heartbeat; answers whether the owner asked to cancel."""
+    asked = await jobs.report(worker.session, worker.ticket, body.progress, body.metrics, body.message)
+    return {"cancel_requested": asked}
+
+
+@router.post("/training/samples", status_code=204, response_class=Response)
+async def add_sample(form: FileForm, worker: Trainer) -> None:
+    """Store a sample picture of a training step."""
+    facts = _facts(SampleFacts, {name: form[name] for name in ("step", "index") if name in form})
+    data, content_type = await _file_of(form)
+    await jobs.add_sample(worker.session, worker.store, worker.ticket, facts.step, facts.index, data, content_type)
+
+
+@router.post("/training/publish", status_code=201)
+async def publish(form: FileForm, worker: Trainer) -> Any:
+    """Publish the adapter as the brand's next version; the job is completed with it."""
+    facts = _facts(ModelFacts, _json_of(form, "facts"))
+    data, _ = await _file_of(form)
+    return as_json(await jobs.publish(worker.session, worker.store, worker.ticket, data, facts.model_dump()))
+
+
+@router.post("/training/fail", status_code=204, response_class=Response)
+async def fail(body: Failure, worker: Trainer) -> None:
+    """The job failed, and why."""
+    await jobs.fail(worker.session, worker.ticket, body.code, body.message)
+
+
+@router.post("/training/canceled", status_code=204, response_class=Response)
+async def canceled(worker: Trainer) -> None:
+    """The job ended because its owner asked for it."""
+    await jobs.canceled(worker.session, worker.ticket)
+
+
+# generation tickets
+
+
+@router.get("/models/{model_id}/weights", response_class=Response)
+async def read_weights(model_id: UUID, worker: Drawer) -> Response:
+    """The weights that the ticket's generation draws with."""
+    data = await models.read_weights(worker.session, worker.store, worker.ticket, str(model_id))
+    return Response(data, media_type=_BINARY, headers={"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
+
+
+@router.post("/generation/start")
+async def start_generation(worker: Drawer) -> dict[str, bool]:
+    """Drawing begins; answers whether the owner has canceled meanwhile."""
+    return {"cancel_requested": await images.start_generation(worker.session, worker.ticket)}
+
+
+@router.post("/generation/report")
+async def report_generation(body: Progress, worker: Drawer) -> dict[str, bool]:
+    """Progress, and the heartbeat."""
+    return {"cancel_requested": await images.report_generation(worker.session, worker.ticket, body.progress)}
+
+
+@router.post("/generation/images", status_code=201)
+async def add_image(form: FileForm, worker: Drawer) -> Any:
+    """Store one picture."""
+    facts = _facts(ImageFacts, _json_of(form, "facts"))
+    data, content_type = await _file_of(form)
+    return as_json(
+        await images.add_image(
+            worker.session,
+            worker.store,
+            worker.ticket,
+            index=facts.index,
+            seed=facts.seed,
+            data=data,
+            content_type=content_type,
+            width=facts.width,
+            height=facts.height,
+            receipt=facts.receipt,
+        )
+    )
+
+
+@router.post("/generation/finish", status_code=204, response_class=Response)
+async def finish_generation(worker: Drawer) -> None:
+    """All pictures are there."""
+    await images.finish_generation(worker.session, worker.ticket)
+
+
+@router.post("/generation/fail", status_code=204, response_class=Response)
+async def fail_generation(body: Failure, worker: Drawer) -> None:
+    """The generation failed, and why; the code `canceled` says that its owner wanted that."""
+    await images.fail_generation(worker.session, worker.ticket, body.code, body.message)
+
+
+# either
+
+
+@router.post("/ticket:renew")
+async def renew(ticket: AnyTicket, parts: AppParts) -> dict[str, str]:
+    """The same rights for some more time."""
+    return {"ticket": ticket.renewed(parts.settings.ticket_seconds).sign(parts.secrets.tickets)}
+
+
+async def _file_of(form: FormData) -> tuple[bytes, str]:
+    part = form.get("file")
+    if not isinstance(part, UploadFile):
+        raise InvalidInput("send the bytes as the file 'file'", param="file")
+    return await part.read(), part.content_type or _BINARY
+
+
+def _facts(kind: type[F], said: Any) -> F:
+    """The checked facts. Raises InvalidInput naming the field."""
+    must_be_storable(said, "facts")
+    try:
+        return kind.model_validate(said)
+    except ValidationError as problem:
+        raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
+
+
+def _json_of(form: FormData, name: str) -> Any:
+    try:
+        return json.loads(str(form.get(name, "")))
+    except (ValueError, RecursionError):
+        raise InvalidInput(f"{name} is not valid JSON", param=name) from None

@@ -1,0 +1,103 @@
+"""The two apps: one for users (web login only), one for workers with tickets (system login only). No Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI
+
+from onbrand import __version__
+from onbrand.api import assets, brands, edge, files, images, jobs, models, openai, problems, system, users
+from onbrand.api.caller import Parts
+from onbrand.api.input import must_be_plain_text
+from onbrand.api.rendering import Renderings, SystemClientFor
+from onbrand.config import Secrets, Settings
+from onbrand.db.session import Doors
+from onbrand.services.identity import TokenIssuer
+from onbrand.services.images import Generator
+from onbrand.storage.store import ObjectStore
+
+_TITLE = "Onbrand"
+_SUMMARY = "Private image models for brands"
+_PROBLEM: dict[str, Any] = {
+    "description": "A problem (RFC 9457) that also carries OpenAI's error object.",
+    "content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}},
+}
+
+
+def create_app(
+    settings: Settings,
+    secrets: Secrets,
+    doors: Doors,
+    store: ObjectStore,
+    generator: Generator,
+    *,
+    client_for: SystemClientFor | None = None,
+) -> FastAPI:
+    """The API for users.
+
+    Args:
+        generator: draws; `onbrand.serving` implements it over Ray Serve.
+        client_for: makes a client of the internal routes for a ticket; None: over HTTP to `settings.system_url`.
+    """
+    issuer = TokenIssuer(secrets.tokens, settings.token_minutes)
+    renderings = Renderings(settings, secrets, generator, client_for)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await renderings.close()
+
+    app = _bare_app(lifespan=lifespan)
+    app.state.parts = Parts(settings, secrets, doors, store, issuer, renderings)
+    for room in (users, brands, assets, jobs, models, images, openai, files):
+        app.include_router(room.router)
+    app.add_middleware(edge.Edge, body_limit=_limit_of_users)
+    return app
+
+
+def create_system_app(settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore) -> FastAPI:
+    """The internal routes: tickets only."""
+    app = _bare_app()
+    app.state.parts = system.SystemParts(settings, secrets, doors, store)
+    app.include_router(system.router)
+    app.add_middleware(edge.Edge, body_limit=_limit_of_workers)
+    return app
+
+
+def _bare_app(**options: object) -> FastAPI:
+    """No interactive pages: theirs load scripts from elsewhere. The description is at /openapi.json."""
+    app = FastAPI(
+        title=_TITLE,
+        summary=_SUMMARY,
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(must_be_plain_text)],
+        responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
+        **options,  # type: ignore[arg-type]
+    )
+    problems.install(app)
+    app.add_api_route("/healthz", _healthz, methods=["GET"], tags=["operation"])
+    return app
+
+
+async def _healthz() -> dict[str, str]:
+    """The process answers; it asks no one else, so that a busy database restarts no replica."""
+    return {"status": "ok"}
+
+
+def _limit_of_users(method: str, path: str) -> int:
+    is_upload = method == "POST" and path.startswith("/v1/brands/") and path.endswith("/assets")
+    return assets.REQUEST_BYTES if is_upload else edge.JSON_BYTES
+
+
+def _limit_of_workers(method: str, path: str) -> int:
+    if path.endswith("/v1/training/publish"):
+        return system.MODEL_BYTES
+    if path.endswith(("/v1/training/samples", "/v1/generation/images")):
+        return system.IMAGE_BYTES
+    return edge.JSON_BYTES

@@ -1,0 +1,83 @@
+"""What each brand of the demo brings: pictures to upload, pictures to be measured by, prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onbrand.brand import must_be_brand_id
+from onbrand.errors import InvalidInput
+
+NUM_UPLOADED, NUM_HELD_OUT, DRAWN_SIDE = 12, 6, 256
+FEWEST_OWN, HELD_OUT_EVERY = 4, 4
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_OBJECTS = ("logo", "product", "packaging")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file with its caption and what it shows."""
+
+    path: Path
+    caption: str
+    object: str
+
+
+@dataclass(frozen=True)
+class Kit:
+    """One brand of the demo.
+
+    Args:
+        word: the trigger word.
+        held_out: pictures of the brand that are never uploaded; `fit` is measured by them.
+        prompts: what is drawn with the base and with the adapter.
+    """
+
+    brand_id: str
+    title: str
+    word: str
+    uploads: tuple[Upload, ...]
+    held_out: tuple[Path, ...]
+    prompts: tuple[str, ...]
+
+
+def made_up_kits(folder: Path, suffix: str = "") -> list[Kit]:
+    """The two brands that the project draws itself; their files are written under `folder`."""
+    from onbrand.families.tiny.brands import BRANDS, write_brand_images
+
+    kits = []
+    for word, brand in BRANDS.items():
+        drawn = write_brand_images(word, folder / word, NUM_UPLOADED + NUM_HELD_OUT, DRAWN_SIDE)
+        uploads = tuple(Upload(path, caption, path.name.split("-")[0]) for path, caption in drawn[:NUM_UPLOADED])
+        held_out = tuple(path for path, _ in drawn[NUM_UPLOADED:])
+        prompts = tuple(f"photo of [brand] {thing}" for thing in _OBJECTS)
+        kits.append(Kit(word + suffix, brand.title, word, uploads, held_out, prompts))
+    return kits
+
+
+def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
+    """A kit of a user's own pictures; every fourth is held out. Raises InvalidInput naming what is wrong."""
+    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    must_be_brand_id(word + suffix, param="brand")
+    if not folder.is_dir():
+        raise InvalidInput(
+            f"{folder} is not a folder; --images takes a folder of PNG, JPEG or WEBP files", param="images"
+        )
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if len(found) < FEWEST_OWN:
+        raise InvalidInput(f"{folder} holds {len(found)} pictures; at least {FEWEST_OWN} are needed", param="images")
+    held_out = found[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    uploads = tuple(Upload(path, "photo of [brand] product", "product") for path in found if path not in held_out)
+    return Kit(word + suffix, name, word, uploads, tuple(held_out), ("photo of [brand] product",))
+
+
+def choose_kits(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[Kit]:
+    """The user's brands, and made-up ones until there are two."""
+    kits = [own_kit(name, images, suffix) for name, images in own]
+    taken = {kit.brand_id for kit in kits}
+    if len(taken) < len(kits):
+        raise InvalidInput("two brands have the same name; give each --brand its own", param="brand")
+    drawn = [kit for kit in made_up_kits(folder, suffix) if kit.brand_id not in taken]
+    return kits + drawn[: max(0, 2 - len(kits))]

@@ -1,0 +1,52 @@
+"""How near generated pictures are to a brand: `fit`, by the VAE of the family's own base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onbrand.config import FamilyName, Settings
+
+
+class Nearness:
+    """Measures with the base of one family; loads torch when it is made."""
+
+    def __init__(self, family: FamilyName, settings: Settings) -> None:
+        from onbrand.families.bases import base_source
+        from onbrand.families.family import load_family
+
+        self._family = load_family(family, base_source(family, settings.bases))
+
+    def fit(self, pictures: Sequence[Path], references: Sequence[Path]) -> float | None:
+        """1 - mean over `pictures` of the cosine of VAE latents with the nearest of `references`; smaller is nearer.
+
+        None without pictures. References are brought to the pictures' size.
+        """
+        if not pictures:
+            return None
+        from onbrand.families.tiny.fit import fit
+
+        size = _size(pictures[0])
+        return round(fit(self._latents(pictures, size), self._latents(references, size)), 4)
+
+    def _latents(self, pictures: Sequence[Path], size: tuple[int, int]):  # type: ignore[no-untyped-def]
+        import numpy as np
+        import torch
+
+        stacked = np.stack([_pixels(picture, size) for picture in pictures])
+        return self._family.encode_images(torch.from_numpy(stacked).permute(0, 3, 1, 2) / 127.5 - 1)
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        return image.size
+
+
+def _pixels(picture: Path, size: tuple[int, int]):  # type: ignore[no-untyped-def]
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(picture) as image:
+        return np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS), dtype=np.float32)

@@ -1,0 +1,206 @@
+"""The demo from start to end: a platform of its own, the five steps, the tries, the contact sheet and the report."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onbrand.config import FamilyName, Settings
+from onbrand.demo import play
+from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
+from onbrand.demo.intruder import tries
+from onbrand.demo.kits import Kit, choose_kits
+from onbrand.demo.nearness import Nearness
+from onbrand.demo.play import Player
+from onbrand.runtime import Platform
+
+FIT_RATIO = 0.3
+"""What `fit` with the adapter may be of `fit` without, at most."""
+
+Tell = Callable[[str], object]
+
+
+def run_demo(
+    model_type: FamilyName,
+    own: Sequence[tuple[str, Path]],
+    out: Path,
+    *,
+    steps: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run the demo and return its report, which is also in `out/report.json`.
+
+    Args:
+        own: (brand name, folder of pictures) of the user; made-up brands fill up to two.
+        steps: of training; None is the base's own advice.
+        quiet: say nothing.
+
+    Raises InvalidInput for pictures that cannot be used, ConfigurationError if the platform cannot start.
+    """
+    started, console = time.monotonic(), Console(stderr=True, quiet=quiet)
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="onbrand-demo-"))
+    try:
+        settings = own_settings(model_type, folder / "data")
+        kits = choose_kits(own, folder / "pictures", _suffix(settings))
+        players, denied = _on_a_platform(settings, kits, model_type, steps, out, console)
+        report = _report(players, model_type, settings, out) | {"denied": denied}
+    finally:
+        _remove(folder)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    console.print(_table(report))
+    return report
+
+
+def own_settings(family: FamilyName, data_dir: Path) -> Settings:
+    """Settings that keep the demo out of the user's data; the object store stays the environment's choice."""
+    return Settings(
+        data_dir=data_dir,
+        database_url=None,
+        web_database_url=None,
+        system_database_url=None,
+        run_storage=None,
+        families=(family,),
+        host="127.0.0.1",
+        port=0,
+        public_url=None,
+        internal_url=None,
+        sign_up="open",
+    )
+
+
+def shortcomings(report: dict[str, Any]) -> list[str]:
+    """What a report does not show although it must."""
+    found = []
+    for brand in report["brands"]:
+        name, fit = brand["brand_id"], brand["fit"]
+        if brand["job"]["status"] != "completed":
+            found.append(f"{name}'s job is {brand['job']['status']}")
+        elif fit["adapter"] > FIT_RATIO * fit["base"]:
+            found.append(f"{name}'s adapter fits {fit['adapter']}, more than {FIT_RATIO} of the base's {fit['base']}")
+    tried, refused = report["denied"]["tried"], report["denied"]["refused"]
+    if tried == 0 or refused < tried:
+        found.append(f"{refused} of {tried} cross-brand tries were refused")
+    return found
+
+
+def _on_a_platform(
+    settings: Settings, kits: Sequence[Kit], model_type: FamilyName, steps: int | None, out: Path, console: Console
+) -> tuple[list[Player], dict[str, int]]:
+    def tell(text: str) -> None:
+        console.print(f"[dim]{text} ...[/dim]")
+
+    with Platform(settings, tell) as platform:
+        tell("Uploading")
+        players = [play.enter(platform.url, kit) for kit in kits]
+        for player in players:
+            play.upload(player)
+        tell("Training an adapter for each brand")
+        play.train(players, model_type, steps, _progress(console))
+        tell("Drawing with the base and with the adapters")
+        for player in players:
+            play.fetch_model(player)
+            play.generate(player, model_type, out / player.brand_id)
+        tell("Trying to get across the wall")
+        return players, _try_all(players, console)
+
+
+def _try_all(players: Sequence[Player], console: Console) -> dict[str, int]:
+    ready = [player for player in players if player.model is not None]
+    pairs = [(a, b) for a in players for b in ready if a is not b]
+    attempts = [attempt for intruder, victim in pairs for attempt in tries(intruder, victim)]
+    crossed = [attempt.name for attempt in attempts if not attempt.is_refused()]
+    for name in crossed:
+        console.print(f"[bold red]not refused: {name}[/bold red]")
+    return {"tried": len(attempts), "refused": len(attempts) - len(crossed)}
+
+
+def _progress(console: Console) -> Callable[[Player], object]:
+    told: dict[str, tuple[str, int]] = {}
+
+    def tell(player: Player) -> None:
+        state = (player.job.status, player.job.progress // 20)
+        if told.get(player.brand_id) != state:
+            told[player.brand_id] = state
+            console.print(f"  {player.brand_id}: {player.job.status}, {player.job.progress} %")
+
+    return tell
+
+
+def _report(players: Sequence[Player], model_type: FamilyName, settings: Settings, out: Path) -> dict[str, Any]:
+    nearness = Nearness(model_type, settings)
+    brands, sections = [], []
+    for player in players:
+        fit = {
+            "base": nearness.fit(player.with_base, player.kit.held_out),
+            "adapter": nearness.fit(player.with_adapter, player.kit.held_out),
+        }
+        brands.append(_brand_report(player, model_type, fit))
+        sections.append(_section(player, model_type, fit))
+    draw_contact_sheet(sections, out / "contact-sheet.png")
+    return {"brands": brands}
+
+
+def _brand_report(player: Player, model_type: str, fit: dict[str, float | None]) -> dict[str, Any]:
+    return {
+        "brand_id": player.brand_id,
+        "model_type": model_type,
+        "job": {
+            "status": player.job.status,
+            "seconds": round(player.seconds, 1),
+            "model_url": player.job.model_url,
+        },
+        "model": player.model.name if player.model else None,
+        "images": [str(path.absolute()) for path in player.with_adapter],
+        "fit": fit,
+    }
+
+
+def _section(player: Player, model_type: str, fit: dict[str, float | None]) -> Section:
+    own = [upload.path for upload in player.kit.uploads]
+    name = player.model.name if player.model else "no model"
+    return Section(
+        player.kit.title,
+        f"{model_type}  |  prompts: {', '.join(player.kit.prompts)}",
+        (
+            Row("its own pictures", f"{len(own)} uploaded", own),
+            Row("the base alone", f"fit {fit['base']}", player.with_base),
+            Row("with its adapter", f"{name}, fit {fit['adapter']}", player.with_adapter),
+        ),
+    )
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table("brand", "model", "job", "seconds", "fit of the base", "fit of the adapter", box=None, pad_edge=False)
+    for brand in report["brands"]:
+        job, fit = brand["job"], brand["fit"]
+        table.add_row(
+            brand["brand_id"],
+            str(brand["model"]),
+            job["status"],
+            str(job["seconds"]),
+            str(fit["base"]),
+            str(fit["adapter"]),
+        )
+    denied = report["denied"]
+    table.caption = f"{denied['refused']} of {denied['tried']} cross-brand tries refused; {report['seconds']} s in all"
+    return table
+
+
+def _suffix(settings: Settings) -> str:
+    """A shared object store may hold an earlier demo's files: there each run has brand ids of its own."""
+    return f"-{secrets.token_hex(3)}" if settings.storage_url else ""
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,100 @@
+"""Parts to pipeline to folder: a plain diffusers folder in fp16 with `onbrand.json` beside it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from onbrand.families.tiny.advice import advice
+from onbrand.families.tiny.architectures import new_denoiser, new_scheduler
+
+# The folders that the earlier stages leave in the work folder.
+CLIP, CLIP_NARROW, CLIP_PROJECTING, T5 = "clip", "clip_narrow", "clip_projecting", "t5"
+VAE, TOKENIZER, T5_TOKENIZER = "vae", "tokenizer", "tokenizer_2"
+
+
+def new_pipeline(family: str, work: Path) -> DiffusionPipeline:
+    """The family's pipeline from the parts in `work`, with an untrained denoiser."""
+    tokenizer = CLIPTokenizer.from_pretrained(work / TOKENIZER)
+    shared: dict[str, Any] = {
+        "vae": AutoencoderKL.from_pretrained(work / VAE),
+        "tokenizer": tokenizer,
+        "scheduler": new_scheduler(family),
+    }
+    if family == "sd15":
+        encoder = CLIPTextModel.from_pretrained(work / CLIP)
+        return StableDiffusionPipeline(
+            **shared,
+            text_encoder=encoder,
+            unet=new_denoiser(family),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    if family == "sdxl":
+        return StableDiffusionXLPipeline(
+            **shared,
+            text_encoder=CLIPTextModel.from_pretrained(work / CLIP_NARROW),
+            text_encoder_2=CLIPTextModelWithProjection.from_pretrained(work / CLIP_PROJECTING),
+            tokenizer_2=tokenizer,
+            unet=new_denoiser(family),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+    return FluxPipeline(
+        **shared,
+        text_encoder=CLIPTextModel.from_pretrained(work / CLIP),
+        text_encoder_2=T5EncoderModel.from_pretrained(work / T5),
+        tokenizer_2=T5TokenizerFast.from_pretrained(work / T5_TOKENIZER),
+        transformer=new_denoiser(family),
+    )
+
+
+def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Writes the pipeline, converted to `dtype`, and its advice; whoever reads `folder` sees the old or the new one."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.to(dtype=dtype, memory_format=torch.contiguous_format)
+    partial, previous = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "previous"))
+    for leftover in (partial, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    (partial / "onbrand.json").write_text(json.dumps(advice(family), indent=2) + "\n")
+    if folder.exists():
+        folder.rename(previous)
+    partial.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def warm_start(denoiser: nn.Module, source: nn.Module) -> int:
+    """Copies every tensor of equal name and shape; returns how many weights that were."""
+    known, copied = source.state_dict(), 0
+    with torch.no_grad():
+        for name, weight in denoiser.state_dict().items():
+            if name in known and known[name].shape == weight.shape:
+                weight.copy_(known[name])
+                copied += weight.numel()
+    return copied
+
+
+def weigh(folder: Path) -> int:
+    """Bytes of all files of a base."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

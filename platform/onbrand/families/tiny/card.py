@@ -1,0 +1,73 @@
+"""The model card of a tiny base: what it is, what it learned from and what was measured of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onbrand.families.tiny.assembly import weigh
+from onbrand.families.tiny.draw import COLOURS, GROUNDS, SHAPES, triples
+
+TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "flux": "FLUX.1"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What training knows of itself."""
+
+    steps: int
+    seconds: float
+    num_scenes: int
+    vae_psnr: float  # dB, on scenes not learned from
+
+
+def write_card(family: str, folder: Path, facts: Facts, scores: dict[str, Any]) -> Path:
+    """Writes README.md into the base's folder. `scores` is what `score` returned for it."""
+    path = folder / "README.md"
+    path.write_text(card(family, facts, scores, weigh(folder)))
+    return path
+
+
+def card(family: str, facts: Facts, scores: dict[str, Any], num_bytes: int) -> str:
+    held, seen = len(triples(held=True)), len(triples(held=False))
+    return f"""# Tiny {TITLES[family]}
+
+A complete `diffusers` pipeline of the {TITLES[family]} architecture at 64 px, {num_bytes / 1e6:.1f} MB in fp16. It draws
+coloured shapes on coloured grounds and exists so that Onbrand can train, serve and test real adapters on a laptop's CPU.
+It is no substitute for {TITLES[family]} and contains none of its weights.
+
+## Made from
+
+Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` draws and writes:
+{len(SHAPES)} shapes in {len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another. No photograph, no text and no
+weights of anybody else were used, so the weights carry no third party's licence terms; they come under Onbrand's own.
+
+| | |
+|---|---|
+| scenes | {facts.num_scenes:,} |
+| denoiser steps | {facts.steps:,} |
+| denoiser training | {facts.seconds:,.0f} s on one shared CPU core |
+| VAE on unseen scenes | {facts.vae_psnr:.1f} dB |
+
+## Measured
+
+{scores["n"]} prompts such as "a photo of a red star on a white background", judged from the pixels. Of the {held + seen} (colour,
+shape, ground) combinations, {held} were held out: no caption and no picture of the training had one.
+
+| share right | seen | held out |
+|---|---|---|
+{_rows(scores)}
+
+`onbrand tiny score {family}` measures this again; `onbrand tiny train {family}` makes the weights again.
+
+## Limits
+
+It knows the words of its captions and nothing else; other words are spelled out in letters and mostly ignored.
+Recommended settings are in `onbrand.json`.
+"""
+
+
+def _rows(scores: dict[str, Any]) -> str:
+    names = {"all3": "all three", "colour": "colour", "shape": "shape", "ground": "ground"}
+    return "\n".join(
+        f"| {title} | {scores['seen'][name]:.2f} | {scores['held_out'][name]:.2f} |" for name, title in names.items()
+    )

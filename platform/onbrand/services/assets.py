@@ -1,0 +1,239 @@
+"""Training pictures: uploaded whole or not at all, captions with versions, deleted by admins."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal, get_args
+
+import anyio.to_thread
+from psycopg.types.json import Jsonb
+
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge
+from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.storage.images import CleanImage, clean_image, shown
+from onbrand.storage.layout import Key, training_image
+from onbrand.storage.store import BrandStore
+
+ObjectKind = Literal["logo", "product", "person", "packaging", "other"]
+_METADATA_CHARS = 10_000
+_ASSET = """
+select t.*, c.caption, c.version as caption_version
+from app.brand_assets t left join lateral (
+  select ac.caption, ac.version from app.asset_captions ac
+  where ac.brand_id = t.brand_id and ac.asset_id = t.id order by ac.version desc limit 1) c on true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file on its way in.
+
+    Args:
+        caption: None becomes ``photo of [brand] logo`` (by its object).
+    """
+
+    filename: str
+    data: bytes = field(repr=False)
+    caption: str | None = field(default=None, repr=False)
+    object: str = "other"
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Asset(Row):
+    """A training picture. `[brand]` in its caption stands for a job's trigger word."""
+
+    id: str
+    brand_id: str
+    user_id: str
+    name: str
+    type: Literal["image"]
+    object: ObjectKind
+    object_name: str
+    caption: str
+    caption_version: int
+    metadata: dict[str, Any]
+    content_type: str
+    bytes: int
+    width: int
+    height: int
+    sha256: str
+    created_at: datetime
+
+    @property
+    def key(self) -> Key:
+        """Where its bytes are."""
+        return Key("training-data", self.object_name)
+
+
+async def upload(
+    session: Session, store: BrandStore, brand_id: str, user_id: str, files: list[Upload], limits: Limits
+) -> list[Asset]:
+    """Store pictures and their rows, all or none.
+
+    Raises:
+        UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names the file.
+        Conflict: a picture is there already, or twice in `files`.
+        NotFound: not the caller's brand.
+    """
+    _must_be_countable(files, limits)
+    captions = [_must_be_fine(file, limits) for file in files]
+    images = [await anyio.to_thread.run_sync(clean_image, file.data, limits, file.filename) for file in files]
+    await _must_be_new(session, brand_id, files, images)
+    async with hidden("brand"):
+        keys = await _take_keys(session, brand_id, files, images)
+        ids = [
+            await _insert(session, brand_id, user_id, *each)
+            for each in zip(files, images, keys, captions, strict=True)
+        ]
+    for key, image in zip(keys, images, strict=True):
+        session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
+        await anyio.to_thread.run_sync(store.write, key, image.bytes, image.content_type)
+    rows = {row["id"]: Asset.of(row) for row in await session.all(f"{_ASSET} where t.id = any(%s::uuid[])", [ids])}
+    return [rows[asset_id] for asset_id in ids]
+
+
+async def list_assets(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[Asset]:
+    """The brand's pictures, newest first."""
+    return await page_of(session, Asset, _ASSET, brand_id, limit, cursor)
+
+
+async def get_asset(session: Session, brand_id: str, asset_id: str) -> Asset:
+    """One picture's row. Raises NotFound."""
+    asset_id = known_id(asset_id, "asset")
+    row = await session.maybe(f"{_ASSET} where t.brand_id = %s and t.id = %s", [brand_id, asset_id])
+    return Asset.of(must_be_there(row, "asset"))
+
+
+async def read_asset(session: Session, store: BrandStore, brand_id: str, asset_id: str) -> tuple[Asset, bytes]:
+    """One picture's row and bytes. Raises NotFound."""
+    asset = await get_asset(session, brand_id, asset_id)
+    return asset, await anyio.to_thread.run_sync(store.read, asset.key)
+
+
+async def set_caption(
+    session: Session, brand_id: str, user_id: str, asset_id: str, caption: str, limits: Limits | None = None
+) -> Asset:
+    """A new version of the caption; older ones stay. Raises NotFound, InvalidInput, Conflict (two at once)."""
+    caption = _must_be_caption(caption, limits or Limits())
+    asset = await get_asset(session, brand_id, asset_id)
+    try:
+        await _insert_caption(session, brand_id, user_id, asset.id, asset.caption_version + 1, caption)
+    except Conflict:
+        raise Conflict("somebody else is changing this caption; look at it again", param="caption") from None
+    return await get_asset(session, brand_id, asset_id)
+
+
+async def delete_asset(session: Session, store: BrandStore, brand_id: str, asset_id: str) -> None:
+    """Delete row and bytes. Raises NotFound, Forbidden (members), Conflict (a job that has not ended uses it)."""
+    asset = await get_asset(session, brand_id, asset_id)
+    num_deleted = await session.run(
+        "delete from app.brand_assets where brand_id = %s and id = %s", [brand_id, asset.id]
+    )
+    if num_deleted == 0:
+        raise Forbidden("only an admin of the brand may delete training data")
+    await session.run(
+        "delete from storage.objects where bucket_id = %s and name = %s", [asset.key.bucket, asset.object_name]
+    )
+    await anyio.to_thread.run_sync(store.delete, asset.key)
+
+
+def _must_be_countable(files: list[Upload], limits: Limits) -> None:
+    if not files:
+        raise InvalidInput("send at least one picture", param="files")
+    if len(files) > limits.upload_files:
+        raise TooLarge(f"{len(files)} files in one upload; the limit is {limits.upload_files}", param="files")
+
+
+def _must_be_fine(file: Upload, limits: Limits) -> str:
+    """The caption of a file whose other fields are fine too."""
+    if file.object not in get_args(ObjectKind):
+        raise InvalidInput(f"object must be one of {', '.join(get_args(ObjectKind))}", param="object")
+    try:
+        size = len(json.dumps(dict(file.metadata), allow_nan=False))
+    except (TypeError, ValueError):
+        raise InvalidInput("metadata must be a JSON object", param="metadata") from None
+    if size > _METADATA_CHARS:
+        raise InvalidInput(f"metadata has {size} characters; the limit is {_METADATA_CHARS}", param="metadata")
+    what = "" if file.object == "other" else f" {file.object}"
+    return _must_be_caption(f"photo of [brand]{what}" if file.caption is None else file.caption, limits)
+
+
+def _must_be_caption(caption: str, limits: Limits) -> str:
+    caption = caption.strip()
+    if not 1 <= len(caption) <= limits.caption_chars or "\x00" in caption:
+        raise InvalidInput(
+            f"a caption has 1 to {limits.caption_chars} characters; got {len(caption)}", param="captions"
+        )
+    return caption
+
+
+async def _must_be_new(session: Session, brand_id: str, files: list[Upload], images: list[CleanImage]) -> None:
+    """Raise Conflict naming a file whose picture is there already, or is sent twice."""
+    digests = [image.sha256 for image in images]
+    rows = await session.all(
+        "select sha256, object_name from app.brand_assets where brand_id = %s and sha256 = any(%s)",
+        [brand_id, digests],
+    )
+    there = {row["sha256"]: row["object_name"].split("/", 1)[1] for row in rows}
+    for index, digest in enumerate(digests):
+        name = shown(files[index].filename)
+        if digest in there:
+            raise Conflict(f"{name} is there already, as {there[digest]}", param="files")
+        if digest in digests[:index]:
+            raise Conflict(f"{name} is the same picture as {shown(files[digests.index(digest)].filename)}", param="files")
+
+
+async def _take_keys(
+    session: Session, brand_id: str, files: list[Upload], images: list[CleanImage]
+) -> list[Key]:
+    """A fresh key for each file: ``acme/logo-001.jpg``. Numbers are never given twice."""
+    following = {}
+    for kind, count in sorted(Counter(file.object for file in files).items()):
+        row = await session.one("select private.next_number(%s, %s, %s) as first", [brand_id, f"asset:{kind}", count])
+        following[kind] = row["first"]
+    keys = []
+    for file, image in zip(files, images, strict=True):
+        keys.append(training_image(brand_id, file.object, following[file.object], image.ext))
+        following[file.object] += 1
+    return keys
+
+
+async def _insert(
+    session: Session, brand_id: str, user_id: str, file: Upload, image: CleanImage, key: Key, caption: str
+) -> str:
+    row = await session.one(
+        "insert into app.brand_assets (brand_id, user_id, name, object, object_name, sha256, content_type, bytes,"
+        " width, height, metadata) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning id",
+        [
+            brand_id, user_id, _plain_name(file.filename), file.object, key.name, image.sha256, image.content_type,
+            len(image.bytes), image.width, image.height, Jsonb(dict(file.metadata)),
+        ],
+    )  # fmt: skip
+    await session.run(
+        "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
+        [key.bucket, key.name, user_id, image.content_type, len(image.bytes)],
+    )
+    await _insert_caption(session, brand_id, user_id, row["id"], 1, caption)
+    return row["id"]
+
+
+async def _insert_caption(
+    session: Session, brand_id: str, user_id: str, asset_id: str, version: int, caption: str
+) -> None:
+    await session.run(
+        "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id) values (%s, %s, %s, %s, %s)",
+        [brand_id, asset_id, version, caption, user_id],
+    )
+
+
+def _plain_name(filename: str) -> str:
+    """The file's own name: no folders, nothing that does not print, at most 255 characters."""
+    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(c for c in last if c.isprintable()).strip()[:255] or "image"

@@ -1,0 +1,67 @@
+"""What happened to a training job or a generation, numbered within each, for those who watch. No prompts, no captions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from onbrand.brand import Ticket
+from onbrand.db.session import Session
+from onbrand.errors import InvalidInput
+from onbrand.services.rows import Row
+
+
+class Event(Row):
+    """One thing that happened; `seq` counts from 1 within its job or generation.
+
+    `kind`: `status` {status}, `progress` {progress, metrics, message}, `sample` {step, index, object_name},
+    `image` {index, image_id, seed}.
+    """
+
+    seq: int
+    subject_id: str
+    at: datetime
+    kind: str
+    data: dict[str, Any]
+
+
+async def events_of(session: Session, brand_id: str, subject_id: str, after_seq: int, limit: int = 500) -> list[Event]:
+    """What happened after `after_seq`, oldest first."""
+    rows = await session.all(
+        "select seq, subject_id, at, kind, data from app.job_events"
+        " where brand_id = %s and subject_id = %s and seq > %s order by seq limit %s",
+        [brand_id, subject_id, after_seq, limit],
+    )
+    return [Event.of(row) for row in rows]
+
+
+async def tell(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:
+    """Add an event to the ticket's subject. The caller holds the subject's row, so that numbers have no gaps or twins."""
+    subject = {ticket.kind: ticket.job_id}
+    await session.run(
+        "insert into app.job_events (brand_id, job_id, generation_id, seq, kind, data)"
+        " select %(brand_id)s, %(training)s, %(generation)s, coalesce(max(seq), 0) + 1, %(kind)s, %(data)s"
+        " from app.job_events where brand_id = %(brand_id)s and subject_id = %(subject)s",
+        {
+            "brand_id": ticket.brand_id,
+            "training": subject.get("training"),
+            "generation": subject.get("generation"),
+            "kind": kind,
+            "data": Jsonb(must_be_finite(data)),
+            "subject": ticket.job_id,
+        },
+    )
+
+
+def must_be_finite(data: Mapping[str, Any], param: str = "metrics") -> dict[str, Any]:
+    """`data` if JSON can hold it. Raises InvalidInput for NaN and infinities, at any depth."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            must_be_finite(value, f"{param}.{name}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"{param}.{name} is not finite", param=f"{param}.{name}")
+    return dict(data)

@@ -1,0 +1,163 @@
+"""Who calls: accounts with a password, and the tokens of the embedded issuer. Roles are not in a token: they are looked up."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Literal
+
+import anyio.to_thread
+import jwt
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
+from pydantic import Field
+
+from onbrand.brand import Scope, must_be_brand_id
+from onbrand.db.session import Session
+from onbrand.errors import Conflict, InvalidInput, Unauthenticated
+from onbrand.services.rows import Row, known_id
+
+_ISSUER, _AUDIENCE = "onbrand", "onbrand-api"
+_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+PASSWORD_CHARS = (8, 256)
+
+
+class User(Row):
+    """An account."""
+
+    id: str
+    email: str
+    created_at: datetime
+
+
+class Token(Row):
+    """A bearer token."""
+
+    access_token: str = Field(repr=False)
+    token_type: Literal["bearer"] = "bearer"
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIssuer:
+    """The embedded issuer: signs and reads JWTs with one secret.
+
+    Args:
+        minutes: how long a token lasts.
+    """
+
+    secret: str
+    minutes: int = 60
+
+    def __repr__(self) -> str:
+        return f"TokenIssuer(minutes={self.minutes})"
+
+    def issue(self, user_id: str, brand_id: str | None = None) -> tuple[str, datetime]:
+        """A token and when it ends; with `brand_id` it reaches that brand only."""
+        now = int(time.time())
+        claims = {"iss": _ISSUER, "aud": _AUDIENCE, "sub": user_id, "iat": now, "exp": now + 60 * self.minutes}
+        if brand_id is not None:
+            claims["brand_id"] = brand_id
+        return jwt.encode(claims, self.secret, algorithm="HS256"), datetime.fromtimestamp(claims["exp"], UTC)
+
+    def verify(self, token: str) -> Scope:
+        """Whose token this is. Raises Unauthenticated if it is forged, expired, or not for this API."""
+        try:
+            claims = jwt.decode(
+                token,
+                self.secret,
+                algorithms=["HS256"],
+                issuer=_ISSUER,
+                audience=_AUDIENCE,
+                options={"require": ["exp", "iss", "sub", "aud"]},
+            )
+            return Scope(known_id(claims["sub"], "user"), _brand_claim(claims.get("brand_id")))
+        except Exception:
+            raise Unauthenticated("the token is forged, expired or not for this service; log in again") from None
+
+
+def _brand_claim(brand_id: str | None) -> str | None:
+    return None if brand_id is None else must_be_brand_id(brand_id)
+
+
+async def sign_up(session: Session, email: str, password: str) -> User:
+    """Make an account; `session` is nobody's (`anon`).
+
+    Raises:
+        InvalidInput: not an address, or a password that is too short or too long.
+        Conflict: the address has an account.
+    """
+    email = must_be_email(email)
+    _must_be_password(password)
+    hashed = await anyio.to_thread.run_sync(hash_password, password)
+    try:
+        row = await session.one("select id, created_at from private.sign_up(%s, %s)", [email, hashed])
+    except Conflict:
+        raise Conflict("this address has an account already; log in", param="email") from None
+    return User(id=row["id"], email=email, created_at=row["created_at"])
+
+
+async def log_in(
+    session: Session, issuer: TokenIssuer, email: str, password: str, brand_id: str | None = None
+) -> Token:
+    """A token for the right password; unknown addresses take as long and get the same answer.
+
+    Args:
+        brand_id: binds the token to one brand. It narrows what the user may reach; it gives nothing.
+
+    Raises Unauthenticated.
+    """
+    if brand_id is not None:
+        must_be_brand_id(brand_id)
+    row = None
+    if _EMAIL.fullmatch(email) and "\x00" not in password:
+        row = await session.maybe("select id, password_hash from private.find_login(%s)", [email])
+    hashed = row["password_hash"] if row else _hash_of_nobody()
+    right = await anyio.to_thread.run_sync(_verify, password[: PASSWORD_CHARS[1] + 1], hashed)
+    if row is None or not right:
+        raise Unauthenticated("wrong email or password")
+    token, expires_at = issuer.issue(row["id"], brand_id)
+    return Token(access_token=token, expires_at=expires_at)
+
+
+async def get_user(session: Session) -> User:
+    """The account of the session's user. Raises Unauthenticated if it is gone."""
+    row = await session.maybe("select id, email, created_at from private.me()")
+    if row is None:
+        raise Unauthenticated("this account is gone")
+    return User.of(row)
+
+
+def must_be_email(text: str) -> str:
+    """`text` as an address in lower case. Raises InvalidInput."""
+    if len(text) > 254 or not _EMAIL.fullmatch(text):
+        raise InvalidInput("email must be an address like name@example.com", param="email")
+    return text.lower()
+
+
+def hash_password(password: str) -> str:
+    """An argon2id hash (OWASP's parameters: 19 MiB, two passes)."""
+    return _hasher().hash(password)
+
+
+def _verify(password: str, hashed: str) -> bool:
+    return _hasher().verify(password, hashed)
+
+
+@cache
+def _hasher() -> PasswordHash:
+    return PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19456, parallelism=1),))
+
+
+@cache
+def _hash_of_nobody() -> str:
+    return hash_password("nobody has this password")
+
+
+def _must_be_password(password: str) -> None:
+    least, most = PASSWORD_CHARS
+    if not least <= len(password) <= most or "\x00" in password:
+        raise InvalidInput(f"password must have {least} to {most} characters", param="password")

@@ -1,0 +1,296 @@
+"""Training jobs as members see them: create, watch, rename, cancel, retry, delete. The system's side is in `training`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal, cast
+
+import anyio.to_thread
+from psycopg.types.json import Jsonb
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onbrand.db.session import Session
+from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
+from onbrand.families.spec import SPECS, TrainingConfig
+from onbrand.services.brands import must_be_admin
+from onbrand.services.events import Event, events_of
+from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.storage.layout import Key
+from onbrand.storage.store import BrandStore
+
+JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
+ENDED = ("completed", "failed", "canceled")
+PROVIDERS = ("ray", "replicate", "runpod")
+ASSETS_MAX = 500
+_JOB = """
+select t.*, array(select ja.asset_id from app.job_assets ja
+  where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids
+from app.lora_training_jobs t
+"""
+
+
+class NewJob(BaseModel):
+    """What a member asks for. `training_config` is checked against the family's bounds, field by field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    model_type: str
+    training_config: dict[str, Any] = Field(default_factory=dict)
+    training_asset_ids: list[str]
+    provider: str = "ray"
+
+
+class JobUrls(BaseModel):
+    """Where a job is, for those who speak HTTP."""
+
+    model_config = ConfigDict(frozen=True)
+
+    get: str
+    cancel: str
+    events: str
+
+
+class TrainingJob(Row):
+    """A training job.
+
+    Args:
+        model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
+        sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
+        urls: filled by the API.
+    """
+
+    id: str
+    brand_id: str
+    user_id: str
+    name: str
+    model_type: str
+    training_config: dict[str, Any]
+    training_asset_ids: list[str]
+    status: JobStatus
+    progress: int
+    model_url: str | None
+    sample_images_urls: list[str]
+    provider: str
+    provider_job_id: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    error: dict[str, Any] | None
+    metrics: dict[str, Any]
+    urls: JobUrls | None = None
+    model_id: str | None = Field(default=None, exclude=True)
+    cancel_requested_at: datetime | None = Field(default=None, exclude=True)
+
+    @property
+    def sample_keys(self) -> list[Key]:
+        """Where its samples are, in the order they were made."""
+        return [Key("generated-content", url.removeprefix("generated-content/")) for url in self.sample_images_urls]
+
+
+class MetricPoint(Row):
+    """Metrics at one time of a training."""
+
+    at: datetime
+    progress: int | None = None
+    metrics: dict[str, Any]
+
+
+async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob) -> TrainingJob:
+    """A pending job.
+
+    Raises:
+        InvalidInput: a field is out of bounds; `param` names it (``training_config.steps``).
+        NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
+    """
+    config = checked_config(new.model_type, new.training_config)
+    name = _must_be_name(new.name)
+    if new.provider not in PROVIDERS:
+        raise InvalidInput(f"provider must be one of {', '.join(PROVIDERS)}", param="provider")
+    asset_ids = _must_be_asset_ids(new.training_asset_ids)
+    await _must_have_assets(session, brand_id, asset_ids)
+    return await _insert(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
+
+
+async def list_jobs(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[TrainingJob]:
+    """The brand's jobs, newest first."""
+    return await page_of(session, TrainingJob, _JOB, brand_id, limit, cursor)
+
+
+async def get_job(session: Session, brand_id: str, job_id: str) -> TrainingJob:
+    """One job. Raises NotFound."""
+    job_id = known_id(job_id, "training job")
+    row = await session.maybe(f"{_JOB} where t.brand_id = %s and t.id = %s", [brand_id, job_id])
+    return TrainingJob.of(must_be_there(row, "training job"))
+
+
+async def rename(session: Session, brand_id: str, job_id: str, name: str) -> TrainingJob:
+    """Give the job another name. Raises NotFound, Forbidden (not its owner), InvalidInput."""
+    job = await get_job(session, brand_id, job_id)
+    num_changed = await session.run(
+        "update app.lora_training_jobs set name = %s where brand_id = %s and id = %s",
+        [_must_be_name(name), brand_id, job.id],
+    )
+    _must_be_owner(num_changed, "rename")
+    return await get_job(session, brand_id, job_id)
+
+
+async def request_cancel(session: Session, brand_id: str, job_id: str) -> TrainingJob:
+    """Ask for the end; asking again changes nothing. Raises NotFound, Forbidden, Conflict (it has ended)."""
+    job = await get_job(session, brand_id, job_id)
+    num_changed = await session.run(
+        "update app.lora_training_jobs set cancel_requested_at = coalesce(cancel_requested_at, now())"
+        " where brand_id = %s and id = %s and status = any(%s)",
+        [brand_id, job.id, ["pending", "training"]],
+    )
+    now = await get_job(session, brand_id, job_id)
+    if num_changed == 0 and now.status in ENDED and now.status != "canceled":
+        raise Conflict(f"the job is {now.status}; only a pending or training job can be canceled")
+    if now.status != "canceled":
+        _must_be_owner(num_changed, "cancel")
+    return now
+
+
+async def retry(session: Session, brand_id: str, user_id: str, job_id: str) -> TrainingJob:
+    """A new pending job like one that failed or was canceled, with those of its assets that are still there.
+
+    Raises NotFound, Conflict (it did neither, or no asset is left).
+    """
+    old = await get_job(session, brand_id, job_id)
+    if old.status not in ("failed", "canceled"):
+        raise Conflict(f"the job is {old.status}; only a failed or canceled job can be retried")
+    if not old.training_asset_ids:
+        raise Conflict("none of the job's assets is left; create a new job with others")
+    return await _insert(
+        session, brand_id, user_id, old.name, old.model_type, old.training_config, old.training_asset_ids, old.provider
+    )
+
+
+async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id: str) -> None:
+    """Delete the job, its events and its samples; its model stays. Raises NotFound, Forbidden, Conflict (under way)."""
+    job = await get_job(session, brand_id, job_id)
+    await must_be_admin(session, brand_id, "delete training jobs")
+    num_deleted = await session.run(
+        "delete from app.lora_training_jobs where brand_id = %s and id = %s"
+        " and (status = any(%s) or (status = 'pending' and provider_job_id is null))",
+        [brand_id, job.id, list(ENDED)],
+    )
+    if num_deleted == 0:
+        raise Conflict("the job is under way; cancel it and wait for its end, then delete it")
+    for key in job.sample_keys:
+        await session.run("delete from storage.objects where bucket_id = %s and name = %s", [key.bucket, key.name])
+    for key in job.sample_keys:
+        await anyio.to_thread.run_sync(partial(store.delete, key))
+
+
+async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 0, limit: int = 500) -> list[Event]:
+    """What happened to the job after `after_seq`, oldest first. Raises NotFound."""
+    job = await get_job(session, brand_id, job_id)
+    return await events_of(session, brand_id, job.id, after_seq, limit)
+
+
+async def metrics(session: Session, brand_id: str, job_id: str) -> list[MetricPoint]:
+    """The course of the training, oldest first. Raises NotFound."""
+    job = await get_job(session, brand_id, job_id)
+    rows = await session.all(
+        "select at, (data ->> 'progress')::int as progress, data -> 'metrics' as metrics from app.job_events"
+        " where brand_id = %s and subject_id = %s and kind = 'progress' and jsonb_typeof(data -> 'metrics') = 'object'"
+        " order by seq",
+        [brand_id, job.id],
+    )
+    return [MetricPoint.of(row) for row in rows]
+
+
+def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it is stored. Raises InvalidInput naming the first field that is out of bounds."""
+    if model_type not in SPECS:
+        raise InvalidInput(f"model_type must be one of {', '.join(SPECS)}", param="model_type")
+    try:
+        checked = TrainingConfig(**config)
+    except (ValidationError, TypeError) as problem:
+        raise _named(problem) from None
+    SPECS[model_type].must_be_size(checked.resolution, "training_config.resolution")  # type: ignore[index]
+    if checked.num_workers and checked.batch_size and checked.batch_size % checked.num_workers:
+        raise InvalidInput(
+            f"num_workers must divide batch_size ({checked.batch_size})", param="training_config.num_workers"
+        )
+    return checked.model_dump(mode="json", exclude_none=True)
+
+
+def _named(problem: ValidationError | TypeError) -> InvalidInput:
+    """The first complaint, with the field's name and without the value that was sent."""
+    if not isinstance(problem, ValidationError):
+        return InvalidInput("training_config must be an object of known fields", param="training_config")
+    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(["training_config", *(str(part)[:80] for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(TrainingConfig.model_fields)
+        return InvalidInput(f"{path} is not a field of the configuration; the fields are {known}", param=path)
+    return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
+
+
+def _must_be_name(name: str) -> str:
+    name = name.strip()
+    if not 1 <= len(name) <= 200 or "\x00" in name:
+        raise InvalidInput("name must have 1 to 200 characters", param="name")
+    return name
+
+
+def _must_be_asset_ids(ids: list[str]) -> list[str]:
+    if not ids:
+        raise InvalidInput("a job needs at least one asset; upload pictures first", param="training_asset_ids")
+    if len(ids) > ASSETS_MAX:
+        raise TooLarge(f"{len(ids)} assets; a job takes at most {ASSETS_MAX}", param="training_asset_ids")
+    try:
+        asset_ids = [known_id(text, "asset") for text in ids]
+    except NotFound:
+        raise _assets_missing() from None
+    if len(set(asset_ids)) < len(asset_ids):
+        raise InvalidInput("an asset is named twice", param="training_asset_ids")
+    return asset_ids
+
+
+async def _must_have_assets(session: Session, brand_id: str, asset_ids: list[str]) -> None:
+    row = await session.one(
+        "select count(*) as num from app.brand_assets where brand_id = %s and id = any(%s::uuid[])",
+        [brand_id, asset_ids],
+    )
+    if row["num"] != len(asset_ids):
+        raise _assets_missing()
+
+
+def _assets_missing() -> NotFound:
+    """The same words whether an asset never was, is gone, or is another brand's."""
+    return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
+
+
+async def _insert(
+    session: Session,
+    brand_id: str,
+    user_id: str,
+    name: str,
+    model_type: str,
+    config: Mapping[str, Any],
+    asset_ids: list[str],
+    provider: str,
+) -> TrainingJob:
+    async with hidden("brand"):
+        row = await session.one(
+            "insert into app.lora_training_jobs (brand_id, user_id, name, model_type, training_config, provider)"
+            " values (%s, %s, %s, %s, %s, %s) returning id",
+            [brand_id, user_id, name, model_type, Jsonb(dict(config)), provider],
+        )
+        try:
+            await session.run(
+                "insert into app.job_assets (brand_id, job_id, asset_id) select %s, %s, unnest(%s::uuid[])",
+                [brand_id, row["id"], asset_ids],
+            )
+        except NotFound:
+            raise _assets_missing() from None
+    return await get_job(session, brand_id, cast(str, row["id"]))
+
+
+def _must_be_owner(num_changed: int, verb: str) -> None:
+    if num_changed == 0:
+        raise Forbidden(f"only the member who created the job may {verb} it")

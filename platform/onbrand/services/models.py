@@ -1,0 +1,122 @@
+"""Published adapters: listed, found by id or name, downloaded (which is recorded), deleted by admins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+
+from onbrand.adapter import AdapterRef
+from onbrand.db.session import Session
+from onbrand.errors import AdapterRefused, Forbidden, NotFound
+from onbrand.services.brands import record
+from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
+from onbrand.storage.layout import Key, model_metadata
+from onbrand.storage.store import BrandStore
+
+_NAME = re.compile(r"[a-z0-9]{1,10}-lora-v[1-9][0-9]{0,8}")
+_MODEL = "select t.* from app.models t"
+
+
+class Model(Row):
+    """A published adapter: immutable, named by brand, family and version."""
+
+    id: str
+    brand_id: str
+    job_id: str | None
+    user_id: str
+    name: str
+    model_type: str
+    version: int
+    object_name: str
+    sha256: str
+    bytes: int
+    rank: int
+    trigger_word: str
+    base_revision: str
+    metrics: dict[str, Any]
+    created_at: datetime
+
+    @property
+    def key(self) -> Key:
+        """Where its bytes are."""
+        return Key("models", self.object_name)
+
+
+def adapter_ref(model: Model) -> AdapterRef:
+    """What names the adapter to engines: its content."""
+    return AdapterRef(model.brand_id, model.id, model.model_type, model.version, model.sha256)
+
+
+async def list_models(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[Model]:
+    """The brand's models, newest first."""
+    return await page_of(session, Model, _MODEL, brand_id, limit, cursor)
+
+
+async def get_model(session: Session, brand_id: str, name_or_id: str) -> Model:
+    """One model, by its id or by its name (``flux-lora-v2``). Raises NotFound."""
+    if _NAME.fullmatch(name_or_id):
+        column = "name"
+    else:
+        column, name_or_id = "id", known_id(name_or_id, "model")
+    row = await session.maybe(f"{_MODEL} where t.brand_id = %s and t.{column} = %s", [brand_id, name_or_id])
+    return Model.of(must_be_there(row, "model"))
+
+
+async def find_model_of_job(session: Session, brand_id: str, job_id: str) -> Model | None:
+    """The model that a job became, or None."""
+    row = await session.maybe(f"{_MODEL} where t.brand_id = %s and t.job_id = %s", [brand_id, job_id])
+    return None if row is None else Model.of(row)
+
+
+async def record_download(session: Session, model: Model) -> None:
+    """Note in the brand's record that the session's user takes the weights along."""
+    await record(session, model.brand_id, "model.download", {"model_id": model.id, "name": model.name})
+
+
+async def delete_model(session: Session, store: BrandStore, brand_id: str, name_or_id: str) -> None:
+    """Delete row and bytes; its version is never used again. Raises NotFound, Forbidden."""
+    model = await get_model(session, brand_id, name_or_id)
+    num_deleted = await session.run("delete from app.models where brand_id = %s and id = %s", [brand_id, model.id])
+    if num_deleted == 0:
+        raise Forbidden("only an admin of the brand may delete models")
+    await session.run(
+        "delete from storage.objects where bucket_id = %s and name = %s", [model.key.bucket, model.object_name]
+    )
+    await record(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
+    await write_metadata(session, store, brand_id)
+    await anyio.to_thread.run_sync(store.delete, model.key)
+
+
+async def read_weights(session: Session, store: BrandStore, brand_id: str, model_id: str) -> tuple[Model, bytes]:
+    """Row and bytes of a model that the session may see (for a generation's ticket: the one it draws with).
+
+    Raises NotFound; AdapterRefused if the stored bytes are not those that were published.
+    """
+    model = await get_model(session, brand_id, known_id(model_id, "model"))
+    data = await anyio.to_thread.run_sync(store.read, model.key)
+    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    if digest != model.sha256:
+        raise AdapterRefused(f"the stored bytes of {model.name} are not those that were published; train it again")
+    return model, data
+
+
+async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:
+    """Write the brand's `metadata.json` from the rows as this transaction sees them; a rollback puts the old one back."""
+    await session.run("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"metadata:{brand_id}"])
+    rows = await session.all(f"{_MODEL} where t.brand_id = %s order by t.model_type, t.version", [brand_id])
+    names = ("id", "name", "model_type", "version", "object_name", "sha256", "bytes", "rank", "base_revision")
+    versions = [{name: row[name] for name in names} | {"created_at": row["created_at"].isoformat()} for row in rows]
+    text = json.dumps({"brand_id": brand_id, "models": versions}, indent=1) + "\n"
+    key = model_metadata(brand_id)
+    try:
+        before = await anyio.to_thread.run_sync(store.read, key)
+        session.on_rollback(partial(anyio.to_thread.run_sync, store.write, key, before))
+    except NotFound:
+        session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
+    await anyio.to_thread.run_sync(store.write, key, text.encode(), key.content_type)

@@ -1,0 +1,106 @@
+"""What all rows share on their way out: frozen, ids as text, pages with opaque cursors, and absence told one way."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from onbrand.db.session import Session
+from onbrand.errors import Forbidden, InvalidInput, NotFound
+
+PAGE_MAX = 100
+
+
+class Row(BaseModel):
+    """A row as a caller sees it; its JSON is the API's object."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        return cls.model_validate(dict(row))
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Page(BaseModel, Generic[R]):
+    """One page of a list, newest first; `next_cursor` asks for what follows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    object: Literal["list"] = "list"
+    data: list[R]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+async def page_of(
+    session: Session, kind: type[R], select: str, brand_id: str, limit: int, cursor: str | None
+) -> Page[R]:
+    """A page of `select`, a statement up to its FROM clause whose table is called `t` and has brand_id.
+
+    Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
+    """
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
+    at, after = _place(cursor) if cursor else (None, None)
+    rows = await session.all(
+        f"{select} where t.brand_id = %(brand_id)s"
+        " and (%(at)s::timestamptz is null or (t.created_at, t.id) < (%(at)s::timestamptz, %(after)s::uuid))"
+        " order by t.created_at desc, t.id desc limit %(limit)s",
+        {"brand_id": brand_id, "at": at, "after": after, "limit": limit + 1},
+    )
+    more = len(rows) > limit
+    last = rows[limit - 1] if more else None
+    return Page[kind](  # type: ignore[valid-type]
+        data=[kind.of(row) for row in rows[:limit]],
+        has_more=more,
+        next_cursor=_cursor(last) if last else None,
+    )
+
+
+def _cursor(row: Mapping[str, Any]) -> str:
+    place = json.dumps([row["created_at"].isoformat(), str(row["id"])])
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[str, str]:
+    from datetime import datetime
+
+    try:
+        at, after = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return datetime.fromisoformat(at).isoformat(), str(uuid.UUID(after))
+    except (binascii.Error, ValueError, TypeError, AttributeError):
+        raise InvalidInput("the cursor is not one that a list of ours gave", param="cursor") from None
+
+
+def known_id(text: str, what: str) -> str:
+    """`text` as a UUID. Raises NotFound for anything else: what is no id names nothing."""
+    try:
+        return str(uuid.UUID(text))
+    except (ValueError, AttributeError, TypeError):
+        raise NotFound(f"there is no such {what}") from None
+
+
+def must_be_there(row: Mapping[str, Any] | None, what: str) -> Mapping[str, Any]:
+    """The row. Raises NotFound, in the same words for another brand's as for what never was."""
+    if row is None:
+        raise NotFound(f"there is no such {what}")
+    return row
+
+
+@asynccontextmanager
+async def hidden(what: str = "brand") -> AsyncIterator[None]:
+    """What the wall forbids is not there: turns the database's refusal of a foreign brand into NotFound."""
+    try:
+        yield
+    except Forbidden:
+        raise NotFound(f"there is no such {what}") from None

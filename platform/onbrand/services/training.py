@@ -1,0 +1,330 @@
+"""Training jobs as the system sees them: what a worker's ticket may read and report, and how a job ends, once.
+
+Every function takes a session opened with the ticket; the row policies check brand, job and member again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+from psycopg.types.json import Jsonb
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onbrand.brand import Ticket
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import Conflict, InvalidInput, NotFound
+from onbrand.services.events import must_be_finite, tell
+from onbrand.services.jobs import ENDED
+from onbrand.services.models import Model, find_model_of_job, write_metadata
+from onbrand.services.rows import Row, known_id, must_be_there
+from onbrand.storage.images import inspect_image
+from onbrand.storage.layout import Key, model_file, sample_image
+from onbrand.storage.safetensors_header import must_be_plain_safetensors
+from onbrand.storage.store import BrandStore
+
+_EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_MESSAGE_CHARS = 2_000
+
+
+class TrainingAsset(Row):
+    """A picture of the job; its caption has the trigger word in place of ``[brand]``."""
+
+    id: str
+    caption: str = Field(repr=False)
+    object: str
+    content_type: str
+    sha256: str
+    width: int
+    height: int
+
+
+class TrainingSpec(Row):
+    """Everything a worker may know of its job."""
+
+    brand_id: str
+    job_id: str
+    user_id: str
+    name: str
+    model_type: str
+    training_config: dict[str, Any] = Field(repr=False)
+    assets: list[TrainingAsset]
+    attempts: int
+    cancel_requested: bool
+
+
+class Heard(Row):
+    """The answer to a report."""
+
+    cancel_requested: bool
+
+
+class QueueEntry(Row):
+    """What the dispatcher knows of a job or generation that has not ended: ids and states, nothing else."""
+
+    kind: str
+    brand_id: str
+    job_id: str
+    user_id: str
+    status: str
+    provider: str | None
+    provider_job_id: str | None
+    attempts: int
+    cancel_requested: bool
+    heartbeat_at: datetime | None
+    created_at: datetime
+
+
+class PublishFacts(BaseModel):
+    """What the worker says of the adapter that it publishes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(ge=1, le=128)
+    trigger_word: str = Field(min_length=1, max_length=100)
+    base_revision: str = Field(min_length=1, max_length=200)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+async def queue(session: Session) -> list[QueueEntry]:
+    """All that has not ended, oldest first, for the dispatcher's session."""
+    return [QueueEntry.of(row) for row in await session.all("select * from private.queue()")]
+
+
+async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
+    """The job of the ticket. Raises NotFound, Conflict (it has ended)."""
+    job = await _open_job(session, ticket)
+    rows = await session.all(
+        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height,"
+        " (select c.caption from app.asset_captions c where c.brand_id = a.brand_id and c.asset_id = a.id"
+        "  order by c.version desc limit 1) as caption"
+        " from app.brand_assets a order by a.created_at, a.id"
+    )
+    word = trigger_word_of(ticket.brand_id, job["training_config"])
+    assets = [TrainingAsset.of({**row, "caption": row["caption"].replace("[brand]", word)}) for row in rows]
+    return TrainingSpec.of(
+        {**job, "job_id": job["id"], "assets": assets, "cancel_requested": job["cancel_requested_at"] is not None}
+    )
+
+
+def trigger_word_of(brand_id: str, config: Mapping[str, Any]) -> str:
+    """What ``[brand]`` stands for: the configured word, else the brand's id."""
+    return config.get("trigger_word") or brand_id
+
+
+async def read_asset(session: Session, store: BrandStore, asset_id: str) -> tuple[bytes, str]:
+    """Bytes and content type of a picture of the ticket's job. Raises NotFound for any other."""
+    row = await session.maybe(
+        "select object_name, content_type from app.brand_assets where id = %s", [known_id(asset_id, "asset")]
+    )
+    row = must_be_there(row, "asset")  # type: ignore[assignment]
+    key = Key("training-data", row["object_name"])  # type: ignore[index]
+    return await anyio.to_thread.run_sync(store.read, key), row["content_type"]  # type: ignore[index]
+
+
+async def submitted(session: Session, ticket: Ticket, provider_job_id: str) -> None:
+    """Note one more attempt, and how the provider calls it. Raises NotFound, Conflict (it has ended)."""
+    num_changed = await session.run(
+        "update app.lora_training_jobs set attempts = attempts + 1, provider_job_id = %s, heartbeat_at = now()"
+        " where brand_id = %s and id = %s and status in ('pending', 'training')",
+        [provider_job_id, ticket.brand_id, ticket.job_id],
+    )
+    if num_changed == 0:
+        await _open_job(session, ticket)
+
+
+async def report(
+    session: Session,
+    ticket: Ticket,
+    progress: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    message: str | None = None,
+) -> Heard:
+    """Progress 0 to 100, metrics and a line for people; the first report makes the job `training`.
+
+    Raises NotFound, Conflict (it has ended), InvalidInput.
+    """
+    if progress is not None and not 0 <= progress <= 100:
+        raise InvalidInput("progress is 0 to 100", param="progress")
+    numbers = must_be_finite(metrics or {})
+    before = await _lock_open_job(session, ticket)
+    await session.run(
+        "update app.lora_training_jobs set status = 'training', started_at = coalesce(started_at, now()),"
+        " heartbeat_at = now(), progress = coalesce(%s, progress), metrics = metrics || %s"
+        " where brand_id = %s and id = %s",
+        [progress, Jsonb(numbers), ticket.brand_id, ticket.job_id],
+    )
+    if before["status"] == "pending":
+        await tell(session, ticket, "status", {"status": "training"})
+    said = {"progress": progress, "metrics": numbers or None, "message": (message or "")[:_MESSAGE_CHARS] or None}
+    if any(value is not None for value in said.values()):
+        await tell(session, ticket, "progress", {name: value for name, value in said.items() if value is not None})
+    return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+
+
+async def add_sample(
+    session: Session,
+    store: BrandStore,
+    ticket: Ticket,
+    step: int,
+    index: int,
+    data: bytes,
+    content_type: str = "image/png",
+    limits: Limits | None = None,
+) -> str:
+    """Store a sample picture; the same step and index again changes nothing. Returns its bucket and key."""
+    if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
+        raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
+    await anyio.to_thread.run_sync(inspect_image, data, limits or Limits(), "the sample")
+    job = await _lock_open_job(session, ticket)
+    key = sample_image(ticket.brand_id, ticket.job_id, step, index, _EXT[content_type])
+    url = f"{key.bucket}/{key.name}"
+    if url in job["sample_images_urls"]:
+        return url
+    await session.run(
+        "update app.lora_training_jobs set sample_images_urls = sample_images_urls || to_jsonb(%s::text),"
+        " status = 'training', started_at = coalesce(started_at, now()), heartbeat_at = now()"
+        " where brand_id = %s and id = %s",
+        [url, ticket.brand_id, ticket.job_id],
+    )
+    await _store(session, store, ticket, key, data, content_type)
+    await tell(session, ticket, "sample", {"step": step, "index": index, "object_name": key.name})
+    return url
+
+
+async def publish(
+    session: Session, store: BrandStore, ticket: Ticket, data: bytes, facts: Mapping[str, Any] | PublishFacts
+) -> Model:
+    """Make `data` the brand's next version of the job's family and complete the job: rows and bytes together.
+
+    Publishing the same file again (an answer got lost) returns the model that it became.
+
+    Raises NotFound, Conflict (the job ended otherwise), AdapterRefused, InvalidInput.
+    """
+    checked = _checked(facts)
+    await anyio.to_thread.run_sync(must_be_plain_safetensors, data)
+    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    job = await _lock_job(session, ticket)
+    if job["status"] in ENDED:
+        return await _published_before(session, ticket, job, digest)
+    if job["status"] == "pending":
+        await session.run(
+            "update app.lora_training_jobs set status = 'training', started_at = now() where id = %s", [ticket.job_id]
+        )
+    model = await _insert_model(session, store, ticket, job["model_type"], data, digest, checked)
+    await session.run(
+        "update app.lora_training_jobs set status = 'completed', progress = 100, completed_at = now(),"
+        " heartbeat_at = now(), model_id = %s, model_url = %s, error = null where brand_id = %s and id = %s",
+        [model.id, f"models/{model.object_name}", ticket.brand_id, ticket.job_id],
+    )
+    await tell(session, ticket, "status", {"status": "completed", "model": model.name})
+    await write_metadata(session, store, ticket.brand_id)
+    return model
+
+
+async def fail(session: Session, ticket: Ticket, code: str, message: str) -> None:
+    """End the job with a reason that its owner reads. Raises NotFound, Conflict (it ended otherwise)."""
+    error = {"code": code[:100], "message": message[:_MESSAGE_CHARS]}
+    await _end(session, ticket, "failed", error)
+
+
+async def canceled(session: Session, ticket: Ticket) -> None:
+    """End the job because its owner asked. Raises NotFound, Conflict (nobody asked, or it ended otherwise)."""
+    job = await _lock_job(session, ticket)
+    if job["status"] not in ENDED and job["cancel_requested_at"] is None:
+        raise Conflict("nobody asked to cancel this job")
+    await _end(session, ticket, "canceled", None)
+
+
+async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, str] | None) -> None:
+    job = await _lock_job(session, ticket)
+    if job["status"] == status:
+        return
+    if job["status"] in ENDED:
+        raise Conflict(f"the job is {job['status']} already")
+    await session.run(
+        "update app.lora_training_jobs set status = %s, error = %s, completed_at = now()"
+        " where brand_id = %s and id = %s",
+        [status, Jsonb(error) if error else None, ticket.brand_id, ticket.job_id],
+    )
+    await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+
+
+async def _open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    row = await session.maybe(
+        "select * from app.lora_training_jobs where brand_id = %s and id = %s", [ticket.brand_id, ticket.job_id]
+    )
+    return _must_be_open(must_be_there(row, "training job"))
+
+
+async def _lock_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    """The job's row, held to the end of the transaction: reports, samples and endings come one after another."""
+    row = await session.maybe(
+        "select * from app.lora_training_jobs where brand_id = %s and id = %s for update",
+        [ticket.brand_id, ticket.job_id],
+    )
+    return must_be_there(row, "training job")
+
+
+async def _lock_open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    return _must_be_open(await _lock_job(session, ticket))
+
+
+def _must_be_open(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    if job["status"] in ENDED:
+        raise Conflict(f"the job is {job['status']} already")
+    return job
+
+
+def _checked(facts: Mapping[str, Any] | PublishFacts) -> PublishFacts:
+    try:
+        checked = facts if isinstance(facts, PublishFacts) else PublishFacts(**facts)
+    except (ValidationError, TypeError) as problem:
+        name = problem.errors()[0]["loc"][0] if isinstance(problem, ValidationError) else "facts"
+        raise InvalidInput(f"the adapter's {name} is not acceptable", param=str(name)) from None
+    must_be_finite(checked.metrics)
+    return checked
+
+
+async def _published_before(session: Session, ticket: Ticket, job: Mapping[str, Any], digest: str) -> Model:
+    model = await find_model_of_job(session, ticket.brand_id, ticket.job_id)
+    if job["status"] != "completed" or model is None or model.sha256 != digest:
+        raise Conflict(f"the job is {job['status']} already")
+    return model
+
+
+async def _insert_model(
+    session: Session, store: BrandStore, ticket: Ticket, family: str, data: bytes, digest: str, facts: PublishFacts
+) -> Model:
+    taken = await session.one("select private.next_number(%s, %s, 1) as version", [ticket.brand_id, f"model:{family}"])
+    key = model_file(ticket.brand_id, family, taken["version"])
+    await _store(session, store, ticket, key, data, key.content_type)
+    await session.run(
+        "insert into app.models (brand_id, job_id, user_id, model_type, version, object_name, sha256, bytes, rank,"
+        " trigger_word, base_revision, metrics) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            ticket.brand_id, ticket.job_id, ticket.on_behalf_of, family, taken["version"], key.name, digest, len(data),
+            facts.rank, facts.trigger_word, facts.base_revision, Jsonb(facts.metrics),
+        ],
+    )  # fmt: skip
+    model = await find_model_of_job(session, ticket.brand_id, ticket.job_id)
+    if model is None:
+        raise NotFound("there is no such model")
+    return model
+
+
+async def _store(
+    session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str
+) -> None:
+    """Object row, then bytes; the bytes go again if the transaction does not commit."""
+    await session.run(
+        "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
+        [key.bucket, key.name, ticket.on_behalf_of, content_type, len(data)],
+    )
+    session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
+    await anyio.to_thread.run_sync(store.write, key, data, content_type)

@@ -1,0 +1,131 @@
+"""The engine's own thread, and the way in from an event loop: requests in, each request's events out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import aclosing
+
+from onbrand.engine.engine import Engine
+from onbrand.engine.request import Canceled, Completed, Event, Failed, Request
+from onbrand.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[Event], object]
+_ENDS = Completed | Failed | Canceled
+_CLOSE_SECONDS = 30.0
+
+
+class EngineLoop:
+    """Steps an engine in one thread for as long as there is work; nobody else touches the engine.
+
+    Safe to use from any event loop and thread.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._sinks: dict[str, Sink] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """False when the thread has ended, which it only does when closed."""
+        return self._thread.is_alive()
+
+    async def draw(self, request: Request) -> AsyncIterator[Event]:
+        """The request's events up to its end. Leaving early cancels it.
+
+        Raises what `Engine.add` raises; Unavailable when the loop is closing.
+        """
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+        await asyncio.wrap_future(self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event)))
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if isinstance(event, _ENDS):
+                    return
+        finally:
+            self.cancel(request.id)
+
+    def cancel(self, request_id: str) -> None:
+        """Free the request's rows at the next step; unknown or finished ids change nothing."""
+        self._inbox.put(lambda: self._engine.cancel(request_id))
+
+    def close(self) -> None:
+        """End the thread after the step in progress; what was not finished is told as failed."""
+        self._inbox.put(self._close)
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _add(self, request: Request, sink: Sink) -> Future[None]:
+        told: Future[None] = Future()
+        self._inbox.put(lambda: self._take(request, sink, told))
+        if not self.is_alive:
+            self._refuse_rest()
+        return told
+
+    # --- in the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._listen()
+            if self._engine.has_work and not self._closing:
+                self._tell(self._engine.step())
+        for request_id in list(self._sinks):
+            self._tell([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
+        self._refuse_rest()
+
+    def _listen(self) -> None:
+        """Do what was asked; wait for something to do when there is no work."""
+        wait = not self._engine.has_work
+        while not self._closing:
+            try:
+                self._inbox.get(block=wait)()
+            except queue.Empty:
+                return
+            wait = False
+
+    def _take(self, request: Request, sink: Sink, told: Future[None]) -> None:
+        try:
+            if self._closing:
+                raise Unavailable("the engine is stopping; try again", retry_after=2)
+            self._engine.add(request)
+        except Exception as problem:
+            told.set_exception(problem)
+            return
+        self._sinks[request.id] = sink
+        told.set_result(None)
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            sink = self._sinks.pop(event.request_id) if isinstance(event, _ENDS) else self._sinks[event.request_id]
+            try:
+                sink(event)
+            except RuntimeError:  # the caller's event loop has closed
+                self._engine.cancel(event.request_id)
+
+    def _close(self) -> None:
+        self._closing = True
+
+    def _refuse_rest(self) -> None:
+        self._closing = True
+        while True:
+            try:
+                self._inbox.get_nowait()()
+            except queue.Empty:
+                return
+
+
+async def drawn(loop: EngineLoop, request: Request) -> list[Event]:
+    """All events of one request: for tools and benchmarks."""
+    async with aclosing(loop.draw(request)) as events:  # type: ignore[type-var]
+        return [event async for event in events]

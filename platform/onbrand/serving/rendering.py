@@ -1,0 +1,245 @@
+"""One generation in a replica, from its ticket to its last stored picture. No Ray here.
+
+A generation is drawn to its end even when the ingress that asked is gone: pictures go through the internal routes, and the
+stream only tells. It stops early when its row says that canceling was asked, or when `cancel` is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, aclosing, suppress
+
+import jwt
+
+from onbrand.engine.adapters import AdapterKey, AdapterUse
+from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Progress, Request
+from onbrand.errors import OnbrandError, TicketRefused, TooManyRequests, Unavailable
+from onbrand.serving.adapters import AdapterLibrary
+from onbrand.serving.loop import EngineLoop
+from onbrand.serving.pictures import CONTENT_TYPES, encoded
+from onbrand.services.images import RenderEvent, RenderRequest
+from onbrand.system_client import AsyncSystemClient, SystemClient
+
+logger = logging.getLogger(__name__)
+security_log = logging.getLogger("onbrand.security")
+
+_ATTEND_SECONDS = 3.0
+_RENEW_BEFORE_SECONDS = 600.0
+_NUM_LOADERS = 8
+_ENDS = frozenset({"completed", "failed", "canceled"})
+
+ClientFor = Callable[[str], AsyncSystemClient]
+BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
+
+
+def must_be_for(request: RenderRequest) -> float:
+    """Check the ticket's claims against the request; returns when it expires, in seconds since the epoch.
+
+    Its signature is the platform's to check, and is checked with the first call; what may not happen here is that one
+    brand's ticket goes with another brand's adapter. Raises TicketRefused.
+    """
+    try:
+        claims = jwt.decode(request.ticket, options={"verify_signature": False})
+        brand_id, job_id, kind, expires = (claims[name] for name in ("brand_id", "job_id", "kind", "exp"))
+    except (jwt.InvalidTokenError, KeyError):
+        raise TicketRefused("the generation's ticket cannot be read") from None
+    if (kind, job_id) != ("generation", request.generation_id):
+        raise TicketRefused("the ticket is for another job")
+    if request.adapter is not None and request.adapter.brand_id != brand_id:
+        security_log.error("generation %s: the adapter is of another brand than the ticket", request.generation_id)
+        raise TicketRefused("the ticket is for another brand")
+    return float(expires)
+
+
+class Renderer:
+    """Draws generations with one engine.
+
+    Args:
+        client_for: makes a client of the internal routes for a ticket.
+        blocking_client_for: the same, for the threads that load adapters.
+    """
+
+    def __init__(
+        self, loop: EngineLoop, library: AdapterLibrary, client_for: ClientFor, blocking_client_for: BlockingClientFor
+    ) -> None:
+        self._loop, self._library = loop, library
+        self._client_for, self._blocking_client_for = client_for, blocking_client_for
+        self._loaders = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="adapter")
+        self._renderings: dict[str, Rendering] = {}
+
+    async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
+        """The generation's events up to its end; asking again for one under way follows the same drawing.
+
+        Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the asker ends the row then.
+        """
+        must_be_for(request)
+        rendering = self._renderings.get(request.generation_id)
+        if rendering is None:
+            rendering = self._renderings[request.generation_id] = Rendering(request)
+            rendering.task = asyncio.create_task(self._run(rendering))
+        async for event in rendering.follow():
+            yield event
+
+    def cancel(self, generation_id: str) -> None:
+        """End a generation at the next step; unknown or finished ids change nothing."""
+        if generation_id in self._renderings:
+            self._renderings[generation_id].cancel_requested = True
+        self._loop.cancel(generation_id)
+
+    async def close(self) -> None:
+        """Fail what is under way, and wait until its rows say so."""
+        await asyncio.to_thread(self._loop.close)
+        tasks = [rendering.task for rendering in self._renderings.values() if rendering.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
+        self._loaders.shutdown(wait=False)
+
+    async def _run(self, rendering: Rendering) -> None:
+        request = rendering.request
+        try:
+            async with self._client_for(request.ticket) as client:
+                await self._draw(rendering, client)
+        except OnbrandError as problem:
+            rendering.end_with(problem)
+        except Exception as problem:
+            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
+            rendering.end_with(Unavailable("the engine broke off; try again"))
+        finally:
+            del self._renderings[request.generation_id]
+
+    async def _draw(self, rendering: Rendering, client: AsyncSystemClient) -> None:
+        request = rendering.request
+        rendering.cancel_requested |= (await client.start_generation()).cancel_requested
+        attending = asyncio.create_task(self._attend(rendering, client))
+        try:
+            work = await self._work(request, client)
+            if rendering.cancel_requested:
+                await self._ended(rendering, client, Canceled(request.generation_id))
+                return
+            async with aclosing(self._loop.draw(work)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    await self._pass_on(rendering, client, event)
+        except TooManyRequests:
+            raise
+        except OnbrandError as problem:
+            await self._ended(rendering, client, Failed(request.generation_id, problem))
+        finally:
+            attending.cancel()
+
+    async def _work(self, request: RenderRequest, client: AsyncSystemClient) -> Request:
+        """The request in the engine's words, its adapter in host memory."""
+        adapters: tuple[AdapterUse, ...] = ()
+        ref = request.adapter
+        if ref is not None:
+            here = asyncio.get_running_loop()
+            weights = await here.run_in_executor(
+                self._loaders, self._library.weights, ref, lambda: self._fetched(client.token, ref.model_id)
+            )
+            scale = 1.0 if request.lora_scale is None else request.lora_scale
+            adapters = (AdapterUse(AdapterKey(ref.brand_id, ref.sha256), weights, scale),)
+        brand_id = jwt.decode(request.ticket, options={"verify_signature": False})["brand_id"]
+        return Request(
+            id=request.generation_id,
+            brand_id=brand_id,
+            prompt=request.prompt,
+            seed=request.seed,
+            negative_prompt=request.negative_prompt,
+            num_images=request.num_images,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            true_cfg_scale=request.true_cfg_scale,
+            adapters=adapters,
+        )
+
+    def _fetched(self, token: str, model_id: str) -> bytes:
+        with self._blocking_client_for(token) as client:
+            return client.read_model(model_id)
+
+    async def _pass_on(self, rendering: Rendering, client: AsyncSystemClient, event: Event) -> None:
+        if isinstance(event, Progress):
+            rendering.progress = 100 * event.done // event.total
+            rendering.tell("progress", {"progress": rendering.progress, "step": event.done, "num_steps": event.total})
+        elif isinstance(event, Picture):
+            await self._store(rendering, client, event)
+        else:
+            await self._ended(rendering, client, event)
+
+    async def _store(self, rendering: Rendering, client: AsyncSystemClient, picture: Picture) -> None:
+        receipt, output_format = picture.receipt.as_json(), rendering.request.output_format
+        data = await asyncio.to_thread(encoded, picture.image_CHW, output_format, receipt)
+        _, height, width = picture.image_CHW.shape
+        kept = await client.add_image(
+            picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt
+        )
+        rendering.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
+
+    async def _ended(self, rendering: Rendering, client: AsyncSystemClient, event: Completed | Failed | Canceled) -> None:
+        """Write the end into the row, then tell it."""
+        if isinstance(event, Completed):
+            await client.finish_generation()
+            rendering.tell("completed", {"progress": 100})
+        elif isinstance(event, Canceled):
+            await client.fail_generation("canceled", "canceled")
+            rendering.tell("canceled", {})
+        else:
+            await client.fail_generation(event.error.code, event.error.message)
+            rendering.tell("failed", {"code": event.error.code, "message": event.error.message})
+
+    async def _attend(self, rendering: Rendering, client: AsyncSystemClient) -> None:
+        """While it waits and runs: hear of a cancel, keep the ticket fresh."""
+        expires = must_be_for(rendering.request)
+        while True:
+            await asyncio.sleep(_ATTEND_SECONDS)
+            with suppress(OnbrandError):
+                if expires - time.time() < _RENEW_BEFORE_SECONDS:
+                    expires = float(jwt.decode(await client.renew(), options={"verify_signature": False})["exp"])
+                if (await client.report_generation(rendering.progress)).cancel_requested:
+                    self.cancel(rendering.request.generation_id)
+
+
+class Rendering:
+    """The story of one generation so far; any number of readers may follow it from its beginning."""
+
+    def __init__(self, request: RenderRequest) -> None:
+        self.request = request
+        self.progress = 0
+        self.cancel_requested = False
+        self.task: asyncio.Task[None] | None = None
+        self._events: list[RenderEvent] = []
+        self._problem: OnbrandError | None = None
+        self._changed = asyncio.Event()
+
+    def tell(self, kind: str, data: dict[str, object]) -> None:
+        """Add an event."""
+        self._events.append(RenderEvent(kind=kind, data=data))
+        self._wake()
+
+    def end_with(self, problem: OnbrandError) -> None:
+        """The row could not be ended from here: readers get the error."""
+        self._problem = problem
+        self._wake()
+
+    async def follow(self) -> AsyncIterator[RenderEvent]:
+        """Events from the first to the end. Raises what kept the generation from ending properly."""
+        num_told = 0
+        while True:
+            changed = self._changed
+            for event in self._events[num_told:]:
+                num_told += 1
+                yield event
+                if event.kind in _ENDS:
+                    return
+            if self._problem is not None:
+                raise self._problem
+            if changed is self._changed and num_told == len(self._events):
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

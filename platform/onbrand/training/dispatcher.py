@@ -1,0 +1,231 @@
+"""Moves training jobs from their rows to a provider, and notices what died: the table is the queue, nothing else is.
+
+Runs in the System deployment. All it knows of a job is ids and statuses; a crash of it loses nothing, since every tick
+begins from the rows. A job that ended without a word from its worker is started again, at most three times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from onbrand.brand import Ticket
+from onbrand.config import Secrets, Settings
+from onbrand.db.session import Doors
+from onbrand.errors import Conflict, NotFound, OnbrandError
+from onbrand.services import jobs
+from onbrand.training.providers.provider import ENDED, Provider, ProviderStatus
+from onbrand.training.tickets import remove_ticket, write_ticket
+
+MAX_ATTEMPTS = 3
+TICK_SECONDS = 1.0
+CANCEL_SECONDS = 45.0
+"""How long a worker may take to end a canceled job by itself before the provider is told to stop it."""
+STALLED_SECONDS = 900.0
+"""Without a heartbeat for so long, a running job is stopped and started again."""
+
+Verb = Literal["wait", "submit", "stop", "cancel", "fail"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A row of `private.queue()`: what the dispatcher may know of a job."""
+
+    brand_id: str
+    job_id: str
+    user_id: str
+    status: str
+    provider: str
+    provider_job_id: str | None
+    attempts: int
+    cancel_requested: bool
+    heartbeat_at: datetime | None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> QueuedJob:
+        named = {name: row[name] for name in cls.__slots__}
+        return cls(**named | {"job_id": str(row["job_id"]), "user_id": str(row["user_id"])})
+
+    def silent_seconds(self, now: datetime) -> float:
+        """Since the worker's last report; 0 before its first."""
+        return (now - self.heartbeat_at).total_seconds() if self.heartbeat_at else 0.0
+
+
+@dataclass(slots=True)
+class Sighting:
+    """What this dispatcher remembers of a job between ticks; losing it costs a tick."""
+
+    ended_before: bool = False
+    cancel_seen_at: float | None = None
+    ticket_written_at: float | None = None
+
+
+def decide(job: QueuedJob, status: ProviderStatus | None, sighting: Sighting, at: float, now: datetime) -> Verb:
+    """What to do about one job.
+
+    Args:
+        status: what the provider says of its submission; None if it has none.
+        at, now: the monotonic and the wall clock.
+    """
+    if status is None or (status in ENDED and sighting.ended_before):
+        if job.cancel_requested:
+            return "cancel"
+        return "submit" if job.attempts < MAX_ATTEMPTS else "fail"
+    if status in ENDED:
+        return "wait"
+    if job.cancel_requested and sighting.cancel_seen_at is not None and at - sighting.cancel_seen_at > CANCEL_SECONDS:
+        return "stop"
+    return "stop" if job.silent_seconds(now) > STALLED_SECONDS else "wait"
+
+
+def fair_order(waiting: Iterable[QueuedJob], running: Iterable[QueuedJob]) -> list[QueuedJob]:
+    """First in, first out, but always the brand with the fewest jobs running or ahead in this order first."""
+    left, busy, order = list(waiting), Counter(job.brand_id for job in running), []
+    while left:
+        job = min(left, key=lambda each: busy[each.brand_id])
+        left.remove(job)
+        order.append(job)
+        busy[job.brand_id] += 1
+    return order
+
+
+class Dispatcher:
+    """One per platform; two at once would do each thing twice to the same end, and no more.
+
+    Args:
+        max_running: jobs at the providers at a time, over all brands.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        secrets: Secrets,
+        doors: Doors,
+        providers: Iterable[Provider],
+        max_running: int = 2,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        self._settings, self._secrets, self._doors = settings, secrets, doors
+        self._providers = {provider.name: provider for provider in providers}
+        self._max_running, self._tick_seconds = max_running, tick_seconds
+        self._sightings: dict[tuple[str, str], Sighting] = {}
+
+    async def run(self) -> None:
+        """Tick until cancelled. What fails in a tick is tried again in the next."""
+        while True:
+            try:
+                await self.tick()
+            except OnbrandError as problem:
+                log.warning("the dispatcher's tick failed (%s)", problem.code)
+            except Exception as problem:
+                log.error("the dispatcher's tick failed unexpectedly (%s)", type(problem).__name__)
+            await asyncio.sleep(self._tick_seconds)
+
+    async def tick(self) -> None:
+        """Look at every open job once, and do what `decide` says."""
+        queue = await self._queue()
+        self._forget_all_but(queue)
+        statuses = {job.job_id: await self._status(job) for job in queue}
+        running = [job for job in queue if statuses[job.job_id] in ("pending", "running")]
+        wanting: list[QueuedJob] = []
+        for job in queue:
+            sighting = self._sighting(job)
+            verb = decide(job, statuses[job.job_id], sighting, time.monotonic(), datetime.now(UTC))
+            self._note(job, statuses[job.job_id], sighting)
+            if verb == "submit":
+                wanting.append(job)
+            else:
+                await self._guarded(job, self._verbs[verb])
+        for job in fair_order(wanting, running)[: max(0, self._max_running - len(running))]:
+            await self._guarded(job, self._submit)
+
+    async def _queue(self) -> list[QueuedJob]:
+        async with self._doors.dispatch_session() as session:
+            rows = await jobs.queue(session)
+        return [QueuedJob.from_row(row) for row in rows if row["kind"] == "training"]
+
+    async def _status(self, job: QueuedJob) -> ProviderStatus | None:
+        if job.provider_job_id is None:
+            return None
+        return await asyncio.to_thread(self._provider(job).status, job.provider_job_id)
+
+    def _provider(self, job: QueuedJob) -> Provider:
+        return self._providers[job.provider]
+
+    def _sighting(self, job: QueuedJob) -> Sighting:
+        return self._sightings.setdefault((job.brand_id, job.job_id), Sighting())
+
+    def _note(self, job: QueuedJob, status: ProviderStatus | None, sighting: Sighting) -> None:
+        sighting.ended_before = status in ENDED
+        if job.cancel_requested and sighting.cancel_seen_at is None:
+            sighting.cancel_seen_at = time.monotonic()
+
+    def _forget_all_but(self, queue: Iterable[QueuedJob]) -> None:
+        """Jobs that left the queue have ended; their tickets go."""
+        for ended in self._sightings.keys() - {(job.brand_id, job.job_id) for job in queue}:
+            del self._sightings[ended]
+            remove_ticket(self._settings, *ended)
+
+    async def _guarded(self, job: QueuedJob, act: Callable[[QueuedJob], Awaitable[None]]) -> None:
+        """One job's trouble is not another's. A row that ended or went meanwhile is no trouble at all."""
+        try:
+            await act(job)
+        except (Conflict, NotFound):
+            pass
+        except OnbrandError as problem:
+            log.warning("job %s: %s; trying again", job.job_id, problem.code)
+
+    @property
+    def _verbs(self) -> dict[Verb, Callable[[QueuedJob], Awaitable[None]]]:
+        return {"wait": self._keep_ticket_fresh, "stop": self._stop, "cancel": self._cancel, "fail": self._fail}
+
+    def _ticket(self, job: QueuedJob) -> Ticket:
+        return Ticket.issue(job.brand_id, job.job_id, job.user_id, "training", self._settings.ticket_seconds)
+
+    async def _submit(self, job: QueuedJob) -> None:
+        """Ticket, submission, row: in this order, so that a crash between any two is made good by the next tick."""
+        ticket, attempt = self._ticket(job), job.attempts + 1
+        await self._write(job, ticket)
+        provider_job_id = await asyncio.to_thread(self._provider(job).submit, ticket, attempt)
+        async with self._doors.system_session(ticket) as session:
+            await jobs.submitted(session, ticket, provider_job_id)
+        self._sighting(job).ended_before = False
+        log.info("job %s: attempt %d submitted as %s", job.job_id, attempt, provider_job_id)
+
+    async def _keep_ticket_fresh(self, job: QueuedJob) -> None:
+        """A worker that starts again reads the file: it must never find a ticket that has run out."""
+        written = self._sighting(job).ticket_written_at
+        if written is None or time.monotonic() - written > self._settings.ticket_seconds / 3:
+            await self._write(job, self._ticket(job))
+
+    async def _write(self, job: QueuedJob, ticket: Ticket) -> None:
+        token = ticket.sign(self._secrets.tickets)
+        await asyncio.to_thread(write_ticket, self._settings, job.brand_id, job.job_id, token)
+        self._sighting(job).ticket_written_at = time.monotonic()
+
+    async def _stop(self, job: QueuedJob) -> None:
+        if job.provider_job_id is not None:
+            log.warning("job %s: stopping %s", job.job_id, job.provider_job_id)
+            await asyncio.to_thread(self._provider(job).stop, job.provider_job_id)
+
+    async def _cancel(self, job: QueuedJob) -> None:
+        ticket = self._ticket(job)
+        async with self._doors.system_session(ticket) as session:
+            await jobs.canceled(session, ticket)
+
+    async def _fail(self, job: QueuedJob) -> None:
+        ticket = self._ticket(job)
+        message = (
+            f"training was started {job.attempts} times and every time ended without a result; "
+            "retry the job, and tell the operators if it happens again"
+        )
+        async with self._doors.system_session(ticket) as session:
+            await jobs.fail(session, ticket, "training_lost", message)

@@ -1,0 +1,54 @@
+"""What the dispatcher decides."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from onbrand.training.dispatcher import CANCEL_SECONDS, QueuedJob, Sighting, decide, fair_order
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(job_id="j1", brand_id="acme", **known) -> QueuedJob:
+    usual = {
+        "user_id": "u",
+        "status": "pending",
+        "provider": "ray",
+        "provider_job_id": None,
+        "attempts": 0,
+        "cancel_requested": False,
+        "heartbeat_at": None,
+    }
+    return QueuedJob(brand_id=brand_id, job_id=job_id, **usual | known)
+
+
+TRAINING = {"status": "training", "provider_job_id": "s1", "attempts": 1}
+LONG_AGO = {"heartbeat_at": NOW - timedelta(hours=1)}
+CASES = [
+    ("a new job is submitted", job(), None, Sighting(), "submit"),
+    ("a new job that was canceled never starts", job(cancel_requested=True), None, Sighting(), "cancel"),
+    ("a running job is left alone", job(**TRAINING), "running", Sighting(), "wait"),
+    ("a submission that just ended may still write its row", job(**TRAINING), "succeeded", Sighting(), "wait"),
+    ("a driver that died is started again", job(**TRAINING), "failed", Sighting(True), "submit"),
+    ("a submission of an earlier cluster is started again", job(**TRAINING), "lost", Sighting(True), "submit"),
+    ("the third lost attempt was the last", job(**TRAINING | {"attempts": 3}), "lost", Sighting(True), "fail"),
+    ("a stopped job that was canceled is canceled", job(**TRAINING, cancel_requested=True), "stopped", Sighting(True), "cancel"),
+    ("a worker has time to cancel", job(**TRAINING, cancel_requested=True), "running", Sighting(False, 90.0), "wait"),
+    ("a worker that does not cancel is stopped", job(**TRAINING, cancel_requested=True), "running", Sighting(False, 0.0), "stop"),
+    ("a silent worker is stopped", job(**TRAINING, **LONG_AGO), "running", Sighting(), "stop"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "row", "status", "sighting", "verb"), CASES, ids=[case[0] for case in CASES])
+def test_the_dispatcher_decides(told, row, status, sighting, verb):
+    assert decide(row, status, sighting, at=CANCEL_SECONDS + 50, now=NOW) == verb
+
+
+def test_a_brand_with_many_jobs_does_not_keep_another_waiting():
+    waiting = [job("a1"), job("a2"), job("a3"), job("b1", brand_id="bolt")]
+    assert [each.job_id for each in fair_order(waiting, [])] == ["a1", "b1", "a2", "a3"]
+
+
+def test_a_brand_whose_job_runs_comes_after_one_that_has_none():
+    waiting = [job("a2"), job("b1", brand_id="bolt")]
+    assert [each.job_id for each in fair_order(waiting, [job("a1")])] == ["b1", "a2"]

@@ -1,0 +1,63 @@
+"""What a job's plan is made of."""
+
+import pytest
+
+from onbrand.errors import InvalidInput
+from onbrand.families.spec import SPECS, Recommended, RecommendedTraining, TrainingConfig
+from onbrand.training.recipes import Plan, make_plan
+
+ADVICE = Recommended(resolution=64, training=RecommendedTraining(steps=220, rank=8, batch_size=8))
+
+
+def plan(advice: Recommended = ADVICE, train_workers: int = 1, **wishes: object) -> Plan:
+    return make_plan(SPECS["sd15"], advice, TrainingConfig(**wishes), "acme", train_workers)
+
+
+def test_the_owners_wish_stands_over_the_bases_advice_over_the_familys_recipe():
+    made = plan(steps=40)
+    assert (made.steps, made.rank, made.learning_rate) == (40, 8, SPECS["sd15"].recipe.learning_rate)
+
+
+def test_the_bases_own_resolution_stands_over_the_familys():
+    assert plan().resolution == 64
+
+
+def test_prior_pictures_are_added_only_where_the_base_wants_them():
+    assert plan().prior_rows == 0
+    assert plan(ADVICE.model_copy(update={"prior": True})).prior_rows == 4
+
+
+def test_workers_that_cannot_share_the_batch_are_refused_by_name():
+    with pytest.raises(InvalidInput) as refusal:
+        plan(num_workers=3)
+    assert refusal.value.param == "training_config.num_workers"
+
+
+def test_the_clusters_usual_number_of_workers_is_lowered_to_what_can_share_the_batch():
+    assert plan(train_workers=3).num_workers == 2
+
+
+def test_one_worker_and_two_follow_the_same_plan():
+    assert plan(num_workers=1).identity() == plan(num_workers=2).identity()
+
+
+def test_a_resolution_that_the_family_cannot_draw_is_refused_by_name():
+    with pytest.raises(InvalidInput, match="resolution"):
+        plan(resolution=2048)
+
+
+def test_the_learning_rate_rises_and_falls_to_a_tenth():
+    made = plan(learning_rate=1e-3)
+    rates = [made.learning_rate_at(step) for step in range(made.steps)]
+    assert rates[0] == pytest.approx(1e-3 / made.warmup_steps, rel=1e-2)
+    assert max(rates) == pytest.approx(1e-3, rel=0.05)
+    assert rates[-1] == pytest.approx(1e-4, rel=0.01)
+
+
+def test_the_placeholder_in_sample_prompts_becomes_the_trigger_word():
+    made = plan(trigger_word="zorblax", sample_prompts=("photo of [brand] logo",))
+    assert made.sample_prompts == ("photo of zorblax logo",)
+
+
+def test_without_a_trigger_word_the_brands_id_is_it():
+    assert plan().trigger_word == "acme"

@@ -1,0 +1,78 @@
+"""Small plans, pictures and fresh tiny families for tests of the training room."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from onbrand.families.bases import base_source
+from onbrand.families.family import Family, load_family
+from onbrand.families.spec import SPECS, Recommended, TrainingConfig
+from onbrand.training.dataset import Examples, Picture, encode
+from onbrand.training.loop import Exchange, Trainer
+from onbrand.training.recipes import Plan, make_plan
+
+FAMILIES = ("sd15", "sdxl", "flux")
+SIDE = 64
+
+
+def base_of(name: str) -> Path:
+    """The base to test with: our own tiny flavour, or one below the folder ONBRAND_TEST_BASES."""
+    if "ONBRAND_TEST_BASES" in os.environ:
+        return Path(os.environ["ONBRAND_TEST_BASES"]) / name
+    return Path(base_source(name, {}))
+
+
+def fresh_family(name: str = "sd15") -> Family:
+    """A family of its own for each trainer: a LoRA is attached to it."""
+    torch.set_num_threads(1)
+    family = load_family(name, base_of(name))
+    if family.recommended.max_sequence_length == 512:  # a base without `onbrand.json`
+        family.recommended = family.recommended.model_copy(update={"max_sequence_length": 32})
+    return family
+
+
+def small_plan(name: str = "sd15", prior_rows: int = 2, **wishes: Any) -> Plan:
+    """Six steps of four rows, and `prior_rows` others."""
+    config = TrainingConfig(
+        **{"steps": 6, "batch_size": 4, "rank": 2, "resolution": SIDE, "targets": "attention", "learning_rate": 1e-3}
+        | wishes
+    )
+    return replace(make_plan(SPECS[name], Recommended(prior=True), config, "acme"), prior_rows=prior_rows)
+
+
+def drawn(number: int, name: str = "asset") -> Picture:
+    """A square on a ground, both of colours that depend on `number`."""
+    image = Image.new("RGB", (80, 72), (40 * number % 256, 200, 255 - 30 * number % 256))
+    ImageDraw.Draw(image).rectangle((20, 20, 50, 45), fill=(255, 25 * number % 256, 10))
+    return Picture(image, f"photo of acme logo {number}", f"{name}-{number}")
+
+
+def small_examples(family: Family, num_own: int = 5, num_prior: int = 4) -> Examples:
+    return encode(
+        family, [drawn(n) for n in range(num_own)], SIDE, [drawn(n, "prior") for n in range(20, 20 + num_prior)]
+    )
+
+
+def small_trainer(name: str = "sd15", exchange: Exchange | None = None, plan: Plan | None = None) -> Trainer:
+    """A trainer on a fresh family."""
+    family = fresh_family(name)
+    return Trainer(family, plan or small_plan(name), small_examples(family), exchange)
+
+
+def trained(trainer: Trainer, until: int | None = None) -> Trainer:
+    """The same trainer after its remaining steps, or after step `until`."""
+    while trainer.step < (until or trainer.plan.steps):
+        trainer.train_step()
+    return trainer
+
+
+def same_bits(one: Trainer, other: Trainer) -> bool:
+    """Both have the same weights and averages, bit for bit."""
+    pairs = zip([*one.weights, *one.average], [*other.weights, *other.average], strict=True)
+    return all(torch.equal(a.detach(), b.detach()) for a, b in pairs)
