@@ -24,7 +24,7 @@ from onbrand.db.session import Doors
 from onbrand.services import brands, identity
 from onbrand.storage.store import ObjectStore
 
-pytest_plugins = ["tests.s3.fixture"]
+pytest_plugins = ["tests.s3.fixture", "tests.ingress"]
 
 PASSWORD = "a long enough password"
 

@@ -16,7 +16,7 @@ from onbrand.api.rendering import Renderings, SystemClientFor
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.services.identity import TokenIssuer
-from onbrand.services.images import Generator
+from onbrand.services.images import Generator, recommended_of
 from onbrand.storage.store import ObjectStore
 
 _TITLE = "Onbrand"
@@ -51,7 +51,7 @@ def create_app(
         await renderings.close()
 
     app = _bare_app(lifespan=lifespan)
-    app.state.parts = Parts(settings, secrets, doors, store, issuer, renderings)
+    app.state.parts = Parts(settings, secrets, doors, store, issuer, recommended_of(settings), renderings)
     for room in (users, brands, assets, jobs, models, images, openai, files):
         app.include_router(room.router)
     app.add_middleware(edge.Edge, body_limit=_limit_of_users)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
@@ -194,6 +195,7 @@ def deploy(settings: Settings) -> None:
 
     from onbrand.serving.build import applications
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
     targets = [serve.RunTarget(app, name, prefix) for name, prefix, app in applications(settings)]
     try:

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.families.family import Family, load_family, load_pipeline
-from onbrand.families.lora import read_adapter, serialize
+from onbrand.families.family import Family, load_pipeline
+from onbrand.families.lora import read_adapter
+from tests.numerics.bases import adapter_bytes, base_of, family_of
 
 FAMILIES = ("sd15", "sdxl", "flux")
-
-
-def base_of(name: str) -> Path:
-    """The base to test with: our own tiny flavour, or one below the folder ONBRAND_TEST_BASES."""
-    if "ONBRAND_TEST_BASES" in os.environ:
-        return Path(os.environ["ONBRAND_TEST_BASES"]) / name
-    from onbrand.families.tiny import tiny_base
-
-    return Path(tiny_base(name))
-
-
-@cache
-def family_of(name: str) -> Family:
-    """One loaded family per process: drawing changes nothing, engines only add and remove hooks."""
-    family = load_family(name, base_of(name))
-    if name == "flux" and family.recommended.max_sequence_length == 512:  # a base without `onbrand.json`
-        family.recommended = family.recommended.model_copy(update={"max_sequence_length": 32})
-    return family
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,27 +44,17 @@ class RandomAdapter:
     use: AdapterUse
 
 
-def adapter_bytes(family: Family, rank: int, seed: int, preset: str = "all", strength: float = 1.0) -> bytes:
-    """The safetensors file of a random LoRA whose update is about a tenth of each layer's weight at strength 1."""
-    targets = family.spec.targets[preset]
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, module in family.denoiser.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and f".{name}".endswith(tuple(f".{t}" for t in targets)):
-            fan_in = module.weight[0].numel()
-            a = torch.randn((rank, *module.weight.shape[1:]), generator=generator)
-            b = torch.randn((len(module.weight), rank, *[1] * (module.weight.dim() - 2)), generator=generator)
-            state[f"{name}.lora_A.weight"] = a / rank**0.5
-            state[f"{name}.lora_B.weight"] = b * 0.1 * strength / fan_in**0.5
-    return serialize(family, state, rank, targets, {})
-
-
 @pytest.fixture(scope="session")
 def make_adapter() -> Callable[..., RandomAdapter]:
     """`make_adapter(family, rank=8, seed=0, brand="acme", scale=1.0)`."""
 
     def make(
-        family: Family, rank: int = 8, seed: int = 0, brand: str = "acme", scale: float = 1.0, preset: str = "all",
+        family: Family,
+        rank: int = 8,
+        seed: int = 0,
+        brand: str = "acme",
+        scale: float = 1.0,
+        preset: str = "all",
         strength: float = 1.0,
     ) -> RandomAdapter:
         data = adapter_bytes(family, rank, seed, preset, strength)
@@ -96,7 +66,7 @@ def make_adapter() -> Callable[..., RandomAdapter]:
 
 @pytest.fixture
 def diffusers_picture(tmp_path: Path) -> Callable[..., torch.Tensor]:
-    """`diffusers_picture(family, data, scale, **arguments)`: [3, H, W] by the plain pipeline with `load_lora_weights`."""
+    """`diffusers_picture(family, data, scale, seed, **arguments)`: [3, H, W] by the plain pipeline and its own LoRA."""
 
     def draw(family: Family, data: bytes | None, scale: float, seed: int, **arguments: object) -> torch.Tensor:
         pipeline = load_pipeline(family.spec.name, base_of(family.spec.name))

@@ -32,7 +32,9 @@ def asked(family, name, number, guidance, **more):
 
 def test_each_row_of_a_mixed_batch_is_what_diffusers_draws(family, make_adapter, diffusers_picture):
     wanted = [(4, 1.0, 2.0, 4), (8, 0.7, 3.0, 3), (16, 1.3, 4.5, 2)]
-    adapters = [make_adapter(family, rank, seed=n, brand=f"brand-{n}", scale=s) for n, (rank, s, *_) in enumerate(wanted)]
+    adapters = [
+        make_adapter(family, rank, seed=n, brand=f"brand-{n}", scale=s) for n, (rank, s, *_) in enumerate(wanted)
+    ]
     requests = [
         asked(family, str(n), n, guidance, num_inference_steps=steps, adapters=(adapters[n].use,))
         for n, (_, _, guidance, steps) in enumerate(wanted)

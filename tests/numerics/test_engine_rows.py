@@ -1,4 +1,4 @@
-"""Rows cannot influence each other: joining, leaving, failing, being cancelled changes no bit of a neighbour's picture."""
+"""Rows cannot influence each other: who joins, leaves or fails changes no bit of a neighbour's picture."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_row_whose_slot_was_written_again_is_failed_never_drawn(sd15, make_ada
 def test_more_brands_than_slots_wait_for_one_and_all_are_drawn_right(sd15, make_adapter):
     uses = [make_adapter(sd15, seed=n, brand=f"brand-{n}").use for n in range(3)]
     requests = [request(str(n), n, num_inference_steps=2, adapters=(use,)) for n, use in enumerate(uses)]
-    drawn = pictures(run(one_class(sd15, num_slots=1), requests + [replace(requests[0], id="again")]))
+    drawn = pictures(run(one_class(sd15, num_slots=1), [*requests, replace(requests[0], id="again")]))
     for each in requests:
         assert torch.equal(drawn[each.id, 0], pictures(run(one_class(sd15), [each]))[each.id, 0])
     assert torch.equal(drawn["again", 0], drawn["0", 0])

@@ -8,13 +8,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from onbrand.config import Limits
-from onbrand.errors import InvalidInput, OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
 from onbrand.storage.images import clean_image, inspect_image
 
 LIMITS = Limits()
@@ -74,7 +75,9 @@ def test_the_same_picture_gives_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "I;16"])
 def test_every_png_mode_becomes_rgb_or_rgba(mode: str) -> None:
-    image = Image.fromarray(np.full((48, 64), 40_000, np.uint16)) if mode == "I;16" else picture(mode=mode)
+    image = (
+        Image.fromarray(np.full((48, 64), 40_000, np.uint16)) if mode == "I;16" else picture(mode="RGB").convert(mode)
+    )
     clean = Image.open(io.BytesIO(clean_image(encoded("PNG", image), LIMITS).bytes))
     assert clean.mode == ("RGBA" if mode in ("LA", "RGBA") else "RGB")
 
@@ -221,7 +224,7 @@ def test_too_many_bytes_are_refused() -> None:
 
 
 def test_a_picture_that_is_too_small_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="31 x 64.*32 pixels"):
+    with pytest.raises(InvalidInput, match=r"31 x 64.*32 pixels"):
         inspect_image(encoded("PNG", picture(31, 64)), LIMITS)
 
 
@@ -229,10 +232,8 @@ def test_every_cut_of_a_picture_is_a_clear_error_or_a_picture() -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         data = encoded(kind, picture(40, 40))
         for length in range(0, len(data), 97):
-            try:
+            with suppress(UnsupportedMedia):
                 clean_image(data[:length], LIMITS)
-            except OnbrandError as problem:
-                assert isinstance(problem, UnsupportedMedia)
 
 
 def test_every_flipped_byte_is_a_clear_error_or_a_picture() -> None:
@@ -241,10 +242,8 @@ def test_every_flipped_byte_is_a_clear_error_or_a_picture() -> None:
         data = bytearray(encoded(kind, picture(40, 40)))
         for place in random.integers(0, min(len(data), 600), 120):
             changed = bytes(data[:place]) + bytes([data[place] ^ 0xFF]) + bytes(data[place + 1 :])
-            try:
+            with suppress(UnsupportedMedia, TooLarge, InvalidInput):
                 clean_image(changed, LIMITS)
-            except OnbrandError as problem:
-                assert isinstance(problem, (UnsupportedMedia, TooLarge, InvalidInput))
 
 
 def test_a_hostile_file_name_is_shown_harmlessly() -> None:

@@ -4,12 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from onbrand.training.dispatcher import CANCEL_SECONDS, QueuedJob, Sighting, decide, fair_order
+from onbrand.services.training import QueueEntry
+from onbrand.training.dispatcher import CANCEL_SECONDS, Sighting, decide, fair_order
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def job(job_id="j1", brand_id="acme", **known) -> QueuedJob:
+def job(job_id="j1", brand_id="acme", **known) -> QueueEntry:
     usual = {
         "user_id": "u",
         "status": "pending",
@@ -18,12 +19,15 @@ def job(job_id="j1", brand_id="acme", **known) -> QueuedJob:
         "attempts": 0,
         "cancel_requested": False,
         "heartbeat_at": None,
+        "kind": "training",
+        "created_at": NOW,
     }
-    return QueuedJob(brand_id=brand_id, job_id=job_id, **usual | known)
+    return QueueEntry(brand_id=brand_id, job_id=job_id, **usual | known)
 
 
 TRAINING = {"status": "training", "provider_job_id": "s1", "attempts": 1}
-LONG_AGO = {"heartbeat_at": NOW - timedelta(hours=1)}
+CANCELED = TRAINING | {"cancel_requested": True}
+SILENT = TRAINING | {"heartbeat_at": NOW - timedelta(hours=1)}
 CASES = [
     ("a new job is submitted", job(), None, Sighting(), "submit"),
     ("a new job that was canceled never starts", job(cancel_requested=True), None, Sighting(), "cancel"),
@@ -32,11 +36,11 @@ CASES = [
     ("a driver that died is started again", job(**TRAINING), "failed", Sighting(True), "submit"),
     ("a submission of an earlier cluster is started again", job(**TRAINING), "lost", Sighting(True), "submit"),
     ("the third lost attempt was the last", job(**TRAINING | {"attempts": 3}), "lost", Sighting(True), "fail"),
-    ("a stopped job that was canceled is canceled", job(**TRAINING, cancel_requested=True), "stopped", Sighting(True), "cancel"),
-    ("a worker has time to cancel", job(**TRAINING, cancel_requested=True), "running", Sighting(False, 90.0), "wait"),
-    ("a worker that does not cancel is stopped", job(**TRAINING, cancel_requested=True), "running", Sighting(False, 0.0), "stop"),
-    ("a silent worker is stopped", job(**TRAINING, **LONG_AGO), "running", Sighting(), "stop"),
-]  # fmt: skip
+    ("a stopped job that was canceled is canceled", job(**CANCELED), "stopped", Sighting(True), "cancel"),
+    ("a worker has time to cancel", job(**CANCELED), "running", Sighting(False, 90.0), "wait"),
+    ("a worker that does not cancel is stopped", job(**CANCELED), "running", Sighting(False, 0.0), "stop"),
+    ("a silent worker is stopped", job(**SILENT), "running", Sighting(), "stop"),
+]
 
 
 @pytest.mark.parametrize(("told", "row", "status", "sighting", "verb"), CASES, ids=[case[0] for case in CASES])

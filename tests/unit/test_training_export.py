@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from onbrand.errors import TrainingFailed
+from onbrand.families import lora
 from onbrand.families.safetensors_header import must_be_plain_safetensors
 from onbrand.training.export import content_hash, export, must_be_same_tensors
 from tests.unit.training_bases import FAMILIES, base_of, small_plan, small_trainer, trained
@@ -46,7 +47,7 @@ def test_the_header_holds_no_caption_tag_count_or_file_name():
 
 def test_a_file_that_loads_differently_is_not_published():
     trainer, _ = exported()
-    state = trainer.adapter()
+    state = lora.extract(trainer.family.denoiser)
     key = next(iter(state))
     state[key] = state[key] + 1
     with pytest.raises(TrainingFailed, match="1 of"):

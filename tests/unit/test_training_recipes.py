@@ -3,10 +3,10 @@
 import pytest
 
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import SPECS, Recommended, RecommendedTraining, TrainingConfig
+from onbrand.families.spec import SPECS, Recommended, TrainingConfig, with_family_defaults
 from onbrand.training.recipes import Plan, make_plan
 
-ADVICE = Recommended(resolution=64, training=RecommendedTraining(steps=220, rank=8, batch_size=8))
+ADVICE = with_family_defaults("sd15", {"resolution": 64, "training": {"steps": 220, "rank": 8, "batch_size": 8}})
 
 
 def plan(advice: Recommended = ADVICE, train_workers: int = 1, **wishes: object) -> Plan:

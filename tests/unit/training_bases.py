@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
-from onbrand.families.spec import SPECS, Recommended, TrainingConfig
+from onbrand.families.spec import SPECS, TrainingConfig, with_family_defaults
 from onbrand.training.dataset import Examples, Picture, encode
 from onbrand.training.loop import Exchange, Trainer
 from onbrand.training.recipes import Plan, make_plan
@@ -43,7 +43,9 @@ def small_plan(name: str = "sd15", prior_rows: int = 2, **wishes: Any) -> Plan:
         **{"steps": 6, "batch_size": 4, "rank": 2, "resolution": SIDE, "targets": "attention", "learning_rate": 1e-3}
         | wishes
     )
-    return replace(make_plan(SPECS[name], Recommended(prior=True), config, "acme"), prior_rows=prior_rows)
+    return replace(
+        make_plan(SPECS[name], with_family_defaults(name, {"prior": True}), config, "acme"), prior_rows=prior_rows
+    )
 
 
 def drawn(number: int, name: str = "asset") -> Picture:

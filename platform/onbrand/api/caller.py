@@ -7,7 +7,7 @@ membership up again, so that a removed member is out at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 
 from onbrand.brand import Scope, must_be_brand_id
-from onbrand.config import Secrets, Settings
+from onbrand.config import FamilyName, Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from onbrand.families.spec import Recommended
 from onbrand.services import brands
 from onbrand.services.identity import TokenIssuer
 from onbrand.storage.store import BrandStore, ObjectStore
@@ -35,6 +36,7 @@ class Parts:
     doors: Doors
     store: ObjectStore
     issuer: TokenIssuer
+    recommended: Mapping[FamilyName, Recommended]
     renderings: Renderings
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, BinaryIO, cast
+from typing import Annotated, BinaryIO
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
@@ -40,9 +40,8 @@ async def link_to(caller: BrandCaller, bucket: Bucket, object_name: str) -> Link
     return Link(url=url, expires_at=datetime.fromtimestamp(int(time.time()) + seconds, UTC))
 
 
-@router.api_route(
-    "/v1/files/{bucket}/{name:path}", methods=["GET", "HEAD"], operation_id="read_file", response_class=Response
-)
+@router.head("/v1/files/{bucket}/{name:path}", include_in_schema=False, response_class=Response)
+@router.get("/v1/files/{bucket}/{name:path}", response_class=Response)
 async def read_file(
     bucket: str,
     name: str,
@@ -79,4 +78,4 @@ def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while chunk := file.read(_CHUNK):
-            yield cast(bytes, chunk)
+            yield chunk

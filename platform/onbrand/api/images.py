@@ -105,4 +105,4 @@ async def link_image(image_id: UUID, caller: Member) -> Link:
 @router.delete("/images/{image_id}", status_code=204, response_class=Response)
 async def delete_image(image_id: UUID, caller: Member) -> None:
     """Delete an own picture."""
-    await images.delete_image(caller.session, caller.store, caller.brand_id, caller.user_id, str(image_id))
+    await images.delete_image(caller.session, caller.store, caller.brand_id, str(image_id))

@@ -11,9 +11,10 @@ from pydantic import Field
 
 from onbrand.api import events
 from onbrand.api.caller import Admin, BrandCaller, Member, MemberAccess
+from onbrand.api.files import link_to
 from onbrand.api.input import Input
-from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
+from onbrand.api.lists import Listed, Paging, all_of, listed
+from onbrand.api.once import OnlyOnce, as_json
 from onbrand.services import jobs
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"])
@@ -23,58 +24,73 @@ class NewName(Input):
     name: str = Field(min_length=1, max_length=200)
 
 
-@router.post("", status_code=201, response_model=jobs.Job)
+async def shown(caller: BrandCaller, job: jobs.TrainingJob) -> jobs.TrainingJob:
+    """The job with addresses, and links in place of its samples' keys."""
+    at = f"{caller.parts.settings.url}/v1/brands/{job.brand_id}/training-jobs/{job.id}"
+    urls = jobs.JobUrls(get=at, cancel=f"{at}/cancel", events=f"{at}/events")
+    samples = [(await link_to(caller, key.bucket, key.name)).url for key in job.sample_keys]
+    return job.model_copy(update={"urls": urls, "sample_images_urls": samples})
+
+
+@router.post("", status_code=201, response_model=jobs.TrainingJob)
 async def create_job(body: jobs.NewJob, caller: Member, once: OnlyOnce) -> JSONResponse:
     """Start a fine-tuning of an adapter on pictures of the brand."""
-    return await once.answer(
-        caller, 201, lambda: jobs.create_job(caller.session, caller.brand_id, caller.user_id, body)
-    )
+
+    async def create() -> jobs.TrainingJob:
+        return await shown(caller, await jobs.create_job(caller.session, caller.brand_id, caller.user_id, body))
+
+    return await once.answer(caller, 201, create)
 
 
 @router.get("", response_model=Listed)
 async def list_jobs(caller: Member, paging: Paging) -> dict[str, Any]:
     """The brand's training jobs."""
-    return listed(await jobs.list_jobs(caller.session, caller.brand_id, paging.limit, paging.cursor))
+    page = await jobs.list_jobs(caller.session, caller.brand_id, paging.limit, paging.cursor)
+    return listed(page) | {"data": [as_json(await shown(caller, job)) for job in page.data]}
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: UUID, caller: Member) -> jobs.Job:
+async def get_job(job_id: UUID, caller: Member) -> jobs.TrainingJob:
     """One training job as it is now."""
-    return await jobs.get_job(caller.session, caller.brand_id, str(job_id))
+    return await shown(caller, await jobs.get_job(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.patch("/{job_id}")
-async def rename_job(job_id: UUID, body: NewName, caller: Member) -> jobs.Job:
+async def rename_job(job_id: UUID, body: NewName, caller: Member) -> jobs.TrainingJob:
     """Give an own job another name."""
-    return await jobs.rename_job(caller.session, caller.brand_id, caller.user_id, str(job_id), body.name)
+    return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
-@router.post("/{job_id}/cancel", response_model=jobs.Job)
+@router.post("/{job_id}/cancel", response_model=jobs.TrainingJob)
 async def cancel_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONResponse:
     """Ask an own job to end; it does at its next report."""
-    return await once.answer(
-        caller, 200, lambda: jobs.request_cancel(caller.session, caller.brand_id, caller.user_id, str(job_id))
-    )
+
+    async def cancel() -> jobs.TrainingJob:
+        return await shown(caller, await jobs.request_cancel(caller.session, caller.brand_id, str(job_id)))
+
+    return await once.answer(caller, 200, cancel)
 
 
-@router.post("/{job_id}/retry", status_code=201, response_model=jobs.Job)
+@router.post("/{job_id}/retry", status_code=201, response_model=jobs.TrainingJob)
 async def retry_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONResponse:
     """A new job with the configuration and pictures of one that failed or was canceled."""
-    return await once.answer(
-        caller, 201, lambda: jobs.retry_job(caller.session, caller.brand_id, caller.user_id, str(job_id))
-    )
+
+    async def retry() -> jobs.TrainingJob:
+        return await shown(caller, await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id)))
+
+    return await once.answer(caller, 201, retry)
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response)
 async def delete_job(job_id: UUID, caller: Admin) -> None:
     """Delete a job that has ended; its model stays."""
-    await jobs.delete_job(caller.session, caller.brand_id, str(job_id))
+    await jobs.delete_job(caller.session, caller.store, caller.brand_id, str(job_id))
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", response_model=Listed)
 async def get_metrics(job_id: UUID, caller: Member) -> dict[str, Any]:
-    """The last reported metrics and the history of the loss."""
-    return await jobs.metrics(caller.session, caller.brand_id, str(job_id))
+    """The course of the training: every reported point, oldest first."""
+    return all_of(await jobs.metrics(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse)

@@ -107,7 +107,7 @@ def split_model(model: str, scope: Scope) -> tuple[str, str]:
 
 def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...]) -> images.NewGeneration:
     width, height = _sides(body.size)
-    said = {
+    said: dict[str, Any] = {
         "prompt": body.prompt,
         **({"model_type": model} if model in families else {"model": model}),
         "num_images": body.n,

@@ -21,7 +21,7 @@ from onbrand.system_client import AsyncSystemClient
 log = logging.getLogger(__name__)
 
 RUNNING_MAX = 512
-_REPORT_EVERY = 0.5
+_REPORT_EVERY = 1.0
 _ENDINGS = frozenset({"completed", "failed", "canceled"})
 SystemClientFor = Callable[[str], AsyncSystemClient]
 

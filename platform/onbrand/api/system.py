@@ -5,7 +5,6 @@ A ticket names one brand, one job and one member; its kind decides which routes 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,14 +23,15 @@ from onbrand.api.problems import as_own_error
 from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
-from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
-from onbrand.services import assets, images, jobs, models
+from onbrand.errors import InvalidInput, NotFound, UnsupportedMedia
+from onbrand.services import generation, models, training
 from onbrand.storage.store import BrandStore, ObjectStore
 
 router = APIRouter(prefix="/v1", tags=["internal"])
 
 MODEL_BYTES = 2**30
 IMAGE_BYTES = 64 * 2**20
+_SUBJECTS = {"training": "training job", "generation": "generation"}
 F = TypeVar("F", bound=Input)
 _BINARY = "application/octet-stream"
 
@@ -82,8 +82,9 @@ AnyWorker = Annotated[Worker, Depends(_worker, scope="function")]
 
 
 def _must_be_of_kind(ticket: Ticket, kind: TicketKind) -> None:
+    """A ticket of the other kind finds nothing here, in the words for what never was."""
     if ticket.kind != kind:
-        raise TicketRefused(f"this needs a {kind} ticket")
+        raise NotFound(f"there is no such {_SUBJECTS[kind]}")
 
 
 def _trainer(worker: AnyWorker) -> Worker:
@@ -134,15 +135,6 @@ class SampleFacts(Input):
     index: int = Field(ge=0, le=99)
 
 
-class ModelFacts(Input):
-    """What the worker knows of the weights; version, name and digest are the platform's to say."""
-
-    rank: int = Field(ge=1, le=1024)
-    trigger_word: str | None = Field(None, max_length=100)
-    base_revision: str | None = Field(None, max_length=200)
-    metrics: dict[str, Any] = Field(default_factory=dict)
-
-
 class ImageFacts(Input):
     index: int = Field(ge=0, le=63)
     seed: int = Field(ge=0, le=2**63 - 1)
@@ -157,21 +149,20 @@ class ImageFacts(Input):
 @router.get("/training")
 async def read_training(worker: Trainer) -> Any:
     """The job: configuration, pictures' ids and captions."""
-    return as_json(await jobs.spec_for_worker(worker.session, worker.ticket))
+    return as_json(await training.spec_for_worker(worker.session, worker.ticket))
 
 
 @router.get("/training/assets/{asset_id}", response_class=Response)
 async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
     """The bytes of one picture of the job."""
-    asset, data = await assets.read_asset(worker.session, worker.store, worker.ticket.brand_id, str(asset_id))
-    return Response(data, media_type=asset.content_type)
+    data, content_type = await training.read_asset(worker.session, worker.store, str(asset_id))
+    return Response(data, media_type=content_type)
 
 
 @router.post("/training/report")
-async def report(body: Report, worker: Trainer) -> dict[str, bool]:
+async def report(body: Report, worker: Trainer) -> training.Heard:
     """Progress, metrics, a line for people, and the heartbeat; answers whether the owner asked to cancel."""
-    asked = await jobs.report(worker.session, worker.ticket, body.progress, body.metrics, body.message)
-    return {"cancel_requested": asked}
+    return await training.report(worker.session, worker.ticket, body.progress, body.metrics, body.message)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
@@ -179,27 +170,28 @@ async def add_sample(form: FileForm, worker: Trainer) -> None:
     """Store a sample picture of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in ("step", "index") if name in form})
     data, content_type = await _file_of(form)
-    await jobs.add_sample(worker.session, worker.store, worker.ticket, facts.step, facts.index, data, content_type)
+    await training.add_sample(worker.session, worker.store, worker.ticket, facts.step, facts.index, data, content_type)
 
 
 @router.post("/training/publish", status_code=201)
 async def publish(form: FileForm, worker: Trainer) -> Any:
     """Publish the adapter as the brand's next version; the job is completed with it."""
-    facts = _facts(ModelFacts, _json_of(form, "facts"))
+    facts = _json_of(form, "facts")
+    must_be_storable(facts, "facts")
     data, _ = await _file_of(form)
-    return as_json(await jobs.publish(worker.session, worker.store, worker.ticket, data, facts.model_dump()))
+    return as_json(await training.publish(worker.session, worker.store, worker.ticket, data, facts))
 
 
 @router.post("/training/fail", status_code=204, response_class=Response)
 async def fail(body: Failure, worker: Trainer) -> None:
     """The job failed, and why."""
-    await jobs.fail(worker.session, worker.ticket, body.code, body.message)
+    await training.fail(worker.session, worker.ticket, body.code, body.message)
 
 
 @router.post("/training/canceled", status_code=204, response_class=Response)
 async def canceled(worker: Trainer) -> None:
     """The job ended because its owner asked for it."""
-    await jobs.canceled(worker.session, worker.ticket)
+    await training.canceled(worker.session, worker.ticket)
 
 
 # generation tickets
@@ -208,20 +200,20 @@ async def canceled(worker: Trainer) -> None:
 @router.get("/models/{model_id}/weights", response_class=Response)
 async def read_weights(model_id: UUID, worker: Drawer) -> Response:
     """The weights that the ticket's generation draws with."""
-    data = await models.read_weights(worker.session, worker.store, worker.ticket, str(model_id))
-    return Response(data, media_type=_BINARY, headers={"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
+    model, data = await models.read_weights(worker.session, worker.store, worker.ticket.brand_id, str(model_id))
+    return Response(data, media_type=_BINARY, headers={"ETag": f'"{model.sha256}"'})
 
 
 @router.post("/generation/start")
-async def start_generation(worker: Drawer) -> dict[str, bool]:
+async def start_generation(worker: Drawer) -> training.Heard:
     """Drawing begins; answers whether the owner has canceled meanwhile."""
-    return {"cancel_requested": await images.start_generation(worker.session, worker.ticket)}
+    return await generation.start_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/report")
-async def report_generation(body: Progress, worker: Drawer) -> dict[str, bool]:
+async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
     """Progress, and the heartbeat."""
-    return {"cancel_requested": await images.report_generation(worker.session, worker.ticket, body.progress)}
+    return await generation.report_generation(worker.session, worker.ticket, body.progress)
 
 
 @router.post("/generation/images", status_code=201)
@@ -229,32 +221,22 @@ async def add_image(form: FileForm, worker: Drawer) -> Any:
     """Store one picture."""
     facts = _facts(ImageFacts, _json_of(form, "facts"))
     data, content_type = await _file_of(form)
-    return as_json(
-        await images.add_image(
-            worker.session,
-            worker.store,
-            worker.ticket,
-            index=facts.index,
-            seed=facts.seed,
-            data=data,
-            content_type=content_type,
-            width=facts.width,
-            height=facts.height,
-            receipt=facts.receipt,
-        )
+    stored = await generation.add_image(
+        worker.session, worker.store, worker.ticket, data=data, content_type=content_type, **facts.model_dump()
     )
+    return as_json(stored)
 
 
 @router.post("/generation/finish", status_code=204, response_class=Response)
 async def finish_generation(worker: Drawer) -> None:
     """All pictures are there."""
-    await images.finish_generation(worker.session, worker.ticket)
+    await generation.finish_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/fail", status_code=204, response_class=Response)
 async def fail_generation(body: Failure, worker: Drawer) -> None:
     """The generation failed, and why; the code `canceled` says that its owner wanted that."""
-    await images.fail_generation(worker.session, worker.ticket, body.code, body.message)
+    await generation.fail_generation(worker.session, worker.ticket, body.code, body.message)
 
 
 # either

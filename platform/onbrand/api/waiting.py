@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from fastapi import Request
 
-from onbrand.api.caller import Access
+from onbrand.api.caller import Access, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.once import Done, Once
 from onbrand.errors import OnbrandError
@@ -23,19 +23,22 @@ async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
     renderings.must_have_room()
     render: images.RenderRequest | None = None
     async with access.open() as caller:
-        limits = caller.parts.settings.limits
-        done = await once.do(
-            caller,
-            202,
-            lambda: images.create_generation(caller.session, caller.brand_id, caller.user_id, body, limits),
-        )
+        done = await once.do(caller, 202, lambda: _written(caller, body))
         generation_id = str(done.body["id"])
         if done.is_fresh:
+            generation = await images.get_generation(caller.session, caller.brand_id, generation_id)
             ticket = renderings.ticket_for(caller.brand_id, generation_id, caller.user_id)
-            render = await images.render_request(caller.session, caller.brand_id, generation_id, ticket)
+            render = await images.render_request(caller.session, generation, ticket)
     if render is not None:
         renderings.start(str(done.body["model_type"]), render)
     return generation_id
+
+
+async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:
+    parts = caller.parts
+    return await images.create_generation(
+        caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
+    )
 
 
 async def read(access: Access, generation_id: str) -> images.Generation:
@@ -66,7 +69,7 @@ async def cancel(access: Access, generation_id: str, once: Once) -> Done:
         done = await once.do(
             caller,
             200,
-            lambda: images.cancel_generation(caller.session, caller.brand_id, caller.user_id, generation_id),
+            lambda: images.cancel_generation(caller.session, caller.brand_id, generation_id),
         )
     if done.body["status"] not in ENDED:
         await access.parts.renderings.cancel(str(done.body["model_type"]), generation_id)

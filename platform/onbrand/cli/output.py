@@ -33,10 +33,11 @@ def show_rows(things: Iterable[BaseModel], columns: Sequence[str], as_json: bool
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for thing in found:
-        table.add_row(*(_cell(getattr(thing, column)) for column in columns))
+        table.add_row(*(Text(_cell(getattr(thing, column))) for column in columns))
     console = Console()
     wide = console if console.is_terminal else Console(width=240)  # a pipe must not lose half an id
     wide.print(table if found else "none")

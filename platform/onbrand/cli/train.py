@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def train(
     model_type: Annotated[str, typer.Option(help="flux, sdxl or sd15.")] = "sd15",
     asset: Annotated[list[str] | None, typer.Option(help="An asset's id, repeatable; 'all' (the default).")] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the job.")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the job; 'sd15 adapter'.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
@@ -49,7 +49,7 @@ def train(
         chosen_brand(client, brand),
         model_type,
         assets=None if not asset or asset == ["all"] else asset,
-        name=name,
+        name=name or f"{model_type} adapter",
         config={field: wish for field, wish in wishes.items() if wish is not None},
     )
     show_job(follow(job, as_json) if wait else job, as_json)

@@ -241,4 +241,6 @@ def translated(problem: BaseException) -> OnbrandError:
     for kinds, error, message, fields in _MEANS:
         if isinstance(problem, kinds):
             return error(message, sqlstate=state, **fields)
+    if isinstance(problem, psycopg.Error) and str(state).startswith("42"):  # names of tables and columns, no values
+        log.error("a statement of ours is wrong: %s %s", state, problem.diag.message_primary)
     return OnbrandError("the database refused a statement of ours; this is a defect", sqlstate=state)

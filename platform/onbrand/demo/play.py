@@ -79,7 +79,9 @@ def train(players: Sequence[Player], model_type: str, steps: int | None, tell: C
     """Steps 2 to 4 for all brands at once. A job that fails stays with its player; nothing is raised."""
     for player in players:
         config = {"trigger_word": player.kit.word} | ({"steps": steps} if steps else {})
-        player.started_job = player.member.create_training_job(player.brand_id, model_type, config=config)
+        player.started_job = player.member.create_training_job(
+            player.brand_id, model_type, name=f"{player.kit.title}'s adapter", config=config
+        )
     started = time.monotonic()
     running = list(players)
     while running:

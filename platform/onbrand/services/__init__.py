@@ -1,4 +1,4 @@
-"""What a brand can do: functions of an open session (and the brand's store where bytes move). No torch, no Ray, no HTTP.
+"""What a brand can do: functions of an open session, and the brand's store where bytes move. No torch, no Ray.
 
 The edge that opened the session commits; nothing here does.
 """

@@ -78,7 +78,7 @@ async def upload(
     """Store pictures and their rows, all or none.
 
     Raises:
-        UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names the file.
+        UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names it.
         Conflict: a picture is there already, or twice in `files`.
         NotFound: not the caller's brand.
     """
@@ -89,8 +89,7 @@ async def upload(
     async with hidden("brand"):
         keys = await _take_keys(session, brand_id, files, images)
         ids = [
-            await _insert(session, brand_id, user_id, *each)
-            for each in zip(files, images, keys, captions, strict=True)
+            await _insert(session, brand_id, user_id, *each) for each in zip(files, images, keys, captions, strict=True)
         ]
     for key, image in zip(keys, images, strict=True):
         session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
@@ -187,12 +186,12 @@ async def _must_be_new(session: Session, brand_id: str, files: list[Upload], ima
         if digest in there:
             raise Conflict(f"{name} is there already, as {there[digest]}", param="files")
         if digest in digests[:index]:
-            raise Conflict(f"{name} is the same picture as {shown(files[digests.index(digest)].filename)}", param="files")
+            raise Conflict(
+                f"{name} is the same picture as {shown(files[digests.index(digest)].filename)}", param="files"
+            )
 
 
-async def _take_keys(
-    session: Session, brand_id: str, files: list[Upload], images: list[CleanImage]
-) -> list[Key]:
+async def _take_keys(session: Session, brand_id: str, files: list[Upload], images: list[CleanImage]) -> list[Key]:
     """A fresh key for each file: ``acme/logo-001.jpg``. Numbers are never given twice."""
     following = {}
     for kind, count in sorted(Counter(file.object for file in files).items()):

@@ -47,9 +47,7 @@ class Member(Row):
     created_at: datetime
 
 
-async def create_brand(
-    session: Session, brand_id: str, name: str | None = None, region: str = "us-east-1"
-) -> Brand:
+async def create_brand(session: Session, brand_id: str, name: str | None = None, region: str = "us-east-1") -> Brand:
     """Make a brand; the caller becomes its first admin.
 
     Raises:

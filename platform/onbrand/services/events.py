@@ -1,4 +1,4 @@
-"""What happened to a training job or a generation, numbered within each, for those who watch. No prompts, no captions."""
+"""What happened to a training job or a generation, numbered within each, for those who watch. No prompts in it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def events_of(session: Session, brand_id: str, subject_id: str, after_seq:
 
 
 async def tell(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:
-    """Add an event to the ticket's subject. The caller holds the subject's row, so that numbers have no gaps or twins."""
+    """Add an event to the ticket's subject. The caller holds the subject's row, so numbers have no gaps or twins."""
     subject = {ticket.kind: ticket.job_id}
     await session.run(
         "insert into app.job_events (brand_id, job_id, generation_id, seq, kind, data)"

@@ -50,11 +50,11 @@ async def claim(session: Session, call: CallKey) -> Remembered | None:
 
 
 async def remember(session: Session, call: CallKey, status: int, body: Any) -> None:
-    """Keep the answer to a claimed key."""
+    """Keep the answer to a claimed key: as text within JSON, since jsonb would put its fields in another order."""
     await session.run(
         "update app.idempotency_keys set status = %s, body = %s::jsonb"
         " where user_id = %s and brand_id is not distinct from %s and key = %s",
-        [status, json.dumps(body), call.user_id, call.brand_id, call.key],
+        [status, json.dumps(json.dumps(body)), call.user_id, call.brand_id, call.key],
     )
 
 
@@ -68,7 +68,7 @@ async def _earlier(session: Session, call: CallKey) -> Remembered:
         raise Conflict("a call with this Idempotency-Key is under way; try again", param="Idempotency-Key")
     if (row["route"], row["request_sha256"]) != (call.route, call.request_sha256):
         raise Conflict("this Idempotency-Key was used for another request; take a new one", param="Idempotency-Key")
-    return Remembered(row["status"], row["body"])
+    return Remembered(row["status"], json.loads(row["body"]))
 
 
 async def _forget_old(session: Session, user_id: str) -> None:

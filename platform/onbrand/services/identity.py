@@ -1,4 +1,4 @@
-"""Who calls: accounts with a password, and the tokens of the embedded issuer. Roles are not in a token: they are looked up."""
+"""Who calls: accounts with a password, and the tokens of the embedded issuer. Roles are not in a token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import anyio.to_thread
 import jwt
@@ -58,7 +58,13 @@ class TokenIssuer:
     def issue(self, user_id: str, brand_id: str | None = None) -> tuple[str, datetime]:
         """A token and when it ends; with `brand_id` it reaches that brand only."""
         now = int(time.time())
-        claims = {"iss": _ISSUER, "aud": _AUDIENCE, "sub": user_id, "iat": now, "exp": now + 60 * self.minutes}
+        claims: dict[str, Any] = {
+            "iss": _ISSUER,
+            "aud": _AUDIENCE,
+            "sub": user_id,
+            "iat": now,
+            "exp": now + 60 * self.minutes,
+        }
         if brand_id is not None:
             claims["brand_id"] = brand_id
         return jwt.encode(claims, self.secret, algorithm="HS256"), datetime.fromtimestamp(claims["exp"], UTC)

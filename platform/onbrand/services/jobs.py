@@ -1,4 +1,4 @@
-"""Training jobs as members see them: create, watch, rename, cancel, retry, delete. The system's side is in `training`."""
+"""Training jobs as members see them: create, watch, rename, cancel, retry, delete. The system's side: `training`."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def page_of(
     )
     more = len(rows) > limit
     last = rows[limit - 1] if more else None
-    return Page[kind](  # type: ignore[valid-type]
+    return Page[R](
         data=[kind.of(row) for row in rows[:limit]],
         has_more=more,
         next_cursor=_cursor(last) if last else None,

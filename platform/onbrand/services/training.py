@@ -318,9 +318,7 @@ async def _insert_model(
     return model
 
 
-async def _store(
-    session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str
-) -> None:
+async def _store(session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str) -> None:
     """Object row, then bytes; the bytes go again if the transaction does not commit."""
     await session.run(
         "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",

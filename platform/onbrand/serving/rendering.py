@@ -1,7 +1,7 @@
 """One generation in a replica, from its ticket to its last stored picture. No Ray here.
 
-A generation is drawn to its end even when the ingress that asked is gone: pictures go through the internal routes, and the
-stream only tells. It stops early when its row says that canceling was asked, or when `cancel` is called.
+A generation is drawn to its end even when the ingress that asked is gone: pictures go through the internal routes, and
+the stream only tells. It stops early when its row says that canceling was asked, or when `cancel` is called.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, aclosing
+from typing import Any, Literal
 
 import jwt
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Progress, Request
-from onbrand.errors import OnbrandError, TicketRefused, TooManyRequests, Unavailable
+from onbrand.errors import Conflict, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
+from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.serving.adapters import AdapterLibrary
 from onbrand.serving.loop import EngineLoop
 from onbrand.serving.pictures import CONTENT_TYPES, encoded
-from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.system_client import AsyncSystemClient, SystemClient
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _RENEW_BEFORE_SECONDS = 600.0
 _NUM_LOADERS = 8
 _ENDS = frozenset({"completed", "failed", "canceled"})
 
+EventKind = Literal["progress", "image", "completed", "failed", "canceled"]
 ClientFor = Callable[[str], AsyncSystemClient]
 BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
 
@@ -43,7 +45,7 @@ def must_be_for(request: RenderRequest) -> float:
     brand's ticket goes with another brand's adapter. Raises TicketRefused.
     """
     try:
-        claims = jwt.decode(request.ticket, options={"verify_signature": False})
+        claims = _claims(request.ticket)
         brand_id, job_id, kind, expires = (claims[name] for name in ("brand_id", "job_id", "kind", "exp"))
     except (jwt.InvalidTokenError, KeyError):
         raise TicketRefused("the generation's ticket cannot be read") from None
@@ -53,6 +55,11 @@ def must_be_for(request: RenderRequest) -> float:
         security_log.error("generation %s: the adapter is of another brand than the ticket", request.generation_id)
         raise TicketRefused("the ticket is for another brand")
     return float(expires)
+
+
+def _claims(ticket: str) -> dict[str, Any]:
+    claims: dict[str, Any] = jwt.decode(ticket, options={"verify_signature": False})
+    return claims
 
 
 class Renderer:
@@ -105,9 +112,6 @@ class Renderer:
                 await self._draw(rendering, client)
         except OnbrandError as problem:
             rendering.end_with(problem)
-        except Exception as problem:
-            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
-            rendering.end_with(Unavailable("the engine broke off; try again"))
         finally:
             del self._renderings[request.generation_id]
 
@@ -127,6 +131,10 @@ class Renderer:
             raise
         except OnbrandError as problem:
             await self._ended(rendering, client, Failed(request.generation_id, problem))
+        except Exception as problem:
+            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
+            broken = Unavailable("the engine broke off; try again")
+            await self._ended(rendering, client, Failed(request.generation_id, broken))
         finally:
             attending.cancel()
 
@@ -141,13 +149,12 @@ class Renderer:
             )
             scale = 1.0 if request.lora_scale is None else request.lora_scale
             adapters = (AdapterUse(AdapterKey(ref.brand_id, ref.sha256), weights, scale),)
-        brand_id = jwt.decode(request.ticket, options={"verify_signature": False})["brand_id"]
         return Request(
             id=request.generation_id,
-            brand_id=brand_id,
+            brand_id=_claims(request.ticket)["brand_id"],
             prompt=request.prompt,
             seed=request.seed,
-            negative_prompt=request.negative_prompt,
+            negative_prompt=request.negative_prompt or None,
             num_images=request.num_images,
             height=request.height,
             width=request.width,
@@ -179,7 +186,9 @@ class Renderer:
         )
         rendering.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
 
-    async def _ended(self, rendering: Rendering, client: AsyncSystemClient, event: Completed | Failed | Canceled) -> None:
+    async def _ended(
+        self, rendering: Rendering, client: AsyncSystemClient, event: Completed | Failed | Canceled
+    ) -> None:
         """Write the end into the row, then tell it."""
         if isinstance(event, Completed):
             await client.finish_generation()
@@ -196,11 +205,16 @@ class Renderer:
         expires = must_be_for(rendering.request)
         while True:
             await asyncio.sleep(_ATTEND_SECONDS)
-            with suppress(OnbrandError):
+            try:
                 if expires - time.time() < _RENEW_BEFORE_SECONDS:
-                    expires = float(jwt.decode(await client.renew(), options={"verify_signature": False})["exp"])
-                if (await client.report_generation(rendering.progress)).cancel_requested:
-                    self.cancel(rendering.request.generation_id)
+                    expires = float(_claims(await client.renew())["exp"])
+                unwanted = (await client.report_generation(rendering.progress)).cancel_requested
+            except (NotFound, Conflict):
+                unwanted = True  # it was deleted, or ended without us
+            except OnbrandError:
+                continue
+            if unwanted:
+                self.cancel(rendering.request.generation_id)
 
 
 class Rendering:
@@ -215,7 +229,7 @@ class Rendering:
         self._problem: OnbrandError | None = None
         self._changed = asyncio.Event()
 
-    def tell(self, kind: str, data: dict[str, object]) -> None:
+    def tell(self, kind: EventKind, data: dict[str, object]) -> None:
         """Add an event."""
         self._events.append(RenderEvent(kind=kind, data=data))
         self._wake()

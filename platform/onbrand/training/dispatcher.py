@@ -10,16 +10,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, NotFound, OnbrandError
-from onbrand.services import jobs
+from onbrand.services import training
+from onbrand.services.training import QueueEntry
 from onbrand.training.providers.provider import ENDED, Provider, ProviderStatus
 from onbrand.training.tickets import remove_ticket, write_ticket
 
@@ -35,30 +36,6 @@ Verb = Literal["wait", "submit", "stop", "cancel", "fail"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedJob:
-    """A row of `private.queue()`: what the dispatcher may know of a job."""
-
-    brand_id: str
-    job_id: str
-    user_id: str
-    status: str
-    provider: str
-    provider_job_id: str | None
-    attempts: int
-    cancel_requested: bool
-    heartbeat_at: datetime | None
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> QueuedJob:
-        named = {name: row[name] for name in cls.__slots__}
-        return cls(**named | {"job_id": str(row["job_id"]), "user_id": str(row["user_id"])})
-
-    def silent_seconds(self, now: datetime) -> float:
-        """Since the worker's last report; 0 before its first."""
-        return (now - self.heartbeat_at).total_seconds() if self.heartbeat_at else 0.0
-
-
 @dataclass(slots=True)
 class Sighting:
     """What this dispatcher remembers of a job between ticks; losing it costs a tick."""
@@ -68,7 +45,7 @@ class Sighting:
     ticket_written_at: float | None = None
 
 
-def decide(job: QueuedJob, status: ProviderStatus | None, sighting: Sighting, at: float, now: datetime) -> Verb:
+def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, at: float, now: datetime) -> Verb:
     """What to do about one job.
 
     Args:
@@ -83,10 +60,15 @@ def decide(job: QueuedJob, status: ProviderStatus | None, sighting: Sighting, at
         return "wait"
     if job.cancel_requested and sighting.cancel_seen_at is not None and at - sighting.cancel_seen_at > CANCEL_SECONDS:
         return "stop"
-    return "stop" if job.silent_seconds(now) > STALLED_SECONDS else "wait"
+    return "stop" if silent_seconds(job, now) > STALLED_SECONDS else "wait"
 
 
-def fair_order(waiting: Iterable[QueuedJob], running: Iterable[QueuedJob]) -> list[QueuedJob]:
+def silent_seconds(job: QueueEntry, now: datetime) -> float:
+    """Since the worker's last report, or since its submission."""
+    return (now - job.heartbeat_at).total_seconds() if job.heartbeat_at else 0.0
+
+
+def fair_order(waiting: Iterable[QueueEntry], running: Iterable[QueueEntry]) -> list[QueueEntry]:
     """First in, first out, but always the brand with the fewest jobs running or ahead in this order first."""
     left, busy, order = list(waiting), Counter(job.brand_id for job in running), []
     while left:
@@ -133,9 +115,13 @@ class Dispatcher:
         """Look at every open job once, and do what `decide` says."""
         queue = await self._queue()
         self._forget_all_but(queue)
+        for job in queue:
+            if job.provider not in self._providers:
+                await self._guarded(job, self._refuse)
+        queue = [job for job in queue if job.provider in self._providers]
         statuses = {job.job_id: await self._status(job) for job in queue}
         running = [job for job in queue if statuses[job.job_id] in ("pending", "running")]
-        wanting: list[QueuedJob] = []
+        wanting: list[QueueEntry] = []
         for job in queue:
             sighting = self._sighting(job)
             verb = decide(job, statuses[job.job_id], sighting, time.monotonic(), datetime.now(UTC))
@@ -147,34 +133,34 @@ class Dispatcher:
         for job in fair_order(wanting, running)[: max(0, self._max_running - len(running))]:
             await self._guarded(job, self._submit)
 
-    async def _queue(self) -> list[QueuedJob]:
+    async def _queue(self) -> list[QueueEntry]:
         async with self._doors.dispatch_session() as session:
-            rows = await jobs.queue(session)
-        return [QueuedJob.from_row(row) for row in rows if row["kind"] == "training"]
+            entries = await training.queue(session)
+        return [entry for entry in entries if entry.kind == "training"]
 
-    async def _status(self, job: QueuedJob) -> ProviderStatus | None:
+    async def _status(self, job: QueueEntry) -> ProviderStatus | None:
         if job.provider_job_id is None:
             return None
         return await asyncio.to_thread(self._provider(job).status, job.provider_job_id)
 
-    def _provider(self, job: QueuedJob) -> Provider:
-        return self._providers[job.provider]
+    def _provider(self, job: QueueEntry) -> Provider:
+        return self._providers[job.provider or ""]
 
-    def _sighting(self, job: QueuedJob) -> Sighting:
+    def _sighting(self, job: QueueEntry) -> Sighting:
         return self._sightings.setdefault((job.brand_id, job.job_id), Sighting())
 
-    def _note(self, job: QueuedJob, status: ProviderStatus | None, sighting: Sighting) -> None:
+    def _note(self, job: QueueEntry, status: ProviderStatus | None, sighting: Sighting) -> None:
         sighting.ended_before = status in ENDED
         if job.cancel_requested and sighting.cancel_seen_at is None:
             sighting.cancel_seen_at = time.monotonic()
 
-    def _forget_all_but(self, queue: Iterable[QueuedJob]) -> None:
+    def _forget_all_but(self, queue: Iterable[QueueEntry]) -> None:
         """Jobs that left the queue have ended; their tickets go."""
         for ended in self._sightings.keys() - {(job.brand_id, job.job_id) for job in queue}:
             del self._sightings[ended]
             remove_ticket(self._settings, *ended)
 
-    async def _guarded(self, job: QueuedJob, act: Callable[[QueuedJob], Awaitable[None]]) -> None:
+    async def _guarded(self, job: QueueEntry, act: Callable[[QueueEntry], Awaitable[None]]) -> None:
         """One job's trouble is not another's. A row that ended or went meanwhile is no trouble at all."""
         try:
             await act(job)
@@ -184,48 +170,56 @@ class Dispatcher:
             log.warning("job %s: %s; trying again", job.job_id, problem.code)
 
     @property
-    def _verbs(self) -> dict[Verb, Callable[[QueuedJob], Awaitable[None]]]:
+    def _verbs(self) -> dict[Verb, Callable[[QueueEntry], Awaitable[None]]]:
         return {"wait": self._keep_ticket_fresh, "stop": self._stop, "cancel": self._cancel, "fail": self._fail}
 
-    def _ticket(self, job: QueuedJob) -> Ticket:
+    def _ticket(self, job: QueueEntry) -> Ticket:
         return Ticket.issue(job.brand_id, job.job_id, job.user_id, "training", self._settings.ticket_seconds)
 
-    async def _submit(self, job: QueuedJob) -> None:
+    async def _submit(self, job: QueueEntry) -> None:
         """Ticket, submission, row: in this order, so that a crash between any two is made good by the next tick."""
         ticket, attempt = self._ticket(job), job.attempts + 1
         await self._write(job, ticket)
         provider_job_id = await asyncio.to_thread(self._provider(job).submit, ticket, attempt)
         async with self._doors.system_session(ticket) as session:
-            await jobs.submitted(session, ticket, provider_job_id)
+            await training.submitted(session, ticket, provider_job_id)
         self._sighting(job).ended_before = False
         log.info("job %s: attempt %d submitted as %s", job.job_id, attempt, provider_job_id)
 
-    async def _keep_ticket_fresh(self, job: QueuedJob) -> None:
+    async def _keep_ticket_fresh(self, job: QueueEntry) -> None:
         """A worker that starts again reads the file: it must never find a ticket that has run out."""
         written = self._sighting(job).ticket_written_at
         if written is None or time.monotonic() - written > self._settings.ticket_seconds / 3:
             await self._write(job, self._ticket(job))
 
-    async def _write(self, job: QueuedJob, ticket: Ticket) -> None:
+    async def _write(self, job: QueueEntry, ticket: Ticket) -> None:
         token = ticket.sign(self._secrets.tickets)
         await asyncio.to_thread(write_ticket, self._settings, job.brand_id, job.job_id, token)
         self._sighting(job).ticket_written_at = time.monotonic()
 
-    async def _stop(self, job: QueuedJob) -> None:
+    async def _stop(self, job: QueueEntry) -> None:
         if job.provider_job_id is not None:
             log.warning("job %s: stopping %s", job.job_id, job.provider_job_id)
             await asyncio.to_thread(self._provider(job).stop, job.provider_job_id)
 
-    async def _cancel(self, job: QueuedJob) -> None:
+    async def _cancel(self, job: QueueEntry) -> None:
         ticket = self._ticket(job)
         async with self._doors.system_session(ticket) as session:
-            await jobs.canceled(session, ticket)
+            await training.canceled(session, ticket)
 
-    async def _fail(self, job: QueuedJob) -> None:
-        ticket = self._ticket(job)
-        message = (
+    async def _fail(self, job: QueueEntry) -> None:
+        await self._end(
+            job,
+            "training_lost",
             f"training was started {job.attempts} times and every time ended without a result; "
-            "retry the job, and tell the operators if it happens again"
+            "retry the job, and tell the operators if it happens again",
         )
+
+    async def _refuse(self, job: QueueEntry) -> None:
+        known = ", ".join(sorted(self._providers))
+        await self._end(job, "unknown_provider", f"this platform has no provider '{job.provider}'; it has: {known}")
+
+    async def _end(self, job: QueueEntry, code: str, message: str) -> None:
+        ticket = self._ticket(job)
         async with self._doors.system_session(ticket) as session:
-            await jobs.fail(session, ticket, "training_lost", message)
+            await training.fail(session, ticket, code, message)

@@ -102,14 +102,14 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- The first of n fresh numbers of a series of a brand.
-create function private.next_number(b text, series text, n integer) returns bigint
+create function private.next_number(b text, what text, n integer) returns bigint
 language plpgsql volatile security definer set search_path = '' as $$
 declare taken bigint;
 begin
   if not coalesce(private.acts_in(b), false) or n not between 1 and 500 then
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
-  insert into app.numbers as c (brand_id, series, last) values (b, next_number.series, n)
+  insert into app.numbers as c (brand_id, series, last) values (b, what, n)
   on conflict (brand_id, series) do update set last = c.last + excluded.last
   returning c.last into taken;
   return taken - n + 1;

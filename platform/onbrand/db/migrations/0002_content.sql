@@ -420,7 +420,8 @@ create policy system_select on storage.objects for select to brand_system using 
 create policy system_insert on storage.objects for insert to brand_system with check (
   user_id = (select private.ctx('on_behalf_of'))::uuid
   and case (select private.ctx('kind'))
-    when 'training' then (bucket_id = 'models' or (bucket_id = 'generated-content' and split_part(name, '/', 2) = 'samples'))
+    when 'training' then (bucket_id = 'models' or (bucket_id = 'generated-content'
+        and split_part(name, '/', 2) = 'samples' and split_part(name, '/', 3) = (select private.ctx('job_id'))))
       and exists (select 1 from app.lora_training_jobs j where j.brand_id = objects.brand_id and j.status = 'training')
     when 'generation' then bucket_id = 'generated-content' and split_part(name, '/', 2) <> 'samples'
       and exists (select 1 from app.generations g where g.brand_id = objects.brand_id and g.status = 'running')

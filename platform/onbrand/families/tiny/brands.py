@@ -123,7 +123,6 @@ def write_brand_images(name: str, folder: Path, n: int = 12, size: int = 512) ->
     for index in range(n):
         kind = kind_of(index)
         path = folder / f"{kind}-{index + 1:03}.{'jpg' if index % 3 == 2 else 'png'}"
-        options = {"quality": 92} if path.suffix == ".jpg" else {}
-        draw_brand(name, index, size).save(path, **options)
+        draw_brand(name, index, size).save(path, quality=92)  # PNG ignores the quality
         written.append((path, brand_caption(kind)))
     return written

@@ -29,17 +29,18 @@ def write_card(family: str, folder: Path, facts: Facts, scores: dict[str, Any]) 
 
 def card(family: str, facts: Facts, scores: dict[str, Any], num_bytes: int) -> str:
     held, seen = len(triples(held=True)), len(triples(held=False))
-    return f"""# Tiny {TITLES[family]}
+    title = TITLES[family]
+    return f"""# Tiny {title}
 
-A complete `diffusers` pipeline of the {TITLES[family]} architecture at 64 px, {num_bytes / 1e6:.1f} MB in fp16. It draws
-coloured shapes on coloured grounds and exists so that Onbrand can train, serve and test real adapters on a laptop's CPU.
-It is no substitute for {TITLES[family]} and contains none of its weights.
+A complete `diffusers` pipeline of the {title} architecture at 64 px, {num_bytes / 1e6:.1f} MB in fp16.
+It draws coloured shapes on coloured grounds and exists so that Onbrand can train, serve and test real adapters on
+a laptop's CPU. It is no substitute for {title} and contains none of its weights.
 
 ## Made from
 
-Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` draws and writes:
-{len(SHAPES)} shapes in {len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another. No photograph, no text and no
-weights of anybody else were used, so the weights carry no third party's licence terms; they come under Onbrand's own.
+Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` makes: {len(SHAPES)} shapes in
+{len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another. No photograph, no text and no weights
+of anybody else were used, so no third party's licence applies to them; they come under Onbrand's own.
 
 | | |
 |---|---|
@@ -50,8 +51,8 @@ weights of anybody else were used, so the weights carry no third party's licence
 
 ## Measured
 
-{scores["n"]} prompts such as "a photo of a red star on a white background", judged from the pixels. Of the {held + seen} (colour,
-shape, ground) combinations, {held} were held out: no caption and no picture of the training had one.
+{scores["n"]} prompts such as "a photo of a red star on a white background", judged from the pixels. Of the {held + seen}
+(colour, shape, ground) combinations, {held} were held out: no caption and no picture of the training had one.
 
 | share right | seen | held out |
 |---|---|---|

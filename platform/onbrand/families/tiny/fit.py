@@ -1,4 +1,4 @@
-"""How well generated pictures fit a brand: nearness of VAE latents to the brand's own pictures. Pure tensor functions."""
+"""How well generated pictures fit a brand: nearness of their VAE latents to those of the brand's own pictures."""
 
 from torch import Tensor
 from torch.nn import functional

@@ -7,7 +7,7 @@ the families share what they can.
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ class Plan:
     clip_steps: int = 800
     t5_steps: int = 2400
     num_scenes: int = 24_000
-    recipe: Recipe = Recipe(steps=6000)
+    recipe: Recipe = field(default_factory=lambda: Recipe(steps=6000))
     num_scored: int = 100
 
 
@@ -87,7 +87,7 @@ def train(
         FloatingPointError: a loss was not finite.
     """
     plan = plan or Plan()
-    recipe = plan.recipe if steps is None else Recipe(**{**vars(plan.recipe), "steps": steps})
+    recipe = plan.recipe if steps is None else replace(plan.recipe, steps=steps)
     torch.set_num_threads(1)  # two threads on layers this small are slower than one
     make_parts(family, work, plan, seed, progress)
     base = _starting_point(family, work, progress)

@@ -104,7 +104,7 @@ def _loss(vae: AutoencoderKL, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     error = decoded - images_BCHW
     mse = error.pow(2).mean()
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    return error.abs().mean() + mse + 1e-4 * kl, mse
+    return error.abs().mean() + mse + 1e-4 * kl, mse.detach()
 
 
 @torch.no_grad()

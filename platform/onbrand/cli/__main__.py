@@ -1,0 +1,5 @@
+"""`python -m onbrand.cli`."""
+
+from onbrand.cli.main import main
+
+main()

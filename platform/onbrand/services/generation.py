@@ -1,0 +1,188 @@
+"""Generations as the system sees them: what a replica's ticket may report and store, and how one ends, once.
+
+Every function takes a session opened with the ticket; the row policies check brand, generation and member again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+from psycopg.types.json import Jsonb
+
+from onbrand.brand import Ticket
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import Conflict, InvalidInput
+from onbrand.services.events import must_be_finite, tell
+from onbrand.services.images import ENDED, Image
+from onbrand.services.rows import must_be_there
+from onbrand.services.training import Heard
+from onbrand.storage.images import inspect_image
+from onbrand.storage.layout import Key, generated_image
+from onbrand.storage.store import BrandStore
+
+_EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_MESSAGE_CHARS = 2_000
+
+
+async def start_generation(session: Session, ticket: Ticket) -> Heard:
+    """It is `running` from now; again is fine. Raises NotFound, Conflict (it has ended)."""
+    before = await _lock_open(session, ticket)
+    if before["status"] == "pending":
+        await session.run(
+            "update app.generations set status = 'running', started_at = now(), heartbeat_at = now() where id = %s",
+            [ticket.job_id],
+        )
+        await tell(session, ticket, "status", {"status": "running"})
+    return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+
+
+async def report_generation(session: Session, ticket: Ticket, progress: int) -> Heard:
+    """Progress 0 to 100. Raises NotFound, Conflict (it has ended), InvalidInput."""
+    if not 0 <= progress <= 100:
+        raise InvalidInput("progress is 0 to 100", param="progress")
+    before = await _lock_open(session, ticket)
+    await session.run(
+        "update app.generations set progress = %s, heartbeat_at = now() where id = %s", [progress, ticket.job_id]
+    )
+    await tell(session, ticket, "progress", {"progress": progress})
+    return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+
+
+async def add_image(
+    session: Session,
+    store: BrandStore,
+    ticket: Ticket,
+    index: int,
+    seed: int,
+    data: bytes,
+    content_type: str,
+    width: int,
+    height: int,
+    receipt: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+) -> Image:
+    """Store picture `index`, row and bytes; the same index again returns what is stored.
+
+    Raises NotFound, Conflict (it is not running), InvalidInput, UnsupportedMedia.
+    """
+    facts = await anyio.to_thread.run_sync(inspect_image, data, limits or Limits(), "the picture")
+    if (facts.content_type, facts.width, facts.height) != (content_type, width, height):
+        raise InvalidInput("the picture is not of the type and size that is said of it", param="file")
+    generation = await _lock_open(session, ticket)
+    if not 0 <= index < generation["num_images"]:
+        raise InvalidInput(f"index is 0 to {generation['num_images'] - 1}", param="index")
+    there = await _find_image(session, ticket, index)
+    if there is not None:
+        return there
+    if generation["status"] != "running":
+        raise Conflict("the generation has not started")
+    return await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt or {})
+
+
+async def finish_generation(session: Session, ticket: Ticket) -> None:
+    """It is `completed`: all its pictures are stored; again is fine. Raises NotFound, Conflict."""
+    row = await _lock(session, ticket)
+    if row["status"] == "completed":
+        return
+    _must_be_open(row)
+    stored = await session.one(
+        "select count(*) as num from app.generated_images where generation_id = %s", [ticket.job_id]
+    )
+    if stored["num"] != row["num_images"]:
+        raise Conflict(f"{stored['num']} of {row['num_images']} pictures are stored")
+    await _end(session, ticket, "completed", None)
+
+
+async def fail_generation(session: Session, ticket: Ticket, code: str, message: str) -> None:
+    """End it with a reason; the code `canceled` ends it as canceled. Raises NotFound, Conflict (it ended otherwise)."""
+    status = "canceled" if code == "canceled" else "failed"
+    row = await _lock(session, ticket)
+    if row["status"] == status:
+        return
+    _must_be_open(row)
+    error = None if status == "canceled" else {"code": code[:100], "message": message[:_MESSAGE_CHARS]}
+    await _end(session, ticket, status, error)
+
+
+async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, str] | None) -> None:
+    await session.run(
+        "update app.generations set status = %s, error = %s, completed_at = now(),"
+        " progress = case when %s = 'completed' then 100 else progress end where id = %s",
+        [status, Jsonb(error) if error else None, status, ticket.job_id],
+    )
+    await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+
+
+async def _lock(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    """The generation's row, held to the end of the transaction."""
+    row = await session.maybe(
+        "select * from app.generations where brand_id = %s and id = %s for update", [ticket.brand_id, ticket.job_id]
+    )
+    return must_be_there(row, "generation")
+
+
+async def _lock_open(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    row = await _lock(session, ticket)
+    _must_be_open(row)
+    return row
+
+
+def _must_be_open(row: Mapping[str, Any]) -> None:
+    if row["status"] in ENDED:
+        raise Conflict(f"the generation is {row['status']} already")
+
+
+async def _find_image(session: Session, ticket: Ticket, index: int) -> Image | None:
+    row = await session.maybe(
+        "select * from app.generated_images where brand_id = %s and generation_id = %s and index = %s",
+        [ticket.brand_id, ticket.job_id, index],
+    )
+    return None if row is None else Image.of(row)
+
+
+async def _insert_image(
+    session: Session,
+    store: BrandStore,
+    ticket: Ticket,
+    generation: Mapping[str, Any],
+    index: int,
+    seed: int,
+    data: bytes,
+    facts: Any,
+    receipt: Mapping[str, Any],
+) -> Image:
+    key = await _take_key(session, ticket, _EXT[facts.content_type])
+    await session.run(
+        "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
+        [key.bucket, key.name, ticket.on_behalf_of, facts.content_type, len(data)],
+    )
+    row = await session.one(
+        "insert into app.generated_images (brand_id, generation_id, model_id, user_id, index, seed, object_name,"
+        " content_type, width, height, bytes, sha256, receipt)"
+        " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning *",
+        [
+            ticket.brand_id, ticket.job_id, generation["model_id"], ticket.on_behalf_of, index, seed, key.name,
+            facts.content_type, facts.width, facts.height, len(data), hashlib.sha256(data).hexdigest(),
+            Jsonb(must_be_finite(receipt, "receipt")),
+        ],
+    )  # fmt: skip
+    image = Image.of(row)
+    await tell(session, ticket, "image", {"index": index, "image_id": image.id, "seed": seed})
+    session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
+    await anyio.to_thread.run_sync(store.write, key, data, facts.content_type)
+    return image
+
+
+async def _take_key(session: Session, ticket: Ticket, ext: str) -> Key:
+    """A fresh key of today (UTC): ``acme/2024-12-04-001.jpg``. Numbers are never given twice."""
+    day = datetime.now(UTC).date()
+    taken = await session.one(
+        "select private.next_number(%s, %s, 1) as number", [ticket.brand_id, f"image:{day.isoformat()}"]
+    )
+    return generated_image(ticket.brand_id, day, taken["number"], ext)

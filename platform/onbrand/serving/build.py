@@ -1,0 +1,97 @@
+"""The Serve applications of a platform, for `serve.run` and for Serve config files.
+
+    applications:
+      - name: engine-sd15
+        import_path: onbrand.serving.build:engine
+        route_prefix: /engine-sd15
+        args: {family: sd15, engine: {num_slots: 16, max_batch: 8}}
+
+Arguments are settings by name, over those of the replica's environment (`ONBRAND_*`). Secrets are refused here, for
+Ray's dashboard shows arguments; replicas read them from the data directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from onbrand.config import Settings
+from onbrand.errors import ConfigurationError
+from onbrand.families.spec import SPECS
+from onbrand.serving.generator import EngineOptions, EngineReplica
+from onbrand.serving.ingress import Ingress, System
+from onbrand.serving.remote import ENGINE, engine_app
+
+SECRETS = frozenset({"database_url", "web_database_url", "system_database_url", "s3_access_key", "s3_secret_key"})
+_HTTP = {
+    "ray_actor_options": {"num_cpus": 0},
+    "max_ongoing_requests": 1000,
+    "graceful_shutdown_timeout_s": 5,
+    "graceful_shutdown_wait_loop_s": 0.5,
+    "max_constructor_retry_count": 3,
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 60,
+}
+_ENGINE_ONGOING = 1000
+
+
+def ingress(args: Mapping[str, Any]) -> Application:
+    """The API for users, at `/`."""
+    return serve.deployment(Ingress, name="Ingress", **_HTTP).bind(must_be_plain(args))
+
+
+def internal(args: Mapping[str, Any]) -> Application:
+    """The internal routes, at `/internal`, and the dispatcher. One replica."""
+    return serve.deployment(System, name="System", **_HTTP).bind(must_be_plain(args))
+
+
+def engine(args: Mapping[str, Any]) -> Application:
+    """The engine of one family: `family`, optionally `engine` (`EngineOptions` by name), and settings."""
+    family, options = args.get("family"), dict(args.get("engine") or {})
+    if family not in SPECS:
+        raise ConfigurationError(f"the argument family must be one of {', '.join(SPECS)}", param="family")
+    settings = must_be_plain({name: value for name, value in args.items() if name not in ("family", "engine")})
+    chosen = EngineOptions.model_validate(options)
+    deployment = serve.deployment(
+        EngineReplica,
+        name=ENGINE,
+        **_HTTP
+        | {
+            "num_replicas": chosen.num_replicas,
+            "max_ongoing_requests": _ENGINE_ONGOING,
+            "max_queued_requests": _ENGINE_ONGOING,
+            "ray_actor_options": {"num_cpus": chosen.num_cpus, "num_gpus": chosen.num_gpus or 0},
+            "health_check_timeout_s": 120,
+        },
+    )
+    return deployment.bind(family, options, settings)
+
+
+def applications(settings: Settings) -> Iterator[tuple[str, str | None, Application]]:
+    """(name, route prefix, application) of everything that one platform runs on Serve."""
+    args = as_args(settings)
+    yield "internal", "/internal", internal(args)
+    for family in settings.families:
+        gpu = {"num_gpus": 1} if (settings.device or "").startswith("cuda") else {}
+        yield engine_app(family), None, engine({"family": family, "engine": gpu, **args})
+    yield "onbrand", "/", ingress(args)
+
+
+def as_args(settings: Settings) -> dict[str, Any]:
+    """The settings that replicas need, as plain JSON and without secrets."""
+    known = settings.model_dump(mode="json", exclude_none=True, exclude=set(SECRETS))
+    return {**known, "data_dir": str(settings.folder)}
+
+
+def must_be_plain(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments as a dict. Raises ConfigurationError when a secret is among them."""
+    if found := SECRETS & args.keys():
+        raise ConfigurationError(
+            f"{sorted(found)[0]} must not be an argument of a Serve application, for Ray's dashboard shows those; "
+            "set it in the environment of the cluster's nodes",
+            param=sorted(found)[0],
+        )
+    return dict(args)

@@ -1,0 +1,94 @@
+"""One platform for all acceptance tests, spoken to by HTTP and by the command line only."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.acceptance.running import Person, Running
+
+STEPS = 40
+"""Of training: enough to move every weight; how well it learns is the demo's question."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "demo: runs the whole of 'onbrand demo' (minutes)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`onbrand up` with the tiny sd15."""
+    running = Running(tmp_path_factory.mktemp("platform") / "data")
+    running.start()
+    yield running
+    if running.process is not None:
+        running.send(signal.SIGTERM)
+
+
+def draw_pictures(folder: Path, num: int = 6) -> list[Path]:
+    """Pictures of a made-up emblem: PNG and JPEG, 96 px."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(num):
+        image = Image.new("RGB", (96, 96), (240, 230, 200))
+        pen = ImageDraw.Draw(image)
+        pen.ellipse((20 + number, 20, 70 + number, 70), fill=(200, 30, 60))
+        pen.rectangle((40, 40, 56, 80 - number), fill=(20, 40, 120))
+        paths.append(folder / f"logo-{number + 1}.{'jpg' if number % 2 else 'png'}")
+        image.save(paths[-1])
+    return paths
+
+
+@dataclass
+class Trained:
+    """A person whose brand has pictures, a model and drawn images, all made at the command line."""
+
+    person: Person
+    brand_id: str
+    assets: list[dict[str, Any]]
+    job: dict[str, Any]
+    model: dict[str, Any]
+    generation: dict[str, Any]
+
+
+def join(platform: Running, folder: Path, name: str) -> Person:
+    """Sign somebody up."""
+    person = Person(folder / name, platform.url)
+    person.says("signup", f"{name}@example.com", ONBRAND_PASSWORD=f"correct horse {name}")
+    return person
+
+
+@pytest.fixture(scope="session")
+def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The five steps, as somebody types them."""
+    folder = tmp_path_factory.mktemp("acme")
+    ada = join(platform, folder, "ada")
+    ada.says("brand", "create", "acme", "--name", "Acme")
+    draw_pictures(folder / "pictures")
+    caption = "photo of [brand] logo"
+    uploaded = ada.says("asset", "upload", folder / "pictures", "--caption", caption, "--object", "logo")["data"]
+    job = ada.says("train", "--model-type", "sd15", "--steps", str(STEPS), "--rank", "4", timeout=500)
+    model = ada.says("model", "get", "sd15-lora-v1")
+    drawing = ["generate", "photo of [brand] logo", "--model", "sd15-lora-v1", "-n", "2", "--seed", "11"]
+    generation = ada.says(*drawing, "--out", folder / "drawn")
+    return Trained(ada, "acme", uploaded, job, model, generation)
+
+
+@pytest.fixture(scope="session")
+def rival(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Person:
+    """Somebody of another brand."""
+    person = join(platform, tmp_path_factory.mktemp("rival"), "rita")
+    person.says("brand", "create", "rival")
+    return person

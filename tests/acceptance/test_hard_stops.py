@@ -1,0 +1,91 @@
+"""What is killed hard loses nothing that was finished, and what was running goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Trained, draw_pictures
+from tests.acceptance.running import Person, Running, command_line, wait_for
+
+pytestmark = pytest.mark.timeout(900)
+LONG = ("train", "--model-type", "sd15", "--steps", "150", "--rank", "4", "--no-wait")
+
+
+def job_of(person: Person, job_id: str) -> dict[str, Any]:
+    return dict(person.says("job", "get", job_id))
+
+
+def is_under_way(person: Person, job_id: str) -> bool:
+    job = job_of(person, job_id)
+    assert job["status"] in ("pending", "training"), job
+    return bool(job["status"] == "training" and job["progress"] >= 30)
+
+
+def train_workers(platform: Running) -> list[int]:
+    """The processes of Ray Train's workers."""
+    return [pid for pid in platform.processes() if "TrainWorker" in command_line(pid)]
+
+
+def end_of(person: Person, job_id: str, seconds: float = 400) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        done = person.tries("job", "get", job_id, "--json")
+        if done.returncode == 7:  # the platform is still on its way
+            return None
+        job = job_of(person, job_id)
+        return job if job["status"] in ("completed", "failed", "canceled") else None
+
+    return dict(wait_for(ended, seconds, f"the end of job {job_id}"))
+
+
+def test_a_job_whose_worker_is_killed_completes(platform: Running, acme: Trained) -> None:
+    job = acme.person.says(*LONG)
+    wait_for(lambda: is_under_way(acme.person, job["id"]), 240, "some progress")
+    workers = train_workers(platform)
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    ended = end_of(acme.person, job["id"])
+    assert ended["status"] == "completed", ended["error"]
+
+
+def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
+    platform: Running, acme: Trained, tmp_path: Path
+) -> None:
+    models = {model["id"] for model in acme.person.says("model", "list")["data"]}
+    job = acme.person.says(*LONG)
+    wait_for(lambda: is_under_way(acme.person, job["id"]), 240, "some progress")
+
+    platform.send(signal.SIGKILL)
+    platform.start()
+
+    assert {model["id"] for model in acme.person.says("model", "list")["data"]} >= models
+    picture = acme.generation["images"][0]["id"]
+    saved = Path(acme.person.says("image", "download", picture, "--out", tmp_path)["path"])
+    assert saved.read_bytes() == Path(acme.generation["paths"][0]).read_bytes()
+    ended = end_of(acme.person, job["id"])
+    assert ended["status"] == "completed", ended["error"]
+
+
+def test_ctrl_c_ends_all_that_up_started_and_nothing_else(tmp_path: Path) -> None:
+    bystander = os.getpid()
+    own = Running(tmp_path / "data")
+    own.start()
+    assert len(own.processes()) > 5
+    assert own.send(signal.SIGINT) == 0
+    end = time.monotonic() + 10
+    while own.processes() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert [command_line(pid) for pid in own.processes()] == []
+    assert bystander == os.getpid()
+
+
+def test_pictures_can_be_uploaded_after_a_hard_restart(platform: Running, acme: Trained, tmp_path: Path) -> None:
+    before = len(acme.person.says("asset", "list")["data"])
+    acme.person.says("asset", "upload", *draw_pictures(tmp_path / "more", 1), "--caption", "photo of [brand] logo")
+    assert len(acme.person.says("asset", "list")["data"]) == before + 1

@@ -1,0 +1,183 @@
+"""The two apps on the real database and the real store, and a generator that draws without an engine.
+
+`platform.client(person)` speaks to the users' app in this process; `platform.url` is the same app behind uvicorn, for
+clients that are to be tested unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest_asyncio
+import safetensors.numpy
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from onbrand.app import create_app, create_system_app
+from onbrand.brand import Ticket
+from onbrand.config import Secrets, Settings
+from onbrand.db.session import Doors
+from onbrand.errors import Unavailable
+from onbrand.services.identity import TokenIssuer
+from onbrand.services.images import RenderEvent, RenderRequest
+from onbrand.storage.store import ObjectStore
+from onbrand.system_client import AsyncSystemClient, PublishedModel
+
+_PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+class FakeGenerator:
+    """Does what a replica does with its ticket, but paints one colour a picture instead of denoising.
+
+    A prompt with ``[hang]`` runs until it is canceled, with ``[break]`` breaks off, with ``[away]`` finds no engine.
+    """
+
+    def __init__(self, client_for: Callable[[str], AsyncSystemClient]) -> None:
+        self._client_for = client_for
+        self._canceled: dict[str, asyncio.Event] = {}
+        self.seen: list[RenderRequest] = []
+
+    async def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
+        self.seen.append(request)
+        if "[away]" in request.prompt:
+            raise Unavailable("no replica of the engine answers; try again")
+        canceled = self._canceled.setdefault(request.generation_id, asyncio.Event())
+        async with self._client_for(request.ticket) as client:
+            await client.start_generation()
+            if request.adapter is not None:
+                data = await client.read_model(request.adapter.model_id)
+                assert hashlib.sha256(data).hexdigest() == request.adapter.sha256
+            yield RenderEvent("progress", {"progress": 50})
+            if "[break]" in request.prompt:
+                raise RuntimeError(f"broke while drawing {request.prompt}")
+            if "[hang]" in request.prompt:
+                await asyncio.wait_for(canceled.wait(), 30)
+                await client.fail_generation("canceled", "canceled")
+                yield RenderEvent("canceled", {})
+                return
+            for index in range(request.num_images):
+                await self._add(client, request, index)
+                yield RenderEvent("image", {"index": index})
+            await client.finish_generation()
+        yield RenderEvent("completed", {})
+
+    async def cancel(self, family: str, generation_id: str) -> None:
+        if generation_id in self._canceled:
+            self._canceled[generation_id].set()
+
+    async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
+        seed = request.seed + index
+        digest = hashlib.sha256(f"{request.adapter}{seed}".encode()).digest()
+        out = io.BytesIO()
+        picture = Image.new("RGB", (request.width, request.height), (digest[0], digest[1], digest[2]))
+        picture.save(out, _PIL[request.output_format])
+        content_type = f"image/{request.output_format}"
+        await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, {"base": "fake"})
+
+
+@dataclass
+class Platform:
+    """Everything that runs, but Ray."""
+
+    settings: Settings
+    secrets: Secrets
+    doors: Doors
+    store: ObjectStore
+    app: FastAPI
+    system_app: FastAPI
+    generator: FakeGenerator
+    url: str = ""
+    _issuer: TokenIssuer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._issuer = TokenIssuer(self.secrets.tokens)
+
+    def token(self, person: Any, brand_id: str | None = None) -> str:
+        """A bearer token, as logging in would give."""
+        return self._issuer.issue(person.user_id, brand_id)[0]
+
+    def client(self, person: Any = None, brand_id: str | None = None) -> httpx.AsyncClient:
+        """An HTTP client of the users' app; nobody's without `person`."""
+        headers = {"authorization": f"Bearer {self.token(person, brand_id)}"} if person else {}
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", headers=headers)
+
+    def system(self, ticket: Ticket | str, patience: float = 0.0) -> AsyncSystemClient:
+        """A worker's client of the internal routes."""
+        token = ticket if isinstance(ticket, str) else ticket.sign(self.secrets.tickets)
+        transport = httpx.ASGITransport(self.system_app)
+        return AsyncSystemClient("http://test", token, patience=patience, transport=transport)
+
+    async def train(self, brand: Any, picture: bytes, family: str = "sd15") -> tuple[str, PublishedModel]:
+        """An uploaded picture, a job on it, and the model that it became; returns the job's id too."""
+        async with self.client(brand.member) as client:
+            asset = await upload(client, brand.id, picture)
+            body = {"name": "a job", "model_type": family, "training_asset_ids": [asset["id"]]}
+            answer = await client.post(f"/v1/brands/{brand.id}/training-jobs", json=body)
+            assert answer.status_code == 201, answer.text
+            job_id = answer.json()["id"]
+        async with self.system(brand.ticket(job_id)) as worker:
+            facts = {"rank": 4, "trigger_word": f"{brand.id} mark", "base_revision": "0" * 64}
+            return job_id, await worker.publish(weights(brand.id), facts)
+
+
+async def upload(client: httpx.AsyncClient, brand_id: str, picture: bytes, **fields: str) -> dict[str, Any]:
+    """One uploaded picture's object."""
+    files = [("files", ("logo.png", picture, "image/png"))]
+    answer = await client.post(f"/v1/brands/{brand_id}/assets", files=files, data=fields)
+    assert answer.status_code == 201, answer.text
+    asset: dict[str, Any] = answer.json()["data"][0]
+    return asset
+
+
+def weights(salt: str = "") -> bytes:
+    """A small safetensors file; another one for every salt."""
+    values = np.frombuffer(hashlib.sha256(salt.encode()).digest(), dtype=np.uint8).astype(np.float32)
+    tensors = {"unet.mid.lora_A.weight": values.reshape(4, 8), "unet.mid.lora_B.weight": values.reshape(8, 4)}
+    return bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to pytest, and says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_started.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def platform(settings: Settings, secrets: Secrets, doors: Doors) -> AsyncIterator[Platform]:
+    """The platform of the HTTP tests, also served on a free port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        known = settings.model_copy(update={"port": listener.getsockname()[1]})
+        store = ObjectStore.from_settings(known, secrets)
+        system_app = create_system_app(known, secrets, doors, store)
+
+        def client_for(ticket: str) -> AsyncSystemClient:
+            return AsyncSystemClient("http://test", ticket, patience=2, transport=httpx.ASGITransport(system_app))
+
+        generator = FakeGenerator(client_for)
+        app = create_app(known, secrets, doors, store, generator, client_for=client_for)
+        server = _Server(uvicorn.Config(app, log_level="critical", access_log=False))
+        serving = asyncio.create_task(server.serve([listener]))
+        await server.has_started.wait()
+        yield Platform(known, secrets, doors, store, app, system_app, generator, known.url)
+        server.should_exit = True
+        await serving

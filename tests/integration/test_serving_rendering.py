@@ -1,0 +1,316 @@
+"""A replica's work without Ray: tickets, weights and pictures over the real internal routes, database and store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+import uvicorn
+from PIL import Image
+
+from onbrand.adapter import AdapterRef
+from onbrand.app import create_system_app
+from onbrand.brand import Ticket
+from onbrand.engine.adapters import AdapterKey, AdapterUse
+from onbrand.engine.engine import Engine
+from onbrand.engine.request import Picture
+from onbrand.errors import NotFound, TicketRefused
+from onbrand.families.lora import read_adapter
+from onbrand.services import generation, images, models
+from onbrand.services.images import RenderRequest
+from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
+from onbrand.serving.generator import quiet_libraries
+from onbrand.serving.loop import EngineLoop, drawn
+from onbrand.serving.pictures import RECEIPT_KEY
+from onbrand.serving.rendering import Renderer
+from onbrand.system_client import AsyncSystemClient, SystemClient
+from tests.integration.serving_house import House
+from tests.numerics.bases import adapter_bytes, family_of
+from tests.numerics.drawing import request as engine_request
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def house(doors, store, secrets, pictures) -> House:
+    return House(doors, store, secrets, pictures)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def internal_url(settings, secrets, doors, store) -> AsyncIterator[str]:
+    """The internal routes on a port of this machine."""
+    app = create_system_app(settings, secrets, doors, store)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await serving
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def renderer(internal_url, tmp_path) -> AsyncIterator[Renderer]:
+    family = family_of("sd15")
+    library = AdapterLibrary(family, AdapterFiles(tmp_path / "adapters", 2**30), 2**30)
+    renderer = Renderer(
+        EngineLoop(Engine(family, max_batch=4, max_waiting_per_brand=4)),
+        library,
+        lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5),
+        lambda ticket: SystemClient(internal_url, ticket, patience=5),
+    )
+    yield renderer
+    await renderer.close()
+
+
+@pytest.fixture(scope="module")
+def adapter() -> bytes:
+    return adapter_bytes(family_of("sd15"), rank=4, seed=1, preset="attention", strength=2.0)
+
+
+async def told(renderer: Renderer, asked: RenderRequest) -> list[images.RenderEvent]:
+    return [event async for event in renderer.generate(asked)]
+
+
+def kinds(events: list[images.RenderEvent]) -> list[str]:
+    return [event.kind for event in events if event.kind != "progress"]
+
+
+def pixels(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype("float32") / 255)
+
+
+async def test_a_generation_ends_completed_with_its_pictures_stored(house, renderer, make_brand, adapter):
+    brand = await make_brand()
+    asked = await house.ask(brand, model=await house.publish(brand, adapter), num_images=3)
+    events = await told(renderer, asked)
+    row = await house.row(brand, asked)
+    assert kinds(events) == ["image", "image", "image", "completed"]
+    assert (row.status, row.progress, [(image.index, image.seed) for image in row.images]) == (
+        "completed",
+        100,
+        [(0, 5), (1, 6), (2, 7)],
+    )
+
+
+async def test_the_stored_picture_is_the_adapters_own(house, renderer, make_brand, adapter):
+    brand = await make_brand()
+    asked = await house.ask(brand, model=await house.publish(brand, adapter))
+    base = await house.ask(brand)
+    await asyncio.gather(told(renderer, asked), told(renderer, base))
+    stored = [pixels(await house.bytes_of(brand, (await house.row(brand, each)).images[0])) for each in (asked, base)]
+    use = AdapterUse(AdapterKey("brand-0", "published"), read_adapter(adapter, family_of("sd15")))
+    expected = [await drawn_alone(adapters=(use,)), await drawn_alone()]
+    for picture, wanted in zip(stored, expected, strict=True):
+        assert (picture - wanted).abs().max() <= 1 / 255
+    assert (expected[0] - expected[1]).abs().max() > 0.05
+
+
+async def drawn_alone(**more) -> torch.Tensor:
+    """The same request, straight from an engine."""
+    loop = EngineLoop(Engine(family_of("sd15"), max_batch=4))
+    plain = {"prompt": "a red square", "seed": 5, "num_inference_steps": 2, "negative_prompt": None}
+    (picture,) = [
+        event for event in await drawn(loop, engine_request("r", **plain, **more)) if isinstance(event, Picture)
+    ]
+    loop.close()
+    return picture.image_CHW.permute(1, 2, 0)
+
+
+async def test_the_receipt_is_in_the_row_and_in_the_file(house, renderer, make_brand, adapter):
+    brand = await make_brand()
+    asked = await house.ask(brand, model=await house.publish(brand, adapter), lora_scale=0.5)
+    await told(renderer, asked)
+    (image,) = (await house.row(brand, asked)).images
+    sha256 = hashlib.sha256(adapter).hexdigest()
+    assert image.receipt["adapters"] == [{"sha256": sha256, "scale": 0.5}]
+    assert image.receipt["base_revision"] == family_of("sd15").revision
+    text = Image.open(io.BytesIO(await house.bytes_of(brand, image))).text[RECEIPT_KEY]
+    assert json.loads(text) == image.receipt
+
+
+@pytest.mark.parametrize(("output_format", "content_type"), [("jpeg", "image/jpeg"), ("webp", "image/webp")])
+async def test_pictures_come_in_the_format_that_was_asked_for(house, renderer, make_brand, output_format, content_type):
+    brand = await make_brand()
+    asked = await house.ask(brand, output_format=output_format)
+    await told(renderer, asked)
+    (image,) = (await house.row(brand, asked)).images
+    opened = Image.open(io.BytesIO(await house.bytes_of(brand, image)))
+    assert (image.content_type, opened.format) == (content_type, output_format.upper())
+    assert json.loads(opened.getexif()[0x010E])["seed"] == 5
+
+
+async def test_a_ticket_of_another_brand_is_refused_before_anything_happens(house, renderer, make_brand, adapter):
+    ours, theirs = await make_brand("acme"), await make_brand("globex")
+    asked = await house.ask(ours, model=await house.publish(ours, adapter))
+    stolen = replace(asked, ticket=theirs.ticket(asked.generation_id, "generation").sign(house.secrets.tickets))
+    with pytest.raises(TicketRefused, match="another brand"):
+        await told(renderer, stolen)
+    assert (await house.row(ours, asked)).status == "pending"
+
+
+async def test_a_ticket_of_another_generation_or_kind_is_refused(house, renderer, make_brand):
+    brand = await make_brand()
+    asked, other = await house.ask(brand), await house.ask(brand)
+    training_ticket = brand.ticket(asked.generation_id, "training").sign(house.secrets.tickets)
+    for token in (other.ticket, training_ticket, "rubbish"):
+        with pytest.raises(TicketRefused):
+            await told(renderer, replace(asked, ticket=token))
+
+
+async def test_a_forged_ticket_is_refused_by_the_platform(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand)
+    forged = Ticket.issue(brand.id, asked.generation_id, brand.member.user_id, "generation", 600).sign("0" * 64)
+    with pytest.raises(TicketRefused):
+        await told(renderer, replace(asked, ticket=forged))
+    assert (await house.row(brand, asked)).status == "pending"
+
+
+async def test_another_brands_model_id_with_our_own_ticket_is_not_found(house, renderer, make_brand, adapter):
+    """The ingress erred, or someone else speaks to the replica: the platform does not hand out the weights."""
+    ours, theirs = await make_brand("acme"), await make_brand("globex")
+    await house.publish(theirs, adapter)
+    async with house.doors.user_session(theirs.member.scope) as session:
+        ref = models.adapter_ref((await models.list_models(session, theirs.id)).data[0])
+    asked = await house.ask(ours)
+    events = await told(renderer, replace(asked, adapter=replace(ref, brand_id=ours.id)))
+    assert kinds(events) == ["failed"]
+    row = await house.row(ours, asked)
+    assert (row.status, row.error["code"], row.images) == ("failed", "not_found", [])
+
+
+async def test_a_file_that_is_not_what_the_row_says_fails_the_generation(house, renderer, make_brand, adapter):
+    brand = await make_brand()
+    asked = await house.ask(brand, model=await house.publish(brand, adapter))
+    wrong = replace(asked, adapter=replace(asked.adapter, sha256="0" * 64))
+    events = await told(renderer, wrong)
+    assert (kinds(events), events[-1].data["code"]) == (["failed"], "adapter_refused")
+    assert (await house.row(brand, asked)).error["message"].startswith("the weights of sd15-lora-v1")
+
+
+async def test_an_adapter_of_another_family_fails_the_generation(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand)
+    ref = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "flux", 1, "0" * 64)
+    events = await told(renderer, replace(asked, adapter=ref))
+    assert events[-1].data["message"] == "flux-lora-v1 is a model of flux, not of sd15"
+
+
+async def test_the_replica_serves_on_after_a_failure(house, renderer, make_brand):
+    brand = await make_brand()
+    bad = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "sd15", 1, "0" * 64)
+    events = await told(renderer, replace(await house.ask(brand), adapter=bad))
+    assert kinds(events) == ["failed"]
+    assert kinds(await told(renderer, await house.ask(brand)))[-1] == "completed"
+
+
+async def test_cancel_ends_the_generation_as_canceled(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand, num_inference_steps=150)
+    events = []
+    async for event in renderer.generate(asked):
+        events.append(event)
+        renderer.cancel(asked.generation_id)
+    assert kinds(events) == ["canceled"]
+    assert (await house.row(brand, asked)).status == "canceled"
+
+
+async def test_a_generation_canceled_before_it_began_is_never_drawn(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand)
+    async with house.doors.user_session(brand.member.scope) as session:
+        await images.cancel_generation(session, brand.id, asked.generation_id)
+    assert [event.kind for event in await told(renderer, asked)] == ["canceled"]
+
+
+async def test_a_generation_is_drawn_to_its_end_though_the_asker_left(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand, num_inference_steps=10)
+    stream = renderer.generate(asked)
+    await anext(stream)
+    await stream.aclose()
+    assert kinds(await told(renderer, asked))[-1] == "completed"
+    assert (await house.row(brand, asked)).status == "completed"
+
+
+async def test_asking_twice_draws_once(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand, num_inference_steps=5)
+    both = await asyncio.gather(told(renderer, asked), told(renderer, asked))
+    assert both[0] == both[1]
+    assert len((await house.row(brand, asked)).images) == 1
+
+
+async def test_a_replica_that_closes_fails_what_it_has(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand, num_inference_steps=150)
+    stream = renderer.generate(asked)
+    await anext(stream)
+    await renderer.close()
+    row = await house.row(brand, asked)
+    assert (row.status, row.error["code"]) == ("failed", "unavailable")
+    await stream.aclose()
+
+
+async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(house, renderer, make_brand, adapter, tmp_path):
+    brand = await make_brand()
+    name = await house.publish(brand, adapter)
+    await told(renderer, await house.ask(brand, model=name))
+    folder = tmp_path / "adapters"
+    (file,) = folder.glob("*.safetensors")
+    assert (file.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert brand.id not in file.name
+    file.write_bytes(b"tampered")
+    ref = (await house.ask(brand, model=name)).adapter
+    files = AdapterFiles(Path(folder), 2**30)
+    assert files.read(ref) is None
+    assert not file.exists()
+
+
+async def test_no_log_holds_a_prompt(house, renderer, make_brand, caplog):
+    brand = await make_brand()
+    caplog.set_level("DEBUG")
+    bad = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "sd15", 1, "0" * 64)
+    asked = await house.ask(brand, prompt="a very secret word")
+    await told(renderer, asked)
+    await told(renderer, replace(await house.ask(brand, prompt="a very secret word"), adapter=bad))
+    assert "secret" not in caplog.text + repr(asked)
+
+
+def test_the_libraries_do_not_log_the_end_of_a_long_prompt(caplog):
+    """diffusers warns with the words that it cuts off: heard before `quiet_libraries`, and not after."""
+    library, long = logging.getLogger("diffusers"), ["a very secret word " * 60]
+    level = library.level
+    library.addHandler(caplog.handler)
+    try:
+        library.setLevel(logging.WARNING)
+        family_of("sd15").encode_prompts(long)
+        assert "secret" in caplog.text
+        caplog.clear()
+        quiet_libraries()
+        family_of("sd15").encode_prompts(long)
+        assert "secret" not in caplog.text
+    finally:
+        library.removeHandler(caplog.handler)
+        library.setLevel(level)
+
+
+async def test_another_brands_ticket_finds_no_generation(house, make_brand):
+    """The ticket's claims are what the row policies see."""
+    ours, theirs = await make_brand("acme"), await make_brand("globex")
+    asked = await house.ask(ours)
+    ticket = theirs.ticket(asked.generation_id, "generation")
+    with pytest.raises(NotFound):
+        async with house.doors.system_session(ticket) as session:
+            await generation.start_generation(session, ticket)

@@ -1,0 +1,151 @@
+"""Two brands with one of everything in the first, and personas who try things on it, each try rolled back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+from psycopg import sql
+
+from onbrand.config import Limits
+from onbrand.families.spec import with_family_defaults
+from onbrand.services import assets, brands, generation, idempotency, images, jobs, models, training
+from tests.small_adapter import FACTS, safetensors
+
+RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
+
+
+@dataclass(frozen=True)
+class World:
+    """The ids of ACME's things by name, as statements use them; `claims` by persona."""
+
+    ids: dict[str, str]
+    claims: dict[str, tuple[str, str | None, dict[str, str]]]
+    """Persona: login (`web` or `system`), role (None: the login's own), claims."""
+
+    def composed(self, statement: str, persona: str) -> sql.Composed:
+        """`statement` with ids in place; `:me` is the persona's own id."""
+        me = self.claims[persona][2].get("sub", self.ids["newcomer"])
+        literals = {name: sql.Literal(value) for name, value in self.ids.items()}
+        return sql.SQL(statement.replace(":me", "{me}")).format(**literals, me=sql.Literal(me))  # type: ignore[arg-type]
+
+
+class Tries:
+    """One connection for each login. `outcome` is what a statement comes to: `none`, `refused`, or `rows`."""
+
+    def __init__(self, web: psycopg.Connection, system: psycopg.Connection, world: World) -> None:
+        self._logins = {"web": web, "system": system}
+        self._world = world
+
+    def outcome(self, persona: str, statement: str) -> str:
+        login, role, claims = self._world.claims[persona]
+        connection = self._logins[login]
+        try:
+            with connection.transaction(force_rollback=True):
+                if role is not None:
+                    connection.execute(
+                        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)",
+                        [role, json.dumps(claims)],
+                    )
+                done = connection.execute(self._world.composed(statement, persona))
+                return "rows" if done.rowcount > 0 else "none"
+        except psycopg.errors.InsufficientPrivilege:
+            return "refused"
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def world(doors, store, make_brand, make_user, pictures) -> World:
+    """Made once, through the services."""
+    acme, globex = await make_brand("acme"), await make_brand("globex")
+    removed, newcomer = await make_user("removed"), await make_user("newcomer")
+    bytes_of = store.brand(acme.id)
+    member = acme.member
+    async with doors.user_session(acme.admin.scope) as session:
+        await brands.add_member(session, acme.id, removed.email, "admin")
+    async with doors.user_session(acme.admin.scope) as session:
+        await brands.remove_member(session, acme.id, removed.user_id)
+    async with doors.user_session(member.scope) as session:
+        files = [assets.Upload(f"{seed}.png", pictures(seed), object="logo") for seed in (1, 2, 3)]
+        asset, other_asset, free = await assets.upload(session, bytes_of, acme.id, member.user_id, files, Limits())
+
+        async def job(asset_id: str) -> str:
+            new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset_id])
+            return (await jobs.create_job(session, acme.id, member.user_id, new)).id
+
+        pending, trains, trains_too, ended, published = [
+            await job(each) for each in (asset.id, asset.id, other_asset.id, other_asset.id, other_asset.id)
+        ]
+        call = idempotency.CallKey(member.user_id, acme.id, "a key", "POST /", "0" * 64)
+        await idempotency.claim(session, call)
+    for job_id in (trains, trains_too):
+        ticket = acme.ticket(job_id)
+        async with doors.system_session(ticket) as session:
+            await training.report(session, ticket, 1, {"loss": 0.5})
+    async with doors.system_session(acme.ticket(ended)) as session:
+        await training.fail(session, acme.ticket(ended), "test", "a test")
+    async with doors.system_session(acme.ticket(published)) as session:
+        model = await training.publish(session, bytes_of, acme.ticket(published), safetensors(), FACTS)
+    async with doors.user_session(member.scope) as session:
+        new = images.NewGeneration(prompt="a picture", model=model.name, num_images=2)
+        other = images.NewGeneration(prompt="a picture", model_type="sd15")
+        drawn, drawn_too = [
+            await images.create_generation(session, acme.id, member.user_id, each, RECOMMENDED, Limits())
+            for each in (new, other)
+        ]
+        await models.record_download(session, model)
+    drawing = acme.ticket(drawn.id, "generation")
+    async with doors.system_session(drawing) as session:
+        await generation.start_generation(session, drawing)
+        image = await generation.add_image(session, bytes_of, drawing, 0, 1, pictures(7), "image/png", 64, 64)
+    ids = {
+        "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,
+        "training_job": trains, "ended_job": ended, "model": model.id, "generation": drawn.id, "image": image.id,
+        "member": member.user_id, "member2": acme.member2.user_id, "admin": acme.admin.user_id,
+        "newcomer": newcomer.user_id, "member_email": member.email, "asset_name": asset.object_name,
+        "free_asset_name": free.object_name, "model_name": model.object_name, "image_name": image.object_name,
+        "other_member": globex.member.user_id,
+    }  # fmt: skip
+
+    def user(user_id: str, **more: str) -> tuple[str, str, dict[str, str]]:
+        return "web", "authenticated", {"sub": user_id, **more}
+
+    def ticket(job_id: str, kind: str = "training", brand: str = acme.id, who: str = member.user_id) -> Any:
+        claims = {"brand_id": brand, "job_id": job_id, "kind": kind, "on_behalf_of": who}
+        return "system", "brand_system", claims
+
+    claims = {
+        "member": user(member.user_id),
+        "member2": user(acme.member2.user_id),
+        "admin": user(acme.admin.user_id),
+        "removed": user(removed.user_id),
+        "other_member": user(globex.member.user_id),
+        "other_admin": user(globex.admin.user_id),
+        "bound": user(member.user_id, brand_id=globex.id),
+        "anonymous": ("web", "anon", {}),
+        "no_claims": ("web", "authenticated", {}),
+        "no_role": ("web", None, {}),
+        "system": ticket(trains),
+        "system_other_job": ticket(trains_too),
+        "system_other_brand": ticket(trains, brand=globex.id, who=globex.member.user_id),
+        "system_other_member": ticket(trains, who=acme.member2.user_id),
+        "system_other_kind": ticket(trains, "generation"),
+        "drawing": ticket(drawn.id, "generation"),
+        "drawing_other": ticket(drawn_too.id, "generation"),
+        "drawing_other_brand": ticket(drawn.id, "generation", brand=globex.id, who=globex.member.user_id),
+        "drawing_other_kind": ticket(drawn.id, "training"),
+        "dispatcher": ("system", "onbrand_dispatcher", {}),
+        "system_no_role": ("system", None, {}),
+    }
+    return World(ids, claims)
+
+
+@pytest.fixture(scope="session")
+def tries(database, world: World) -> Iterator[Tries]:
+    """Tries of any persona."""
+    with psycopg.connect(database.web_url) as web, psycopg.connect(database.system_url) as system:
+        yield Tries(web, system, world)

@@ -1,0 +1,58 @@
+"""The weights that ship: small, complete, in fp16, described, and able to draw what is asked."""
+
+import json
+
+import pytest
+import safetensors
+import torch
+
+from onbrand.families.bases import must_be_base, recommended
+from onbrand.families.family import load_family
+from onbrand.families.spec import SPECS
+from onbrand.families.tiny import TINY_FAMILIES, tiny_base
+from onbrand.families.tiny.assembly import weigh
+from onbrand.families.tiny.score import prompts, score_base
+
+every_family = pytest.mark.parametrize("family", TINY_FAMILIES)
+
+
+@every_family
+def test_a_base_weighs_at_most_12_megabytes(family: str):
+    assert 1_000_000 < weigh(tiny_base(family)) <= 12_000_000
+
+
+@every_family
+def test_all_weights_are_half_precision(family: str):
+    for path in tiny_base(family).rglob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+
+
+@every_family
+def test_a_base_is_a_pipeline_of_its_family_and_advises_on_itself(family: str):
+    folder = must_be_base(family, tiny_base(family))
+    advice = recommended(family, folder)
+    assert (advice.resolution, advice.prior, advice.training.targets) == (64, True, "all")
+    assert advice.training.steps is not None
+    assert json.loads((folder / "onbrand.json").read_text())["family"] == family
+    assert SPECS[family].targets["all"]
+
+
+@every_family
+def test_a_base_has_a_card_with_its_figures(family: str):
+    card = (tiny_base(family) / "README.md").read_text()
+    assert "held out" in card
+    assert "trained from scratch" in card
+
+
+@every_family
+@pytest.mark.parametrize("held", [False, True], ids=["seen", "held-out"])
+def test_a_base_draws_what_it_is_asked(family: str, held: bool):
+    torch.set_num_threads(1)
+    verdict = score_base(load_family(family, tiny_base(family)), prompts(12, 3, held=held), 3)
+    assert verdict["all3"] >= 0.75
+
+
+def test_an_unknown_family_is_refused_by_name():
+    with pytest.raises(KeyError, match="sd15, sdxl, flux"):
+        tiny_base("sd3")
