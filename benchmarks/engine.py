@@ -1,7 +1,7 @@
 """Mixed-brand batches against one brand's batch and against diffusers' `set_adapters` per request.
 
-`python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. Ratios come from one run, whose parts
-take turns, so that a busy machine slows all of them alike.
+`python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. Ratios come from one run, whose
+parts take turns, so that a busy machine slows all of them alike.
 """
 
 from __future__ import annotations

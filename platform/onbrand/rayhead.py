@@ -30,7 +30,7 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 
 class RayHead:
-    """Start, connect to, and end a private Ray.
+    """Start, deploy to, and end a private Ray.
 
     Args:
         folder: where its token and its log stay (the data directory).
@@ -47,7 +47,7 @@ class RayHead:
         self._log = folder / "logs" / "ray.log"
 
     def launch(self) -> None:
-        """Begin starting; `connect` waits for the end of it."""
+        """Begin starting; `connected` waits for the end of it."""
         os.environ.update(self._own_environment())
         self._temp = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # short: sockets lie in it
         self._log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -63,26 +63,30 @@ class RayHead:
                 pass_fds=self._kept_open,
             )
 
-    def connect(self) -> None:
-        """Wait until the cluster runs and make this process its driver. Raises ConfigurationError if it never does."""
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Wait until the cluster runs and be its driver for a while. Raises ConfigurationError if it never does.
+
+        Ray prints what its parts complain of to the driver's stdout, which is not ours to spoil: it goes to the log.
+        """
         address = self._wait_for_address()
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with _own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
+        with self._log.open("a") as log, contextlib.redirect_stdout(log):
+            try:
+                with _own_signals():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
+                yield
+            finally:
+                ray.shutdown()
 
     @property
     def running(self) -> bool:
         return self._keeper is not None and self._keeper.poll() is None
 
     def stop(self) -> None:
-        """End the driver's connection and every process of the cluster, whatever state it is in."""
-        if "ray" in sys.modules:
-            import ray
-
-            with contextlib.suppress(Exception):
-                ray.shutdown()
+        """End every process of the cluster, whatever state it is in."""
         if self._keeper is not None:
             self._keeper.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

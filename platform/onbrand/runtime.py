@@ -81,9 +81,9 @@ class Platform:
         self._ray.launch()
         must_be_bases(settings)
         must_be_store(settings)
-        self._ray.connect()
-        self._tell(f"Loading {', '.join(settings.families)}")
-        deploy(settings)
+        with self._ray.connected():
+            self._tell(f"Loading {', '.join(settings.families)}")
+            deploy(settings)
         must_be_healthy(self.url)
 
     def _open_database(self, secrets: Secrets) -> DatabaseUrls:

@@ -21,10 +21,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "demo: runs the whole of 'onbrand demo' (minutes)")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
+        if item.get_closest_marker("demo") and "demo" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run it with -m demo, or 'make demo'"))
 
 
 @pytest.fixture(scope="session")

@@ -401,6 +401,18 @@ async def test_a_repeated_generation_is_the_same_generation_finished(platform: P
     assert first.json()["id"] == again.json()["id"]
 
 
+async def test_a_repeated_call_begins_what_a_dead_ingress_did_not(platform: Platform, acme: BrandOfPeople) -> None:
+    async with platform.client(acme.member) as client:
+        key = {"idempotency-key": uuid.uuid4().hex}
+        path, body = f"/v1/brands/{acme.id}/generations", {"prompt": "p", "model_type": "sd15"}
+        renderings = platform.app.state.parts.renderings
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(renderings, "start", lambda family, request: None)
+            first = await client.post(path, json=body, headers=key | {"prefer": "wait=1"})
+        again = await client.post(path, json=body, headers=key | {"prefer": "wait=20"})
+    assert (first.json()["status"], again.json()["status"]) == ("pending", "completed")
+
+
 async def test_two_at_the_same_time_are_one(platform: Platform, make_user: MakeUser) -> None:
     person = await make_user()
     brand_id = f"twin-{uuid.uuid4().hex[:8]}"
@@ -450,10 +462,10 @@ async def test_a_ticket_opens_only_routes_of_its_kind(platform: Platform, make_b
     job_id, model = await platform.train(brand, pictures(1))
     async with platform.system(brand.ticket(job_id)) as trainer:
         for call in (trainer.start_generation(), trainer.read_model(model.id), trainer.finish_generation()):
-            with pytest.raises(errors.NotFound):
+            with pytest.raises(errors.TicketRefused):
                 await call
     async with platform.system(brand.ticket(job_id, "generation")) as drawer:
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.TicketRefused):
             await drawer.spec()
 
 

@@ -123,10 +123,11 @@ async def test_the_five_steps(story: Story):
 
 async def test_the_job_object_has_the_fields_of_the_specification(story: Story):
     job = await story.job([(await story.upload(1))[0].id])
-    assert set(job.model_dump(mode="json")) == set(
+    wanted = (
         "id brand_id user_id name model_type training_config training_asset_ids status progress model_url"
-        " sample_images_urls provider provider_job_id created_at completed_at error metrics urls".split()
+        " sample_images_urls provider provider_job_id created_at completed_at error metrics urls"
     )
+    assert set(job.model_dump(mode="json")) == set(wanted.split())
 
 
 async def test_an_upload_with_one_bad_file_stores_nothing(story: Story):
@@ -143,7 +144,7 @@ async def test_bytes_go_away_when_the_transaction_does_not_commit(story: Story):
     class Interrupted(Exception):
         pass
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted):  # noqa: PT012
         async with story.as_user() as session:
             files = [assets.Upload("a.png", story.pictures(1), object="logo")]
             await assets.upload(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
@@ -155,7 +156,7 @@ async def test_bytes_go_away_when_the_transaction_does_not_commit(story: Story):
 async def test_a_publication_that_breaks_leaves_no_file_no_row_and_the_job_open(story: Story):
     job = await story.job([(await story.upload(1))[0].id])
     ticket = story.brand.ticket(job.id)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # noqa: PT012
         async with story.doors.system_session(ticket) as session:
             await training.publish(session, story.store, ticket, safetensors(), FACTS)
             raise RuntimeError

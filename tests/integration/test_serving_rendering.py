@@ -29,7 +29,7 @@ from onbrand.families.lora import read_adapter
 from onbrand.services import generation, images, models
 from onbrand.services.images import RenderRequest
 from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
-from onbrand.serving.generator import quiet_libraries
+from onbrand.serving.assembly import quiet_libraries
 from onbrand.serving.loop import EngineLoop, drawn
 from onbrand.serving.pictures import RECEIPT_KEY
 from onbrand.serving.rendering import Renderer

@@ -108,7 +108,7 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
         "member": member.user_id, "member2": acme.member2.user_id, "admin": acme.admin.user_id,
         "newcomer": newcomer.user_id, "member_email": member.email, "asset_name": asset.object_name,
         "free_asset_name": free.object_name, "model_name": model.object_name, "image_name": image.object_name,
-        "other_member": globex.member.user_id,
+        "other_member": globex.member.user_id, "other_admin": globex.admin.user_id,
     }  # fmt: skip
 
     def user(user_id: str, **more: str) -> tuple[str, str, dict[str, str]]:

@@ -31,7 +31,12 @@ SYSTEM_PERSONA = {
     ("generation", "other_kind"): "drawing_other_kind",
     ("generation", "other_brand"): "drawing_other_brand",
 }
-LOGIN_OF = {"authenticated": "member", "brand_system": "system", "anon": "anonymous", "onbrand_dispatcher": "dispatcher"}
+LOGIN_OF = {
+    "authenticated": "member",
+    "brand_system": "system",
+    "anon": "anonymous",
+    "onbrand_dispatcher": "dispatcher",
+}
 
 
 def named(row: dict[str, Any]) -> str:

@@ -88,7 +88,8 @@ SWEEPS = {
         select c.oid::regclass::text || ' ' || x.grantee::regrole::text from pg_class c
         join pg_namespace n on n.oid = c.relnamespace, aclexplode(c.relacl) x
         where n.nspname in {OURS} and c.relkind in ('r', 'p', 'v', 'm') and x.grantee <> c.relowner
-          and x.grantee::regrole::text not in ('authenticated', 'brand_system', 'onbrand_definer', 'onbrand_identity')""",
+          and x.grantee::regrole::text not in
+            ('authenticated', 'brand_system', 'onbrand_definer', 'onbrand_identity')""",
     "tables belong to roles that cannot log in": f"""
         select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
         join pg_roles r on r.oid = c.relowner
@@ -115,7 +116,8 @@ SWEEPS = {
             ~* 'from\\s+app\\.brand_users'""",
     "no client reads password hashes": """
         select r.rolname::text from pg_roles r
-        where r.rolname in ('anon', 'authenticated', 'brand_system', 'onbrand_dispatcher', 'onbrand_web', 'onbrand_system')
+        where r.rolname in
+            ('anon', 'authenticated', 'brand_system', 'onbrand_dispatcher', 'onbrand_web', 'onbrand_system')
           and has_any_column_privilege(r.rolname, 'identity.users', 'select, insert, update')""",
 }  # fmt: skip
 
@@ -130,7 +132,7 @@ PLANT = {
     "a foreign key between brand tables carries brand_id": "alter table app.asset_captions"
     " add constraint single foreign key (asset_id) references app.brand_assets (id)",
     "a unique constraint of a brand's things begins with brand_id, or is an id that nobody chooses": "create unique"
-    " index loose on app.brand_assets (sha256)",
+    " index loose on app.brand_assets (created_at)",
     "a definer function closes its search_path": "alter function private.my_brands() reset search_path",
     "a function is not PUBLIC's to call": "grant execute on function private.queue() to public",
     "a view asks as its reader": "create view app.everything as select * from app.models",
@@ -163,4 +165,4 @@ def test_a_table_without_a_wall_is_found_by_more_than_one_sweep(owner: psycopg.C
     owner.execute("create table app.careless (id uuid primary key, brand_id text)")
     owner.execute("grant select on app.careless to authenticated")
     found = [name for name, query in SWEEPS.items() if ("app.careless",) in owner.execute(query).fetchall()]
-    assert len(found) == 5
+    assert len(found) >= 5

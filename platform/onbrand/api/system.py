@@ -23,7 +23,7 @@ from onbrand.api.problems import as_own_error
 from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
-from onbrand.errors import InvalidInput, NotFound, UnsupportedMedia
+from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
 from onbrand.services import generation, models, training
 from onbrand.storage.store import BrandStore, ObjectStore
 
@@ -31,7 +31,6 @@ router = APIRouter(prefix="/v1", tags=["internal"])
 
 MODEL_BYTES = 2**30
 IMAGE_BYTES = 64 * 2**20
-_SUBJECTS = {"training": "training job", "generation": "generation"}
 F = TypeVar("F", bound=Input)
 _BINARY = "application/octet-stream"
 
@@ -82,9 +81,8 @@ AnyWorker = Annotated[Worker, Depends(_worker, scope="function")]
 
 
 def _must_be_of_kind(ticket: Ticket, kind: TicketKind) -> None:
-    """A ticket of the other kind finds nothing here, in the words for what never was."""
     if ticket.kind != kind:
-        raise NotFound(f"there is no such {_SUBJECTS[kind]}")
+        raise TicketRefused(f"this needs a {kind} ticket")
 
 
 def _trainer(worker: AnyWorker) -> Worker:

@@ -24,14 +24,18 @@ async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
     render: images.RenderRequest | None = None
     async with access.open() as caller:
         done = await once.do(caller, 202, lambda: _written(caller, body))
-        generation_id = str(done.body["id"])
-        if done.is_fresh:
-            generation = await images.get_generation(caller.session, caller.brand_id, generation_id)
-            ticket = renderings.ticket_for(caller.brand_id, generation_id, caller.user_id)
+        generation = await images.get_generation(caller.session, caller.brand_id, str(done.body["id"]))
+        if done.is_fresh or _was_never_begun(access, generation):
+            ticket = renderings.ticket_for(caller.brand_id, generation.id, caller.user_id)
             render = await images.render_request(caller.session, generation, ticket)
     if render is not None:
-        renderings.start(str(done.body["model_type"]), render)
-    return generation_id
+        renderings.start(generation.model_type, render)
+    return generation.id
+
+
+def _was_never_begun(access: Access, generation: images.Generation) -> bool:
+    """Its ingress died between committing and drawing; drawing twice would store each picture once."""
+    return generation.status == "pending" and not access.parts.renderings.is_running(generation.id)
 
 
 async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:

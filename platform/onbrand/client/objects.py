@@ -6,7 +6,7 @@ import builtins
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -246,7 +246,6 @@ class TrainingJob(Waitable):
     model_type: str
     training_config: dict[str, Any] = {}
     training_asset_ids: tuple[str, ...] = ()
-    model_id: str | None = None
     model_url: str | None = None
     sample_images_urls: tuple[str, ...] = ()
     provider: str | None = None
@@ -265,11 +264,16 @@ class TrainingJob(Waitable):
     def events(self, after: int | None = None) -> Iterator[Event]:
         return self._must_have_client().training_jobs.events(self.brand_id, self.id, after)
 
+    @property
+    def model_name(self) -> str | None:
+        """What it became, ``flux-lora-v1``; None before it has completed."""
+        return None if self.model_url is None else PurePosixPath(self.model_url).stem
+
     def model(self) -> Model:
         """The published model. Raises InvalidArgument before the job has completed."""
-        if self.model_id is None:
+        if self.model_name is None:
             raise InvalidArgument(f"job {self.id} has no model: it is {self.status}")
-        return self._must_have_client().models.get(self.brand_id, self.model_id)
+        return self._must_have_client().models.get(self.brand_id, self.model_name)
 
 
 class Generation(Waitable):

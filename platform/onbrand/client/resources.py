@@ -187,7 +187,7 @@ class TrainingJobs(Resource):
     ) -> objects.TrainingJob:
         """Start a fine-tuning; `.wait()` on what comes back waits for its model."""
         body = _given(
-            name=name,
+            name=name or f"{model_type} adapter",
             model_type=model_type,
             training_config=dict(training_config or {}),
             training_asset_ids=list(training_asset_ids),

@@ -211,7 +211,10 @@ def _run(pgdata: Path, socket_folder: Path) -> None:
         _write(main, main.read_text() + "\ninclude 'onbrand.conf'\n")
     if _running_pid(pgdata) is not None:
         return
-    (pgdata / "postmaster.pid").unlink(missing_ok=True)
+    # Left by a server that was killed. PostgreSQL would believe a number that another program has by now, or a zombie;
+    # processes that still hold the old server's memory are found by that memory, not by these files.
+    for left in (pgdata / "postmaster.pid", socket_folder / _SOCKET, socket_folder / f"{_SOCKET}.lock"):
+        left.unlink(missing_ok=True)
     _own(socket_folder)
     options = ("-D", str(pgdata), "-l", str(pgdata / "log"), "-o", f"-k '{socket_folder}'", "-w", "-s")
     deadline = time.monotonic() + _START_SECONDS
@@ -234,17 +237,18 @@ def _running_pid(pgdata: Path) -> int | None:
     """The server's process id, or None; a stale file whose number belongs to another program counts as None."""
     try:
         pid = int((pgdata / "postmaster.pid").read_text().split("\n", 1)[0])
-        return pid if _is_postgres(pid) else None
+        return pid if _is_server(pid, pgdata) else None
     except (OSError, ValueError):
         return None
 
 
-def _is_postgres(pid: int) -> bool:
+def _is_server(pid: int, pgdata: Path) -> bool:
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+        is_ours = process.name() == "postgres" and str(pgdata) in process.cmdline()
+        return is_ours and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

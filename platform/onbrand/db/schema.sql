@@ -197,7 +197,7 @@ $$;
 
 ALTER FUNCTION private.my_brands() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.next_number(b text, series text, n integer) RETURNS bigint
+CREATE FUNCTION private.next_number(b text, what text, n integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
@@ -206,13 +206,13 @@ begin
   if not coalesce(private.acts_in(b), false) or n not between 1 and 500 then
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
-  insert into app.numbers as c (brand_id, series, last) values (b, next_number.series, n)
+  insert into app.numbers as c (brand_id, series, last) values (b, what, n)
   on conflict (brand_id, series) do update set last = c.last + excluded.last
   returning c.last into taken;
   return taken - n + 1;
 end $$;
 
-ALTER FUNCTION private.next_number(b text, series text, n integer) OWNER TO onbrand_definer;
+ALTER FUNCTION private.next_number(b text, what text, n integer) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -1034,7 +1034,7 @@ ALTER TABLE storage.objects ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY system_insert ON storage.objects FOR INSERT TO brand_system WITH CHECK (((user_id = (( SELECT private.ctx('on_behalf_of'::text) AS ctx))::uuid) AND
 CASE ( SELECT private.ctx('kind'::text) AS ctx)
-    WHEN 'training'::text THEN (((bucket_id = 'models'::text) OR ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) = 'samples'::text))) AND (EXISTS ( SELECT 1
+    WHEN 'training'::text THEN (((bucket_id = 'models'::text) OR ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) = 'samples'::text) AND (split_part(name, '/'::text, 3) = ( SELECT private.ctx('job_id'::text) AS ctx)))) AND (EXISTS ( SELECT 1
        FROM app.lora_training_jobs j
       WHERE ((j.brand_id = objects.brand_id) AND (j.status = 'training'::text)))))
     WHEN 'generation'::text THEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text) AND (EXISTS ( SELECT 1
@@ -1118,9 +1118,9 @@ GRANT ALL ON FUNCTION private.my_brands() TO brand_system;
 GRANT ALL ON FUNCTION private.my_brands() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.my_brands() TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.next_number(b text, series text, n integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.next_number(b text, series text, n integer) TO authenticated;
-GRANT ALL ON FUNCTION private.next_number(b text, series text, n integer) TO brand_system;
+REVOKE ALL ON FUNCTION private.next_number(b text, what text, n integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO authenticated;
+GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO brand_system;
 
 REVOKE ALL ON FUNCTION private.queue() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.queue() TO onbrand_dispatcher;

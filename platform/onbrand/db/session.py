@@ -98,13 +98,21 @@ class Doors:
 
     @classmethod
     async def open(
-        cls, web_url: str | None = None, system_url: str | None = None, pool: tuple[int, int] = (1, 8)
+        cls,
+        web_url: str | None = None,
+        system_url: str | None = None,
+        pool: tuple[int, int] = (1, 8),
+        patience: float = 10.0,
     ) -> Self:
-        """Connect. Raises Unavailable if a database does not answer within 10 s."""
+        """Connect. Raises Unavailable if a database does not answer within `patience` seconds.
+
+        Args:
+            pool: connections kept, and connections at most, for each login.
+        """
         doors = cls(_pool(web_url, pool), _pool(system_url, pool))
         try:
             for each in doors._pools():
-                await each.open(wait=True, timeout=10)
+                await each.open(wait=True, timeout=patience)
         except (PoolTimeout, psycopg.Error):
             await doors.close()
             raise Unavailable("the database does not answer; is it running, and are its logins right?") from None

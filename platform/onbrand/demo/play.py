@@ -97,7 +97,8 @@ def train(players: Sequence[Player], model_type: str, steps: int | None, tell: C
 def fetch_model(player: Player) -> None:
     """The model that the brand's job has published, if it completed."""
     if player.job.status == "completed":
-        player.model = player.job.model()
+        models = player.member.models.list(player.brand_id)
+        player.model = next(model for model in models if model.job_id == player.job.id)
 
 
 def generate(player: Player, model_type: str, out: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
@@ -75,9 +76,16 @@ def applications(settings: Settings) -> Iterator[tuple[str, str | None, Applicat
     args = as_args(settings)
     yield "internal", "/internal", internal(args)
     for family in settings.families:
-        gpu = {"num_gpus": 1} if (settings.device or "").startswith("cuda") else {}
+        gpu = {"num_gpus": 1} if _wants_gpu(settings) else {}
         yield engine_app(family), None, engine({"family": family, "engine": gpu, **args})
     yield "onbrand", "/", ingress(args)
+
+
+def _wants_gpu(settings: Settings) -> bool:
+    """Whether an engine is to ask Ray for a GPU: said so, or nothing said and the cluster has one now."""
+    if settings.device is not None:
+        return settings.device.startswith("cuda")
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def as_args(settings: Settings) -> dict[str, Any]:

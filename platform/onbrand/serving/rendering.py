@@ -97,6 +97,11 @@ class Renderer:
             self._renderings[generation_id].cancel_requested = True
         self._loop.cancel(generation_id)
 
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine's thread has ended."""
+        return self._loop.is_alive
+
     async def close(self) -> None:
         """Fail what is under way, and wait until its rows say so."""
         await asyncio.to_thread(self._loop.close)

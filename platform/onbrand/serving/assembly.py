@@ -1,0 +1,60 @@
+"""What a replica is made of: base, engine, thread, adapters. Not in `generator`, so that who deploys loads no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from onbrand.config import FamilyName, Settings
+from onbrand.engine.engine import Engine
+from onbrand.families.bases import base_source
+from onbrand.families.family import Family, load_family
+from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
+from onbrand.serving.generator import EngineOptions
+from onbrand.serving.loop import EngineLoop
+from onbrand.serving.rendering import Renderer
+from onbrand.system_client import AsyncSystemClient, SystemClient
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Renderer:
+    """A renderer over the configured base of a family, its engine running. Raises BaseModelRefused."""
+    quiet_libraries()
+    family = load(name, options, settings)
+    engine = Engine(
+        family,
+        num_slots=options.num_slots,
+        max_rank=options.max_rank,
+        max_batch=options.max_batch,
+        max_waiting=options.max_waiting,
+        max_waiting_per_brand=options.max_waiting_per_brand,
+    )
+    files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
+    return Renderer(
+        EngineLoop(engine),
+        AdapterLibrary(family, files, options.host_bytes),
+        lambda ticket: AsyncSystemClient(settings.system_url, ticket),
+        lambda ticket: SystemClient(settings.system_url, ticket),
+    )
+
+
+def load(name: FamilyName, options: EngineOptions, settings: Settings) -> Family:
+    """The family's configured base on the chosen device. Raises BaseModelRefused."""
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = device == "cpu"
+    if on_cpu:
+        torch.set_num_threads(options.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 1))
+    dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
+    s3 = {"key": settings.s3_access_key, "secret": settings.s3_secret_key}
+    endpoint = {"client_kwargs": {"endpoint_url": settings.s3_endpoint}} if settings.s3_endpoint else {}
+    source = base_source(name, settings.bases)
+    return load_family(name, source, dtype=_DTYPES[dtype], device=device, storage_options={**s3, **endpoint})
+
+
+def quiet_libraries() -> None:
+    """diffusers and transformers warn with the words they cut off; a prompt must not be in a log."""
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

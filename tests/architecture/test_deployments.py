@@ -1,0 +1,118 @@
+"""The files that operators apply are valid for the tools that read them, and name what exists."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from onbrand.config import Settings
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = [ROOT / "cluster.yaml", ROOT / "deployments/local/cluster-fake.yaml"]
+SERVE_FILES = sorted((ROOT / "deployments/serve").glob("*.yaml"))
+KUBERAY = ROOT / "deployments/kuberay"
+
+
+def serve_configs() -> dict[str, dict[str, Any]]:
+    found = {path.name: yaml.safe_load(path.read_text()) for path in SERVE_FILES}
+    service = yaml.safe_load((KUBERAY / "rayservice.yaml").read_text())
+    return {**found, "rayservice.yaml": yaml.safe_load(service["spec"]["serveConfigV2"])}
+
+
+def applications() -> list[Any]:
+    return [
+        pytest.param(application, id=f"{file}-{application['name']}")
+        for file, config in serve_configs().items()
+        for application in config["applications"]
+    ]
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
+def test_a_cluster_file_is_valid_for_rays_launcher(path: Path) -> None:
+    validate_config(prepare_config(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
+def test_gpu_workers_scale_from_zero(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    head, gpu = config["available_node_types"]["head"], config["available_node_types"]["gpu"]
+    assert head["resources"]["GPU"] == 0
+    assert (gpu["min_workers"], gpu["resources"]["GPU"]) == (0, 1)
+    assert gpu["max_workers"] > 0
+
+
+def test_rays_ports_stay_inside_and_want_a_token() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["provider"]["use_internal_ips"] is True
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+def test_only_the_heads_role_reads_the_logins() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert "head.env" not in str([config["file_mounts"], config["worker_start_ray_commands"]])
+    profiles = {
+        name: kind["node_config"]["IamInstanceProfile"] for name, kind in config["available_node_types"].items()
+    }
+    assert profiles["head"] != profiles["gpu"]
+
+
+@pytest.mark.parametrize("file", serve_configs())
+def test_a_serve_file_is_valid_for_ray_serve(file: str) -> None:
+    ServeDeploySchema.model_validate(serve_configs()[file])
+
+
+@pytest.mark.parametrize("application", applications())
+def test_a_serve_file_names_applications_and_deployments_that_exist(
+    application: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = application["import_path"].split(":")
+    built = getattr(import_module(module), name)(dict(application.get("args") or {}))
+    deployment = built._bound_deployment.name
+    assert {override["name"] for override in application.get("deployments", [])} <= {deployment}
+
+
+@pytest.mark.parametrize("application", applications())
+def test_a_serve_files_arguments_are_settings(application: dict[str, Any]) -> None:
+    given = {k: v for k, v in (application.get("args") or {}).items() if k not in ("family", "engine")}
+    Settings(**given)
+
+
+def test_each_served_family_has_its_engine() -> None:
+    for config in serve_configs().values():
+        by_name = {application["name"]: application for application in config["applications"]}
+        wanted = by_name["onbrand"].get("args", {}).get("families", ["sd15", "sdxl", "flux"])
+        assert {f"engine-{family}" for family in wanted} == {name for name in by_name if name.startswith("engine-")}
+
+
+def test_the_service_on_kubernetes_serves_what_the_serve_file_says() -> None:
+    def without_addresses(config: dict[str, Any]) -> dict[str, Any]:
+        for application in config["applications"]:
+            (application.get("args") or {}).pop("internal_url", None)
+        return config
+
+    configs = serve_configs()
+    assert without_addresses(configs["rayservice.yaml"]) == without_addresses(configs["gpu.yaml"])
+
+
+@pytest.mark.parametrize("file", ["raycluster.yaml", "rayservice.yaml"])
+def test_kubernetes_workers_hold_no_login_and_start_at_zero(file: str) -> None:
+    spec = yaml.safe_load((KUBERAY / file).read_text())["spec"]
+    cluster = spec.get("rayClusterConfig", spec)
+    workers = cluster["workerGroupSpecs"][0]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert (workers["replicas"], workers["minReplicas"]) == (0, 0)
+    assert "secret" not in str(workers).lower()
+    assert "onbrand-head" in str(cluster["headGroupSpec"])
+
+
+def test_the_internal_routes_are_not_among_the_paths_from_outside() -> None:
+    ingress, _ = yaml.safe_load_all((KUBERAY / "ingress.yaml").read_text())
+    paths = [path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    assert paths == ["/v1", "/healthz", "/openapi.json"]

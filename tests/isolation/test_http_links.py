@@ -1,0 +1,113 @@
+"""Signed links are bearer tokens: bound to one key, one method and a short life; what they serve runs nothing."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from onbrand.storage.layout import Key
+from onbrand.storage.links import sign_link
+from tests.conftest import MakeBrand, MakeUser
+from tests.ingress import Platform
+from tests.isolation import world as worlds
+from tests.isolation.world import World
+
+
+@pytest.fixture(scope="module")
+async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+    return await worlds.build(platform, make_brand, make_user, pictures)
+
+
+@pytest.fixture
+async def nobody(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
+    async with platform.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def link(world: World) -> str:
+    async with world.client("member") as client:
+        path = f"/v1/brands/{world.acme.id}/assets/{world.things['asset']}/content"
+        return str((await client.get(path)).json()["url"])
+
+
+async def test_a_link_opens_its_file_for_anyone(nobody: httpx.AsyncClient, link: str) -> None:
+    answer = await nobody.get(link)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-disposition"].startswith("inline")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert re.fullmatch(r"private, max-age=\d+", answer.headers["cache-control"])
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+async def test_a_known_file_is_not_sent_again(nobody: httpx.AsyncClient, link: str) -> None:
+    etag = (await nobody.get(link)).headers["etag"]
+    answer = await nobody.get(link, headers={"if-none-match": etag})
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+async def test_any_change_to_a_link_is_refused(nobody: httpx.AsyncClient, world: World, link: str) -> None:
+    expires = parse_qs(urlsplit(link).query)["expires"][0]
+    changed = {
+        "another file of the brand": link.replace("other-001", "other-002"),
+        "another brand": link.replace(world.acme.id, world.globex.id),
+        "another bucket": link.replace("training-data", "models"),
+        "a later end": link.replace(expires, str(int(expires) + 1000)),
+        "another signature": link[:-2] + ("AA" if link[-2:] != "AA" else "BB"),
+        "no signature": link.split("&signature", maxsplit=1)[0],
+        "dots": link.replace("/other-001", "/x/%2e%2e/other-001"),
+        "two slashes": link.replace("/other-001", "//other-001"),
+    }
+    answers = {name: await nobody.get(url) for name, url in changed.items()}
+    assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(changed, 401)
+    assert len({answer.json()["detail"] for answer in answers.values()}) == 1
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 401), ("DELETE", 405), ("PUT", 405), ("POST", 405)])
+async def test_a_link_to_get_does_nothing_else(nobody: httpx.AsyncClient, link: str, method: str, status: int) -> None:
+    assert (await nobody.request(method, link)).status_code == status
+
+
+async def test_a_link_to_head_tells_the_size_only(nobody: httpx.AsyncClient, world: World, link: str) -> None:
+    platform = world.platform
+    bucket, name = urlsplit(link).path.removeprefix("/v1/files/").split("/", 1)
+    url = sign_link(Key(bucket, name), "HEAD", 60, platform.secrets.links, platform.url)  # type: ignore[arg-type]
+    answer = await nobody.head(url)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert int(answer.headers["content-length"]) > 0
+
+
+async def test_a_link_that_has_expired_is_refused(
+    nobody: httpx.AsyncClient, link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = time.time() + 10_000
+    monkeypatch.setattr("onbrand.storage.links.time.time", lambda: later)
+    assert (await nobody.get(link)).status_code == 401
+
+
+async def test_a_good_link_to_what_is_gone_is_404(nobody: httpx.AsyncClient, world: World) -> None:
+    platform = world.platform
+    key = Key("training-data", f"{world.acme.id}/logo-999.png")
+    answer = await nobody.get(sign_link(key, "GET", 60, platform.secrets.links, platform.url))
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_weights_are_saved_and_never_shown(nobody: httpx.AsyncClient, world: World) -> None:
+    async with world.client("member") as client:
+        path = f"/v1/brands/{world.acme.id}/models/{world.things['model']}/download"
+        url = (await client.get(path)).json()["url"]
+    answer = await nobody.get(url)
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment")
+
+
+async def test_raw_store_keys_open_nothing(nobody: httpx.AsyncClient, world: World) -> None:
+    for name in (f"{world.acme.id}/logo-001.png", "../secrets.json", "%2e%2e/secrets.json", "..%2f..%2fsecrets.json"):
+        answer = await nobody.get(f"/v1/files/training-data/{name}")
+        assert answer.status_code in (401, 404), name

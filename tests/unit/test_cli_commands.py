@@ -1,0 +1,102 @@
+"""The command line by itself: help, usage, JSON, and what it must not load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onbrand.cli import main
+from onbrand.cli.assets import expand
+from onbrand.cli.exits import Refused
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `onbrand ARGUMENTS` in this process."""
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out, said.err
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody is logged in."""
+    for name in ("ONBRAND_URL", "ONBRAND_TOKEN", "ONBRAND_BRAND", "ONBRAND_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["", "up", "demo", "train", "generate", "brand", "asset", "job", "model", "image"])
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, *command.split(), "--help")
+    assert code == 0
+    assert "Usage: onbrand" in out
+
+
+def test_an_unknown_option_is_a_usage_error_with_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "train", "--stepps", "3", "--json")
+    assert code == 2
+    assert "--stepps" in json.loads(out)["error"]["message"]
+    assert len(err.splitlines()) == 1
+    assert "onbrand train --help" in err
+
+
+def test_without_a_login_nothing_is_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "brand", "list")
+    assert (code, out) == (3, "")
+    assert "onbrand login" in err
+
+
+def test_a_password_is_never_read_from_nowhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, _, err = run(capsys, "login", "ada@example.com")
+    assert code == 2
+    assert "ONBRAND_PASSWORD" in err
+
+
+def test_a_broken_setting_is_named_with_its_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONBRAND_TOKEN_MINUTES", "soon")
+    code, _, err = run(capsys, "up")
+    assert code == 9
+    assert "ONBRAND_TOKEN_MINUTES" in err
+
+
+def test_the_demo_wants_a_name_for_each_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "demo", "--images", str(tmp_path))
+    assert code == 2
+    assert "--brand" in err
+
+
+def test_a_family_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "tiny", "score", "sd3")
+    assert code == 5
+    assert "sd15, sdxl, flux" in err
+
+
+def test_the_command_line_loads_neither_torch_nor_ray() -> None:
+    probe = "import sys; import onbrand.cli; print({'torch', 'ray', 'diffusers', 'httpx'} & set(sys.modules))"
+    own = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "platform")}
+    done = subprocess.run([sys.executable, "-c", probe], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_stands_for_its_pictures_in_order(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in expand([tmp_path])] == ["a.png", "b.JPG"]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=str(tmp_path)):
+        expand([tmp_path])
