@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -60,9 +62,16 @@ MakeBrand = Callable[..., Awaitable[BrandOfPeople]]
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def data_folder() -> Iterator[Callable[[], Path]]:
+    """`data_folder()`: a new folder for one database, outside pytest's own, which other sessions close to the server."""
+    with contextlib.ExitStack() as folders:
+        yield lambda: Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="onbrand-test-")))
+
+
+@pytest.fixture(scope="session")
+def settings(data_folder: Callable[[], Path]) -> Settings:
     """Settings whose data directory is temporary."""
-    return Settings(data_dir=tmp_path_factory.mktemp("onbrand"))
+    return Settings(data_dir=data_folder())
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Depends, FastAPI
 
 from onbrand import __version__
-from onbrand.api import assets, brands, edge, files, images, jobs, models, openai, problems, system, users
+from onbrand.api import abandoned, assets, brands, edge, files, images, jobs, models, openai, problems, system, users
 from onbrand.api.caller import Parts
 from onbrand.api.input import must_be_plain_text
 from onbrand.api.rendering import Renderings, SystemClientFor
@@ -59,8 +60,17 @@ def create_app(
 
 
 def create_system_app(settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore) -> FastAPI:
-    """The internal routes: tickets only."""
-    app = _bare_app()
+    """The internal routes: tickets only. Beside them runs what ends abandoned generations."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(abandoned.watch(doors), name="abandoned")
+        yield
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+    app = _bare_app(lifespan=lifespan)
     app.state.parts = system.SystemParts(settings, secrets, doors, store)
     app.include_router(system.router)
     app.add_middleware(edge.Edge, body_limit=_limit_of_workers)

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 REPOSITORY = Path(__file__).parents[2]
 START_SECONDS, STOP_SECONDS = 240, 60
 
@@ -121,6 +124,12 @@ class Running:
             except OSError:
                 continue
         return found
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    """A picture as H x W x 3 integers of 0..255."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=int)
 
 
 def is_ended(pid: int) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from onbrand.config import Settings
 from onbrand.families.bases import base_source
 from tests.acceptance.conftest import Trained
+from tests.acceptance.running import pixels
 
 ALONE = """
 import json, sys
@@ -50,7 +50,7 @@ def drawn_alone(asked: dict[str, Any], out: Path) -> np.ndarray:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return np.asarray(Image.open(out).convert("RGB"), dtype=int)
+    return pixels(out)
 
 
 def test_diffusers_alone_draws_the_same_picture_with_the_exported_adapter(acme: Trained, tmp_path: Path) -> None:
@@ -60,5 +60,4 @@ def test_diffusers_alone_draws_the_same_picture_with_the_exported_adapter(acme: 
     asked |= {"base": base_source("sd15", Settings().bases), "adapter": adapter}
     asked |= {"prompt": made["prompt"].replace("[brand]", acme.model["trigger_word"])}
     alone = drawn_alone(asked, tmp_path / "alone.png")
-    ours = np.asarray(Image.open(made["paths"][0]).convert("RGB"), dtype=int)
-    assert np.abs(alone - ours).max() <= 1  # 1e-4 before both were rounded to 8 bits
+    assert np.abs(alone - pixels(made["paths"][0])).max() <= 1  # 1e-4 before both were rounded to 8 bits

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
-from PIL import Image
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import Person
+from tests.acceptance.running import Person, pixels
 
 
 @pytest.fixture
@@ -24,7 +23,9 @@ def test_the_openai_client_lists_the_brands_models(client: openai.OpenAI) -> Non
     assert "acme/sd15-lora-v1" in [model.id for model in client.models.list()]
 
 
-def test_the_openai_client_draws_the_picture_that_the_native_api_draws(client: openai.OpenAI, acme: Trained) -> None:
+def test_the_openai_client_draws_the_picture_that_the_native_api_draws(
+    client: openai.OpenAI, acme: Trained, tmp_path: Path
+) -> None:
     answer = client.images.generate(
         model="acme/sd15-lora-v1",
         prompt="photo of [brand] logo",
@@ -33,9 +34,8 @@ def test_the_openai_client_draws_the_picture_that_the_native_api_draws(client: o
         extra_body={"seed": 11},
     )
     assert answer.data
-    drawn = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
-    native = Image.open(acme.generation["paths"][0])
-    assert drawn.convert("RGB").tobytes() == native.convert("RGB").tobytes()
+    (tmp_path / "drawn.png").write_bytes(base64.b64decode(answer.data[0].b64_json or ""))
+    assert (pixels(tmp_path / "drawn.png") == pixels(acme.generation["paths"][0])).all()
 
 
 def test_another_brands_model_is_not_found(acme: Trained, rival: Person) -> None:

@@ -33,9 +33,13 @@ def applications() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
-def test_a_cluster_file_is_valid_for_rays_launcher(path: Path) -> None:
-    validate_config(prepare_config(yaml.safe_load(path.read_text())))
+def test_the_cluster_file_is_valid_for_rays_launcher() -> None:
+    validate_config(prepare_config(yaml.safe_load(CLUSTERS[0].read_text())))
+
+
+def test_the_pretended_cluster_file_is_valid_as_it_stands() -> None:
+    """Ray's package lacks the defaults of this provider, so the file holds every field."""
+    validate_config(yaml.safe_load(CLUSTERS[1].read_text()))
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)

@@ -139,13 +139,15 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_nothing_loads_a_pickle() -> None:
-    """`torch.load`, `pickle.load`, `joblib` and their kin run what they read."""
-    pattern = re.compile(r"torch\.load\(|pickle\.loads?\(|joblib|\.ckpt\b|yaml\.load\(")
+    """They run what they read. The tiny flavours' trainer may read its own checkpoints, weights only."""
+    pattern = re.compile(r"(?<!safetensors\.)torch\.load\((?!.*weights_only=True)|pickle\.loads?\(|joblib|yaml\.load\(")
     assert [str(path) for path in MODULES if pattern.search(path.read_text())] == []
+    readers = [path for path in MODULES if re.search(r"(?<!safetensors\.)torch\.load\(", path.read_text())]
+    assert all(PACKAGE / "families/tiny" in path.parents for path in readers), readers
 
 
 def test_only_the_storage_layout_makes_keys() -> None:
-    """A key's parts are joined in one place; everybody else calls it."""
-    pattern = re.compile(r"""Key\(\s*["'](?:training-data|models|generated-content|brand-documents)["']\s*,""")
+    """A key's parts are joined in one place; elsewhere a key is called for, or read from its row."""
+    pattern = re.compile(r"""Key\([^)]*f["']|Key\([^)]*["']\s*\+""")
     layout = PACKAGE / "storage/layout.py"
     assert [str(path) for path in MODULES if path != layout and pattern.search(path.read_text())] == []

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -31,11 +31,11 @@ time.sleep(600)
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Settings]:
+def fresh(data_folder: Callable[[], Path]) -> Iterator[Settings]:
     """A data directory of one test; whatever runs in it is ended."""
-    settings = Settings(data_dir=tmp_path / "data")
+    settings = Settings(data_dir=data_folder())
     yield settings
-    if (tmp_path / "data" / "postgres").exists():
+    if (settings.folder / "postgres").exists():
         embedded.start(settings).stop()
 
 
@@ -137,8 +137,8 @@ def test_a_broken_first_start_leaves_no_half_cluster(fresh: Settings, monkeypatc
     assert not (fresh.folder / "postgres").exists()
 
 
-def test_a_long_path_gets_a_short_socket(tmp_path: Path):
-    settings = Settings(data_dir=tmp_path / ("long" * 20) / "data")
+def test_a_long_path_gets_a_short_socket(data_folder: Callable[[], Path]):
+    settings = Settings(data_dir=data_folder() / ("long" * 20) / "data")
     settings.data_dir.parent.mkdir()
     running = embedded.start(settings)
     try:

@@ -30,6 +30,7 @@ from onbrand.services import assets, jobs, models
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatcher import Dispatcher
 from onbrand.training.providers.ray import RayProvider, submission_id
+from tests.integration.open_jobs import fail_all_open_jobs
 from tests.unit.training_bases import base_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
@@ -73,6 +74,7 @@ async def cluster(
             "device": "cpu",
         }
     )
+    await fail_all_open_jobs(doors)
     before = dict(os.environ)
     ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1"})
     server = uvicorn.Server(
@@ -81,11 +83,11 @@ async def cluster(
     try:
         ray_head.launch()
         reset_auth_token_state()  # Ray was imported before this cluster had a token
-        await asyncio.to_thread(ray_head.connect)
-        provider = RayProvider(known)
-        dispatcher = Dispatcher(known, secrets, doors, [provider], max_running=4, tick_seconds=0.3)
-        async with _serving(server), _running(dispatcher.run()):
-            yield Cluster(known, doors, store, provider)
+        with ray_head.connected():
+            provider = RayProvider(known)
+            dispatcher = Dispatcher(known, secrets, doors, [provider], max_running=2, tick_seconds=0.3)
+            async with _serving(server), _running(dispatcher.run()):
+                yield Cluster(known, doors, store, provider)
     finally:
         await asyncio.to_thread(ray_head.stop)
         os.environ.clear()
@@ -138,7 +140,7 @@ class Owner:
         async with self.cluster.doors.user_session(self.scope) as session:
             await jobs.request_cancel(session, self.brand_id, job_id)
 
-    async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 240):
+    async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 400):
         """The job once `condition` holds of it; fails the test when the job ended otherwise or time is up."""
         end = time.monotonic() + seconds
         while not condition(job := await self.job(job_id)):
@@ -181,7 +183,7 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
     await owner.until(driver_killed, is_past_a_checkpoint)
     for pid in cluster.processes(f"--job {driver_killed}"):
         os.kill(pid, signal.SIGKILL)
-    done = [await owner.until(job_id, is_completed, seconds=400) for job_id in job_ids]
+    done = [await owner.until(job_id, is_completed) for job_id in job_ids]
     assert [job.metrics.get("resumed_at_step", 0) >= CONFIG["checkpoint_every"] for job in done] == RESUMED
     assert [job.provider_job_id for job in done] == [
         submission_id(job_id, 2 if job_id == driver_killed else 1) for job_id in job_ids

@@ -98,6 +98,15 @@ async def test_a_problem_carries_both_shapes(client: httpx.AsyncClient) -> None:
     assert body["request_id"] == answer.headers["x-request-id"]
 
 
+async def test_an_id_given_by_a_proxy_is_kept_and_an_odd_one_is_not(client: httpx.AsyncClient) -> None:
+    """Ray Serve's proxy names requests and puts the name into the answer itself: once is enough."""
+    kept = await client.get("/absent", headers={"x-request-id": "0123-abcd-4567"})
+    assert kept.json()["request_id"] == "0123-abcd-4567"
+    assert "x-request-id" not in kept.headers
+    odd = await client.get("/absent", headers={"x-request-id": "a b\tc"})
+    assert odd.json()["request_id"] == odd.headers["x-request-id"] != "a b\tc"
+
+
 async def test_429_says_when_to_come_back(client: httpx.AsyncClient) -> None:
     assert (await client.get("/busy")).headers["retry-after"] == "7"
 

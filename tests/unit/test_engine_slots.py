@@ -120,7 +120,8 @@ def test_the_base_outside_a_step_is_the_pristine_base(toy):
 
 def test_a_slot_written_again_leaves_no_blend(toy):
     """A -> B -> A: the first adapter's layers that the second does not name are zero again."""
-    slots = Slots(toy, num_slots=1)
+    slots = Slots(toy, num_slots=2)
+    put(slots, weights(toy, 8), 8)  # keeps every layer adapted meanwhile
     first, second = weights(toy, 8), weights(toy, 3, "mix")
     x, t = inputs(1)
     slots.release(put(slots, first, 8).slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import traceback
 import uuid
@@ -20,6 +21,7 @@ fault_log = logging.getLogger("onbrand.faults")
 
 JSON_BYTES = 2**20
 _DROPPED_HEADERS = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{8,64}")
 _SAFE_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -53,7 +55,9 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-        self.request_id = uuid.uuid4().hex
+        given = _given_request_id(scope)
+        self._is_named_outside = given is not None
+        self.request_id = given or uuid.uuid4().hex
         kept = [pair for pair in scope["headers"] if pair[0].lower() not in _DROPPED_HEADERS]
         self._scope = dict(scope) | {"headers": kept, problems.REQUEST_ID: self.request_id}
         self._receive, self._send = receive, send
@@ -100,7 +104,8 @@ class _Exchange:
         said = [(name.lower(), value) for name, value in headers]
         names = {name for name, _ in said}
         safe = [pair for pair in _SAFE_HEADERS.items() if pair[0] not in names]
-        return [*said, *safe, (b"x-request-id", self.request_id.encode())]
+        own = [] if self._is_named_outside else [(b"x-request-id", self.request_id.encode())]
+        return [*said, *safe, *own]
 
     async def _answer(self, response: ASGIApp) -> None:
         await response(self._scope, self._receive, self._marked_send)
@@ -118,3 +123,11 @@ class _Exchange:
         path = self._scope["path"].encode("unicode_escape").decode()[:300]
         method, status = self._scope["method"], self._status or 499
         access_log.info("%s %s %s %.0f ms %s", method, path, status, seconds * 1000, self.request_id)
+
+
+def _given_request_id(scope: Scope) -> str | None:
+    """The id that a proxy before us gave this request (Ray Serve's does, and says it in the answer itself)."""
+    for name, value in scope["headers"]:
+        if name.lower() == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode())
+    return None

@@ -37,6 +37,7 @@ OWNER, DATABASE = "postgres", "onbrand"
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_MAX = 100
 _START_SECONDS = 60
+_STOP_SECONDS = 20
 
 _HBA = f"""# Written by onbrand at every start. Nobody else, nothing over a network, never without a password.
 local {DATABASE} {WEB},{SYSTEM} scram-sha-256
@@ -70,9 +71,12 @@ class EmbeddedDatabase(DatabaseUrls):
         if self._lock.closed:
             return
         pgdata = self.folder / "postgres"
-        if _running_pid(pgdata) is not None:
-            _program("pg_ctl", "-D", str(pgdata), "-m", "fast", "-w", "stop")
-        self._lock.close()
+        try:
+            if (pid := _running_pid(pgdata)) is not None:
+                _program("pg_ctl", "-D", str(pgdata), "-m", "fast", "-w", "stop")
+                _await_end(pid)
+        finally:
+            self._lock.close()
 
 
 def start(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabase:
@@ -139,6 +143,14 @@ def _ready(folder: Path, lock: IO[bytes], passwords: dict[str, str]) -> Embedded
     prepare(urls.owner_url, passwords[WEB], passwords[SYSTEM])
     migrate(urls.owner_url)
     return EmbeddedDatabase(urls.owner_url, urls.web_url, urls.system_url, folder, lock)
+
+
+def _await_end(pid: int) -> None:
+    """pg_ctl returns a moment before the process is gone."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(pid).wait(_STOP_SECONDS)
 
 
 def _lock_of(folder: Path) -> IO[bytes]:

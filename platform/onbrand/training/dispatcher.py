@@ -11,15 +11,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, NotFound, OnbrandError
-from onbrand.services import training
+from onbrand.services import generation, training
 from onbrand.services.training import QueueEntry
 from onbrand.training.providers.provider import ENDED, Provider, ProviderStatus
 from onbrand.training.tickets import remove_ticket, write_ticket
@@ -30,6 +30,9 @@ CANCEL_SECONDS = 45.0
 """How long a worker may take to end a canceled job by itself before the provider is told to stop it."""
 STALLED_SECONDS = 900.0
 """Without a heartbeat for so long, a running job is stopped and started again."""
+
+ABANDONED_SECONDS = 600.0
+"""A generation of which nobody spoke for so long is failed: what drew it, or was to, is gone."""
 
 Verb = Literal["wait", "submit", "stop", "cancel", "fail"]
 
@@ -66,6 +69,13 @@ def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, a
 def silent_seconds(job: QueueEntry, now: datetime) -> float:
     """Since the worker's last report, or since its submission."""
     return (now - job.heartbeat_at).total_seconds() if job.heartbeat_at else 0.0
+
+
+def abandoned(queue: Iterable[QueueEntry], now: datetime) -> list[QueueEntry]:
+    """Generations of which nothing was heard for too long, as after a hard end of the platform."""
+    generations = (entry for entry in queue if entry.kind == "generation")
+    limit = timedelta(seconds=ABANDONED_SECONDS)
+    return [entry for entry in generations if now - (entry.heartbeat_at or entry.created_at) > limit]
 
 
 def fair_order(waiting: Iterable[QueueEntry], running: Iterable[QueueEntry]) -> list[QueueEntry]:
@@ -113,7 +123,10 @@ class Dispatcher:
 
     async def tick(self) -> None:
         """Look at every open job once, and do what `decide` says."""
-        queue = await self._queue()
+        everything = await self._queue()
+        for entry in abandoned(everything, datetime.now(UTC)):
+            await self._guarded(entry, self._fail_generation)
+        queue = [entry for entry in everything if entry.kind == "training"]
         self._forget_all_but(queue)
         for job in queue:
             if job.provider not in self._providers:
@@ -135,8 +148,7 @@ class Dispatcher:
 
     async def _queue(self) -> list[QueueEntry]:
         async with self._doors.dispatch_session() as session:
-            entries = await training.queue(session)
-        return [entry for entry in entries if entry.kind == "training"]
+            return await training.queue(session)
 
     async def _status(self, job: QueueEntry) -> ProviderStatus | None:
         if job.provider_job_id is None:
@@ -218,6 +230,12 @@ class Dispatcher:
     async def _refuse(self, job: QueueEntry) -> None:
         known = ", ".join(sorted(self._providers))
         await self._end(job, "unknown_provider", f"this platform has no provider '{job.provider}'; it has: {known}")
+
+    async def _fail_generation(self, entry: QueueEntry) -> None:
+        ticket = replace(self._ticket(entry), kind="generation")
+        message = "the platform was interrupted while it drew; ask for the pictures again"
+        async with self._doors.system_session(ticket) as session:
+            await generation.fail_generation(session, ticket, "interrupted", message)
 
     async def _end(self, job: QueueEntry, code: str, message: str) -> None:
         ticket = self._ticket(job)

@@ -1,0 +1,15 @@
+"""Jobs that earlier tests left open, out of a dispatcher's way."""
+
+from onbrand.brand import Ticket
+from onbrand.db.session import Doors
+from onbrand.services import training
+
+
+async def fail_all_open_jobs(doors: Doors) -> None:
+    """End every pending or training job of the test database."""
+    async with doors.dispatch_session() as session:
+        left = [entry for entry in await training.queue(session) if entry.kind == "training"]
+    for entry in left:
+        ticket = Ticket.issue(entry.brand_id, entry.job_id, entry.user_id, "training", 60)
+        async with doors.system_session(ticket) as session:
+            await training.fail(session, ticket, "swept", "left by another test")
