@@ -63,7 +63,7 @@ MakeBrand = Callable[..., Awaitable[BrandOfPeople]]
 
 @pytest.fixture(scope="session")
 def data_folder() -> Iterator[Callable[[], Path]]:
-    """`data_folder()`: a new folder for one database, outside pytest's own, which other sessions close to the server."""
+    """`data_folder()`: a new folder for a database; not below pytest's, which other sessions close to the server."""
     with contextlib.ExitStack() as folders:
         yield lambda: Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="onbrand-test-")))
 

@@ -146,6 +146,15 @@ async def test_a_bad_upload_is_refused_whole_and_names_the_field(
         assert (await client.get(f"/v1/brands/{brand.id}/assets")).json()["data"] == []
 
 
+@pytest.mark.parametrize("num", [51, 60])
+async def test_too_many_files_are_refused_with_the_limit(platform: Platform, acme: BrandOfPeople, num: int) -> None:
+    files = [("files", (f"{i}.png", b"x", "image/png")) for i in range(num)]
+    async with platform.client(acme.member) as client:
+        answer = await client.post(f"/v1/brands/{acme.id}/assets", files=files)
+    assert problem_of(answer) == (413, "too_large", "files")
+    assert "50" in answer.json()["detail"]
+
+
 async def test_a_body_that_is_no_form_is_415(platform: Platform, acme: BrandOfPeople) -> None:
     async with platform.client(acme.member) as client:
         answer = await client.post(f"/v1/brands/{acme.id}/assets", json={})
@@ -360,6 +369,19 @@ async def test_a_bad_generation_names_the_field(
     async with platform.client(acme.member) as client:
         answer = await client.post(f"/v1/brands/{acme.id}/generations", json=body)
     assert problem_of(answer) == expected
+
+
+async def test_a_full_ingress_says_when_to_come_back_and_writes_nothing(
+    platform: Platform, make_brand: MakeBrand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brand = await make_brand("full")
+    monkeypatch.setattr("onbrand.api.rendering.RUNNING_MAX", 0)
+    async with platform.client(brand.member) as client:
+        path = f"/v1/brands/{brand.id}/generations"
+        answer = await client.post(path, json={"prompt": "p", "model_type": "sd15"})
+        assert problem_of(answer) == (429, "too_many_requests", None)
+        assert int(answer.headers["retry-after"]) > 0
+        assert (await client.get(path)).json()["data"] == []
 
 
 async def ended(client: httpx.AsyncClient, path: str, seconds: float = 10) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from onbrand.brand import Ticket
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture
-from onbrand.errors import NotFound, TicketRefused
+from onbrand.errors import NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
 from onbrand.services import generation, images, models
 from onbrand.services.images import RenderRequest
@@ -59,18 +59,29 @@ async def internal_url(settings, secrets, doors, store) -> AsyncIterator[str]:
     await serving
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def renderer(internal_url, tmp_path) -> AsyncIterator[Renderer]:
+def replica(internal_url: str, folder: Path) -> Renderer:
     family = family_of("sd15")
-    library = AdapterLibrary(family, AdapterFiles(tmp_path / "adapters", 2**30), 2**30)
-    renderer = Renderer(
+    return Renderer(
         EngineLoop(Engine(family, max_batch=4, max_waiting_per_brand=4)),
-        library,
+        AdapterLibrary(family, AdapterFiles(folder, 2**30), 2**30),
         lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5),
         lambda ticket: SystemClient(internal_url, ticket, patience=5),
     )
-    yield renderer
-    await renderer.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def renderer(internal_url, tmp_path) -> AsyncIterator[Renderer]:
+    made = replica(internal_url, tmp_path / "adapters")
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def other(internal_url, tmp_path) -> AsyncIterator[Renderer]:
+    """A second replica."""
+    made = replica(internal_url, tmp_path / "others")
+    yield made
+    await made.close()
 
 
 @pytest.fixture(scope="module")
@@ -252,15 +263,32 @@ async def test_asking_twice_draws_once(house, renderer, make_brand):
     assert len((await house.row(brand, asked)).images) == 1
 
 
-async def test_a_replica_that_closes_fails_what_it_has(house, renderer, make_brand):
+async def test_what_a_closing_replica_breaks_off_another_one_finishes(house, renderer, other, make_brand):
     brand = await make_brand()
-    asked = await house.ask(brand, num_inference_steps=150)
+    asked = await house.ask(brand, num_inference_steps=20)
     stream = renderer.generate(asked)
     await anext(stream)
     await renderer.close()
-    row = await house.row(brand, asked)
-    assert (row.status, row.error["code"]) == ("failed", "unavailable")
-    await stream.aclose()
+    with pytest.raises(Unavailable) as told_off:
+        async for _ in stream:
+            pass
+    assert told_off.value.fields["elsewhere"]
+    assert (await house.row(brand, asked)).status == "running"
+    assert kinds(await told(other, asked)) == ["image", "completed"]
+
+
+async def test_a_brand_that_asks_for_too_much_is_told_when_to_come_back(house, renderer, make_brand):
+    brand = await make_brand()
+    large = [await house.ask(brand, num_images=8, num_inference_steps=100) for _ in range(3)]
+    streams = [renderer.generate(asked) for asked in large]
+    for stream in streams[:2]:
+        await anext(stream)
+    with pytest.raises(TooManyRequests) as told_off:
+        await anext(streams[2])
+    assert told_off.value.fields["retry_after"] >= 1
+    for asked, stream in zip(large[:2], streams[:2], strict=True):
+        renderer.cancel(asked.generation_id)
+        assert [event.kind async for event in stream][-1] == "canceled"
 
 
 async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(house, renderer, make_brand, adapter, tmp_path):

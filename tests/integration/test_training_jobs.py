@@ -30,7 +30,7 @@ from onbrand.services import assets, jobs, models
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatcher import Dispatcher
 from onbrand.training.providers.ray import RayProvider, submission_id
-from tests.integration.open_jobs import fail_all_open_jobs
+from tests.integration.training_queue import fail_all_open_jobs
 from tests.unit.training_bases import base_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]

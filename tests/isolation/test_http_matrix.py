@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
 from onbrand.services import generation, images
@@ -186,6 +187,14 @@ def test_every_route_has_a_row_or_a_reason(platform: Platform) -> None:
     unsaid = routes_of(platform.app.routes) | routes_of(platform.system_app.routes)
     unsaid -= said
     assert not unsaid, f"add a row to matrix.yaml or http.yaml for: {sorted(unsaid)}"
+
+
+def test_the_sweep_notices_a_route_without_a_row() -> None:
+    router = APIRouter(prefix="/v1/brands/{brand_id}")
+    router.add_api_route("/secrets/{secret_id:path}", lambda: None, methods=["PUT"], include_in_schema=False)
+    app = FastAPI(openapi_url=None)
+    app.include_router(router)
+    assert "PUT /v1/brands/{}/secrets/{}" in routes_of(app.routes)
 
 
 def test_the_sweep_sees_every_route_that_the_description_names(platform: Platform) -> None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from onbrand.api.caller import Admin, AppParts, Member, TokenHolder
 from onbrand.api.files import Link, link_to
@@ -61,9 +62,14 @@ async def _form(request: Request, holder: TokenHolder, parts: AppParts) -> Async
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise UnsupportedMedia("send the files as multipart/form-data, in the field 'files'", param="files")
     limits = parts.settings.limits
-    form = await request.form(
-        max_files=limits.upload_files + 1, max_fields=_FORM_FIELDS_MAX, max_part_size=_FIELD_BYTES_MAX
-    )
+    try:
+        form = await request.form(
+            max_files=limits.upload_files, max_fields=_FORM_FIELDS_MAX, max_part_size=_FIELD_BYTES_MAX
+        )
+    except HTTPException as problem:
+        if "Too many files" in str(problem.detail):
+            raise _too_many(limits.upload_files) from None
+        raise
     try:
         yield form
     finally:
@@ -127,13 +133,17 @@ async def _uploads(form: FormData, num_max: int, bytes_max: int) -> list[assets.
     if not files:
         raise InvalidInput("send at least one picture in the field 'files'", param="files")
     if len(files) > num_max:
-        raise TooLarge(f"at most {num_max} files go in one request", param="files")
+        raise _too_many(num_max)
     captions = _captions(form, len(files))
     shared = _shared(form)
     return [
         assets.Upload(caption=caption, **shared, **await _file(part, bytes_max))
         for part, caption in zip(files, captions, strict=True)
     ]
+
+
+def _too_many(num_max: int) -> TooLarge:
+    return TooLarge(f"at most {num_max} files go in one request; send the others in another", param="files")
 
 
 async def _file(part: Any, bytes_max: int) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
         "ETag": f'"{key.bucket}-{key.filename}-{size}"',
         "Cache-Control": f"private, max-age={max(0, expires - int(time.time()))}",
         "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has the link may show the picture on a page
     }
 
 

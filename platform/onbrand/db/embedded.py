@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from onbrand.config import Secrets, Settings, must_be_writable
 from onbrand.db.logins import SYSTEM, WEB, DatabaseUrls, connect_as_owner, prepare
@@ -107,8 +107,8 @@ def read_urls(settings: Settings) -> DatabaseUrls:
 
     Raises ConfigurationError where no database was ever started in this data directory.
     """
-    if settings.web_database_url and settings.system_database_url:
-        return DatabaseUrls(settings.database_url or "", settings.web_database_url, settings.system_database_url)
+    if settings.web_database_url or settings.system_database_url:
+        return DatabaseUrls("", settings.web_database_url or "", settings.system_database_url or "")
     path = settings.folder / "database.json"
     try:
         found = json.loads(path.read_text())
@@ -128,11 +128,19 @@ def open_database(settings: Settings, secrets: Secrets | None = None) -> Embedde
     if settings.database_url is None:
         return read_urls(settings)
     passwords = _passwords(must_be_writable(settings.folder))
-    urls = prepare(settings.database_url, passwords[WEB], passwords[SYSTEM])
+    web = _password_in(settings.web_database_url, WEB) or passwords[WEB]
+    system = _password_in(settings.system_database_url, SYSTEM) or passwords[SYSTEM]
+    urls = prepare(settings.database_url, web, system)
     migrate(settings.database_url)
     return DatabaseUrls(
         urls.owner_url, settings.web_database_url or urls.web_url, settings.system_database_url or urls.system_url
     )
+
+
+def _password_in(url: str | None, login: str) -> str | None:
+    """The password that a configured address has for this login; it is then the one that the login gets."""
+    parts = conninfo_to_dict(url or "")
+    return str(parts["password"]) if parts.get("user") == login and parts.get("password") else None
 
 
 def _ready(folder: Path, lock: IO[bytes], passwords: dict[str, str]) -> EmbeddedDatabase:

@@ -158,7 +158,7 @@ class Doors:
 
 
 def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
-    if url is None:
+    if not url:
         return None
     return AsyncConnectionPool(
         url,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from onbrand.errors import AdapterRefused
 from onbrand.families.family import Family
-from onbrand.families.safetensors_header import must_be_plain_safetensors
+from onbrand.safetensors_header import must_be_plain_safetensors
 
 ADAPTER = "brand"
 METADATA_KEY = "lora_adapter_metadata"

@@ -93,7 +93,9 @@ def _is_news(event: RenderEvent, told: set[int]) -> bool:
 
 
 def _was_lost(problem: Exception) -> bool:
-    return isinstance(problem, RayActorError) and not isinstance(problem, OnbrandError)
+    """Whether another replica would do: this one died, or is stopping."""
+    known = translated(problem)
+    return isinstance(problem, RayActorError) or (isinstance(known, Unavailable) and "elsewhere" in known.fields)
 
 
 def translated(problem: Exception) -> Exception:

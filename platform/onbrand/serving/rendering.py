@@ -62,6 +62,10 @@ def _claims(ticket: str) -> dict[str, Any]:
     return claims
 
 
+def _stopping() -> Unavailable:
+    return Unavailable("this replica is stopping; another one draws the same", elsewhere=True, retry_after=1)
+
+
 class Renderer:
     """Draws generations with one engine.
 
@@ -77,6 +81,7 @@ class Renderer:
         self._client_for, self._blocking_client_for = client_for, blocking_client_for
         self._loaders = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="adapter")
         self._renderings: dict[str, Rendering] = {}
+        self._closing = False
 
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """The generation's events up to its end; asking again for one under way follows the same drawing.
@@ -103,7 +108,8 @@ class Renderer:
         return self._loop.is_alive
 
     async def close(self) -> None:
-        """Fail what is under way, and wait until its rows say so."""
+        """Break off what is under way; its rows stay running, and its askers are told to ask another replica."""
+        self._closing = True
         await asyncio.to_thread(self._loop.close)
         tasks = [rendering.task for rendering in self._renderings.values() if rendering.task]
         if tasks:
@@ -135,6 +141,8 @@ class Renderer:
         except TooManyRequests:
             raise
         except OnbrandError as problem:
+            if self._closing:
+                raise _stopping() from None
             await self._ended(rendering, client, Failed(request.generation_id, problem))
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
@@ -179,6 +187,8 @@ class Renderer:
             rendering.tell("progress", {"progress": rendering.progress, "step": event.done, "num_steps": event.total})
         elif isinstance(event, Picture):
             await self._store(rendering, client, event)
+        elif isinstance(event, Failed) and self._closing:
+            raise _stopping()
         else:
             await self._ended(rendering, client, event)
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save
 
 from onbrand.errors import AdapterRefused
-from onbrand.storage.safetensors_header import HEADER_BYTES_MAX, must_be_plain_safetensors
+from onbrand.safetensors_header import HEADER_BYTES_MAX, must_be_plain_safetensors
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 

@@ -14,7 +14,7 @@ from onbrand.services import assets, jobs, training
 from onbrand.training.dispatcher import MAX_ATTEMPTS, Dispatcher
 from onbrand.training.providers.provider import ProviderStatus
 from onbrand.training.tickets import read_ticket
-from tests.integration.open_jobs import fail_all_open_jobs
+from tests.integration.training_queue import fail_all_open_jobs
 
 
 @dataclass
