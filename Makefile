@@ -5,7 +5,7 @@ RUN := .venv/.ready-to-run
 TEST := .venv/.ready-to-test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check bench schema
+.PHONY: help setup demo up test check bench schema docs
 
 help: ## What there is to do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(RUN) ## Measure the engine with many brands in one batch, and what adap
 
 schema: $(RUN) ## Write platform/onbrand/db/schema.sql anew from the migrations
 	.venv/bin/python .ci/write-schema
+
+docs: $(RUN) ## Write the table of settings in docs/operations.md anew from config.py
+	.venv/bin/python .ci/write-settings
 
 $(RUN): pyproject.toml .ci/setup
 	.ci/setup $@ server

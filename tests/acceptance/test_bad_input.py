@@ -33,7 +33,7 @@ def test_a_malformed_token_is_refused(acme: Trained) -> None:
 
 
 def test_an_unknown_job_is_not_found(acme: Trained) -> None:
-    must_fail(acme.person, 4, "job", "get", str(uuid.uuid4()), says="not found")
+    must_fail(acme.person, 4, "job", "get", str(uuid.uuid4()), says="no such training job")
 
 
 def test_a_file_that_is_no_picture_is_refused_and_none_of_its_batch_is_kept(acme: Trained, tmp_path: Path) -> None:

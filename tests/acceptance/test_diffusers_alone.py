@@ -23,7 +23,7 @@ from diffusers import StableDiffusionPipeline
 
 asked = json.loads(sys.argv[1])
 torch.set_num_threads(1)
-pipeline = StableDiffusionPipeline.from_pretrained(asked["base"], safety_checker=None)
+pipeline = StableDiffusionPipeline.from_pretrained(asked["base"], safety_checker=None, torch_dtype=torch.float32)
 pipeline.set_progress_bar_config(disable=True)
 pipeline.load_lora_weights(asked["adapter"])
 picture = pipeline(

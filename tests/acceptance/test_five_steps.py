@@ -37,14 +37,14 @@ def test_pictures_are_drawn_with_the_brands_model_and_saved(acme: Trained) -> No
 def test_the_same_seed_draws_the_same_picture(acme: Trained, tmp_path: Path) -> None:
     drawing = ("generate", "photo of [brand] logo", "--model", "sd15-lora-v1", "--seed", "12", "--out", tmp_path)
     again = acme.person.says(*drawing)
-    first, second = Path(acme.generation["paths"][1]).read_bytes(), Path(again["paths"][0]).read_bytes()
-    assert first == second
+    difference = pixels(acme.generation["paths"][1]) - pixels(again["paths"][0])
+    assert abs(difference).max() <= 1  # alone or beside another picture: the same to 1e-5, before rounding
 
 
 def test_the_adapter_draws_something_else_than_the_base(acme: Trained, tmp_path: Path) -> None:
     drawing = ("generate", "photo of [brand] logo", "--model-type", "sd15", "--seed", "11", "--out", tmp_path)
     base = acme.person.says(*drawing)
-    assert Path(base["paths"][0]).read_bytes() != Path(acme.generation["paths"][0]).read_bytes()
+    assert abs(pixels(base["paths"][0]) - pixels(acme.generation["paths"][0])).max() > 50
 
 
 def test_another_brand_finds_nothing_of_it(acme: Trained, rival: Person) -> None:

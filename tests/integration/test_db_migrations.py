@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from onbrand.config import Settings
 from onbrand.db import embedded
 from onbrand.db.logins import must_be_new_enough, prepare
 from onbrand.db.migrate import dump_schema, migrate
@@ -45,6 +46,25 @@ def passwords(database) -> tuple[str, str]:
     from psycopg.conninfo import conninfo_to_dict
 
     return tuple(str(conninfo_to_dict(url)["password"]) for url in (database.web_url, database.system_url))  # type: ignore[return-value]
+
+
+def test_another_postgresql_is_prepared_by_its_owners_address(database, data_folder):
+    settings = Settings(
+        data_dir=data_folder(),
+        database_url=database.owner_url,
+        web_database_url=database.web_url,
+        system_database_url=database.system_url,
+    )
+    urls = embedded.open_database(settings)
+    assert not isinstance(urls, embedded.EmbeddedDatabase)
+    for url, login in ((urls.web_url, "onbrand_web"), (urls.system_url, "onbrand_system")):
+        with psycopg.connect(url) as connection:
+            assert connection.execute("select current_user").fetchone() == (login,)
+
+
+def test_a_replica_with_one_address_gets_that_one_only(database, data_folder):
+    urls = embedded.read_urls(Settings(data_dir=data_folder(), web_database_url=database.web_url))
+    assert (urls.owner_url, urls.web_url, urls.system_url) == ("", database.web_url, "")
 
 
 @pytest.mark.parametrize("version", [150018, 160010, 170006, 180000, 190001])

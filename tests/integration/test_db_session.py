@@ -58,6 +58,34 @@ async def test_a_canceled_request_is_undone_too(doors, make_brand):
     assert undone.is_set()
 
 
+async def test_undoing_happens_while_the_names_are_still_locked(doors, make_brand, owner):
+    brand = await make_brand()
+    others_may: list[bool] = []
+
+    def try_lock() -> None:
+        others_may.append(owner.execute("select pg_try_advisory_xact_lock(4242)").fetchone()[0])
+
+    with pytest.raises(RuntimeError):  # noqa: PT012
+        async with doors.user_session(brand.admin.scope) as session:
+            await session.run("select pg_advisory_xact_lock(4242)")
+            session.on_rollback(try_lock)
+            raise RuntimeError
+    assert others_may == [False]
+
+
+async def test_with_the_connection_lost_nothing_is_undone(doors, make_brand, owner):
+    brand = await make_brand()
+    undone: list[int] = []
+    with pytest.raises(Unavailable):  # noqa: PT012
+        async with doors.user_session(brand.admin.scope) as session:
+            session.on_rollback(lambda: undone.append(1))
+            pid = (await session.one("select pg_backend_pid() as pid"))["pid"]
+            owner.execute("select pg_terminate_backend(%s)", [pid])
+            owner.commit()
+            await session.one("select pg_sleep(5)")
+    assert undone == []
+
+
 async def test_nothing_is_undone_after_a_commit(doors, make_brand):
     brand = await make_brand()
     undone: list[int] = []

@@ -511,7 +511,7 @@ CREATE TABLE app.lora_training_jobs (
     CONSTRAINT lora_training_jobs_provider_job_id_check CHECK ((char_length(provider_job_id) <= 200)),
     CONSTRAINT lora_training_jobs_sample_images_urls_check CHECK ((jsonb_typeof(sample_images_urls) = 'array'::text)),
     CONSTRAINT lora_training_jobs_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'training'::text, 'completed'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT lora_training_jobs_training_config_check CHECK ((jsonb_typeof(training_config) = 'object'::text))
+    CONSTRAINT lora_training_jobs_training_config_check CHECK (((jsonb_typeof(training_config) = 'object'::text) AND (octet_length((training_config)::text) <= 100000)))
 );
 
 ALTER TABLE ONLY app.lora_training_jobs FORCE ROW LEVEL SECURITY;
@@ -931,7 +931,7 @@ CREATE POLICY system_select ON app.generations FOR SELECT TO brand_system USING 
 
 CREATE POLICY system_select ON app.job_assets FOR SELECT TO brand_system USING ((EXISTS ( SELECT 1
    FROM app.lora_training_jobs j
-  WHERE ((j.brand_id = job_assets.brand_id) AND (j.id = job_assets.job_id)))));
+  WHERE ((j.brand_id = job_assets.brand_id) AND (j.id = job_assets.job_id) AND (j.status = ANY (ARRAY['pending'::text, 'training'::text]))))));
 
 CREATE POLICY system_select ON app.job_events FOR SELECT TO brand_system USING (((EXISTS ( SELECT 1
    FROM app.lora_training_jobs j
@@ -948,7 +948,7 @@ CASE ( SELECT private.ctx('kind'::text) AS ctx)
       WHERE (j.brand_id = models.brand_id)))
     WHEN 'generation'::text THEN (EXISTS ( SELECT 1
        FROM app.generations g
-      WHERE ((g.brand_id = models.brand_id) AND (g.model_id = models.id))))
+      WHERE ((g.brand_id = models.brand_id) AND (g.model_id = models.id) AND (g.status = ANY (ARRAY['pending'::text, 'running'::text])))))
     ELSE false
 END);
 

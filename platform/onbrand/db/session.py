@@ -68,7 +68,7 @@ class Session:
         return cursor.rowcount
 
     def on_rollback(self, undo: Undo) -> None:
-        """Call `undo` if this transaction does not commit: how bytes that were written for its rows go away again."""
+        """Call `undo` if the block ends with an exception: how bytes that were written for its rows go away again."""
         self._undo.append(undo)
 
     async def undo_all(self) -> None:
@@ -187,17 +187,28 @@ async def _ids_as_text(connection: Connection) -> None:
 async def _transaction(pool: Pool | None, door: str, role: str, claims: dict[str, str]) -> AsyncIterator[Session]:
     if pool is None:
         raise ConfigurationError(f"this process holds no {door} login")
-    session: Session | None = None
     try:
         async with pool.connection() as connection, connection.transaction():
-            session = Session(connection)
             await _become(connection, role, claims)
-            yield session
-    except BaseException as problem:
-        if session is not None:
+            async with _undone_on_error(connection) as session:
+                yield session
+    except (psycopg.Error, PoolTimeout) as problem:
+        raise translated(problem) from None
+
+
+@asynccontextmanager
+async def _undone_on_error(connection: Connection) -> AsyncIterator[Session]:
+    """Undo while the transaction's locks still keep others off the names that it took.
+
+    With the connection lost these are free already, and with the commit's answer lost nobody knows its outcome: then
+    nothing is undone. What is left over has no row, and the next writer of the same name replaces it.
+    """
+    session = Session(connection)
+    try:
+        yield session
+    except BaseException:
+        if not connection.closed:
             await session.undo_all()
-        if isinstance(problem, (psycopg.Error, PoolTimeout)):
-            raise translated(problem) from None
         raise
 
 

@@ -56,7 +56,8 @@ create table app.lora_training_jobs (
   user_id uuid not null,
   name text not null check (char_length(name) between 1 and 200),
   model_type text not null check (model_type in ('sd15', 'sdxl', 'flux')),
-  training_config jsonb not null default '{}' check (jsonb_typeof(training_config) = 'object'),
+  training_config jsonb not null default '{}'
+    check (jsonb_typeof(training_config) = 'object' and octet_length(training_config::text) <= 100000),
   status text not null default 'pending' check (status in ('pending', 'training', 'completed', 'failed', 'canceled')),
   progress integer not null default 0 check (progress between 0 and 100),
   provider text not null default 'ray' check (provider in ('ray', 'replicate', 'runpod')),
@@ -361,7 +362,8 @@ create policy member_select on app.job_events for select to authenticated using 
 create policy own_keys on app.idempotency_keys for all to authenticated
   using (user_id = (select private.uid())) with check (user_id = (select private.uid()));
 
--- The system: inside one brand, for the one job or generation of its ticket, on behalf of that one's owner.
+-- The system: inside one brand, for the one job or generation of its ticket, on behalf of that one's owner; pictures
+-- and weights only until that has ended, however long the ticket lasts.
 create policy system_select on app.lora_training_jobs for select to brand_system using (
   (select private.ctx('kind')) = 'training' and id = (select private.ctx('job_id'))::uuid
   and user_id = (select private.ctx('on_behalf_of'))::uuid);
@@ -377,7 +379,8 @@ create policy system_update on app.generations for update to brand_system using 
   and user_id = (select private.ctx('on_behalf_of'))::uuid) with check (true);
 
 create policy system_select on app.job_assets for select to brand_system using (exists (
-  select 1 from app.lora_training_jobs j where j.brand_id = job_assets.brand_id and j.id = job_assets.job_id));
+  select 1 from app.lora_training_jobs j where j.brand_id = job_assets.brand_id and j.id = job_assets.job_id
+    and j.status in ('pending', 'training')));
 create policy system_select on app.brand_assets for select to brand_system using (exists (
   select 1 from app.job_assets ja where ja.brand_id = brand_assets.brand_id and ja.asset_id = brand_assets.id));
 create policy system_select on app.asset_captions for select to brand_system using (exists (
@@ -389,7 +392,8 @@ create policy system_select on app.models for select to brand_system using (
   case (select private.ctx('kind'))
     when 'training' then exists (select 1 from app.lora_training_jobs j where j.brand_id = models.brand_id)
     when 'generation' then exists (
-      select 1 from app.generations g where g.brand_id = models.brand_id and g.model_id = models.id)
+      select 1 from app.generations g where g.brand_id = models.brand_id and g.model_id = models.id
+        and g.status in ('pending', 'running'))
     else false end);
 create policy system_insert on app.models for insert to brand_system with check (exists (
   select 1 from app.lora_training_jobs j where j.brand_id = models.brand_id and j.id = models.job_id
