@@ -45,7 +45,8 @@ def test_the_pretended_cluster_file_is_valid_as_it_stands() -> None:
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_gpu_workers_scale_from_zero(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
-    head, gpu = config["available_node_types"]["head"], config["available_node_types"]["gpu"]
+    kinds = config["available_node_types"]
+    head, gpu = kinds[config["head_node_type"]], kinds["gpu"]
     assert head["resources"]["GPU"] == 0
     assert (gpu["min_workers"], gpu["resources"]["GPU"]) == (0, 1)
     assert gpu["max_workers"] > 0
