@@ -33,7 +33,7 @@ from onbrand.training.providers.ray import RayProvider, submission_id
 from tests.integration.training_queue import fail_all_open_jobs
 from tests.unit.training_bases import base_of
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 NUM_PICTURES = 5
 CONFIG = {"steps": 100, "batch_size": 4, "rank": 2, "resolution": 64, "targets": "attention", "checkpoint_every": 20}
@@ -140,7 +140,7 @@ class Owner:
         async with self.cluster.doors.user_session(self.scope) as session:
             await jobs.request_cancel(session, self.brand_id, job_id)
 
-    async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 400):
+    async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 600):
         """The job once `condition` holds of it; fails the test when the job ended otherwise or time is up."""
         end = time.monotonic() + seconds
         while not condition(job := await self.job(job_id)):
