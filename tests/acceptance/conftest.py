@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes; run it with -m demo, or 'make demo'"))
 
 
+@contextmanager
+def place_for_a_platform() -> Iterator[Path]:
+    """A folder outside pytest's: each start of pytest closes its own to other accounts, such as PostgreSQL's."""
+    with tempfile.TemporaryDirectory(prefix="onbrand-test-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def platform() -> Iterator[Running]:
     """`onbrand up` with the tiny sd15."""
-    running = Running(tmp_path_factory.mktemp("platform") / "data")
-    running.start()
-    yield running
-    if running.process is not None:
-        running.send(signal.SIGTERM)
+    with place_for_a_platform() as folder:
+        running = Running(folder / "data")
+        running.start()
+        yield running
+        if running.process is not None:
+            running.send(signal.SIGTERM)
 
 
 def draw_pictures(folder: Path, num: int = 6) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.conftest import place_for_a_platform
 from tests.acceptance.running import Running, onbrand, pixels
 from tests.s3.ceph import CephS3
 
@@ -17,17 +18,18 @@ pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
 def demo(folder: Path, *options: str, **env: str) -> dict[str, Any]:
     """Run the demo; its report. It must end with 0 and leave neither a process nor a folder."""
     marked = Running(folder)
-    done = onbrand(
-        *("demo", "--out", folder / "demo-output", "--json", *options),
-        config=folder,
-        timeout=840,
-        ONBRAND_TEST_MARK=marked.mark,
-        TMPDIR=str(folder),
-        **env,
-    )
-    assert done.returncode == 0, done.stderr
+    with place_for_a_platform() as scratch:
+        done = onbrand(
+            *("demo", "--out", folder / "demo-output", "--json", *options),
+            config=folder,
+            timeout=840,
+            ONBRAND_TEST_MARK=marked.mark,
+            TMPDIR=str(scratch),
+            **env,
+        )
+        assert done.returncode == 0, done.stderr
+        assert list(scratch.iterdir()) == []
     assert marked.processes() == []
-    assert [path.name for path in folder.iterdir() if path.name.startswith("onbrand-demo")] == []
     return dict(json.loads(done.stdout))
 
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.acceptance.conftest import Trained, draw_pictures
+from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
 from tests.acceptance.running import Person, Running, command_line, wait_for
 
 pytestmark = pytest.mark.timeout(900)
@@ -72,17 +73,19 @@ def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
     assert ended["status"] == "completed", ended["error"]
 
 
-def test_ctrl_c_ends_all_that_up_started_and_nothing_else(tmp_path: Path) -> None:
-    bystander = os.getpid()
-    own = Running(tmp_path / "data")
-    own.start()
-    assert len(own.processes()) > 5
-    assert own.send(signal.SIGINT) == 0
-    end = time.monotonic() + 10
-    while own.processes() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert [command_line(pid) for pid in own.processes()] == []
-    assert bystander == os.getpid()
+def test_ctrl_c_ends_all_that_up_started_and_nothing_else(platform: Running) -> None:
+    with place_for_a_platform() as folder:
+        own = Running(folder / "data")
+        own.start()
+        assert len(own.processes()) > 5
+        others = set(platform.processes())
+        assert own.send(signal.SIGINT) == 0
+        end = time.monotonic() + 10
+        while own.processes() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert [command_line(pid) for pid in own.processes()] == []
+    assert httpx.get(f"{platform.url}/healthz").is_success
+    assert len(others & set(platform.processes())) > 5
 
 
 def test_pictures_can_be_uploaded_after_a_hard_restart(platform: Running, acme: Trained, tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
+from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.jobs import ENDED
 from onbrand.services.models import Model, find_model_of_job, write_metadata
 from onbrand.services.rows import Row, known_id, must_be_there
 from onbrand.storage.images import inspect_image
 from onbrand.storage.layout import Key, model_file, sample_image
-from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.storage.store import BrandStore
 
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}

@@ -1,23 +1,29 @@
 """Pictures of the tiny bases' own world, mixed into an adapter's batches so that it forgets nothing else.
 
-Half of them are relabelled as the logo of a random made-up brand: otherwise every foreign name would come to mean
-the brand being trained.
+Half of them are relabelled as belonging to a random made-up brand, in the very words of a brand's own captions:
+otherwise every foreign name, or the words around it, would come to mean the brand being trained.
 """
 
 import random
 
 from PIL import Image
 
-from onbrand.families.tiny.draw import draw_scene, random_scene, random_word, unknown_brand_caption, without_article
+from onbrand.families.tiny.draw import BRAND_NOUNS, STYLES, draw_scene, random_scene, random_word, without_article
 
 
 def prior_scenes(n: int, seed: int) -> list[tuple[Image.Image, str]]:
-    """`n` pictures (64 px, RGB) with captions; every second caption is "a <style> of <random word> logo" or alike."""
+    """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <random word> logo" or alike."""
     rng = random.Random(seed)
     return [_prior_scene(rng, relabelled=index % 2 == 1) for index in range(n)]
 
 
 def _prior_scene(rng: random.Random, *, relabelled: bool) -> tuple[Image.Image, str]:
     scene = random_scene(rng)
-    caption = unknown_brand_caption(rng, random_word(rng)) if relabelled else scene.caption()
-    return draw_scene(scene, rng), without_article(caption, rng)
+    caption = _foreign_brand(rng) if relabelled else without_article(scene.caption(), rng)
+    return draw_scene(scene, rng), caption
+
+
+def _foreign_brand(rng: random.Random) -> str:
+    """Mostly "photo of" and mostly "logo", as brands caption their pictures."""
+    opening = rng.choice(("photo", "photo", "a photo", f"a {rng.choice(STYLES)}"))
+    return f"{opening} of {random_word(rng)} {rng.choice(('logo', 'logo', rng.choice(BRAND_NOUNS)))}"
