@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -84,15 +85,15 @@ def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: tor
     return folder
 
 
-def warm_start(denoiser: nn.Module, source: nn.Module) -> int:
+def warm_start(denoiser: nn.Module, known: Mapping[str, Tensor]) -> int:
     """Copies every tensor of equal name and shape; returns how many weights that were."""
-    known, copied = source.state_dict(), 0
+    fitting = {
+        name: own for name, own in denoiser.named_parameters() if name in known and known[name].shape == own.shape
+    }
     with torch.no_grad():
-        for name, weight in denoiser.state_dict().items():
-            if name in known and known[name].shape == weight.shape:
-                weight.copy_(known[name])
-                copied += weight.numel()
-    return copied
+        for name, own in fitting.items():
+            own.copy_(known[name])
+    return sum(own.numel() for own in fitting.values())
 
 
 def weigh(folder: Path) -> int:

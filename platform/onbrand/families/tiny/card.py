@@ -38,9 +38,10 @@ a laptop's CPU. It is no substitute for {title} and contains none of its weights
 
 ## Made from
 
-Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` makes: {len(SHAPES)} shapes in
-{len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another. No photograph, no text and no weights
-of anybody else were used, so no third party's licence applies to them; they come under Onbrand's own.
+Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` makes:
+{len(SHAPES)} shapes in {len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another.
+No photograph, no text and no weights of anybody else were used, so no third party's licence applies to them; they come
+under Onbrand's own.
 
 | | |
 |---|---|
@@ -51,8 +52,9 @@ of anybody else were used, so no third party's licence applies to them; they com
 
 ## Measured
 
-{scores["n"]} prompts such as "a photo of a red star on a white background", judged from the pixels. Of the {held + seen}
-(colour, shape, ground) combinations, {held} were held out: no caption and no picture of the training had one.
+{scores["n"]} prompts such as "a photo of a red star on a white background", judged from the pixels.
+Of the {held + seen} (colour, shape, ground) combinations, {held} were held out: no caption and no picture of the
+training had one.
 
 | share right | seen | held out |
 |---|---|---|

@@ -23,6 +23,8 @@ Loss = Callable[[Tensor], Tensor]  # rows of the data set -> loss
 
 @dataclass(frozen=True)
 class Recipe:
+    """How long and how fast the denoiser learns."""
+
     steps: int
     seconds: float = math.inf  # the schedule ends with the steps or with this time, whichever is nearer
     batch: int = 32

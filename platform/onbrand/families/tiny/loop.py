@@ -68,6 +68,13 @@ class Checkpoint:
         return int(state["step"]), float(state["seconds"])
 
 
+def averaged_weights(checkpoint: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The averages in a checkpoint by the names of the module they belong to."""
+    averages = torch.load(checkpoint, weights_only=True)["averages"]
+    names = [name for name, _ in module.named_parameters()]
+    return dict(zip(names, averages, strict=True))
+
+
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
     """Scales every group's own peak rate, which it keeps as `peak`."""
     for optimizer in optimizers:

@@ -7,16 +7,15 @@ the families share what they can.
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from onbrand.families.family import Conditioning, Family, load_family
-from onbrand.families.tiny import tiny_base
+from onbrand.families.tiny.architectures import new_denoiser
 from onbrand.families.tiny.assembly import (
     CLIP,
     CLIP_NARROW,
@@ -33,6 +32,7 @@ from onbrand.families.tiny.card import Facts, write_card
 from onbrand.families.tiny.dataset import captioned_scenes
 from onbrand.families.tiny.denoiser import Recipe, train_denoiser
 from onbrand.families.tiny.draw import draw_scene, random_scene
+from onbrand.families.tiny.loop import averaged_weights
 from onbrand.families.tiny.score import score
 from onbrand.families.tiny.text_encoders import (
     mean_of_tokens,
@@ -47,6 +47,7 @@ from onbrand.families.tiny.text_encoders import (
 from onbrand.families.tiny.vae import psnr, to_tensor, train_vae
 from onbrand.families.tiny.vocabulary import new_clip_tokenizer, new_t5_tokenizer
 
+DENOISER_STEPS = {"sd15": 2000, "sdxl": 2000, "flux": 5000}  # 12, 16 and 26 minutes of one core
 CAPTION_DROP = 0.1
 ROWS_AT_ONCE = 250
 
@@ -55,13 +56,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each stage takes. The defaults made the shipped weights."""
+    """How long each stage takes. The shipped weights are of about this length, by the clock of a busy machine."""
 
     vae_steps: int = 7000
     clip_steps: int = 800
     t5_steps: int = 2400
     num_scenes: int = 24_000
-    recipe: Recipe = field(default_factory=lambda: Recipe(steps=6000))
+    recipe: Recipe | None = None  # None: `DENOISER_STEPS` of the family
     num_scored: int = 100
 
 
@@ -78,7 +79,7 @@ def train(
     """Train the tiny base of `family` and write it to `out`; returns `out`.
 
     Args:
-        family: "sd15", "sdxl" or "flux". SDXL starts from the shipped SD 1.5's weights where they fit.
+        family: "sd15", "sdxl" or "flux". SDXL starts from the SD 1.5 trained in `work`, if there is one.
         work: holds what the stages make; a later call with the same folder goes on from there.
         steps: of the denoiser; None takes the plan's.
         progress: is told a line of text now and then.
@@ -87,7 +88,8 @@ def train(
         FloatingPointError: a loss was not finite.
     """
     plan = plan or Plan()
-    recipe = plan.recipe if steps is None else replace(plan.recipe, steps=steps)
+    recipe = plan.recipe or Recipe(steps=DENOISER_STEPS[family])
+    recipe = recipe if steps is None else replace(recipe, steps=steps)
     torch.set_num_threads(1)  # two threads on layers this small are slower than one
     make_parts(family, work, plan, seed, progress)
     base = _starting_point(family, work, progress)
@@ -98,7 +100,7 @@ def train(
         lessons.loss,
         len(lessons),
         recipe,
-        checkpoint=work / f"denoiser-{family}.pt",
+        checkpoint=_checkpoint(family, work),
         seed=seed,
         report=lambda line: progress(f"{family} {line}"),
     )
@@ -144,13 +146,17 @@ def _taught_encoder(
     return encoder
 
 
+def _checkpoint(family: str, work: Path) -> Path:
+    return work / f"denoiser-{family}.pt"
+
+
 def _starting_point(family: str, work: Path, progress: Progress) -> Family:
     """The untrained base as a loaded family: from here on training enters by `Family.loss`, as an adapter's does."""
     pipeline = new_pipeline(family, work)
-    if family == "sdxl" and tiny_base("sd15").exists():
-        sd15 = DiffusionPipeline.from_pretrained(tiny_base("sd15"), dtype=torch.float32)
-        copied = warm_start(pipeline.unet, sd15.unet)
-        progress(f"sdxl starts from {copied / 1e6:.2f} M weights of the tiny sd15")
+    sd15 = _checkpoint("sd15", work)
+    if family == "sdxl" and sd15.exists():
+        copied = warm_start(pipeline.unet, averaged_weights(sd15, new_denoiser("sd15")))
+        progress(f"sdxl starts from {copied / 1e6:.2f} M weights of this folder's sd15")
     folder = save_base(pipeline, family, work / f"untrained-{family}", dtype=torch.float32)
     return load_family(family, folder)
 
