@@ -46,15 +46,19 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """Owner's DSN of a PostgreSQL for migrations; None starts the embedded one in `data_dir`."""
     web_database_url: str | None = None
+    """DSN of the web tier's login; made with the embedded database when None."""
     system_database_url: str | None = None
-    """DSNs of the two logins; made by the embedded database or `onbrand.db.embedded` when None."""
+    """DSN of the internal routes' login; made with the embedded database when None."""
 
     storage_url: str | None = None
     """`file:///folder`, or `s3://` (buckets at the endpoint's root; `s3://prefix-` puts a prefix before each bucket's
     name). None: the folder `objects` in `data_dir`."""
     s3_endpoint: str | None = None
+    """URL of an S3 that is not AWS's own; for `s3://` stores."""
     s3_access_key: str | None = None
+    """Key id for `s3_endpoint`; None leaves it to the environment's own AWS credentials."""
     s3_secret_key: str | None = None
+    """The secret to `s3_access_key`."""
     region: str = "us-east-1"
     """The home region of new brands."""
     run_storage: str | None = None
@@ -68,19 +72,28 @@ class Settings(BaseSettings):
     """`cuda`, `cpu`; None takes CUDA when there is one."""
 
     host: str = "127.0.0.1"
+    """The address that the HTTP proxy listens on."""
     port: int = 8000
+    """Its port; 0 takes a free one."""
     public_url: str | None = None
     """How callers reach the ingress, for links; None: `http://host:port`."""
     internal_url: str | None = None
     """How workers reach the internal routes; None: `http://host:port/internal`."""
 
     sign_up: Literal["open", "closed"] = "open"
+    """Whether anybody may make an account."""
     token_minutes: int = 60
+    """How long a log-in lasts."""
     link_seconds: int = 300
+    """How long a signed link to a file lasts."""
     ticket_seconds: int = 1800
-    train_workers: int = 1
+    """How long a worker's ticket lasts; workers renew theirs while the job is open."""
+    train_workers: int = Field(1, ge=1, le=64)
     """Ray Train workers per job."""
+    train_jobs: int = Field(2, ge=1, le=1000)
+    """Training jobs that run at once."""
     limits: Limits = Limits()
+    """Bounds of what a caller may send; one by one as `ONBRAND_LIMITS__UPLOAD_FILES=20`."""
 
     @property
     def folder(self) -> Path:

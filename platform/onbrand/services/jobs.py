@@ -22,7 +22,8 @@ from onbrand.storage.store import BrandStore
 
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
 ENDED = ("completed", "failed", "canceled")
-PROVIDERS = ("ray", "replicate", "runpod")
+PROVIDERS = ("ray",)
+"""Who trains. The table also knows the external ones, which need a provider in `onbrand.training.providers` first."""
 ASSETS_MAX = 500
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
