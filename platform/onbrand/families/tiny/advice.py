@@ -5,9 +5,9 @@ from typing import Any
 FLOW_SHIFT = 2.5
 
 _TRAINING: dict[str, dict[str, Any]] = {
-    "sd15": {"learning_rate": 2e-3, "steps": 120, "rank": 8, "batch_size": 8},
-    "sdxl": {"learning_rate": 2e-3, "steps": 120, "rank": 8, "batch_size": 8},
-    "flux": {"learning_rate": 2e-3, "steps": 180, "rank": 8, "batch_size": 8},
+    "sd15": {"learning_rate": 1.5e-3, "steps": 200, "rank": 8, "batch_size": 8},
+    "sdxl": {"learning_rate": 1.5e-3, "steps": 200, "rank": 8, "batch_size": 8},
+    "flux": {"learning_rate": 2e-3, "steps": 200, "rank": 8, "batch_size": 8},
 }
 
 

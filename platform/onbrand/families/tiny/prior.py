@@ -10,6 +10,10 @@ from PIL import Image
 
 from onbrand.families.tiny.draw import BRAND_NOUNS, STYLES, draw_scene, random_scene, random_word, without_article
 
+VOWELS = tuple("aeiou")
+ONSETS = (*"bcdfghjklmnpqrstvwxyz", "bl", "br", "ch", "cr", "dr", "fl", "pl", "qu", "sh", "st", "th", "tr", "zh")
+ENDINGS = ("", "", "", "", *"cdgklmnrstxz", "ck", "nd", "sk", "rp")
+
 
 def prior_scenes(n: int, seed: int) -> list[tuple[Image.Image, str]]:
     """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <random word> logo" or alike."""
@@ -26,4 +30,12 @@ def _prior_scene(rng: random.Random, *, relabelled: bool) -> tuple[Image.Image, 
 def _foreign_brand(rng: random.Random) -> str:
     """Mostly "photo of" and mostly "logo", as brands caption their pictures."""
     opening = rng.choice(("photo", "photo", "a photo", f"a {rng.choice(STYLES)}"))
-    return f"{opening} of {random_word(rng)} {rng.choice(('logo', 'logo', rng.choice(BRAND_NOUNS)))}"
+    return f"{opening} of {_foreign_name(rng)} {rng.choice(('logo', 'logo', rng.choice(BRAND_NOUNS)))}"
+
+
+def _foreign_name(rng: random.Random) -> str:
+    """Random letters, or syllables that one could pronounce, as real names are."""
+    if rng.random() < 0.3:
+        return random_word(rng)
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(ENDINGS) for _ in range(rng.randint(1, 3))]
+    return rng.choice(("", "", rng.choice(VOWELS))) + "".join(syllables)
