@@ -47,12 +47,12 @@ under Onbrand's own.
 |---|---|
 | scenes | {facts.num_scenes:,} |
 | denoiser steps | {facts.steps:,} |
-| denoiser training | {facts.seconds:,.0f} s on one shared CPU core |
+| denoiser training | {facts.seconds:,.0f} s by the clock, on one core of a busy machine |
 | VAE on unseen scenes | {facts.vae_psnr:.1f} dB |
 
 ## Measured
 
-{scores["n"]} prompts such as "a photo of a red star on a white background", judged from the pixels.
+{scores["n"]} prompts for a single shape such as "a photo of a red star on a white background", judged from the pixels.
 Of the {held + seen} (colour, shape, ground) combinations, {held} were held out: no caption and no picture of the
 training had one.
 
@@ -60,11 +60,16 @@ training had one.
 |---|---|---|
 {_rows(scores)}
 
-`onbrand tiny score {family}` measures this again; `onbrand tiny train {family}` makes the weights again.
+`onbrand tiny score {family}` measures this again; `onbrand tiny train {family}` trains another one like it, though not
+the same bits.
 
 ## Limits
 
-It knows the words of its captions and nothing else; other words are spelled out in letters and mostly ignored.
+- It knows the words of its captions and nothing else; other words are spelled out in letters and mostly ignored.
+- Only single shapes of the usual size were measured. Small ones, and two shapes inside, next to or above one another,
+  have the right colours and places but often melted outlines.
+- Names that begin alike are nearly one name to it: an adapter trained on "zorblax" also answers to "zorbo".
+
 Recommended settings are in `onbrand.json`.
 """
 

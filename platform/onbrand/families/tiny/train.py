@@ -47,7 +47,7 @@ from onbrand.families.tiny.text_encoders import (
 from onbrand.families.tiny.vae import psnr, to_tensor, train_vae
 from onbrand.families.tiny.vocabulary import new_clip_tokenizer, new_t5_tokenizer
 
-DENOISER_STEPS = {"sd15": 2000, "sdxl": 2000, "flux": 5000}  # 12, 16 and 26 minutes of one core
+DENOISER_STEPS = {"sd15": 2000, "sdxl": 2000, "flux": 5000}  # about 12, 16 and 26 minutes of an idle core
 CAPTION_DROP = 0.1
 ROWS_AT_ONCE = 250
 
