@@ -130,6 +130,7 @@ def test_training_leaves_a_base_that_loads_and_draws(family: str, work: Path, tm
     assert draw(base, ["a photo of a red star"], [0], num_steps=2).shape == (1, 3, 64, 64)
     assert weigh(out) < 12_000_000
     assert json.loads((out / "onbrand.json").read_text())["family"] == family
+    assert not any(str(work) in path.read_text() for path in out.rglob("*.json"))
     assert "held out" in (out / "README.md").read_text()
 
 

@@ -39,6 +39,13 @@ def test_a_base_is_a_pipeline_of_its_family_and_advises_on_itself(family: str):
 
 
 @every_family
+def test_no_configuration_tells_where_it_was_made(family: str):
+    configs = [json.loads(path.read_text()) for path in tiny_base(family).rglob("*.json")]
+    assert len(configs) > 5
+    assert not any("_name_or_path" in config for config in configs)
+
+
+@every_family
 def test_a_base_has_a_card_with_its_figures(family: str):
     card = (tiny_base(family) / "README.md").read_text()
     assert "held out" in card

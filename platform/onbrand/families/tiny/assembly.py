@@ -77,12 +77,21 @@ def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: tor
     for leftover in (partial, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(partial)
+    _forget_origin(partial)
     (partial / "onbrand.json").write_text(json.dumps(advice(family), indent=2) + "\n")
     if folder.exists():
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
     return folder
+
+
+def _forget_origin(folder: Path) -> None:
+    """Takes out of the configurations the paths that their parts were loaded from."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def warm_start(denoiser: nn.Module, known: Mapping[str, Tensor]) -> int:
