@@ -88,9 +88,9 @@ class Settings(BaseSettings):
     """How long a signed link to a file lasts."""
     ticket_seconds: int = 1800
     """How long a worker's ticket lasts; workers renew theirs while the job is open."""
-    train_workers: int = Field(1, ge=1, le=64)
+    train_workers: int = Field(default=1, ge=1, le=64)
     """Ray Train workers per job."""
-    train_jobs: int = Field(2, ge=1, le=1000)
+    train_jobs: int = Field(default=2, ge=1, le=1000)
     """Training jobs that run at once."""
     limits: Limits = Limits()
     """Bounds of what a caller may send; one by one as `ONBRAND_LIMITS__UPLOAD_FILES=20`."""
