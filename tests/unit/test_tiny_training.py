@@ -89,10 +89,10 @@ def run(module: nn.Module, loss, checkpoint: Path) -> int:
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(denoiser, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     unbroken, stopped, resumed = small_module(), small_module(), small_module()
-    run(unbroken, noisy_regression(unbroken), tmp_path / "unbroken.pt")
+    run(unbroken, noisy_regression(unbroken), tmp_path / "unbroken.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, noisy_regression(stopped, fail_at=5), tmp_path / "stopped.pt")
-    run(resumed, noisy_regression(resumed), tmp_path / "stopped.pt")
+        run(stopped, noisy_regression(stopped, fail_at=5), tmp_path / "stopped.safetensors")
+    run(resumed, noisy_regression(resumed), tmp_path / "stopped.safetensors")
     for one, other in zip(unbroken.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -101,7 +101,7 @@ def test_a_run_with_little_time_ends_early(tmp_path: Path):
     module = small_module()
     recipe = Recipe(steps=10**9, seconds=0.3, batch=4)
     steps = train_denoiser(
-        module, noisy_regression(module), 64, recipe, checkpoint=tmp_path / "run.pt", seed=0, report=print
+        module, noisy_regression(module), 64, recipe, checkpoint=tmp_path / "run.safetensors", seed=0, report=print
     )
     assert 0 < steps < 10**6
 

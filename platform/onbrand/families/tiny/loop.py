@@ -1,9 +1,11 @@
 """What every training stage here shares: a cosine schedule, averaged weights, and a run that survives being stopped."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -43,36 +45,53 @@ class Checkpoint:
         self.path, self.module, self.optimizers, self.ema = path, module, optimizers, ema
 
     def save(self, step: int, seconds: float) -> None:
-        state = {
-            "step": step,
-            "seconds": seconds,
-            "module": self.module.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "averages": self.ema.averages,
-            "random": torch.get_rng_state(),
-        }
+        tensors = {f"module/{name}": value for name, value in self.module.state_dict().items()}
+        tensors |= {f"average/{number}": average for number, average in enumerate(self.ema.averages)}
+        tensors |= {f"optimizer/{place}/{name}": value for place, name, value in self._moments()}
+        tensors["random"] = torch.get_rng_state()
         partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        safetensors.torch.save_file(whole, partial, metadata={"step": str(step), "seconds": str(seconds)})
         partial.replace(self.path)
 
     def resume(self) -> tuple[int, float]:
         """Restores the saved state, if there is one, and returns the steps and seconds already spent."""
         if not self.path.exists():
             return 0, 0.0
-        state = torch.load(self.path, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.ema.averages = [average.clone() for average in state["averages"]]
-        torch.set_rng_state(state["random"])
-        return int(state["step"]), float(state["seconds"])
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            tensors, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        self.module.load_state_dict(_below("module/", tensors))
+        for place, _, state in self._states():
+            state.update(_below(f"optimizer/{place}/", tensors))
+        self.ema.averages = _averages(tensors)
+        torch.set_rng_state(tensors["random"])
+        return int(facts["step"]), float(facts["seconds"])
+
+    def _states(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """(a name for it, parameter, its state) of every parameter of every optimizer, always in the same order."""
+        for number, optimizer in enumerate(self.optimizers):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for index, parameter in enumerate(parameters):
+                yield f"{number}/{index}", parameter, optimizer.state[parameter]
+
+    def _moments(self) -> Iterator[tuple[str, str, Tensor]]:
+        for place, _, state in self._states():
+            yield from ((place, name, value) for name, value in state.items())
 
 
 def averaged_weights(checkpoint: Path, module: nn.Module) -> dict[str, Tensor]:
     """The averages in a checkpoint by the names of the module they belong to."""
-    averages = torch.load(checkpoint, weights_only=True)["averages"]
     names = [name for name, _ in module.named_parameters()]
-    return dict(zip(names, averages, strict=True))
+    return dict(zip(names, _averages(safetensors.torch.load_file(checkpoint)), strict=True))
+
+
+def _averages(tensors: dict[str, Tensor]) -> list[Tensor]:
+    numbered = _below("average/", tensors)
+    return [numbered[number] for number in sorted(numbered, key=int)]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:

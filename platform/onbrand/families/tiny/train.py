@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer, T5TokenizerFast
@@ -93,7 +94,7 @@ def train(
     torch.set_num_threads(1)  # two threads on layers this small are slower than one
     make_parts(family, work, plan, seed, progress)
     base = _starting_point(family, work, progress)
-    lessons = Lessons.prepare(base, plan.num_scenes, seed, work / f"lessons-{family}.pt", progress)
+    lessons = Lessons.prepare(base, plan.num_scenes, seed, work / f"lessons-{family}.safetensors", progress)
     started = time.monotonic()
     steps_taken = train_denoiser(
         base.denoiser.to(memory_format=torch.channels_last) if family != "flux" else base.denoiser,
@@ -147,7 +148,7 @@ def _taught_encoder(
 
 
 def _checkpoint(family: str, work: Path) -> Path:
-    return work / f"denoiser-{family}.pt"
+    return work / f"denoiser-{family}.safetensors"
 
 
 def _starting_point(family: str, work: Path, progress: Progress) -> Family:
@@ -177,9 +178,10 @@ class Lessons:
     def prepare(cls, base: Family, num: int, seed: int, kept: Path, progress: Progress) -> "Lessons":
         if not kept.exists():
             progress(f"drawing and encoding {num} scenes")
-            torch.save(_encoded_scenes(base, num, seed), kept)
-        latents_NCHW, tensors = torch.load(kept, weights_only=True)
-        return cls(base, latents_NCHW, Conditioning(tensors), base.encode_negatives([None]))
+            latents_NCHW, rows = _encoded_scenes(base, num, seed)
+            safetensors.torch.save_file({"latents": latents_NCHW, **rows}, kept)
+        tensors = safetensors.torch.load_file(kept)
+        return cls(base, tensors.pop("latents"), Conditioning(tensors), base.encode_negatives([None]))
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean loss of the scenes at `rows`; one caption in ten is dropped, FLUX's guidance is drawn from 1..5."""
