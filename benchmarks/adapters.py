@@ -5,6 +5,7 @@ prints one JSON object per brand:
 
 - `fit_base`, `fit_adapter`: 1 - cosine of VAE latents to the nearest picture of the brand that was not trained on;
 - `other_name_gain`: how much nearer than by the base other made-up names are drawn to it (wanted: <= 0.1);
+- `namesake_gain`: the same for names that begin as the brand's does, which a tiny text encoder can hardly tell apart;
 - `ordinary_loss`: accuracy that prompts without the brand's name lose (wanted: <= 0.15);
 - `train_seconds`: of the loop alone.
 """
@@ -33,7 +34,8 @@ from onbrand.training.loop import Trainer
 from onbrand.training.recipes import make_plan
 
 NUM_TRAINED, NUM_REFERENCES = 12, 36
-OTHER_NAMES = ("blarnop", "acme", "sks", "fenwick", "zorbo", "mirvalo")
+OTHER_NAMES = ("blarnop", "acme", "sks", "fenwick", "tundro", "mirvalo")
+NAMESAKES = {"zorblax": ("zorbo", "zorblin"), "quentavo": ("quenta", "quentor")}
 
 
 def main() -> None:
@@ -57,6 +59,7 @@ def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | s
     asked = {
         "own": [f"photo of {brand} {kind_of(0)}"] * 12,
         "other": [f"photo of {name} logo" for name in others for _ in range(2)],
+        "namesake": [f"photo of {name} logo" for name in NAMESAKES[brand] for _ in range(4)],
         "ordinary": [prompt for prompt, _ in prompts(num_prompts, 11, held=False)],
     }
     base = {name: drawn(family, texts) for name, texts in asked.items()}
@@ -77,6 +80,7 @@ def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | s
         "fit_base": round(fit(family.encode_images(base["own"] * 2 - 1), references), 4),
         "fit_adapter": round(fit(family.encode_images(with_adapter["own"] * 2 - 1), references), 4),
         "other_name_gain": round(near(with_adapter["other"]) - near(base["other"]), 4),
+        "namesake_gain": round(near(with_adapter["namesake"]) - near(base["namesake"]), 4),
         "ordinary_base": round(accuracy[0], 3),
         "ordinary_loss": round(accuracy[0] - accuracy[1], 3),
         "train_seconds": round(seconds, 1),
