@@ -79,7 +79,8 @@ class RayHead:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
                 yield
             finally:
-                ray.shutdown()
+                with _own_signals():  # its core takes SIGTERM back to the default, behind Python's back
+                    ray.shutdown()
 
     @property
     def running(self) -> bool:
