@@ -5,7 +5,7 @@ prints one JSON object per brand:
 
 - `fit_base`, `fit_adapter`: 1 - cosine of VAE latents to the nearest picture of the brand that was not trained on;
 - `other_name_gain`: how much nearer than by the base other made-up names are drawn to it (wanted: <= 0.1);
-- `namesake_gain`: the same for names that begin as the brand's does, which a tiny text encoder can hardly tell apart;
+- `namesake_gain`: the same for names that begin as the brand's does (wanted: <= 0.1);
 - `ordinary_loss`: accuracy that prompts without the brand's name lose (wanted: <= 0.15);
 - `train_seconds`: of the loop alone.
 """
@@ -94,7 +94,7 @@ def trained(family: Family, brand: str) -> tuple[Trainer, float]:
         for i in range(NUM_TRAINED)
     ]
     plan = make_plan(family.spec, family.recommended, TrainingConfig(), brand)
-    prior = prior_pictures() if plan.prior_rows else []
+    prior = prior_pictures(plan.trigger_word) if plan.prior_rows else []
     trainer = Trainer(family, plan, encode(family, pictures, plan.resolution, prior))
     began = time.perf_counter()
     while not trainer.done:

@@ -21,7 +21,7 @@ from onbrand.families.tiny.draw import (
     triples,
     unknown_brand_caption,
 )
-from onbrand.families.tiny.prior import prior_scenes
+from onbrand.families.tiny.prior import namesake, prior_scenes
 
 
 def scenes(num: int, seed: int = 0) -> list[Scene]:
@@ -112,6 +112,21 @@ def test_every_second_prior_picture_is_relabelled_as_some_brands():
     captions = [caption for _, caption in prior_scenes(40, seed=0)]
     assert not any(colour in caption for caption in captions[1::2] for colour in COLOURS)
     assert all(any(colour in caption for colour in COLOURS) for caption in captions[::2])
+
+
+def test_every_fourth_prior_picture_is_named_like_the_brand_and_none_is_named_as_it():
+    captions = [caption for _, caption in prior_scenes(400, seed=0, trigger_word="zorblax")]
+    assert not any("zorblax" in caption.split() for caption in captions)
+    alike = [any(word.startswith("zo") for word in caption.split()) for caption in captions[3::4]]
+    assert sum(alike) > len(alike) / 2
+
+
+def test_a_namesake_is_near_and_never_the_name():
+    rng = random.Random(0)
+    names = [namesake("abc", rng) for _ in range(500)]
+    assert "abc" not in names
+    assert all(len(name) >= 2 for name in names)
+    assert len(set(names)) > 100
 
 
 def test_an_unknown_brand_is_named_with_a_noun():

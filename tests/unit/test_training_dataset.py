@@ -71,7 +71,7 @@ def test_a_changed_caption_is_another_data_set():
 
 
 def test_prior_pictures_are_the_same_every_time_and_half_are_relabelled():
-    one, other = prior_pictures(6), prior_pictures(6)
+    one, other = prior_pictures("zorblax", 6), prior_pictures("zorblax", 6)
     assert [p.caption for p in one] == [p.caption for p in other]
     assert all(a.image.tobytes() == b.image.tobytes() for a, b in zip(one, other, strict=True))
 

@@ -119,11 +119,11 @@ def encode(family: Family, pictures: Sequence[Picture], resolution: int, prior: 
     )
 
 
-def prior_pictures(num_pictures: int = NUM_PRIOR_PICTURES) -> list[Picture]:
-    """The tiny bases' own world, half of it relabelled with made-up names: only the brand's name may mean the brand."""
+def prior_pictures(trigger_word: str, num_pictures: int = NUM_PRIOR_PICTURES) -> list[Picture]:
+    """The tiny bases' own world, half of it relabelled with other names: only `trigger_word` may mean the brand."""
     from onbrand.families.tiny.prior import prior_scenes
 
-    scenes = prior_scenes(num_pictures, _PRIOR_SEED)
+    scenes = prior_scenes(num_pictures, _PRIOR_SEED, trigger_word)
     return [Picture(image, caption, f"prior-{number}") for number, (image, caption) in enumerate(scenes)]
 
 

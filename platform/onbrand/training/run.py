@@ -49,7 +49,7 @@ class Run:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         family = load_family(self.plan.family, self.folder, dtype=dtype, device=device)
-        prior = dataset.prior_pictures() if self.plan.prior_rows else []
+        prior = dataset.prior_pictures(self.plan.trigger_word) if self.plan.prior_rows else []
         examples = dataset.encode(family, self.pictures, self.plan.resolution, prior)
         return Trainer(family, self.plan, examples, exchange)
 

@@ -68,7 +68,8 @@ the same bits.
 - It knows the words of its captions and nothing else; other words are spelled out in letters and mostly ignored.
 - Only single shapes of the usual size were measured. Small ones, and two shapes inside, next to or above one another,
   have the right colours and places but often melted outlines.
-- Names that begin alike are nearly one name to it: an adapter trained on "zorblax" also answers to "zorbo".
+- It tells names apart by their letters only as far as an adapter's training shows it names that are alike; Onbrand's
+  does (`onbrand.families.tiny.prior`).
 
 Recommended settings are in `onbrand.json`.
 """

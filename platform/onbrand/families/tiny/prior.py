@@ -1,36 +1,72 @@
 """Pictures of the tiny bases' own world, mixed into an adapter's batches so that it forgets nothing else.
 
 Half of them are relabelled as belonging to a random made-up brand, in the very words of a brand's own captions:
-otherwise every foreign name, or the words around it, would come to mean the brand being trained.
+otherwise every foreign name, or the words around it, would come to mean the brand being trained. Half of those names
+begin or sound as the brand's own does: the hard cases, which a random name almost never is.
 """
 
 import random
 
 from PIL import Image
 
-from onbrand.families.tiny.draw import BRAND_NOUNS, STYLES, draw_scene, random_scene, random_word, without_article
+from onbrand.families.tiny.draw import (
+    BRAND_NOUNS,
+    LETTERS,
+    STYLES,
+    draw_scene,
+    random_scene,
+    random_word,
+    without_article,
+)
 
 VOWELS = tuple("aeiou")
 ONSETS = (*"bcdfghjklmnpqrstvwxyz", "bl", "br", "ch", "cr", "dr", "fl", "pl", "qu", "sh", "st", "th", "tr", "zh")
 ENDINGS = ("", "", "", "", *"cdgklmnrstxz", "ck", "nd", "sk", "rp")
 
 
-def prior_scenes(n: int, seed: int) -> list[tuple[Image.Image, str]]:
-    """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <random word> logo" or alike."""
+def prior_scenes(n: int, seed: int, trigger_word: str = "") -> list[tuple[Image.Image, str]]:
+    """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <another name> logo" or alike.
+
+    Args:
+        trigger_word: the name that is being taught; every fourth caption names something like it, never it.
+    """
     rng = random.Random(seed)
-    return [_prior_scene(rng, relabelled=index % 2 == 1) for index in range(n)]
+    return [_prior_scene(rng, trigger_word, index % 4) for index in range(n)]
 
 
-def _prior_scene(rng: random.Random, *, relabelled: bool) -> tuple[Image.Image, str]:
+def _prior_scene(rng: random.Random, trigger_word: str, turn: int) -> tuple[Image.Image, str]:
     scene = random_scene(rng)
-    caption = _foreign_brand(rng) if relabelled else without_article(scene.caption(), rng)
-    return draw_scene(scene, rng), caption
+    if turn % 2 == 0:
+        return draw_scene(scene, rng), without_article(scene.caption(), rng)
+    name = namesake(trigger_word, rng) if turn == 3 and len(trigger_word) > 2 else _foreign_name(rng)
+    return draw_scene(scene, rng), _brand_caption(name, rng)
 
 
-def _foreign_brand(rng: random.Random) -> str:
+def _brand_caption(name: str, rng: random.Random) -> str:
     """Mostly "photo of" and mostly "logo", as brands caption their pictures."""
     opening = rng.choice(("photo", "photo", "a photo", f"a {rng.choice(STYLES)}"))
-    return f"{opening} of {_foreign_name(rng)} {rng.choice(('logo', 'logo', rng.choice(BRAND_NOUNS)))}"
+    return f"{opening} of {name} {rng.choice(('logo', 'logo', rng.choice(BRAND_NOUNS)))}"
+
+
+def namesake(name: str, rng: random.Random) -> str:
+    """Another name that begins as `name` (of at least 3 letters) does, or has one letter more, less or changed."""
+    while True:
+        cut = rng.randrange(1, len(name))
+        near = rng.choice(
+            (
+                name[:cut] + _ending(rng),
+                name[:cut] + _ending(rng),
+                name[:cut],
+                name[: cut - 1] + rng.choice(LETTERS) + name[cut:],
+                name + rng.choice(LETTERS),
+            )
+        )
+        if near != name and len(near) > 1:
+            return near
+
+
+def _ending(rng: random.Random) -> str:
+    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(ENDINGS) for _ in range(rng.randint(1, 2)))
 
 
 def _foreign_name(rng: random.Random) -> str:
