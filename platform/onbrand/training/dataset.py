@@ -19,7 +19,7 @@ from torch import Tensor
 from onbrand.errors import InvalidInput
 from onbrand.families.family import Conditioning, Family
 
-NUM_PRIOR_PICTURES = 192
+NUM_PRIOR_PICTURES = 512
 _ENCODE_ROWS = 16
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PRIOR_SEED = 20_000

@@ -7,7 +7,7 @@ FLOW_SHIFT = 2.5
 _TRAINING: dict[str, dict[str, Any]] = {
     "sd15": {"learning_rate": 1.5e-3, "steps": 200, "rank": 8, "batch_size": 8},
     "sdxl": {"learning_rate": 1.5e-3, "steps": 200, "rank": 8, "batch_size": 8},
-    "flux": {"learning_rate": 2e-3, "steps": 250, "rank": 8, "batch_size": 8},
+    "flux": {"learning_rate": 2e-3, "steps": 400, "rank": 8, "batch_size": 8},
 }
 
 
