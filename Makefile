@@ -5,10 +5,10 @@ RUN := .venv/.ready-to-run
 TEST := .venv/.ready-to-test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check bench schema docs
+.PHONY: help setup demo up test check prove-wall bench schema docs
 
 help: ## What there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Arguments go in ARGS: make demo ARGS="--model-type flux", make test ARGS="tests/unit -k layout"'
 
 setup: $(TEST) ## Make .venv and install everything into it (once)
@@ -27,6 +27,10 @@ check: $(TEST) ## Style, types and floors
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/python .ci/check-packages
+
+prove-wall: $(TEST) ## Break the wall line by line, and see the tests notice each (ARGS: --only ID, --at-once N)
+	.venv/bin/python -m tests.isolation.faults $(ARGS)
 
 bench: $(RUN) ## Measure the engine with many brands in one batch, and what adapters bring (ARGS: --family ...)
 	.venv/bin/python -m benchmarks.engine $(ARGS)

@@ -1,6 +1,7 @@
 """Fixtures that any test may ask for: one real PostgreSQL a session, the doors to it, a local object store, people.
 
-`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) runs everything on another PostgreSQL.
+`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) runs everything on another PostgreSQL;
+`ONBRAND_TEST_DATABASE_LOGINS` (three lines: the DSNs of owner, web and system) on a database that is migrated already.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from onbrand.db.session import Doors
 from onbrand.services import brands, identity
 from onbrand.storage.store import ObjectStore
 
-pytest_plugins = ["tests.s3.fixture", "tests.ingress"]
+pytest_plugins = ["tests.s3.fixture", "tests.ingress", "tests.stores"]
 
 PASSWORD = "a long enough password"
 
@@ -79,15 +80,27 @@ def secrets(settings: Settings) -> Secrets:
     return load_secrets(settings)
 
 
+def without_waiting_for_the_disk(owner_url: str) -> None:
+    """No test pulls the plug of this server: what it writes need not survive a power cut."""
+    with psycopg.connect(owner_url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"alter system set {setting} = off")  # type: ignore[arg-type]
+        connection.execute("select pg_reload_conf()")
+
+
 @pytest.fixture(scope="session")
 def database(settings: Settings, secrets: Secrets) -> Iterator[DatabaseUrls]:
     """A migrated database: its owner's DSN and those of the two logins."""
+    if known := os.environ.get("ONBRAND_TEST_DATABASE_LOGINS"):
+        yield DatabaseUrls(*known.split("\n"))
+        return
     if url := os.environ.get("ONBRAND_TEST_DATABASE_URL"):
         urls = prepare(url)
         migrate(url)
         yield urls
         return
     running: EmbeddedDatabase = start(settings, secrets)
+    without_waiting_for_the_disk(running.owner_url)
     yield running
     running.stop()
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,9 +162,22 @@ class _Server(uvicorn.Server):
         yield
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def platform(settings: Settings, secrets: Secrets, doors: Doors) -> AsyncIterator[Platform]:
-    """The platform of the HTTP tests, also served on a free port of this machine."""
+@asynccontextmanager
+async def served(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
+    """The app behind uvicorn, within this event loop."""
+    server = _Server(uvicorn.Config(app, log_level="critical", access_log=False))
+    running = asyncio.create_task(server.serve([listener]))
+    await server.has_started.wait()
+    yield
+    server.should_exit = True
+    await running
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, secrets: Secrets, doors: Doors, paints: type[FakeGenerator] = FakeGenerator
+) -> AsyncIterator[Platform]:
+    """A platform on these doors, also served on a free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         known = settings.model_copy(update={"port": listener.getsockname()[1]})
         store = ObjectStore.from_settings(known, secrets)
@@ -173,11 +186,14 @@ async def platform(settings: Settings, secrets: Secrets, doors: Doors) -> AsyncI
         def client_for(ticket: str) -> AsyncSystemClient:
             return AsyncSystemClient("http://test", ticket, patience=2, transport=httpx.ASGITransport(system_app))
 
-        generator = FakeGenerator(client_for)
+        generator = paints(client_for)
         app = create_app(known, secrets, doors, store, generator, client_for=client_for)
-        server = _Server(uvicorn.Config(app, log_level="critical", access_log=False))
-        serving = asyncio.create_task(server.serve([listener]))
-        await server.has_started.wait()
-        yield Platform(known, secrets, doors, store, app, system_app, generator, known.url)
-        server.should_exit = True
-        await serving
+        async with served(app, listener):
+            yield Platform(known, secrets, doors, store, app, system_app, generator, known.url)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def platform(settings: Settings, secrets: Secrets, doors: Doors) -> AsyncIterator[Platform]:
+    """The platform of the HTTP tests."""
+    async with serving(settings, secrets, doors) as running:
+        yield running

@@ -10,7 +10,27 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from onbrand import __version__
-from onbrand.api import abandoned, assets, brands, edge, files, images, jobs, models, openai, problems, system, users
+from onbrand.api import (
+    abandoned,
+    assets,
+    audit,
+    brands,
+    documents,
+    edge,
+    files,
+    images,
+    invitations,
+    jobs,
+    keys,
+    models,
+    openai,
+    problems,
+    sessions,
+    sweeper,
+    system,
+    uploads,
+    users,
+)
 from onbrand.api.caller import Parts
 from onbrand.api.input import must_be_plain_text
 from onbrand.api.rendering import Renderings, SystemClientFor
@@ -18,6 +38,9 @@ from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import Generator, recommended_of
+from onbrand.services.oidc import OidcIssuer
+from onbrand.storage.checking import Checker
+from onbrand.storage.credentials import CredentialIssuer
 from onbrand.storage.store import ObjectStore
 
 _TITLE = "Onbrand"
@@ -45,33 +68,62 @@ def create_app(
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)
     renderings = Renderings(settings, secrets, generator, client_for)
+    checker = Checker(settings.limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await renderings.close()
+        checker.close()
 
     app = _bare_app(lifespan=lifespan)
-    app.state.parts = Parts(settings, secrets, doors, store, issuer, recommended_of(settings), renderings)
-    for room in (users, brands, assets, jobs, models, images, openai, files):
+    oidc = OidcIssuer.from_settings(settings)
+    app.state.parts = Parts(settings, secrets, doors, store, issuer, recommended_of(settings), renderings, oidc)
+    rooms = (
+        users,
+        sessions,
+        brands,
+        keys,
+        invitations,
+        assets,
+        uploads,
+        documents,
+        jobs,
+        models,
+        images,
+        openai,
+        audit,
+        files,
+    )
+    app.state.checker = checker
+    for room in rooms:
         app.include_router(room.router)
     app.add_middleware(edge.Edge, body_limit=_limit_of_users)
     return app
 
 
 def create_system_app(settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore) -> FastAPI:
-    """The internal routes: tickets only. Beside them runs what ends abandoned generations."""
+    """The internal routes: tickets only. Beside them runs what ends abandoned generations and uploads."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(abandoned.watch(doors), name="abandoned")
+        watching = [
+            asyncio.create_task(abandoned.watch(doors), name="abandoned"),
+            asyncio.create_task(sweeper.watch(doors, store), name="sweeper"),
+        ]
         yield
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+        for task in watching:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        checker.close()
 
+    checker = Checker(settings.limits)
     app = _bare_app(lifespan=lifespan)
-    app.state.parts = system.SystemParts(settings, secrets, doors, store)
+    app.state.checker = checker
+    app.state.parts = system.SystemParts(
+        settings, secrets, doors, store, credentials=CredentialIssuer.from_settings(settings)
+    )
     app.include_router(system.router)
     app.add_middleware(edge.Edge, body_limit=_limit_of_workers)
     return app
@@ -101,8 +153,11 @@ async def _healthz() -> dict[str, str]:
 
 
 def _limit_of_users(method: str, path: str) -> int:
+    if method == "POST" and path.startswith("/v1/brands/") and path.endswith("/documents"):
+        return documents.REQUEST_BYTES
     is_upload = method == "POST" and path.startswith("/v1/brands/") and path.endswith("/assets")
-    return assets.REQUEST_BYTES if is_upload else edge.JSON_BYTES
+    is_file = method == "PUT" and path.startswith("/v1/files/")
+    return assets.REQUEST_BYTES if is_upload or is_file else edge.JSON_BYTES
 
 
 def _limit_of_workers(method: str, path: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
+from uuid import UUID
 
 import jwt
 
@@ -15,8 +16,13 @@ REGIONS_RESERVED = ("us", "eu", "ap", "sa", "ca", "me", "af", "il")
 _BRAND_ID = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 _LOOKS_LIKE_REGION = re.compile(rf"(?:{'|'.join(REGIONS_RESERVED)})-")
 _TICKET_ISSUER = "onbrand-tickets"
+_TICKET_CLAIMS = ("iss", "sub", "brand_id", "job_id", "kind", "iat", "exp")
+TICKET_SECONDS_MAX = 3600
+"""No ticket lives longer, whatever it says: also one that was signed with a wrong setting."""
 
 TicketKind = Literal["training", "generation"]
+KeyScope = Literal["read", "upload", "train", "generate", "manage"]
+KEY_SCOPES: tuple[KeyScope, ...] = ("read", "upload", "train", "generate", "manage")
 
 
 def must_be_brand_id(text: str, param: str = "brand_id") -> str:
@@ -32,10 +38,41 @@ def must_be_brand_id(text: str, param: str = "brand_id") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A user, and (for brand-bound credentials) the one brand the credential narrows them to. It never widens."""
+    """A user, and how far their credential narrows them. It never widens.
+
+    Args:
+        brand_id: the one brand that a brand-bound credential reaches.
+        key_id: the API key that acts for the user; the database looks up whether it lives, and its scopes, by it.
+        scopes: what the key may do; None for a credential that may all that its user may.
+        session_id: the session of a page; the database looks up whether it lives.
+    """
 
     user_id: str
     brand_id: str | None = None
+    key_id: str | None = None
+    scopes: frozenset[KeyScope] | None = None
+    session_id: str | None = None
+
+    @property
+    def is_in_person(self) -> bool:
+        """Whether this is the user themselves and not an API key of theirs."""
+        return self.key_id is None and self.scopes is None
+
+    def allows(self, what: KeyScope) -> bool:
+        """Whether the credential may do such a thing at all; whether its user may is another question."""
+        return self.scopes is None or what in self.scopes
+
+    def claims(self) -> dict[str, Any]:
+        """What the database is told of the caller."""
+        scopes = None if self.scopes is None else sorted(self.scopes)
+        said = {
+            "sub": self.user_id,
+            "brand_id": self.brand_id,
+            "key_id": self.key_id,
+            "scopes": scopes,
+            "session_id": self.session_id,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +106,31 @@ class Ticket:
             "brand_id": self.brand_id,
             "job_id": self.job_id,
             "kind": self.kind,
+            "iat": int(time.time()),
             "exp": self.expires_at,
         }
         return jwt.encode(claims, secret, algorithm="HS256")
 
     @classmethod
     def verify(cls, token: str, secret: str) -> Ticket:
-        """Read a signed token. Raises TicketRefused if it is forged, expired or incomplete."""
-        required = ["iss", "sub", "brand_id", "job_id", "kind", "exp"]
+        """Read a signed token. Raises TicketRefused if it is forged, expired, incomplete, or lives too long.
+
+        Whether its job is open and its member still one is for the database to say, at every call.
+        """
         try:
             claims = jwt.decode(
-                token, secret, algorithms=["HS256"], issuer=_TICKET_ISSUER, options={"require": required}
+                token, secret, algorithms=["HS256"], issuer=_TICKET_ISSUER, options={"require": list(_TICKET_CLAIMS)}
             )
-        except jwt.InvalidTokenError:
+            return _ticket_of(claims)
+        except (jwt.InvalidTokenError, InvalidInput, ValueError, TypeError):
             raise TicketRefused("the ticket is forged, expired or incomplete; ask for a new one") from None
-        return cls(claims["brand_id"], claims["job_id"], claims["sub"], claims["kind"], int(claims["exp"]))
+
+
+def _ticket_of(claims: dict[str, Any]) -> Ticket:
+    """The ticket that checked claims say. Raises ValueError or InvalidInput for what no ticket of ours says."""
+    if not all(isinstance(claims[name], str) for name in ("sub", "brand_id", "job_id", "kind")):
+        raise TypeError
+    if claims["kind"] not in get_args(TicketKind) or not 0 < claims["exp"] - claims["iat"] <= TICKET_SECONDS_MAX:
+        raise ValueError
+    job_id, member = str(UUID(claims["job_id"])), str(UUID(claims["sub"]))
+    return Ticket(must_be_brand_id(claims["brand_id"]), job_id, member, claims["kind"], int(claims["exp"]))

@@ -16,6 +16,7 @@ from onbrand.errors import ConfigurationError
 
 FamilyName = Literal["sd15", "sdxl", "flux"]
 FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
+OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
 class Limits(BaseModel):
@@ -25,8 +26,15 @@ class Limits(BaseModel):
 
     upload_bytes: int = 20 * 2**20
     upload_files: int = 50
-    image_pixels: int = 40_000_000
+    image_pixels: int = 25_000_000
     image_side_min: int = 32
+    zip_bytes: int = 100 * 2**20
+    zip_files: int = 200
+    unpacked_bytes: int = 256 * 2**20
+    document_bytes: int = 20 * 2**20
+    document_pages: int = 500
+    markdown_bytes: int = 2**20
+    check_bytes: int = 300_000_000
     caption_chars: int = 500
     prompt_chars: int = 2_000
     num_images: int = 8
@@ -59,10 +67,16 @@ class Settings(BaseSettings):
     """Key id for `s3_endpoint`; None leaves it to the environment's own AWS credentials."""
     s3_secret_key: str | None = None
     """The secret to `s3_access_key`."""
+    s3_role_arn: str | None = None
+    """The role that the platform assumes for a training job whose run is kept on S3 (`run_storage`): workers get its
+    session credentials, limited to the job's own prefixes, and no key."""
+    s3_sts_endpoint: str | None = None
+    """URL of the STS that gives these; None: `s3_endpoint`, else AWS's own in `region`."""
     region: str = "us-east-1"
     """The home region of new brands."""
     run_storage: str | None = None
-    """Where training runs keep checkpoints: a folder every node sees, or an S3 URL. None: `runs` in `data_dir`."""
+    """Where training runs keep checkpoints: a folder every node sees, or `s3://bucket/prefix` (with `s3_role_arn`).
+    None: `runs` in `data_dir`."""
 
     families: tuple[FamilyName, ...] = FAMILIES
     """The families that this cluster serves."""
@@ -84,10 +98,30 @@ class Settings(BaseSettings):
     """Whether anybody may make an account."""
     token_minutes: int = 60
     """How long a log-in lasts."""
-    link_seconds: int = 300
+    session_hours: int = Field(default=12, ge=1, le=720)
+    """How long a session of a page lasts at most."""
+    session_idle_minutes: int = Field(default=60, ge=1)
+    """How long a session of a page lasts without a request."""
+    oidc_issuer: str | None = None
+    """An OpenID Connect issuer whose tokens are accepted beside our own, exactly as its tokens' `iss` says it."""
+    oidc_audience: str | None = None
+    """What its tokens' `aud` must name; needed with `oidc_issuer`."""
+    oidc_jwks_url: str | None = None
+    """Where its keys are; None asks its discovery document."""
+    oidc_algorithms: tuple[OidcAlgorithm, ...] = ("RS256", "ES256")
+    """The signatures that its tokens may have, as a JSON list; asymmetric ones only."""
+    oidc_leeway_seconds: int = Field(default=30, ge=0, le=60)
+    """How far its clock and ours may differ."""
+    oidc_trusts_email: bool = False
+    """Take the addresses in its tokens as verified although `email_verified` does not say so."""
+    link_seconds: int = Field(default=300, ge=1, le=3600)
     """How long a signed link to a file lasts."""
-    ticket_seconds: int = 1800
+    ticket_seconds: int = Field(default=1800, ge=60, le=3600)
     """How long a worker's ticket lasts; workers renew theirs while the job is open."""
+    dev: bool = False
+    """Run on a Ray that lets everybody in. For development on a machine of one's own, and nowhere else."""
+    private_network: bool = False
+    """All addresses of Ray's nodes are private (pods): its dashboard may then listen on every address of its node."""
     train_workers: int = Field(default=1, ge=1, le=64)
     """Ray Train workers per job."""
     train_jobs: int = Field(default=2, ge=1, le=1000)

@@ -56,6 +56,12 @@ class Forbidden(OnbrandError):
     status, code, title = 403, "forbidden", "Your role does not allow this"
 
 
+class CrossSiteRefused(Forbidden):
+    """A request that comes with a page's cookie, but not provably from our own page."""
+
+    code, title = "cross_site_refused", "Not from our own page"
+
+
 class NotFound(OnbrandError):
     """Not there, or another brand's: the same answer for both, always."""
 

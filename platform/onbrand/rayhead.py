@@ -1,7 +1,8 @@
 """A Ray cluster of one node that belongs to this process alone and dies with it.
 
 `ray start --block` under `onbrand.keeper`, for `ray.init` can neither move its agent's port out of another cluster's
-way nor end its agents after a `kill -9`. Token authentication is on: whoever reaches its ports still cannot use it.
+way nor end its agents after a `kill -9`. Its ports are on loopback, and token authentication is on: other users of this
+machine, who reach them, still cannot use them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onbrand
 from onbrand.errors import ConfigurationError
+from onbrand.logins import without_secrets
 
 START_SECONDS = 180
 STOP_SECONDS = 25
@@ -36,12 +38,20 @@ class RayHead:
         folder: where its token and its log stay (the data directory).
         environment: what every process of the cluster shall see, besides this process's own environment.
         kept_open: descriptors that must stay open until the last of its processes is gone (the data directory's lock).
+        is_open: let everybody on this machine in, without a token. For development.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str], kept_open: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        kept_open: tuple[int, ...] = (),
+        is_open: bool = False,
+    ) -> None:
         self._folder = folder
         self._environment = environment
         self._kept_open = kept_open
+        self._is_open = is_open
         self._keeper: subprocess.Popen[bytes] | None = None
         self._temp = Path()
         self._log = folder / "logs" / "ray.log"
@@ -58,7 +68,7 @@ class RayHead:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={k: v for k, v in os.environ.items() if k not in _NOT_FOR_RAY} | self._environment,
+                env=_inheritable(os.environ) | self._environment,
                 start_new_session=True,  # a terminal's Ctrl-C is for us alone
                 pass_fds=self._kept_open,
             )
@@ -73,7 +83,7 @@ class RayHead:
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with self._log.open("a") as log, contextlib.redirect_stdout(log):
+        with self._log.open("a") as log, contextlib.redirect_stdout(log), _loopback():
             try:
                 with _own_signals():
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
@@ -104,7 +114,8 @@ class RayHead:
 
     def _own_environment(self) -> dict[str, str]:
         return {
-            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_MODE": "disabled" if self._is_open else "token",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as it is there: every port on loopback, also on Linux
             "RAY_AUTH_TOKEN_PATH": str(_token(self._folder)),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
@@ -114,6 +125,7 @@ class RayHead:
     def _command(self) -> list[str]:
         ports = free_ports(4)
         options = {
+            "--node-ip-address": "127.0.0.1",
             "--port": ports[0],
             "--dashboard-port": ports[1],
             "--dashboard-agent-listen-port": ports[2],
@@ -131,10 +143,9 @@ class RayHead:
         return ray + [f"{name}={value}" for name, value in options.items()] + ["--no-monitor"]
 
 
-_NOT_FOR_RAY = frozenset(
-    {"ONBRAND_DATABASE_URL", "ONBRAND_WEB_DATABASE_URL", "ONBRAND_SYSTEM_DATABASE_URL", "RAY_ADDRESS"}
-)
-"""Logins to the database travel by file, and only to those who need them."""
+def _inheritable(environ: Mapping[str, str]) -> dict[str, str]:
+    """What every process of the cluster inherits: no secret (`onbrand.logins`), and no other cluster's address."""
+    return {name: value for name, value in without_secrets(environ).items() if name != "RAY_ADDRESS"}
 
 
 def num_cpus() -> int:
@@ -149,6 +160,19 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         for probe in probes:
             probe.bind((host, 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray in this process take 127.0.0.1 as it is: it read the environment at its import, perhaps before ours."""
+    from ray._private import ray_constants
+
+    kept = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = kept
 
 
 @contextlib.contextmanager

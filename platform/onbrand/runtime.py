@@ -20,14 +20,18 @@ from typing import TYPE_CHECKING
 
 from onbrand.config import Secrets, Settings, load_secrets, must_be_writable
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
+from onbrand.logins import SECRET_SETTINGS, write_logins
 from onbrand.rayhead import RayHead, free_ports
 
 if TYPE_CHECKING:
+    from onbrand.db.embedded import EmbeddedDatabase
     from onbrand.db.logins import DatabaseUrls
 
 LOCK_SECONDS = 40
 """How long a start waits for the rest of a killed platform on the same data directory to end."""
 HEALTH_SECONDS = 120
+REVIVALS, REVIVAL_SECONDS = 5, 600.0
+"""How often a database that ends by itself is started again, and within what time."""
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -48,6 +52,8 @@ class Platform:
         self._tell = tell
         self._undo = contextlib.ExitStack()
         self._ray: RayHead | None = None
+        self._embedded: EmbeddedDatabase | None = None
+        self._revived_at: list[float] = []
 
     def __enter__(self) -> Platform:
         with self._undo:
@@ -68,15 +74,36 @@ class Platform:
         """False once Ray has ended by itself."""
         return self._ray is not None and self._ray.running
 
+    def tend(self) -> None:
+        """Start an embedded database that has ended by itself again: calls meanwhile were answered 503, none is lost.
+
+        Raises ConfigurationError if it cannot be started, or ends again and again.
+        """
+        if self._embedded is None or not self._embedded.revive():
+            return
+        now = time.monotonic()
+        self._revived_at = [at for at in self._revived_at if now - at < REVIVAL_SECONDS] + [now]
+        self._tell("The database had ended and was started again")
+        if len(self._revived_at) > REVIVALS:
+            log = self.settings.folder / "postgres" / "log"
+            raise ConfigurationError(f"the database ends again and again; {log} says why", param="data_dir")
+
     def _start(self) -> None:
+        from onbrand.services.oidc import OidcIssuer
+        from onbrand.serving.cluster import must_be_closed_environment
+
         settings, folder = self.settings, must_be_writable(self.settings.folder)
+        must_be_closed_environment(settings)
+        OidcIssuer.from_settings(settings)  # refuses one that could be impersonated
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
         secrets = load_secrets(settings)
         self._tell("Starting the database")
         urls = self._open_database(secrets)
+        logins = write_logins(settings, urls.web_url, urls.system_url)
+        self._undo.callback(logins.unlink, missing_ok=True)
         self._tell("Starting Ray")
-        self._ray = RayHead(folder, environment(settings, urls), kept_open=(lock,))
+        self._ray = RayHead(folder, environment(settings), kept_open=(lock,), is_open=_is_open(settings))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
         must_be_bases(settings)
@@ -92,6 +119,7 @@ class Platform:
         database = open_database(self.settings, secrets)
         if isinstance(database, EmbeddedDatabase):
             self._undo.callback(database.stop)
+            self._embedded = database
         return database
 
 
@@ -157,35 +185,37 @@ def _why_not(problem: OSError, host: str, port: int) -> str:
 
 def must_be_bases(settings: Settings) -> None:
     """Raise BaseModelRefused if the base of a family is not there; remote ones are fetched into the cache now."""
-    from onbrand.families.bases import base_folder, base_source
+    from onbrand.families.bases import base_folder, base_source, s3_access
 
     for family in settings.families:
-        base_folder(family, base_source(family, settings.bases))
+        base_folder(family, base_source(family, settings.bases), storage_options=s3_access(settings))
 
 
-def environment(settings: Settings, urls: DatabaseUrls | None = None) -> dict[str, str]:
-    """The settings as `ONBRAND_*` variables, for the processes of the cluster.
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as `ONBRAND_*` variables, for all processes of the cluster: no login and no key among them.
 
-    The owner's DSN stays out of it. An embedded database's logins travel by file (`onbrand.db.embedded.read_urls`).
+    Those travel by file to the few who need them (`onbrand.logins`).
     """
-    known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=_LOGINS)
+    known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=set(SECRET_SETTINGS))
     known |= {"data_dir": str(settings.folder), "host": settings.host, "port": settings.port}
-    if urls is not None and settings.database_url is not None:
-        known |= {"web_database_url": urls.web_url, "system_database_url": urls.system_url}
     return {
         f"ONBRAND_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in known.items()
     }
 
 
-_LOGINS = {"database_url", "web_database_url", "system_database_url"}
+def _is_open(settings: Settings) -> bool:
+    return settings.dev and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
 
 
 def must_be_store(settings: Settings) -> None:
-    """Raise ConfigurationError or StorageError if the object store cannot be written."""
+    """Raise ConfigurationError or StorageError if the object store, or the runs' place on S3, cannot be written."""
+    from onbrand.storage.credentials import CredentialIssuer
     from onbrand.storage.store import ObjectStore
 
     ObjectStore.from_settings(settings).check()
+    if (issuer := CredentialIssuer.from_settings(settings)) is not None:
+        issuer.check()
 
 
 def deploy(settings: Settings) -> None:
@@ -194,7 +224,9 @@ def deploy(settings: Settings) -> None:
     from ray.serve.config import HTTPOptions
 
     from onbrand.serving.build import applications
+    from onbrand.serving.cluster import must_be_closed
 
+    must_be_closed(settings)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
     targets = [serve.RunTarget(app, name, prefix) for name, prefix, app in applications(settings)]

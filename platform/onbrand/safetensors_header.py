@@ -1,7 +1,7 @@
 """Bounds of a safetensors file, checked with no tensor library before anything loads it.
 
 The safetensors readers accept a 67 MB header of a million empty tensors; this refuses it in microseconds.
-Finiteness and the fit to a base are checked where tensors are known: `onbrand.families.lora`.
+Finiteness is checked in `onbrand.storage.weights`, the fit to a base in `onbrand.families.lora`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """A header that kept its bounds."""
+    """A header that kept its bounds; its tensors in the order of their bytes, which follow one another."""
 
     tensors: dict[str, TensorFacts]
     metadata: dict[str, str]
@@ -44,21 +44,34 @@ class SafetensorsHeader:
 def must_be_plain_safetensors(
     data: bytes, max_bytes: int = ADAPTER_BYTES_MAX, max_tensors: int = TENSORS_MAX
 ) -> SafetensorsHeader:
-    """Read the header of a whole file in memory.
+    """Read the header of a whole file in memory. Raises as `must_be_plain_header` does."""
+    size = int.from_bytes(data[:8], "little")
+    return must_be_plain_header(data[: 8 + min(size, HEADER_BYTES_MAX)], len(data), max_bytes, max_tensors)
+
+
+def must_be_plain_header(
+    head: bytes, num_bytes: int, max_bytes: int = ADAPTER_BYTES_MAX, max_tensors: int = TENSORS_MAX
+) -> SafetensorsHeader:
+    """Read a file's header.
+
+    Args:
+        head: the file's first bytes: eight, and as many as these say.
+        num_bytes: of the whole file.
 
     Raises:
         AdapterRefused: too big, cut short, too many tensors, odd names, dtypes other than F16, BF16 and F32,
             shapes that do not fit their bytes, gaps, overlaps, or keys that appear twice.
     """
-    if len(data) > max_bytes:
-        _refuse(f"it has {len(data)} bytes; the limit is {max_bytes}")
-    header = _parsed(_header_bytes(data))
+    if num_bytes > max_bytes:
+        _refuse(f"it has {num_bytes} bytes; the limit is {max_bytes}")
+    header = _parsed(_header_bytes(head))
     metadata = _must_be_metadata(header.pop("__metadata__", {}))
     if not 1 <= len(header) <= max_tensors:
         _refuse(f"it has {len(header)} tensors; 1 to {max_tensors} are accepted")
     places = {name: _must_be_entry(name, entry) for name, entry in header.items()}
-    _must_tile(places, len(data) - 8 - int.from_bytes(data[:8], "little"))
-    return SafetensorsHeader({name: facts for name, (facts, _, _) in places.items()}, metadata)
+    _must_tile(places, num_bytes - len(head))
+    in_order = sorted(places.items(), key=lambda place: place[1][1])
+    return SafetensorsHeader({name: facts for name, (facts, _, _) in in_order}, metadata)
 
 
 def _refuse(why: str) -> NoReturn:

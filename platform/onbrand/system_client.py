@@ -12,10 +12,11 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from onbrand import errors
 
@@ -53,6 +54,24 @@ class TrainingSpec(_Answer):
     training_config: dict[str, Any]
     assets: tuple[TrainingAsset, ...]
     attempts: int = 0
+
+
+class RunCredentials(_Answer):
+    """Credentials of an S3 session for one run's folder, until `expires_at`. Their `repr` holds no secret.
+
+    Args:
+        prefix: what the keys of the run begin with, ending in a slash.
+        endpoint: None is AWS's own in `region`.
+    """
+
+    bucket: str
+    prefix: str
+    access_key: str = Field(repr=False)
+    secret_key: str = Field(repr=False)
+    session_token: str = Field(repr=False)
+    expires_at: datetime
+    region: str
+    endpoint: str | None = None
 
 
 class Heard(_Answer):
@@ -109,6 +128,11 @@ def _publish(data: bytes, facts: Mapping[str, Any]) -> _Call:
     return _Call(
         "POST", "/training/publish", data={"facts": json.dumps(facts)}, file=(data, "application/octet-stream")
     )
+
+
+def _credentials_of(answer: Mapping[str, Any]) -> RunCredentials | None:
+    given = answer["credentials"]
+    return None if given is None else RunCredentials.model_validate(given)
 
 
 def _failure(path: str, code: str, message: str) -> _Call:
@@ -236,6 +260,10 @@ class SystemClient:
         """The job ended because its owner asked for that."""
         self._send(_Call("POST", "/training/canceled"))
 
+    def credentials(self) -> RunCredentials | None:
+        """Session credentials for the run's folder on S3; None where runs lie in a folder."""
+        return _credentials_of(self._json(_Call("POST", "/training/credentials")))
+
     # generation tickets
 
     def read_model(self, model_id: str) -> bytes:
@@ -348,6 +376,9 @@ class AsyncSystemClient:
 
     async def canceled(self) -> None:
         await self._send(_Call("POST", "/training/canceled"))
+
+    async def credentials(self) -> RunCredentials | None:
+        return _credentials_of(await self._json(_Call("POST", "/training/credentials")))
 
     async def read_model(self, model_id: str) -> bytes:
         return (await self._send(_Call("GET", f"/models/{model_id}/weights"))).content

@@ -20,6 +20,12 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
 START_SECONDS, STOP_SECONDS = 240, 60
+CANARY = "canary-of-the-environment"
+SECRETS = dict.fromkeys(
+    ("ONBRAND_S3_ACCESS_KEY", "ONBRAND_S3_SECRET_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "SOME_API_KEY"),
+    CANARY,
+)
+"""What stands in the environment of `onbrand up`, and must not in that of Ray's processes."""
 
 
 def free_port() -> int:
@@ -88,7 +94,7 @@ class Running:
         with (self.data_dir.parent / "up.log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "onbrand.cli", *up],
-                env=environment(ONBRAND_TEST_MARK=self.mark),
+                env=environment(ONBRAND_TEST_MARK=self.mark, **SECRETS),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -88,6 +88,20 @@ def test_ctrl_c_ends_all_that_up_started_and_nothing_else(platform: Running) -> 
     assert len(others & set(platform.processes())) > 5
 
 
+def test_a_database_that_dies_under_a_running_platform_is_started_again(platform: Running, acme: Trained) -> None:
+    before = acme.person.says("model", "list")
+    file = platform.data_dir / "postgres" / "postmaster.pid"
+    server = int(file.read_text().split("\n", 1)[0])
+    os.kill(server, signal.SIGKILL)
+
+    def answers() -> bool:
+        return acme.person.tries("model", "list", "--json").returncode == 0
+
+    wait_for(answers, 90, "the platform to answer again")
+    assert acme.person.says("model", "list") == before
+    assert int(file.read_text().split("\n", 1)[0]) != server
+
+
 def test_pictures_can_be_uploaded_after_a_hard_restart(platform: Running, acme: Trained, tmp_path: Path) -> None:
     before = len(acme.person.says("asset", "list")["data"])
     new = draw_pictures(tmp_path / "more", 8)[-1]

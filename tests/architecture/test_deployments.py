@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_rays_ports_stay_inside_and_want_a_token() -> None:
 
 def test_only_the_heads_role_reads_the_logins() -> None:
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    assert "head.env" not in str([config["file_mounts"], config["worker_start_ray_commands"]])
+    assert "logins.json" not in str([config["file_mounts"], config["worker_start_ray_commands"]])
     profiles = {
         name: kind["node_config"]["IamInstanceProfile"] for name, kind in config["available_node_types"].items()
     }
@@ -99,6 +100,27 @@ def test_the_service_on_kubernetes_serves_what_the_serve_file_says() -> None:
 
     configs = serve_configs()
     assert without_addresses(configs["rayservice.yaml"]) == without_addresses(configs["gpu.yaml"])
+
+
+@pytest.mark.parametrize("file", ["raycluster.yaml", "rayservice.yaml"])
+def test_kubernetes_heads_are_what_start_up_accepts(file: str) -> None:
+    """A dashboard on every address is accepted where all of them are said to be private; tokens are on."""
+    spec = yaml.safe_load((KUBERAY / file).read_text())["spec"]
+    cluster = spec.get("rayClusterConfig", spec)
+    head = cluster["headGroupSpec"]
+    env = {each["name"]: each.get("value") for each in head["template"]["spec"]["containers"][0]["env"]}
+    everywhere = head["rayStartParams"]["dashboard-host"] == "0.0.0.0"
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert not everywhere or env["ONBRAND_PRIVATE_NETWORK"] == "true"
+
+
+def test_no_deployment_file_allows_an_open_ray() -> None:
+    files = [*CLUSTERS, *SERVE_FILES, *KUBERAY.glob("*.yaml"), ROOT / "deployments/docker/Dockerfile"]
+    for path in files:
+        text = path.read_text()
+        assert "ONBRAND_DEV" not in text, path
+        assert not re.search(r"^\s*dev:", text, re.MULTILINE), path
+        assert not re.search(r"RAY_AUTH_MODE[=:,]\s*(?!token)", text), path
 
 
 @pytest.mark.parametrize("file", ["raycluster.yaml", "rayservice.yaml"])

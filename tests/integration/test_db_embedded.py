@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from onbrand.config import Settings
 from onbrand.db import embedded
+from onbrand.db.session import Doors
 from onbrand.errors import ConfigurationError
 
 HOLDER = """
@@ -103,6 +104,28 @@ def test_after_a_hard_stop_of_everything_committed_rows_are_there(fresh: Setting
     with psycopg.connect(again.owner_url) as connection:
         assert connection.execute("select id from app.brands").fetchone() == ("acme",)
     again.stop()
+
+
+async def test_a_server_that_dies_is_started_again_and_open_pools_go_on(fresh: Settings):
+    running = embedded.start(fresh)
+    doors = await Doors.open(running.web_url, pool=(1, 2))
+    try:
+        async with doors.user_session(None) as session:
+            await session.one("select * from private.sign_up('ada@example.com', 'x')")
+        assert running.revive() is False
+        server = postmaster(fresh)
+        children = server.children()
+        server.kill()
+        psutil.wait_procs([server, *children], 10)
+        assert running.revive() is True
+        async with doors.user_session(None) as session:
+            assert (await session.one("select * from private.find_login('ada@example.com')"))["password_hash"] == "x"
+        assert running.revive() is False
+    finally:
+        await doors.close()
+        running.stop()
+    assert running.revive() is False
+    assert not (fresh.folder / "postgres" / "postmaster.pid").exists()
 
 
 def test_a_stale_process_id_of_another_program_is_no_obstacle(fresh: Settings):

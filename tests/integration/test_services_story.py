@@ -360,15 +360,6 @@ async def test_weights_that_changed_in_the_store_are_refused(story: Story):
             await models.read_weights(session, story.store, story.brand.id, model.id)
 
 
-async def test_a_download_is_in_the_brands_record(story: Story):
-    model = await story.model()
-    async with story.as_user() as session:
-        await models.record_download(session, model)
-    async with story.as_user(story.brand.admin) as session:
-        rows = await session.all("select actor, action from audit.events where brand_id = %s", [story.brand.id])
-    assert rows == [{"actor": story.brand.member.user_id, "action": "model.download"}]
-
-
 async def test_a_picture_belongs_to_the_member_who_asked(story: Story):
     image = await story.draw((await story.generate()).id)
     for person in (story.brand.member2, story.brand.admin):

@@ -4,53 +4,37 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
-from typing import cast
 
 import httpx
 import pytest
 
-from onbrand.config import Secrets, Settings
-from onbrand.errors import ConfigurationError, NotFound, TooLarge, Unauthenticated
+from onbrand.config import Settings
+from onbrand.errors import ConfigurationError, NotFound, TooLarge
 from onbrand.storage import layout
-from onbrand.storage.backends import FsspecBackend
 from onbrand.storage.layout import BUCKETS, Key
-from onbrand.storage.links import verify_link
+from onbrand.storage.links import Announced
 from onbrand.storage.store import BrandStore, ObjectStore
 from tests.s3.ceph import CephS3
+from tests.stores import SECRETS, Place, s3_settings
 
-SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64)
 LOGO = layout.training_image("acme", "logo", 1, "png")
 SECRET_LOGO = layout.training_image("globex", "logo", 1, "png")
 
 
-@pytest.fixture(scope="module", params=["local", "s3"])
-def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("data")
-    if request.param == "local":
-        return Settings(data_dir=folder)
-    return s3_settings(request.getfixturevalue("s3_server"), folder)
-
-
 @pytest.fixture(scope="module")
-def checked_store(settings: Settings) -> ObjectStore:
-    store = ObjectStore.from_settings(settings, SECRETS)
-    store.check()
-    return store
+def settings(place: Place) -> Settings:
+    return place.settings
 
 
 @pytest.fixture
-def store(checked_store: ObjectStore) -> Iterator[ObjectStore]:
+def store(place: Place) -> Iterator[ObjectStore]:
     """A store that is empty at a test's start."""
-    yield checked_store
-    backend = cast(FsspecBackend, checked_store.backend)
-    for bucket in BUCKETS:
-        for name in backend.names(bucket, ""):
-            backend.delete(bucket, name)
+    yield place.store
+    place.empty()
 
 
 @pytest.fixture
@@ -72,18 +56,6 @@ def globex(store: ObjectStore) -> Iterator[BrandStore]:
     assert globex.read(SECRET_LOGO) == b"globex's canary"
 
 
-def s3_settings(server: CephS3, folder: Path, **changes: object) -> Settings:
-    """A store of its own in the server: every test has buckets with its own prefix."""
-    given = {
-        "data_dir": folder,
-        "storage_url": f"s3://t{uuid.uuid4().hex[:12]}-",
-        "s3_endpoint": server.endpoint,
-        "s3_access_key": server.admin[0],
-        "s3_secret_key": server.admin[1],
-    }
-    return Settings(**{**given, **changes})
-
-
 def unchecked_key(bucket: str, name: str) -> Key:
     """A key that nobody checked: what a careless or hostile caller inside the process could make."""
     key = object.__new__(Key)
@@ -101,6 +73,8 @@ def attempts(brand: BrandStore, key: Key) -> list[Callable[[], object]]:
         lambda: brand.size(key),
         lambda: brand.delete(key),
         lambda: brand.link(key, 60),
+        lambda: brand.upload_link(key, Announced("image/png", 1), 60),
+        lambda: brand.receive(key),
     ]
 
 
@@ -223,6 +197,9 @@ def test_a_listing_shows_at_once_what_another_process_wrote(another_process: Obj
         "eu-west-1/globex/logo-001.png",
         ".drafts/0",
         ".probe",
+        "globex/incoming/1",
+        "acme/incoming/../../globex/incoming/1",
+        "acme/incoming//1",
     ],
 )
 def test_a_key_that_is_not_plainly_the_brands_own_is_not_found(acme: BrandStore, globex: BrandStore, name: str) -> None:
@@ -276,65 +253,6 @@ def test_readers_see_the_old_or_the_new_bytes_and_nothing_between(acme: BrandSto
     assert seen <= set(versions)
 
 
-def test_a_link_opens_its_object_for_a_stranger(acme: BrandStore) -> None:
-    acme.write(LOGO, b"for whoever holds the link", "image/png")
-    assert fetch(acme.link(LOGO, 60)) == b"for whoever holds the link"
-
-
-def test_a_link_opens_no_other_object(acme: BrandStore, globex: BrandStore) -> None:
-    acme.write(LOGO, b"x")
-    link = acme.link(LOGO, 60)
-    assert "acme/logo-001.png" in link
-    assert fetch(link.replace("acme/logo-001.png", "globex/logo-001.png")) is None
-
-
-def test_a_link_is_good_for_no_other_method(acme: BrandStore) -> None:
-    acme.write(LOGO, b"kept")
-    assert fetch(acme.link(LOGO, 60), "DELETE") is None
-    assert fetch(acme.link(LOGO, 60), "PUT") is None
-    assert acme.read(LOGO) == b"kept"
-
-
-def test_a_link_ends(acme: BrandStore) -> None:
-    acme.write(LOGO, b"x")
-    link = acme.link(LOGO, 1)
-    end = time.monotonic() + 10
-    while fetch(link) is not None:
-        assert time.monotonic() < end, "the link is still good long after its end"
-        time.sleep(0.1)
-
-
-def test_a_link_with_a_later_end_is_no_link(acme: BrandStore) -> None:
-    acme.write(LOGO, b"x")
-    url = httpx.URL(acme.link(LOGO, 60))
-    name = "expires" if "expires" in url.params else "X-Amz-Expires"
-    assert fetch(str(url.copy_set_param(name, str(int(url.params[name]) + 60)))) is None
-
-
-def test_a_link_with_another_signature_is_no_link(acme: BrandStore) -> None:
-    acme.write(LOGO, b"x")
-    url = httpx.URL(acme.link(LOGO, 60))
-    name = "signature" if "signature" in url.params else "X-Amz-Signature"
-    signature = url.params[name]
-    forged = ("0" if signature[0] != "0" else "1") + signature[1:]
-    assert fetch(str(url.copy_set_param(name, forged))) is None
-
-
-def fetch(link: str, method: str = "GET") -> bytes | None:
-    """What a stranger gets for a link: from S3 itself, or by the rules of `verify_link`, which our files route uses."""
-    url = httpx.URL(link)
-    if not url.path.startswith("/v1/files/"):
-        answer = httpx.request(method, link, timeout=10)
-        assert answer.status_code in (200, 403), answer.status_code
-        return answer.content if answer.status_code == 200 else None
-    _, _, _, bucket, name = url.path.split("/", 4)
-    try:
-        key = verify_link(bucket, name, method, url.params["expires"], url.params["signature"], SECRETS.links)
-    except Unauthenticated:
-        return None
-    return b"for whoever holds the link" if key == LOGO else b"another object"
-
-
 # What only one of the two can do wrong.
 
 
@@ -344,15 +262,6 @@ def test_s3_keeps_the_content_type(s3_server: CephS3, tmp_path: Path) -> None:
     store.brand("acme").write(LOGO, b"x", "image/png")
     answer = httpx.get(store.brand("acme").link(LOGO, 60))
     assert answer.headers["content-type"] == "image/png"
-    assert answer.headers["content-disposition"] == 'inline; filename="logo-001.png"'
-
-
-def test_s3_gives_nothing_without_a_link(s3_server: CephS3, tmp_path: Path) -> None:
-    store = ObjectStore.from_settings(s3_settings(s3_server, tmp_path), SECRETS)
-    store.check()
-    store.brand("acme").write(LOGO, b"x")
-    bare = store.brand("acme").link(LOGO, 60).split("?")[0]
-    assert httpx.get(bare).status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from onbrand.brand import Ticket
-from onbrand.config import Settings
+from onbrand.config import Limits, Settings
 from onbrand.errors import TicketRefused, Unavailable
-from onbrand.services import assets, jobs, training
+from onbrand.families.spec import with_family_defaults
+from onbrand.services import assets, brands, images, jobs, training
 from onbrand.training.dispatcher import MAX_ATTEMPTS, Dispatcher
 from onbrand.training.providers.provider import ProviderStatus
 from onbrand.training.tickets import read_ticket
@@ -25,6 +26,7 @@ class Memory:
     statuses: dict[str, ProviderStatus] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     away: bool = False
+    stubborn: bool = False
 
     def submit(self, ticket: Ticket, attempt: int) -> str:
         if self.away:
@@ -37,6 +39,8 @@ class Memory:
         return self.statuses.get(provider_job_id, "lost")
 
     def stop(self, provider_job_id: str) -> None:
+        if self.stubborn:
+            raise Unavailable("away")
         self.stopped.append(provider_job_id)
 
 
@@ -177,3 +181,73 @@ async def test_a_job_for_a_provider_that_is_not_here_is_refused_by_name(settings
     job = await row(brand, job_id)
     assert job.status == "failed"
     assert "'ray'" in job.error["message"]
+
+
+async def remove(doors, brand, person) -> None:
+    async with doors.user_session(brand.admin.scope) as session:
+        await brands.remove_member(session, brand.id, person.user_id)
+
+
+async def test_a_removed_members_job_is_stopped_and_failed_and_an_admin_can_retry_it(
+    dispatcher, create, ray, doors, settings_here
+):
+    brand, job_id = await create()
+    await dispatcher.tick()
+    async with doors.system_session(brand.ticket(job_id)) as session:
+        await training.report(session, brand.ticket(job_id), 40, {"step": 4})
+    await remove(doors, brand, brand.member)
+    await dispatcher.tick()
+    await dispatcher.tick()
+    async with doors.user_session(brand.admin.scope) as session:
+        job = await jobs.get_job(session, brand.id, job_id)
+        [*_, last] = await jobs.events(session, brand.id, job_id)
+        again = await jobs.retry(session, brand.id, brand.admin.user_id, job_id)
+    assert (job.status, job.error["code"]) == ("failed", "member_removed")
+    assert (last.kind, last.data["status"]) == ("status", "failed")
+    assert ray.stopped == [f"{job_id}-1"]
+    with pytest.raises(TicketRefused):
+        read_ticket(settings_here, brand.id, job_id)
+    await dispatcher.tick()
+    assert f"{again.id}-1" in ray.statuses
+    ticket = brand.ticket(again.id, on_behalf_of=brand.admin.user_id)
+    async with doors.system_session(ticket) as session:
+        assert (await training.spec_for_worker(session, ticket)).user_id == brand.admin.user_id
+
+
+async def test_a_removed_members_job_that_waits_never_starts(dispatcher, create, ray, doors):
+    brand, job_id = await create()
+    await remove(doors, brand, brand.member)
+    await dispatcher.tick()
+    async with doors.user_session(brand.admin.scope) as session:
+        assert (await jobs.get_job(session, brand.id, job_id)).error["code"] == "member_removed"
+    assert ray.statuses == {}
+
+
+async def test_a_removed_members_generation_is_ended(dispatcher, doors, make_brand):
+    brand = await make_brand("drawn")
+    new = images.NewGeneration(prompt="a picture", model_type="sd15")
+    bases = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
+    async with doors.user_session(brand.member.scope) as session:
+        made = await images.create_generation(session, brand.id, brand.member.user_id, new, bases, Limits())
+    await remove(doors, brand, brand.member)
+    await dispatcher.tick()
+    async with doors.user_session(brand.admin.scope) as session:
+        ended = await images.get_generation(session, brand.id, made.id)
+    assert (ended.status, ended.error["code"]) == ("failed", "member_removed")
+
+
+async def test_the_jobs_of_those_who_stay_go_on(dispatcher, create, row, doors):
+    brand, job_id = await create()
+    await remove(doors, brand, brand.member2)
+    await dispatcher.tick()
+    assert (await row(brand, job_id)).provider_job_id == f"{job_id}-1"
+
+
+async def test_a_provider_that_does_not_stop_a_job_keeps_nothing_from_ending(dispatcher, create, ray, doors):
+    brand, job_id = await create()
+    await dispatcher.tick()
+    ray.stubborn = True
+    await remove(doors, brand, brand.member)
+    await dispatcher.tick()
+    async with doors.user_session(brand.admin.scope) as session:
+        assert (await jobs.get_job(session, brand.id, job_id)).status == "failed"

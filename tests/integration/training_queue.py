@@ -8,6 +8,7 @@ from onbrand.services import training
 async def fail_all_open_jobs(doors: Doors) -> None:
     """End every pending or training job of the test database."""
     async with doors.dispatch_session() as session:
+        await training.end_orphaned(session)
         left = [entry for entry in await training.queue(session) if entry.kind == "training"]
     for entry in left:
         ticket = Ticket.issue(entry.brand_id, entry.job_id, entry.user_id, "training", 60)

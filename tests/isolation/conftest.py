@@ -12,12 +12,44 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
+from onbrand.brand import KEY_SCOPES
 from onbrand.config import Limits
+from onbrand.db.session import Doors
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, generation, idempotency, images, jobs, models, training
+from onbrand.services import (
+    assets,
+    brands,
+    documents,
+    generation,
+    idempotency,
+    images,
+    invitations,
+    jobs,
+    keys,
+    training,
+    uploads,
+)
+from onbrand.storage.findings import CleanDocument
+from tests.conftest import BrandOfPeople
+from tests.isolation.tally import TALLY, Tally
 from tests.small_adapter import FACTS, safetensors
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TALLY] = Tally()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[TALLY].num_checks:
+        terminalreporter.write_line(str(config.stash[TALLY]))
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Where checks of the matrix are counted."""
+    return pytestconfig.stash[TALLY]
 
 
 @dataclass(frozen=True)
@@ -58,6 +90,18 @@ class Tries:
             return "refused"
 
 
+async def _keys(doors: Doors, acme: BrandOfPeople, globex: BrandOfPeople) -> dict[str, keys.ApiKey]:
+    """By persona: ACME's with one scope, ACME's with every other, GLOBEX's with all; their admins made them."""
+    async with doors.user_session(globex.admin.scope) as session:
+        made: dict[str, keys.ApiKey] = {"other_key": await keys.create_key(session, globex.id, "other", KEY_SCOPES)}
+    async with doors.user_session(acme.admin.scope) as session:
+        for scope in KEY_SCOPES:
+            others = [each for each in KEY_SCOPES if each != scope]
+            made[f"key:{scope}"] = await keys.create_key(session, acme.id, "a key", [scope])
+            made[f"key_without:{scope}"] = await keys.create_key(session, acme.id, "a key", others)
+    return made
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(doors, store, make_brand, make_user, pictures) -> World:
     """Made once, through the services."""
@@ -69,6 +113,9 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
         await brands.add_member(session, acme.id, removed.email, "admin")
     async with doors.user_session(acme.admin.scope) as session:
         await brands.remove_member(session, acme.id, removed.user_id)
+    async with doors.user_session(acme.admin.scope) as session:
+        invitation = await invitations.invite(session, acme.id, "invited@example.com", "member")
+    made = await _keys(doors, acme, globex)
     async with doors.user_session(member.scope) as session:
         files = [assets.Upload(f"{seed}.png", pictures(seed), object="logo") for seed in (1, 2, 3)]
         asset, other_asset, free = await assets.upload(session, bytes_of, acme.id, member.user_id, files, Limits())
@@ -97,7 +144,22 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
             await images.create_generation(session, acme.id, member.user_id, each, RECOMMENDED, Limits())
             for each in (new, other)
         ]
-        await models.record_download(session, model)
+        await brands.record(session, acme.id, "model.download", {"model_id": model.id})
+        announced = uploads.NewUpload(kind="image", filename="a.png", content_type="image/png", bytes=9)
+        text = CleanDocument(b"x", "text/markdown; charset=utf-8", "md", None, "0" * 64)
+        checked = documents.Checked("voice", "Voice", text)
+        document = await documents.store_checked(session, bytes_of, acme.id, member.user_id, checked)
+        upload, ended_upload = [
+            (await uploads.create_upload(session, bytes_of, acme.id, member.user_id, announced, Limits(), 60))[0]
+            for _ in range(2)
+        ]
+        await session.run(
+            "update app.uploads set status = 'completed', ended_at = clock_timestamp() where id = %s", [ended_upload.id]
+        )
+        await session.run(
+            "insert into app.upload_objects (brand_id, upload_id, bucket_id, object_name) values (%s, %s, %s, %s)",
+            [acme.id, ended_upload.id, asset.key.bucket, asset.object_name],
+        )
     drawing = acme.ticket(drawn.id, "generation")
     async with doors.system_session(drawing) as session:
         await generation.start_generation(session, drawing)
@@ -109,10 +171,16 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
         "newcomer": newcomer.user_id, "member_email": member.email, "asset_name": asset.object_name,
         "free_asset_name": free.object_name, "model_name": model.object_name, "image_name": image.object_name,
         "other_member": globex.member.user_id, "other_admin": globex.admin.user_id,
+        "document": document.id, "document_name": document.object_name,
+        "upload": upload.id, "ended_upload": ended_upload.id,
+        "key": made["key:manage"].id, "invitation": invitation.id,
     }  # fmt: skip
 
-    def user(user_id: str, **more: str) -> tuple[str, str, dict[str, str]]:
+    def user(user_id: str, **more: Any) -> tuple[str, str, dict[str, Any]]:
         return "web", "authenticated", {"sub": user_id, **more}
+
+    def key(made: keys.ApiKey) -> tuple[str, str, dict[str, Any]]:
+        return user(made.user_id, brand_id=made.brand_id, key_id=made.id, scopes=list(made.scopes))
 
     def ticket(job_id: str, kind: str = "training", brand: str = acme.id, who: str = member.user_id) -> Any:
         claims = {"brand_id": brand, "job_id": job_id, "kind": kind, "on_behalf_of": who}
@@ -126,6 +194,7 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
         "other_member": user(globex.member.user_id),
         "other_admin": user(globex.admin.user_id),
         "bound": user(member.user_id, brand_id=globex.id),
+        **{name: key(each) for name, each in made.items()},
         "anonymous": ("web", "anon", {}),
         "no_claims": ("web", "authenticated", {}),
         "no_role": ("web", None, {}),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
-from onbrand.storage.layout import Key
+from onbrand.storage.layout import Key, incoming_file
 from onbrand.storage.links import sign_link
 from tests.conftest import MakeBrand, MakeUser
 from tests.ingress import Platform
@@ -69,7 +70,7 @@ async def test_any_change_to_a_link_is_refused(nobody: httpx.AsyncClient, world:
     assert len({answer.json()["detail"] for answer in answers.values()}) == 1
 
 
-@pytest.mark.parametrize(("method", "status"), [("HEAD", 401), ("DELETE", 405), ("PUT", 405), ("POST", 405)])
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 401), ("DELETE", 405), ("PUT", 401), ("POST", 405)])
 async def test_a_link_to_get_does_nothing_else(nobody: httpx.AsyncClient, link: str, method: str, status: int) -> None:
     assert (await nobody.request(method, link)).status_code == status
 
@@ -96,6 +97,55 @@ async def test_a_good_link_to_what_is_gone_is_404(nobody: httpx.AsyncClient, wor
     key = Key("training-data", f"{world.acme.id}/logo-999.png")
     answer = await nobody.get(sign_link(key, "GET", 60, platform.secrets.links, platform.url))
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_what_was_sent_is_not_served_even_by_a_good_link(nobody: httpx.AsyncClient, world: World) -> None:
+    platform = world.platform
+    key = incoming_file("training-data", world.acme.id, world.things["upload"])
+    assert platform.store.brand(world.acme.id).exists(key)
+    answer = await nobody.get(sign_link(key, "GET", 60, platform.secrets.links, platform.url))
+    assert answer.status_code == 404
+
+
+LOOKS = {
+    "assets/{asset}/content": ("asset.link", "asset_id", "asset"),
+    "images/{image}/content": ("image.link", "image_id", "image"),
+    "models/{model}/download": ("model.download", "model_id", "model"),
+    "training-jobs/{job}": ("job.link", "job_id", "job"),
+}
+
+
+@pytest.mark.parametrize("path", LOOKS)
+async def test_each_link_that_is_made_is_one_line_of_the_record(world: World, path: str) -> None:
+    action, name, thing = LOOKS[path]
+    if thing == "job":
+        ticket = world.acme.ticket(world.things["job"])
+        async with world.platform.system(ticket) as worker:
+            await worker.report(progress=1)
+            await worker.add_sample(1, 0, world.picture(), "image/png")
+    before = await lines(world)
+    async with world.client("member2") as client:
+        answer = await client.get(f"/v1/brands/{world.acme.id}/{path.format(**world.things)}")
+    assert answer.status_code == 200, answer.text
+    (line,) = (await lines(world))[len(before) :]
+    assert line["action"] == action
+    assert line["detail"] == {name: world.things[thing], "num_links": 1}
+    assert line["user_id"] == world.acme.member2.user_id
+
+
+async def test_a_link_that_is_refused_is_no_line(world: World) -> None:
+    before = await lines(world)
+    for persona in ("removed", "other_admin", "anonymous"):
+        async with world.client(persona) as client:
+            await client.get(f"/v1/brands/{world.acme.id}/models/{world.things['model']}/download")
+    assert await lines(world) == before
+
+
+async def lines(world: World) -> list[dict[str, Any]]:
+    """ACME's record."""
+    async with world.platform.doors.user_session(world.acme.admin.scope) as session:
+        query = "select user_id, action, detail from audit.events where brand_id = %s order by seq"
+        return await session.all(query, [world.acme.id])
 
 
 async def test_weights_are_saved_and_never_shown(nobody: httpx.AsyncClient, world: World) -> None:

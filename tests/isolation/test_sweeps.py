@@ -34,8 +34,8 @@ SWEEPS = {
         where n.nspname in {OURS} and c.relkind in ('r', 'p') and not exists (
           select 1 from pg_policy p where p.polrelid = c.oid and not p.polpermissive and p.polcmd = '*'
             and p.polroles = array['brand_system'::regrole::oid]
-            and pg_get_expr(p.polqual, c.oid) ~ 'brand_id = \\( SELECT private.ctx\\(''brand_id'''
-            and pg_get_expr(p.polwithcheck, c.oid) ~ 'brand_id = \\( SELECT private.ctx\\(''brand_id''')""",
+            and pg_get_expr(p.polqual, c.oid) ~ 'brand_id = \\( SELECT private.ticket_brand\\('
+            and pg_get_expr(p.polwithcheck, c.oid) ~ 'brand_id = \\( SELECT private.ticket_brand\\(')""",
     "only brandless rows pass the users' wall besides": """
         select p.polrelid::regclass::text from pg_policy p
         where p.polname = 'wall_user' and p.polrelid <> 'app.idempotency_keys'::regclass
@@ -67,6 +67,20 @@ SWEEPS = {
         select f.oid::regprocedure::text from pg_proc f join pg_namespace n on n.oid = f.pronamespace
         where n.nspname in {OURS} and f.prosecdef
           and not coalesce(f.proconfig, '{{}}') @> array['search_path=""']""",
+    "a definer function belongs to a role that cannot log in and owns no brand's table": f"""
+        select f.oid::regprocedure::text from pg_proc f join pg_namespace n on n.oid = f.pronamespace
+        where n.nspname in {OURS} and f.prosecdef
+          and f.proowner::regrole::text not in ('onbrand_definer', 'onbrand_identity')""",
+    "the helpers' owner reads ids, states and memberships, and no word that people wrote": f"""
+        select c.oid::regclass::text || '.' || a.attname from pg_class c
+        join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
+        where n.nspname in {OURS} and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped
+          and has_column_privilege('onbrand_definer', c.oid, a.attnum, 'select')
+          and (a.attname in ('name', 'caption', 'prompt', 'negative_prompt', 'training_config', 'trigger_word', 'title',
+              'filename', 'metadata', 'object_name', 'password_hash', 'data', 'receipt', 'body')
+            or c.oid::regclass::text in ('app.models', 'app.generated_images', 'app.brand_assets', 'storage.objects',
+              'app.documents', 'app.asset_captions', 'identity.users'))
+          and c.oid::regclass::text || '.' || a.attname not in ('app.api_keys.name')""",
     "a function is not PUBLIC's to call": f"""
         select f.oid::regprocedure::text from pg_proc f join pg_namespace n on n.oid = f.pronamespace
         where n.nspname in {OURS} and exists (
@@ -134,6 +148,10 @@ PLANT = {
     "a unique constraint of a brand's things begins with brand_id, or is an id that nobody chooses": "create unique"
     " index loose on app.brand_assets (created_at)",
     "a definer function closes its search_path": "alter function private.my_brands() reset search_path",
+    "a definer function belongs to a role that cannot log in and owns no brand's table": "create function app.loose()"
+    " returns int language sql security definer set search_path = '' as 'select 1'",
+    "the helpers' owner reads ids, states and memberships, and no word that people wrote": "grant select (prompt) on"
+    " app.generations to onbrand_definer",
     "a function is not PUBLIC's to call": "grant execute on function private.queue() to public",
     "a view asks as its reader": "create view app.everything as select * from app.models",
     "no table is PUBLIC's": "grant select on app.models to public",

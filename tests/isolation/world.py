@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,18 @@ import psycopg
 
 from onbrand.brand import Ticket, TicketKind
 from onbrand.services import brands, generation, images, training
-from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, Person
+from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person
 from tests.ingress import Platform, upload, weights
 
 Draw = Callable[..., bytes]
 _seeds = itertools.count(10_000)
-_TABLES = (
-    "app.brands where id", "app.brand_users where brand_id", "app.brand_assets where brand_id",
-    "app.asset_captions where brand_id", "app.lora_training_jobs where brand_id", "app.job_assets where brand_id",
-    "app.job_events where brand_id", "app.models where brand_id", "app.generations where brand_id",
-    "app.generated_images where brand_id", "storage.objects where brand_id", "audit.events where brand_id",
-)  # fmt: skip
+KEY_SCOPES = ("read", "upload", "train", "generate", "manage")
+_BRAND_TABLES = """
+select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid and a.attname = 'brand_id' and not a.attisdropped
+where n.nspname in ('app', 'storage', 'audit') and c.relkind in ('r', 'p') order by 1"""
+_USED_BY_LOOKING = ("last_used_at",)
+"""Columns that a refused call may change: when a key was last tried is worth knowing."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,24 @@ class World:
     things: dict[str, str]
     draw: Draw
 
-    def client(self, persona: str) -> httpx.AsyncClient:
-        """An HTTP client for a persona of the matrix."""
+    @asynccontextmanager
+    async def client(self, persona: str, needs: str = "read") -> AsyncIterator[httpx.AsyncClient]:
+        """An HTTP client for a persona of the matrix.
+
+        Args:
+            needs: the scope that the row's call needs of a key; `key` has it alone, `key_without` has all but it.
+        """
+        async with self._nobody_yet(persona) as client:
+            if persona == "cookie":
+                await _log_in(client, self.acme.member)
+            elif persona == "ticket":
+                ticket = self.acme.ticket(self.things["job"]).sign(self.platform.secrets.tickets)
+                client.headers["authorization"] = f"Bearer {ticket}"
+            elif persona in ("key", "key_without", "other_key"):
+                client.headers["authorization"] = f"Bearer {await self._key(persona, needs)}"
+            yield client
+
+    def _nobody_yet(self, persona: str) -> httpx.AsyncClient:
         people: dict[str, tuple[Person | None, str | None]] = {
             "member": (self.acme.member, None),
             "member2": (self.acme.member2, None),
@@ -47,9 +65,22 @@ class World:
             "other_member": (self.globex.member, None),
             "other_admin": (self.globex.admin, None),
             "bound": (self.acme.member, self.globex.id),
-            "anonymous": (None, None),
         }
-        return self.platform.client(*people[persona])
+        return self.platform.client(*people.get(persona, (None, None)))
+
+    async def _key(self, persona: str, needs: str) -> str:
+        """A key that an admin makes: ACME's with one scope, ACME's with every other, GLOBEX's with all."""
+        brand = self.globex if persona == "other_key" else self.acme
+        scopes = {
+            "key": [needs],
+            "key_without": [scope for scope in KEY_SCOPES if scope != needs],
+            "other_key": list(KEY_SCOPES),
+        }[persona]
+        async with self.platform.client(brand.admin) as admin:
+            body = {"name": f"{persona} {needs}", "scopes": scopes}
+            answer = await admin.post(f"/v1/brands/{brand.id}/keys", json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
 
     def worker(self, persona: str, kind: TicketKind, has_thing: bool) -> httpx.AsyncClient:
         """A client of the internal routes with a persona's ticket for this world's job or generation.
@@ -81,11 +112,23 @@ class World:
         return self.draw(next(_seeds))
 
     def rows(self, owner: psycopg.Connection) -> str:
-        """A digest of every row of ACME."""
+        """A digest of every row of ACME, in whatever tables there are."""
         owner.rollback()  # a new transaction sees what others have committed
-        parts = [f"select t::text as line from (select * from {table} = %(brand)s) t" for table in _TABLES]
-        digest = f"select md5(string_agg(line, '|' order by line)) from ({' union all '.join(parts)}) lines"
-        return str(owner.execute(digest, {"brand": self.acme.id}).fetchone())
+        tables = [table for (table,) in owner.execute(_BRAND_TABLES)]
+        parts = [f"select to_jsonb(t) as line from {table} t where brand_id = %(brand)s" for table in tables]
+        parts.append("select to_jsonb(t) from app.brands t where id = %(brand)s")
+        digest = (
+            "select md5(string_agg((line - %(but)s::text[])::text, '|' order by line::text))"
+            f" from ({' union all '.join(parts)}) lines"
+        )
+        return str(owner.execute(digest, {"brand": self.acme.id, "but": list(_USED_BY_LOOKING)}).fetchone())
+
+
+async def _log_in(client: httpx.AsyncClient, person: Person) -> None:
+    """A session by cookie, as our own pages have; only the token that must go with a change is never sent."""
+    client.headers["origin"] = str(client.base_url).rstrip("/")
+    answer = await client.post("/v1/session", json={"email": person.email, "password": PASSWORD})
+    assert answer.is_success, answer.text
 
 
 async def build(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, draw: Draw) -> World:
@@ -111,10 +154,15 @@ async def _make_things(world: World) -> None:
         other = await upload(client, acme.id, world.picture())
         job, ended, trained = [await _job(client, acme.id, asset["id"]) for _ in range(3)]
         other_job = await _job(client, acme.id, other["id"])
+        upload_id = await _sent(client, acme.id, world.picture())
+        document_id = await _document(client, acme.id)
     model_id = await _train(world, ended, trained)
     going, image_id = await _draw(world, num_images=2, fails=False)
     gone, _ = await _draw(world, num_images=1, fails=True)
+    key, invitation = await _credentials(world, email)
     world.things.update(
+        key=key,
+        invitation=invitation,
         brand=acme.id,
         asset=asset["id"],
         job=job,
@@ -124,9 +172,25 @@ async def _make_things(world: World) -> None:
         generation=going,
         ended_generation=gone,
         image=image_id,
+        upload=upload_id,
+        document=document_id,
         member2=acme.member2.user_id,
         newcomer_email=email,
     )
+
+
+async def _credentials(world: World, invited: str) -> tuple[str, str]:
+    """Ids of a key and of an open invitation; both are admin's."""
+    async with world.client("admin") as client:
+        made = [
+            await client.post(f"/v1/brands/{world.acme.id}/{what}", json=body)
+            for what, body in (
+                ("keys", {"name": "canary-key", "scopes": ["read"]}),
+                ("invitations", {"email": f"canary-{invited}", "role": "member"}),
+            )
+        ]
+    assert [answer.status_code for answer in made] == [201, 201], made
+    return made[0].json()["id"], made[1].json()["id"]
 
 
 async def _job(client: httpx.AsyncClient, brand_id: str, asset_id: str) -> str:
@@ -141,6 +205,24 @@ async def _job(client: httpx.AsyncClient, brand_id: str, asset_id: str) -> str:
     return str(answer.json()["id"])
 
 
+async def _sent(client: httpx.AsyncClient, brand_id: str, picture: bytes) -> str:
+    """An upload that was announced and sent, but not completed."""
+    body = {"kind": "image", "filename": "canary-file.png", "content_type": "image/png", "bytes": len(picture)}
+    answer = await client.post(f"/v1/brands/{brand_id}/uploads", json=body | {"caption": "canary-caption"})
+    assert answer.status_code == 201, answer.text
+    how = answer.json()["send"]
+    sent = await client.put(how["url"], content=picture, headers=how["headers"])
+    assert sent.status_code == 204, sent.text
+    return str(answer.json()["id"])
+
+
+async def _document(client: httpx.AsyncClient, brand_id: str) -> str:
+    file = ("canary-voice.md", b"# canary-document\n", "text/markdown")
+    answer = await client.post(f"/v1/brands/{brand_id}/documents", files={"file": file})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
 async def _train(world: World, ended: str, trained: str) -> str:
     doors, acme = world.platform.doors, world.acme
     ticket = acme.ticket(ended)
@@ -150,8 +232,8 @@ async def _train(world: World, ended: str, trained: str) -> str:
     ticket = acme.ticket(trained)
     async with doors.system_session(ticket) as session:
         facts = {"rank": 4, "trigger_word": "canary-word", "base_revision": "r"}
-        store = world.platform.store.brand(acme.id)
-        return (await training.publish(session, store, ticket, weights(acme.id), facts)).id
+        store, checker = world.platform.store.brand(acme.id), world.platform.system_app.state.checker
+        return (await training.publish(session, store, ticket, weights(acme.id), facts, checker)).id
 
 
 async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
@@ -177,6 +259,9 @@ async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
 
 async def add_image(world: World, session: Any, ticket: Ticket, index: int) -> str:
     """A stored picture of the ticket's generation."""
-    store = world.platform.store.brand(world.acme.id)
-    made = await generation.add_image(session, store, ticket, index, index, world.picture(), "image/png", 64, 64)
+    store, checker = world.platform.store.brand(world.acme.id), world.platform.system_app.state.checker
+    picture = world.picture()
+    made = await generation.add_image(
+        session, store, ticket, index, index, picture, "image/png", 64, 64, checker=checker
+    )
     return made.id

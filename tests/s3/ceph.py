@@ -19,6 +19,8 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
+import botocore.session
+
 HERE = Path(__file__).parent
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
@@ -80,6 +82,23 @@ class CephS3:
         words += [] if may_make_buckets else ["--max-buckets=-1"]
         self._run("radosgw-admin", *words)
         return access_key, secret_key
+
+    def role(self, name: str, may_assume: str, actions: list[str], denies_itself: bool = True) -> str:
+        """Make a role with these rights on everything, which the user `may_assume` may take up; its ARN.
+
+        The gateway takes a session of a role for the user who took it up, too: without a denial it may do so again.
+        """
+        iam = botocore.session.Session().create_client(
+            "iam", "us-east-1", endpoint_url=self.endpoint,
+            aws_access_key_id=self.admin[0], aws_secret_access_key=self.admin[1],
+        )  # fmt: skip
+        may = {"Effect": "Allow", "Principal": {"AWS": [f"arn:aws:iam:::user/{may_assume}"]}}
+        never = {"Effect": "Deny", "Principal": {"AWS": [f"arn:aws:iam:::role/{name}"]}}
+        trust = [{**who, "Action": ["sts:AssumeRole"]} for who in ((may, never) if denies_itself else (may,))]
+        what = {"Effect": "Allow", "Action": actions, "Resource": "arn:aws:s3:::*"}
+        made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(*trust))
+        iam.put_role_policy(RoleName=name, PolicyName="rights", PolicyDocument=_policy(what))
+        return str(made["Role"]["Arn"])
 
     def stop(self) -> None:
         """End what was started; all of it is in memory, so nothing is worth a gentle end."""
@@ -174,6 +193,11 @@ class CephS3:
 
     def _last_words(self) -> str:
         return json.dumps({log.stem: log.read_text()[-300:] for log in self.folder.glob("*.out")})
+
+
+def _policy(*statements: dict[str, object]) -> str:
+    """The gateway takes JSON without spaces only."""
+    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)}, separators=(",", ":"))
 
 
 def _fast_folder() -> str | None:

@@ -31,7 +31,25 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 
-@pytest.mark.parametrize("command", ["", "up", "demo", "train", "generate", "brand", "asset", "job", "model", "image"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "up",
+        "demo",
+        "train",
+        "generate",
+        "brand",
+        "asset",
+        "upload",
+        "job",
+        "model",
+        "image",
+        "audit",
+        "key",
+        "invitation",
+    ],
+)
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from onbrand.config import Limits, Settings
-from onbrand.db.logins import DatabaseUrls
 from onbrand.errors import BaseModelRefused, ConfigurationError
+from onbrand.logins import SECRET_SETTINGS
 from onbrand.rayhead import free_ports
-from onbrand.runtime import Platform, environment, locked, must_be_bases, must_be_free
+from onbrand.runtime import REVIVALS, Platform, environment, locked, must_be_bases, must_be_free
 
 
 def test_a_port_in_use_is_refused_with_the_remedy() -> None:
@@ -55,6 +55,34 @@ def test_port_zero_becomes_a_free_one() -> None:
     assert Platform(Settings(port=0)).settings.port > 0
 
 
+class Dying:
+    """A database that has ended whenever it is looked at."""
+
+    def revive(self) -> bool:
+        return True
+
+
+def test_a_database_that_ends_again_and_again_ends_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    platform = Platform(Settings(), tell=told.append)
+    platform.tend()
+    assert told == []
+    monkeypatch.setattr(platform, "_embedded", Dying())
+    for _ in range(REVIVALS):
+        platform.tend()
+    assert len(told) == REVIVALS
+    with pytest.raises(ConfigurationError, match="again and again"):
+        platform.tend()
+
+
+def test_a_database_may_end_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = Platform(Settings())
+    monkeypatch.setattr(platform, "_embedded", Dying())
+    monkeypatch.setattr("onbrand.runtime.REVIVAL_SECONDS", -1.0)
+    for _ in range(3 * REVIVALS):
+        platform.tend()
+
+
 def test_settings_reach_other_processes_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
         data_dir=tmp_path, port=8123, families=("flux",), bases={"flux": "/base"}, limits=Limits(upload_files=3)
@@ -64,9 +92,7 @@ def test_settings_reach_other_processes_unchanged(tmp_path: Path, monkeypatch: p
     assert Settings() == settings
 
 
-def test_the_owners_login_never_reaches_other_processes(tmp_path: Path) -> None:
-    urls = DatabaseUrls("owner-dsn", "web-dsn", "system-dsn")
-    external = environment(Settings(data_dir=tmp_path, database_url="owner-dsn"), urls)
-    assert "owner-dsn" not in json.dumps(external)
-    assert external["ONBRAND_WEB_DATABASE_URL"] == "web-dsn"
-    assert "dsn" not in json.dumps(environment(Settings(data_dir=tmp_path), urls))
+def test_no_login_and_no_key_reaches_all_processes(tmp_path: Path) -> None:
+    told = environment(Settings(data_dir=tmp_path, **{name: f"secret-{name}" for name in SECRET_SETTINGS}))
+    assert "secret" not in json.dumps(told)
+    assert told["ONBRAND_DATA_DIR"] == str(tmp_path)

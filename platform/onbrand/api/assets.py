@@ -1,4 +1,4 @@
-"""Training pictures: upload with captions, list, look at, recaption, delete."""
+"""Training pictures: upload (zip archives too) with captions, list, look at, recaption, delete."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 
-from onbrand.api.caller import Admin, AppParts, Member, TokenHolder
+from onbrand.api.caller import Admin, AppParts, Member, TokenHolder, Uploader, UploaderAccess
+from onbrand.api.checking import FileChecker
 from onbrand.api.files import Link, link_to
+from onbrand.api.forms import file_of, must_have_only, read_form, too_many_files
 from onbrand.api.input import Input, must_be_storable
 from onbrand.api.lists import Listed, Paging, all_of, listed
 from onbrand.api.once import OnlyOnce
-from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.config import Limits
+from onbrand.errors import InvalidInput
 from onbrand.services import assets
+from onbrand.storage.findings import is_zip
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"])
 
@@ -27,8 +30,6 @@ REQUEST_BYTES = 256 * 2**20
 """One upload request at most; files on their way lie in temporary files, not in memory."""
 
 _FIELDS = frozenset({"files", "files[]", "captions", "object", "metadata"})
-_FORM_FIELDS_MAX = 200
-_FIELD_BYTES_MAX = 2**18
 _UPLOAD_SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -38,7 +39,11 @@ _UPLOAD_SCHEMA: dict[str, Any] = {
                     "type": "object",
                     "required": ["files"],
                     "properties": {
-                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "files": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "Pictures, or zip archives of them; `a.txt` is the caption of `a.png`.",
+                        },
                         "captions": {
                             "type": "string",
                             "description": "A JSON list, one caption (or null) per file; or the field repeated.",
@@ -58,38 +63,30 @@ class NewCaption(Input):
 
 
 async def _form(request: Request, holder: TokenHolder, parts: AppParts) -> AsyncIterator[FormData]:
-    """The whole form, read before a transaction begins, and only for those who hold a token."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise UnsupportedMedia("send the files as multipart/form-data, in the field 'files'", param="files")
-    limits = parts.settings.limits
-    try:
-        form = await request.form(
-            max_files=limits.upload_files, max_fields=_FORM_FIELDS_MAX, max_part_size=_FIELD_BYTES_MAX
-        )
-    except HTTPException as problem:
-        if "Too many files" in str(problem.detail):
-            raise _too_many(limits.upload_files) from None
-        raise
-    try:
+    async with read_form(request, parts.settings.limits.upload_files, "files") as form:
         yield form
-    finally:
-        await form.close()
 
 
 UploadForm = Annotated[FormData, Depends(_form)]
 
 
 @router.post("", status_code=201, response_model=Listed, openapi_extra=_UPLOAD_SCHEMA)
-async def upload(form: UploadForm, caller: Member, once: OnlyOnce) -> JSONResponse:
-    """Upload pictures (PNG, JPEG, WEBP), all or none."""
-    limits = caller.parts.settings.limits
-    uploads = await _uploads(form, limits.upload_files, limits.upload_bytes)
+async def upload(
+    form: UploadForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
+) -> JSONResponse:
+    """Upload pictures (PNG, JPEG, WEBP), or zip archives of pictures and their captions; all or none."""
+    async with access.open():
+        pass  # whoever may not upload here is told before their files are read
+    limits = parts.settings.limits
+    checked = await assets.check(checker, await _uploads(form, limits), limits)
+    async with access.open() as caller:
 
-    async def store() -> dict[str, Any]:
-        made = await assets.upload(caller.session, caller.store, caller.brand_id, caller.user_id, uploads, limits)
-        return all_of(made)
+        async def store() -> dict[str, Any]:
+            return all_of(
+                await assets.store_checked(caller.session, caller.store, caller.brand_id, caller.user_id, checked)
+            )
 
-    return await once.answer(caller, 201, store)
+        return await once.answer(caller, 201, store)
 
 
 @router.get("", response_model=Listed)
@@ -108,11 +105,11 @@ async def get_asset(asset_id: UUID, caller: Member) -> assets.Asset:
 async def link_asset(asset_id: UUID, caller: Member) -> Link:
     """A signed link to the picture."""
     asset = await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
-    return await link_to(caller, "training-data", asset.object_name)
+    return await link_to(caller, "training-data", asset.object_name, "asset.link", {"asset_id": asset.id})
 
 
 @router.patch("/{asset_id}")
-async def set_caption(asset_id: UUID, body: NewCaption, caller: Member) -> assets.Asset:
+async def set_caption(asset_id: UUID, body: NewCaption, caller: Uploader) -> assets.Asset:
     """Give the picture a new version of its caption."""
     limits = caller.parts.settings.limits
     return await assets.set_caption(
@@ -126,32 +123,27 @@ async def delete_asset(asset_id: UUID, caller: Admin) -> None:
     await assets.delete_asset(caller.session, caller.store, caller.brand_id, str(asset_id))
 
 
-async def _uploads(form: FormData, num_max: int, bytes_max: int) -> list[assets.Upload]:
-    if unknown := sorted(set(form) - _FIELDS):
-        raise InvalidInput(f"{unknown[0][:80]} is not a field of this form; leave it out", param=unknown[0][:80])
+async def _uploads(form: FormData, limits: Limits) -> list[assets.Upload]:
+    must_have_only(form, _FIELDS)
     files = [part for name in ("files", "files[]") for part in form.getlist(name)]
     if not files:
         raise InvalidInput("send at least one picture in the field 'files'", param="files")
-    if len(files) > num_max:
-        raise _too_many(num_max)
+    if len(files) > limits.upload_files:
+        raise too_many_files(limits.upload_files, "files")
     captions = _captions(form, len(files))
     shared = _shared(form)
     return [
-        assets.Upload(caption=caption, **shared, **await _file(part, bytes_max))
+        assets.Upload(*await _file(part, limits), caption=caption, **shared)
         for part, caption in zip(files, captions, strict=True)
     ]
 
 
-def _too_many(num_max: int) -> TooLarge:
-    return TooLarge(f"at most {num_max} files go in one request; send the others in another", param="files")
-
-
-async def _file(part: Any, bytes_max: int) -> dict[str, Any]:
-    if not isinstance(part, UploadFile):
-        raise InvalidInput("'files' holds text; send files with names", param="files")
-    if part.size is not None and part.size > bytes_max:
-        raise TooLarge(f"{(part.filename or 'a file')[:80]!r} has more than {bytes_max} bytes", param="files")
-    return {"filename": part.filename or "image", "data": await part.read()}
+async def _file(part: Any, limits: Limits) -> tuple[str, bytes]:
+    """A picture, or an archive, which may have more bytes."""
+    is_archive = isinstance(part, UploadFile) and is_zip(await part.read(4))
+    if isinstance(part, UploadFile):
+        await part.seek(0)
+    return await file_of(part, limits.zip_bytes if is_archive else limits.upload_bytes, "files")
 
 
 def _captions(form: FormData, num_files: int) -> list[str | None]:

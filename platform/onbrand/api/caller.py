@@ -1,26 +1,34 @@
-"""Who may call stands in a route's signature: `AnyUser`, `Member`, `Admin`, or nothing for everyone.
+"""Who may call stands in a route's signature, and so does what an API key must be allowed.
 
-`AnyUser`, `Member` and `Admin` hold the request's one transaction, committed before the answer leaves.
-`MemberAccess` is for calls that outlive a transaction (waiting, streaming): it opens short ones, and each looks the
-membership up again, so that a removed member is out at once.
+    nobody yet   Anonymous, or nothing
+    a user       AnyUser; AnyReader (a key needs `read`); Person (no key, no token that is bound to a brand)
+    a member     Member (`read`), Uploader (`upload`), Trainer (`train`), Artist (`generate`), Manager (`manage`)
+    an admin     Admin (`manage`); AdminInPerson (no key)
+
+They hold the request's one transaction, committed before the answer leaves. `MemberAccess` (`read`), `UploaderAccess`
+(`upload`) and `ArtistAccess` (`generate`) are for calls that outlive a transaction (waiting, streaming): they open
+short ones, and each looks membership and credential up again, so that a removed member or a revoked key is out at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from onbrand.brand import Scope, must_be_brand_id
+from onbrand.api.credentials import scope_of
+from onbrand.brand import KeyScope, Scope, must_be_brand_id
 from onbrand.config import FamilyName, Secrets, Settings
 from onbrand.db.session import Doors, Session
-from onbrand.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from onbrand.errors import Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import Recommended
 from onbrand.services import brands
 from onbrand.services.identity import TokenIssuer
+from onbrand.services.keys import must_be_in_person
+from onbrand.services.oidc import OidcIssuer
 from onbrand.storage.store import BrandStore, ObjectStore
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ class Parts:
     issuer: TokenIssuer
     recommended: Mapping[FamilyName, Recommended]
     renderings: Renderings
+    oidc: OidcIssuer | None = None
 
     def __repr__(self) -> str:
         return "Parts(...)"
@@ -51,20 +60,12 @@ def _parts(request: Request) -> Parts:
 AppParts = Annotated[Parts, Depends(_parts)]
 
 
-def bearer_of(request: Request) -> str:
-    """The token of an `Authorization: Bearer` header. Raises Unauthenticated."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated("send a token: Authorization: Bearer ...; POST /v1/tokens gives one")
-    return token.strip()
-
-
-def _token(request: Request, parts: AppParts) -> Scope:
-    return parts.issuer.verify(bearer_of(request))
+async def _token(request: Request, parts: AppParts) -> Scope:
+    return await scope_of(request, parts)
 
 
 TokenHolder = Annotated[Scope, Depends(_token)]
-"""Someone with a good token; no row has been asked for yet."""
+"""Someone with a good credential; nothing of a brand has been asked for yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,11 @@ class Caller:
     @property
     def user_id(self) -> str:
         return self.scope.user_id
+
+    def must_be_allowed(self, what: KeyScope) -> None:
+        """Raise Forbidden to a key without this scope."""
+        if not self.scope.allows(what):
+            raise Forbidden(f"this key lacks the scope '{what}'; an admin of the brand can make one that has it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +113,51 @@ Anonymous = Annotated[Session, Depends(_anonymous, scope="function")]
 AnyUser = Annotated[Caller, Depends(_any_user, scope="function")]
 
 
-async def in_brand(caller: Caller, brand_id: str) -> BrandCaller:
-    """The caller as a member of the brand. Raises NotFound for a brand that is not there or not theirs."""
+async def _any_reader(caller: AnyUser) -> Caller:
+    caller.must_be_allowed("read")
+    return caller
+
+
+async def _person(caller: AnyUser) -> Caller:
+    must_be_in_person(caller.scope, "do this")
+    if caller.scope.brand_id is not None:
+        raise Forbidden("this token is bound to one brand; log in without brand_id")
+    return caller
+
+
+AnyReader = Annotated[Caller, Depends(_any_reader)]
+Person = Annotated[Caller, Depends(_person)]
+
+
+async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller:
+    """The caller as a member of the brand, with a credential that may do what they `need`.
+
+    Raises NotFound for a brand that is not there or not theirs, Forbidden to a key without that scope.
+    """
     try:
         must_be_brand_id(brand_id)
     except InvalidInput:
         raise NotFound("there is no such brand") from None
     brand = await brands.get_brand(caller.session, brand_id)
+    caller.must_be_allowed(need)
     return BrandCaller(caller.scope, caller.session, caller.parts, brand.id, brand.role)
 
 
-async def _member(brand_id: str, caller: AnyUser) -> BrandCaller:
-    return await in_brand(caller, brand_id)
+def _member_who_may(need: KeyScope) -> Callable[[str, Caller], Awaitable[BrandCaller]]:
+    async def member(brand_id: str, caller: AnyUser) -> BrandCaller:
+        return await in_brand(caller, brand_id, need)
+
+    return member
 
 
-Member = Annotated[BrandCaller, Depends(_member)]
+Member = Annotated[BrandCaller, Depends(_member_who_may("read"))]
+Uploader = Annotated[BrandCaller, Depends(_member_who_may("upload"))]
+Trainer = Annotated[BrandCaller, Depends(_member_who_may("train"))]
+Artist = Annotated[BrandCaller, Depends(_member_who_may("generate"))]
+Manager = Annotated[BrandCaller, Depends(_member_who_may("manage"))]
 
 
-async def _admin(member: Member) -> BrandCaller:
+async def _admin(member: Manager) -> BrandCaller:
     if member.role != "admin":
         raise Forbidden("only an admin of the brand may do this; ask one of them")
     return member
@@ -133,23 +166,41 @@ async def _admin(member: Member) -> BrandCaller:
 Admin = Annotated[BrandCaller, Depends(_admin)]
 
 
+async def _admin_in_person(admin: Admin) -> BrandCaller:
+    must_be_in_person(admin.scope, "make or revoke keys")
+    return admin
+
+
+AdminInPerson = Annotated[BrandCaller, Depends(_admin_in_person)]
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A member's right to open short transactions in one brand, for as long as they are a member."""
+    """A member's right to open short transactions in one brand, for as long as they are a member and their key lives.
+
+    Args:
+        need: what an API key must be allowed.
+    """
 
     scope: Scope
     brand_id: str
     parts: Parts
+    need: KeyScope
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[BrandCaller]:
         """One transaction. Raises NotFound once the membership has ended."""
         async with self.parts.doors.user_session(self.scope) as session:
-            yield await in_brand(Caller(self.scope, session, self.parts), self.brand_id)
+            yield await in_brand(Caller(self.scope, session, self.parts), self.brand_id, self.need)
 
 
-def _member_access(brand_id: str, scope: TokenHolder, parts: AppParts) -> Access:
-    return Access(scope, brand_id, parts)
+def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Access]:
+    def access(brand_id: str, scope: TokenHolder, parts: AppParts) -> Access:
+        return Access(scope, brand_id, parts, need)
+
+    return access
 
 
-MemberAccess = Annotated[Access, Depends(_member_access)]
+MemberAccess = Annotated[Access, Depends(_access_to("read"))]
+UploaderAccess = Annotated[Access, Depends(_access_to("upload"))]
+ArtistAccess = Annotated[Access, Depends(_access_to("generate"))]

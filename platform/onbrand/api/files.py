@@ -1,28 +1,38 @@
-"""Signed links: making one for a caller, and serving what a link of our own store opens.
+"""Signed links: making one for a caller, serving what a link of our own store opens, and taking what one announces.
 
 A link is a bearer right to one object, one method, a short time; links of an S3 store go to S3 and never come here.
+Every link that is made is recorded.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
+import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from onbrand.api.caller import AppParts, BrandCaller
-from onbrand.storage.layout import Bucket, Key
-from onbrand.storage.links import verify_link
+from onbrand.errors import InvalidInput, NotFound, TooLarge, UnsupportedMedia
+from onbrand.services.brands import record
+from onbrand.storage.backends import Draft
+from onbrand.storage.layout import SHOWN_TYPES, Bucket, Key
+from onbrand.storage.links import Announced, verify_link, verify_upload
 
 router = APIRouter(tags=["files"])
 
-_SHOWN = frozenset({"image/png", "image/jpeg", "image/webp"})
 _CHUNK = 2**18
+_PIECE = 2**20
+_RECEIVE_SECONDS = 3600
+_NO_BROWSER = "default-src 'none'; sandbox; frame-ancestors 'none'"
 
 
 class Link(BaseModel):
@@ -32,12 +42,24 @@ class Link(BaseModel):
     expires_at: datetime
 
 
-async def link_to(caller: BrandCaller, bucket: Bucket, object_name: str) -> Link:
-    """A link to an object that the caller was just allowed to see."""
+async def link_to(caller: BrandCaller, bucket: Bucket, object_name: str, action: str, ids: Mapping[str, Any]) -> Link:
+    """A link to an object that the caller was just allowed to see.
+
+    Args:
+        action, ids: the line in the brand's record (``asset.link``, ``{"asset_id": ...}``). Call it last.
+    """
+    return (await links_to(caller, [Key(bucket, object_name)], action, ids))[0]
+
+
+async def links_to(caller: BrandCaller, keys: Sequence[Key], action: str, ids: Mapping[str, Any]) -> list[Link]:
+    """A link to each of several objects, with one line in the brand's record for all; none for none."""
+    if not keys:
+        return []
     seconds = caller.parts.settings.link_seconds
-    key = Key(bucket, object_name)
-    url = await anyio.to_thread.run_sync(caller.store.link, key, seconds)
-    return Link(url=url, expires_at=datetime.fromtimestamp(int(time.time()) + seconds, UTC))
+    urls = [await anyio.to_thread.run_sync(caller.store.link, key, seconds) for key in keys]
+    ends = datetime.fromtimestamp(int(time.time()) + seconds, UTC)
+    await record(caller.session, caller.brand_id, action, {**ids, "num_links": len(keys)})
+    return [Link(url=url, expires_at=ends) for url in urls]
 
 
 @router.head("/v1/files/{bucket}/{name:path}", include_in_schema=False, response_class=Response)
@@ -52,6 +74,8 @@ async def read_file(
 ) -> Response:
     """The file behind a signed link."""
     key = verify_link(bucket, name, request.method, expires, signature, parts.secrets.links)
+    if key.is_incoming:
+        raise NotFound("there is no such object")
     store = parts.store.brand(key.brand_id)
     size = await anyio.to_thread.run_sync(store.size, key)
     headers = _headers(key, size, int(expires))
@@ -64,13 +88,74 @@ async def read_file(
     return StreamingResponse(_chunks(file), headers=headers, media_type=key.content_type)
 
 
+@router.put("/v1/files/{bucket}/{name:path}", status_code=204, response_class=Response)
+async def receive_file(
+    bucket: str,
+    name: str,
+    request: Request,
+    parts: AppParts,
+    type: Annotated[str, Query(max_length=100)] = "",
+    bytes: Annotated[str, Query(max_length=16)] = "",
+    sha256: Annotated[str, Query(max_length=64)] = "",
+    expires: Annotated[str, Query(max_length=12)] = "",
+    signature: Annotated[str, Query(max_length=100)] = "",
+) -> None:
+    """Take the file that a signed upload link announces: exactly so many bytes of that type, once."""
+    said = {"type": type, "bytes": bytes, "sha256": sha256}
+    key, announced = verify_upload(bucket, name, said, expires, signature, parts.secrets.links)
+    _must_come_as_announced(request, announced)
+    draft = await anyio.to_thread.run_sync(parts.store.brand(key.brand_id).receive, key)
+    try:
+        await _fill(draft, request, announced)
+        await anyio.to_thread.run_sync(draft.keep)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(draft.drop)
+
+
+def _must_come_as_announced(request: Request, announced: Announced) -> None:
+    """What the headers already say; nothing of the body has been read."""
+    if request.headers.get("content-type") != announced.content_type:
+        raise UnsupportedMedia(f"this link takes {announced.content_type} only", param="Content-Type")
+    if request.headers.get("content-length") != str(announced.bytes):
+        raise InvalidInput(f"this link takes a body of exactly {announced.bytes} bytes", param="Content-Length")
+
+
+async def _fill(draft: Draft, request: Request, announced: Announced) -> None:
+    """Write the body into the draft. Raises when it is not what was announced, or takes too long."""
+    digest = hashlib.sha256()
+    piece = bytearray()
+
+    async def write() -> None:
+        digest.update(piece)
+        await anyio.to_thread.run_sync(draft.write, bytes(piece))
+        piece.clear()
+
+    try:
+        async with asyncio.timeout(_RECEIVE_SECONDS):
+            async for chunk in request.stream():
+                piece += chunk
+                if draft.num_bytes + len(piece) > announced.bytes:
+                    raise TooLarge(f"this link takes exactly {announced.bytes} bytes", param="body")
+                if len(piece) >= _PIECE:
+                    await write()
+            await write()
+    except (ClientDisconnect, TimeoutError):
+        raise InvalidInput("the file did not arrive whole; send it again", param="body") from None
+    if draft.num_bytes != announced.bytes:
+        raise InvalidInput(f"this link takes exactly {announced.bytes} bytes", param="body")
+    if announced.sha256 not in (None, digest.hexdigest()):
+        raise InvalidInput("the bytes do not have the announced sha256", param="sha256")
+
+
 def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
     """Pictures are shown, all else is saved; only the caller may keep a copy, and not beyond the link's life."""
-    disposition = "inline" if key.content_type in _SHOWN else "attachment"
+    disposition = "inline" if key.content_type in SHOWN_TYPES else "attachment"
     return {
         "Content-Disposition": f'{disposition}; filename="{key.filename}"',
         "ETag": f'"{key.bucket}-{key.filename}-{size}"',
         "Cache-Control": f"private, max-age={max(0, expires - int(time.time()))}",
+        "Content-Security-Policy": _NO_BROWSER,
         "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has the link may show the picture on a page
     }

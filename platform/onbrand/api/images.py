@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from onbrand.api import events, waiting
-from onbrand.api.caller import BrandCaller, Member, MemberAccess
+from onbrand.api.caller import Artist, ArtistAccess, BrandCaller, Member, MemberAccess
 from onbrand.api.files import Link, link_to
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce, as_json
@@ -40,7 +40,7 @@ WaitSeconds = Annotated[int, Depends(_wait_seconds)]
     responses={201: {"model": images.Generation, "description": "Done within `Prefer: wait`."}},
 )
 async def create_generation(
-    body: images.NewGeneration, access: MemberAccess, once: OnlyOnce, wait: WaitSeconds, request: Request
+    body: images.NewGeneration, access: ArtistAccess, once: OnlyOnce, wait: WaitSeconds, request: Request
 ) -> JSONResponse:
     """Draw pictures: 201 when they were done within `Prefer: wait=N`, else 202 and the generation under way."""
     generation_id = await waiting.begin(access, body, once)
@@ -65,7 +65,7 @@ async def get_generation(generation_id: UUID, caller: Member) -> images.Generati
 
 
 @router.post("/generations/{generation_id}/cancel", response_model=images.Generation)
-async def cancel_generation(generation_id: UUID, access: MemberAccess, once: OnlyOnce) -> JSONResponse:
+async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: OnlyOnce) -> JSONResponse:
     """Ask an own generation to end: its rows on the accelerator are free at the next step."""
     done = await waiting.cancel(access, str(generation_id), once)
     return JSONResponse(done.body, done.status)
@@ -99,10 +99,10 @@ async def get_image(image_id: UUID, caller: Member) -> images.Image:
 async def link_image(image_id: UUID, caller: Member) -> Link:
     """A signed link to the picture."""
     image = await images.get_image(caller.session, caller.brand_id, str(image_id))
-    return await link_to(caller, "generated-content", image.object_name)
+    return await link_to(caller, "generated-content", image.object_name, "image.link", {"image_id": image.id})
 
 
 @router.delete("/images/{image_id}", status_code=204, response_class=Response)
-async def delete_image(image_id: UUID, caller: Member) -> None:
+async def delete_image(image_id: UUID, caller: Artist) -> None:
     """Delete an own picture."""
     await images.delete_image(caller.session, caller.store, caller.brand_id, str(image_id))

@@ -18,7 +18,8 @@ class Input(BaseModel):
 
 async def must_be_plain_text(request: Request) -> None:
     """Refuse NUL and half surrogates anywhere in a JSON body: no text of ours has them, and PostgreSQL refuses them."""
-    if not request.headers.get("content-type", "").startswith("application/json"):
+    is_file = request.url.path.startswith("/v1/files/")
+    if is_file or not request.headers.get("content-type", "").startswith("application/json"):
         return
     try:
         sent = await request.json()

@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from onbrand.api import events
-from onbrand.api.caller import Admin, BrandCaller, Member, MemberAccess
-from onbrand.api.files import link_to
+from onbrand.api.caller import Admin, BrandCaller, Member, MemberAccess, Trainer
+from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, all_of, listed
 from onbrand.api.once import OnlyOnce, as_json
@@ -28,12 +28,12 @@ async def shown(caller: BrandCaller, job: jobs.TrainingJob) -> jobs.TrainingJob:
     """The job with addresses, and links in place of its samples' keys."""
     at = f"{caller.parts.settings.url}/v1/brands/{job.brand_id}/training-jobs/{job.id}"
     urls = jobs.JobUrls(get=at, cancel=f"{at}/cancel", events=f"{at}/events")
-    samples = [(await link_to(caller, key.bucket, key.name)).url for key in job.sample_keys]
-    return job.model_copy(update={"urls": urls, "sample_images_urls": samples})
+    samples = await links_to(caller, job.sample_keys, "job.link", {"job_id": job.id})
+    return job.model_copy(update={"urls": urls, "sample_images_urls": [link.url for link in samples]})
 
 
 @router.post("", status_code=201, response_model=jobs.TrainingJob)
-async def create_job(body: jobs.NewJob, caller: Member, once: OnlyOnce) -> JSONResponse:
+async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSONResponse:
     """Start a fine-tuning of an adapter on pictures of the brand."""
 
     async def create() -> jobs.TrainingJob:
@@ -56,13 +56,13 @@ async def get_job(job_id: UUID, caller: Member) -> jobs.TrainingJob:
 
 
 @router.patch("/{job_id}")
-async def rename_job(job_id: UUID, body: NewName, caller: Member) -> jobs.TrainingJob:
+async def rename_job(job_id: UUID, body: NewName, caller: Trainer) -> jobs.TrainingJob:
     """Give an own job another name."""
     return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
 @router.post("/{job_id}/cancel", response_model=jobs.TrainingJob)
-async def cancel_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONResponse:
+async def cancel_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
     """Ask an own job to end; it does at its next report."""
 
     async def cancel() -> jobs.TrainingJob:
@@ -72,7 +72,7 @@ async def cancel_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONRespon
 
 
 @router.post("/{job_id}/retry", status_code=201, response_model=jobs.TrainingJob)
-async def retry_job(job_id: UUID, caller: Member, once: OnlyOnce) -> JSONResponse:
+async def retry_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
     """A new job with the configuration and pictures of one that failed or was canceled."""
 
     async def retry() -> jobs.TrainingJob:

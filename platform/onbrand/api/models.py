@@ -30,8 +30,7 @@ async def get_model(model: str, caller: Member) -> models.Model:
 async def link_model(model: str, caller: Member) -> Link:
     """A signed link to the safetensors file; asking for it is recorded."""
     found = await models.get_model(caller.session, caller.brand_id, model)
-    await models.record_download(caller.session, found)
-    return await link_to(caller, "models", found.object_name)
+    return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
 
 
 @router.delete("/{model}", status_code=204, response_class=Response)

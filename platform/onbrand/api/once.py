@@ -63,6 +63,20 @@ class Once:
         done = await self.do(caller, status, act)
         return JSONResponse(done.body, done.status)
 
+    async def answer_secret(
+        self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel]], field: str
+    ) -> JSONResponse:
+        """`answer`, where a field is said once and kept nowhere: an answer that is remembered has null there."""
+        secret: dict[str, Any] = {}
+
+        async def without() -> dict[str, Any]:
+            body = as_json(await act())
+            secret[field] = body[field]
+            return body | {field: None}
+
+        done = await self.do(caller, status, without)
+        return JSONResponse(done.body | secret, done.status, headers={"Cache-Control": "no-store"})
+
 
 def as_json(thing: BaseModel | Mapping[str, Any]) -> Any:
     """JSON types only."""

@@ -1,6 +1,6 @@
 """The OpenAI Images face: `POST /v1/images/generations` and `GET /v1/models`, so that its client works unchanged.
 
-A model is `{brand_id}/{model}`, or `{model}` with a token that is bound to one brand. A family's name is its base.
+A model is `{brand_id}/{model}`, or `{model}` with a key or token of one brand. A family's name is its base.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import waiting
-from onbrand.api.caller import Access, AnyUser, AppParts, BrandCaller, TokenHolder, in_brand
-from onbrand.api.files import link_to
+from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder, in_brand
+from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
 from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
 from onbrand.errors import InvalidInput, NotFound, OnbrandError, Unavailable
 from onbrand.services import brands, images, models
-from onbrand.storage.layout import Key
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -61,34 +60,34 @@ async def generate(
 ) -> JSONResponse:
     """Draw pictures and answer with them."""
     brand_id, model = split_model(body.model, scope)
-    access = Access(scope, brand_id, parts)
+    access = Access(scope, brand_id, parts, "generate")
     wanted = _as_new_generation(body, model, parts.settings.families)
     generation_id = await waiting.begin(access, wanted, once)
     generation = await waiting.until_done(access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None)
     await _must_be_completed(access, generation)
     async with access.open() as caller:
-        data = [await _picture(caller, image, body.response_format or "url") for image in generation.images]
+        data = await _pictures(caller, generation, body.response_format or "url")
     return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data})
 
 
 @router.get("/models")
-async def list_models(caller: AnyUser) -> dict[str, Any]:
+async def list_models(caller: AnyReader) -> dict[str, Any]:
     """Every adapter and base that this token reaches."""
     data: list[dict[str, Any]] = []
     for brand in await brands.list_brands(caller.session):
-        member = await in_brand(caller, brand.id)
+        member = await in_brand(caller, brand.id, "read")
         data += await _models_of(member)
     return {"object": "list", "data": data}
 
 
 @router.get("/models/{model:path}")
-async def get_model(model: str, caller: AnyUser) -> dict[str, Any]:
+async def get_model(model: str, caller: AnyReader) -> dict[str, Any]:
     """One model by the id that the list gives it."""
     try:
         brand_id, name = split_model(model, caller.scope)
     except InvalidInput:
         raise NotFound("there is no such model") from None
-    member = await in_brand(caller, brand_id)
+    member = await in_brand(caller, brand_id, "read")
     if name in caller.parts.settings.families:
         return _described(member, name, 0, "onbrand")
     found = await models.get_model(member.session, member.brand_id, name)
@@ -152,11 +151,13 @@ async def _must_be_completed(access: Access, generation: images.Generation) -> N
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 
-async def _picture(caller: BrandCaller, image: images.Image, response_format: str) -> dict[str, Any]:
+async def _pictures(caller: BrandCaller, generation: images.Generation, response_format: str) -> list[dict[str, Any]]:
+    keys = [image.key for image in generation.images]
     if response_format == "url":
-        return {"url": (await link_to(caller, "generated-content", image.object_name)).url}
-    data = await anyio.to_thread.run_sync(caller.store.read, Key("generated-content", image.object_name))
-    return {"b64_json": base64.b64encode(data).decode()}
+        links = await links_to(caller, keys, "image.link", {"generation_id": generation.id})
+        return [{"url": link.url} for link in links]
+    data = [await anyio.to_thread.run_sync(caller.store.read, key) for key in keys]
+    return [{"b64_json": base64.b64encode(each).decode()} for each in data]
 
 
 async def _models_of(member: BrandCaller) -> list[dict[str, Any]]:

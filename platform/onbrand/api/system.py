@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from onbrand.api.caller import bearer_of
+from onbrand.api.checking import FileChecker
+from onbrand.api.credentials import bearer_of
 from onbrand.api.input import Input, must_be_storable
 from onbrand.api.once import as_json
 from onbrand.api.problems import as_own_error
@@ -25,7 +27,9 @@ from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
 from onbrand.services import generation, models, training
+from onbrand.storage.credentials import CredentialIssuer
 from onbrand.storage.store import BrandStore, ObjectStore
+from onbrand.system_client import RunCredentials
 
 router = APIRouter(prefix="/v1", tags=["internal"])
 
@@ -43,6 +47,8 @@ class SystemParts:
     secrets: Secrets
     doors: Doors
     store: ObjectStore
+    credentials: CredentialIssuer | None = None
+    """None where training runs lie in a folder."""
 
     def __repr__(self) -> str:
         return "SystemParts(...)"
@@ -157,6 +163,17 @@ async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
     return Response(data, media_type=content_type)
 
 
+@router.post("/training/credentials")
+async def lend_credentials(worker: Trainer, parts: AppParts, response: Response) -> dict[str, RunCredentials | None]:
+    """Session credentials for the run's folder on S3, while the job is open; null where runs lie in a folder."""
+    names = await training.asset_names(worker.session, worker.ticket)
+    response.headers["cache-control"] = "no-store"
+    if parts.credentials is None:
+        return {"credentials": None}
+    ticket, issue = worker.ticket, parts.credentials.issue
+    return {"credentials": await anyio.to_thread.run_sync(issue, ticket.brand_id, ticket.job_id, names)}
+
+
 @router.post("/training/report")
 async def report(body: Report, worker: Trainer) -> training.Heard:
     """Progress, metrics, a line for people, and the heartbeat; answers whether the owner asked to cancel."""
@@ -164,20 +181,22 @@ async def report(body: Report, worker: Trainer) -> training.Heard:
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
-async def add_sample(form: FileForm, worker: Trainer) -> None:
+async def add_sample(form: FileForm, worker: Trainer, checker: FileChecker) -> None:
     """Store a sample picture of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in ("step", "index") if name in form})
     data, content_type = await _file_of(form)
-    await training.add_sample(worker.session, worker.store, worker.ticket, facts.step, facts.index, data, content_type)
+    await training.add_sample(
+        worker.session, worker.store, worker.ticket, facts.step, facts.index, data, content_type, checker=checker
+    )
 
 
 @router.post("/training/publish", status_code=201)
-async def publish(form: FileForm, worker: Trainer) -> Any:
+async def publish(form: FileForm, worker: Trainer, checker: FileChecker) -> Any:
     """Publish the adapter as the brand's next version; the job is completed with it."""
     facts = _json_of(form, "facts")
     must_be_storable(facts, "facts")
     data, _ = await _file_of(form)
-    return as_json(await training.publish(worker.session, worker.store, worker.ticket, data, facts))
+    return as_json(await training.publish(worker.session, worker.store, worker.ticket, data, facts, checker))
 
 
 @router.post("/training/fail", status_code=204, response_class=Response)
@@ -215,12 +234,18 @@ async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
 
 
 @router.post("/generation/images", status_code=201)
-async def add_image(form: FileForm, worker: Drawer) -> Any:
+async def add_image(form: FileForm, worker: Drawer, checker: FileChecker) -> Any:
     """Store one picture."""
     facts = _facts(ImageFacts, _json_of(form, "facts"))
     data, content_type = await _file_of(form)
     stored = await generation.add_image(
-        worker.session, worker.store, worker.ticket, data=data, content_type=content_type, **facts.model_dump()
+        worker.session,
+        worker.store,
+        worker.ticket,
+        data=data,
+        content_type=content_type,
+        checker=checker,
+        **facts.model_dump(),
     )
     return as_json(stored)
 
@@ -241,9 +266,11 @@ async def fail_generation(body: Failure, worker: Drawer) -> None:
 
 
 @router.post("/ticket:renew")
-async def renew(ticket: AnyTicket, parts: AppParts) -> dict[str, str]:
-    """The same rights for some more time."""
-    return {"ticket": ticket.renewed(parts.settings.ticket_seconds).sign(parts.secrets.tickets)}
+async def renew(worker: AnyWorker, parts: AppParts) -> dict[str, str]:
+    """The same rights for some more time, while the job is open and the member one."""
+    of_kind = training if worker.ticket.kind == "training" else generation
+    await of_kind.must_be_open(worker.session, worker.ticket)
+    return {"ticket": worker.ticket.renewed(parts.settings.ticket_seconds).sign(parts.secrets.tickets)}
 
 
 async def _file_of(form: FormData) -> tuple[bytes, str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Anonymous, AnyUser, AppParts
+from onbrand.api.caller import Anonymous, AnyUser, AppParts, Person
 from onbrand.api.input import Input
 from onbrand.api.once import as_json
-from onbrand.errors import Forbidden
+from onbrand.errors import Forbidden, InvalidInput
 from onbrand.services import brands, identity
 
 router = APIRouter(tags=["users"])
@@ -24,6 +24,10 @@ class SignUp(Input):
 
 class LogIn(SignUp):
     brand_id: str | None = Field(None, description="Narrows the token to one brand.")
+
+
+class OtherToken(Input):
+    token: str = Field(max_length=20_000, repr=False)
 
 
 @router.post("/v1/users", status_code=201)
@@ -43,7 +47,21 @@ async def log_in(body: LogIn, session: Anonymous, parts: AppParts) -> JSONRespon
 
 @router.get("/v1/me")
 async def me(caller: AnyUser) -> Any:
-    """Who this token is, and which brands it reaches."""
+    """Who this credential is, which brands it reaches, and, of a key, what it may do."""
     user = await identity.get_user(caller.session)
     mine = await brands.list_brands(caller.session)
-    return as_json(user) | {"brand_id": caller.scope.brand_id, "brands": [as_json(brand) for brand in mine]}
+    scope = caller.scope
+    return as_json(user) | {
+        "brand_id": scope.brand_id,
+        "brands": [as_json(brand) for brand in mine],
+        "key_id": scope.key_id,
+        "scopes": None if scope.scopes is None else sorted(scope.scopes),
+    }
+
+
+@router.post("/v1/me/identities", status_code=204, response_class=Response)
+async def link_identity(body: OtherToken, caller: Person, parts: AppParts) -> None:
+    """Let the account be reached by an outside issuer's token too: whoever holds both says that they are one."""
+    if parts.oidc is None:
+        raise InvalidInput("no outside issuer's tokens are accepted here", param="token")
+    await identity.link(caller.session, await parts.oidc.verify(body.token))

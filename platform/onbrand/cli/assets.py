@@ -17,7 +17,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @app.command()
 def upload(
-    files: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them (PNG, JPEG, WEBP).")],
+    files: Annotated[list[Path], typer.Argument(help="Pictures (PNG, JPEG, WEBP), folders or zips of them.")],
     caption: Annotated[
         list[str] | None, typer.Option(help="One for all, or one for each in order; '[brand]' is the brand's word.")
     ] = None,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onbrand.cli.exits import NOT_FOUND, Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
+
+if TYPE_CHECKING:
+    from onbrand.client import Onbrand
+
+MemberArgument = Annotated[str, typer.Argument(metavar="MEMBER", help="Their address or user id.")]
 
 app = typer.Typer(name="brand", help="Brands and their members.", no_args_is_help=True)
 
@@ -48,3 +54,37 @@ def add_member(
     client = connect()
     member = client.members.add(chosen_brand(client, brand), email, role)
     show(member, f"{email} is now {role} of {member.brand_id or brand or 'the brand'}.", as_json)
+
+
+@app.command("set-role")
+def set_role(
+    member: MemberArgument,
+    role: Annotated[str, typer.Argument(help="member or admin.")],
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a member's role (admins only); the last admin stays one."""
+    client = connect()
+    brand_id = chosen_brand(client, brand)
+    changed = client.members.set_role(brand_id, _user_id(client, brand_id, member), role)
+    show(changed, f"{member} is now {changed.role} of {brand_id}.", as_json)
+
+
+@app.command("remove-member")
+def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Remove a member, at once (admins only); the last admin stays."""
+    client = connect()
+    brand_id = chosen_brand(client, brand)
+    user_id = _user_id(client, brand_id, member)
+    client.members.remove(brand_id, user_id)
+    show({"user_id": user_id, "removed": True}, f"Removed {member} from {brand_id}.", as_json)
+
+
+def _user_id(client: Onbrand, brand_id: str, member: str) -> str:
+    """The id of the member with this address; an id stays what it is."""
+    if "@" not in member:
+        return member
+    for each in client.members.list(brand_id):
+        if each.email == member.lower():
+            return each.user_id
+    raise Refused(f"{member} is no member of {brand_id}", NOT_FOUND, "not_found")

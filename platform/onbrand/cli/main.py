@@ -7,7 +7,24 @@ import sys
 import typer
 
 import onbrand
-from onbrand.cli import assets, brands, demo, generate, images, jobs, login, models, tiny, train, up
+from onbrand.cli import (
+    assets,
+    audit,
+    brands,
+    demo,
+    documents,
+    generate,
+    images,
+    invitations,
+    jobs,
+    keys,
+    login,
+    models,
+    tiny,
+    train,
+    up,
+    uploads,
+)
 from onbrand.cli.exits import EXIT_CODES_HELP, INTERRUPTED, Failure, failure_of
 from onbrand.cli.output import print_failure
 
@@ -38,8 +55,9 @@ def build() -> typer.Typer:
 
     for command in (up.up, demo.demo, login.signup, login.login, train.train, generate.generate):
         app.command()(command)
-    for noun in (brands.app, assets.app, jobs.app, models.app, images.app, tiny.app):
-        app.add_typer(noun)
+    nouns = (brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, tiny)
+    for noun in nouns:
+        app.add_typer(noun.app)
     return app
 
 

@@ -77,4 +77,6 @@ def _plain(thing: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "-"
     return value.strftime("%Y-%m-%d %H:%M") if hasattr(value, "strftime") else str(value)

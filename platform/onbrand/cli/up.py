@@ -26,10 +26,16 @@ def up(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one (ONBRAND_PORT).")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Everything local lies here (ONBRAND_DATA_DIR).")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Serve only this family; repeatable.")] = None,
+    dev: Annotated[
+        bool,
+        typer.Option("--dev", help="Allow a Ray that lets everybody in (ONBRAND_DEV). Not for real data."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the platform here: database, object store, Ray, Serve. Ctrl-C ends all of it, and nothing else."""
-    settings = settings_from({"host": host, "port": port, "data_dir": data_dir, "families": family or None})
+    settings = settings_from(
+        {"host": host, "port": port, "data_dir": data_dir, "families": family or None, "dev": dev or None}
+    )
     listen_for_end()
     from onbrand.runtime import Platform
 
@@ -41,6 +47,7 @@ def up(
 
 def _wait_for_end(platform: Platform) -> None:
     while platform.running:
+        platform.tend()
         time.sleep(_POLL_SECONDS)
     from onbrand.errors import ConfigurationError
 

@@ -1,5 +1,6 @@
 """The Python client of Onbrand. Stands alone: it imports nothing else of the package, and neither torch nor ray."""
 
+from onbrand.client.chain import Head, Verdict
 from onbrand.client.client import Onbrand
 from onbrand.client.errors import (
     Conflict,
@@ -20,30 +21,41 @@ from onbrand.client.errors import (
     WaitTimeout,
 )
 from onbrand.client.objects import (
+    ApiKey,
     Asset,
+    AuditEvent,
     Brand,
+    Document,
     Event,
     Generation,
     Image,
+    Invitation,
     Link,
     Me,
     Member,
     Model,
+    Sending,
     Token,
     TrainingJob,
+    Upload,
     User,
 )
 
 __all__ = [
+    "ApiKey",
     "Asset",
+    "AuditEvent",
     "Brand",
     "Conflict",
     "ConnectionFailed",
+    "Document",
     "Event",
     "Generation",
+    "Head",
     "Image",
     "InvalidArgument",
     "InvalidInput",
+    "Invitation",
     "JobFailed",
     "Link",
     "Me",
@@ -56,12 +68,15 @@ __all__ = [
     "PlatformFailed",
     "RequestRefused",
     "RoleTooLow",
+    "Sending",
     "Token",
     "TooLarge",
     "TooManyRequests",
     "TrainingJob",
     "Unavailable",
     "UnsupportedMedia",
+    "Upload",
     "User",
+    "Verdict",
     "WaitTimeout",
 ]

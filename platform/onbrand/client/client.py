@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import objects, resources
+from onbrand.client import objects, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
@@ -25,7 +25,7 @@ class Onbrand:
 
     Args:
         base_url: the platform's address; the environment's ``ONBRAND_URL``, else ``http://127.0.0.1:8000``.
-        token: a bearer token; the environment's ``ONBRAND_TOKEN``; None until `log_in`.
+        token: a bearer token or an API key; the environment's ``ONBRAND_TOKEN``; None until `log_in`.
         timeout: seconds for one request.
         max_retries: how often a request is repeated when the platform is not there or busy.
         transport: an `httpx` transport, for tests.
@@ -58,11 +58,16 @@ class Onbrand:
         self.tokens = resources.Tokens(self)
         self.brands = resources.Brands(self)
         self.members = resources.Members(self)
+        self.invitations = resources.Invitations(self)
+        self.keys = resources.Keys(self)
         self.assets = resources.Assets(self)
         self.training_jobs = resources.TrainingJobs(self)
         self.models = resources.Models(self)
         self.generations = resources.Generations(self)
         self.images = resources.Images(self)
+        self.documents = resources.Documents(self)
+        self.uploads = uploads.Uploads(self)
+        self.audit_events = resources.AuditEvents(self)
 
     def __repr__(self) -> str:
         return f"Onbrand({self.base_url!r})"

@@ -17,17 +17,23 @@ if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
 
 __all__ = [
+    "ApiKey",
     "Asset",
+    "AuditEvent",
     "Brand",
+    "Document",
     "Event",
     "Generation",
     "Image",
+    "Invitation",
     "Link",
     "Me",
     "Member",
     "Model",
+    "Sending",
     "Token",
     "TrainingJob",
+    "Upload",
     "User",
 ]
 
@@ -58,7 +64,7 @@ class Attached(Answer):
 
 class User(Answer):
     id: str
-    email: str
+    email: str | None = None
     created_at: datetime | None = None
 
 
@@ -85,6 +91,8 @@ class Me(Answer):
     email: str | None = None
     brand_id: str | None = None
     brands: tuple[Brand, ...] = ()
+    key_id: str | None = None
+    scopes: tuple[str, ...] | None = None
 
 
 class Member(Answer):
@@ -94,11 +102,78 @@ class Member(Answer):
     brand_id: str | None = None
 
 
+class ApiKey(Answer):
+    """An API key of a brand.
+
+    `key` is there only in the answer that made it; None there too when that answer was lost on its way and the call
+    repeated: revoke the key then, and make another.
+    """
+
+    id: str
+    brand_id: str
+    user_id: str | None = None
+    name: str
+    prefix: str
+    scopes: tuple[str, ...]
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    key: str | None = Field(default=None, repr=False)
+
+
+class Invitation(Answer):
+    """An invitation into a brand; `token` is there only in the answer that made it, as with a key."""
+
+    id: str
+    brand_id: str
+    user_id: str | None = None
+    email: str
+    role: str
+    status: str
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    token: str | None = Field(default=None, repr=False)
+
+
 class Link(Answer):
     """A signed link: a bearer right to one file for a short time."""
 
     url: str = Field(repr=False)
     expires_at: datetime | None = None
+
+
+class Sending(Answer):
+    """How to send an announced file, once and soon; whoever has it may."""
+
+    method: Literal["PUT", "POST"]
+    url: str = Field(repr=False)
+    headers: dict[str, str] = Field(default={}, repr=False)
+    fields: dict[str, str] = Field(default={}, repr=False)
+    expires_at: datetime | None = None
+
+
+class Upload(Answer):
+    """A file that goes straight to the store, and what it became."""
+
+    id: str
+    brand_id: str
+    user_id: str | None = None
+    kind: str
+    filename: str
+    content_type: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    object: str | None = None
+    caption: str | None = Field(default=None, repr=False)
+    status: str
+    error: dict[str, Any] | None = None
+    asset_ids: tuple[str, ...] = ()
+    document_ids: tuple[str, ...] = ()
+    send: Sending | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    ended_at: datetime | None = None
 
 
 class Event(Answer):
@@ -107,6 +182,27 @@ class Event(Answer):
     id: int
     kind: str
     data: dict[str, Any] = {}
+
+
+class AuditEvent(Answer):
+    """One line of the brand's record: who did what, when, to which object.
+
+    Args:
+        actor: a `user`, a `key` on behalf of its maker `user_id`, or the `system` for one job of `user_id`.
+        credential: the key's id, or the job's; None for a user.
+        prev, hash: of the line before and of this one, hex.
+    """
+
+    seq: int
+    brand_id: str
+    at: datetime
+    actor: str
+    user_id: str | None = None
+    credential: str | None = None
+    action: str
+    detail: dict[str, Any] = {}
+    prev: str | None = None
+    hash: str
 
 
 class Asset(Attached):
@@ -126,6 +222,39 @@ class Asset(Attached):
     sha256: str | None = None
     metadata: dict[str, Any] | None = None
     created_at: datetime | None = None
+
+
+class Document(Attached):
+    """One version of a document of the brand; `name` is the same for all of them."""
+
+    id: str
+    brand_id: str
+    user_id: str | None = None
+    name: str
+    version: int
+    title: str
+    object_name: str | None = None
+    content_type: str | None = None
+    bytes: int | None = None
+    num_pages: int | None = None
+    sha256: str | None = None
+    created_at: datetime | None = None
+
+    def versions(self) -> list[Document]:
+        """All versions, newest first."""
+        return self._must_have_client().documents.versions(self.brand_id, self.id)
+
+    def read(self) -> builtins.bytes:
+        """The document."""
+        client = self._must_have_client()
+        return client.fetch(client.documents.link(self.brand_id, self.id))
+
+    def download(self, path: str | Path = ".") -> Path:
+        """Save the document at `path`, or under its own name in the folder `path`."""
+        client = self._must_have_client()
+        ext = PurePosixPath(self.object_name or "document").suffix
+        name = f"{self.name}{'' if self.version == 1 else f'-v{self.version}'}{ext}"
+        return client.save(client.documents.link(self.brand_id, self.id), path, name)
 
 
 class Model(Attached):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from onbrand.client import objects
+from onbrand.client.chain import Head, Verdict, check_chain
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
 from onbrand.client.files import Captions, File, as_captions, as_part
@@ -16,7 +19,21 @@ from onbrand.client.files import Captions, File, as_captions, as_part
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
 
-__all__ = ["Assets", "Brands", "Generations", "Images", "Members", "Models", "Tokens", "TrainingJobs", "Users"]
+__all__ = [
+    "Assets",
+    "AuditEvents",
+    "Brands",
+    "Documents",
+    "Generations",
+    "Images",
+    "Invitations",
+    "Keys",
+    "Members",
+    "Models",
+    "Tokens",
+    "TrainingJobs",
+    "Users",
+]
 
 A = TypeVar("A", bound=objects.Answer)
 BrandLike = str | objects.Brand
@@ -29,7 +46,7 @@ def brand_path(brand: BrandLike, *rest: str) -> str:
     return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id, *rest))])
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def given(**fields: Any) -> dict[str, Any]:
     """Only what was said: the platform's own defaults hold for the rest."""
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -51,11 +68,11 @@ class Resource:
     def _post(self, kind: type[A], path: str, body: Any = None, **parts: Any) -> A:
         return self._read(kind, self._transport.json("POST", path, json=body, **parts))
 
-    def _pages(self, kind: type[A], path: str, limit: int | None = None) -> Iterator[A]:
+    def _pages(self, kind: type[A], path: str, limit: int | None = None, **asked: Any) -> Iterator[A]:
         """All objects of a list, page after page, fetched as they are needed; `limit` is a page's size."""
         cursor: str | None = None
         while True:
-            page = self._transport.json("GET", path, params={"limit": limit, "cursor": cursor})
+            page = self._transport.json("GET", path, params={"limit": limit, "cursor": cursor, **asked})
             yield from (self._read(kind, item) for item in page["data"])
             cursor = page.get("next_cursor")
             if not page.get("has_more") or cursor is None:
@@ -96,14 +113,14 @@ class Tokens(Resource):
     def create(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
         """Log in; with `brand`, the token reaches that brand only. `client.log_in` also uses it."""
         brand_id = brand.id if isinstance(brand, objects.Brand) else brand
-        return self._post(objects.Token, "/v1/tokens", _given(email=email, password=password, brand_id=brand_id))
+        return self._post(objects.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
 
 
 class Brands(Resource):
     def create(self, brand_id: str, name: str | None = None, home_region: str | None = None) -> objects.Brand:
         """Create a brand; the caller becomes its admin."""
         return self._post(
-            objects.Brand, "/v1/brands", _given(id=brand_id, name=name or brand_id, home_region=home_region)
+            objects.Brand, "/v1/brands", given(id=brand_id, name=name or brand_id, home_region=home_region)
         )
 
     def list(self) -> Iterator[objects.Brand]:
@@ -126,6 +143,53 @@ class Members(Resource):
 
     def remove(self, brand: BrandLike, user_id: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "members", user_id))
+
+
+class Invitations(Resource):
+    """Admins invite an address; its account accepts with the token that they hand over."""
+
+    def create(
+        self, brand: BrandLike, email: str, role: str = "member", *, days: int | None = None
+    ) -> objects.Invitation:
+        """Invite an address; the answer's `token` is never to be had again."""
+        body = given(email=email, role=role, days=days)
+        return self._post(objects.Invitation, brand_path(brand, "invitations"), body)
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Invitation]:
+        return self._pages(objects.Invitation, brand_path(brand, "invitations"))
+
+    def revoke(self, brand: BrandLike, invitation_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "invitations", invitation_id))
+
+    def accept(self, token: str) -> objects.Brand:
+        """Become a member of the brand that invites the caller's address."""
+        return self._post(objects.Brand, "/v1/invitations/accept", {"token": token})
+
+
+class Keys(Resource):
+    """API keys, made and revoked by admins who are logged in; `Onbrand(url, token=key)` uses one."""
+
+    def create(
+        self, brand: BrandLike, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None
+    ) -> objects.ApiKey:
+        """Make a key that acts for the caller in one brand; the answer's `key` is never to be had again.
+
+        Args:
+            scopes: of ``read``, ``upload``, ``train``, ``generate`` and ``manage`` (what admins may).
+            expires_at: when it ends, with its zone; None never.
+        """
+        ends = None if expires_at is None else expires_at.isoformat()
+        body = given(name=name, scopes=[*scopes], expires_at=ends)
+        return self._post(objects.ApiKey, brand_path(brand, "keys"), body)
+
+    def list(self, brand: BrandLike) -> Iterator[objects.ApiKey]:
+        return self._pages(objects.ApiKey, brand_path(brand, "keys"))
+
+    def get(self, brand: BrandLike, key_id: str) -> objects.ApiKey:
+        return self._get(objects.ApiKey, brand_path(brand, "keys", key_id))
+
+    def revoke(self, brand: BrandLike, key_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "keys", key_id))
 
 
 class Assets(Resource):
@@ -173,6 +237,37 @@ class Assets(Resource):
         self._transport.send("DELETE", brand_path(brand, "assets", asset_id))
 
 
+class Documents(Resource):
+    def upload(self, brand: BrandLike, file: File, title: str | None = None) -> objects.Document:
+        """Upload a PDF or Markdown file: the first version of its title, or the next.
+
+        Args:
+            file: a path, a (name, bytes) pair or an open binary file; its name ends in ``.pdf`` or ``.md``.
+            title: what people call it; the file's name without its extension if left out.
+        """
+        path = brand_path(brand, "documents")
+        fields = {"title": title} if title is not None else {}
+        return self._post(objects.Document, path, data=fields, files=[("file", as_part(file))], timeout=120.0)
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Document]:
+        """The newest version of each document."""
+        return self._pages(objects.Document, brand_path(brand, "documents"))
+
+    def get(self, brand: BrandLike, document_id: str) -> objects.Document:
+        return self._get(objects.Document, brand_path(brand, "documents", document_id))
+
+    def versions(self, brand: BrandLike, document_id: str) -> builtins.list[objects.Document]:
+        """All versions of the document that the id is one of, newest first."""
+        return list(self._pages(objects.Document, brand_path(brand, "documents", document_id, "versions")))
+
+    def link(self, brand: BrandLike, document_id: str) -> objects.Link:
+        return self._get(objects.Link, brand_path(brand, "documents", document_id, "content"))
+
+    def delete(self, brand: BrandLike, document_id: str) -> None:
+        """Delete one version (admins only)."""
+        self._transport.send("DELETE", brand_path(brand, "documents", document_id))
+
+
 class TrainingJobs(Resource):
     def create(
         self,
@@ -186,7 +281,7 @@ class TrainingJobs(Resource):
         idempotency_key: str | None = None,
     ) -> objects.TrainingJob:
         """Start a fine-tuning; `.wait()` on what comes back waits for its model."""
-        body = _given(
+        body = given(
             name=name or f"{model_type} adapter",
             model_type=model_type,
             training_config=dict(training_config or {}),
@@ -266,7 +361,7 @@ class Generations(Resource):
         Args:
             wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
         """
-        body = _given(
+        body = given(
             prompt=prompt,
             model=model,
             model_type=model_type,
@@ -317,3 +412,20 @@ class Images(Resource):
 
     def delete(self, brand: BrandLike, image_id: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "images", image_id))
+
+
+class AuditEvents(Resource):
+    def list(self, brand: BrandLike, *, oldest_first: bool = False) -> Iterator[objects.AuditEvent]:
+        """The brand's record, for its admins; newest first unless said otherwise."""
+        order = "asc" if oldest_first else None
+        return self._pages(objects.AuditEvent, brand_path(brand, "audit-events"), 100, order=order)
+
+    def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
+        """Read the whole record and compute its chain anew, here.
+
+        Args:
+            head: what an earlier call found last (`verdict.head`); the record must still contain it.
+        """
+        brand_id = brand.id if isinstance(brand, objects.Brand) else brand
+        anchor = Head.parse(head) if isinstance(head, str) else head
+        return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)

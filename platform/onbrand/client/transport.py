@@ -83,6 +83,19 @@ class Transport:
         with self._streamed("GET", url, {}) as answer:
             yield from answer.iter_bytes(2**16)
 
+    def send_file(
+        self, method: str, url: str, data: bytes, *, headers: Mapping[str, str], fields: Mapping[str, str]
+    ) -> None:
+        """Send a file to a signed link, as it says. No token is sent, and it is not repeated: a link is used once."""
+        body: dict[str, Any] = (
+            {"data": dict(fields), "files": {"file": ("file", data)}} if fields else {"content": data}
+        )
+        try:
+            answer = self._http.request(method, url, headers=dict(headers), timeout=300.0, **body)
+        except httpx.TransportError as problem:
+            raise self._unreachable(problem) from None
+        _must_be_good(answer)
+
     @contextmanager
     def lines(self, path: str, headers: Mapping[str, str]) -> Iterator[Iterator[str]]:
         """The lines of a streaming answer (Server-Sent Events)."""

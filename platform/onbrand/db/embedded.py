@@ -66,6 +66,14 @@ class EmbeddedDatabase(DatabaseUrls):
     folder: Path
     _lock: IO[bytes] = field(compare=False)
 
+    def revive(self) -> bool:
+        """Start the server again if it has ended by itself; whether it had. Raises ConfigurationError if it cannot."""
+        pgdata = self.folder / "postgres"
+        if self._lock.closed or _running_pid(pgdata) is not None:
+            return False
+        _run(pgdata, _socket_folder(self.folder))
+        return True
+
     def stop(self) -> None:
         """End the server and let another process have the folder. Repeating it does nothing."""
         if self._lock.closed:

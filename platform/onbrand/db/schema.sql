@@ -29,13 +29,28 @@ begin
     'using (brand_id = any ((select private.my_brands())::text[])) '
     'with check (brand_id = any ((select private.my_brands())::text[]))', t);
   execute format('create policy wall_system on %s as restrictive for all to brand_system '
-    'using (brand_id = (select private.ctx(''brand_id''))) '
-    'with check (brand_id = (select private.ctx(''brand_id'')))', t);
+    'using (brand_id = (select private.ticket_brand())) '
+    'with check (brand_id = (select private.ticket_brand()))', t);
   execute format('create trigger brand_immutable before update on %s '
     'for each row execute function app.tg_brand_immutable()', t);
 end $$;
 
 ALTER PROCEDURE app.build_wall(IN t regclass) OWNER TO onbrand_owner;
+
+CREATE PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+  if verb not in ('insert', 'update', 'delete') then
+    raise exception 'need_scope knows insert, update and delete' using errcode = '22023';
+  end if;
+  execute format('create policy %I on %s as restrictive for %s to authenticated %s %s', 'scope_' || verb, t, verb,
+    case when verb <> 'insert' then format('using ((select private.may(%L)))', scope) end,
+    case when verb <> 'delete' then format('with check ((select private.may(%L)))', scope) end);
+end $$;
+
+ALTER PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text) OWNER TO onbrand_owner;
 
 CREATE FUNCTION app.tg_asset_guard() RETURNS trigger
     LANGUAGE plpgsql
@@ -103,13 +118,137 @@ end $$;
 
 ALTER FUNCTION app.tg_job_guard() OWNER TO onbrand_owner;
 
+CREATE FUNCTION app.tg_upload_guard() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+  if old.status <> 'pending' and to_jsonb(new) - 'swept_at' is distinct from to_jsonb(old) - 'swept_at' then
+    raise exception 'the upload has ended' using errcode = 'OB002';
+  end if;
+  if old.status = 'pending' and new.status = 'completed' and old.expires_at < clock_timestamp() then
+    raise exception 'the upload has expired' using errcode = 'OB002';
+  end if;
+  return new;
+end $$;
+
+ALTER FUNCTION app.tg_upload_guard() OWNER TO onbrand_owner;
+
+CREATE FUNCTION audit.field(v text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+  select coalesce(octet_length(v)::text || ':' || v, '~') || ','
+$$;
+
+ALTER FUNCTION audit.field(v text) OWNER TO onbrand_owner;
+
+CREATE FUNCTION audit.is_plain(d jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO ''
+    AS $_$
+  select jsonb_typeof(d) = 'object' and octet_length(d::text) <= 100000 and not exists (
+    select 1 from jsonb_each(case jsonb_typeof(d) when 'object' then d else '{}' end) f(name, v)
+    where f.name !~ '^[a-z][a-z0-9_]{0,39}$' or exists (
+      select 1 from jsonb_array_elements(case jsonb_typeof(f.v) when 'array' then f.v else jsonb_build_array(f.v) end) x
+      where case jsonb_typeof(x)
+        when 'string' then char_length(x #>> '{}') > 300 or (x #>> '{}') collate "C" !~ '^[!-~]*$'
+        when 'number' then x #>> '{}' !~ '^-?[0-9]{1,18}$'
+        when 'object' then true when 'array' then true else false end))
+$_$;
+
+ALTER FUNCTION audit.is_plain(d jsonb) OWNER TO onbrand_owner;
+
+CREATE FUNCTION audit.names_its_object(action text, d jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO ''
+    AS $_$
+  select action like 'brand.%' or exists (select 1 from jsonb_object_keys(d) k where k ~ '_ids?$')
+$_$;
+
+ALTER FUNCTION audit.names_its_object(action text, d jsonb) OWNER TO onbrand_owner;
+
+CREATE TABLE audit.events (
+    seq bigint NOT NULL,
+    brand_id text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    actor text NOT NULL,
+    action text NOT NULL,
+    detail jsonb NOT NULL,
+    prev bytea,
+    hash bytea NOT NULL,
+    user_id uuid,
+    credential text,
+    CONSTRAINT action_is_a_word CHECK ((action ~ '^[a-z][a-z_]{0,29}\.[a-z][a-z_]{0,29}$'::text)),
+    CONSTRAINT credential_named CHECK (((actor = 'user'::text) = (credential IS NULL))),
+    CONSTRAINT detail_is_plain CHECK (audit.is_plain(detail)),
+    CONSTRAINT events_credential_check CHECK ((char_length(credential) <= 80)),
+    CONSTRAINT known_actor CHECK ((actor = ANY (ARRAY['user'::text, 'key'::text, 'system'::text]))),
+    CONSTRAINT object_named CHECK (audit.names_its_object(action, detail)),
+    CONSTRAINT seq_counts CHECK (((seq > 0) AND ((seq = 1) = (prev IS NULL)))),
+    CONSTRAINT someone_acted CHECK (((user_id IS NOT NULL) OR (actor = 'system'::text)))
+);
+
+ALTER TABLE ONLY audit.events FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE audit.events OWNER TO onbrand_owner;
+
+CREATE FUNCTION audit.hash_of(e audit.events) RETURNS bytea
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+  select sha256(convert_to(
+    audit.field('onbrand-audit-1') || audit.field(e.brand_id) || audit.field(e.seq::text)
+    || audit.field(to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+    || audit.field(e.actor) || audit.field(e.user_id::text) || audit.field(e.credential)
+    || audit.field(e.action) || audit.field(e.detail::text) || audit.field(encode(e.prev, 'hex')), 'utf8'))
+$$;
+
+ALTER FUNCTION audit.hash_of(e audit.events) OWNER TO onbrand_owner;
+
+CREATE FUNCTION audit.tg_append_only() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+  if tg_op = 'INSERT' and current_user = 'onbrand_definer' then return new; end if;
+  raise exception 'the record is append-only' using errcode = '42501';
+end $$;
+
+ALTER FUNCTION audit.tg_append_only() OWNER TO onbrand_owner;
+
+CREATE FUNCTION private.accept_invitation(id uuid, hash text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare invited record;
+begin
+  if not private.in_person() or not private.credential_lives() then
+    raise exception 'no invitation for this credential' using errcode = '42501';
+  end if;
+  select i.brand_id, i.role into invited from app.invitations i
+    where i.id = accept_invitation.id and i.hash = accept_invitation.hash and i.email = private.my_email()
+      and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
+      and exists (select 1 from app.brand_users bu
+        where bu.brand_id = i.brand_id and bu.user_id = i.user_id and bu.role = 'admin')
+    for update of i;
+  if invited.brand_id is null then return null; end if;
+  insert into app.brand_users (brand_id, user_id, role) values (invited.brand_id, private.uid(), invited.role)
+    on conflict do nothing;
+  update app.invitations i set accepted_at = statement_timestamp(), accepted_by = private.uid()
+    where i.id = accept_invitation.id;
+  return invited.brand_id;
+end $$;
+
+ALTER FUNCTION private.accept_invitation(id uuid, hash text) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.acts_in(b text) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
   select case current_setting('role', true)
     when 'authenticated' then b = any (private.my_brands())
-    when 'brand_system' then b = private.ctx('brand_id')
+    when 'brand_system' then b = private.ticket_brand()
     else false end
 $$;
 
@@ -119,25 +258,163 @@ CREATE FUNCTION private.audit_append(b text, act text, what text, d jsonb) RETUR
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare p bytea; s bigint; t timestamptz := clock_timestamp();
 begin
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('audit:' || b, 0));
-  select e.hash, e.seq into p, s from audit.events e where e.brand_id = b order by e.seq desc limit 1;
-  s := coalesce(s, 0) + 1;
-  insert into audit.events values (s, b, t, act, what, d, p, sha256(convert_to(concat_ws('|',
-    s::text, b, extract(epoch from t)::text, act, what, d::text, encode(coalesce(p, ''::bytea), 'hex')), 'utf8')));
+  perform private.audit_append(b, 'system', null, substr(act, char_length('system:') + 1), what, d);
 end $$;
 
 ALTER FUNCTION private.audit_append(b text, act text, what text, d jsonb) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.ctx(k text) RETURNS text
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> k
-$$;
+declare e audit.events;
+begin
+  e.brand_id := b; e.actor := audit_append.actor; e.user_id := audit_append.user_id;
+  e.credential := audit_append.credential; e.action := what; e.detail := coalesce(d, '{}');
+  if not coalesce(audit.is_plain(e.detail) and audit.names_its_object(what, e.detail), false) then
+    raise exception 'the line is not plain, or names no object' using errcode = 'OB009';
+  end if;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('audit:' || b, 0));
+  select l.seq + 1, l.hash into e.seq, e.prev from audit.events l where l.brand_id = b order by l.seq desc limit 1;
+  e.seq := coalesce(e.seq, 1);
+  e.at := clock_timestamp();
+  e.hash := audit.hash_of(e);
+  insert into audit.events select e.*;
+end $$;
+
+ALTER FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.credential_lives() RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+begin
+  if c ->> 'key_id' is not null then  -- apart from what follows: an expression with a query in it is always a query
+    if not exists (select 1 from app.api_keys k
+        where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
+          and k.user_id = (c ->> 'sub')::uuid and k.revoked_at is null
+          and (k.expires_at is null or k.expires_at > statement_timestamp())) then
+      return false;
+    end if;
+  end if;
+  return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid);
+end $$;
+
+ALTER FUNCTION private.credential_lives() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.ctx(k text) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  return nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> k;
+end $$;
 
 ALTER FUNCTION private.ctx(k text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.end_orphaned() RETURNS TABLE(kind text, brand_id text, job_id uuid, provider text, provider_job_id text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  gone record;
+  why jsonb;
+begin
+  for gone in
+    select j.id, j.brand_id, j.provider, j.provider_job_id from app.lora_training_jobs j
+    where j.status in ('pending', 'training') and not exists (
+      select 1 from app.brand_users bu where bu.brand_id = j.brand_id and bu.user_id = j.user_id)
+    order by j.created_at for update of j skip locked
+  loop
+    why := jsonb_build_object('code', 'member_removed', 'message',
+      'whoever started this job is no longer a member of the brand; a member may retry it in their own name');
+    update app.lora_training_jobs j set status = 'failed', error = why, completed_at = now()
+      where j.brand_id = gone.brand_id and j.id = gone.id;
+    insert into app.job_events (brand_id, job_id, seq, kind, data)
+      select gone.brand_id, gone.id, coalesce(max(e.seq), 0) + 1, 'status',
+        jsonb_build_object('status', 'failed', 'error', why)
+      from app.job_events e where e.brand_id = gone.brand_id and e.subject_id = gone.id;
+    perform private.audit_append(gone.brand_id, 'system:' || gone.id, 'job.fail',
+      jsonb_build_object('job_id', gone.id, 'code', 'member_removed'));
+    return query select 'training'::text, gone.brand_id, gone.id, gone.provider, gone.provider_job_id;
+  end loop;
+  for gone in
+    select g.id, g.brand_id from app.generations g
+    where g.status in ('pending', 'running') and not exists (
+      select 1 from app.brand_users bu where bu.brand_id = g.brand_id and bu.user_id = g.user_id)
+    order by g.created_at for update of g skip locked
+  loop
+    why := jsonb_build_object('code', 'member_removed', 'message',
+      'whoever asked for these pictures is no longer a member of the brand; ask for them again');
+    update app.generations g set status = 'failed', error = why, completed_at = now()
+      where g.brand_id = gone.brand_id and g.id = gone.id;
+    insert into app.job_events (brand_id, generation_id, seq, kind, data)
+      select gone.brand_id, gone.id, coalesce(max(e.seq), 0) + 1, 'status',
+        jsonb_build_object('status', 'failed', 'error', why)
+      from app.job_events e where e.brand_id = gone.brand_id and e.subject_id = gone.id;
+    perform private.audit_append(gone.brand_id, 'system:' || gone.id, 'generation.fail',
+      jsonb_build_object('generation_id', gone.id, 'code', 'member_removed'));
+    return query select 'generation'::text, gone.brand_id, gone.id, null::text, null::text;
+  end loop;
+end $$;
+
+ALTER FUNCTION private.end_orphaned() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.end_sessions(session_id uuid) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  with ended as (
+    update identity.sessions s set ended_at = statement_timestamp()
+    where private.in_person() and s.user_id = private.uid() and s.ended_at is null
+      and (end_sessions.session_id is null or s.id = end_sessions.session_id)
+    returning 1)
+  select count(*)::integer from ended
+$$;
+
+ALTER FUNCTION private.end_sessions(session_id uuid) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.external_user(issuer text, subject text, email text) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare who uuid;
+begin
+  select s.user_id into who from identity.subjects s
+    where s.issuer = external_user.issuer and s.subject = external_user.subject;
+  if who is not null then return who; end if;
+  begin
+    insert into identity.users as u (email) values (lower(external_user.email)) returning u.id into who;
+    insert into identity.subjects (issuer, subject, user_id)
+      values (external_user.issuer, external_user.subject, who);
+  exception when unique_violation then
+    select s.user_id into who from identity.subjects s
+      where s.issuer = external_user.issuer and s.subject = external_user.subject;
+    if who is null then raise; end if;
+  end;
+  return who;
+end $$;
+
+ALTER FUNCTION private.external_user(issuer text, subject text, email text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.find_key(id uuid, hash text) RETURNS TABLE(brand_id text, user_id uuid, scopes text[])
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  update app.api_keys k set last_used_at = statement_timestamp()
+  where k.id = find_key.id and k.hash = find_key.hash and k.revoked_at is null
+    and (k.expires_at is null or k.expires_at > statement_timestamp())
+    and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
+  select k.brand_id, k.user_id, k.scopes from app.api_keys k
+  where k.id = find_key.id and k.hash = find_key.hash and k.revoked_at is null
+    and (k.expires_at is null or k.expires_at > statement_timestamp())
+    and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
+$$;
+
+ALTER FUNCTION private.find_key(id uuid, hash text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.find_login(email text) RETURNS TABLE(id uuid, password_hash text)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -148,6 +425,21 @@ $$;
 
 ALTER FUNCTION private.find_login(email text) OWNER TO onbrand_identity;
 
+CREATE FUNCTION private.find_session(hash text) RETURNS TABLE(id uuid, user_id uuid, expires_at timestamp with time zone)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  update identity.sessions s set last_seen_at = statement_timestamp()
+  where s.hash = find_session.hash and s.ended_at is null and s.expires_at > statement_timestamp()
+    and s.last_seen_at + s.idle > statement_timestamp()
+    and s.last_seen_at < statement_timestamp() - least(interval '1 minute', s.idle / 4);
+  select s.id, s.user_id, s.expires_at from identity.sessions s
+  where s.hash = find_session.hash and s.ended_at is null and s.expires_at > statement_timestamp()
+    and s.last_seen_at + s.idle > statement_timestamp()
+$$;
+
+ALTER FUNCTION private.find_session(hash text) OWNER TO onbrand_identity;
+
 CREATE FUNCTION private.find_user(b text, email text) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -156,6 +448,48 @@ CREATE FUNCTION private.find_user(b text, email text) RETURNS uuid
 $$;
 
 ALTER FUNCTION private.find_user(b text, email text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.in_person() RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select private.uid() is not null
+    and num_nonnulls(private.ctx('brand_id'), private.ctx('key_id'), private.ctx('scopes')) = 0
+$$;
+
+ALTER FUNCTION private.in_person() OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.link_subject(issuer text, subject text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if not private.in_person() then
+    raise exception 'no link with this credential' using errcode = '42501';
+  end if;
+  insert into identity.subjects (issuer, subject, user_id)
+    values (link_subject.issuer, link_subject.subject, private.uid());
+end $$;
+
+ALTER FUNCTION private.link_subject(issuer text, subject text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.may(what text) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+begin
+  if not private.credential_lives() then return false; end if;
+  if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
+  if c ->> 'key_id' is not null then
+    return exists (select 1 from app.api_keys k
+      where k.id = (c ->> 'key_id')::uuid and may.what = any (k.scopes));
+  end if;
+  return true;
+end $$;
+
+ALTER FUNCTION private.may(what text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -176,26 +510,58 @@ $$;
 ALTER FUNCTION private.member_emails(b text) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.my_admin_brands() RETURNS text[]
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select coalesce(array_agg(bu.brand_id), '{}') from app.brand_users bu
-  where bu.user_id = private.uid() and bu.role = 'admin'
-    and (private.ctx('brand_id') is null or bu.brand_id = private.ctx('brand_id'))
-$$;
+declare
+  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+  mine text[];
+begin
+  if c ?| array['key_id', 'session_id', 'scopes'] and not private.may('manage') then return '{}'; end if;
+  select coalesce(array_agg(bu.brand_id), '{}') into mine from app.brand_users bu
+    where bu.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
+      and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id');
+  return mine;
+end $$;
 
 ALTER FUNCTION private.my_admin_brands() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.my_brands() RETURNS text[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+  mine text[];
+begin
+  if c ?| array['key_id', 'session_id'] and not private.credential_lives() then return '{}'; end if;
+  select coalesce(array_agg(bu.brand_id), '{}') into mine from app.brand_users bu
+    where bu.user_id = (c ->> 'sub')::uuid and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id');
+  return mine;
+end $$;
+
+ALTER FUNCTION private.my_brands() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.my_email() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select coalesce(array_agg(bu.brand_id), '{}') from app.brand_users bu
-  where bu.user_id = private.uid()
-    and (private.ctx('brand_id') is null or bu.brand_id = private.ctx('brand_id'))
+  select u.email from identity.users u where u.id = private.uid()
 $$;
 
-ALTER FUNCTION private.my_brands() OWNER TO onbrand_definer;
+ALTER FUNCTION private.my_email() OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.my_sessions() RETURNS TABLE(id uuid, created_at timestamp with time zone, last_seen_at timestamp with time zone, expires_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select s.id, s.created_at, s.last_seen_at, s.expires_at from identity.sessions s
+  where private.in_person() and s.user_id = private.uid() and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+  order by s.created_at desc, s.id
+$$;
+
+ALTER FUNCTION private.my_sessions() OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.next_number(b text, what text, n integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -213,6 +579,22 @@ begin
 end $$;
 
 ALTER FUNCTION private.next_number(b text, what text, n integer) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.open_session(hash text, idle interval, life interval) RETURNS TABLE(id uuid, expires_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if not private.in_person() or private.ctx('session_id') is not null then
+    raise exception 'no session for this credential' using errcode = '42501';
+  end if;
+  delete from identity.sessions s where s.user_id = private.uid() and s.expires_at < clock_timestamp();
+  return query insert into identity.sessions as s (user_id, hash, idle, expires_at)
+    values (private.uid(), open_session.hash, open_session.idle, clock_timestamp() + open_session.life)
+    returning s.id, s.expires_at;
+end $$;
+
+ALTER FUNCTION private.open_session(hash text, idle interval, life interval) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -238,10 +620,26 @@ begin
   if not coalesce(private.acts_in(b), false) then
     raise exception 'no record of this brand' using errcode = '42501';
   end if;
-  perform private.audit_append(b, coalesce(private.uid()::text, 'system:' || private.ctx('job_id')), what, d);
+  if current_setting('role', true) = 'brand_system' then
+    perform private.audit_append(b, 'system', private.ctx('on_behalf_of')::uuid, private.ctx('job_id'), what, d);
+  else
+    perform private.audit_append(b, case when private.ctx('key_id') is null then 'user' else 'key' end,
+      private.uid(), private.ctx('key_id'), what, d);
+  end if;
 end $$;
 
 ALTER FUNCTION private.record(b text, what text, d jsonb) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.session_lives(session_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select exists (select 1 from identity.sessions s where s.id = session_lives.session_id
+    and s.user_id = private.uid() and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp())
+$$;
+
+ALTER FUNCTION private.session_lives(session_id uuid) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id uuid, created_at timestamp with time zone)
     LANGUAGE sql SECURITY DEFINER
@@ -252,6 +650,50 @@ CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id
 $$;
 
 ALTER FUNCTION private.sign_up(email text, password_hash text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.sweep_uploads() RETURNS TABLE(brand_id text, upload_id uuid, kind text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare old record;
+begin
+  for old in
+    select u.id, u.brand_id, u.kind, u.status, u.expires_at < clock_timestamp() - interval '1 day' as is_old
+    from app.uploads u
+    where (u.swept_at is null and u.expires_at < clock_timestamp() - interval '1 hour')
+      or u.expires_at < clock_timestamp() - interval '1 day'
+    order by u.expires_at limit 200 for update of u skip locked
+  loop
+    if old.status = 'pending' then
+      update app.uploads u set status = 'expired', ended_at = clock_timestamp()
+        where u.brand_id = old.brand_id and u.id = old.id;
+      perform private.audit_append(old.brand_id, 'system:' || old.id, 'upload.expire',
+        jsonb_build_object('upload_id', old.id));
+    end if;
+    if old.is_old then
+      delete from app.uploads u where u.brand_id = old.brand_id and u.id = old.id;
+    else
+      update app.uploads u set swept_at = clock_timestamp() where u.brand_id = old.brand_id and u.id = old.id;
+    end if;
+    return query select old.brand_id, old.id, old.kind;
+  end loop;
+end $$;
+
+ALTER FUNCTION private.sweep_uploads() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_end_credentials() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  update app.api_keys k set revoked_at = statement_timestamp()
+    where k.brand_id = old.brand_id and k.user_id = old.user_id and k.revoked_at is null;
+  update app.invitations i set revoked_at = statement_timestamp()
+    where i.brand_id = old.brand_id and i.user_id = old.user_id and i.revoked_at is null and i.accepted_at is null;
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_end_credentials() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_found_brand() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -279,14 +721,49 @@ end $$;
 
 ALTER FUNCTION private.tg_keep_an_admin() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.uid() RETURNS uuid
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION private.ticket_brand() RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid
-$$;
+declare claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+begin
+  return (select bu.brand_id from app.brand_users bu
+    where bu.brand_id = claims ->> 'brand_id' and bu.user_id = (claims ->> 'on_behalf_of')::uuid);
+end $$;
+
+ALTER FUNCTION private.ticket_brand() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.uid() RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  return (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+end $$;
 
 ALTER FUNCTION private.uid() OWNER TO onbrand_definer;
+
+CREATE TABLE app.api_keys (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    brand_id text NOT NULL,
+    user_id uuid NOT NULL,
+    name text NOT NULL,
+    prefix text GENERATED ALWAYS AS (('ob_'::text || "left"((id)::text, 8))) STORED NOT NULL,
+    hash text NOT NULL,
+    scopes text[] NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    expires_at timestamp with time zone,
+    last_used_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_check CHECK ((expires_at > created_at)),
+    CONSTRAINT api_keys_hash_check CHECK ((hash ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT api_keys_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT api_keys_scopes_check CHECK ((((cardinality(scopes) >= 1) AND (cardinality(scopes) <= 5)) AND (array_position(scopes, NULL::text) IS NULL) AND (scopes <@ ARRAY['read'::text, 'upload'::text, 'train'::text, 'generate'::text, 'manage'::text])))
+);
+
+ALTER TABLE ONLY app.api_keys FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.api_keys OWNER TO onbrand_owner;
 
 CREATE TABLE app.asset_captions (
     brand_id text NOT NULL,
@@ -360,6 +837,34 @@ CREATE TABLE app.brands (
 ALTER TABLE ONLY app.brands FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands OWNER TO onbrand_owner;
+
+CREATE TABLE app.documents (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    brand_id text NOT NULL,
+    user_id uuid NOT NULL,
+    name text NOT NULL,
+    version integer NOT NULL,
+    title text NOT NULL,
+    object_name text NOT NULL COLLATE pg_catalog."C",
+    content_type text NOT NULL,
+    bytes bigint NOT NULL,
+    num_pages integer,
+    sha256 text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT documents_bytes_check CHECK ((bytes > 0)),
+    CONSTRAINT documents_check CHECK ((split_part(object_name, '/'::text, 1) = brand_id)),
+    CONSTRAINT documents_check1 CHECK (((num_pages IS NULL) = (content_type <> 'application/pdf'::text))),
+    CONSTRAINT documents_content_type_check CHECK ((content_type = ANY (ARRAY['application/pdf'::text, 'text/markdown; charset=utf-8'::text]))),
+    CONSTRAINT documents_name_check CHECK (((name ~ '^[a-z0-9][a-z0-9-]{0,59}$'::text) AND (name <> 'incoming'::text))),
+    CONSTRAINT documents_num_pages_check CHECK ((num_pages > 0)),
+    CONSTRAINT documents_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT documents_title_check CHECK (((char_length(title) >= 1) AND (char_length(title) <= 200))),
+    CONSTRAINT documents_version_check CHECK ((version > 0))
+);
+
+ALTER TABLE ONLY app.documents FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.documents OWNER TO onbrand_owner;
 
 CREATE TABLE app.generated_images (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -451,6 +956,30 @@ CREATE TABLE app.idempotency_keys (
 ALTER TABLE ONLY app.idempotency_keys FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.idempotency_keys OWNER TO onbrand_owner;
+
+CREATE TABLE app.invitations (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    brand_id text NOT NULL,
+    user_id uuid NOT NULL,
+    email text NOT NULL,
+    role text NOT NULL,
+    hash text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    accepted_at timestamp with time zone,
+    accepted_by uuid,
+    revoked_at timestamp with time zone,
+    CONSTRAINT invitations_check CHECK (((expires_at > created_at) AND (expires_at <= (created_at + '31 days'::interval)))),
+    CONSTRAINT invitations_check1 CHECK ((num_nulls(accepted_at, accepted_by) = ANY (ARRAY[0, 2]))),
+    CONSTRAINT invitations_check2 CHECK (((accepted_at IS NULL) OR (revoked_at IS NULL))),
+    CONSTRAINT invitations_email_check CHECK (((email = lower(email)) AND ((char_length(email) >= 3) AND (char_length(email) <= 254)))),
+    CONSTRAINT invitations_hash_check CHECK ((hash ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT invitations_role_check CHECK ((role = ANY (ARRAY['member'::text, 'admin'::text])))
+);
+
+ALTER TABLE ONLY app.invitations FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.invitations OWNER TO onbrand_owner;
 
 CREATE TABLE app.job_assets (
     brand_id text NOT NULL,
@@ -560,25 +1089,86 @@ ALTER TABLE ONLY app.numbers FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.numbers OWNER TO onbrand_owner;
 
-CREATE TABLE audit.events (
-    seq bigint NOT NULL,
+CREATE TABLE app.upload_objects (
     brand_id text NOT NULL,
-    at timestamp with time zone NOT NULL,
-    actor text NOT NULL,
-    action text NOT NULL,
-    detail jsonb NOT NULL,
-    prev bytea,
-    hash bytea NOT NULL
+    upload_id uuid NOT NULL,
+    bucket_id text NOT NULL,
+    object_name text NOT NULL COLLATE pg_catalog."C"
 );
 
-ALTER TABLE ONLY audit.events FORCE ROW LEVEL SECURITY;
+ALTER TABLE ONLY app.upload_objects FORCE ROW LEVEL SECURITY;
 
-ALTER TABLE audit.events OWNER TO onbrand_owner;
+ALTER TABLE app.upload_objects OWNER TO onbrand_owner;
+
+CREATE TABLE app.uploads (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    brand_id text NOT NULL,
+    user_id uuid NOT NULL,
+    kind text NOT NULL,
+    filename text NOT NULL,
+    content_type text NOT NULL,
+    bytes bigint NOT NULL,
+    sha256 text,
+    object text DEFAULT 'other'::text NOT NULL,
+    caption text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    status text DEFAULT 'pending'::text NOT NULL,
+    error jsonb,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    expires_at timestamp with time zone DEFAULT (clock_timestamp() + '01:00:00'::interval) NOT NULL,
+    ended_at timestamp with time zone,
+    swept_at timestamp with time zone,
+    CONSTRAINT uploads_bytes_check CHECK ((bytes > 0)),
+    CONSTRAINT uploads_caption_check CHECK ((char_length(caption) <= 5000)),
+    CONSTRAINT uploads_check CHECK (((status = 'pending'::text) = (ended_at IS NULL))),
+    CONSTRAINT uploads_content_type_check CHECK ((content_type = ANY (ARRAY['image/png'::text, 'image/jpeg'::text, 'image/webp'::text, 'application/zip'::text, 'application/pdf'::text, 'text/markdown'::text]))),
+    CONSTRAINT uploads_error_check CHECK ((octet_length((error)::text) <= 5000)),
+    CONSTRAINT uploads_filename_check CHECK (((char_length(filename) >= 1) AND (char_length(filename) <= 255))),
+    CONSTRAINT uploads_kind_check CHECK ((kind = ANY (ARRAY['image'::text, 'zip'::text, 'document'::text]))),
+    CONSTRAINT uploads_metadata_check CHECK (((jsonb_typeof(metadata) = 'object'::text) AND (octet_length((metadata)::text) <= 20000))),
+    CONSTRAINT uploads_object_check CHECK ((object = ANY (ARRAY['logo'::text, 'product'::text, 'person'::text, 'packaging'::text, 'other'::text]))),
+    CONSTRAINT uploads_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT uploads_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'completed'::text, 'refused'::text, 'canceled'::text, 'expired'::text])))
+);
+
+ALTER TABLE ONLY app.uploads FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.uploads OWNER TO onbrand_owner;
+
+CREATE TABLE identity.sessions (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    user_id uuid NOT NULL,
+    hash text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    idle interval NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT sessions_hash_check CHECK ((hash ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT sessions_idle_check CHECK ((idle > '00:00:00'::interval))
+);
+
+ALTER TABLE ONLY identity.sessions FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE identity.sessions OWNER TO onbrand_identity;
+
+CREATE TABLE identity.subjects (
+    issuer text NOT NULL,
+    subject text NOT NULL,
+    user_id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT subjects_issuer_check CHECK (((char_length(issuer) >= 1) AND (char_length(issuer) <= 500))),
+    CONSTRAINT subjects_subject_check CHECK (((char_length(subject) >= 1) AND (char_length(subject) <= 255)))
+);
+
+ALTER TABLE ONLY identity.subjects FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE identity.subjects OWNER TO onbrand_identity;
 
 CREATE TABLE identity.users (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
-    email text NOT NULL,
-    password_hash text NOT NULL,
+    email text,
+    password_hash text,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT users_email_check CHECK (((email = lower(email)) AND ((char_length(email) >= 3) AND (char_length(email) <= 254))))
 );
@@ -613,6 +1203,12 @@ ALTER TABLE ONLY storage.objects FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE storage.objects OWNER TO onbrand_owner;
 
+ALTER TABLE ONLY app.api_keys
+    ADD CONSTRAINT api_keys_brand_id_id_key UNIQUE (brand_id, id);
+
+ALTER TABLE ONLY app.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY app.asset_captions
     ADD CONSTRAINT asset_captions_pkey PRIMARY KEY (brand_id, asset_id, version);
 
@@ -634,6 +1230,18 @@ ALTER TABLE ONLY app.brand_users
 ALTER TABLE ONLY app.brands
     ADD CONSTRAINT brands_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY app.documents
+    ADD CONSTRAINT documents_brand_id_id_key UNIQUE (brand_id, id);
+
+ALTER TABLE ONLY app.documents
+    ADD CONSTRAINT documents_brand_id_name_version_key UNIQUE (brand_id, name, version);
+
+ALTER TABLE ONLY app.documents
+    ADD CONSTRAINT documents_brand_id_object_name_key UNIQUE (brand_id, object_name);
+
+ALTER TABLE ONLY app.documents
+    ADD CONSTRAINT documents_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY app.generated_images
     ADD CONSTRAINT generated_images_brand_id_generation_id_index_key UNIQUE (brand_id, generation_id, index);
 
@@ -654,6 +1262,12 @@ ALTER TABLE ONLY app.generations
 
 ALTER TABLE ONLY app.idempotency_keys
     ADD CONSTRAINT idempotency_keys_user_id_brand_id_key_key UNIQUE NULLS NOT DISTINCT (user_id, brand_id, key);
+
+ALTER TABLE ONLY app.invitations
+    ADD CONSTRAINT invitations_brand_id_id_key UNIQUE (brand_id, id);
+
+ALTER TABLE ONLY app.invitations
+    ADD CONSTRAINT invitations_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY app.job_assets
     ADD CONSTRAINT job_assets_pkey PRIMARY KEY (brand_id, job_id, asset_id);
@@ -685,8 +1299,26 @@ ALTER TABLE ONLY app.models
 ALTER TABLE ONLY app.numbers
     ADD CONSTRAINT numbers_pkey PRIMARY KEY (brand_id, series);
 
+ALTER TABLE ONLY app.upload_objects
+    ADD CONSTRAINT upload_objects_pkey PRIMARY KEY (brand_id, upload_id, bucket_id, object_name);
+
+ALTER TABLE ONLY app.uploads
+    ADD CONSTRAINT uploads_brand_id_id_key UNIQUE (brand_id, id);
+
+ALTER TABLE ONLY app.uploads
+    ADD CONSTRAINT uploads_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY audit.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (brand_id, seq);
+
+ALTER TABLE ONLY identity.sessions
+    ADD CONSTRAINT sessions_hash_key UNIQUE (hash);
+
+ALTER TABLE ONLY identity.sessions
+    ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY identity.subjects
+    ADD CONSTRAINT subjects_pkey PRIMARY KEY (issuer, subject);
 
 ALTER TABLE ONLY identity.users
     ADD CONSTRAINT users_email_key UNIQUE (email);
@@ -698,20 +1330,31 @@ ALTER TABLE ONLY storage.buckets
     ADD CONSTRAINT buckets_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY storage.objects
+    ADD CONSTRAINT objects_brand_id_bucket_id_name_key UNIQUE (brand_id, bucket_id, name);
+
+ALTER TABLE ONLY storage.objects
     ADD CONSTRAINT objects_bucket_id_name_key UNIQUE (bucket_id, name);
 
 ALTER TABLE ONLY storage.objects
     ADD CONSTRAINT objects_pkey PRIMARY KEY (id);
 
+CREATE INDEX api_keys_by_time ON app.api_keys USING btree (brand_id, created_at, id);
+
+CREATE INDEX api_keys_by_user ON app.api_keys USING btree (brand_id, user_id) WHERE (revoked_at IS NULL);
+
 CREATE INDEX brand_assets_by_time ON app.brand_assets USING btree (brand_id, created_at, id);
 
 CREATE INDEX brand_users_by_user ON app.brand_users USING btree (user_id, brand_id);
+
+CREATE INDEX documents_by_time ON app.documents USING btree (brand_id, created_at, id);
 
 CREATE INDEX generated_images_by_time ON app.generated_images USING btree (brand_id, created_at, id);
 
 CREATE INDEX generations_by_time ON app.generations USING btree (brand_id, created_at, id);
 
 CREATE INDEX generations_open ON app.generations USING btree (created_at) WHERE (status = ANY (ARRAY['pending'::text, 'running'::text]));
+
+CREATE INDEX invitations_by_time ON app.invitations USING btree (brand_id, created_at, id);
 
 CREATE INDEX job_assets_by_asset ON app.job_assets USING btree (brand_id, asset_id);
 
@@ -721,9 +1364,21 @@ CREATE INDEX jobs_open ON app.lora_training_jobs USING btree (created_at) WHERE 
 
 CREATE INDEX models_by_time ON app.models USING btree (brand_id, created_at, id);
 
+CREATE INDEX upload_objects_by_object ON app.upload_objects USING btree (brand_id, bucket_id, object_name);
+
+CREATE INDEX uploads_by_end ON app.uploads USING btree (expires_at);
+
+CREATE INDEX uploads_by_time ON app.uploads USING btree (brand_id, created_at, id);
+
+CREATE INDEX sessions_by_user ON identity.sessions USING btree (user_id, created_at);
+
+CREATE INDEX subjects_by_user ON identity.subjects USING btree (user_id);
+
 CREATE INDEX objects_by_brand ON storage.objects USING btree (brand_id, bucket_id);
 
 CREATE TRIGGER asset_guard BEFORE DELETE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_asset_guard();
+
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.api_keys FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.asset_captions FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
@@ -731,11 +1386,15 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_assets FOR EACH ROW EX
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.documents FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.generated_images FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.generations FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.idempotency_keys FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.invitations FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.job_assets FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
@@ -747,6 +1406,12 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.models FOR EACH ROW EXECUTE 
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.numbers FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.upload_objects FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+CREATE TRIGGER end_credentials AFTER DELETE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_end_credentials();
+
 CREATE TRIGGER found_brand AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_found_brand();
 
 CREATE TRIGGER generation_guard BEFORE UPDATE ON app.generations FOR EACH ROW EXECUTE FUNCTION app.tg_generation_guard();
@@ -755,9 +1420,22 @@ CREATE TRIGGER job_guard BEFORE UPDATE ON app.lora_training_jobs FOR EACH ROW EX
 
 CREATE TRIGGER keep_an_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_keep_an_admin();
 
+CREATE TRIGGER upload_guard BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE FUNCTION app.tg_upload_guard();
+
+CREATE TRIGGER append_only BEFORE INSERT OR DELETE OR UPDATE ON audit.events FOR EACH ROW EXECUTE FUNCTION audit.tg_append_only();
+
+ALTER TABLE audit.events ENABLE ALWAYS TRIGGER append_only;
+
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON audit.events FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE TRIGGER never_emptied BEFORE TRUNCATE ON audit.events FOR EACH STATEMENT EXECUTE FUNCTION audit.tg_append_only();
+
+ALTER TABLE audit.events ENABLE ALWAYS TRIGGER never_emptied;
+
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON storage.objects FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+ALTER TABLE ONLY app.api_keys
+    ADD CONSTRAINT api_keys_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
 ALTER TABLE ONLY app.asset_captions
     ADD CONSTRAINT asset_captions_brand_id_asset_id_fkey FOREIGN KEY (brand_id, asset_id) REFERENCES app.brand_assets(brand_id, id) ON DELETE CASCADE;
@@ -767,6 +1445,9 @@ ALTER TABLE ONLY app.brand_assets
 
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
+
+ALTER TABLE ONLY app.documents
+    ADD CONSTRAINT documents_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
 ALTER TABLE ONLY app.generated_images
     ADD CONSTRAINT generated_images_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
@@ -785,6 +1466,9 @@ ALTER TABLE ONLY app.generations
 
 ALTER TABLE ONLY app.idempotency_keys
     ADD CONSTRAINT idempotency_keys_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
+
+ALTER TABLE ONLY app.invitations
+    ADD CONSTRAINT invitations_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
 ALTER TABLE ONLY app.job_assets
     ADD CONSTRAINT job_assets_brand_id_asset_id_fkey FOREIGN KEY (brand_id, asset_id) REFERENCES app.brand_assets(brand_id, id) ON DELETE CASCADE;
@@ -816,6 +1500,21 @@ ALTER TABLE ONLY app.models
 ALTER TABLE ONLY app.numbers
     ADD CONSTRAINT numbers_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
+ALTER TABLE ONLY app.upload_objects
+    ADD CONSTRAINT upload_objects_brand_id_bucket_id_object_name_fkey FOREIGN KEY (brand_id, bucket_id, object_name) REFERENCES storage.objects(brand_id, bucket_id, name) ON DELETE CASCADE;
+
+ALTER TABLE ONLY app.upload_objects
+    ADD CONSTRAINT upload_objects_brand_id_upload_id_fkey FOREIGN KEY (brand_id, upload_id) REFERENCES app.uploads(brand_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY app.uploads
+    ADD CONSTRAINT uploads_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
+
+ALTER TABLE ONLY identity.sessions
+    ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES identity.users(id);
+
+ALTER TABLE ONLY identity.subjects
+    ADD CONSTRAINT subjects_user_id_fkey FOREIGN KEY (user_id) REFERENCES identity.users(id);
+
 ALTER TABLE ONLY storage.objects
     ADD CONSTRAINT objects_bucket_id_fkey FOREIGN KEY (bucket_id) REFERENCES storage.buckets(id);
 
@@ -823,13 +1522,27 @@ CREATE POLICY admin_delete ON app.brand_assets FOR DELETE TO authenticated USING
 
 CREATE POLICY admin_delete ON app.brand_users FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
 
+CREATE POLICY admin_delete ON app.documents FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+
 CREATE POLICY admin_delete ON app.lora_training_jobs FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
 
 CREATE POLICY admin_delete ON app.models FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
 
+CREATE POLICY admin_insert ON app.api_keys FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+
 CREATE POLICY admin_insert ON app.brand_users FOR INSERT TO authenticated WITH CHECK ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
 
+CREATE POLICY admin_insert ON app.invitations FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+
+CREATE POLICY admin_select ON app.invitations FOR SELECT TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+
+CREATE POLICY admin_update ON app.api_keys FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))) WITH CHECK ((revoked_at IS NOT NULL));
+
 CREATE POLICY admin_update ON app.brand_users FOR UPDATE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+
+CREATE POLICY admin_update ON app.invitations FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND (accepted_at IS NULL) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))) WITH CHECK ((revoked_at IS NOT NULL));
+
+ALTER TABLE app.api_keys ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.asset_captions ENABLE ROW LEVEL SECURITY;
 
@@ -839,6 +1552,8 @@ ALTER TABLE app.brand_users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE app.documents ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE app.generated_images ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.generations ENABLE ROW LEVEL SECURITY;
@@ -846,6 +1561,8 @@ ALTER TABLE app.generations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE app.idempotency_keys ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY identity_select ON app.brand_users FOR SELECT TO onbrand_identity USING (((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])) AND ((user_id = ( SELECT private.uid() AS uid)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))));
+
+ALTER TABLE app.invitations ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.job_assets ENABLE ROW LEVEL SECURITY;
 
@@ -859,9 +1576,13 @@ CREATE POLICY member_insert ON app.brand_assets FOR INSERT TO authenticated WITH
 
 CREATE POLICY member_insert ON app.brands FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.ctx('brand_id'::text) AS ctx) IS NULL)));
 
+CREATE POLICY member_insert ON app.documents FOR INSERT TO authenticated WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
+
 CREATE POLICY member_insert ON app.generations FOR INSERT TO authenticated WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
 CREATE POLICY member_insert ON app.lora_training_jobs FOR INSERT TO authenticated WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
+
+CREATE POLICY member_insert ON app.uploads FOR INSERT TO authenticated WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
 CREATE POLICY member_select ON app.asset_captions FOR SELECT TO authenticated USING (true);
 
@@ -870,6 +1591,8 @@ CREATE POLICY member_select ON app.brand_assets FOR SELECT TO authenticated USIN
 CREATE POLICY member_select ON app.brand_users FOR SELECT TO authenticated USING (((user_id = ( SELECT private.uid() AS uid)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
 
 CREATE POLICY member_select ON app.brands FOR SELECT TO authenticated USING (true);
+
+CREATE POLICY member_select ON app.documents FOR SELECT TO authenticated USING (true);
 
 CREATE POLICY member_select ON app.generated_images FOR SELECT TO authenticated USING (true);
 
@@ -883,6 +1606,10 @@ CREATE POLICY member_select ON app.lora_training_jobs FOR SELECT TO authenticate
 
 CREATE POLICY member_select ON app.models FOR SELECT TO authenticated USING (true);
 
+CREATE POLICY member_select ON app.upload_objects FOR SELECT TO authenticated USING (true);
+
+CREATE POLICY member_select ON app.uploads FOR SELECT TO authenticated USING (true);
+
 ALTER TABLE app.models ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.numbers ENABLE ROW LEVEL SECURITY;
@@ -895,9 +1622,67 @@ CREATE POLICY owner_insert ON app.job_assets FOR INSERT TO authenticated WITH CH
    FROM app.lora_training_jobs j
   WHERE ((j.brand_id = job_assets.brand_id) AND (j.id = job_assets.job_id) AND (j.user_id = ( SELECT private.uid() AS uid)) AND (j.status = 'pending'::text)))));
 
+CREATE POLICY owner_insert ON app.upload_objects FOR INSERT TO authenticated WITH CHECK (((EXISTS ( SELECT 1
+   FROM app.uploads u
+  WHERE ((u.brand_id = upload_objects.brand_id) AND (u.id = upload_objects.upload_id) AND (u.user_id = ( SELECT private.uid() AS uid)) AND (u.status = 'completed'::text)))) AND (EXISTS ( SELECT 1
+   FROM storage.objects o
+  WHERE ((o.brand_id = upload_objects.brand_id) AND (o.bucket_id = upload_objects.bucket_id) AND (o.name = upload_objects.object_name) AND (o.user_id = ( SELECT private.uid() AS uid)))))));
+
 CREATE POLICY owner_update ON app.generations FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
 CREATE POLICY owner_update ON app.lora_training_jobs FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
+
+CREATE POLICY owner_update ON app.uploads FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
+
+CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING ((((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.may('manage'::text) AS may)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+
+CREATE POLICY scope_delete ON app.brand_assets AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_delete ON app.brand_users AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_delete ON app.documents AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_delete ON app.generated_images AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('generate'::text) AS may));
+
+CREATE POLICY scope_delete ON app.lora_training_jobs AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_delete ON app.models AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_insert ON app.api_keys AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.may('manage'::text) AS may)));
+
+CREATE POLICY scope_insert ON app.asset_captions AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
+CREATE POLICY scope_insert ON app.brand_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
+CREATE POLICY scope_insert ON app.brand_users AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_insert ON app.brands AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_insert ON app.documents AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
+CREATE POLICY scope_insert ON app.generations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('generate'::text) AS may));
+
+CREATE POLICY scope_insert ON app.invitations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_insert ON app.job_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('train'::text) AS may));
+
+CREATE POLICY scope_insert ON app.lora_training_jobs AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('train'::text) AS may));
+
+CREATE POLICY scope_insert ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
+CREATE POLICY scope_insert ON app.uploads AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
+CREATE POLICY scope_update ON app.api_keys AS RESTRICTIVE FOR UPDATE TO authenticated USING (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.may('manage'::text) AS may))) WITH CHECK (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.may('manage'::text) AS may)));
+
+CREATE POLICY scope_update ON app.brand_users AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('manage'::text) AS may)) WITH CHECK (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_update ON app.generations AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('generate'::text) AS may)) WITH CHECK (( SELECT private.may('generate'::text) AS may));
+
+CREATE POLICY scope_update ON app.invitations AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('manage'::text) AS may)) WITH CHECK (( SELECT private.may('manage'::text) AS may));
+
+CREATE POLICY scope_update ON app.lora_training_jobs AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('train'::text) AS may)) WITH CHECK (( SELECT private.may('train'::text) AS may));
+
+CREATE POLICY scope_update ON app.uploads AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('upload'::text) AS may)) WITH CHECK (( SELECT private.may('upload'::text) AS may));
 
 CREATE POLICY system_insert ON app.generated_images FOR INSERT TO brand_system WITH CHECK ((EXISTS ( SELECT 1
    FROM app.generations g
@@ -956,29 +1741,45 @@ CREATE POLICY system_update ON app.generations FOR UPDATE TO brand_system USING 
 
 CREATE POLICY system_update ON app.lora_training_jobs FOR UPDATE TO brand_system USING (((( SELECT private.ctx('kind'::text) AS ctx) = 'training'::text) AND (id = (( SELECT private.ctx('job_id'::text) AS ctx))::uuid) AND (user_id = (( SELECT private.ctx('on_behalf_of'::text) AS ctx))::uuid))) WITH CHECK (true);
 
-CREATE POLICY wall_system ON app.asset_captions AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+ALTER TABLE app.upload_objects ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+ALTER TABLE app.uploads ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.api_keys AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.asset_captions AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.generations AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.idempotency_keys AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.job_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.documents AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.job_events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.lora_training_jobs AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.generations AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.models AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.idempotency_keys AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.numbers AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON app.invitations AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.job_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.job_events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.lora_training_jobs AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.models AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.numbers AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.upload_objects AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.uploads AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_user ON app.api_keys AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
@@ -988,11 +1789,15 @@ CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING
 
 CREATE POLICY wall_user ON app.brands AS RESTRICTIVE FOR SELECT TO authenticated USING ((id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
+CREATE POLICY wall_user ON app.documents AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+
 CREATE POLICY wall_user ON app.generated_images AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.generations AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.idempotency_keys AS RESTRICTIVE TO authenticated USING (((brand_id IS NULL) OR (brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])))) WITH CHECK (((brand_id IS NULL) OR (brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))));
+
+CREATE POLICY wall_user ON app.invitations AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.job_assets AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
@@ -1004,15 +1809,27 @@ CREATE POLICY wall_user ON app.models AS RESTRICTIVE TO authenticated USING ((br
 
 CREATE POLICY wall_user ON app.numbers AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
+CREATE POLICY wall_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+
+CREATE POLICY wall_user ON app.uploads AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+
 CREATE POLICY admin_select ON audit.events FOR SELECT TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
 
 ALTER TABLE audit.events ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY wall_system ON audit.events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON audit.events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
 CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
+CREATE POLICY own_code ON identity.sessions TO onbrand_identity USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON identity.subjects TO onbrand_identity USING (true) WITH CHECK (true);
+
 CREATE POLICY own_code ON identity.users TO onbrand_identity USING (true) WITH CHECK (true);
+
+ALTER TABLE identity.sessions ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE identity.subjects ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE identity.users ENABLE ROW LEVEL SECURITY;
 
@@ -1032,6 +1849,14 @@ CREATE POLICY member_select ON storage.objects FOR SELECT TO authenticated USING
 
 ALTER TABLE storage.objects ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY scope_delete ON storage.objects AS RESTRICTIVE FOR DELETE TO authenticated USING (
+CASE
+    WHEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text)) THEN ( SELECT private.may('generate'::text) AS may)
+    ELSE ( SELECT private.may('manage'::text) AS may)
+END);
+
+CREATE POLICY scope_insert ON storage.objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
 CREATE POLICY system_insert ON storage.objects FOR INSERT TO brand_system WITH CHECK (((user_id = (( SELECT private.ctx('on_behalf_of'::text) AS ctx))::uuid) AND
 CASE ( SELECT private.ctx('kind'::text) AS ctx)
     WHEN 'training'::text THEN (((bucket_id = 'models'::text) OR ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) = 'samples'::text) AND (split_part(name, '/'::text, 3) = ( SELECT private.ctx('job_id'::text) AS ctx)))) AND (EXISTS ( SELECT 1
@@ -1049,7 +1874,7 @@ CREATE POLICY system_select ON storage.objects FOR SELECT TO brand_system USING 
    FROM app.models m
   WHERE ((m.brand_id = objects.brand_id) AND (m.object_name = objects.name) AND (objects.bucket_id = 'models'::text))))));
 
-CREATE POLICY wall_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx))) WITH CHECK ((brand_id = ( SELECT private.ctx('brand_id'::text) AS ctx)));
+CREATE POLICY wall_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
 CREATE POLICY wall_user ON storage.objects AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
@@ -1076,6 +1901,8 @@ GRANT USAGE ON SCHEMA storage TO onbrand_definer;
 
 REVOKE ALL ON PROCEDURE app.build_wall(IN t regclass) FROM PUBLIC;
 
+REVOKE ALL ON PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION app.tg_asset_guard() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION app.tg_brand_immutable() FROM PUBLIC;
@@ -1084,9 +1911,38 @@ REVOKE ALL ON FUNCTION app.tg_generation_guard() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION app.tg_job_guard() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION app.tg_upload_guard() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION audit.field(v text) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.field(v text) TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION audit.is_plain(d jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.is_plain(d jsonb) TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION audit.names_its_object(action text, d jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.names_its_object(action text, d jsonb) TO onbrand_definer;
+
+GRANT SELECT,INSERT ON TABLE audit.events TO onbrand_definer;
+GRANT SELECT ON TABLE audit.events TO authenticated;
+
+REVOKE ALL ON FUNCTION audit.hash_of(e audit.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.hash_of(e audit.events) TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION audit.tg_append_only() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.accept_invitation(id uuid, hash text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.accept_invitation(id uuid, hash text) TO authenticated;
+
 REVOKE ALL ON FUNCTION private.acts_in(b text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.credential_lives() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.credential_lives() TO authenticated;
+GRANT ALL ON FUNCTION private.credential_lives() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.credential_lives() TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.ctx(k text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.ctx(k text) TO authenticated;
@@ -1094,11 +1950,37 @@ GRANT ALL ON FUNCTION private.ctx(k text) TO brand_system;
 GRANT ALL ON FUNCTION private.ctx(k text) TO onbrand_owner;
 GRANT ALL ON FUNCTION private.ctx(k text) TO onbrand_identity;
 
+REVOKE ALL ON FUNCTION private.end_orphaned() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.end_orphaned() TO onbrand_dispatcher;
+
+REVOKE ALL ON FUNCTION private.end_sessions(session_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.end_sessions(session_id uuid) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.external_user(issuer text, subject text, email text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.external_user(issuer text, subject text, email text) TO anon;
+
+REVOKE ALL ON FUNCTION private.find_key(id uuid, hash text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.find_key(id uuid, hash text) TO anon;
+
 REVOKE ALL ON FUNCTION private.find_login(email text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.find_login(email text) TO anon;
 
+REVOKE ALL ON FUNCTION private.find_session(hash text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.find_session(hash text) TO anon;
+
 REVOKE ALL ON FUNCTION private.find_user(b text, email text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.find_user(b text, email text) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.may(what text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.may(what text) TO authenticated;
+GRANT ALL ON FUNCTION private.may(what text) TO onbrand_owner;
+GRANT ALL ON FUNCTION private.may(what text) TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.me() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.me() TO authenticated;
@@ -1118,9 +2000,18 @@ GRANT ALL ON FUNCTION private.my_brands() TO brand_system;
 GRANT ALL ON FUNCTION private.my_brands() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.my_brands() TO onbrand_identity;
 
+REVOKE ALL ON FUNCTION private.my_email() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_email() TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION private.my_sessions() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_sessions() TO authenticated;
+
 REVOKE ALL ON FUNCTION private.next_number(b text, what text, n integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO authenticated;
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO brand_system;
+
+REVOKE ALL ON FUNCTION private.open_session(hash text, idle interval, life interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.open_session(hash text, idle interval, life interval) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.queue() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.queue() TO onbrand_dispatcher;
@@ -1129,8 +2020,17 @@ REVOKE ALL ON FUNCTION private.record(b text, what text, d jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO authenticated;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system;
 
+REVOKE ALL ON FUNCTION private.session_lives(session_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.session_lives(session_id uuid) TO onbrand_definer;
+
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
+
+REVOKE ALL ON FUNCTION private.sweep_uploads() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.sweep_uploads() TO onbrand_dispatcher;
+
+REVOKE ALL ON FUNCTION private.tg_end_credentials() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_end_credentials() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_found_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_found_brand() TO onbrand_owner;
@@ -1138,11 +2038,41 @@ GRANT ALL ON FUNCTION private.tg_found_brand() TO onbrand_owner;
 REVOKE ALL ON FUNCTION private.tg_keep_an_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_keep_an_admin() TO onbrand_owner;
 
+REVOKE ALL ON FUNCTION private.ticket_brand() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.ticket_brand() TO brand_system;
+GRANT ALL ON FUNCTION private.ticket_brand() TO onbrand_owner;
+
 REVOKE ALL ON FUNCTION private.uid() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.uid() TO authenticated;
 GRANT ALL ON FUNCTION private.uid() TO brand_system;
 GRANT ALL ON FUNCTION private.uid() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.uid() TO onbrand_identity;
+
+GRANT SELECT ON TABLE app.api_keys TO onbrand_definer;
+
+GRANT SELECT(id) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(brand_id),INSERT(brand_id) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(user_id),INSERT(user_id) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(name),INSERT(name) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(prefix) ON TABLE app.api_keys TO authenticated;
+
+GRANT INSERT(hash) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(scopes),INSERT(scopes) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(created_at) ON TABLE app.api_keys TO authenticated;
+
+GRANT SELECT(expires_at),INSERT(expires_at) ON TABLE app.api_keys TO authenticated;
+
+GRANT UPDATE(last_used_at) ON TABLE app.api_keys TO onbrand_definer;
+GRANT SELECT(last_used_at) ON TABLE app.api_keys TO authenticated;
+
+GRANT UPDATE(revoked_at) ON TABLE app.api_keys TO onbrand_definer;
+GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE app.api_keys TO authenticated;
 
 GRANT SELECT ON TABLE app.asset_captions TO authenticated;
 GRANT SELECT ON TABLE app.asset_captions TO brand_system;
@@ -1204,6 +2134,28 @@ GRANT INSERT(name) ON TABLE app.brands TO authenticated;
 GRANT INSERT(home_region) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(user_id) ON TABLE app.brands TO authenticated;
+
+GRANT SELECT,DELETE ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(brand_id) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(user_id) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(name) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(version) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(title) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(object_name) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(content_type) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(bytes) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(num_pages) ON TABLE app.documents TO authenticated;
+
+GRANT INSERT(sha256) ON TABLE app.documents TO authenticated;
 
 GRANT SELECT,DELETE ON TABLE app.generated_images TO authenticated;
 GRANT SELECT ON TABLE app.generated_images TO brand_system;
@@ -1274,11 +2226,12 @@ GRANT INSERT(lora_scale) ON TABLE app.generations TO authenticated;
 GRANT INSERT(output_format) ON TABLE app.generations TO authenticated;
 
 GRANT UPDATE(status) ON TABLE app.generations TO brand_system;
-GRANT SELECT(status) ON TABLE app.generations TO onbrand_definer;
+GRANT SELECT(status),UPDATE(status) ON TABLE app.generations TO onbrand_definer;
 
 GRANT UPDATE(progress) ON TABLE app.generations TO brand_system;
 
 GRANT UPDATE(error) ON TABLE app.generations TO brand_system;
+GRANT UPDATE(error) ON TABLE app.generations TO onbrand_definer;
 
 GRANT UPDATE(cancel_requested_at) ON TABLE app.generations TO authenticated;
 GRANT SELECT(cancel_requested_at) ON TABLE app.generations TO onbrand_definer;
@@ -1291,6 +2244,7 @@ GRANT SELECT(created_at) ON TABLE app.generations TO onbrand_definer;
 GRANT UPDATE(started_at) ON TABLE app.generations TO brand_system;
 
 GRANT UPDATE(completed_at) ON TABLE app.generations TO brand_system;
+GRANT UPDATE(completed_at) ON TABLE app.generations TO onbrand_definer;
 
 GRANT SELECT,DELETE ON TABLE app.idempotency_keys TO authenticated;
 
@@ -1308,6 +2262,33 @@ GRANT UPDATE(status) ON TABLE app.idempotency_keys TO authenticated;
 
 GRANT UPDATE(body) ON TABLE app.idempotency_keys TO authenticated;
 
+GRANT SELECT ON TABLE app.invitations TO onbrand_definer;
+
+GRANT SELECT(id) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(brand_id),INSERT(brand_id) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(user_id),INSERT(user_id) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(email),INSERT(email) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(role),INSERT(role) ON TABLE app.invitations TO authenticated;
+
+GRANT INSERT(hash) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(created_at) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(expires_at),INSERT(expires_at) ON TABLE app.invitations TO authenticated;
+
+GRANT UPDATE(accepted_at) ON TABLE app.invitations TO onbrand_definer;
+GRANT SELECT(accepted_at) ON TABLE app.invitations TO authenticated;
+
+GRANT UPDATE(accepted_by) ON TABLE app.invitations TO onbrand_definer;
+GRANT SELECT(accepted_by) ON TABLE app.invitations TO authenticated;
+
+GRANT UPDATE(revoked_at) ON TABLE app.invitations TO onbrand_definer;
+GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE app.invitations TO authenticated;
+
 GRANT SELECT ON TABLE app.job_assets TO authenticated;
 GRANT SELECT ON TABLE app.job_assets TO brand_system;
 
@@ -1321,16 +2302,24 @@ GRANT SELECT ON TABLE app.job_events TO authenticated;
 GRANT SELECT ON TABLE app.job_events TO brand_system;
 
 GRANT INSERT(brand_id) ON TABLE app.job_events TO brand_system;
+GRANT SELECT(brand_id),INSERT(brand_id) ON TABLE app.job_events TO onbrand_definer;
+
+GRANT SELECT(subject_id) ON TABLE app.job_events TO onbrand_definer;
 
 GRANT INSERT(seq) ON TABLE app.job_events TO brand_system;
+GRANT SELECT(seq),INSERT(seq) ON TABLE app.job_events TO onbrand_definer;
 
 GRANT INSERT(job_id) ON TABLE app.job_events TO brand_system;
+GRANT INSERT(job_id) ON TABLE app.job_events TO onbrand_definer;
 
 GRANT INSERT(generation_id) ON TABLE app.job_events TO brand_system;
+GRANT INSERT(generation_id) ON TABLE app.job_events TO onbrand_definer;
 
 GRANT INSERT(kind) ON TABLE app.job_events TO brand_system;
+GRANT INSERT(kind) ON TABLE app.job_events TO onbrand_definer;
 
 GRANT INSERT(data) ON TABLE app.job_events TO brand_system;
+GRANT INSERT(data) ON TABLE app.job_events TO onbrand_definer;
 
 GRANT SELECT,DELETE ON TABLE app.lora_training_jobs TO authenticated;
 GRANT SELECT ON TABLE app.lora_training_jobs TO brand_system;
@@ -1350,7 +2339,7 @@ GRANT INSERT(model_type) ON TABLE app.lora_training_jobs TO authenticated;
 GRANT INSERT(training_config) ON TABLE app.lora_training_jobs TO authenticated;
 
 GRANT UPDATE(status) ON TABLE app.lora_training_jobs TO brand_system;
-GRANT SELECT(status) ON TABLE app.lora_training_jobs TO onbrand_definer;
+GRANT SELECT(status),UPDATE(status) ON TABLE app.lora_training_jobs TO onbrand_definer;
 
 GRANT UPDATE(progress) ON TABLE app.lora_training_jobs TO brand_system;
 
@@ -1370,6 +2359,7 @@ GRANT UPDATE(model_url) ON TABLE app.lora_training_jobs TO brand_system;
 GRANT UPDATE(sample_images_urls) ON TABLE app.lora_training_jobs TO brand_system;
 
 GRANT UPDATE(error) ON TABLE app.lora_training_jobs TO brand_system;
+GRANT UPDATE(error) ON TABLE app.lora_training_jobs TO onbrand_definer;
 
 GRANT UPDATE(metrics) ON TABLE app.lora_training_jobs TO brand_system;
 
@@ -1384,6 +2374,7 @@ GRANT SELECT(created_at) ON TABLE app.lora_training_jobs TO onbrand_definer;
 GRANT UPDATE(started_at) ON TABLE app.lora_training_jobs TO brand_system;
 
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO brand_system;
+GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO onbrand_definer;
 
 GRANT SELECT,DELETE ON TABLE app.models TO authenticated;
 GRANT SELECT ON TABLE app.models TO brand_system;
@@ -1414,8 +2405,56 @@ GRANT INSERT(metrics) ON TABLE app.models TO brand_system;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE app.numbers TO onbrand_definer;
 
-GRANT SELECT,INSERT ON TABLE audit.events TO onbrand_definer;
-GRANT SELECT ON TABLE audit.events TO authenticated;
+GRANT SELECT ON TABLE app.upload_objects TO authenticated;
+
+GRANT INSERT(brand_id) ON TABLE app.upload_objects TO authenticated;
+
+GRANT INSERT(upload_id) ON TABLE app.upload_objects TO authenticated;
+
+GRANT INSERT(bucket_id) ON TABLE app.upload_objects TO authenticated;
+
+GRANT INSERT(object_name) ON TABLE app.upload_objects TO authenticated;
+
+GRANT SELECT ON TABLE app.uploads TO authenticated;
+GRANT DELETE ON TABLE app.uploads TO onbrand_definer;
+
+GRANT SELECT(id) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT INSERT(brand_id) ON TABLE app.uploads TO authenticated;
+GRANT SELECT(brand_id) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT INSERT(user_id) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(kind) ON TABLE app.uploads TO authenticated;
+GRANT SELECT(kind) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT INSERT(filename) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(content_type) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(bytes) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(sha256) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(object) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(caption) ON TABLE app.uploads TO authenticated;
+
+GRANT INSERT(metadata) ON TABLE app.uploads TO authenticated;
+
+GRANT UPDATE(status) ON TABLE app.uploads TO authenticated;
+GRANT SELECT(status),UPDATE(status) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT UPDATE(error) ON TABLE app.uploads TO authenticated;
+
+GRANT SELECT(created_at) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT SELECT(expires_at) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT UPDATE(ended_at) ON TABLE app.uploads TO authenticated;
+GRANT UPDATE(ended_at) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT SELECT(swept_at),UPDATE(swept_at) ON TABLE app.uploads TO onbrand_definer;
 
 GRANT SELECT ON TABLE storage.buckets TO authenticated;
 GRANT SELECT ON TABLE storage.buckets TO brand_system;

@@ -132,9 +132,7 @@ class Doors:
         if scope is None:
             role, claims = "anon", {}
         else:
-            role, claims = "authenticated", {"sub": scope.user_id}
-            if scope.brand_id is not None:
-                claims["brand_id"] = scope.brand_id
+            role, claims = "authenticated", scope.claims()
         async with _transaction(self._web, "web", role, claims) as session:
             yield session
 
@@ -184,7 +182,7 @@ async def _ids_as_text(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def _transaction(pool: Pool | None, door: str, role: str, claims: dict[str, str]) -> AsyncIterator[Session]:
+async def _transaction(pool: Pool | None, door: str, role: str, claims: dict[str, Any]) -> AsyncIterator[Session]:
     if pool is None:
         raise ConfigurationError(f"this process holds no {door} login")
     try:
@@ -212,7 +210,7 @@ async def _undone_on_error(connection: Connection) -> AsyncIterator[Session]:
         raise
 
 
-async def _become(connection: Connection, role: str, claims: dict[str, str]) -> None:
+async def _become(connection: Connection, role: str, claims: dict[str, Any]) -> None:
     """Role and claims in one statement, both gone at the end of the transaction: nothing is left on the connection."""
     await connection.execute(
         "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)", [role, json.dumps(claims)]

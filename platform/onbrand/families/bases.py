@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused
 from onbrand.families.spec import SPECS, Recommended, with_family_defaults
 
@@ -22,6 +23,13 @@ def base_source(family: str, bases: dict[Any, str]) -> str:
     from onbrand.families.tiny import tiny_base
 
     return str(tiny_base(family))
+
+
+def s3_access(settings: Settings) -> dict[str, Any]:
+    """How fsspec reaches `s3://` bases: with the settings' key where this process has one, else by the machine's own
+    AWS chain. Workers of one machine find them in the cache, where `onbrand up` has put them."""
+    client = {"endpoint_url": settings.s3_endpoint} if settings.s3_endpoint else {}
+    return {"key": settings.s3_access_key, "secret": settings.s3_secret_key, "client_kwargs": client}
 
 
 def base_folder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, get_args
@@ -16,8 +16,10 @@ from psycopg.types.json import Jsonb
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge
+from onbrand.services.brands import record
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.storage.images import CleanImage, clean_image, shown
+from onbrand.storage.checking import Checker, borrowed
+from onbrand.storage.findings import CleanImage, is_zip, shown
 from onbrand.storage.layout import Key, training_image
 from onbrand.storage.store import BrandStore
 
@@ -44,6 +46,15 @@ class Upload:
     caption: str | None = field(default=None, repr=False)
     object: str = "other"
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A picture that may be stored: made anew, with a caption and fields that are fine."""
+
+    upload: Upload
+    image: CleanImage = field(repr=False)
+    caption: str = field(repr=False)
 
 
 class Asset(Row):
@@ -73,27 +84,74 @@ class Asset(Row):
 
 
 async def upload(
-    session: Session, store: BrandStore, brand_id: str, user_id: str, files: list[Upload], limits: Limits
+    session: Session,
+    store: BrandStore,
+    brand_id: str,
+    user_id: str,
+    files: list[Upload],
+    limits: Limits,
+    checker: Checker | None = None,
 ) -> list[Asset]:
-    """Store pictures and their rows, all or none.
+    """`check` and `store_checked` in one transaction: for few files. Raises what they raise."""
+    with borrowed(checker, limits) as reader:
+        checked = await check(reader, files, limits)
+    return await store_checked(session, store, brand_id, user_id, checked)
+
+
+async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[Checked]:
+    """Have every file read by a child and made anew; a zip archive becomes the pictures in it. Needs no transaction.
 
     Raises:
         UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names it.
-        Conflict: a picture is there already, or twice in `files`.
-        NotFound: not the caller's brand.
+        Unavailable: no child can be started.
     """
     _must_be_countable(files, limits)
-    captions = [_must_be_fine(file, limits) for file in files]
-    images = [await anyio.to_thread.run_sync(clean_image, file.data, limits, file.filename) for file in files]
-    await _must_be_new(session, brand_id, files, images)
+    for file in files:
+        must_be_fine(file, limits)
+    pictures = [picture for file in files for picture in await _unpacked(checker, file)]
+    if len(pictures) > (most := max(limits.upload_files, limits.zip_files)):
+        raise TooLarge(f"{len(pictures)} pictures in one upload; the limit is {most}", param="files")
+    captions = [must_be_fine(picture, limits) for picture in pictures]
+    checked, left = [], 2 * limits.unpacked_bytes
+    for picture, caption in zip(pictures, captions, strict=True):
+        image = await checker.run(checker.picture, picture.data, picture.filename)
+        left -= len(image.bytes)
+        if left < 0:
+            raise TooLarge("the pictures are too large for one upload; send some of them in another", param="files")
+        checked.append(Checked(replace(picture, data=b""), image, caption))
+    return checked
+
+
+async def _unpacked(checker: Checker, file: Upload) -> list[Upload]:
+    """The file itself, or the pictures of an archive; its caption is for those that have none of their own."""
+    if not is_zip(file.data):
+        return [file]
+    packed = await checker.run(checker.unpack, file.data, file.filename)
+    return [
+        replace(
+            file, filename=one.filename, data=one.data, caption=file.caption if one.caption is None else one.caption
+        )
+        for one in packed
+    ]
+
+
+async def store_checked(
+    session: Session, store: BrandStore, brand_id: str, user_id: str, checked: list[Checked]
+) -> list[Asset]:
+    """Store checked pictures and their rows, all or none.
+
+    Raises:
+        Conflict: a picture is there already, or twice among them.
+        NotFound: not the caller's brand.
+    """
+    await _must_be_new(session, brand_id, checked)
     async with hidden("brand"):
-        keys = await _take_keys(session, brand_id, files, images)
-        ids = [
-            await _insert(session, brand_id, user_id, *each) for each in zip(files, images, keys, captions, strict=True)
-        ]
-    for key, image in zip(keys, images, strict=True):
+        keys = await _take_keys(session, brand_id, checked)
+        ids = [await _insert(session, brand_id, user_id, *each) for each in zip(checked, keys, strict=True)]
+    for key, one in zip(keys, checked, strict=True):
         session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
-        await anyio.to_thread.run_sync(store.write, key, image.bytes, image.content_type)
+        await anyio.to_thread.run_sync(store.write, key, one.image.bytes, one.image.content_type)
+    await record(session, brand_id, "asset.upload", {"asset_ids": ids})
     rows = {row["id"]: Asset.of(row) for row in await session.all(f"{_ASSET} where t.id = any(%s::uuid[])", [ids])}
     return [rows[asset_id] for asset_id in ids]
 
@@ -126,6 +184,7 @@ async def set_caption(
         await _insert_caption(session, brand_id, user_id, asset.id, asset.caption_version + 1, caption)
     except Conflict:
         raise Conflict("somebody else is changing this caption; look at it again", param="caption") from None
+    await record(session, brand_id, "asset.recaption", {"asset_id": asset.id, "version": asset.caption_version + 1})
     return await get_asset(session, brand_id, asset_id)
 
 
@@ -141,6 +200,7 @@ async def delete_asset(session: Session, store: BrandStore, brand_id: str, asset
         "delete from storage.objects where bucket_id = %s and name = %s", [asset.key.bucket, asset.object_name]
     )
     await anyio.to_thread.run_sync(store.delete, asset.key)
+    await record(session, brand_id, "asset.delete", {"asset_id": asset.id})
 
 
 def _must_be_countable(files: list[Upload], limits: Limits) -> None:
@@ -150,8 +210,8 @@ def _must_be_countable(files: list[Upload], limits: Limits) -> None:
         raise TooLarge(f"{len(files)} files in one upload; the limit is {limits.upload_files}", param="files")
 
 
-def _must_be_fine(file: Upload, limits: Limits) -> str:
-    """The caption of a file whose other fields are fine too."""
+def must_be_fine(file: Upload, limits: Limits) -> str:
+    """The caption of a file whose other fields are fine too. Raises InvalidInput."""
     if file.object not in get_args(ObjectKind):
         raise InvalidInput(f"object must be one of {', '.join(get_args(ObjectKind))}", param="object")
     try:
@@ -173,40 +233,38 @@ def _must_be_caption(caption: str, limits: Limits) -> str:
     return caption
 
 
-async def _must_be_new(session: Session, brand_id: str, files: list[Upload], images: list[CleanImage]) -> None:
+async def _must_be_new(session: Session, brand_id: str, checked: list[Checked]) -> None:
     """Raise Conflict naming a file whose picture is there already, or is sent twice."""
-    digests = [image.sha256 for image in images]
+    digests = [one.image.sha256 for one in checked]
     rows = await session.all(
         "select sha256, object_name from app.brand_assets where brand_id = %s and sha256 = any(%s)",
         [brand_id, digests],
     )
     there = {row["sha256"]: row["object_name"].split("/", 1)[1] for row in rows}
     for index, digest in enumerate(digests):
-        name = shown(files[index].filename)
+        name = shown(checked[index].upload.filename)
         if digest in there:
             raise Conflict(f"{name} is there already, as {there[digest]}", param="files")
         if digest in digests[:index]:
-            raise Conflict(
-                f"{name} is the same picture as {shown(files[digests.index(digest)].filename)}", param="files"
-            )
+            first = checked[digests.index(digest)].upload.filename
+            raise Conflict(f"{name} is the same picture as {shown(first)}", param="files")
 
 
-async def _take_keys(session: Session, brand_id: str, files: list[Upload], images: list[CleanImage]) -> list[Key]:
+async def _take_keys(session: Session, brand_id: str, checked: list[Checked]) -> list[Key]:
     """A fresh key for each file: ``acme/logo-001.jpg``. Numbers are never given twice."""
     following = {}
-    for kind, count in sorted(Counter(file.object for file in files).items()):
+    for kind, count in sorted(Counter(one.upload.object for one in checked).items()):
         row = await session.one("select private.next_number(%s, %s, %s) as first", [brand_id, f"asset:{kind}", count])
         following[kind] = row["first"]
     keys = []
-    for file, image in zip(files, images, strict=True):
-        keys.append(training_image(brand_id, file.object, following[file.object], image.ext))
-        following[file.object] += 1
+    for one in checked:
+        keys.append(training_image(brand_id, one.upload.object, following[one.upload.object], one.image.ext))
+        following[one.upload.object] += 1
     return keys
 
 
-async def _insert(
-    session: Session, brand_id: str, user_id: str, file: Upload, image: CleanImage, key: Key, caption: str
-) -> str:
+async def _insert(session: Session, brand_id: str, user_id: str, checked: Checked, key: Key) -> str:
+    file, image = checked.upload, checked.image
     row = await session.one(
         "insert into app.brand_assets (brand_id, user_id, name, object, object_name, sha256, content_type, bytes,"
         " width, height, metadata) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning id",
@@ -219,7 +277,7 @@ async def _insert(
         "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
         [key.bucket, key.name, user_id, image.content_type, len(image.bytes)],
     )
-    await _insert_caption(session, brand_id, user_id, row["id"], 1, caption)
+    await _insert_caption(session, brand_id, user_id, row["id"], 1, checked.caption)
     return row["id"]
 
 

@@ -67,6 +67,7 @@ async def create_brand(session: Session, brand_id: str, name: str | None = None,
         raise Conflict(f"the brand id '{brand_id}' is taken; choose another", param="id") from None
     except Forbidden:
         raise Forbidden("a token that is bound to one brand cannot make another; log in without one") from None
+    await record(session, brand_id, "brand.create", {})
     return await get_brand(session, brand_id)
 
 
@@ -96,7 +97,7 @@ async def list_members(session: Session, brand_id: str) -> list[Member]:
 
 async def add_member(session: Session, brand_id: str, email: str, role: str = "member") -> Member:
     """Let the account with this address in. Raises NotFound (brand, account), Forbidden, Conflict, InvalidInput."""
-    _must_be_role(role)
+    must_be_role(role)
     email = must_be_email(email)
     await must_be_admin(session, brand_id, "add members")
     found = await session.one("select private.find_user(%s, %s) as user_id", [brand_id, email])
@@ -109,12 +110,13 @@ async def add_member(session: Session, brand_id: str, email: str, role: str = "m
         )
     except Conflict:
         raise Conflict("they are a member already", param="email") from None
+    await record(session, brand_id, "member.add", {"user_id": found["user_id"], "role": role})
     return await _member(session, brand_id, found["user_id"])
 
 
 async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> Member:
     """Make a member an admin or the reverse. Raises Conflict for the last admin."""
-    _must_be_role(role)
+    must_be_role(role)
     user_id = known_id(user_id, "member")
     await must_be_admin(session, brand_id, "change roles")
     num_changed = await session.run(
@@ -122,6 +124,7 @@ async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> 
     )
     if num_changed == 0:
         raise NotFound("there is no such member")
+    await record(session, brand_id, "member.set_role", {"user_id": user_id, "role": role})
     return await _member(session, brand_id, user_id)
 
 
@@ -129,11 +132,31 @@ async def remove_member(session: Session, brand_id: str, user_id: str) -> None:
     """End a membership, at once. Raises Conflict for the last admin."""
     user_id = known_id(user_id, "member")
     await must_be_admin(session, brand_id, "remove members")
+    found = await session.maybe(
+        "select 1 from app.brand_users where brand_id = %s and user_id = %s", [brand_id, user_id]
+    )
+    must_be_there(found, "member")
+    me = await session.one("select private.uid() as id")
+    if me["id"] == user_id:  # afterwards they may not write in the brand's record
+        await _lock_members(session, brand_id)
+        await record(session, brand_id, "member.remove", {"user_id": user_id})
     num_removed = await session.run(
         "delete from app.brand_users where brand_id = %s and user_id = %s", [brand_id, user_id]
     )
     if num_removed == 0:
         raise NotFound("there is no such member")
+    if me["id"] != user_id:
+        await record(session, brand_id, "member.remove", {"user_id": user_id})
+
+
+async def is_member(session: Session, brand_id: str, email: str) -> bool:
+    """Whether this address's account is a member already; only an admin is told."""
+    row = await session.maybe(
+        "select 1 from app.brand_users where brand_id = %(brand_id)s"
+        " and user_id = private.find_user(%(brand_id)s, %(email)s)",
+        {"brand_id": brand_id, "email": must_be_email(email)},
+    )
+    return row is not None
 
 
 async def record(session: Session, brand_id: str, what: str, detail: Mapping[str, Any]) -> None:
@@ -141,6 +164,11 @@ async def record(session: Session, brand_id: str, what: str, detail: Mapping[str
     from psycopg.types.json import Jsonb
 
     await session.run("select private.record(%s, %s, %s)", [brand_id, what, Jsonb(dict(detail))])
+
+
+async def _lock_members(session: Session, brand_id: str) -> None:
+    """The lock of the trigger that keeps an admin, before the record's: all who take both take them in this order."""
+    await session.run("select pg_advisory_xact_lock(hashtextextended('members:' || %s, 0))", [brand_id])
 
 
 async def _member(session: Session, brand_id: str, user_id: str) -> Member:
@@ -155,6 +183,7 @@ def _must_be_name(name: str) -> str:
     return name
 
 
-def _must_be_role(role: str) -> None:
+def must_be_role(role: str) -> None:
+    """Raise InvalidInput for what is no role."""
     if role not in ("member", "admin"):
         raise InvalidInput("role must be 'member' or 'admin'", param="role")

@@ -18,16 +18,25 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput
+from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.images import ENDED, Image
 from onbrand.services.rows import must_be_there
 from onbrand.services.training import Heard
-from onbrand.storage.images import inspect_image
+from onbrand.storage.checking import Checker, borrowed
 from onbrand.storage.layout import Key, generated_image
 from onbrand.storage.store import BrandStore
 
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
+
+
+async def must_be_open(session: Session, ticket: Ticket) -> None:
+    """Raise NotFound, or Conflict when the ticket's generation has ended."""
+    row = await session.maybe(
+        "select status from app.generations where brand_id = %s and id = %s", [ticket.brand_id, ticket.job_id]
+    )
+    _must_be_open(must_be_there(row, "generation"))
 
 
 async def start_generation(session: Session, ticket: Ticket) -> Heard:
@@ -39,6 +48,7 @@ async def start_generation(session: Session, ticket: Ticket) -> Heard:
             [ticket.job_id],
         )
         await tell(session, ticket, "status", {"status": "running"})
+        await _record(session, ticket, "generation.start")
     return Heard(cancel_requested=before["cancel_requested_at"] is not None)
 
 
@@ -66,12 +76,14 @@ async def add_image(
     height: int,
     receipt: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
+    checker: Checker | None = None,
 ) -> Image:
     """Store picture `index`, row and bytes; the same index again returns what is stored.
 
     Raises NotFound, Conflict (it is not running), InvalidInput, UnsupportedMedia.
     """
-    facts = await anyio.to_thread.run_sync(inspect_image, data, limits or Limits(), "the picture")
+    with borrowed(checker, limits or Limits()) as reader:
+        facts = await reader.run(reader.picture_facts, data, "the picture")
     if (facts.content_type, facts.width, facts.height) != (content_type, width, height):
         raise InvalidInput("the picture is not of the type and size that is said of it", param="file")
     generation = await _lock_open(session, ticket)
@@ -117,6 +129,13 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
         [status, Jsonb(error) if error else None, status, ticket.job_id],
     )
     await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+    verb = {"completed": "generation.finish", "failed": "generation.fail", "canceled": "generation.canceled"}[status]
+    await _record(session, ticket, verb, **({"code": error["code"]} if error else {}))
+
+
+async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
+    """A line in the brand's record, last in the transaction."""
+    await record(session, ticket.brand_id, what, {"generation_id": ticket.job_id, **about})
 
 
 async def _lock(session: Session, ticket: Ticket) -> Mapping[str, Any]:
@@ -176,6 +195,7 @@ async def _insert_image(
     await tell(session, ticket, "image", {"index": index, "image_id": image.id, "seed": seed})
     session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
     await anyio.to_thread.run_sync(store.write, key, data, facts.content_type)
+    await _record(session, ticket, "image.store", image_id=image.id)
     return image
 
 

@@ -17,19 +17,22 @@ from pydantic import Field
 
 from onbrand.brand import Scope, must_be_brand_id
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, InvalidInput, Unauthenticated
+from onbrand.errors import Conflict, InvalidInput, NotFound, Unauthenticated
+from onbrand.services.oidc import UNREADABLE, Subject, bad_token
 from onbrand.services.rows import Row, known_id
 
 _ISSUER, _AUDIENCE = "onbrand", "onbrand-api"
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 PASSWORD_CHARS = (8, 256)
+_HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
+"""Of a long random password that was thrown away: what an unknown address's password is compared with."""
 
 
 class User(Row):
-    """An account."""
+    """An account; one that an outside issuer vouches for may have no address."""
 
     id: str
-    email: str
+    email: str | None
     created_at: datetime
 
 
@@ -81,12 +84,12 @@ class TokenIssuer:
                 options={"require": ["exp", "iss", "sub", "aud"]},
             )
             return Scope(known_id(claims["sub"], "user"), _brand_claim(claims.get("brand_id")))
-        except Exception:
-            raise Unauthenticated("the token is forged, expired or not for this service; log in again") from None
+        except (NotFound, InvalidInput, *UNREADABLE):
+            raise bad_token() from None
 
 
-def _brand_claim(brand_id: str | None) -> str | None:
-    return None if brand_id is None else must_be_brand_id(brand_id)
+def _brand_claim(brand_id: object) -> str | None:
+    return None if brand_id is None else must_be_brand_id(str(brand_id))
 
 
 async def sign_up(session: Session, email: str, password: str) -> User:
@@ -118,15 +121,49 @@ async def log_in(
     """
     if brand_id is not None:
         must_be_brand_id(brand_id)
+    token, expires_at = issuer.issue(await must_know_password(session, email, password), brand_id)
+    return Token(access_token=token, expires_at=expires_at)
+
+
+async def must_know_password(session: Session, email: str, password: str) -> str:
+    """The id of the account with this address and password; `session` is nobody's.
+
+    Raises Unauthenticated: for an unknown address, and for an account without a password, after the same work.
+    """
     row = None
     if _EMAIL.fullmatch(email) and "\x00" not in password:
         row = await session.maybe("select id, password_hash from private.find_login(%s)", [email])
-    hashed = row["password_hash"] if row else _hash_of_nobody()
-    right = await anyio.to_thread.run_sync(_verify, password[: PASSWORD_CHARS[1] + 1], hashed)
-    if row is None or not right:
+    hashed = row["password_hash"] if row else None
+    right = await anyio.to_thread.run_sync(_verify, password[: PASSWORD_CHARS[1] + 1], hashed or _HASH_OF_NOBODY)
+    if row is None or hashed is None or not right:
         raise Unauthenticated("wrong email or password")
-    token, expires_at = issuer.issue(row["id"], brand_id)
-    return Token(access_token=token, expires_at=expires_at)
+    return str(row["id"])
+
+
+async def external_user(session: Session, who: Subject) -> str:
+    """The id of the account of an outside issuer's subject, made at its first sight; `session` is nobody's.
+
+    Raises Conflict when the subject is new and its address has an account already: they are joined by `link` only.
+    """
+    try:
+        row = await session.one(
+            "select private.external_user(%s, %s, %s) as user_id", [who.issuer, who.subject, _address(who.email)]
+        )
+    except Conflict:
+        raise Conflict(
+            "the address of this token has an account here already; log in to that one and link them with "
+            "POST /v1/me/identities",
+            param="email",
+        ) from None
+    return str(row["user_id"])
+
+
+async def link(session: Session, who: Subject) -> None:
+    """Let an outside issuer's subject be the session's user. Raises Conflict when it is somebody's already."""
+    try:
+        await session.run("select private.link_subject(%s, %s)", [who.issuer, who.subject])
+    except Conflict:
+        raise Conflict("this identity has an account already", param="token") from None
 
 
 async def get_user(session: Session) -> User:
@@ -135,6 +172,11 @@ async def get_user(session: Session) -> User:
     if row is None:
         raise Unauthenticated("this account is gone")
     return User.of(row)
+
+
+def _address(text: str | None) -> str | None:
+    """An issuer's address, if we can take it for one."""
+    return text.lower() if text is not None and len(text) <= 254 and _EMAIL.fullmatch(text) else None
 
 
 def must_be_email(text: str) -> str:
@@ -156,11 +198,6 @@ def _verify(password: str, hashed: str) -> bool:
 @cache
 def _hasher() -> PasswordHash:
     return PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19456, parallelism=1),))
-
-
-@cache
-def _hash_of_nobody() -> str:
-    return hash_password("nobody has this password")
 
 
 def _must_be_password(password: str) -> None:

@@ -18,6 +18,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput
 from onbrand.families import bases
 from onbrand.families.spec import SPECS, FamilySpec, Recommended, with_family_defaults
+from onbrand.services.brands import record
 from onbrand.services.events import Event, events_of
 from onbrand.services.models import Model, adapter_ref, get_model
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
@@ -191,6 +192,8 @@ async def create_generation(
     slots = ", ".join(f"%({name})s" for name in values)
     async with hidden("brand"):
         row = await session.one(f"insert into app.generations ({columns}) values ({slots}) returning id", values)
+    about = {"generation_id": row["id"], "model_id": values["model_id"], "num_images": values["num_images"]}
+    await record(session, brand_id, "generation.create", about)
     return await get_generation(session, brand_id, row["id"])
 
 
@@ -245,6 +248,8 @@ async def cancel_generation(session: Session, brand_id: str, generation_id: str)
         if now.status in ENDED:
             raise Conflict(f"the generation is {now.status}; only a pending or running one can be canceled")
         raise Forbidden("only the member who asked for the generation may cancel it")
+    if num_changed and before.cancel_requested_at is None:
+        await record(session, brand_id, "generation.cancel", {"generation_id": now.id})
     return now
 
 
@@ -286,6 +291,7 @@ async def delete_image(session: Session, store: BrandStore, brand_id: str, image
         "delete from storage.objects where bucket_id = %s and name = %s", [image.key.bucket, image.object_name]
     )
     await anyio.to_thread.run_sync(store.delete, image.key)
+    await record(session, brand_id, "image.delete", {"image_id": image.id, "generation_id": image.generation_id})
 
 
 async def _subject(session: Session, brand_id: str, new: NewGeneration) -> tuple[Model | None, FamilyName]:

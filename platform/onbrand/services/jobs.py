@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
 from onbrand.families.spec import SPECS, TrainingConfig
-from onbrand.services.brands import must_be_admin
+from onbrand.services.brands import must_be_admin, record
 from onbrand.services.events import Event, events_of
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key
@@ -111,7 +111,9 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob)
         raise InvalidInput(f"provider must be one of {', '.join(PROVIDERS)}", param="provider")
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
-    return await _insert(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
+    job = await _insert(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
+    await record(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
+    return job
 
 
 async def list_jobs(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[TrainingJob]:
@@ -134,6 +136,7 @@ async def rename(session: Session, brand_id: str, job_id: str, name: str) -> Tra
         [_must_be_name(name), brand_id, job.id],
     )
     _must_be_owner(num_changed, "rename")
+    await record(session, brand_id, "job.rename", {"job_id": job.id})
     return await get_job(session, brand_id, job_id)
 
 
@@ -150,6 +153,8 @@ async def request_cancel(session: Session, brand_id: str, job_id: str) -> Traini
         raise Conflict(f"the job is {now.status}; only a pending or training job can be canceled")
     if now.status != "canceled":
         _must_be_owner(num_changed, "cancel")
+    if num_changed and job.cancel_requested_at is None:
+        await record(session, brand_id, "job.cancel", {"job_id": job.id})
     return now
 
 
@@ -163,9 +168,11 @@ async def retry(session: Session, brand_id: str, user_id: str, job_id: str) -> T
         raise Conflict(f"the job is {old.status}; only a failed or canceled job can be retried")
     if not old.training_asset_ids:
         raise Conflict("none of the job's assets is left; create a new job with others")
-    return await _insert(
+    job = await _insert(
         session, brand_id, user_id, old.name, old.model_type, old.training_config, old.training_asset_ids, old.provider
     )
+    await record(session, brand_id, "job.retry", {"job_id": job.id, "retried_id": old.id})
+    return job
 
 
 async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id: str) -> None:
@@ -183,6 +190,7 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
         await session.run("delete from storage.objects where bucket_id = %s and name = %s", [key.bucket, key.name])
     for key in job.sample_keys:
         await anyio.to_thread.run_sync(partial(store.delete, key))
+    await record(session, brand_id, "job.delete", {"job_id": job.id})
 
 
 async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 0, limit: int = 500) -> list[Event]:

@@ -74,11 +74,6 @@ async def find_model_of_job(session: Session, brand_id: str, job_id: str) -> Mod
     return None if row is None else Model.of(row)
 
 
-async def record_download(session: Session, model: Model) -> None:
-    """Note in the brand's record that the session's user takes the weights along."""
-    await record(session, model.brand_id, "model.download", {"model_id": model.id, "name": model.name})
-
-
 async def delete_model(session: Session, store: BrandStore, brand_id: str, name_or_id: str) -> None:
     """Delete row and bytes; its version is never used again. Raises NotFound, Forbidden."""
     model = await get_model(session, brand_id, name_or_id)
@@ -88,9 +83,9 @@ async def delete_model(session: Session, store: BrandStore, brand_id: str, name_
     await session.run(
         "delete from storage.objects where bucket_id = %s and name = %s", [model.key.bucket, model.object_name]
     )
-    await record(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
     await write_metadata(session, store, brand_id)
     await anyio.to_thread.run_sync(store.delete, model.key)
+    await record(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
 
 
 async def read_weights(session: Session, store: BrandStore, brand_id: str, model_id: str) -> tuple[Model, bytes]:

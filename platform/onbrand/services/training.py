@@ -19,12 +19,12 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
-from onbrand.safetensors_header import must_be_plain_safetensors
+from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.jobs import ENDED
 from onbrand.services.models import Model, find_model_of_job, write_metadata
 from onbrand.services.rows import Row, known_id, must_be_there
-from onbrand.storage.images import inspect_image
+from onbrand.storage.checking import Checker, borrowed
 from onbrand.storage.layout import Key, model_file, sample_image
 from onbrand.storage.store import BrandStore
 
@@ -80,6 +80,16 @@ class QueueEntry(Row):
     created_at: datetime
 
 
+class Orphan(Row):
+    """A job or generation that was ended because its member is none any more."""
+
+    kind: str
+    brand_id: str
+    job_id: str
+    provider: str | None
+    provider_job_id: str | None
+
+
 class PublishFacts(BaseModel):
     """What the worker says of the adapter that it publishes."""
 
@@ -94,6 +104,16 @@ class PublishFacts(BaseModel):
 async def queue(session: Session) -> list[QueueEntry]:
     """All that has not ended, oldest first, for the dispatcher's session."""
     return [QueueEntry.of(row) for row in await session.all("select * from private.queue()")]
+
+
+async def end_orphaned(session: Session) -> list[Orphan]:
+    """End what removed members left open, as failed with the code `member_removed`: for the dispatcher's session."""
+    return [Orphan.of(row) for row in await session.all("select * from private.end_orphaned()")]
+
+
+async def must_be_open(session: Session, ticket: Ticket) -> None:
+    """Raise NotFound, or Conflict when the ticket's job has ended."""
+    await _open_job(session, ticket)
 
 
 async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
@@ -117,6 +137,13 @@ def trigger_word_of(brand_id: str, config: Mapping[str, Any]) -> str:
     return config.get("trigger_word") or brand_id
 
 
+async def asset_names(session: Session, ticket: Ticket) -> list[str]:
+    """The keys of the pictures of the ticket's job. Raises NotFound, Conflict (it has ended)."""
+    await _open_job(session, ticket)
+    rows = await session.all("select a.object_name from app.brand_assets a order by a.object_name")
+    return [row["object_name"] for row in rows]
+
+
 async def read_asset(session: Session, store: BrandStore, asset_id: str) -> tuple[bytes, str]:
     """Bytes and content type of a picture of the ticket's job. Raises NotFound for any other."""
     row = await session.maybe(
@@ -136,6 +163,7 @@ async def submitted(session: Session, ticket: Ticket, provider_job_id: str) -> N
     )
     if num_changed == 0:
         await _open_job(session, ticket)
+    await _record(session, ticket, "job.submit")
 
 
 async def report(
@@ -164,6 +192,8 @@ async def report(
     said = {"progress": progress, "metrics": numbers or None, "message": (message or "")[:_MESSAGE_CHARS] or None}
     if any(value is not None for value in said.values()):
         await tell(session, ticket, "progress", {name: value for name, value in said.items() if value is not None})
+    if before["status"] == "pending":
+        await _record(session, ticket, "job.start")
     return Heard(cancel_requested=before["cancel_requested_at"] is not None)
 
 
@@ -176,11 +206,13 @@ async def add_sample(
     data: bytes,
     content_type: str = "image/png",
     limits: Limits | None = None,
+    checker: Checker | None = None,
 ) -> str:
     """Store a sample picture; the same step and index again changes nothing. Returns its bucket and key."""
     if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
         raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
-    await anyio.to_thread.run_sync(inspect_image, data, limits or Limits(), "the sample")
+    with borrowed(checker, limits or Limits()) as reader:
+        await reader.run(reader.picture_facts, data, "the sample")
     job = await _lock_open_job(session, ticket)
     key = sample_image(ticket.brand_id, ticket.job_id, step, index, _EXT[content_type])
     url = f"{key.bucket}/{key.name}"
@@ -194,11 +226,17 @@ async def add_sample(
     )
     await _store(session, store, ticket, key, data, content_type)
     await tell(session, ticket, "sample", {"step": step, "index": index, "object_name": key.name})
+    await _record(session, ticket, "job.sample", step=step, index=index)
     return url
 
 
 async def publish(
-    session: Session, store: BrandStore, ticket: Ticket, data: bytes, facts: Mapping[str, Any] | PublishFacts
+    session: Session,
+    store: BrandStore,
+    ticket: Ticket,
+    data: bytes,
+    facts: Mapping[str, Any] | PublishFacts,
+    checker: Checker | None = None,
 ) -> Model:
     """Make `data` the brand's next version of the job's family and complete the job: rows and bytes together.
 
@@ -207,7 +245,8 @@ async def publish(
     Raises NotFound, Conflict (the job ended otherwise), AdapterRefused, InvalidInput.
     """
     checked = _checked(facts)
-    await anyio.to_thread.run_sync(must_be_plain_safetensors, data)
+    with borrowed(checker, Limits()) as reader:
+        await reader.run(reader.weights, data)
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     job = await _lock_job(session, ticket)
     if job["status"] in ENDED:
@@ -224,6 +263,7 @@ async def publish(
     )
     await tell(session, ticket, "status", {"status": "completed", "model": model.name})
     await write_metadata(session, store, ticket.brand_id)
+    await _record(session, ticket, "model.publish", model_id=model.id, name=model.name, sha256=model.sha256)
     return model
 
 
@@ -253,6 +293,15 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
         [status, Jsonb(error) if error else None, ticket.brand_id, ticket.job_id],
     )
     await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+    if error is None:
+        await _record(session, ticket, "job.canceled")
+    else:
+        await _record(session, ticket, "job.fail", code=error["code"])
+
+
+async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
+    """A line in the brand's record, last in the transaction."""
+    await record(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
 
 
 async def _open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from onbrand.config import FamilyName, Settings
 from onbrand.engine.engine import Engine
-from onbrand.families.bases import base_source
+from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family, load_family
 from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
 from onbrand.serving.generator import EngineOptions
@@ -48,10 +48,8 @@ def load(name: FamilyName, options: EngineOptions, settings: Settings) -> Family
     if on_cpu:
         torch.set_num_threads(options.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 1))
     dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
-    s3 = {"key": settings.s3_access_key, "secret": settings.s3_secret_key}
-    endpoint = {"client_kwargs": {"endpoint_url": settings.s3_endpoint}} if settings.s3_endpoint else {}
     source = base_source(name, settings.bases)
-    return load_family(name, source, dtype=_DTYPES[dtype], device=device, storage_options={**s3, **endpoint})
+    return load_family(name, source, dtype=_DTYPES[dtype], device=device, storage_options=s3_access(settings))
 
 
 def quiet_libraries() -> None:

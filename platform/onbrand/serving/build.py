@@ -22,11 +22,12 @@ from ray.serve import Application
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
 from onbrand.families.spec import SPECS
+from onbrand.logins import SECRET_SETTINGS
 from onbrand.serving.generator import EngineOptions, EngineReplica
 from onbrand.serving.ingress import Ingress, System
 from onbrand.serving.remote import ENGINE, engine_app
 
-SECRETS = frozenset({"database_url", "web_database_url", "system_database_url", "s3_access_key", "s3_secret_key"})
+SECRETS = frozenset(SECRET_SETTINGS)
 _HTTP = {
     "ray_actor_options": {"num_cpus": 0},
     "max_ongoing_requests": 1000,

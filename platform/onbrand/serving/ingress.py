@@ -16,6 +16,8 @@ from onbrand.app import create_app, create_system_app
 from onbrand.config import Settings, load_secrets
 from onbrand.db.embedded import read_urls
 from onbrand.db.session import Doors
+from onbrand.logins import with_logins
+from onbrand.serving.cluster import must_be_closed
 from onbrand.serving.remote import ServeGenerator
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatcher import Dispatcher
@@ -32,7 +34,8 @@ class Ingress:
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
         self._open = AsyncExitStack()
-        known = Settings(**settings)
+        await asyncio.to_thread(must_be_closed, Settings(**settings))
+        known = with_logins(Settings(**settings), "web")
         secrets = load_secrets(known)
         urls = await asyncio.to_thread(read_urls, known)
         doors = await Doors.open(web_url=urls.web_url)
@@ -53,7 +56,8 @@ class System:
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
         self._open = AsyncExitStack()
-        known = Settings(**settings)
+        await asyncio.to_thread(must_be_closed, Settings(**settings))
+        known = with_logins(Settings(**settings), "system")
         secrets = load_secrets(known)
         urls = await asyncio.to_thread(read_urls, known)
         doors = await Doors.open(system_url=urls.system_url)

@@ -5,6 +5,7 @@ A backend knows buckets and names, not brands; `BrandStore` decides which name m
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import re
@@ -12,17 +13,19 @@ import secrets as randomness
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.asyn import sync
 
 from onbrand.config import Secrets, Settings
-from onbrand.errors import ConfigurationError, NotFound, OnbrandError, StorageError
-from onbrand.storage.layout import BUCKETS, Bucket, Key
-from onbrand.storage.links import LinkSigner
+from onbrand.errors import ConfigurationError, Conflict, NotFound, OnbrandError, StorageError
+from onbrand.storage.layout import BUCKETS, SHOWN_TYPES, Bucket, Key
+from onbrand.storage.links import Announced, LinkSigner, UploadLink
 
 _PROBE = ".probe"
 _DRAFTS = ".drafts"
@@ -53,8 +56,43 @@ class Backend(Protocol):
     def delete(self, bucket: Bucket, name: str) -> None: ...
     def names(self, bucket: Bucket, folder: str) -> Iterator[str]: ...
     def link(self, key: Key, name: str, seconds: int) -> str: ...
+    def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink: ...
+    def draft(self, bucket: Bucket, name: str) -> Draft: ...
     def must_lie_in(self, bucket: Bucket, name: str, folder: str) -> None: ...
     def check(self) -> None: ...
+
+
+class Draft:
+    """An object on its way: written piece by piece beside the buckets, seen by nobody until it is kept."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self.num_bytes = 0
+        self._path, self._target = path, target
+        with _told("written"):
+            _make_folder(path.parent)
+            _make_folder(target.parent)
+            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+    def write(self, piece: bytes) -> None:
+        with _told("written"):
+            self._file.write(piece)
+        self.num_bytes += len(piece)
+
+    def keep(self) -> None:
+        """Make it the object, whole and at once. Raises Conflict if there is one: a link fills its key once."""
+        with _told("written"):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            try:
+                os.link(self._path, self._target)
+            except FileExistsError:
+                raise _filled() from None
+            _sync_folder(self._target.parent)
+
+    def drop(self) -> None:
+        """End it; what was kept stays."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 def open_backend(settings: Settings, secrets: Secrets) -> Backend:
@@ -160,6 +198,15 @@ class LocalBackend(FsspecBackend):
     def link(self, key: Key, name: str, seconds: int) -> str:
         return self.signer.sign(key, "GET", seconds)
 
+    def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink:
+        return self.signer.sign_upload(key, announced, seconds)
+
+    def draft(self, bucket: Bucket, name: str) -> Draft:
+        target = Path(self.path(bucket, name))
+        if target.exists():
+            raise _filled()
+        return Draft(self.folder / _DRAFTS / randomness.token_hex(16), target)
+
     def check(self) -> None:
         try:
             for bucket in BUCKETS:
@@ -206,9 +253,43 @@ class S3Backend(FsspecBackend):
             self.fs.pipe_file(self.path(bucket, name), data, ContentType=content_type)
 
     def link(self, key: Key, name: str, seconds: int) -> str:
+        """Type and disposition are in the signature: what is no picture is saved as bytes, whatever was stored."""
+        is_shown = key.content_type in SHOWN_TYPES
         with _told("linked"):
-            disposition = f'inline; filename="{key.filename}"'
-            return str(self.fs.url(self.path(key.bucket, name), seconds, ResponseContentDisposition=disposition))
+            return str(
+                self.fs.url(
+                    self.path(key.bucket, name),
+                    seconds,
+                    ResponseContentType=key.content_type if is_shown else "application/octet-stream",
+                    ResponseContentDisposition=f'{"inline" if is_shown else "attachment"}; filename="{key.filename}"',
+                    ResponseCacheControl=f"private, max-age={seconds}",
+                )
+            )
+
+    def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink:
+        """A POST with a signed policy, not a presigned PUT: gateways obey headers of a PUT that nobody signed.
+
+        Ceph's copies any object of any brand for whoever adds ``x-amz-copy-source`` to one; a form has no such word.
+        """
+        fixed = {"Content-Type": announced.content_type}
+        if announced.sha256 is not None:  # AWS checks it on arrival; a gateway that does not leaves it to `complete`
+            fixed["x-amz-checksum-sha256"] = base64.b64encode(bytes.fromhex(announced.sha256)).decode()
+        conditions = [["content-length-range", announced.bytes, announced.bytes], *({k: v} for k, v in fixed.items())]
+        with _told("linked"):
+            made = sync(self.fs.loop, self._post, self.root(key.bucket), name, fixed, conditions, seconds)
+        ends = datetime.fromtimestamp(int(time.time()) + seconds, UTC)
+        return UploadLink("POST", made["url"], ends, fields=made["fields"])
+
+    async def _post(
+        self, bucket: str, name: str, fields: dict[str, str], conditions: list[Any], seconds: int
+    ) -> dict[str, Any]:
+        client = await self.fs.set_session()
+        made: dict[str, Any] = await client.generate_presigned_post(bucket, name, fields, conditions, seconds)
+        return made
+
+    def draft(self, bucket: Bucket, name: str) -> Draft:
+        """S3 takes uploads itself; they never come through us."""
+        raise NotFound("there is no such object")
 
     def check(self) -> None:
         for bucket in BUCKETS:
@@ -299,6 +380,10 @@ def _s3_remedy(problem: Exception) -> str:
     cause = problem.__cause__ or problem
     answer = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
     return f"the store answered {answer}; try again, and look at the store's own log"
+
+
+def _filled() -> Conflict:
+    return Conflict("something has arrived under this link already; begin another upload")
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,19 +1,26 @@
-"""Pictures that come from outside: told apart, bounded before decoding, and made anew so that only pixels remain."""
+"""Pictures that come from outside: told apart, bounded before decoding, and made anew so that only pixels remain.
+
+This runs in the child process of `onbrand.storage.checking`, and is frugal: one picture's pixels lie in memory once,
+and a second time only while it is turned.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import struct
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageCms, ImageOps
 
-from onbrand.config import Limits
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.storage.findings import CleanImage, ImageFacts, PictureFormat, shown
+from onbrand.storage.twofold import must_be_one_thing
 
-PictureFormat = Literal["PNG", "JPEG", "WEBP"]
+if TYPE_CHECKING:
+    from onbrand.config import Limits
+
 _EXT: dict[str, str] = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 _CONTENT_TYPE: dict[str, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _SAVING: dict[str, dict[str, object]] = {
@@ -21,31 +28,10 @@ _SAVING: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"RIFF")
 _JPEG_SCANS_MAX = 128
+_WEBP_PIXELS_MAX = 12_600_000  # 4096 x 3072: libwebp and its wrapper keep 17 bytes a pixel
 _ICC_BYTES_MAX = 2**20
-_NAME_CHARS_MAX = 80
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What the header says. Width and height are the stored ones, before EXIF turns them."""
-
-    format: PictureFormat
-    content_type: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class CleanImage:
-    """A picture made anew: upright, sRGB, 8 bit, without metadata or anything that followed the pixels."""
-
-    bytes: bytes
-    content_type: str
-    ext: str
-    width: int
-    height: int
-    sha256: str
 
 
 def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageFacts:
@@ -63,25 +49,40 @@ def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageF
         return _facts(image)
 
 
-def clean_image(data: bytes, limits: Limits, name: str = "the file") -> CleanImage:
-    """Decode the picture and encode its pixels anew in the same format. Raises as `inspect_image` does."""
-    with _opened(data, limits, name) as image:
-        facts = _facts(image)
-        try:
-            upright = _upright(image)
-            encoded = _encoded(upright, facts.format)
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError):
-            raise UnsupportedMedia(
-                f"{shown(name)} is damaged or cut short; save it anew as PNG, JPEG or WEBP", param="files"
-            ) from None
+def clean_image(
+    data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
+) -> CleanImage:
+    """Decode the picture and encode its pixels anew in the same format. Raises as `inspect_image` does.
+
+    Args:
+        decoded: told the number of pixels once they are there: what follows takes time by their number only.
+    """
+    facts, upright = _decoded(data, limits, name, decoded)
+    try:
+        encoded = _encoded(upright, facts.format)
+    except (OSError, ValueError):
+        raise _damaged(name) from None
     digest = hashlib.sha256(encoded).hexdigest()
     return CleanImage(encoded, facts.content_type, _EXT[facts.format], *upright.size, digest)
 
 
-def shown(name: str) -> str:
-    """A caller's file name, safe to show in a message or a log line."""
-    plain = "".join(c if c.isprintable() else "?" for c in name)
-    return plain if len(plain) <= _NAME_CHARS_MAX else f"{plain[:_NAME_CHARS_MAX]}..."
+def _decoded(
+    data: bytes, limits: Limits, name: str, decoded: Callable[[int], object]
+) -> tuple[ImageFacts, Image.Image]:
+    """What the header says, and the pixels without what decoded them: libwebp keeps two canvases."""
+    with _opened(data, limits, name) as image:
+        facts = _facts(image)
+        try:
+            image.load()
+            decoded(image.width * image.height)
+            upright = _upright(image)
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+            raise _damaged(name) from None
+        return facts, image.copy() if upright is image and facts.format == "WEBP" else upright
+
+
+def _damaged(name: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"{shown(name)} is damaged or cut short; save it anew as PNG, JPEG or WEBP", param="files")
 
 
 def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
@@ -91,8 +92,8 @@ def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(limits, name) from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError):
+        raise _too_many_pixels(limits.image_pixels, name) from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):
         raise UnsupportedMedia(f"{shown(name)} is not a PNG, JPEG or WEBP picture", param="files") from None
     _must_fit(image, limits, name)
     return image
@@ -100,9 +101,11 @@ def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
 
 def _must_be_harmless_to_open(data: bytes, limits: Limits, name: str) -> None:
     """Two things decoders do not bound: the canvas that libwebp allocates on opening, and a JPEG's number of scans."""
+    if data.startswith(_MAGIC):
+        must_be_one_thing(data, "picture", shown(name))
     width, height = _webp_canvas(data)
-    if width * height > limits.image_pixels:
-        raise _too_many_pixels(limits, name)
+    if width * height > (most := min(limits.image_pixels, _WEBP_PIXELS_MAX)):
+        raise _too_many_pixels(most, name)
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _JPEG_SCANS_MAX:
         raise UnsupportedMedia(f"{shown(name)} is a JPEG of more than {_JPEG_SCANS_MAX} scans", param="files")
 
@@ -122,7 +125,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
 
 def _must_fit(image: Image.Image, limits: Limits, name: str) -> None:
     if image.width * image.height > limits.image_pixels:
-        raise _too_many_pixels(limits, name)
+        raise _too_many_pixels(limits.image_pixels, name)
     if getattr(image, "n_frames", 1) > 1:
         raise UnsupportedMedia(f"{shown(name)} is animated; upload a still picture", param="files")
     if min(image.size) < limits.image_side_min:
@@ -132,8 +135,8 @@ def _must_fit(image: Image.Image, limits: Limits, name: str) -> None:
         )
 
 
-def _too_many_pixels(limits: Limits, name: str) -> TooLarge:
-    return TooLarge(f"{shown(name)} has too many pixels; the limit is {limits.image_pixels}", param="files")
+def _too_many_pixels(most: int, name: str) -> TooLarge:
+    return TooLarge(f"{shown(name)} has too many pixels; the limit is {most}", param="files")
 
 
 def _facts(image: Image.Image) -> ImageFacts:
@@ -144,11 +147,11 @@ def _facts(image: Image.Image) -> ImageFacts:
 def _upright(image: Image.Image) -> Image.Image:
     """Pixels only: EXIF's turn applied, 8 bit, sRGB, with or without alpha."""
     profile = image.info.get("icc_profile")
-    image.load()
-    turned = ImageOps.exif_transpose(image)
-    has_alpha = turned.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in turned.info
-    plain = _in_srgb(_eight_bit(turned), profile)
-    return plain.convert("RGBA" if has_alpha and image.format != "JPEG" else "RGB")
+    ImageOps.exif_transpose(image, in_place=True)
+    has_alpha = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
+    mode = "RGBA" if has_alpha and image.format != "JPEG" else "RGB"
+    plain = _in_srgb(_eight_bit(image), profile)
+    return plain if plain.mode == mode else plain.convert(mode)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -161,10 +164,12 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Colours as sRGB, so that dropping the profile changes none; a profile that cannot be read is left out."""
     if not profile or len(profile) > _ICC_BYTES_MAX or image.mode not in ("RGB", "CMYK", "RGBA"):
         return image
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    in_place = mode == image.mode
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode) or image
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode=mode, inPlace=in_place) or image
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
 

@@ -24,6 +24,12 @@ CONTENT_TYPES = {
     "safetensors": "application/octet-stream",
 }
 
+SHOWN_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
+"""What a browser may show; everything else is saved."""
+
+INCOMING = "incoming"
+"""The folder of a brand where uploads arrive, as they were sent; nothing is ever served from it."""
+
 _NAME_CHARS_MAX = 512
 _SEGMENT = r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.))*"
 _NAME = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})+")
@@ -54,6 +60,11 @@ class Key:
     def filename(self) -> str:
         """The last segment, for `Content-Disposition`."""
         return self.name.rsplit("/", 1)[1]
+
+    @property
+    def is_incoming(self) -> bool:
+        """Whether it is a file as it was sent: unchecked, and never to be served."""
+        return self.name.split("/", 2)[1] == INCOMING
 
     @property
     def content_type(self) -> str:
@@ -106,9 +117,17 @@ def sample_image(brand_id: str, job_id: str, step: int, index: int, ext: str) ->
     return Key("generated-content", name)
 
 
-def document(brand_id: str, title: str, ext: str) -> Key:
-    """``brand-documents: acme/brand-guidelines.pdf``"""
-    return Key("brand-documents", f"{brand_id}/{title}.{_one_of(ext, ('pdf', 'md', 'txt'))}")
+def document(brand_id: str, title: str, ext: str, version: int = 1) -> Key:
+    """``brand-documents: acme/brand-guidelines.pdf``, and later versions ``acme/brand-guidelines/v2.pdf``."""
+    if version < 1 or title == INCOMING:
+        raise InvalidInput("a version counts from 1, and no document is called incoming", param="version")
+    name = title if version == 1 else f"{title}/v{version}"
+    return Key("brand-documents", f"{brand_id}/{name}.{_one_of(ext, ('pdf', 'md', 'txt'))}")
+
+
+def incoming_file(bucket: Bucket, brand_id: str, upload_id: str) -> Key:
+    """``training-data: acme/incoming/{upload_id}``, where an upload lies until it was checked and made anew."""
+    return Key(bucket, f"{brand_id}/{INCOMING}/{upload_id}")
 
 
 def _counted(number: int) -> str:

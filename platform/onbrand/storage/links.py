@@ -1,6 +1,7 @@
-"""Signed links to one object: bound to bucket, key, method and a short life. They are bearer tokens; keep them short.
+"""Signed links to one object: bound to bucket, key, method and a short life, to upload also to type, size and hash.
 
-Serving the bytes is in `onbrand.api.files`. Links of an S3 store are presigned by S3 itself (`backends`).
+They are bearer tokens; keep them short. Serving the bytes is in `onbrand.api.files`. Links of an S3 store are presigned
+by S3 itself (`backends`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import hashlib
 import hmac
 import re
 import time
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, cast
 from urllib.parse import quote, urlencode
 
 from onbrand.errors import InvalidInput, Unauthenticated
 from onbrand.storage.layout import Bucket, Key
 
-LINK_SECONDS_MAX = 7 * 24 * 3600
+LINK_SECONDS_MAX = 3600
 _EXPIRES = re.compile(r"[1-9][0-9]{0,11}")
+_BYTES = re.compile(r"[1-9][0-9]{0,15}")
+_CONTENT_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+(?:; charset=utf-8)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def must_be_link_seconds(seconds: int) -> int:
@@ -26,6 +32,45 @@ def must_be_link_seconds(seconds: int) -> int:
     if not 1 <= seconds <= LINK_SECONDS_MAX:
         raise InvalidInput(f"a link lives 1 to {LINK_SECONDS_MAX} seconds", param="seconds")
     return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What an upload is announced to be; the link takes nothing else.
+
+    Args:
+        bytes: exactly so many.
+        sha256: of the bytes, hex; None leaves it open.
+
+    Raises:
+        InvalidInput: a part is not what its name says.
+    """
+
+    content_type: str
+    bytes: int
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _CONTENT_TYPE.fullmatch(self.content_type):
+            raise InvalidInput("content_type must be a media type like image/png", param="content_type")
+        if self.bytes < 1:
+            raise InvalidInput("bytes must be 1 or more; an empty file is nothing to upload", param="bytes")
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            raise InvalidInput("sha256 must be 64 hexadecimal digits in lower case", param="sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLink:
+    """Where and how to send the announced bytes, once.
+
+    `PUT`: the bytes are the body, `headers` go with them. `POST`: a form of `fields` and then the file, called `file`.
+    """
+
+    method: Literal["PUT", "POST"]
+    url: str = field(repr=False)
+    expires_at: datetime
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +87,16 @@ class LinkSigner:
         """A link to `key` that lasts `seconds`."""
         return sign_link(key, method, seconds, self.secret, self.base_url)
 
+    def sign_upload(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
+        """A link that takes the announced bytes for `key` within `seconds`."""
+        return sign_upload(key, announced, seconds, self.secret, self.base_url)
+
 
 def sign_link(key: Key, method: str, seconds: int, secret: str, base_url: str) -> str:
     """``{base_url}/v1/files/{bucket}/{name}?expires=...&signature=...``, good for one method."""
     expires = str(int(time.time()) + must_be_link_seconds(seconds))
     query = urlencode({"expires": expires, "signature": _signature(key.bucket, key.name, method, expires, secret)})
-    return f"{base_url.rstrip('/')}/v1/files/{key.bucket}/{quote(key.name)}?{query}"
+    return f"{_address(key, base_url)}?{query}"
 
 
 def verify_link(bucket: str, name: str, method: str, expires: str, signature: str, secret: str) -> Key:
@@ -56,18 +105,64 @@ def verify_link(bucket: str, name: str, method: str, expires: str, signature: st
     Raises:
         Unauthenticated: forged, altered, for another method, or too old; the answer does not say which.
     """
-    wanted = _signature(bucket, name, method, expires, secret)
-    genuine = hmac.compare_digest(wanted.encode(), signature.encode())
-    if not genuine or not _EXPIRES.fullmatch(expires) or int(expires) <= time.time():
-        raise Unauthenticated("the link is not genuine or has expired; ask for a new one")
+    _must_be_genuine(_signature(bucket, name, method, expires, secret), signature, expires)
     try:
         return Key(cast(Bucket, bucket), name)
     except InvalidInput:
-        raise Unauthenticated("the link is not genuine or has expired; ask for a new one") from None
+        raise _not_genuine() from None
 
 
-def _signature(bucket: str, name: str, method: str, expires: str, secret: str) -> str:
-    """HMAC-SHA256 over the JSON-free, newline-separated parts; no part can hold a newline and still be a key."""
-    parts = "\n".join(("onbrand-link-1", method.upper(), bucket, name, expires))
+def sign_upload(key: Key, announced: Announced, seconds: int, secret: str, base_url: str) -> UploadLink:
+    """A PUT to ``{base_url}/v1/files/{bucket}/{name}?type=...&bytes=...&sha256=...&expires=...&signature=...``."""
+    ends = int(time.time()) + must_be_link_seconds(seconds)
+    said = {"type": announced.content_type, "bytes": str(announced.bytes), "sha256": announced.sha256 or ""}
+    signature = _signature(key.bucket, key.name, "PUT", str(ends), secret, *said.values())
+    query = urlencode({**said, "expires": str(ends), "signature": signature})
+    headers = {"Content-Type": announced.content_type, "Content-Length": said["bytes"]}
+    return UploadLink("PUT", f"{_address(key, base_url)}?{query}", datetime.fromtimestamp(ends, UTC), headers)
+
+
+def verify_upload(
+    bucket: str, name: str, said: Mapping[str, str], expires: str, signature: str, secret: str
+) -> tuple[Key, Announced]:
+    """The key that an upload's link may fill, and with what.
+
+    Args:
+        said: the link's `type`, `bytes` and `sha256`, as they stand in it.
+
+    Raises:
+        Unauthenticated: as `verify_link`; also for a link to get a file.
+    """
+    parts = [said.get(part, "") for part in ("type", "bytes", "sha256")]
+    _must_be_genuine(_signature(bucket, name, "PUT", expires, secret, *parts), signature, expires)
+    content_type, size, sha256 = parts
+    try:
+        if not _BYTES.fullmatch(size):
+            raise InvalidInput("bytes is no number", param="bytes")
+        return Key(cast(Bucket, bucket), name), Announced(content_type, int(size), sha256 or None)
+    except InvalidInput:
+        raise _not_genuine() from None
+
+
+def _address(key: Key, base_url: str) -> str:
+    return f"{base_url.rstrip('/')}/v1/files/{key.bucket}/{quote(key.name)}"
+
+
+def _must_be_genuine(wanted: str, signature: str, expires: str) -> None:
+    genuine = hmac.compare_digest(wanted.encode(), signature.encode("utf-8", "surrogatepass"))
+    if not genuine or not _EXPIRES.fullmatch(expires) or int(expires) <= time.time():
+        raise _not_genuine()
+
+
+def _not_genuine() -> Unauthenticated:
+    return Unauthenticated("the link is not genuine or has expired; ask for a new one")
+
+
+def _signature(bucket: str, name: str, method: str, expires: str, secret: str, *more: str) -> str:
+    """HMAC-SHA256 over the parts, one a line; no part of a key, a method or what is announced can hold a newline.
+
+    A link to get has five lines and one to upload eight, so neither can stand for the other.
+    """
+    parts = "\n".join(("onbrand-link-2", method.upper(), bucket, name, expires, *more))
     digest = hmac.new(secret.encode(), parts.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -8,9 +8,9 @@ from typing import BinaryIO
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Secrets, Settings, load_secrets
 from onbrand.errors import NotFound, OnbrandError, TooLarge
-from onbrand.storage.backends import Backend, open_backend
+from onbrand.storage.backends import Backend, Draft, open_backend
 from onbrand.storage.layout import Bucket, Key, must_be_plain, must_be_prefix
-from onbrand.storage.links import must_be_link_seconds
+from onbrand.storage.links import Announced, UploadLink, must_be_link_seconds
 from onbrand.storage.regions import Regions
 
 OBJECT_BYTES_MAX = 2 * 2**30
@@ -93,9 +93,28 @@ class BrandStore:
         return [key for key in found if key is not None][:LIST_MAX]
 
     def link(self, key: Key, seconds: int) -> str:
-        """A signed address where anyone may GET this one object for `seconds`."""
+        """A signed address where anyone may GET this one object for `seconds`. Raises NotFound for incoming files."""
         name = self._own(key)
+        if key.is_incoming:
+            raise NotFound("there is no such object")
         return self.backend.link(key, name, must_be_link_seconds(seconds))
+
+    def upload_link(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
+        """Where anyone may send the announced bytes within `seconds`. Raises NotFound for what is no incoming file."""
+        return self.backend.upload_link(key, self._incoming(key), announced, must_be_link_seconds(seconds))
+
+    def receive(self, key: Key) -> Draft:
+        """A draft of an incoming object, for bytes that come in pieces; it becomes the object when it is kept.
+
+        Raises NotFound for any other key, and on a store that takes uploads itself; Conflict if the object is there.
+        """
+        return self.backend.draft(key.bucket, self._incoming(key))
+
+    def _incoming(self, key: Key) -> str:
+        name = self._own(key)
+        if not key.is_incoming:
+            raise NotFound("there is no such object")
+        return name
 
     def _own(self, key: Key) -> str:
         """The name below the bucket's root. Raises NotFound for any key that is not plainly this brand's."""

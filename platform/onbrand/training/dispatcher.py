@@ -123,6 +123,7 @@ class Dispatcher:
 
     async def tick(self) -> None:
         """Look at every open job once, and do what `decide` says."""
+        await self._end_orphaned()
         everything = await self._queue()
         for entry in abandoned(everything, datetime.now(UTC)):
             await self._guarded(entry, self._fail_generation)
@@ -149,6 +150,20 @@ class Dispatcher:
     async def _queue(self) -> list[QueueEntry]:
         async with self._doors.dispatch_session() as session:
             return await training.queue(session)
+
+    async def _end_orphaned(self) -> None:
+        """End what removed members left open. Its tickets open nothing from then on, so a worker ends by itself too."""
+        async with self._doors.dispatch_session() as session:
+            orphans = await training.end_orphaned(session)
+        for orphan in orphans:
+            log.warning("%s %s is ended: its member was removed", orphan.kind, orphan.job_id)
+            provider = self._providers.get(orphan.provider or "")
+            if provider is None or orphan.provider_job_id is None:
+                continue
+            try:
+                await asyncio.to_thread(provider.stop, orphan.provider_job_id)
+            except OnbrandError as problem:
+                log.warning("job %s was not stopped (%s); it ends at its next word", orphan.job_id, problem.code)
 
     async def _status(self, job: QueueEntry) -> ProviderStatus | None:
         if job.provider_job_id is None:

@@ -9,8 +9,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 import ray.train
@@ -20,8 +20,9 @@ from ray.train.torch import TorchTrainer
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Conflict, NotFound, OnbrandError
+from onbrand.storage.runs import runs_bucket
 from onbrand.training.recipes import Plan
-from onbrand.training.tickets import must_be_job_id
+from onbrand.training.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
 from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
 
 MAX_FAILURES = 3
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
     """Train on the cluster; None when Ray was told to stop. Raises what another attempt may cure (e.g. Unavailable)."""
-    with connect(settings, brand_id, job_id) as client:
+    with connect(settings, FileTickets(ticket_folder(settings, brand_id, job_id))) as client:
         try:
             plan, _ = read_plan(settings, client.spec())
             return fit(settings, plan, brand_id, job_id)
@@ -69,35 +70,30 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str) -> Outcome |
     """Ray Train's part. The run's name is the job's id: the same job always resumes from its own checkpoints."""
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     use_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    tickets = handed_out(settings, brand_id, job_id)
     trainer = TorchTrainer(
-        train_worker,
+        partial(train_worker, tickets),
         train_loop_config={"brand": brand_id, "job": job_id},
         scaling_config=ScalingConfig(num_workers=plan.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=job_id,
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=NUM_CHECKPOINTS),
-            **run_storage(settings, brand_id),
+            **run_storage(settings, brand_id, tickets),
         ),
     )
     return trainer.fit().return_value  # type: ignore[no-any-return]
 
 
-def run_storage(settings: Settings, brand_id: str) -> dict[str, Any]:
-    """Where Ray Train keeps this brand's runs, as `RunConfig` takes it."""
-    url = f"{settings.runs_url.rstrip('/')}/{brand_id}"
-    if urlsplit(url).scheme != "s3":
-        return {"storage_path": url.removeprefix("file://")}
-    from pyarrow.fs import S3FileSystem
+def run_storage(settings: Settings, brand_id: str, tickets: TicketSource) -> dict[str, Any]:
+    """Where Ray Train keeps this brand's runs, as `RunConfig` takes it; on S3 reached with the job's ticket only."""
+    runs = runs_bucket(settings)
+    if runs is None:
+        return {"storage_path": f"{settings.runs_url.rstrip('/')}/{brand_id}".removeprefix("file://")}
+    from onbrand.training.run_files import run_filesystem
 
-    options = {
-        "endpoint_override": settings.s3_endpoint,
-        "access_key": settings.s3_access_key,
-        "secret_key": settings.s3_secret_key,
-        "region": settings.region,
-    }
-    filesystem = S3FileSystem(**{name: value for name, value in options.items() if value is not None})
-    return {"storage_path": url.removeprefix("s3://"), "storage_filesystem": filesystem}
+    path = f"{runs.bucket}/{runs.prefix}{brand_id}"
+    return {"storage_path": path, "storage_filesystem": run_filesystem(tickets, settings.system_url)}
 
 
 def root_of(problem: BaseException) -> BaseException:

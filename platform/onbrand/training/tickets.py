@@ -1,41 +1,39 @@
-"""A training job's ticket on its way to the workers: a file only we can read, beside the run's checkpoints.
+"""A training job's ticket on its way to the workers: a file only we can read, and a desk where a node has no such file.
 
 Never the environment, the command line or Ray's metadata: the dashboard shows those.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from urllib.parse import urlsplit
-
-import fsspec
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
-from onbrand.errors import InvalidInput, TicketRefused
+from onbrand.errors import TicketRefused, Unavailable
+from onbrand.storage.runs import must_be_job_id, run_url, runs_bucket
 
-_HEX = frozenset("0123456789abcdef-")
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
-
-def must_be_job_id(text: str) -> str:
-    """Return `text` if it can be a job's id (a UUID), else raise InvalidInput. Safe in a path and in a shell."""
-    if len(text) != 36 or not set(text) <= _HEX:
-        raise InvalidInput("job must be a UUID in lower case", param="job")
-    return text
+__all__ = ["DeskTickets", "FileTickets", "TicketSource", "must_be_job_id", "read_ticket", "remove_ticket", "run_url"]
 
 
-def run_url(settings: Settings, brand_id: str, job_id: str) -> str:
-    """The folder of one run: its ticket and its checkpoints. Made of ids only, never of a caller's text."""
-    return f"{settings.runs_url.rstrip('/')}/{must_be_brand_id(brand_id)}/{must_be_job_id(job_id)}"
+def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
+    """Where the ticket lies: in the run's folder, which every node sees; with runs on S3, on the dispatcher's own disk.
+
+    Nobody but the platform has a key of the runs' bucket, so no worker could fetch a ticket from there.
+    """
+    if runs_bucket(settings) is None:
+        return run_url(settings, brand_id, job_id).removeprefix("file://")
+    return str(settings.folder / "tickets" / must_be_brand_id(brand_id) / must_be_job_id(job_id))
 
 
 def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> None:
-    """Leave `token` for the workers, replacing an older one in a single step; mode 0600 on a local disk."""
-    folder = run_url(settings, brand_id, job_id)
-    if not _is_local(folder):
-        _filesystem(settings).pipe_file(f"{folder}/ticket", token.encode())
-        return
-    folder = folder.removeprefix("file://")
+    """Leave `token` for the workers, replacing an older one in a single step; mode 0600."""
+    folder = ticket_folder(settings, brand_id, job_id)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     draft = f"{folder}/.ticket.{os.getpid()}"
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -45,37 +43,82 @@ def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> 
 
 def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
     """The newest token of this job. Raises TicketRefused if the dispatcher left none."""
-    folder = run_url(settings, brand_id, job_id)
-    try:
-        if not _is_local(folder):
-            return str(_filesystem(settings).cat_file(f"{folder}/ticket").decode())
-        with open(f"{folder.removeprefix('file://')}/ticket") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher") from None
+    return FileTickets(ticket_folder(settings, brand_id, job_id)).newest()
 
 
 def remove_ticket(settings: Settings, brand_id: str, job_id: str) -> None:
     """The job has ended: its ticket goes. Nothing happens if it is gone."""
-    folder = run_url(settings, brand_id, job_id)
-    try:
-        if not _is_local(folder):
-            _filesystem(settings).rm_file(f"{folder}/ticket")
-        else:
-            os.unlink(f"{folder.removeprefix('file://')}/ticket")
-    except FileNotFoundError:
-        pass
+    folder = ticket_folder(settings, brand_id, job_id)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{folder}/ticket")
+    with contextlib.suppress(OSError):  # checkpoints may lie in it
+        os.rmdir(folder)
 
 
-def _is_local(url: str) -> bool:
-    return urlsplit(url).scheme in ("", "file")
+class TicketSource(Protocol):
+    """Where a process of the job gets its ticket. Can be sent to other processes: it holds no ticket itself."""
+
+    def newest(self) -> str:
+        """The newest token. Raises TicketRefused when there is none (any more), Unavailable."""
+        ...
 
 
-def _filesystem(settings: Settings) -> fsspec.AbstractFileSystem:
-    return fsspec.filesystem("s3", **s3_options(settings))
+@dataclass(frozen=True, slots=True)
+class FileTickets:
+    """The file in `folder`."""
+
+    folder: str
+
+    def newest(self) -> str:
+        try:
+            with open(f"{self.folder}/ticket") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher") from None
 
 
-def s3_options(settings: Settings) -> dict[str, object]:
-    """How s3fs reaches the store of the runs; credentials that are not set come from the machine's own (AWS) chain."""
-    client = {"endpoint_url": settings.s3_endpoint} if settings.s3_endpoint else {}
-    return {"key": settings.s3_access_key, "secret": settings.s3_secret_key, "client_kwargs": client}
+@dataclass(frozen=True, slots=True)
+class DeskTickets:
+    """The `Desk` of this job, wherever in the cluster it is."""
+
+    desk: ActorHandle
+
+    def newest(self) -> str:
+        import ray
+
+        try:
+            token: str | None = ray.get(self.desk.newest.remote())
+        except ray.exceptions.RayError as problem:
+            raise Unavailable(f"the job's ticket desk does not answer ({type(problem).__name__})") from None
+        if token is None:
+            raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher")
+        return token
+
+
+class Desk:
+    """A Ray actor beside the driver, which shows the ticket's file to those who hold its handle: this job's processes.
+
+    It has no name, so that nobody else can ask for it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._file = FileTickets(folder)
+
+    def newest(self) -> str | None:
+        try:
+            return self._file.newest()
+        except TicketRefused:
+            return None
+
+
+def handed_out(settings: Settings, brand_id: str, job_id: str) -> TicketSource:
+    """How this job's processes on other nodes get its ticket; called in the driver. The desk ends with the driver."""
+    folder = ticket_folder(settings, brand_id, job_id)
+    if runs_bucket(settings) is None:
+        return FileTickets(folder)
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=3)
+    return DeskTickets(desk.remote(folder))

@@ -25,29 +25,28 @@ from onbrand.errors import (
     TicketRefused,
     Unavailable,
 )
-from onbrand.families.bases import base_folder, base_source, recommended
+from onbrand.families.bases import base_folder, base_source, recommended, s3_access
 from onbrand.families.spec import SPECS, TrainingConfig
 from onbrand.system_client import SystemClient, TrainingSpec
 from onbrand.training.heartbeat import Heartbeat
 from onbrand.training.recipes import Plan, make_plan
-from onbrand.training.tickets import read_ticket, s3_options
+from onbrand.training.tickets import TicketSource
 
 Outcome = Literal["completed", "failed", "canceled", "gone"]
 PASSING = (Unavailable, StorageError, TicketRefused)
 """Errors that say nothing about the job: another try is right."""
 
 
-def train_worker(config: Mapping[str, str]) -> Outcome:
+def train_worker(tickets: TicketSource, config: Mapping[str, str]) -> Outcome:
     """What Ray Train runs on every worker. `config` holds the brand's and the job's id; the dashboard shows it."""
     settings = Settings()
-    brand_id, job_id = config["brand"], config["job"]
-    with connect(settings, brand_id, job_id) as client:
-        return _ending(client, lambda: _train(settings, client, brand_id, job_id))
+    with connect(settings, tickets) as client:
+        return _ending(client, lambda: _train(settings, client, tickets))
 
 
-def connect(settings: Settings, brand_id: str, job_id: str) -> SystemClient:
+def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
     """The platform's internal routes with the newest ticket of this job."""
-    return SystemClient(settings.system_url, read_ticket(settings, brand_id, job_id))
+    return SystemClient(settings.system_url, tickets.newest())
 
 
 def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
@@ -79,7 +78,7 @@ def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
         BaseModelRefused: the configured base is not one of this family.
     """
     family = SPECS[spec.model_type]  # type: ignore[index]
-    folder = base_folder(family.name, base_source(family.name, settings.bases), storage_options=s3_options(settings))
+    folder = base_folder(family.name, base_source(family.name, settings.bases), storage_options=s3_access(settings))
     try:
         config = TrainingConfig.model_validate(spec.training_config)
     except ValidationError as problem:
@@ -89,10 +88,10 @@ def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
     return make_plan(family, recommended(family.name, folder), config, spec.brand_id, settings.train_workers), folder
 
 
-def _train(settings: Settings, client: SystemClient, brand_id: str, job_id: str) -> None:
+def _train(settings: Settings, client: SystemClient, tickets: TicketSource) -> None:
     context = ray.train.get_context()
     spec = client.spec()
-    with _line(settings, client, brand_id, job_id, context.get_world_rank()) as heartbeat:
+    with _line(settings, client, tickets, context.get_world_rank()) as heartbeat:
         from onbrand.training.run import Run  # loads diffusers: the row says `training` meanwhile
 
         plan, folder = read_plan(settings, spec)
@@ -104,9 +103,9 @@ def _train(settings: Settings, client: SystemClient, brand_id: str, job_id: str)
 
 
 def _line(
-    settings: Settings, client: SystemClient, brand_id: str, job_id: str, rank: int
+    settings: Settings, client: SystemClient, tickets: TicketSource, rank: int
 ) -> AbstractContextManager[Heartbeat | None]:
     """The run's line to the platform, which rank 0 alone has."""
     if rank:
         return nullcontext()
-    return Heartbeat(client, settings.ticket_seconds / 3, lambda: read_ticket(settings, brand_id, job_id))
+    return Heartbeat(client, settings.ticket_seconds / 3, tickets.newest)

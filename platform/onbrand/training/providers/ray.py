@@ -8,13 +8,14 @@ from collections.abc import Callable
 from functools import cached_property, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from onbrand.brand import Ticket, must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Unavailable
+from onbrand.storage.runs import must_be_job_id, runs_bucket
 from onbrand.training.providers.provider import ProviderStatus
-from onbrand.training.tickets import must_be_job_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,11 +70,21 @@ class RayProvider:
                 entrypoint=f"{sys.executable} -m onbrand.training.job --brand {brand} --job {job}",
                 submission_id=wanted,
                 runtime_env={"env_vars": job_environment(self._settings)},
+                entrypoint_resources=self._where(),
             )
         except RuntimeError as problem:
             if f"{wanted} already exists" in str(problem):
                 return wanted
             raise Unavailable("Ray's job server refused the job; its log says why") from None
+
+    def _where(self) -> dict[str, float] | None:
+        """With runs on S3 the driver must be on this node, where the ticket's file is (`training.tickets`)."""
+        if runs_bucket(self._settings) is None:
+            return None
+        here = ray.get_runtime_context().get_node_id()
+        [names] = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
+        own = [name for name in names if name.startswith("node:") and "__" not in name]
+        return dict.fromkeys(own[:1], 0.001) or None
 
     @_answers
     def status(self, provider_job_id: str) -> ProviderStatus:
@@ -94,8 +105,6 @@ class RayProvider:
 
 
 def _own_cluster() -> str | None:
-    import ray
-
     return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
 
 

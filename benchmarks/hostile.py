@@ -1,0 +1,153 @@
+"""How long, and with how much memory, hostile files are refused over HTTP.
+
+`python -m benchmarks.hostile --json` starts a database and the two apps, sends every file of the corpus of
+`tests/isolation/hostile`, and prints one JSON object:
+
+- `num_files`, `num_refused`: refused means 4xx with the reason that the corpus expects, and an answer to what follows;
+- `max_seconds`: of one request, from its first byte to the whole answer, with the child that has to be started first;
+- `max_mb`: the most that any child had in memory (its `VmHWM`, looked at every millisecond), in 10^6 bytes;
+- `slowest`, `largest`: which files these were; `not_refused`: names, if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onbrand.config import Settings, load_secrets
+from onbrand.db.embedded import start
+from onbrand.db.session import Doors as DatabaseDoors
+from onbrand.storage import checking
+from tests.conftest import PASSWORD, BrandOfPeople, Person
+from tests.ingress import Platform, serving
+from tests.isolation.hostile.corpus import Hostile, corpus
+from tests.isolation.hostile.sending import Doors, open_doors
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One file's answer."""
+
+    name: str
+    is_refused: bool
+    seconds: float
+    megabytes: float
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", action="store_true", help="one compact line")
+    chosen = options.parse_args()
+    figures = asyncio.run(measure())
+    print(json.dumps(figures, indent=None if chosen.json else 1))
+    sys.exit(0 if figures["num_refused"] == figures["num_files"] else 1)
+
+
+async def measure() -> dict[str, Any]:
+    """Send every file, one after another."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onbrand-hostile-"))
+        settings = Settings(data_dir=Path(folder))
+        secrets = load_secrets(settings)
+        database = start(settings, secrets)
+        stack.callback(database.stop)
+        watched = stack.enter_context(Watch())
+        doors = await DatabaseDoors.open(database.web_url, database.system_url)
+        try:
+            async with serving(settings, secrets, doors) as platform:
+                async with open_doors(platform, await _brand(platform)) as opened:
+                    return _figures([await _refusal(opened, hostile, watched) for hostile in corpus()])
+        finally:
+            await doors.close()
+
+
+async def _brand(platform: Platform) -> BrandOfPeople:
+    async with platform.client() as client:
+        account = {"email": "ada@acme.example", "password": PASSWORD}
+        person = Person((await client.post("/v1/users", json=account)).json()["id"], account["email"])
+    async with platform.client(person) as client:
+        (await client.post("/v1/brands", json={"id": "acme", "name": "Acme"})).raise_for_status()
+    return BrandOfPeople("acme", person, person, person)
+
+
+async def _refusal(doors: Doors, hostile: Hostile, watched: Watch) -> Refusal:
+    data = hostile.make()
+    watched.forget()
+    began = time.perf_counter()
+    answer = await doors.send(hostile.door, hostile.filename, data)
+    seconds = time.perf_counter() - began
+    told = re.search(hostile.why, answer.json().get("detail", "")) is not None
+    answers_on = (await doors.client(hostile.door).get("/healthz")).status_code == 200
+    is_refused = answer.status_code in hostile.statuses and told and answers_on
+    return Refusal(hostile.name, is_refused, seconds, watched.megabytes)
+
+
+def _figures(refusals: list[Refusal]) -> dict[str, Any]:
+    slowest = max(refusals, key=lambda one: one.seconds)
+    largest = max(refusals, key=lambda one: one.megabytes)
+    return {
+        "num_files": len(refusals),
+        "num_refused": sum(one.is_refused for one in refusals),
+        "max_seconds": round(slowest.seconds, 3),
+        "max_mb": round(largest.megabytes, 1),
+        "slowest": slowest.name,
+        "largest": largest.name,
+        "not_refused": [one.name for one in refusals if not one.is_refused],
+    }
+
+
+class Watch:
+    """Looks at every child's peak memory, a thousand times a second."""
+
+    def __init__(self) -> None:
+        self.megabytes = 0.0
+        self._pids: list[int] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._first = checking.Child.__init__
+
+    def __enter__(self) -> Watch:
+        first, pids = self._first, self._pids
+
+        def noted(child: checking.Child, *args: Any) -> None:
+            first(child, *args)
+            pids.append(child.pid)
+
+        checking.Child.__init__ = noted  # type: ignore[method-assign]
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        checking.Child.__init__ = self._first  # type: ignore[method-assign]
+        self._ended.set()
+        self._thread.join()
+
+    def forget(self) -> None:
+        self.megabytes = 0.0
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.001):
+            for pid in self._pids[-4:]:
+                self.megabytes = max(self.megabytes, _peak(pid))
+
+
+def _peak(pid: int) -> float:
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0.0
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+
+if __name__ == "__main__":
+    main()

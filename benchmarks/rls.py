@@ -1,0 +1,259 @@
+"""What the wall costs a read: every query that the services send, under row security and without it.
+
+`python -m benchmarks.rls --json` fills a database with 200,000 rows in each large table, of 500 brands, lets the app
+answer each of its GET routes (and the changes that look before they write), and times each query that it sent:
+
+- `wall_over_plain`: of the worst query, the time of a whole read (a transaction through the door, as services read)
+  under the wall, over the same through a role that row security does not apply to;
+- `statement_over_plain`: the same of the bare statement within an open transaction.
+
+The two take turns, so that a busy machine slows both; a time is that of the quickest tenth: noise only adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psycopg
+
+from benchmarks.crowd import Crowd, crowd, known_id
+from benchmarks.described import PICTURE, operations
+from onbrand.brand import Scope
+from onbrand.db import session as doors_module
+from onbrand.db.session import Doors, Session
+
+PLAIN = "onbrand_plain"
+ROLES = ("member", "admin", "agency", "key")
+NOT_READS = ("/v1/files/{bucket}/{name}", "/healthz", "/v1/session")
+"""Routes that read no rows of a brand: by a link, by nobody, by a cookie only."""
+_WRITES = re.compile(
+    r"\bfor update\b|private\.(record|next_number)|pg_advisory|\b(insert|update|delete)\b", re.IGNORECASE
+)
+_NUMBER = 7
+WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Read:
+    """A query as a service sent it."""
+
+    asked_by: str
+    role: str
+    statement: str
+    params: Any = field(repr=False)
+
+
+class _Heard(Session):
+    """A session that notes what it is asked."""
+
+    def __init__(self, session: Session, note: Any) -> None:
+        self.__dict__ = session.__dict__
+        self._note = note
+
+    async def _execute(self, statement: str, params: Any) -> Any:
+        self._note(statement, params)
+        return await super()._execute(statement, params)
+
+
+class ListeningDoors(Doors):
+    """Doors that keep every read that goes through them."""
+
+    reads: dict[tuple[str, str], Read]
+    asked_by: tuple[str, str]
+
+    @asynccontextmanager
+    async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
+        async with super().user_session(scope) as session:
+            yield _Heard(session, self._note)
+
+    def _note(self, statement: str, params: Any) -> None:
+        route, role = self.asked_by
+        if not _WRITES.search(statement) and "from" in statement.lower():
+            self.reads.setdefault((role, statement), Read(route, role, " ".join(statement.split()), params))
+
+
+class PlainDoors(Doors):
+    """Doors to a role that row security does not apply to; all else is as behind the wall."""
+
+    @asynccontextmanager
+    async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
+        claims = scope.claims() if scope else {}
+        async with doors_module._transaction(self._web, "web", PLAIN, claims) as session:
+            yield session
+
+
+def make_plain_role(owner_url: str) -> None:
+    """A role that may read everything of this throwaway database, for the comparison."""
+    with psycopg.connect(owner_url) as connection:
+        connection.execute(f"create role {PLAIN} nologin bypassrls")
+        connection.execute(f"grant {PLAIN} to onbrand_web")
+        for schema in ("app", "private", "storage", "audit", "identity"):
+            connection.execute(f"grant usage on schema {schema} to {PLAIN}")
+            connection.execute(f"grant select on all tables in schema {schema} to {PLAIN}")
+            connection.execute(f"grant execute on all functions in schema {schema} to {PLAIN}")
+
+
+async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
+    """Every query that the app's reading routes send, for each kind of caller."""
+    doors = await ListeningDoors.open(platform.database.web_url)
+    doors.reads = {}
+    app = platform.app(doors)
+    things = platform.things(_NUMBER)
+    for role in roles:
+        scope = platform.scope(role, _NUMBER)
+        doors.asked_by = ("", role)
+        app.dependency_overrides[token_holder()] = lambda scope=scope: scope
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://benchmark") as client:
+            for operation in operations(app.openapi()):
+                if operation.method == "GET" and operation.path not in NOT_READS:
+                    doors.asked_by = (str(operation), role)
+                    await _answered(client, platform, "GET", operation.at(_named(things, operation.names)), role)
+            if role == "member":
+                await _look_before_writing(client, doors, platform)
+    await doors.close()
+    return list(doors.reads.values())
+
+
+def token_holder() -> Any:
+    """The dependency that says who calls; credentials have rows of their own, which are no part of this."""
+    from onbrand.api.caller import TokenHolder
+
+    return TokenHolder.__metadata__[0].dependency
+
+
+def _named(things: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    if missing := set(names) - set(things):
+        raise ValueError(f"say in benchmarks/crowd.py what {', '.join(sorted(missing))} of a brand is")
+    return things
+
+
+async def _answered(client: httpx.AsyncClient, platform: Crowd, method: str, path: str, role: str, **parts: Any) -> Any:
+    """The answer; a list is asked for its second page, and for a long one, too."""
+    if path.startswith("/v1/models/"):
+        path = f"/v1/models/{platform.brand(_NUMBER)}/sd15-lora-v1" if role != "key" else "/v1/models/sd15-lora-v1"
+    answer = await client.request(method, path, **parts)
+    refused_by_right = role != "admin" and answer.status_code == 403
+    if not (answer.is_success or refused_by_right):
+        raise RuntimeError(f"{method} {path} as {role}: {answer.status_code} {answer.text[:300]}")
+    told = answer.json() if "json" in answer.headers.get("content-type", "") else {}
+    if isinstance(told, dict) and told.get("next_cursor"):
+        await client.get(f"{path}?limit=100&cursor={told['next_cursor']}")
+    return told
+
+
+async def _look_before_writing(client: httpx.AsyncClient, doors: ListeningDoors, platform: Crowd) -> None:
+    at = f"/v1/brands/{platform.brand(_NUMBER)}"
+    assets = [known_id("asset", _NUMBER - 1 + n * platform.num_brands) for n in range(20)]
+    job = {"name": "a job", "model_type": "sd15", "training_asset_ids": assets}
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", f"{at}/training-jobs", {"json": job}),
+        ("POST", f"{at}/assets", {"files": {"files": ("a.png", PICTURE, "image/png")}}),
+        ("PATCH", f"{at}/assets/{assets[0]}", {"json": {"caption": "another"}}),
+    ]
+    for method, path, parts in calls:
+        doors.asked_by = (f"{method} {path}", "member")
+        await _answered(client, platform, method, path, "member", **parts)
+
+
+async def measure(platform: Crowd, reads: list[Read], tries: int) -> list[dict[str, Any]]:
+    """Each read's times under the wall and without it. All once, then all again: a bad moment meets every one."""
+    walled = await Doors.open(platform.database.web_url, pool=(1, 1))
+    plain = await PlainDoors.open(platform.database.web_url, pool=(1, 1))
+    taken = [Taken() for _ in reads]
+    for each in range(tries + WARM_UP):
+        order = [("wall", walled), ("plain", plain)]
+        for read, times in zip(reads, taken, strict=True):
+            for name, doors in order if each % 2 else order[::-1]:
+                times.add(name, await _timed(doors, platform.scope(read.role, _NUMBER), read))
+    await walled.close()
+    await plain.close()
+    return [_described(read, times) for read, times in zip(reads, taken, strict=True)]
+
+
+@dataclass
+class Taken:
+    """Seconds of a read, `wall` and `plain`: of the whole, and of the bare statement."""
+
+    whole: dict[str, list[float]] = field(default_factory=lambda: {"wall": [], "plain": []})
+    bare: dict[str, list[float]] = field(default_factory=lambda: {"wall": [], "plain": []})
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, measured: tuple[float, float, int]) -> None:
+        self.whole[name].append(measured[0])
+        self.bare[name].append(measured[1])
+        self.rows[name] = measured[2]
+
+    def micros(self, times: dict[str, list[float]]) -> tuple[float, float]:
+        """What the quickest tenth takes, wall and plain; the first ones plan and do not count."""
+        wall, plain = (statistics.quantiles(times[name][WARM_UP:], n=10)[0] * 1e6 for name in ("wall", "plain"))
+        return wall, plain
+
+
+async def _timed(doors: Doors, scope: Scope, read: Read) -> tuple[float, float, int]:
+    began = time.perf_counter()
+    async with doors.user_session(scope) as session:
+        asked = time.perf_counter()
+        rows = await session.all(read.statement, read.params)
+        answered = time.perf_counter()
+    return time.perf_counter() - began, answered - asked, len(rows)
+
+
+def _described(read: Read, taken: Taken) -> dict[str, Any]:
+    if taken.rows["wall"] != taken.rows["plain"] and "app.brand_users" not in read.statement:  # a member: the own row
+        raise RuntimeError(f"the wall changes what {read.asked_by} reads: {taken.rows}")
+    (wall, plain), (bare_wall, bare_plain) = taken.micros(taken.whole), taken.micros(taken.bare)
+    return {
+        "route": read.asked_by,
+        "as": read.role,
+        "query": read.statement,
+        "rows": taken.rows["wall"],
+        "wall_us": round(wall),
+        "plain_us": round(plain),
+        "wall_over_plain": round(wall / plain, 3),
+        "statement_over_plain": round(bare_wall / bare_plain, 3),
+        "statement_adds_us": round(bare_wall - bare_plain),
+    }
+
+
+async def run(platform: Crowd, roles: tuple[str, ...], tries: int) -> dict[str, Any]:
+    """All figures."""
+    make_plain_role(platform.database.owner_url)
+    found = await measure(platform, await reads_of(platform, roles), tries)
+    found.sort(key=lambda each: -each["wall_over_plain"])
+    return {
+        "benchmark": "rls",
+        "rows": platform.num_rows,
+        "brands": platform.num_brands,
+        "num_queries": len(found),
+        "wall_over_plain": found[0]["wall_over_plain"],
+        "worst": found[0]["query"],
+        "statement_over_plain": max(each["statement_over_plain"] for each in found),
+        "queries": found,
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rows", type=int, default=200_000)
+    options.add_argument("--brands", type=int, default=500)
+    options.add_argument("--tries", type=int, default=200)
+    options.add_argument("--roles", nargs="+", default=ROLES, choices=ROLES)
+    options.add_argument("--json", action="store_true", help="one line of JSON")
+    chosen = options.parse_args()
+    with crowd(chosen.rows, chosen.brands) as platform:
+        result = asyncio.run(run(platform, tuple(chosen.roles), chosen.tries))
+    print(json.dumps(result, indent=None if chosen.json else 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The brand's record, for its admins: append-only and chained, so that they can prove that nobody rewrote it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from onbrand.api.caller import Admin
+from onbrand.api.lists import Listed, Paging, listed
+from onbrand.services import audit
+
+router = APIRouter(prefix="/v1/brands/{brand_id}/audit-events", tags=["audit"])
+
+
+@router.get("", response_model=Listed)
+async def list_audit_events(
+    caller: Admin,
+    paging: Paging,
+    order: Annotated[audit.Order, Query(description="`asc`: from the first line on, as the chain goes.")] = "desc",
+) -> dict[str, Any]:
+    """Who did what, when, to which object; newest first."""
+    return listed(await audit.list_events(caller.session, caller.brand_id, paging.limit, paging.cursor, order))

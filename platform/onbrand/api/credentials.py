@@ -1,0 +1,100 @@
+"""Whose request it is: a bearer token (ours, an outside issuer's, an API key), or the cookie of a page's session.
+
+A cookie is sent by browsers whoever made the request, so what changes state with it must prove that our own page asked:
+by the session's CSRF token, and by `Origin` or `Sec-Fetch-Site`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from onbrand.brand import Scope
+from onbrand.config import Settings
+from onbrand.errors import CrossSiteRefused, Unauthenticated
+from onbrand.services import identity, keys, sessions
+
+if TYPE_CHECKING:
+    from onbrand.api.caller import Parts
+
+CSRF_HEADER = "X-CSRF-Token"
+_CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+async def scope_of(request: Request, parts: Parts) -> Scope:
+    """Who calls. An Authorization header goes before the cookie, also a bad one. Raises Unauthenticated."""
+    if "authorization" in request.headers:
+        return await _of_token(bearer_of(request), parts)
+    cookie = cookie_of(request, parts.settings)
+    if cookie is None:
+        raise _nothing_sent()
+    if request.method not in _CHANGES_NOTHING:
+        _must_be_our_page(request, parts.settings)
+        _must_have_csrf_token(request, cookie)
+    async with parts.doors.user_session(None) as session:
+        return await sessions.scope_of(session, cookie)
+
+
+def bearer_of(request: Request) -> str:
+    """The token of an `Authorization: Bearer` header. Raises Unauthenticated."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise _nothing_sent()
+    return token.strip()
+
+
+def cookie_name(settings: Settings) -> str:
+    """With https, a name that browsers let no other host and no plain http set."""
+    return "__Host-onbrand_session" if is_https(settings) else "onbrand_session"
+
+
+def cookie_of(request: Request, settings: Settings) -> str | None:
+    """The session's cookie, if there is one."""
+    return request.cookies.get(cookie_name(settings)) or None
+
+
+def is_https(settings: Settings) -> bool:
+    return urlsplit(settings.url).scheme == "https"
+
+
+def must_not_be_another_site(request: Request, settings: Settings) -> None:
+    """Raise CrossSiteRefused when a browser says that another site asks; programs say nothing."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site not in (None, "same-origin") or (origin is not None and origin not in _own_origins(request, settings)):
+        raise CrossSiteRefused("this request comes from another site; ask from our own page")
+
+
+async def _of_token(token: str, parts: Parts) -> Scope:
+    if token.startswith(keys.PREFIX):
+        async with parts.doors.user_session(None) as session:
+            return await keys.scope_of(session, token)
+    if parts.oidc is not None and parts.oidc.claims_to_be_from(token):
+        who = await parts.oidc.verify(token)
+        async with parts.doors.user_session(None) as session:
+            return Scope(await identity.external_user(session, who))
+    return parts.issuer.verify(token)
+
+
+def _nothing_sent() -> Unauthenticated:
+    return Unauthenticated("send a token: Authorization: Bearer ...; POST /v1/tokens gives one")
+
+
+def _must_be_our_page(request: Request, settings: Settings) -> None:
+    must_not_be_another_site(request, settings)
+    if "sec-fetch-site" not in request.headers and "origin" not in request.headers:
+        raise CrossSiteRefused("a request with a cookie needs Origin or Sec-Fetch-Site; without a page, send a token")
+
+
+def _must_have_csrf_token(request: Request, cookie: str) -> None:
+    sent = request.headers.get(CSRF_HEADER, "")
+    if not hmac.compare_digest(sent.encode("utf-8", "surrogateescape"), sessions.csrf_token_of(cookie).encode()):
+        raise CrossSiteRefused(f"send the session's {CSRF_HEADER}; GET /v1/session says it", param=CSRF_HEADER)
+
+
+def _own_origins(request: Request, settings: Settings) -> set[str]:
+    """How our pages' origin may be written: as callers reach us by the settings, and as they reached us now."""
+    configured = urlsplit(settings.url)
+    return {f"{configured.scheme}://{configured.netloc}", f"{request.url.scheme}://{request.headers.get('host', '')}"}

@@ -1,0 +1,118 @@
+"""Documents of a brand: guidelines, voice and tone, as PDF or Markdown. A new upload of a title is its next version."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.datastructures import FormData
+
+from onbrand.api.caller import Admin, AppParts, Member, TokenHolder, UploaderAccess
+from onbrand.api.checking import FileChecker
+from onbrand.api.files import Link, link_to
+from onbrand.api.forms import file_of, must_have_only, read_form
+from onbrand.api.input import must_be_storable
+from onbrand.api.lists import Listed, Paging, all_of, listed
+from onbrand.api.once import OnlyOnce
+from onbrand.errors import InvalidInput
+from onbrand.services import documents
+
+router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"])
+
+REQUEST_BYTES = 32 * 2**20
+"""One request at most; a document's own limit is narrower."""
+
+_FIELDS = frozenset({"file", "title"})
+_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "A .pdf or a .md."},
+                        "title": {
+                            "type": "string",
+                            "description": "The file's name if left out.",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+async def _form(request: Request, holder: TokenHolder) -> AsyncIterator[FormData]:
+    async with read_form(request, 1, "file") as form:
+        yield form
+
+
+DocumentForm = Annotated[FormData, Depends(_form)]
+
+
+@router.post("", status_code=201, response_model=documents.Document, openapi_extra=_SCHEMA)
+async def create_document(
+    form: DocumentForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
+) -> JSONResponse:
+    """Upload a document: the first version of its title, or the next. It is read by a child and written anew."""
+    async with access.open():
+        pass  # whoever may not upload here is told before their file is read
+    limits = parts.settings.limits
+    filename, data, title = await _sent(form, limits.document_bytes)
+    checked = await documents.check(checker, filename, data, limits, title)
+    async with access.open() as caller:
+
+        async def store() -> documents.Document:
+            return await documents.store_checked(caller.session, caller.store, caller.brand_id, caller.user_id, checked)
+
+        return await once.answer(caller, 201, store)
+
+
+@router.get("", response_model=Listed)
+async def list_documents(caller: Member, paging: Paging) -> dict[str, Any]:
+    """The brand's documents, each as its newest version."""
+    return listed(await documents.list_documents(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.get("/{document_id}")
+async def get_document(document_id: UUID, caller: Member) -> documents.Document:
+    """One version of a document."""
+    return await documents.get_document(caller.session, caller.brand_id, str(document_id))
+
+
+@router.get("/{document_id}/versions", response_model=Listed)
+async def list_versions(document_id: UUID, caller: Member) -> dict[str, Any]:
+    """All versions of the document that this is one of, newest first."""
+    return all_of(await documents.list_versions(caller.session, caller.brand_id, str(document_id)))
+
+
+@router.get("/{document_id}/content")
+async def link_document(document_id: UUID, caller: Member) -> Link:
+    """A signed link to the document; browsers save it."""
+    document = await documents.get_document(caller.session, caller.brand_id, str(document_id))
+    ids = {"document_id": document.id}
+    return await link_to(caller, "brand-documents", document.object_name, "document.link", ids)
+
+
+@router.delete("/{document_id}", status_code=204, response_class=Response)
+async def delete_document(document_id: UUID, caller: Admin) -> None:
+    """Delete this version of the document."""
+    await documents.delete_document(caller.session, caller.store, caller.brand_id, str(document_id))
+
+
+async def _sent(form: FormData, bytes_max: int) -> tuple[str, bytes, str | None]:
+    """File name, bytes and title."""
+    must_have_only(form, _FIELDS)
+    title = form.get("title")
+    if title is not None and not isinstance(title, str):
+        raise InvalidInput("title is a text", param="title")
+    must_be_storable(title, "title")
+    filename, data = await file_of(form.get("file"), bytes_max, "file")
+    must_be_storable(filename, "file")
+    return filename, data, title

@@ -1,0 +1,60 @@
+"""Forms with files: read whole before a transaction begins, and only for those who hold a credential."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+
+_FIELDS_MAX = 200
+_FIELD_BYTES_MAX = 2**18
+
+
+@asynccontextmanager
+async def read_form(request: Request, max_files: int, param: str) -> AsyncIterator[FormData]:
+    """The request's form; its files lie in temporary files until the end.
+
+    Args:
+        param: the field that files are sent in, for errors.
+
+    Raises:
+        UnsupportedMedia: no form.
+        TooLarge: more files than `max_files`.
+    """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise UnsupportedMedia(f"send multipart/form-data, with files in the field {param!r}", param=param)
+    try:
+        form = await request.form(max_files=max_files, max_fields=_FIELDS_MAX, max_part_size=_FIELD_BYTES_MAX)
+    except HTTPException as problem:
+        if "Too many files" in str(problem.detail):
+            raise too_many_files(max_files, param) from None
+        raise
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def too_many_files(most: int, param: str) -> TooLarge:
+    return TooLarge(f"at most {most} files go in one request; send the others in another", param=param)
+
+
+def must_have_only(form: FormData, fields: frozenset[str]) -> None:
+    """Raise InvalidInput that names a field which this form does not have."""
+    if unknown := sorted(set(form) - fields):
+        raise InvalidInput(f"{unknown[0][:80]} is not a field of this form; leave it out", param=unknown[0][:80])
+
+
+async def file_of(part: Any, bytes_max: int, param: str) -> tuple[str, bytes]:
+    """File name and bytes of a form's part. Raises InvalidInput for text, TooLarge before the bytes are read."""
+    if not isinstance(part, UploadFile):
+        raise InvalidInput(f"send files with names in the field {param!r}", param=param)
+    if part.size is not None and part.size > bytes_max:
+        raise TooLarge(f"{(part.filename or 'a file')[:80]!r} has more than {bytes_max} bytes", param=param)
+    return part.filename or "file", await part.read()

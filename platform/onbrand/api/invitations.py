@@ -1,0 +1,57 @@
+"""Invitations: an admin makes one for an address and hands its token over; that address's account accepts it, once."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from onbrand.api.caller import Admin, Person
+from onbrand.api.input import Input
+from onbrand.api.lists import Listed, Paging, listed
+from onbrand.api.once import OnlyOnce
+from onbrand.services import brands, invitations
+
+router = APIRouter(tags=["invitations"])
+
+
+class NewInvitation(Input):
+    email: str = Field(max_length=320)
+    role: brands.Role = "member"
+    days: int = Field(7, ge=1, le=invitations.DAYS_MAX, description="How long it can be accepted.")
+
+
+class Acceptance(Input):
+    token: str = Field(max_length=200, repr=False)
+
+
+@router.post("/v1/brands/{brand_id}/invitations", status_code=201, response_model=invitations.NewInvitation)
+async def invite(body: NewInvitation, caller: Admin, once: OnlyOnce) -> JSONResponse:
+    """Invite an address. `token` is said this once, for the caller to hand over: a repeated call answers null."""
+    return await once.answer_secret(
+        caller,
+        201,
+        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, body.days),
+        "token",
+    )
+
+
+@router.get("/v1/brands/{brand_id}/invitations", response_model=Listed)
+async def list_invitations(caller: Admin, paging: Paging) -> dict[str, Any]:
+    """The brand's invitations without their tokens."""
+    return listed(await invitations.list_invitations(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.delete("/v1/brands/{brand_id}/invitations/{invitation_id}", status_code=204, response_class=Response)
+async def revoke_invitation(invitation_id: UUID, caller: Admin) -> None:
+    """End an invitation that was not accepted."""
+    await invitations.revoke(caller.session, caller.brand_id, str(invitation_id))
+
+
+@router.post("/v1/invitations/accept", status_code=201)
+async def accept(body: Acceptance, caller: Person) -> brands.Brand:
+    """Become a member of the brand that invites the caller's address."""
+    return await invitations.accept(caller.session, body.token)

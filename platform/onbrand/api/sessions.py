@@ -1,0 +1,100 @@
+"""Sessions of pages: logging in sets a cookie that scripts cannot read; what changes state needs its CSRF token too."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from onbrand.api.caller import AnyUser, AppParts, Person
+from onbrand.api.credentials import cookie_name, cookie_of, is_https, must_not_be_another_site
+from onbrand.api.lists import Listed, all_of
+from onbrand.api.once import as_json
+from onbrand.api.users import SignUp
+from onbrand.brand import Scope
+from onbrand.errors import NotFound
+from onbrand.services import identity, sessions
+
+router = APIRouter(prefix="/v1", tags=["sessions"])
+
+
+class Opened(BaseModel):
+    """A session: the cookie is in `Set-Cookie`, and this token goes with whatever changes state."""
+
+    id: str
+    csrf_token: str = Field(repr=False)
+    expires_at: datetime
+
+
+@router.post("/session", status_code=201, response_model=Opened)
+async def open_session(body: SignUp, request: Request, parts: AppParts) -> JSONResponse:
+    """Log a page in with email and password."""
+    settings = parts.settings
+    must_not_be_another_site(request, settings)
+    async with parts.doors.user_session(None) as nobody:
+        user_id = await identity.must_know_password(nobody, body.email, body.password)
+    life, idle = timedelta(hours=settings.session_hours), timedelta(minutes=settings.session_idle_minutes)
+    async with parts.doors.user_session(Scope(user_id)) as session:
+        opened = await sessions.open_session(session, idle, life)
+    csrf_token = sessions.csrf_token_of(opened.cookie)
+    said = Opened(id=opened.id, csrf_token=csrf_token, expires_at=opened.expires_at)
+    answer = JSONResponse(as_json(said), 201, headers={"Cache-Control": "no-store"})
+    answer.set_cookie(
+        cookie_name(settings),
+        opened.cookie,
+        max_age=int(life.total_seconds()),
+        path="/",
+        secure=is_https(settings),
+        httponly=True,
+        samesite="lax",
+    )
+    return answer
+
+
+@router.get("/session")
+async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Opened:
+    """The page's own session: its CSRF token again, after a reload."""
+    cookie = cookie_of(request, parts.settings)
+    for each in await sessions.list_sessions(caller.session):
+        if cookie and each.id == caller.scope.session_id:
+            return Opened(id=each.id, csrf_token=sessions.csrf_token_of(cookie), expires_at=each.expires_at)
+    raise _no_session()
+
+
+@router.delete("/session", status_code=204)
+async def close_session(caller: AnyUser, parts: AppParts) -> Response:
+    """Log the page out, at once."""
+    if caller.scope.session_id is None:
+        raise _no_session()
+    await sessions.end_session(caller.session, caller.scope.session_id)
+    answer = Response(status_code=204)
+    answer.delete_cookie(
+        cookie_name(parts.settings), path="/", secure=is_https(parts.settings), httponly=True, samesite="lax"
+    )
+    return answer
+
+
+@router.get("/sessions", response_model=Listed)
+async def list_sessions(caller: Person) -> dict[str, Any]:
+    """The caller's sessions that live."""
+    return all_of(await sessions.list_sessions(caller.session))
+
+
+@router.delete("/sessions", status_code=204, response_class=Response)
+async def close_all_sessions(caller: Person) -> None:
+    """Log every page of the caller out."""
+    await sessions.end_all_sessions(caller.session)
+
+
+@router.delete("/sessions/{session_id}", status_code=204, response_class=Response)
+async def close_one_session(session_id: UUID, caller: Person) -> None:
+    """Log one page of the caller out."""
+    await sessions.end_session(caller.session, str(session_id))
+
+
+def _no_session() -> NotFound:
+    return NotFound("this request did not come with a session's cookie")

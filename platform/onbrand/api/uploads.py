@@ -1,0 +1,124 @@
+"""Uploads that go straight to the store: announce, send to the signed link, complete. What arrives is never served."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Self
+from uuid import UUID
+
+import anyio.to_thread
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from onbrand.api.caller import Access, Member, Uploader, UploaderAccess
+from onbrand.api.checking import FileChecker
+from onbrand.api.lists import Listed, Paging, listed
+from onbrand.api.once import OnlyOnce
+from onbrand.errors import Conflict, InvalidInput, OnbrandError, StorageError, TooLarge, UnsupportedMedia
+from onbrand.services import uploads
+from onbrand.storage.links import UploadLink
+from onbrand.storage.store import BrandStore
+
+log = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1/brands/{brand_id}/uploads", tags=["uploads"])
+
+_REFUSALS = (UnsupportedMedia, TooLarge, InvalidInput, Conflict)
+
+
+class Sending(BaseModel):
+    """How to send the file, once and soon.
+
+    PUT: the bytes with `headers`. POST: a form of `fields` and then the file, in a field called `file`.
+    """
+
+    method: Literal["PUT", "POST"]
+    url: str
+    headers: Mapping[str, str]
+    fields: Mapping[str, str]
+    expires_at: datetime
+
+    @classmethod
+    def by(cls, link: UploadLink) -> Self:
+        return cls(
+            method=link.method, url=link.url, headers=link.headers, fields=link.fields, expires_at=link.expires_at
+        )
+
+
+class Announced(uploads.Upload):
+    """An upload that may now be sent."""
+
+    send: Sending
+
+
+@router.post("", status_code=201, response_model=Announced)
+async def create_upload(body: uploads.NewUpload, caller: Uploader, once: OnlyOnce) -> JSONResponse:
+    """Announce a file; the answer says where to send it. Then complete the upload."""
+    settings = caller.parts.settings
+
+    async def create() -> Announced:
+        upload, link = await uploads.create_upload(
+            caller.session, caller.store, caller.brand_id, caller.user_id, body, settings.limits, settings.link_seconds
+        )
+        return Announced(**upload.model_dump(), send=Sending.by(link))
+
+    return await once.answer(caller, 201, create)
+
+
+@router.get("", response_model=Listed)
+async def list_uploads(caller: Member, paging: Paging) -> dict[str, Any]:
+    """The brand's uploads of the last day."""
+    return listed(await uploads.list_uploads(caller.session, caller.brand_id, paging.limit, paging.cursor))
+
+
+@router.get("/{upload_id}")
+async def get_upload(upload_id: UUID, caller: Member) -> uploads.Upload:
+    """One upload as it is now, and what it became."""
+    return await uploads.get_upload(caller.session, caller.brand_id, str(upload_id))
+
+
+@router.post("/{upload_id}/complete")
+async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: FileChecker) -> uploads.Upload:
+    """Check what arrived and make it an asset, assets or a document. Asked again, it answers the same."""
+    async with access.open() as caller:
+        upload = await uploads.get_own_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))
+        store = caller.store
+    if upload.status != "pending":
+        return uploads.must_be_completed(upload)
+    limits = access.parts.settings.limits
+    arrived = await uploads.read_arrived(store, upload)
+    try:
+        await anyio.to_thread.run_sync(uploads.must_be_as_announced, upload, arrived)
+        checked = await uploads.check(checker, upload, arrived, limits)
+        async with access.open() as caller:
+            upload = await uploads.complete_upload(caller.session, store, upload, checked)
+    except _REFUSALS as problem:
+        await _refuse(access, store, upload, problem)
+        raise
+    await _discard(store, upload)
+    return upload
+
+
+@router.delete("/{upload_id}", status_code=204, response_class=Response)
+async def cancel_upload(upload_id: UUID, access: UploaderAccess) -> None:
+    """End an own upload that is not completed; what arrived is removed."""
+    async with access.open() as caller:
+        upload = await uploads.cancel_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))
+        store = caller.store
+    await _discard(store, upload)
+
+
+async def _refuse(access: Access, store: BrandStore, upload: uploads.Upload, problem: OnbrandError) -> None:
+    async with access.open() as caller:
+        await uploads.refuse_upload(caller.session, upload, problem)
+    await _discard(store, upload)
+
+
+async def _discard(store: BrandStore, upload: uploads.Upload) -> None:
+    """After the commit; what fails here is swept."""
+    try:
+        await uploads.discard(store, upload.key)
+    except StorageError as problem:
+        log.warning("the bytes of upload %s are left for the sweeper: %s", upload.id, problem.code)

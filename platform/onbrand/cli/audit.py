@@ -1,0 +1,139 @@
+"""`onbrand audit`: the record of who did what, and the proof that nobody rewrote it.
+
+`verify` keeps the last line that it saw in `~/.config/onbrand/audit-heads.json`, away from the platform: a record that
+has lost lines at its end, or was written anew as a whole, is noticed the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onbrand.cli.exits import FAILED, USAGE, Refused
+from onbrand.cli.login import BrandOption, chosen_brand, connect, credentials_path
+from onbrand.cli.output import AsJson, show, show_rows
+
+if TYPE_CHECKING:
+    from onbrand.client import Verdict
+
+app = typer.Typer(name="audit", help="The record of who did what.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, help="How many lines, newest first.")] = 50,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """The brand's record, newest first (admins only)."""
+    client = connect()
+    lines = islice(client.audit_events.list(chosen_brand(client, brand)), limit)
+    show_rows(lines, ("seq", "at", "actor", "user_id", "action", "detail"), as_json)
+
+
+@app.command()
+def verify(
+    brand: BrandOption = None,
+    head: Annotated[
+        str | None, typer.Option(help="SEQ:HASH of a line that must be in it, instead of the one kept here.")
+    ] = None,
+    database: Annotated[
+        bool, typer.Option("--database", help="Operators: read the database itself, all brands if none is named.")
+    ] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="With --database: the platform's (ONBRAND_DATA_DIR).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the record's chain anew from its lines, and compare it with the last line seen before (admins only)."""
+    if head is not None and database and brand is None:
+        raise Refused("--head is of one brand; name it with --brand", USAGE, "usage")
+    place, verdicts = _from_database(brand, head, data_dir) if database else _over_http(brand, head)
+    found = list(verdicts)
+    _keep_heads({_name(place, each): str(each.head) for each in found if each.holds and each.head is not None})
+    if broken := [each for each in found if not each.holds]:
+        said = "; ".join(f"{each.brand_id}: {each.fault}" for each in broken)
+        raise Refused(f"the record does not hold: {said}", FAILED, "record_broken")
+    _show(found, database and brand is None, as_json)
+
+
+def _over_http(brand: str | None, head: str | None) -> tuple[str, Iterator[Verdict]]:
+    from onbrand.client import Head
+
+    client = connect()
+    brand_id = chosen_brand(client, brand)
+    place = client.base_url
+    anchor = _anchor(place, brand_id, head)
+    return place, iter([client.audit_events.verify(brand_id, Head.parse(anchor) if anchor else None)])
+
+
+def _from_database(brand: str | None, head: str | None, data_dir: Path | None) -> tuple[str, Iterator[Verdict]]:
+    from onbrand.cli.up import settings_from
+    from onbrand.db.embedded import read_urls
+
+    settings = settings_from({"data_dir": data_dir})
+    owner_url = settings.database_url or read_urls(settings).owner_url
+    if not owner_url:
+        raise Refused("--database needs the owner's login; set ONBRAND_DATABASE_URL", USAGE, "usage")
+    place = str(settings.folder)
+    return place, _verdicts(owner_url, place, brand, head)
+
+
+def _verdicts(owner_url: str, place: str, brand: str | None, head: str | None) -> Iterator[Verdict]:
+    from onbrand.client import AuditEvent, Head
+    from onbrand.client.chain import check_chain
+    from onbrand.db.record import Record
+
+    with Record(owner_url) as record:
+        known = {name.split("#", 1)[1] for name in _kept_heads() if name.startswith(f"{place}#")}
+        for brand_id in [brand] if brand else sorted({*record.brand_ids(), *known}):
+            anchor = _anchor(place, brand_id, head)
+            lines = (AuditEvent.model_validate(line) for line in record.lines(brand_id))
+            yield check_chain(brand_id, lines, Head.parse(anchor) if anchor else None)
+
+
+def _show(found: list[Verdict], is_list: bool, as_json: bool) -> None:
+    documents = [_document(each) for each in found]
+    text = "\n".join(f"{each.brand_id}: {each.num_events} lines hold; the last is {each.head}" for each in found)
+    show({"object": "list", "data": documents} if is_list else documents[0], text or "No brand has a record.", as_json)
+
+
+def _document(verdict: Verdict) -> dict[str, Any]:
+    head = str(verdict.head) if verdict.head else None
+    return {"brand_id": verdict.brand_id, "num_events": verdict.num_events, "head": head, "holds": verdict.holds}
+
+
+def _anchor(place: str, brand_id: str, given: str | None) -> str | None:
+    return given or _kept_heads().get(f"{place}#{brand_id}")
+
+
+def _name(place: str, verdict: Verdict) -> str:
+    return f"{place}#{verdict.brand_id}"
+
+
+def heads_path() -> Path:
+    """Where the last line that was seen of each record is kept."""
+    return credentials_path().with_name("audit-heads.json")
+
+
+def _kept_heads() -> dict[str, str]:
+    try:
+        kept = json.loads(heads_path().read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise Refused(f"{heads_path()} is not readable; repair it, or give --head", FAILED, "file") from None
+    return {str(name): str(head) for name, head in kept.items()}
+
+
+def _keep_heads(heads: dict[str, str]) -> None:
+    """Write the file whole; what it says of other records stays."""
+    path = heads_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps(_kept_heads() | heads, indent=1) + "\n")
+    draft.replace(path)

@@ -1,0 +1,59 @@
+"""`onbrand invitation`: let somebody into a brand by a token that one hands over."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, show, show_rows
+
+app = typer.Typer(name="invitation", help="Invitations into a brand.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    email: Annotated[str, typer.Argument(help="Who may accept it: the account with this address.")],
+    role: Annotated[str, typer.Option(help="member or admin.")] = "member",
+    days: Annotated[int | None, typer.Option(min=1, max=30, help="How long it can be accepted.")] = None,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Invite an address (admins only). The token is shown this once: hand it over."""
+    client = connect()
+    made = client.invitations.create(chosen_brand(client, brand), email, role, days=days)
+    lost = f"The answer that held the token was lost: run 'onbrand invitation revoke {made.id}' and invite again."
+    show(made, made.token or lost, as_json)
+
+
+@app.command("list")
+def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """The brand's invitations, without their tokens (admins only)."""
+    client = connect()
+    columns = ("id", "email", "role", "status", "expires_at")
+    show_rows(client.invitations.list(chosen_brand(client, brand)), columns, as_json)
+
+
+@app.command()
+def revoke(
+    invitation_id: Annotated[str, typer.Argument(help="The invitation's id.")],
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """End an invitation that was not accepted (admins only)."""
+    client = connect()
+    client.invitations.revoke(chosen_brand(client, brand), invitation_id)
+    show({"id": invitation_id, "revoked": True}, f"Revoked invitation {invitation_id}.", as_json)
+
+
+@app.command()
+def accept(
+    token: Annotated[str, typer.Argument(help="The token that you were given; '-' reads one line of stdin.")],
+    as_json: AsJson = False,
+) -> None:
+    """Become a member of the brand that invites your address."""
+    said = sys.stdin.readline().strip() if token == "-" else token
+    brand = connect().invitations.accept(said)
+    show(brand, f"You are now {brand.role} of {brand.id}.", as_json)

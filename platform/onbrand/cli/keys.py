@@ -1,0 +1,47 @@
+"""`onbrand key`: API keys of a brand, for programs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, show, show_rows
+
+app = typer.Typer(name="key", help="API keys of a brand, for programs.", no_args_is_help=True)
+
+KeyId = Annotated[str, typer.Argument(help="The key's id, as 'onbrand key list' shows it.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: Annotated[list[str], typer.Option(help="read, upload, train, generate or manage; repeatable.")],
+    days: Annotated[int | None, typer.Option(min=1, max=3650, help="How long it lasts; for ever when missing.")] = None,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key that acts for you in one brand (admins only). It is shown this once."""
+    client = connect()
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    made = client.keys.create(chosen_brand(client, brand), name, scope, expires_at=expires_at)
+    lost = f"The answer that held the key was lost: run 'onbrand key revoke {made.id}' and make another."
+    show(made, made.key or lost, as_json)
+
+
+@app.command("list")
+def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """The brand's keys, without their secrets."""
+    client = connect()
+    columns = ("id", "name", "prefix", "scopes", "expires_at", "last_used_at", "revoked_at")
+    show_rows(client.keys.list(chosen_brand(client, brand)), columns, as_json)
+
+
+@app.command()
+def revoke(key_id: KeyId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """End a key, at once and for ever (admins only)."""
+    client = connect()
+    client.keys.revoke(chosen_brand(client, brand), key_id)
+    show({"id": key_id, "revoked": True}, f"Revoked key {key_id}.", as_json)

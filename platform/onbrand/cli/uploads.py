@@ -1,0 +1,57 @@
+"""`onbrand upload`: files that go straight to the platform's store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.assets import expand
+from onbrand.cli.login import BrandOption, chosen_brand, connect
+from onbrand.cli.output import AsJson, progress_bar, show, show_rows
+
+app = typer.Typer(
+    name="upload", help="Files that go straight to the store: pictures, zips of them, documents.", no_args_is_help=True
+)
+
+
+@app.command()
+def send(
+    files: Annotated[
+        list[Path], typer.Argument(help="Pictures, folders of them, zips (with .txt captions inside), PDF, markdown.")
+    ],
+    caption: Annotated[str | None, typer.Option(help="For pictures; '[brand]' is the brand's word.")] = None,
+    object: Annotated[str | None, typer.Option(help="logo, product, person, packaging or other.")] = None,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send files one by one; those before a refused one stay."""
+    client = connect()
+    brand_id = chosen_brand(client, brand)
+    paths = expand(files)
+    done = []
+    with progress_bar("sending", as_json) as step:
+        for number, path in enumerate(paths):
+            step(100 * number / len(paths), path.name)
+            done.append(client.uploads.upload(brand_id, path, caption, object=object))
+        step(100, "sent")
+    made = sum(len(upload.asset_ids) + len(upload.document_ids) for upload in done)
+    document = {"object": "list", "data": [upload.model_dump(mode="json", exclude={"send"}) for upload in done]}
+    show(document, f"Sent {len(done)} files, which became {made} pictures and documents.", as_json)
+
+
+@app.command("list")
+def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """The brand's uploads of the last day."""
+    client = connect()
+    columns = ("id", "kind", "filename", "bytes", "status", "created_at")
+    show_rows(client.uploads.list(chosen_brand(client, brand)), columns, as_json)
+
+
+@app.command()
+def cancel(upload_id: str, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """End an own upload that is not completed."""
+    client = connect()
+    client.uploads.cancel(chosen_brand(client, brand), upload_id)
+    show({"id": upload_id, "canceled": True}, f"Canceled {upload_id}.", as_json)

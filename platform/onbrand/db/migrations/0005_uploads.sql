@@ -1,0 +1,118 @@
+-- depends: 0004_tickets
+-- Uploads that go straight to the store: announced here, sent to a signed link, and then checked and made into things.
+-- The bytes as they were sent lie in the brand's folder `incoming` and have no row in storage.objects: no link opens them.
+set role onbrand_owner;
+
+create table app.uploads (
+  id uuid primary key default gen_random_uuid(),
+  brand_id text not null references app.brands,
+  user_id uuid not null,
+  kind text not null check (kind in ('image', 'zip', 'document')),
+  filename text not null check (char_length(filename) between 1 and 255),
+  content_type text not null check (content_type in
+    ('image/png', 'image/jpeg', 'image/webp', 'application/zip', 'application/pdf', 'text/markdown')),
+  bytes bigint not null check (bytes > 0),
+  sha256 text check (sha256 ~ '^[0-9a-f]{64}$'),
+  object text not null default 'other' check (object in ('logo', 'product', 'person', 'packaging', 'other')),
+  caption text check (char_length(caption) <= 5000),
+  metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 20000),
+  status text not null default 'pending' check (status in ('pending', 'completed', 'refused', 'canceled', 'expired')),
+  error jsonb check (octet_length(error::text) <= 5000),
+  created_at timestamptz not null default clock_timestamp(),
+  expires_at timestamptz not null default clock_timestamp() + interval '1 hour',
+  ended_at timestamptz,
+  swept_at timestamptz,
+  unique (brand_id, id),
+  check ((status = 'pending') = (ended_at is null))
+);
+create index uploads_by_time on app.uploads (brand_id, created_at, id);
+create index uploads_by_end on app.uploads (expires_at);
+
+-- What an upload became, by the objects that were made of it: of a zip there are many.
+alter table storage.objects add unique (brand_id, bucket_id, name);
+create table app.upload_objects (
+  brand_id text not null,
+  upload_id uuid not null,
+  bucket_id text not null,
+  object_name text not null collate "C",
+  primary key (brand_id, upload_id, bucket_id, object_name),
+  foreign key (brand_id, upload_id) references app.uploads (brand_id, id) on delete cascade,
+  foreign key (brand_id, bucket_id, object_name) references storage.objects (brand_id, bucket_id, name) on delete cascade
+);
+create index upload_objects_by_object on app.upload_objects (brand_id, bucket_id, object_name);
+
+-- A link is good for one upload: what ended is never opened again.
+create function app.tg_upload_guard() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+  if old.status <> 'pending' and to_jsonb(new) - 'swept_at' is distinct from to_jsonb(old) - 'swept_at' then
+    raise exception 'the upload has ended' using errcode = 'OB002';
+  end if;
+  if old.status = 'pending' and new.status = 'completed' and old.expires_at < clock_timestamp() then
+    raise exception 'the upload has expired' using errcode = 'OB002';
+  end if;
+  return new;
+end $$;
+create trigger upload_guard before update on app.uploads for each row execute function app.tg_upload_guard();
+
+call app.build_wall('app.uploads');
+call app.build_wall('app.upload_objects');
+call app.need_scope('app.uploads', 'insert', 'upload');
+call app.need_scope('app.uploads', 'update', 'upload');
+call app.need_scope('app.upload_objects', 'insert', 'upload');
+
+grant select on app.uploads, app.upload_objects to authenticated;
+grant insert (brand_id, user_id, kind, filename, content_type, bytes, sha256, object, caption, metadata)
+  on app.uploads to authenticated;
+grant update (status, error, ended_at) on app.uploads to authenticated;
+grant insert (brand_id, upload_id, bucket_id, object_name) on app.upload_objects to authenticated;
+
+create policy member_select on app.uploads for select to authenticated using (true);
+create policy member_insert on app.uploads for insert to authenticated
+  with check (user_id = (select private.uid()));
+create policy owner_update on app.uploads for update to authenticated
+  using (user_id = (select private.uid())) with check (user_id = (select private.uid()));
+
+create policy member_select on app.upload_objects for select to authenticated using (true);
+create policy owner_insert on app.upload_objects for insert to authenticated with check (exists (
+  select 1 from app.uploads u where u.brand_id = upload_objects.brand_id and u.id = upload_objects.upload_id
+    and u.user_id = (select private.uid()) and u.status = 'completed')
+  and exists (select 1 from storage.objects o where o.brand_id = upload_objects.brand_id
+    and o.bucket_id = upload_objects.bucket_id and o.name = upload_objects.object_name
+    and o.user_id = (select private.uid())));
+
+reset role;
+
+-- What nobody completed ends, also when its member has left; and what ended is forgotten after a day. The dispatcher
+-- learns whose bytes to remove, an hour after the last link ended and once more a day later, and nothing else.
+grant select (id, brand_id, kind, status, created_at, expires_at, swept_at), delete on app.uploads to onbrand_definer;
+grant update (status, ended_at, swept_at) on app.uploads to onbrand_definer;
+
+set role onbrand_definer;
+create function private.sweep_uploads() returns table (brand_id text, upload_id uuid, kind text)
+language plpgsql volatile security definer set search_path = '' as $$
+declare old record;
+begin
+  for old in
+    select u.id, u.brand_id, u.kind, u.status, u.expires_at < clock_timestamp() - interval '1 day' as is_old
+    from app.uploads u
+    where (u.swept_at is null and u.expires_at < clock_timestamp() - interval '1 hour')
+      or u.expires_at < clock_timestamp() - interval '1 day'
+    order by u.expires_at limit 200 for update of u skip locked
+  loop
+    if old.status = 'pending' then
+      update app.uploads u set status = 'expired', ended_at = clock_timestamp()
+        where u.brand_id = old.brand_id and u.id = old.id;
+      perform private.audit_append(old.brand_id, 'system:' || old.id, 'upload.expire',
+        jsonb_build_object('upload_id', old.id));
+    end if;
+    if old.is_old then
+      delete from app.uploads u where u.brand_id = old.brand_id and u.id = old.id;
+    else
+      update app.uploads u set swept_at = clock_timestamp() where u.brand_id = old.brand_id and u.id = old.id;
+    end if;
+    return query select old.brand_id, old.id, old.kind;
+  end loop;
+end $$;
+reset role;
+grant execute on function private.sweep_uploads() to onbrand_dispatcher;

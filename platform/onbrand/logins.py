@@ -1,0 +1,92 @@
+"""Logins and keys that some processes hold and most do not: by file for those who need them, out of the others' sight.
+
+Ray's processes inherit their environment from the one that starts Ray, workers and drivers of jobs included. So nothing
+that opens a database or a bucket stands there: it lies in `logins.json` (0600) in the data directory, for the
+deployments `Ingress` and `System` (decision 0063).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from onbrand.config import Settings
+from onbrand.errors import ConfigurationError
+
+SECRET_SETTINGS = ("database_url", "web_database_url", "system_database_url", "s3_access_key", "s3_secret_key")
+_FILE = "logins.json"
+_AWS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)  # fmt: skip
+_OWN_SECRETS = frozenset(f"ONBRAND_{name.upper()}" for name in SECRET_SETTINGS)
+_OURS = ("ONBRAND_", "RAY_")
+_LIKE_A_SECRET = re.compile(
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(?:API|ACCESS|SIGNING|AUTH)_?KEY|(?:^|_)(?:KEY|DSN|PAT)$"
+    r"|DATABASE_URL|^PG(?!DATA)"
+)
+_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that Ray's processes may inherit: none of our logins and keys, of AWS's, or of what looks like one.
+
+    A key that a library needs to fetch a base (`HF_TOKEN`) is not among them either: `up` fetches bases beforehand.
+    """
+    return {name: value for name, value in environ.items() if not _is_secret(name, value)}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if name in _OWN_SECRETS or name in _AWS or _WITH_PASSWORD.search(value):
+        return True
+    return not name.upper().startswith(_OURS) and bool(_LIKE_A_SECRET.search(name.upper()))
+
+
+def write_logins(settings: Settings, web_url: str, system_url: str) -> Path:
+    """Leave for `Ingress` and `System` what they need and do not inherit; replaces what an earlier start left."""
+    known: dict[str, Any] = {"web_database_url": web_url, "system_database_url": system_url}
+    known |= {"s3_access_key": settings.s3_access_key, "s3_secret_key": settings.s3_secret_key}
+    if _uses_s3(settings) and settings.s3_access_key is None:
+        known["aws"] = {name: os.environ[name] for name in _AWS if name in os.environ}
+    path = settings.folder / _FILE
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump({name: value for name, value in known.items() if value}, file)
+    draft.replace(path)
+    return path
+
+
+def with_logins(settings: Settings, login: Literal["web", "system"]) -> Settings:
+    """The settings of a process that holds one of the two logins, and the store's keys: call it at the process's edge.
+
+    What stands in the environment comes first. AWS's own variables go into this process's environment, where its SDK
+    looks for them. Raises ConfigurationError for a file that cannot be read.
+    """
+    other = "system_database_url" if login == "web" else "web_database_url"
+    found = _read(settings.folder / _FILE)
+    os.environ.update(found.pop("aws", {}))
+    missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return settings.model_copy(update={**missing, other: None, "database_url": None})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise ConfigurationError(f"{path} cannot be read; start the platform anew", param="data_dir") from None
+    unknown = found.keys() - {*SECRET_SETTINGS, "aws"} if isinstance(found, dict) else {"what it is"}
+    if unknown:
+        raise ConfigurationError(f"{path} does not know {sorted(unknown)[0]}", param="data_dir")
+    return dict(found)
+
+
+def _uses_s3(settings: Settings) -> bool:
+    return settings.objects_url.startswith("s3://") or settings.runs_url.startswith("s3://")

@@ -1,0 +1,83 @@
+"""The brand's record as its admins read it: who did what, when, to which object. Written by `brands.record`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from onbrand.db.session import Session
+from onbrand.errors import InvalidInput
+from onbrand.services.rows import PAGE_MAX, Page, Row
+
+Actor = Literal["user", "key", "system"]
+Order = Literal["desc", "asc"]
+
+LINE = """
+select seq, brand_id, at, actor, user_id::text, credential, action, detail, encode(prev, 'hex') as prev,
+  encode(hash, 'hex') as hash from audit.events
+"""
+
+
+class AuditEvent(Row):
+    """One line of the record. It holds ids, numbers and codes, and no text that people wrote.
+
+    Args:
+        actor: a `user`, a `key` on behalf of its maker, or the `system` for one job on behalf of its owner.
+        user_id: the user, the key's maker, or the job's owner.
+        credential: the key's id, or the job's (or generation's); None for a user.
+        detail: which objects, by id.
+        prev, hash: of the line before and of this one, hex; `onbrand audit verify` computes them anew.
+    """
+
+    seq: int
+    brand_id: str
+    at: datetime
+    actor: Actor
+    user_id: str | None
+    credential: str | None
+    action: str
+    detail: dict[str, Any] = Field(default_factory=dict)
+    prev: str | None
+    hash: str
+
+
+async def list_events(
+    session: Session, brand_id: str, limit: int = 20, cursor: str | None = None, order: Order = "desc"
+) -> Page[AuditEvent]:
+    """A page of the record, newest first, or in the order of its chain (`asc`). Empty for who is no admin.
+
+    Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
+    """
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
+    after = None if cursor is None else _place(cursor)
+    beyond = ">" if order == "asc" else "<"
+    rows = await session.all(
+        f"{LINE} where brand_id = %(brand_id)s and (%(after)s::bigint is null or seq {beyond} %(after)s::bigint)"
+        f" order by seq {order} limit %(limit)s",
+        {"brand_id": brand_id, "after": after, "limit": limit + 1},
+    )
+    more = len(rows) > limit
+    return Page[AuditEvent](
+        data=[AuditEvent.of(row) for row in rows[:limit]],
+        has_more=more,
+        next_cursor=_cursor(rows[limit - 1]["seq"]) if more else None,
+    )
+
+
+def _cursor(seq: int) -> str:
+    return base64.urlsafe_b64encode(f"line {seq}".encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> int:
+    try:
+        word, seq = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").split(" ")
+        if word == "line" and seq.isdigit() and len(seq) <= 18:
+            return int(seq)
+    except (binascii.Error, ValueError):
+        pass
+    raise InvalidInput("the cursor is not one that a list of ours gave", param="cursor")

@@ -1,0 +1,75 @@
+"""Sessions of pages: a random cookie, of which the database keeps the SHA-256, with an end and a longest silence."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from onbrand.brand import Scope
+from onbrand.db.session import Session
+from onbrand.errors import NotFound, Unauthenticated
+from onbrand.services.rows import Row, known_id
+
+_COOKIE_CHARS = 64
+
+
+class PageSession(Row):
+    """One of the caller's sessions."""
+
+    id: str
+    created_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """A session as the browser gets it, once."""
+
+    id: str
+    expires_at: datetime
+    cookie: str = field(repr=False)
+
+
+async def open_session(session: Session, idle: timedelta, life: timedelta) -> OpenedSession:
+    """A new session of the caller's. Raises Forbidden for a credential that reaches less than its user."""
+    cookie = secrets.token_hex(_COOKIE_CHARS // 2)
+    row = await session.one("select id, expires_at from private.open_session(%s, %s, %s)", [_hash(cookie), idle, life])
+    return OpenedSession(row["id"], row["expires_at"], cookie)
+
+
+async def scope_of(session: Session, cookie: str) -> Scope:
+    """Whose session a cookie is; `session` is nobody's (`anon`). Raises Unauthenticated when it has ended."""
+    row = await session.maybe("select id, user_id from private.find_session(%s)", [_hash(cookie)])
+    if row is None:
+        raise Unauthenticated("this session has ended; log in again")
+    return Scope(row["user_id"], session_id=row["id"])
+
+
+async def list_sessions(session: Session) -> list[PageSession]:
+    """The caller's sessions that live, newest first."""
+    return [PageSession.of(row) for row in await session.all("select * from private.my_sessions()")]
+
+
+async def end_session(session: Session, session_id: str) -> None:
+    """End one of the caller's sessions, at once. Raises NotFound."""
+    row = await session.one("select private.end_sessions(%s) as num", [known_id(session_id, "session")])
+    if row["num"] == 0:
+        raise NotFound("there is no such session")
+
+
+async def end_all_sessions(session: Session) -> None:
+    """End all of the caller's sessions, at once."""
+    await session.run("select private.end_sessions(null)")
+
+
+def csrf_token_of(cookie: str) -> str:
+    """The token that state-changing requests of this session must carry: only who holds the cookie can make it."""
+    return hmac.new(cookie.encode("utf-8", "surrogateescape"), b"onbrand csrf token", hashlib.sha256).hexdigest()
+
+
+def _hash(cookie: str) -> str:
+    return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,62 @@
+"""What checking a file finds: plain facts, known to the child that reads files and to the parent that trusts none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+PictureFormat = Literal["PNG", "JPEG", "WEBP"]
+_NAME_CHARS_MAX = 80
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the header says. Width and height are the stored ones, before EXIF turns them."""
+
+    format: PictureFormat
+    content_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class CleanImage:
+    """A picture made anew: upright, sRGB, 8 bit, without metadata or anything that followed the pixels."""
+
+    bytes: bytes
+    content_type: str
+    ext: str
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One picture of an archive, as it was packed: not yet checked."""
+
+    filename: str
+    data: bytes = field(repr=False)
+    caption: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanDocument:
+    """A document made anew. `num_pages` is None for text."""
+
+    bytes: bytes
+    content_type: str
+    ext: str
+    num_pages: int | None
+    sha256: str
+
+
+def is_zip(data: bytes) -> bool:
+    """Whether the file says of itself that it is a zip archive."""
+    return data[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+
+
+def shown(name: str) -> str:
+    """A caller's file name, safe to show in a message or a log line."""
+    plain = "".join(c if c.isprintable() else "?" for c in name)
+    return plain if len(plain) <= _NAME_CHARS_MAX else f"{plain[:_NAME_CHARS_MAX]}..."

@@ -1,0 +1,45 @@
+"""How a checking child and its parent talk: frames of a JSON object and bytes, each with its length before it.
+
+Nothing else is understood on either side: a child that was taken over can say wrong things, but only of this form.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+HEAD = struct.Struct("<IQ")
+SAID_BYTES_MAX = 2**18
+
+
+class BrokenFrame(Exception):
+    """What came is not a frame."""
+
+
+def head_of(said: dict[str, Any], num_bytes: int) -> bytes:
+    """A frame up to its bytes."""
+    text = json.dumps(said, allow_nan=False).encode()
+    return HEAD.pack(len(text), num_bytes) + text
+
+
+def read_head(read: Callable[[int], bytes], bytes_max: int) -> tuple[dict[str, Any], int]:
+    """The object of the next frame, and how many bytes follow it.
+
+    Args:
+        read: the next bytes, exactly as many as are asked for.
+
+    Raises:
+        BrokenFrame: longer than the limits, or no object.
+    """
+    num_said, num_bytes = HEAD.unpack(read(HEAD.size))
+    if num_said > SAID_BYTES_MAX or num_bytes > bytes_max:
+        raise BrokenFrame("the frame is longer than its limit")
+    try:
+        said = json.loads(read(num_said))
+    except (ValueError, RecursionError):
+        raise BrokenFrame("the frame holds no JSON") from None
+    if not isinstance(said, dict):
+        raise BrokenFrame("the frame holds no object")
+    return said, num_bytes

@@ -1,0 +1,60 @@
+"""Where a training job's run lies: a folder or a prefix on S3. Made of ids only, never of a caller's text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from onbrand.brand import must_be_brand_id
+from onbrand.config import Settings
+from onbrand.errors import ConfigurationError, InvalidInput
+
+_HEX = frozenset("0123456789abcdef-")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)?")
+
+
+def must_be_job_id(text: str) -> str:
+    """Return `text` if it can be a job's id (a UUID), else raise InvalidInput. Safe in a path and in a shell."""
+    if len(text) != 36 or not set(text) <= _HEX:
+        raise InvalidInput("job must be a UUID in lower case", param="job")
+    return text
+
+
+def run_url(settings: Settings, brand_id: str, job_id: str) -> str:
+    """The folder of one run."""
+    return f"{settings.runs_url.rstrip('/')}/{must_be_brand_id(brand_id)}/{must_be_job_id(job_id)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunsBucket:
+    """The part of an S3 bucket that holds all runs: `{prefix}{brand_id}/{job_id}/...`.
+
+    Args:
+        prefix: empty, or ending in a slash.
+    """
+
+    bucket: str
+    prefix: str
+
+    def folder(self, brand_id: str, job_id: str) -> str:
+        """The key prefix of one run, ending in a slash."""
+        return f"{self.prefix}{must_be_brand_id(brand_id)}/{must_be_job_id(job_id)}/"
+
+
+def runs_bucket(settings: Settings) -> RunsBucket | None:
+    """Where runs lie on S3; None when they lie in a folder. Raises ConfigurationError for an address that is neither.
+
+    The name is part of a policy, where `*` and `$` have a meaning: only plain ones are taken.
+    """
+    parts = urlsplit(settings.runs_url)
+    if parts.scheme in ("", "file"):
+        return None
+    prefix = parts.path.strip("/")
+    if parts.scheme != "s3" or not _BUCKET.fullmatch(parts.netloc) or not _PREFIX.fullmatch(prefix):
+        raise ConfigurationError(
+            "ONBRAND_RUN_STORAGE must be a folder or s3://bucket/prefix, in letters, digits, '.', '_' and '-'",
+            param="run_storage",
+        )
+    return RunsBucket(parts.netloc, f"{prefix}/" if prefix else "")

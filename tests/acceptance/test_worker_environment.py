@@ -1,0 +1,36 @@
+"""What the processes of a running platform inherit: engines' replicas, workers and Ray's own, and no secret."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import psutil
+
+from tests.acceptance.running import CANARY, Running, command_line
+
+
+def environ_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_no_process_of_ray_inherits_a_secret(platform: Running) -> None:
+    assert platform.process is not None
+    assert CANARY in environ_of(platform.process.pid), "the test of the test: there was something to inherit"
+    [keeper] = [pid for pid in platform.processes() if "onbrand.keeper" in command_line(pid)]
+    rays = [keeper, *(child.pid for child in psutil.Process(keeper).children(recursive=True))]
+    names = " ".join(command_line(pid) for pid in rays)
+    assert all(part in names for part in ("raylet", "ServeReplica:engine-sd15", "ServeReplica:internal"))
+    found = {command_line(pid): environ_of(pid) for pid in rays}
+    assert [name for name, environment in found.items() if CANARY in environment] == []
+    passwords = ("password=", "postgresql://", "DATABASE_URL")
+    assert [name for name, environ in found.items() if any(word in environ for word in passwords)] == []
+
+
+def test_logins_lie_in_a_file_of_ours_alone_while_the_platform_runs(platform: Running) -> None:
+    file = platform.data_dir / "logins.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert CANARY in file.read_text()

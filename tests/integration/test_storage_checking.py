@@ -1,0 +1,421 @@
+"""Files from outside are read by children: what a child may do, what its end means, what it may say."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pikepdf
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from onbrand.config import Limits
+from onbrand.errors import AdapterRefused, InvalidInput, TooLarge, Unavailable, UnsupportedMedia
+from onbrand.storage import checking
+from onbrand.storage.checking import Checker, Trade
+from onbrand.storage.layout import CONTENT_TYPES
+from tests.isolation.hostile import papers
+from tests.isolation.hostile.pictures import picture
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+def checker() -> Iterator[Checker]:
+    with Checker() as made:
+        yield made
+
+
+def child_of(checker: Checker, trade: Trade = "pictures") -> checking.Child:
+    """The child that waits for work."""
+    return [child for child in checker._idle[trade] if child.owner is not None][-1]
+
+
+def megabytes(pid: int) -> float:
+    """The most that the process ever had in memory."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
+
+
+# what a child may do
+
+
+@only_linux
+def test_a_child_inherits_neither_environment_nor_files(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONBRAND_S3_SECRET_KEY", "canary-secret")
+    checker.picture(picture())
+    proc = Path(f"/proc/{child_of(checker).pid}")
+    environment = (proc / "environ").read_bytes()
+    assert b"canary" not in environment
+    assert b"ONBRAND" not in environment
+    assert sorted(os.listdir(proc / "fd")) == ["0", "1", "2"]
+    assert os.readlink(proc / "cwd") == "/"
+
+
+@only_linux
+def test_a_child_has_its_limits(checker: Checker) -> None:
+    checker.picture(picture())
+    said = Path(f"/proc/{child_of(checker).pid}/limits").read_text()
+    limits = {
+        name: re.search(rf"{name}\s+(\S+)\s+(\S+)", said) for name in ("core file size", "file size", "open files")
+    }
+    assert {name: found and found.groups() for name, found in limits.items()} == {
+        "core file size": ("0", "0"), "file size": ("0", "0"), "open files": ("3", "3"),
+    }  # fmt: skip
+    space = re.search(r"address space\s+(\d+)\s+(\d+)", said)
+    assert space is not None
+    assert int(space[1]) == int(space[2]) < 350e6
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "open('/etc/passwd')",
+        "open('/tmp/onbrand-evil', 'w')",
+        "__import__('socket').socket()",
+        "__import__('socket').create_connection(('127.0.0.1', 1))",
+        "os.pipe()",
+        "os.listdir('/')",
+        "bytes(400 * 2**20)",
+        "os.setuid(0) if os.getuid() else open('/etc/passwd')",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)) or (os.getuid() == 0 and 1 / 0)",
+        "resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40)) or (os.getuid() == 0 and 1 / 0)",
+    ],
+)
+@only_linux
+def test_a_confined_process_can_do_nothing(deed: str) -> None:
+    assert code_of(deed) == 7
+
+
+@only_linux
+def test_a_confined_process_can_compute() -> None:
+    assert code_of("sum(bytes(20 * 2**20))") == 0
+
+
+def code_of(deed: str) -> int:
+    """The exit code of a process that confines itself and tries the deed: 7 when it is refused."""
+    code = (
+        "import os, resource, socket; from onbrand.storage.checking_child import confine; confine(300_000_000)\n"
+        f"try:\n    {deed}\nexcept BaseException:\n    os._exit(7)\nos._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    return done.returncode
+
+
+@only_linux
+def test_the_largest_picture_fits_into_the_memory(checker: Checker) -> None:
+    """25 million pixels that must be turned: two copies of them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (6250, 4000), (20, 90, 160)).save(out, "JPEG", exif=exif, progressive=True)
+    clean = checker.picture(out.getvalue())
+    assert (clean.width, clean.height) == (4000, 6250)
+    assert megabytes(child_of(checker).pid) <= 300
+
+
+@only_linux
+def test_the_largest_webp_fits_into_the_memory(checker: Checker) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (4096, 3072), (20, 90, 160)).save(out, "WEBP", method=0)
+    assert checker.picture(out.getvalue()).width == 4096
+    assert megabytes(child_of(checker).pid) <= 300
+
+
+def test_a_file_that_needs_more_memory_is_refused() -> None:
+    with Checker(Limits(check_bytes=60_000_000)) as checker:
+        out = io.BytesIO()
+        Image.new("RGB", (5000, 4000)).save(out, "PNG")
+        with pytest.raises(TooLarge, match="more memory"):
+            checker.picture(out.getvalue(), "a.png")
+
+
+# children come and go
+
+
+def test_a_child_is_asked_again_after_a_good_file(checker: Checker) -> None:
+    checker.picture(picture())
+    first = child_of(checker).pid
+    checker.picture(picture("JPEG"))
+    assert child_of(checker).pid == first
+
+
+def test_a_child_that_refused_a_file_is_never_asked_again(checker: Checker) -> None:
+    checker.picture(picture())
+    first = child_of(checker)
+    with pytest.raises(UnsupportedMedia):
+        checker.picture(b"no picture")
+    assert not first.is_alive
+    checker.picture(picture())
+    assert child_of(checker).pid != first.pid
+
+
+def test_a_child_is_asked_so_often_only(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_FILES_PER_CHILD", 2)
+    checker.picture(picture())
+    first = child_of(checker)
+    checker.picture(picture())
+    assert not first.is_alive
+
+
+def test_a_child_that_died_while_it_waited_is_no_fault_of_the_next_file(checker: Checker) -> None:
+    checker.picture(picture())
+    child = child_of(checker)
+    os.kill(child.pid, signal.SIGKILL)
+    until = time.monotonic() + 10
+    while child.is_alive and time.monotonic() < until:
+        time.sleep(0.01)
+    assert checker.picture(picture()).width == 96
+
+
+def test_no_child_reads_for_two_brands(checker: Checker) -> None:
+    acme, globex = checker.of("acme"), checker.of("globex")
+    pids: dict[str, set[int]] = {"acme": set(), "globex": set()}
+    for _ in range(3):
+        for name, bound in (("acme", acme), ("globex", globex)):
+            bound.picture(picture())
+            pids[name].add(child_of(checker).pid)
+    assert [len(each) for each in pids.values()] == [1, 1]
+    assert not pids["acme"] & pids["globex"]
+
+
+def test_of_many_brands_only_few_children_wait(checker: Checker) -> None:
+    for number in range(5):
+        checker.of(f"brand-{number}").picture(picture())
+    owners = [child.owner for child in checker._idle["pictures"]]
+    assert sorted(owner for owner in owners if owner is not None) == ["brand-3", "brand-4"]
+    assert owners.count(None) == 1
+
+
+def test_a_child_that_lied_is_never_asked_again(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checking, "_RUN", PUPPET + LIES["other bytes"])
+        with pytest.raises(UnsupportedMedia):
+            checker.picture(picture())
+    assert [child.owner for child in checker._idle["pictures"]] == [None]
+    checker._idle["pictures"].pop().end()
+    assert checker.picture(picture()).width == 96
+
+
+def test_closing_ends_the_children_that_wait(checker: Checker) -> None:
+    checker.picture(picture())
+    child = child_of(checker)
+    checker.close()
+    assert not child.is_alive
+
+
+def test_many_threads_share_a_checker() -> None:
+    with Checker(num_children=2) as checker:
+        widths: list[int] = []
+        threads = [
+            threading.Thread(target=lambda size=size: widths.append(checker.picture(picture("PNG", size)).width))
+            for size in range(40, 52)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(widths) == list(range(40, 52))
+
+
+# what a child's end means
+
+
+def told_while_stopped(checker: Checker, end: signal.Signals | None) -> str:
+    """What is said of a picture whose child is stopped, and then ended by a signal."""
+    checker.picture(picture())
+    pid = child_of(checker).pid
+    os.kill(pid, signal.SIGSTOP)
+    if end is not None:
+        timer = threading.Timer(0.3, lambda: (os.kill(pid, end), os.kill(pid, signal.SIGCONT)))
+        timer.start()
+    try:
+        with pytest.raises((UnsupportedMedia, TooLarge)) as told:
+            checker.picture(picture(), "logo.png")
+    finally:
+        if end is not None:
+            timer.join()
+    return told.value.message
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (signal.SIGSEGV, r"logo\.png makes its reader fail"),
+        (signal.SIGABRT, r"logo\.png makes its reader fail"),
+        (signal.SIGPROF, r"logo\.png takes too long"),
+        (signal.SIGKILL, r"logo\.png needs more memory"),
+    ],
+)
+def test_a_child_that_is_ended_says_why(checker: Checker, end: signal.Signals, why: str) -> None:
+    assert re.search(why, told_while_stopped(checker, end))
+
+
+def test_a_child_that_says_nothing_is_ended(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    checker.picture(picture())
+    child = child_of(checker)
+    monkeypatch.setattr(checking, "WALL_SECONDS", 0.3)
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(UnsupportedMedia, match="takes too long"):
+        checker.picture(picture())
+    assert not child.is_alive
+
+
+def test_processor_time_is_bounded(checker: Checker) -> None:
+    with pytest.raises(UnsupportedMedia, match="takes too long"):
+        checker.document(b"[[" * 60_000, "md", "a.md")
+
+
+# what a child may say
+
+LIES = {
+    "another type": 'say({"content_type": "text/html", "width": 1, "height": 1}, b"<script>"); say({"done": True})',
+    "other bytes": 'say({"content_type": "image/png", "width": 1, "height": 1}, b"<script>"); say({"done": True})',
+    "no size": 'say({"content_type": "image/png"}, b"\\x89PNG\\r\\n\\x1a\\n"); say({"done": True})',
+    "nothing": 'say({"done": True})',
+    "two pictures": 'said = {"content_type": "image/png", "width": 1, "height": 1};'
+    'say(said, b"\\x89PNG\\r\\n\\x1a\\n"); say(said, b"\\x89PNG\\r\\n\\x1a\\n"); say({"done": True})',
+    "too much": 'os.write(1, struct.pack("<IQ", 2, 2**60) + b"{}")',
+    "a long head": 'os.write(1, struct.pack("<IQ", 2**31, 0))',
+    "noise": "os.write(1, bytes(range(256)))",
+    "a list": 'os.write(1, struct.pack("<IQ", 2, 0) + b"[]")',
+    "a refusal that is none": 'say({"refused": "SystemExit", "message": "x"})',
+    "a refusal without words": 'say({"refused": "TooLarge", "message": {"a": 1}})',
+}
+PUPPET = """
+import json, os, struct, sys
+def say(said, data=b""):
+    text = json.dumps(said).encode()
+    os.write(1, struct.pack("<IQ", len(text), len(data)) + text + data)
+say({"ready": True})
+os.read(0, 2**16)
+"""
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_child_that_was_taken_over_is_not_believed(
+    lie: str, checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_RUN", PUPPET + LIES[lie])
+    with pytest.raises(UnsupportedMedia, match="makes its reader fail"):
+        checker.picture(picture(), "a.png")
+
+
+def test_a_refusals_words_are_shown_harmlessly(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    lie = 'say({"refused": "InvalidInput", "message": "a\\u202e\\x1b" + "x" * 9000, "param": "files"})'
+    monkeypatch.setattr(checking, "_RUN", PUPPET + lie)
+    with pytest.raises(InvalidInput) as told:
+        checker.picture(picture())
+    assert told.value.message.isprintable()
+    assert len(told.value.message) <= 1000
+
+
+def test_a_child_that_does_not_start_is_our_fault(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_RUN", "raise SystemExit(3)")
+    with pytest.raises(Unavailable, match="try again"):
+        checker.picture(picture())
+
+
+# what is found
+
+
+def test_pictures_are_made_anew(checker: Checker) -> None:
+    for kind, content_type in (("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")):
+        clean = checker.picture(picture(kind))
+        facts = checker.picture_facts(picture(kind))
+        assert (clean.content_type, clean.width, clean.height) == (content_type, 96, 96)
+        assert (facts.format, facts.content_type, facts.width) == (kind, content_type, 96)
+        assert Image.open(io.BytesIO(clean.bytes)).format == kind
+
+
+def archive(*entries: tuple[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, data in entries:
+            made.writestr(name, data)
+    return out.getvalue()
+
+
+def test_an_archive_gives_its_pictures_with_their_captions(checker: Checker) -> None:
+    packed = archive(
+        ("kit/", b""),
+        ("kit/logo.png", picture()),
+        ("kit/logo.txt", "\ufeffphoto of [brand] logo, día\r\n".encode()),
+        ("kit/box.JPG", picture("JPEG")),
+        ("__MACOSX/kit/._logo.png", b"\0\x05\x16\x07"),
+        ("kit/.DS_Store", b"\0\0\0\1Bud1"),
+    )
+    found = checker.unpack(packed, "kit.zip")
+    assert [(one.filename, one.caption) for one in found] == [
+        ("kit/logo.png", "photo of [brand] logo, día"),
+        ("kit/box.JPG", None),
+    ]
+    assert found[0].data == picture()
+
+
+def test_a_pdf_keeps_its_pages_and_links_and_loses_who_made_it(checker: Checker) -> None:
+    with pikepdf.Pdf.new() as made:
+        for _ in range(3):
+            made.add_blank_page()
+        link = pikepdf.Dictionary(
+            Type=pikepdf.Name.Annot, Subtype=pikepdf.Name.Link, Rect=[0, 0, 9, 9],
+            A=pikepdf.Dictionary(S=pikepdf.Name.URI, URI=pikepdf.String("https://acme.example/")),
+        )  # fmt: skip
+        made.pages[0].Annots = made.make_indirect(pikepdf.Array([link]))
+        made.Root.OpenAction = pikepdf.Array([made.pages[1].obj, pikepdf.Name.Fit])
+        with made.open_metadata() as notes:
+            notes["dc:creator"] = ["canary-author"]
+        made.docinfo["/Author"] = "canary-author"
+        out = io.BytesIO()
+        made.save(out, compress_streams=False)
+    assert b"canary-author" in out.getvalue()
+    clean = checker.document(out.getvalue(), "pdf", "Guidelines.pdf")
+    assert (clean.num_pages, clean.content_type, clean.ext) == (3, "application/pdf", "pdf")
+    with pikepdf.open(io.BytesIO(clean.bytes)) as read:
+        assert len(read.pages) == 3
+        assert "/Metadata" not in read.Root
+        assert "/Info" not in read.trailer
+        assert str(read.pages[0].Annots[0].A.URI) == "https://acme.example/"
+        out = io.BytesIO()
+        read.save(out, compress_streams=False, object_stream_mode=pikepdf.ObjectStreamMode.disable)
+    assert b"canary" not in out.getvalue()
+
+
+def test_earlier_versions_and_loose_parts_of_a_pdf_are_gone(checker: Checker) -> None:
+    data = papers.hand(b"", b"", papers.stream(b"canary-deleted"))
+    assert b"canary-deleted" in data
+    assert b"canary-deleted" not in checker.document(data, "pdf").bytes
+
+
+def test_the_same_document_gives_the_same_bytes(checker: Checker) -> None:
+    data = papers.pdf()
+    assert checker.document(data, "pdf") == checker.document(data, "pdf")
+
+
+def test_markdown_is_kept_but_for_its_line_ends(checker: Checker) -> None:
+    text = (
+        "\ufeff# Voice\r\n\r\nBe *kind* 👩‍👩‍👧, 1 < 2 & `<b>`.\r\n\r\n```html\n<script>\n```\n<https://acme.example/>\n"
+    )
+    clean = checker.document(text.encode(), "md", "voice.md")
+    assert clean.bytes.decode() == text.removeprefix("\ufeff").replace("\r\n", "\n")
+    assert (clean.content_type, clean.num_pages) == (CONTENT_TYPES["md"], None)
+
+
+def test_weights_are_read_to_the_last_number(checker: Checker) -> None:
+    values = np.ones(3_000_001, np.float32)
+    assert checker.weights(safetensors.numpy.save({"a": values, "b": np.ones(3, np.float16)})) == 2
+    values[-1] = np.nan
+    with pytest.raises(AdapterRefused, match="a holds a value that is not finite"):
+        checker.weights(safetensors.numpy.save({"a": values}))

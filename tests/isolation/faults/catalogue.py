@@ -1,0 +1,73 @@
+"""The faults of faults.yaml: one line each, that would let one brand reach another's things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+PACKAGE = ROOT / "platform/onbrand"
+AREAS = ("rows", "storage", "tickets", "api", "engine")
+
+
+class BadCatalogue(Exception):
+    """An entry of faults.yaml that cannot be applied; the message names it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One break.
+
+    Args:
+        area: one of AREAS, for the count.
+        file: below platform/onbrand.
+        says: what stands there, exactly once.
+        becomes: what stands there instead.
+        why: what it would open.
+        tests: what looks at it, as pytest's arguments.
+        own_server: it changes roles, which all databases of a server share.
+    """
+
+    id: str
+    area: str
+    file: str
+    says: str
+    becomes: str
+    why: str
+    tests: tuple[str, ...]
+    own_server: bool = False
+
+    @property
+    def path(self) -> Path:
+        return PACKAGE / self.file
+
+    @property
+    def is_sql(self) -> bool:
+        return self.path.suffix == ".sql"
+
+    def broken_text(self) -> str:
+        """The file with the break. Raises BadCatalogue unless `says` stands there exactly once."""
+        text = self.path.read_text() if self.path.exists() else ""
+        if text.count(self.says) != 1:
+            raise BadCatalogue(f"{self.id}: {self.file} has its text {text.count(self.says)} times, not once")
+        return text.replace(self.says, self.becomes)
+
+
+def read_catalogue(path: Path = HERE / "faults.yaml") -> list[Fault]:
+    """Every fault, in the order of the file. Raises BadCatalogue."""
+    said = yaml.safe_load(path.read_text())
+    suites: dict[str, list[str]] = said["suites"]
+    faults = [_fault(area, suites, entry) for area in AREAS for entry in said["faults"][area]]
+    if len({fault.id for fault in faults}) != len(faults):
+        raise BadCatalogue("two faults have the same id")
+    return faults
+
+
+def _fault(area: str, suites: dict[str, list[str]], entry: dict[str, Any]) -> Fault:
+    tests = suites[entry["tests"]] if isinstance(entry["tests"], str) else entry["tests"]
+    rest = {name: value for name, value in entry.items() if name != "tests"}
+    return Fault(area=area, tests=tuple(f"tests/{test}" for test in tests), **rest)

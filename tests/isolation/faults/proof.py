@@ -1,0 +1,138 @@
+"""Trials of all faults, a few at a time, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.isolation.faults import trial
+from tests.isolation.faults.catalogue import Fault
+from tests.isolation.faults.server import Logins, Server, running_server
+from tests.isolation.faults.trial import Story
+
+TRIAL_SECONDS = 240.0
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fault and its story; `seconds` of wall clock."""
+
+    fault: Fault
+    story: Story
+    seconds: float
+
+    def __str__(self) -> str:
+        verdict = "caught  " if self.story.is_caught else "SURVIVED" if self.story.is_whole else "BROKEN  "
+        told = self.story.failed_at.removeprefix("tests/") if self.story.is_caught else self._what_else
+        return f"{verdict} {self.fault.id:<42} {self.seconds:5.1f} s  {told}"
+
+    @property
+    def _what_else(self) -> str:
+        if not self.story.is_planted:
+            return "the broken file was never read"
+        if self.story.is_whole:
+            return f"{self.story.num_passed} tests passed: {self.fault.why}"
+        return "; ".join([*self.story.problems, f"{self.story.failed_at} {self.story.because}"])[:400]
+
+
+@dataclass
+class _Running:
+    pid: int
+    since: float
+    into: Path
+    database: str
+
+
+class Prover:
+    """Runs trials on one server."""
+
+    def __init__(self, server: Server, folder: Path, num_at_once: int) -> None:
+        self._server, self._folder, self._num_at_once = server, folder, num_at_once
+
+    def unbroken(self, faults: Sequence[Fault]) -> Story:
+        """The same tests with nothing broken: all of them, once."""
+        tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
+        running = self._start("unbroken", None, tests, self._server.copy("unbroken"))
+        while not self._has_ended(running):
+            time.sleep(_POLL_SECONDS)
+        return self._story_of(running)
+
+    def outcomes(self, faults: Sequence[Fault]) -> Iterator[Outcome]:
+        """Every fault's outcome, as they come in."""
+        waiting, going = list(faults), {}
+        while waiting or going:
+            while waiting and len(going) < self._num_at_once:
+                fault = waiting.pop(0)
+                going[fault.id] = (fault, self._begin(fault))
+            for fault, running in list(going.values()):
+                if self._has_ended(running):
+                    del going[fault.id]
+                    yield Outcome(fault, self._story_of(running), time.monotonic() - running.since)
+            time.sleep(_POLL_SECONDS)
+
+    def _begin(self, fault: Fault) -> _Running:
+        name = "trial_" + fault.id.replace("-", "_")
+        if fault.own_server:
+            return self._start(name, fault, fault.tests, None)
+        logins = self._server.empty(name) if fault.is_sql else self._server.copy(name)
+        return self._start(name, fault, fault.tests, logins)
+
+    def _start(self, name: str, fault: Fault | None, tests: Sequence[str], logins: Logins | None) -> _Running:
+        into = self._folder / f"{name}.json"
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            trial.run(fault, tests, None if logins is None else str(logins), into)
+        return _Running(pid, time.monotonic(), into, name)
+
+    def _has_ended(self, running: _Running) -> bool:
+        ended, _ = os.waitpid(running.pid, os.WNOHANG)
+        if not ended and time.monotonic() - running.since > TRIAL_SECONDS:
+            os.killpg(running.pid, signal.SIGKILL)
+            os.waitpid(running.pid, 0)
+            return True
+        return bool(ended)
+
+    def _story_of(self, running: _Running) -> Story:
+        self._server.drop(running.database)
+        if not running.into.exists():
+            return Story(problems=[f"no end within {TRIAL_SECONDS:.0f} s, or the process died"])
+        return Story(**json.loads(running.into.read_text()))
+
+
+@contextmanager
+def prover(num_at_once: int) -> Iterator[Prover]:
+    """A prover with a server of its own. Logs of trials lie in a temporary folder until the end."""
+    folder = Path(tempfile.mkdtemp(prefix="onbrand-trials-"))
+    try:
+        with running_server() as server:
+            yield Prover(server, folder, num_at_once)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prove(faults: Sequence[Fault], num_at_once: int, say: Callable[[str], None]) -> bool:
+    """Try them all and tell. True when the suite passes as it is and catches every one."""
+    begun = time.monotonic()
+    with prover(num_at_once) as proving:
+        story = proving.unbroken(faults)
+        if not story.is_whole:
+            say(f"the suite fails with nothing broken: {story.failed_at} {story.because} {story.problems}")
+            return False
+        say(f"unbroken: {story.num_passed} tests pass")
+        outcomes = []
+        for outcome in proving.outcomes(faults):
+            say(str(outcome))
+            outcomes.append(outcome)
+    num_caught = sum(outcome.story.is_caught for outcome in outcomes)
+    say(f"caught {num_caught} / seeded {len(faults)} in {time.monotonic() - begun:.0f} s")
+    return num_caught == len(faults)

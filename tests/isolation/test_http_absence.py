@@ -1,0 +1,266 @@
+"""Another brand's thing and one that never was are answered with the same bytes, on every route that has an id.
+
+Routes come from the description that the app serves, so a new one is tried as soon as it exists. Their times are
+measured, not asserted here: `python -m benchmarks.absence`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from psycopg import sql
+
+from benchmarks.described import Operation, operations
+from tests.conftest import MakeBrand, MakeUser
+from tests.ingress import Platform
+from tests.isolation import world as worlds
+from tests.isolation.crowd import furnish
+from tests.isolation.world import World
+
+NO_BRAND = ("/v1/files/{bucket}/{name}",)
+"""A signed link is its own right: who asks is not known there. Its two answers are compared by a test of its own."""
+BODIES: dict[str, Any] = {
+    "POST /v1/brands/{brand_id}/generations": {"prompt": "a red circle", "model_type": "sd15"},
+}
+"""Bodies that no schema describes well enough to get beyond the check of the input."""
+_TABLES_WITH_IDS = """
+select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute b on b.attrelid = c.oid and b.attname = 'brand_id' and not b.attisdropped
+join pg_attribute i on i.attrelid = c.oid and i.attname = 'id' and i.atttypid = 'uuid'::regtype
+where c.relkind in ('r', 'p') order by 1"""
+
+
+@dataclass(frozen=True)
+class Try:
+    """One thing of ACME, and what never was in its place: values of a path's names, and a body."""
+
+    operation: Operation
+    theirs: dict[str, str]
+    nobodys: dict[str, str]
+    bodies: tuple[Any, Any] = (None, None)
+
+
+@pytest.fixture(scope="module")
+async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+    """With a session of ACME's member, too."""
+    world = await worlds.build(platform, make_brand, make_user, pictures)
+    async with world.client("admin") as admin:
+        await furnish(admin, world.acme.id, "canary")
+    async with world.client("cookie"):
+        return world
+
+
+@pytest.fixture(scope="module")
+def described(platform: Platform) -> list[Operation]:
+    return [each for each in operations(platform.app.openapi()) if each.names and each.path not in NO_BRAND]
+
+
+@pytest.fixture
+def ids(world: World, owner: psycopg.Connection) -> dict[str, str]:
+    """An id of ACME's from each table that has ids, by the table's name; and what else names a thing of theirs."""
+    found = {"a user": world.acme.member.user_id, "a model's name": "sd15-lora-v1"}
+    for (table,) in owner.execute(_TABLES_WITH_IDS).fetchall():
+        statement = sql.SQL("select id::text from {} where brand_id = %s limit 1").format(
+            sql.Identifier(*table.split("."))
+        )
+        row = owner.execute(statement, [world.acme.id]).fetchone()
+        assert row is not None, f"tests/isolation/world.py makes nothing that lies in {table}"
+        found[table] = row[0]
+    session = "select id::text from identity.sessions where user_id = %s limit 1"
+    found["a session"] = owner.execute(session, [world.acme.member.user_id]).fetchone()[0]  # type: ignore[index]
+    return found
+
+
+@asynccontextmanager
+async def over_the_wire(world: World, persona: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with world.client(persona, "manage") as known:
+        async with httpx.AsyncClient(base_url=world.platform.url, headers=known.headers, timeout=60) as client:
+            yield client
+
+
+@pytest.fixture
+async def outsider(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """An admin of GLOBEX: whatever is refused, it is not for want of a role."""
+    async with over_the_wire(world, "other_admin") as client:
+        yield client
+
+
+@pytest.fixture
+async def key(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """A key of GLOBEX with every scope."""
+    async with over_the_wire(world, "other_key") as client:
+        yield client
+
+
+def told(answer: httpx.Response) -> tuple[Any, ...]:
+    """Every byte of an answer, but for its own id and the clock."""
+    own = answer.headers["x-request-id"].encode()
+    headers = [pair for pair in answer.headers.raw if pair[0].lower() not in (b"date", b"x-request-id")]
+    return answer.http_version, answer.status_code, answer.reason_phrase, headers, answer.content.replace(own, b"")
+
+
+async def differences(
+    client: httpx.AsyncClient, tries: Iterable[Try], refusals: frozenset[int] = frozenset({404})
+) -> dict[str, str]:
+    """The tries that tell one from the other, or that were answered otherwise than by one of `refusals`."""
+    found = {}
+    for each in tries:
+        first, second = [
+            await client.request(each.operation.method, each.operation.at(values), **each.operation.content(body))
+            for values, body in zip((each.theirs, each.nobodys), each.bodies, strict=True)
+        ]
+        if first.status_code not in refusals or told(first) != told(second):
+            found[f"{each.operation} {each.theirs}"] = f"{first.text} | {second.text}"
+    return found
+
+
+def never(value: str) -> str:
+    """What is of the same form as `value` and never was."""
+    return "sd15-lora-v999" if value.startswith("sd15-") else str(uuid.uuid4())
+
+
+def fitting(operation: Operation, ids: Mapping[str, str]) -> dict[str, str]:
+    """Of these ids those that the path's names mean: `asset_id` one of app.brand_assets."""
+    stems = {name.removesuffix("_id") for name in operation.names} - {"brand"}
+    found = {table: thing for table, thing in ids.items() if any(stem in table for stem in stems)}
+    assert found or not stems, f"world.py, or the fixture `ids`, has no thing for {operation}"
+    return found or dict(list(ids.items())[:1])
+
+
+def under_their_brand(world: World, operation: Operation, ids: Mapping[str, str]) -> Iterator[Try]:
+    """ACME's things at ACME's address, and nobody's at nobody's."""
+    body = BODIES.get(str(operation))
+    for thing in fitting(operation, ids).values():
+        theirs = dict.fromkeys(operation.names, thing) | {"brand_id": world.acme.id}
+        nobodys = {name: never(value) for name, value in theirs.items()}
+        yield Try(operation, theirs, nobodys | {"brand_id": f"never-{uuid.uuid4().hex[:8]}"}, (body, body))
+
+
+def under_the_own_brand(world: World, operation: Operation, ids: Mapping[str, str]) -> Iterator[Try]:
+    """Things of ACME's where one of GLOBEX is meant, and nobody's there."""
+    body = BODIES.get(str(operation))
+    for thing in ids.values():
+        theirs = dict.fromkeys(operation.names, thing) | {"brand_id": world.globex.id}
+        nobodys = {name: never(value) for name, value in theirs.items()} | {"brand_id": world.globex.id}
+        yield Try(operation, theirs, nobodys, (body, body))
+
+
+def in_bodies(world: World, described: list[Operation], ids: Mapping[str, str]) -> Iterator[Try]:
+    """ACME's ids in bodies of calls in the own brand, and of the face that names the brand in the body."""
+    by_name = {str(operation): operation for operation in described}
+    own = {"brand_id": world.globex.id}
+    for thing in ids.values():
+        job = by_name["POST /v1/brands/{brand_id}/training-jobs"]
+        bodies = [
+            {"name": "j", "model_type": "sd15", "training_asset_ids": [each]} for each in (thing, str(uuid.uuid4()))
+        ]
+        yield Try(job, own, own, (bodies[0], bodies[1]))
+        drawing = by_name["POST /v1/brands/{brand_id}/generations"]
+        yield Try(drawing, own, own, ({"prompt": "p", "model": thing}, {"prompt": "p", "model": never(thing)}))
+        face = Operation("POST", "/v1/images/generations", (), "application/json", {})
+        pairs = [(world.acme.id, f"never-{uuid.uuid4().hex[:8]}"), (world.globex.id, world.globex.id)]
+        for theirs, nobodys in pairs:
+            models = (f"{theirs}/{thing}", f"{nobodys}/{never(thing)}")
+            yield Try(face, {}, {}, ({"prompt": "p", "model": models[0]}, {"prompt": "p", "model": models[1]}))
+
+
+async def test_anothers_brand_is_answered_as_one_that_never_was(
+    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+) -> None:
+    tries = [
+        each for operation in described if "brand_id" in operation.names
+        for each in under_their_brand(world, operation, ids)
+    ]  # fmt: skip
+    assert len(tries) > 40
+    assert await differences(outsider, tries) == {}
+
+
+async def test_anothers_thing_in_the_own_brand_is_answered_as_one_that_never_was(
+    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+) -> None:
+    """Any id of theirs in any place: a route that looks in the wrong table is found too."""
+    tries = [
+        each for operation in described if set(operation.names) > {"brand_id"}
+        for each in under_the_own_brand(world, operation, ids)
+    ]  # fmt: skip
+    assert len(tries) > 200
+    assert await differences(outsider, tries) == {}
+
+
+async def test_a_key_is_told_no_more(
+    world: World, described: list[Operation], ids: dict[str, str], key: httpx.AsyncClient
+) -> None:
+    """What a key may never do is refused to it before anything is looked for: 403, for theirs as for nobody's."""
+    tries = [
+        each for operation in described if "brand_id" in operation.names
+        for make, things in ((under_their_brand, ids), (under_the_own_brand, fitting(operation, ids)))
+        if make is under_their_brand or len(operation.names) > 1
+        for each in make(world, operation, things)
+    ]  # fmt: skip
+    assert await differences(key, tries, frozenset({403, 404})) == {}
+
+
+async def test_anothers_id_in_a_body_is_answered_as_one_that_never_was(
+    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+) -> None:
+    assert await differences(outsider, in_bodies(world, described, ids)) == {}
+
+
+async def test_routes_that_name_no_brand_answer_for_anothers_as_for_nobodys(
+    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+) -> None:
+    """`/v1/models/{brand}/{model}`, a user's sessions, and whatever comes after them."""
+    brands = ((world.acme.id, f"never-{uuid.uuid4().hex[:8]}"), (world.globex.id, world.globex.id))
+    tries = []
+    for operation in described:
+        if "brand_id" in operation.names:
+            continue
+        for thing in ids.values():
+            pairs = [(f"{theirs}/{thing}", f"{nobodys}/{never(thing)}") for theirs, nobodys in brands]
+            for pair in [*pairs, (thing, never(thing))]:
+                tries.append(Try(operation, *(dict.fromkeys(operation.names, value) for value in pair)))
+    assert tries
+    assert await differences(outsider, tries) == {}
+
+
+async def test_a_link_without_a_right_does_not_tell_whether_there_is_a_file(world: World) -> None:
+    async with world.client("member") as member:
+        asset = (await member.get(f"/v1/brands/{world.acme.id}/assets/{world.things['asset']}")).json()
+    async with httpx.AsyncClient(base_url=world.platform.url) as nobody:
+        for query in ("", "?expires=9999999999&signature=AAAA"):
+            names = (
+                asset["object_name"],
+                f"{world.acme.id}/logo-999.png",
+                f"never-{uuid.uuid4().hex[:8]}/logo-001.png",
+            )
+            answers = [await nobody.get(f"/v1/files/training-data/{name}{query}") for name in names]
+            assert answers[0].status_code == 401
+            assert told(answers[0]) == told(answers[1]) == told(answers[2])
+
+
+async def test_the_comparison_notices_a_route_that_tells() -> None:
+    """One byte in the text, one header, or another status: each is found."""
+    app = FastAPI()
+
+    @app.get("/v1/brands/{brand_id}/things/{thing_id}", status_code=404)
+    async def thing(brand_id: str, thing_id: str) -> JSONResponse:
+        theirs = thing_id == "theirs"
+        headers = {"x-request-id": uuid.uuid4().hex} | ({"x-cache": "hit"} if brand_id == "header" and theirs else {})
+        text = "gone" if brand_id == "text" and theirs else "none"
+        return JSONResponse(text, 403 if brand_id == "status" and theirs else 404, headers)
+
+    operation = Operation("GET", "/v1/brands/{brand_id}/things/{thing_id}", ("brand_id", "thing_id"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for leak in ("text", "header", "status", "none"):
+            pair = [{"brand_id": leak, "thing_id": each} for each in ("theirs", "nobodys")]
+            found = await differences(client, [Try(operation, *pair)])
+            assert bool(found) == (leak != "none"), leak

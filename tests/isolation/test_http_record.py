@@ -1,0 +1,199 @@
+"""Every change over HTTP leaves exactly one line by who made it, every link one, and what is refused or read none.
+
+The rows are the matrix's own, so a new route joins by itself; docs/audit.md is held to what the code records.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import MakeBrand, MakeUser
+from tests.ingress import Platform
+from tests.isolation import world as worlds
+from tests.isolation.test_http_matrix import PEOPLE, SYSTEM, _prepare, _things_for, name_of, send
+from tests.isolation.world import World
+
+ROOT = Path(__file__).parents[2]
+ACTION = re.compile(r"(?:brand|member|invitation|key|asset|document|upload|job|generation|image|model)\.[a-z_]+")
+LINKS = re.compile(r"/(?:content|download)$")
+QUIET = {
+    "POST /v1/training/report": "progress is an event of the job",
+    "POST /v1/generation/report": "progress is an event of the generation",
+    "POST /v1/generation/start": "the world's generation runs already: asking again changes nothing",
+    "POST /v1/training/credentials": "session credentials are renewed with the ticket",
+    "POST /v1/ticket:renew": "gives the ticket's own rights again",
+}
+"""Calls that change nothing worth a line, and why."""
+
+
+@pytest.fixture(scope="module")
+async def still_world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+    """A world for calls that only look."""
+    return await worlds.build(platform, make_brand, make_user, pictures)
+
+
+@pytest.fixture
+async def fresh_world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+    return await worlds.build(platform, make_brand, make_user, pictures)
+
+
+def lines(owner: psycopg.Connection, brand_id: str, after: int = 0) -> list[tuple[int, str, str, Any]]:
+    """(seq, actor, action, user) of the brand's record after a line."""
+    owner.rollback()
+    return owner.execute(
+        "select seq, actor, action, user_id::text from audit.events where brand_id = %s and seq > %s order by seq",
+        [brand_id, after],
+    ).fetchall()
+
+
+def last(owner: psycopg.Connection, brand_id: str) -> int:
+    found = lines(owner, brand_id)
+    return found[-1][0] if found else 0
+
+
+def by_people(written: list[tuple[int, str, str, Any]]) -> list[tuple[int, str, str, Any]]:
+    """Lines of users and keys, without those of links in an answer (OpenAI's face answers a drawing with links)."""
+    return [line for line in written if line[1] != "system" and not line[2].endswith(".link")]
+
+
+def changes(row: dict[str, Any]) -> bool:
+    return not str(row["http"]).startswith(("GET ", "HEAD "))
+
+
+def who_may(row: dict[str, Any]) -> str | None:
+    return next((persona for persona in ("member", "admin") if row[persona] == "allow"), None)
+
+
+MUTATING = [row for row in PEOPLE if changes(row) and who_may(row)]
+READING = [row for row in PEOPLE if not changes(row) and who_may(row)]
+
+
+@pytest.mark.parametrize("row", MUTATING, ids=name_of)
+async def test_a_change_leaves_one_line_by_who_made_it(
+    fresh_world: World, owner: psycopg.Connection, row: dict[str, Any]
+) -> None:
+    world, persona = fresh_world, str(who_may(row))
+    things = await _things_for(world, row)
+    before = last(owner, world.acme.id)
+    async with world.client(persona) as client:
+        answer = await send(world, client, row, things)
+    assert answer.is_success, answer.text
+    written = lines(owner, world.acme.id, before)
+    own = by_people(written)
+    person = world.acme.admin if persona == "admin" else world.acme.member
+    assert [(actor, user) for _, actor, _, user in own] == [("user", person.user_id)], written
+
+
+@pytest.mark.parametrize("row", MUTATING, ids=name_of)
+async def test_a_change_by_a_key_names_the_key(
+    fresh_world: World, owner: psycopg.Connection, row: dict[str, Any]
+) -> None:
+    if row.get("key") != "allow":
+        return
+    world = fresh_world
+    things = await _things_for(world, row)
+    async with world.client("key", row["needs"]) as client:
+        before = last(owner, world.acme.id)
+        answer = await send(world, client, row, things)
+    assert answer.is_success, answer.text
+    own = by_people(lines(owner, world.acme.id, before))
+    assert [(actor, user) for _, actor, _, user in own] == [("key", world.acme.admin.user_id)]
+
+
+@pytest.mark.parametrize("row", READING, ids=name_of)
+async def test_reading_leaves_no_line_and_a_link_leaves_one(
+    still_world: World, owner: psycopg.Connection, row: dict[str, Any]
+) -> None:
+    world = still_world
+    before = last(owner, world.acme.id)
+    async with world.client(str(who_may(row))) as client:
+        answer = await send(world, client, row, world.things)
+    assert answer.is_success, answer.text
+    written = [action for _, _, action, _ in lines(owner, world.acme.id, before)]
+    if LINKS.search(row["http"]):
+        assert len(written) == 1, written
+        assert written[0].endswith((".link", ".download"))
+    else:
+        assert [action for action in written if not action.endswith(".link")] == []
+        assert len(written) == (1 if "signature=" in answer.text.lower() else 0), written
+
+
+@pytest.mark.parametrize("row", SYSTEM, ids=name_of)
+async def test_what_the_system_changes_leaves_one_line_that_names_its_job(
+    fresh_world: World, owner: psycopg.Connection, row: dict[str, Any]
+) -> None:
+    world = fresh_world
+    await _prepare(world, row)
+    if "{" in row["http"] or not changes(row):
+        return
+    before = last(owner, world.acme.id)
+    async with world.worker("own", row["resource"], False) as client:
+        answer = await send(world, client, row, world.things)
+    if row["own"] == "allow":
+        assert answer.is_success, answer.text
+    written = [(actor, user) for _, actor, _, user in lines(owner, world.acme.id, before)]
+    if row["http"] in QUIET:
+        written = [line for line in written if line[0] != "system"] if "report" in row["http"] else written
+        assert written == []
+    else:
+        assert written == [("system", world.acme.member.user_id)]
+
+
+@pytest.mark.parametrize("row", MUTATING, ids=name_of)
+async def test_what_is_refused_leaves_no_line(
+    still_world: World, owner: psycopg.Connection, row: dict[str, Any]
+) -> None:
+    world = still_world
+    before = last(owner, world.acme.id)
+    for persona in ("other_admin", "removed", "anonymous"):
+        async with world.client(persona) as client:
+            assert not (await send(world, client, row, world.things)).is_success
+    assert lines(owner, world.acme.id, before) == []
+
+
+async def test_no_text_that_people_wrote_is_in_the_record(fresh_world: World, owner: psycopg.Connection) -> None:
+    """Captions, prompts, job names and reasons of the world carry canaries; so do the things that its people make."""
+    world, acme = fresh_world, fresh_world.acme
+    base = f"/v1/brands/{acme.id}"
+    async with world.client("admin") as client:
+        await client.post(f"{base}/keys", json={"name": "canary-key", "scopes": ["read"]})
+        await client.post(f"{base}/invitations", json={"email": "canary@example.com", "role": "member"})
+    async with world.client("member") as client:
+        await client.patch(f"{base}/assets/{world.things['asset']}", json={"caption": "canary-recaption of [brand]"})
+        await client.patch(f"{base}/training-jobs/{world.things['job']}", json={"name": "canary-name"})
+        await client.post(f"{base}/generations", json={"prompt": "canary-asked [hang]", "model_type": "sd15"})
+    told = owner.execute("select to_jsonb(e)::text from audit.events e where brand_id = %s", [acme.id]).fetchall()
+    assert len(told) > 15
+    assert "canary" not in json.dumps(told)
+
+
+# the page about it
+
+
+def recorded() -> set[str]:
+    """Every action that the services, the routes and the database's own sweeps record."""
+    found: set[str] = set()
+    for folder in ("services", "api"):
+        for path in (ROOT / "platform/onbrand" / folder).glob("*.py"):
+            constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+            found |= {text for text in constants if isinstance(text, str) and ACTION.fullmatch(text)}
+    for path in (ROOT / "platform/onbrand/db/migrations").glob("*.sql"):
+        found |= set(re.findall(rf"'({ACTION.pattern})'", path.read_text()))
+    return found
+
+
+def test_the_page_lists_what_is_recorded_and_nothing_else() -> None:
+    page = (ROOT / "docs/audit.md").read_text()
+    tables = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([a-z_]+\.[a-z_]+)`", tables)) == recorded()
+
+
+def test_every_quiet_call_has_a_row() -> None:
+    assert set(QUIET) <= {row["http"] for row in SYSTEM} | {"POST /v1/ticket:renew", "POST /v1/training/credentials"}

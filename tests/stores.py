@@ -1,0 +1,121 @@
+"""A store in each of its two places, a local directory and a real S3, and a stranger who holds links to it.
+
+Links of the local directory are answered by the ingress's own routes, those of S3 by the S3.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from starlette.testclient import TestClient
+
+from onbrand.api import edge, files, problems
+from onbrand.api.input import must_be_plain_text
+from onbrand.config import Secrets, Settings
+from onbrand.storage.backends import FsspecBackend
+from onbrand.storage.layout import BUCKETS
+from onbrand.storage.links import UploadLink
+from onbrand.storage.store import ObjectStore
+from tests.s3.ceph import CephS3
+
+SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store, and whoever answers its links."""
+
+    name: str
+    settings: Settings
+    store: ObjectStore
+    stranger: httpx.Client
+
+    def send(self, link: UploadLink, data: bytes, **changed: Any) -> httpx.Response:
+        """Use an upload's link as it says, but for what is `changed`: url, method, headers, fields, content_type."""
+        url, method = changed.get("url", link.url), changed.get("method", link.method)
+        headers = {**link.headers, **changed.get("headers", {})}
+        if self.name == "local":
+            headers["Content-Type"] = changed.get("content_type", headers["Content-Type"])
+            headers["Content-Length"] = str(len(data))
+            return self.stranger.request(method, url, content=data, headers=headers)
+        fields = {**link.fields, **changed.get("fields", {})}
+        fields["Content-Type"] = changed.get("content_type", fields["Content-Type"])
+        if method == "PUT":
+            return self.stranger.request(method, url, content=data, headers=headers)
+        return self.stranger.request(method, url, data=fields, files={"file": ("f", data)}, headers=headers)
+
+    def empty(self) -> None:
+        """Remove every object."""
+        backend = cast(FsspecBackend, self.store.backend)
+        for bucket in BUCKETS:
+            for name in backend.names(bucket, ""):
+                backend.delete(bucket, name)
+
+
+def s3_settings(server: CephS3, folder: Path, **changes: object) -> Settings:
+    """A store of its own in the server: every test has buckets with its own prefix."""
+    given = {
+        "data_dir": folder,
+        "storage_url": f"s3://t{uuid.uuid4().hex[:12]}-",
+        "s3_endpoint": server.endpoint,
+        "s3_access_key": server.admin[0],
+        "s3_secret_key": server.admin[1],
+    }
+    return Settings(**{**given, **changes})
+
+
+def settings_of(request: pytest.FixtureRequest, folder: Path, **changes: object) -> Settings:
+    """Settings of the place that a fixture's parameter names: `local` or `s3`."""
+    if request.param == "local":
+        return Settings(data_dir=folder, **changes)  # type: ignore[arg-type]
+    return s3_settings(request.getfixturevalue("s3_server"), folder, **changes)
+
+
+@pytest.fixture(scope="module", params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Each place in turn."""
+    with open_place(request.param, settings_of(request, tmp_path_factory.mktemp("data"))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def local_place(tmp_path: Path) -> Iterator[Place]:
+    """The local directory, below `tmp_path`."""
+    with open_place("local", Settings(data_dir=tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def s3_place(s3_server: CephS3, tmp_path: Path) -> Iterator[Place]:
+    """The real S3."""
+    with open_place("s3", s3_settings(s3_server, tmp_path)) as opened:
+        yield opened
+
+
+@contextmanager
+def open_place(name: str, settings: Settings) -> Iterator[Place]:
+    """A store that was checked, and its stranger."""
+    store = ObjectStore.from_settings(settings, SECRETS)
+    store.check()
+    with _stranger(name, settings, store) as stranger:
+        yield Place(name, settings, store, stranger)
+
+
+def _stranger(name: str, settings: Settings, store: ObjectStore) -> httpx.Client:
+    if name == "s3":
+        return httpx.Client(timeout=10)
+    app = FastAPI(dependencies=[Depends(must_be_plain_text)])
+    problems.install(app)
+    app.include_router(files.router)
+    app.state.parts = SimpleNamespace(settings=settings, secrets=SECRETS, store=store)
+    app.add_middleware(edge.Edge, body_limit=lambda method, path: 2**28)
+    return TestClient(app, base_url=settings.url)
