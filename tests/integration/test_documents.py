@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -181,6 +185,25 @@ async def test_the_sdk_knows_documents(platform: Platform, acme: BrandOfPeople, 
                 client.documents.get(acme.id, first.id)
 
     await asyncio.to_thread(use)
+
+
+async def test_the_command_line_knows_documents(platform: Platform, acme: BrandOfPeople, tmp_path: Path) -> None:
+    environment = os.environ | {"ONBRAND_URL": platform.url, "ONBRAND_TOKEN": platform.token(acme.admin)}
+    (tmp_path / "Voice.md").write_bytes(TEXT)
+
+    async def run(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "onbrand.cli", "document", *arguments, "--json"]
+        done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout
+        return json.loads(done.stdout)
+
+    made = await run("upload", str(tmp_path / "Voice.md"), "--title", "Tone of Voice")
+    assert (made["name"], made["version"]) == ("tone-of-voice", 1)
+    assert [one["id"] for one in (await run("versions", made["id"]))["data"]] == [made["id"]]
+    saved = await run("download", made["id"], "--out", str(tmp_path))
+    assert Path(saved["path"]).read_bytes() == TEXT
+    assert (await run("delete", made["id"]))["deleted"] is True
+    assert (await run("list"))["data"] == []
 
 
 def test_keys_of_documents_never_meet() -> None:

@@ -44,6 +44,7 @@ def url(served, repository) -> Iterator[str]:
 
     from onbrand.serving.build import applications
 
+    served = served.model_copy(update={"dev": True})  # this Ray has no tokens
     folder = tempfile.mkdtemp(prefix="onbrand-test-", dir="/tmp")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(repository / "platform"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.isolation.faults.catalogue import AREAS, BadCatalogue, Fault, read_catalogue
+from tests.isolation.faults.trial import Story
 
 LEAST = {"rows": 20, "storage": 6, "tickets": 6, "api": 6, "engine": 4}
 
@@ -47,7 +48,37 @@ def test_the_suite_catches_every_fault(repository: Path, request: pytest.Fixture
     found = re.search(r"^caught (\d+) / seeded (\d+)", done.stdout, re.MULTILINE)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
     missed = [line for line in done.stdout.splitlines() if line.startswith(("SURVIVED", "BROKEN"))]
-    assert (done.returncode, missed, found[1]) == (0, [], found[2])
+    assert (missed, found[1]) == ([], found[2])
+    assert done.returncode == 0, done.stdout[:500]
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.write_line(found[0])
+
+
+def story(**said: object) -> Story:
+    return Story(**{"num_passed": 3, "failed_at": "a test", "is_assertion": True} | said)  # type: ignore[arg-type]
+
+
+def test_an_assertion_that_fails_catches_a_fault() -> None:
+    assert story().is_caught
+    assert not story().is_whole
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"is_assertion": False}, {"is_planted": False}, {"failed_at": ""}],
+    ids=["an error of another kind", "a file that nobody read", "no failure"],
+)
+def test_nothing_else_catches_one(said: dict[str, object]) -> None:
+    assert not story(**said).is_caught
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"failed_at": "a test"}, {"num_passed": 0}, {"problems": ["collecting x"]}],
+    ids=lambda said: next(iter(said)),
+)
+def test_a_suite_is_whole_only_when_something_passed_and_nothing_failed(said: dict[str, object]) -> None:
+    good = {"failed_at": "", "is_assertion": False}
+    assert story(**good).is_whole
+    assert not story(**good | said).is_whole

@@ -41,6 +41,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "generate",
         "brand",
         "asset",
+        "document",
         "upload",
         "job",
         "model",

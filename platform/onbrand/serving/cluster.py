@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
@@ -37,10 +36,12 @@ class Cluster:
     def of_this_process(cls) -> Cluster:
         """The one that this driver or replica belongs to."""
         import ray
-        from ray.dashboard.utils import ray_address_to_api_server_url
+        from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
+        from ray.experimental.internal_kv import _internal_kv_get
 
         gcs = ray.get_runtime_context().gcs_address
-        return cls(gcs, urlsplit(ray_address_to_api_server_url(gcs)).netloc).as_seen_from(addresses_of_this_node())
+        dashboard = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)  # None: it has none
+        return cls(gcs, dashboard.decode() if dashboard else None).as_seen_from(addresses_of_this_node())
 
     def as_seen_from(self, addresses: set[str]) -> Cluster:
         """Without the dashboard, where that listens on the loopback of another node: nobody reaches it from here."""
