@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
@@ -32,6 +34,19 @@ def applications() -> list[Any]:
         for file, config in serve_configs().items()
         for application in config["applications"]
     ]
+
+
+def test_image_and_manifests_name_one_ray_which_the_project_allows() -> None:
+    image = re.search(r"rayproject/ray:([0-9.]+)-", (ROOT / "deployments/docker/Dockerfile").read_text())
+    named = {
+        yaml.safe_load((KUBERAY / "raycluster.yaml").read_text())["spec"]["rayVersion"],
+        yaml.safe_load((KUBERAY / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]["rayVersion"],
+    }
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["server"]
+    allowed = next(Requirement(line) for line in wanted if line.startswith("ray[")).specifier
+    assert image is not None
+    assert named == {image[1]}
+    assert image[1] in allowed
 
 
 def test_the_cluster_file_is_valid_for_rays_launcher() -> None:
