@@ -35,7 +35,8 @@ def test_the_openai_client_draws_the_picture_that_the_native_api_draws(
     )
     assert answer.data
     (tmp_path / "drawn.png").write_bytes(base64.b64decode(answer.data[0].b64_json or ""))
-    assert (pixels(tmp_path / "drawn.png") == pixels(acme.generation["paths"][0])).all()
+    apart = abs(pixels(tmp_path / "drawn.png") - pixels(acme.generation["paths"][0]))
+    assert apart.max() <= 1  # drawn there in a batch of another size: the same but for how a value is rounded
 
 
 def test_another_brands_model_is_not_found(acme: Trained, rival: Person) -> None:

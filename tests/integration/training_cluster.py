@@ -19,7 +19,7 @@ from onbrand.app import create_system_app
 from onbrand.brand import Scope
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
-from onbrand.keeper import descendants
+from onbrand.keeper import children, descendants
 from onbrand.rayhead import RayHead, free_ports
 from onbrand.services import assets, jobs, models
 from onbrand.storage.store import ObjectStore
@@ -40,10 +40,13 @@ class Cluster:
     doors: Doors
     store: ObjectStore
     provider: RayProvider
+    neighbours: frozenset[int]
+    """Children of this process that were there before, such as another platform under test."""
 
     def processes(self, words: str = "") -> list[int]:
         """Processes of this cluster whose command line holds `words`."""
-        return [pid for pid in descendants(os.getpid()) if words in command_line(pid)]
+        own = [pid for pid in children(os.getpid()) if pid not in self.neighbours]
+        return [pid for top in own for pid in (top, *descendants(top)) if words in command_line(pid)]
 
     async def worker_of(self, job_id: str) -> int:
         """A training process of the job: Ray Train lets each run's workers work in a folder named after the run."""
@@ -83,6 +86,7 @@ async def running_cluster(
     known = settings.model_copy(update=usual | changes)
     await fail_all_open_jobs(doors)
     before = dict(os.environ)
+    neighbours = frozenset(children(os.getpid()))
     ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1"})
     server = uvicorn.Server(
         uvicorn.Config(create_system_app(known, secrets, doors, store), port=port, log_level="error")
@@ -94,7 +98,7 @@ async def running_cluster(
             provider = RayProvider(known)
             dispatcher = Dispatcher(known, secrets, doors, [provider], max_running=2, tick_seconds=0.3)
             async with _serving(server), _running(dispatcher.run()):
-                yield Cluster(known, doors, store, provider)
+                yield Cluster(known, doors, store, provider, neighbours)
     finally:
         await asyncio.to_thread(ray_head.stop)
         os.environ.clear()

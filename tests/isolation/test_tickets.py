@@ -64,7 +64,11 @@ def unsigned() -> str:
     return jwt.encode(claims(), None, algorithm="none")
 
 
-NOW = int(time.time())
+def at(seconds: int) -> int:
+    """So many seconds from now."""
+    return int(time.time()) + seconds
+
+
 BAD: dict[str, Callable[[], str]] = {
     "signed with another key": lambda: signed("x" * 64),
     "not signed": unsigned,
@@ -72,12 +76,12 @@ BAD: dict[str, Callable[[], str]] = {
     "another algorithm with the right key": lambda: signed(algorithm="HS512"),
     "another brand under the old signature": lambda: retold(signed(), brand_id="globex"),
     "another job under the old signature": lambda: retold(signed(), job_id=str(uuid.uuid4())),
-    "a later end under the old signature": lambda: retold(signed(), exp=NOW + 900),
-    "expired": lambda: signed(iat=NOW - 700, exp=NOW - 100),
-    "expired this second": lambda: signed(exp=int(time.time())),
-    "living too long": lambda: signed(exp=NOW + TICKET_SECONDS_MAX + 60),
-    "signed in the future": lambda: signed(iat=NOW + 500, exp=NOW + 600),
-    "ending before it begins": lambda: signed(iat=NOW, exp=NOW - 1),
+    "a later end under the old signature": lambda: retold(signed(), exp=at(900)),
+    "expired": lambda: signed(iat=at(-700), exp=at(-100)),
+    "expired this second": lambda: signed(exp=at(0)),
+    "living too long": lambda: signed(exp=at(TICKET_SECONDS_MAX + 60)),
+    "signed in the future": lambda: signed(iat=at(500), exp=at(600)),
+    "ending before it begins": lambda: signed(iat=at(0), exp=at(-1)),
     "of another issuer": lambda: signed(iss="onbrand"),
     "of an unknown kind": lambda: signed(kind="admin"),
     "of a job that is none": lambda: signed(job_id="*"),
