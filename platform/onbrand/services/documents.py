@@ -28,8 +28,7 @@ _TITLE_CHARS_MAX = 200
 _VERSIONS = "select t.* from app.documents t"
 _NEWEST = """
 select t.* from (
-  select d.* from app.documents d where not exists (
-    select 1 from app.documents n where n.brand_id = d.brand_id and n.name = d.name and n.version > d.version)) t
+  select distinct on (d.brand_id, d.name) d.* from app.documents d order by d.brand_id, d.name, d.version desc) t
 """
 
 
