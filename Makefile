@@ -1,6 +1,7 @@
 # `make help` lists the verbs. Needs Python 3.11 to 3.13, make and git; everything else goes into .venv.
 SHELL := /bin/bash
 ARGS ?=
+PROCESSES ?= 2
 RUN := .venv/.ready-to-run
 TEST := .venv/.ready-to-test
 
@@ -10,6 +11,7 @@ TEST := .venv/.ready-to-test
 help: ## What there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Arguments go in ARGS: make demo ARGS="--model-type flux", make test ARGS="tests/unit -k layout"'
+	@echo '  make test runs in two processes; PROCESSES=0 is one, as pytest alone'
 
 setup: $(TEST) ## Make .venv and install everything into it (once)
 
@@ -20,7 +22,7 @@ up: $(RUN) ## Run the platform here, until Ctrl-C
 	.venv/bin/onbrand up $(ARGS)
 
 test: $(TEST) ## All tests, against a real PostgreSQL and a real object store
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
 
 check: $(TEST) ## Style, types and floors
 	.venv/bin/ruff check

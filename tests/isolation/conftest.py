@@ -31,25 +31,9 @@ from onbrand.services import (
 )
 from onbrand.storage.findings import CleanDocument
 from tests.conftest import BrandOfPeople
-from tests.isolation.tally import TALLY, Tally
 from tests.small_adapter import FACTS, safetensors
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TALLY] = Tally()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[TALLY].num_checks:
-        terminalreporter.write_line(str(config.stash[TALLY]))
-
-
-@pytest.fixture(scope="session")
-def tally(pytestconfig: pytest.Config) -> Tally:
-    """Where checks of the matrix are counted."""
-    return pytestconfig.stash[TALLY]
 
 
 @dataclass(frozen=True)

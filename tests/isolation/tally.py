@@ -1,19 +1,24 @@
-"""How many checks of the matrix were made: one persona, one row, one answer each. Printed at the end of a run."""
+"""What a run counts and tells at its end: the checks of the matrix (one persona, one row, one answer each), and lines.
+
+A plugin, loaded by tests/conftest.py: where tests run in several processes, each counts, and the first one adds up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pytest
 
 
 @dataclass
 class Tally:
-    """Checks by the way they were made (`http`, `sql`), and how many of them came out otherwise."""
+    """Checks by the way they were made (`http`, `sql`), how many of them came out otherwise, and what else to tell."""
 
     num_checks: dict[str, int] = field(default_factory=dict)
     num_mismatches: int = 0
+    lines: list[str] = field(default_factory=list)
 
     def compare(self, way: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
         """Count every answer, then fail with all that differ."""
@@ -23,9 +28,49 @@ class Tally:
         self.num_mismatches += len(wrong)
         assert not wrong, wrong
 
-    def __str__(self) -> str:
+    def add(self, other: Tally) -> None:
+        """Count what another process counted."""
+        for way, num in other.num_checks.items():
+            self.num_checks[way] = self.num_checks.get(way, 0) + num
+        self.num_mismatches += other.num_mismatches
+        self.lines += other.lines
+
+    def told(self) -> list[str]:
+        """What a run says at its end."""
+        if not self.num_checks:
+            return self.lines
         ways = ", ".join(f"{num} {way}" for way, num in sorted(self.num_checks.items()))
-        return f"the matrix: {sum(self.num_checks.values())} checks ({ways}), {self.num_mismatches} mismatches"
+        num = sum(self.num_checks.values())
+        return [f"the matrix: {num} checks ({ways}), {self.num_mismatches} mismatches", *self.lines]
 
 
-TALLY = pytest.StashKey[Tally]()
+_TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TALLY] = Tally()
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Where checks of the matrix are counted."""
+    return pytestconfig.stash[_TALLY]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In one of several processes: hand the counts to the first."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tally"] = asdict(session.config.stash[_TALLY])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    counted = getattr(node, "workeroutput", {}).get("tally")
+    if counted:
+        node.config.stash[_TALLY].add(Tally(**counted))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_TALLY].told():
+        terminalreporter.write_line(line)
