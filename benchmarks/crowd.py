@@ -6,6 +6,8 @@ Row n of every table belongs to brand n modulo their number, so that a brand's r
 from __future__ import annotations
 
 import hashlib
+import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -63,6 +65,11 @@ FILLINGS: dict[str, tuple[str, dict[str, str]]] = {
         "guidance_scale": "7", "true_cfg_scale": "1", "lora_scale": "1", "output_format": "'png'",
         "status": "'completed'", "progress": "100", "created_at": _AT, "completed_at": _AT,
     }),
+    "app.generation_adapters": (_TENTH, {
+        "generation_id": "md5('generation-' || n)::uuid", "index": "0", "model_id": "md5('model-' || n)::uuid",
+        "model_name": "'sd15-lora-v1'", "sha256": _SHA, "scale": "1",
+    }),
+    "app.brand_limits": (_BRANDS, {"weight": "1", "max_waiting_pictures": "128", "slot_quota": "8"}),
     "app.generated_images": (_ALL, {
         "id": "md5('image-' || n)::uuid", "generation_id": _SUBJECT.replace("{kind}", "generation"),
         "model_id": _SUBJECT.replace("{kind}", "model"), "user_id": _SCALAR["user"], "index": "n / {tenth}",
@@ -99,8 +106,7 @@ FILLINGS: dict[str, tuple[str, dict[str, str]]] = {
         "expires_at": _AT + " + interval '1 hour'", "ended_at": _AT,
     }),
     "app.upload_objects": (_TENTH, {
-        "upload_id": "md5('upload-' || n)::uuid", "bucket_id": "'training-data'",
-        "object_name": _BRAND + " || '/logo-' || n || '.png'",
+        "upload_id": "md5('upload-' || n)::uuid", "index": "0", "asset_id": "md5('asset-' || n)::uuid",
     }),
     "app.documents": (_TENTH, {
         "id": "md5('document-' || n)::uuid", "user_id": _SCALAR["user"], "name": "'guidelines'",
@@ -138,10 +144,13 @@ class Crowd:
         return f"brand-{number:04}"
 
     def scope(self, role: str, number: int) -> Scope:
-        """`member` or `admin` of that brand; `agency`: member of it and nine others; `key`: its API key."""
+        """`member` or `admin` of that brand; `agency`: member of it and nine others; `key`: its API key; `page`: the
+        member by a page's session."""
         if role == "key":
             user = known_id("member", number)
             return Scope(user, self.brand(number), known_id("key", number - 1), frozenset({"read"}))
+        if role == "page":
+            return Scope(known_id("member", number), session_id=known_id("session", number - 1))
         return Scope(known_id(role, number))
 
     def things(self, number: int) -> dict[str, str]:
@@ -186,8 +195,8 @@ def known_id(kind: str, number: int) -> str:
 
 @contextmanager
 def crowd(num_rows: int, num_brands: int) -> Iterator[Crowd]:
-    """A database with so many rows in each large table, of so many brands."""
-    with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder:
+    """A database with so many rows in each large table, of so many brands. A SIGTERM ends it, too."""
+    with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder, _ended_by_sigterm():
         settings = Settings(data_dir=Path(folder))
         database = start(settings)
         try:
@@ -195,6 +204,16 @@ def crowd(num_rows: int, num_brands: int) -> Iterator[Crowd]:
             yield Crowd(settings, load_secrets(settings), database, num_rows, num_brands)
         finally:
             database.stop()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """As an exception, on which what was started ends: the server is a process of its own and would stay."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fill(owner_url: str, num_rows: int, num_brands: int) -> None:

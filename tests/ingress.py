@@ -27,7 +27,7 @@ from onbrand.app import create_app, create_system_app
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
-from onbrand.errors import Unavailable
+from onbrand.errors import OnbrandError, Unavailable
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.storage.store import ObjectStore
@@ -40,24 +40,31 @@ class FakeGenerator:
     """Does what a replica does with its ticket, but paints one colour a picture instead of denoising.
 
     A prompt with ``[hang]`` runs until it is canceled, with ``[break]`` breaks off, with ``[away]`` finds no engine.
+    What lies in `refusals` is raised first, one at a call. Who asks for previews gets one of each picture.
     """
 
     def __init__(self, client_for: Callable[[str], AsyncSystemClient]) -> None:
         self._client_for = client_for
         self._canceled: dict[str, asyncio.Event] = {}
         self.seen: list[RenderRequest] = []
+        self.refusals: list[OnbrandError] = []
 
     async def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         self.seen.append(request)
+        if self.refusals:
+            raise self.refusals.pop(0)
         if "[away]" in request.prompt:
             raise Unavailable("no replica of the engine answers; try again")
         canceled = self._canceled.setdefault(request.generation_id, asyncio.Event())
         async with self._client_for(request.ticket) as client:
             await client.start_generation()
-            if request.adapter is not None:
-                data = await client.read_model(request.adapter.model_id)
-                assert hashlib.sha256(data).hexdigest() == request.adapter.sha256
+            for adapter, _ in request.adapters:
+                data = await client.read_model(adapter.model_id)
+                assert hashlib.sha256(data).hexdigest() == adapter.sha256
             yield RenderEvent("progress", {"progress": 50})
+            if request.preview_every:
+                image = f"data:image/jpeg;base64,{request.generation_id}"
+                yield RenderEvent("preview", {"index": 0, "step": request.preview_every, "image": image})
             if "[break]" in request.prompt:
                 raise RuntimeError(f"broke while drawing {request.prompt}")
             if "[hang]" in request.prompt:
@@ -77,7 +84,7 @@ class FakeGenerator:
 
     async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
         seed = request.seed + index
-        digest = hashlib.sha256(f"{request.adapter}{seed}".encode()).digest()
+        digest = hashlib.sha256(f"{request.adapters}{seed}".encode()).digest()
         out = io.BytesIO()
         picture = Image.new("RGB", (request.width, request.height), (digest[0], digest[1], digest[2]))
         picture.save(out, _PIL[request.output_format])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -32,4 +33,19 @@ class AdapterRef:
     @property
     def routing_id(self) -> str:
         """An opaque digest for routers and metrics; says nothing of brand or name."""
-        return hashlib.sha256(f"{self.brand_id}/{self.sha256}".encode()).hexdigest()[:24]
+        return routing_id(self.brand_id, self.sha256)
+
+
+def routing_id(brand_id: str, sha256: str) -> str:
+    """The opaque digest of one brand's content: 24 hex digits."""
+    return hashlib.sha256(f"{brand_id}/{sha256}".encode()).hexdigest()[:24]
+
+
+def combined_sha256(parts: Sequence[tuple[str, float]]) -> str:
+    """What stands for several adapters of one brand that are added up: of (sha256, scale) in their order.
+
+    One adapter stands for itself, whatever its scale, for that is a number of the row and not of the weights.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    return hashlib.sha256("+".join(f"{sha256}*{float(scale)!r}" for sha256, scale in parts).encode()).hexdigest()

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +38,7 @@ class Limits(BaseModel):
     caption_chars: int = 500
     prompt_chars: int = 2_000
     num_images: int = 8
+    waiting_pictures: int = 128
     page: int = 100
 
 
@@ -124,8 +125,11 @@ class Settings(BaseSettings):
     """All addresses of Ray's nodes are private (pods): its dashboard may then listen on every address of its node."""
     train_workers: int = Field(default=1, ge=1, le=64)
     """Ray Train workers per job."""
-    train_jobs: int = Field(default=2, ge=1, le=1000)
-    """Training jobs that run at once."""
+    train_jobs: int = Field(default=2, ge=0, le=1000)
+    """Training jobs that run at once; with 0 none is started, and jobs wait."""
+    engine: dict[str, Any] = {}
+    """How `onbrand up` serves every family: `EngineOptions` by name, one by one as `ONBRAND_ENGINE__NUM_REPLICAS=2`;
+    Serve config files say it themselves."""
     limits: Limits = Limits()
     """Bounds of what a caller may send; one by one as `ONBRAND_LIMITS__UPLOAD_FILES=20`."""
 

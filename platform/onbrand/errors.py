@@ -68,6 +68,10 @@ class NotFound(OnbrandError):
     status, code, title = 404, "not_found", "Not found"
 
 
+class ModelGone(NotFound):
+    """The model was deleted after its generation was admitted; its id never comes back."""
+
+
 class Conflict(OnbrandError):
     """The state of the thing does not allow this now."""
 

@@ -91,9 +91,11 @@ class Platform:
     def _start(self) -> None:
         from onbrand.services.oidc import OidcIssuer
         from onbrand.serving.cluster import must_be_closed_environment
+        from onbrand.serving.generator import EngineOptions
 
         settings, folder = self.settings, must_be_writable(self.settings.folder)
         must_be_closed_environment(settings)
+        EngineOptions.checked(settings.engine)
         OidcIssuer.from_settings(settings)  # refuses one that could be impersonated
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)

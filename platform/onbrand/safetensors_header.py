@@ -16,6 +16,8 @@ from onbrand.errors import AdapterRefused
 
 ADAPTER_BYTES_MAX = 2 * 2**30
 TENSORS_MAX = 20_000
+LORA_METADATA = "lora_adapter_metadata"
+"""Where diffusers writes a LoRA's configuration, as JSON, in a file's metadata."""
 HEADER_BYTES_MAX = 4 * 2**20
 _METADATA_BYTES_MAX = 64 * 2**10
 _DIMS_MAX = 8
@@ -42,11 +44,11 @@ class SafetensorsHeader:
 
 
 def must_be_plain_safetensors(
-    data: bytes, max_bytes: int = ADAPTER_BYTES_MAX, max_tensors: int = TENSORS_MAX
+    data: bytes | memoryview, max_bytes: int = ADAPTER_BYTES_MAX, max_tensors: int = TENSORS_MAX
 ) -> SafetensorsHeader:
     """Read the header of a whole file in memory. Raises as `must_be_plain_header` does."""
     size = int.from_bytes(data[:8], "little")
-    return must_be_plain_header(data[: 8 + min(size, HEADER_BYTES_MAX)], len(data), max_bytes, max_tensors)
+    return must_be_plain_header(bytes(data[: 8 + min(size, HEADER_BYTES_MAX)]), len(data), max_bytes, max_tensors)
 
 
 def must_be_plain_header(

@@ -42,9 +42,9 @@ def place_for_a_platform() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def platform() -> Iterator[Running]:
-    """`onbrand up` with the tiny sd15."""
+    """`onbrand up` with the tiny sd15 and two engines."""
     with place_for_a_platform() as folder:
-        running = Running(folder / "data")
+        running = Running(folder / "data", more={"ONBRAND_ENGINE__NUM_REPLICAS": "2"})
         running.start()
         yield running
         if running.process is not None:

@@ -81,6 +81,8 @@ class Running:
 
     data_dir: Path
     port: int = field(default_factory=free_port)
+    more: dict[str, str] = field(default_factory=dict)
+    """Of its environment."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: subprocess.Popen[str] | None = None
 
@@ -94,7 +96,7 @@ class Running:
         with (self.data_dir.parent / "up.log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "onbrand.cli", *up],
-                env=environment(ONBRAND_TEST_MARK=self.mark, **SECRETS),
+                env=environment(ONBRAND_TEST_MARK=self.mark, **SECRETS, **self.more),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -104,7 +106,9 @@ class Running:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"onbrand up ended with {self.process.wait()}: {(self.data_dir.parent / 'up.log').read_text()}"
-        return dict(json.loads(line))
+        document = dict(json.loads(line))
+        assert "error" not in document, document["error"]
+        return document
 
     def send(self, number: signal.Signals) -> int:
         """Send a signal, wait for the end, return the exit status."""

@@ -112,6 +112,14 @@ def test_a_base_folder_that_is_not_one_is_named(tmp_path: Path) -> None:
     assert "ONBRAND_BASES" in done.stderr
 
 
+@pytest.mark.parametrize(("option", "value"), [("NUM_SLOTS", "0"), ("SLOTS", "4")])
+def test_an_engine_option_that_is_wrong_is_named(tmp_path: Path, option: str, value: str) -> None:
+    up = ("up", "--port", "0", "--family", "sd15", "--data-dir", tmp_path / "data")
+    done = onbrand(*up, config=tmp_path, **{f"ONBRAND_ENGINE__{option}": value})
+    assert done.returncode == 9
+    assert f"engine.{option.lower()}" in done.stderr
+
+
 def test_a_demo_of_a_family_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     done = onbrand("demo", "--model-type", "sd3", "--out", tmp_path / "out", config=tmp_path)
     assert done.returncode == 5

@@ -309,8 +309,9 @@ async def test_without_waiting_it_is_202_and_its_events_tell_the_rest(platform: 
 
 @pytest.mark.parametrize(("prompt", "code"), [("[break]", "engine_failed"), ("[away]", "unavailable")])
 async def test_an_engine_that_fails_leaves_a_reason(
-    platform: Platform, acme: BrandOfPeople, prompt: str, code: str
+    platform: Platform, acme: BrandOfPeople, prompt: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("onbrand.api.rendering.AWAY_SECONDS", 0)
     async with platform.client(acme.member) as client:
         answer = await client.post(
             f"/v1/brands/{acme.id}/generations",

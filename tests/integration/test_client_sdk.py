@@ -96,6 +96,28 @@ async def test_from_signing_up_to_a_picture(
     await asyncio.to_thread(after_training, client, job)
 
 
+async def test_what_a_generation_asks_for_comes_back_and_its_previews_are_events(
+    clients: Clients, acme: BrandOfPeople
+) -> None:
+    def watch() -> None:
+        client = clients.sdk(acme.member)
+        wishes: dict[str, Any] = {"sampler": "euler", "exclusive": True, "preview_every": 2, "wait": False}
+        uses = [{"model": "sd15-lora-v1", "scale": 0.5}]
+        made = client.generate_image(acme.id, "[hang]", models=uses, **wishes)
+        assert [(use.model, use.scale) for use in made.models] == [("sd15-lora-v1", 0.5)]
+        assert (made.sampler, made.exclusive, made.preview_every) == ("euler", True, 2)
+        seen = []
+        for event in made.events():
+            seen.append(event.kind)
+            if event.kind == "preview":
+                assert event.data["image"].startswith("data:image/jpeg;base64,")
+                made.cancel()
+        assert "preview" in seen
+        assert made.refresh().status == "canceled"
+
+    await asyncio.to_thread(watch)
+
+
 async def test_a_failed_job_raises_its_reason(clients: Clients, platform: Platform, acme: BrandOfPeople) -> None:
     client = clients.sdk(acme.member)
     job = await asyncio.to_thread(client.create_training_job, acme.id, "sd15", name="bad")

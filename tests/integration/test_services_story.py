@@ -105,7 +105,7 @@ async def test_the_five_steps(story: Story):
     async with story.as_user() as session:
         request = await images.render_request(session, drawn, "a ticket")
     assert request.prompt == "photo of zorgle logo"
-    assert request.adapter == models.adapter_ref(model)
+    assert request.adapters == ((models.adapter_ref(model), 1.0),)
     assert "zorgle" not in repr(request)
     assert "ticket" not in repr(request)
     pictures = [await story.draw(drawn.id, index) for index in (0, 1)]

@@ -1,4 +1,7 @@
-"""The real Serve applications on a private Ray: a brand's generation over HTTP, through handles, to stored pictures."""
+"""The real Serve applications on a private Ray: a brand's generation over HTTP, through handles, to stored pictures.
+
+The engine has two replicas that draw two rows at a time, so that routing shows.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from onbrand.adapter import routing_id
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
 from tests.conftest import PASSWORD
@@ -43,8 +48,10 @@ def url(served, repository) -> Iterator[str]:
     from ray.serve.config import HTTPOptions
 
     from onbrand.serving.build import applications
+    from onbrand.serving.router import IngressRouter
 
-    served = served.model_copy(update={"dev": True})  # this Ray has no tokens
+    engines = {"num_replicas": 2, "max_batch": 2}
+    served = served.model_copy(update={"dev": True, "engine": engines})  # this Ray has no tokens
     folder = tempfile.mkdtemp(prefix="onbrand-test-", dir="/tmp")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(repository / "platform"))
@@ -61,12 +68,27 @@ def url(served, repository) -> Iterator[str]:
         )
         try:
             serve.start(http_options=HTTPOptions(host=served.host, port=served.port))
-            serve.run_many([serve.RunTarget(app, name, prefix) for name, prefix, app in applications(served)])
+            targets = {name: serve.RunTarget(app, name, prefix) for name, prefix, app in applications(served)}
+            for name, router in (("deaf", IngressRouter), ("plain", None)):
+                targets[name] = serve.RunTarget(echo(router), name, f"/{name}")
+            serve.run_many(list(targets.values()))
             yield served.url
         finally:
             serve.shutdown()
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def echo(router):
+    """An application that answers with the adapter's id that Serve heard."""
+    from ray import serve
+    from ray.serve.config import RequestRouterConfig
+
+    def answer(self, request):
+        return f"heard {serve.get_multiplexed_model_id()!r}"
+
+    how = {"request_router_config": RequestRouterConfig(request_router_class=router)} if router else {}
+    return serve.deployment(type("Echo", (), {"__call__": answer}), name="Echo", **how).bind()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -156,6 +178,92 @@ async def test_cancel_reaches_the_engine(http, make_brand):
     assert (await until_ended(http, brand, headers, begun))["status"] == "canceled"
 
 
+def standings() -> list[tuple]:
+    """Each replica of the engine that is ready, and what it publishes."""
+    import ray
+
+    told = []
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith("SERVE_REPLICA::engine-sd15"):
+            with suppress(ray.exceptions.RayError, ValueError):
+                replica = ray.get_actor(actor["name"], namespace="serve")
+                told.append((replica, ray.get(replica.record_routing_stats.remote())))
+    return told
+
+
+async def until_told(holds) -> list[tuple]:
+    """The replicas, when one of them publishes what `holds` looks for."""
+    for _ in range(600):
+        told = await asyncio.to_thread(standings)
+        if any(holds(said) for _, said in told):
+            return told
+        await asyncio.sleep(0.1)
+    raise AssertionError("no replica told so")
+
+
+async def where(brand, data: bytes) -> list[bool]:
+    """Which of the two replicas have the adapter in a slot."""
+    ours = routing_id(brand.id, hashlib.sha256(data).hexdigest())
+    told = await asyncio.to_thread(standings)
+    assert len(told) == 2
+    return [ours in said["slots"] for _, said in told]
+
+
+async def test_an_adapters_generations_go_to_one_replica(http, house, make_brand):
+    """By lot, as Serve does it itself, that would happen once in 256 runs."""
+    brand = await make_brand()
+    headers = await member_of(http, brand)
+    files = [adapter_bytes(family_of("sd15"), rank=4, seed=seed, preset="attention") for seed in range(40, 44)]
+    names = [await house.publish(brand, data) for data in files]
+    for name in names * 3:
+        await generate(http, brand, headers, model=name, num_inference_steps=1)
+    assert [sum(await where(brand, data)) for data in files] == [1] * len(files)
+
+
+async def test_a_clients_word_moves_no_generation(http, house, make_brand, adapter):
+    """Whatever a client names, the engine is asked by the id of the row."""
+    brand = await make_brand()
+    name = await house.publish(brand, adapter)
+    headers = await member_of(http, brand)
+    for n in range(4):
+        named = {"serve_multiplexed_model_id": f"{n:024x}", "serve-multiplexed-model-id": f"{n:024x}"}
+        await generate(http, brand, headers | named, model=name, num_inference_steps=1)
+    assert sum(await where(brand, adapter)) == 1
+    told = [said["slots"] + said["memory"] for _, said in await asyncio.to_thread(standings)]
+    assert not any(f"{n:024x}" in said for n in range(4) for said in told)
+
+
+async def test_a_clients_multiplexing_header_is_dropped(http):
+    named = {"serve_multiplexed_model_id": "theirs"}
+    assert (await http.get("/plain", headers=named)).text == "heard 'theirs'"  # what Serve does by itself
+    assert (await http.get("/deaf", headers=named)).text == "heard ''"
+    hyphens = {"Serve-Multiplexed-Model-Id": "theirs"}
+    assert (await http.get("/deaf", headers=hyphens)).text == "heard ''"
+
+
+async def test_a_replica_with_its_rows_taken_sends_the_adapters_next_elsewhere(http, house, make_brand, adapter):
+    brand = await make_brand()
+    name = await house.publish(brand, adapter)
+    headers = await member_of(http, brand)
+    begun = [await generate(http, brand, headers, wait=0, model=name, num_inference_steps=60, seed=n) for n in range(6)]
+    ended = [await until_ended(http, brand, headers, generation) for generation in begun]
+    assert {generation["status"] for generation in ended} == {"completed"}
+    assert await where(brand, adapter) == [True, True]
+
+
+async def test_a_cancel_finds_the_replica_that_draws(http, house, make_brand):
+    """Two at a time on two replicas: the rows are free again long before the row's own mark is read."""
+    brand = await make_brand()
+    headers = await member_of(http, brand)
+    long = {"wait": 0, "model_type": "sd15", "num_inference_steps": 150, "num_images": 8}
+    begun = [await generate(http, brand, headers, **long) for _ in range(4)]
+    for generation in begun:
+        path = f"/v1/brands/{brand.id}/generations/{generation['id']}/cancel"
+        (await http.post(path, headers=headers)).raise_for_status()
+    ended = [await until_ended(http, brand, headers, generation) for generation in begun]
+    assert {generation["status"] for generation in ended} == {"canceled"}
+
+
 async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, adapter):
     """Drawn again by its successor: the same bytes for the same seed."""
     import ray
@@ -166,16 +274,11 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     numbers = {"model": name, "num_inference_steps": 40}
     before = await generate(http, brand, headers, **numbers)
     begun = await generate(http, brand, headers, wait=0, **numbers)
-    await asyncio.to_thread(ray.kill, _engine_replica(ray))
+    (drawing,) = [replica for replica, said in await until_told(lambda told: told["under_way"]) if said["under_way"]]
+    await asyncio.to_thread(ray.kill, drawing)
     ended = await until_ended(http, brand, headers, begun)
     assert (ended["status"], ended["error"]) == ("completed", None)
     assert ended["images"][0]["sha256"] == before["images"][0]["sha256"]
-
-
-def _engine_replica(ray):
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    (name,) = [name for name in names if name.startswith("SERVE_REPLICA::engine-sd15")]
-    return ray.get_actor(name, namespace="serve")
 
 
 def test_what_serve_is_told_holds_no_secret(served):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 
@@ -43,6 +44,53 @@ async def test_cancel_ends_the_events(loop):
         await anext(events)
         loop.cancel("r")
         assert [event async for event in events][-1] == Canceled("r")
+
+
+async def test_pictures_are_encoded_and_decoded_beside_the_engines_thread(loop, monkeypatch):
+    places: dict[str, set[str]] = {"encode_prompts": set(), "decode": set(), "denoise": set()}
+    family = family_of("sd15")
+    for name, seen in places.items():
+
+        def noted(*args, real=getattr(family, name), seen=seen):
+            seen.add(threading.current_thread().name.split("_")[0])
+            return real(*args)
+
+        monkeypatch.setattr(family, name, noted)
+    await asyncio.gather(*(drawn(loop, request(str(n), n)) for n in range(3)))
+    assert places == {"encode_prompts": {"stage"}, "decode": {"stage"}, "denoise": {"engine"}}
+
+
+async def test_the_thread_sleeps_while_all_there_is_is_being_encoded(loop, monkeypatch):
+    family, encoding, go_on = family_of("sd15"), threading.Event(), threading.Event()
+    real = family.encode_prompts
+
+    def slowly(prompts):
+        encoding.set()
+        assert go_on.wait(60)
+        return real(prompts)
+
+    monkeypatch.setattr(family, "encode_prompts", slowly)
+    story = asyncio.create_task(drawn(loop, request("r")))
+    assert await asyncio.to_thread(encoding.wait, 60)
+    num_steps, step = [], loop._engine.step
+    monkeypatch.setattr(loop._engine, "step", lambda: num_steps.append(1) or step())
+    await asyncio.sleep(0.2)
+    assert len(num_steps) <= 1  # the one that found nothing to do
+    go_on.set()
+    assert isinstance((await story)[-1], Completed)
+
+
+async def test_cancel_while_the_prompt_is_encoded_ends_at_once(loop, monkeypatch):
+    family, encoding, go_on = family_of("sd15"), threading.Event(), threading.Event()
+    real = family.encode_prompts
+    monkeypatch.setattr(family, "encode_prompts", lambda prompts: encoding.set() or (go_on.wait(60) and real(prompts)))
+    story = asyncio.create_task(drawn(loop, request("r")))
+    assert await asyncio.to_thread(encoding.wait, 60)
+    loop.cancel("r")
+    try:
+        assert await story == [Canceled("r")]
+    finally:
+        go_on.set()
 
 
 async def test_who_leaves_early_frees_the_rows(loop):

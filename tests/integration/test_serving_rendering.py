@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import io
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psycopg
 import pytest
 import pytest_asyncio
+import safetensors.torch
 import torch
 import uvicorn
 from PIL import Image
@@ -24,7 +28,7 @@ from onbrand.brand import Ticket
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture
-from onbrand.errors import NotFound, TicketRefused, TooManyRequests, Unavailable
+from onbrand.errors import AdapterRefused, NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
 from onbrand.services import generation, images, models
 from onbrand.services.images import RenderRequest
@@ -32,7 +36,7 @@ from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
 from onbrand.serving.assembly import quiet_libraries
 from onbrand.serving.loop import EngineLoop, drawn
 from onbrand.serving.pictures import RECEIPT_KEY
-from onbrand.serving.rendering import Renderer
+from onbrand.serving.rendering import Renderer, Rendering
 from onbrand.system_client import AsyncSystemClient, SystemClient
 from tests.integration.serving_house import House
 from tests.numerics.bases import adapter_bytes, family_of
@@ -59,10 +63,10 @@ async def internal_url(settings, secrets, doors, store) -> AsyncIterator[str]:
     await serving
 
 
-def replica(internal_url: str, folder: Path) -> Renderer:
+def replica(internal_url: str, folder: Path, engine: Engine | None = None) -> Renderer:
     family = family_of("sd15")
     return Renderer(
-        EngineLoop(Engine(family, max_batch=4, max_waiting_per_brand=4)),
+        EngineLoop(engine or Engine(family, max_batch=4, max_waiting_per_brand=4)),
         AdapterLibrary(family, AdapterFiles(folder, 2**30), 2**30),
         lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5),
         lambda ticket: SystemClient(internal_url, ticket, patience=5),
@@ -138,27 +142,86 @@ async def drawn_alone(**more) -> torch.Tensor:
     return picture.image_CHW.permute(1, 2, 0)
 
 
-async def test_the_receipt_is_in_the_row_and_in_the_file(house, renderer, make_brand, adapter):
-    brand = await make_brand()
-    asked = await house.ask(brand, model=await house.publish(brand, adapter), lora_scale=0.5)
-    await told(renderer, asked)
-    (image,) = (await house.row(brand, asked)).images
-    sha256 = hashlib.sha256(adapter).hexdigest()
-    assert image.receipt["adapters"] == [{"sha256": sha256, "scale": 0.5}]
-    assert image.receipt["base_revision"] == family_of("sd15").revision
-    text = Image.open(io.BytesIO(await house.bytes_of(brand, image))).text[RECEIPT_KEY]
-    assert json.loads(text) == image.receipt
+def receipt_in(file: bytes) -> dict[str, object]:
+    """What any program that reads metadata finds in the file: a PNG's text, or EXIF's description."""
+    opened = Image.open(io.BytesIO(file))
+    text = opened.text[RECEIPT_KEY] if opened.format == "PNG" else opened.getexif()[0x010E]
+    return dict(json.loads(text))
 
 
-@pytest.mark.parametrize(("output_format", "content_type"), [("jpeg", "image/jpeg"), ("webp", "image/webp")])
-async def test_pictures_come_in_the_format_that_was_asked_for(house, renderer, make_brand, output_format, content_type):
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+async def test_the_receipt_is_in_the_row_and_in_the_file(house, renderer, make_brand, adapter, output_format):
     brand = await make_brand()
-    asked = await house.ask(brand, output_format=output_format)
+    other = adapter_bytes(family_of("sd15"), rank=8, seed=2, preset="attention")
+    uses = [
+        {"model": await house.publish(brand, data), "scale": scale} for data, scale in ((adapter, 0.5), (other, 1.5))
+    ]
+    asked = await house.ask(brand, models=uses, num_images=2, sampler="dpm++2m", output_format=output_format)
+    await told(renderer, asked)
+    row = await house.row(brand, asked)
+    for index, image in enumerate(row.images):
+        file = await house.bytes_of(brand, image)
+        assert receipt_in(file) == image.receipt
+        assert (image.content_type, Image.open(io.BytesIO(file)).format.lower()) == (
+            f"image/{output_format}",
+            output_format,
+        )
+        facts = {
+            "brand_id": brand.id,
+            "family": "sd15",
+            "adapters": [
+                {"sha256": hashlib.sha256(adapter).hexdigest(), "scale": 0.5},
+                {"sha256": hashlib.sha256(other).hexdigest(), "scale": 1.5},
+            ],
+            "base_revision": family_of("sd15").revision,
+            "sampler": "dpm++2m",
+            "num_inference_steps": 2,
+            "guidance_scale": 3.0,
+            "seed": 5 + index,
+            "width": 64,
+            "height": 64,
+        }
+        assert {name: image.receipt[name] for name in facts} == facts
+        assert set(image.receipt["batch_sizes"]) <= {1, 2, 4}
+        assert image.receipt["batch_sizes"]
+        assert image.receipt["slot_generation"] >= 1
+
+
+async def test_a_picture_of_the_base_names_no_adapter_and_no_slot(house, renderer, make_brand):
+    brand = await make_brand()
+    asked = await house.ask(brand)
     await told(renderer, asked)
     (image,) = (await house.row(brand, asked)).images
-    opened = Image.open(io.BytesIO(await house.bytes_of(brand, image)))
-    assert (image.content_type, opened.format) == (content_type, output_format.upper())
-    assert json.loads(opened.getexif()[0x010E])["seed"] == 5
+    assert (image.receipt["adapters"], image.receipt["slot_generation"]) == ([], None)
+    assert image.receipt["sampler"]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"brand_id": "globex"}, {"adapters": []}, {"adapters": [{"sha256": "0" * 64, "scale": 1.0}]}],
+    ids=["brand", "no adapter", "another adapter"],
+)
+async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(house, make_brand, adapter, caplog, lie):
+    """Were an engine ever to mix brands up, its own receipt would say so, and the picture would reach nobody."""
+    brand = await make_brand()
+    asked = await house.ask(brand, model=await house.publish(brand, adapter))
+    ticket = brand.ticket(asked.generation_id, "generation")
+    honest = {"brand_id": brand.id, "adapters": [{"sha256": hashlib.sha256(adapter).hexdigest(), "scale": 1.0}]}
+    async with house.doors.system_session(ticket) as session:
+        await generation.start_generation(session, ticket)
+
+    async def add(receipt: dict[str, object]) -> images.Image:
+        async with house.doors.system_session(ticket) as session:
+            stored = house.store.brand(brand.id)
+            return await generation.add_image(
+                session, stored, ticket, 0, 5, house.pictures(1), "image/png", 64, 64, receipt
+            )
+
+    with pytest.raises(TicketRefused):
+        await add(honest | lie)
+    assert (await house.row(brand, asked)).images == []
+    assert [record.name for record in caplog.records if record.name == "onbrand.security"]
+    assert (await add(honest)).receipt == honest
 
 
 async def test_a_ticket_of_another_brand_is_refused_before_anything_happens(house, renderer, make_brand, adapter):
@@ -195,7 +258,7 @@ async def test_another_brands_model_id_with_our_own_ticket_is_not_found(house, r
     async with house.doors.user_session(theirs.member.scope) as session:
         ref = models.adapter_ref((await models.list_models(session, theirs.id)).data[0])
     asked = await house.ask(ours)
-    events = await told(renderer, replace(asked, adapter=replace(ref, brand_id=ours.id)))
+    events = await told(renderer, replace(asked, adapters=((replace(ref, brand_id=ours.id), 1.0),)))
     assert kinds(events) == ["failed"]
     row = await house.row(ours, asked)
     assert (row.status, row.error["code"], row.images) == ("failed", "not_found", [])
@@ -204,7 +267,7 @@ async def test_another_brands_model_id_with_our_own_ticket_is_not_found(house, r
 async def test_a_file_that_is_not_what_the_row_says_fails_the_generation(house, renderer, make_brand, adapter):
     brand = await make_brand()
     asked = await house.ask(brand, model=await house.publish(brand, adapter))
-    wrong = replace(asked, adapter=replace(asked.adapter, sha256="0" * 64))
+    wrong = replace(asked, adapters=((replace(asked.adapters[0][0], sha256="0" * 64), 1.0),))
     events = await told(renderer, wrong)
     assert (kinds(events), events[-1].data["code"]) == (["failed"], "adapter_refused")
     assert (await house.row(brand, asked)).error["message"].startswith("the weights of sd15-lora-v1")
@@ -214,14 +277,144 @@ async def test_an_adapter_of_another_family_fails_the_generation(house, renderer
     brand = await make_brand()
     asked = await house.ask(brand)
     ref = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "flux", 1, "0" * 64)
-    events = await told(renderer, replace(asked, adapter=ref))
+    events = await told(renderer, replace(asked, adapters=((ref, 1.0),)))
     assert events[-1].data["message"] == "flux-lora-v1 is a model of flux, not of sd15"
+
+
+def altered(data: bytes, change: Callable[[dict[str, torch.Tensor]], None]) -> bytes:
+    """An adapter's file with other tensors under the same header."""
+    size = int.from_bytes(data[:8], "little")
+    state = safetensors.torch.load(data)
+    change(state)
+    return bytes(safetensors.torch.save(state, json.loads(data[8 : 8 + size])["__metadata__"]))
+
+
+def rename(state: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in state if name.endswith("lora_A.weight"))
+    for part in ("lora_A.weight", "lora_B.weight"):
+        state[f"unet.nowhere.{part}"] = state.pop(name.replace("lora_A.weight", part))
+
+
+def widen(state: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in state if name.endswith("lora_A.weight"))
+    state[name] = torch.cat([state[name], state[name][:, :1]], 1)
+
+
+def spoil(state: dict[str, torch.Tensor]) -> None:
+    next(iter(state.values())).view(-1)[0] = float("nan")
+
+
+async def swap(house: House, brand, name: str, data: bytes, database, *, row_too: bool = True) -> None:
+    """Put other bytes in the place of a published file, and perhaps their hash into its row."""
+    async with house.doors.user_session(brand.member.scope) as session:
+        model = await models.get_model(session, brand.id, name)
+    house.store.brand(brand.id).write(model.key, data, "application/octet-stream")
+    if row_too:
+        with psycopg.connect(database.owner_url) as owner:
+            owner.execute(
+                "update app.models set sha256 = %s where id = %s", [hashlib.sha256(data).hexdigest(), model.id]
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "row_too", "reason"),
+    [
+        (spoil, False, "not those that were published"),
+        (rename, True, "nowhere"),
+        (widen, True, "shape"),
+        (spoil, True, "not finite"),
+    ],
+    ids=["hash", "keys", "shapes", "nan"],
+)
+async def test_a_bad_file_is_refused_with_its_reason_and_disturbs_no_slot(
+    house, internal_url, tmp_path, make_brand, adapter, database, caplog, change, row_too, reason
+):
+    """Row and file of the brand itself, spoiled behind the platform: logged, failed, and the replica serves on."""
+    engine = Engine(family_of("sd15"), num_slots=1, max_batch=4)
+    renderer = replica(internal_url, tmp_path / "only", engine)
+    good, bad = await make_brand("good"), await make_brand("bad")
+    name, spoiled = await house.publish(good, adapter), await house.publish(bad, altered(adapter, lambda state: None))
+    first = await house.ask(good, model=name)
+    await told(renderer, first)
+    held = engine.residency.holdings()
+    await swap(house, bad, spoiled, altered(adapter, change), database, row_too=row_too)
+    asked = await house.ask(bad, model=spoiled)
+    events = await told(renderer, asked)
+    row = await house.row(bad, asked)
+    assert (kinds(events), row.status, row.error["code"], row.images) == (["failed"], "failed", "adapter_refused", [])
+    assert reason in row.error["message"]
+    assert [record for record in caplog.records if record.name == "onbrand.security" and reason in record.message]
+    assert engine.residency.holdings() == held
+    again = await house.ask(good, model=name)
+    assert kinds(await told(renderer, again)) == ["image", "completed"]
+    ours = [(await house.row(good, each)).images[0].receipt for each in (first, again)]
+    assert ours[0]["slot_generation"] == ours[1]["slot_generation"]
+    await renderer.close()
+
+
+async def test_a_refused_publication_is_a_security_event_and_makes_no_model(house, make_brand, adapter, caplog):
+    brand = await make_brand()
+    with pytest.raises(AdapterRefused, match="not finite"):
+        await house.publish(brand, altered(adapter, spoil))
+    assert [record for record in caplog.records if record.name == "onbrand.security" and "finite" in record.message]
+    async with house.doors.user_session(brand.member.scope) as session:
+        assert (await models.list_models(session, brand.id)).data == []
+
+
+async def test_a_model_that_is_deleted_meanwhile_fails_the_generation_and_nobody_elses(
+    house, renderer, make_brand, adapter
+):
+    ours, theirs = await make_brand("acme"), await make_brand("globex")
+    lost, kept = await house.publish(ours, adapter), await house.publish(theirs, adapter)
+    asked = await house.ask(ours, model=lost)
+    ((ref, _),) = (await house.ask(theirs, model=kept)).adapters
+    crossed = replace(asked, adapters=((replace(ref, brand_id=ours.id), 1.0),))
+    assert (await told(renderer, crossed))[-1].data["code"] == "not_found"
+    async with house.doors.user_session(ours.admin.scope) as session:
+        await models.delete_model(session, house.store.brand(ours.id), ours.id, lost)
+    late = await house.ask(ours)
+    assert (await told(renderer, replace(late, adapters=asked.adapters)))[-1].data["code"] == "not_found"
+    assert kinds(await told(renderer, await house.ask(theirs, model=kept)))[-1] == "completed"
+
+
+async def test_previews_of_what_is_drawn_are_small_pictures_that_say_nothing_else(house, renderer, make_brand):
+    brand = await make_brand()
+    assert "preview" not in {event.kind for event in await told(renderer, await house.ask(brand))}
+    shown: list[dict[str, object]] = []
+    for _ in range(5):  # what colours latents stand for is found out at the first: a picture may be done before
+        asked = await house.ask(brand, num_inference_steps=150, preview_every=2)
+        async for event in renderer.generate(asked):
+            if event.kind == "preview":
+                shown.append(event.data)
+                renderer.cancel(asked.generation_id)
+        if shown:
+            break
+    assert shown
+    for data in shown:
+        assert (data["index"], data["num_steps"], data["step"] % 2) == (0, 150, 0)
+        head, _, body = data["image"].partition(",")
+        picture = Image.open(io.BytesIO(base64.b64decode(body)))
+        assert (head, picture.format) == ("data:image/jpeg;base64", "JPEG")
+        assert max(picture.size) <= 64
+        assert not picture.getexif()
+
+
+def test_who_follows_late_is_told_the_newest_preview_of_each_picture():
+    rendering = Rendering(SimpleNamespace(num_inference_steps=9))
+    for index, step in ((0, 1), (1, 1), (0, 2), (0, 3)):
+        rendering.show(index, step, f"{index}/{step}")
+    rendering.tell("completed", {})
+
+    async def follow() -> list[str]:
+        return [event.data["image"] async for event in rendering.follow() if event.kind == "preview"]
+
+    assert asyncio.run(follow()) == ["1/1", "0/3"]
 
 
 async def test_the_replica_serves_on_after_a_failure(house, renderer, make_brand):
     brand = await make_brand()
     bad = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "sd15", 1, "0" * 64)
-    events = await told(renderer, replace(await house.ask(brand), adapter=bad))
+    events = await told(renderer, replace(await house.ask(brand), adapters=((bad, 1.0),)))
     assert kinds(events) == ["failed"]
     assert kinds(await told(renderer, await house.ask(brand)))[-1] == "completed"
 
@@ -297,11 +490,15 @@ async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(house, re
     (file,) = folder.glob("*.safetensors")
     assert (file.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
     assert brand.id not in file.name
+    file.unlink()
     file.write_bytes(b"tampered")
-    ref = (await house.ask(brand, model=name)).adapter
-    files = AdapterFiles(Path(folder), 2**30)
-    assert files.read(ref) is None
-    assert not file.exists()
+    ((ref, _),) = (await house.ask(brand, model=name)).adapters
+    fetched: list[bytes] = []
+    again = AdapterLibrary(family_of("sd15"), AdapterFiles(folder, 2**30), 2**30)
+    again.weights(ref, lambda: fetched.append(adapter) or adapter)
+    again.close()
+    assert fetched == [adapter]
+    assert file.read_bytes() == adapter
 
 
 async def test_no_log_holds_a_prompt(house, renderer, make_brand, caplog):
@@ -310,7 +507,7 @@ async def test_no_log_holds_a_prompt(house, renderer, make_brand, caplog):
     bad = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "sd15", 1, "0" * 64)
     asked = await house.ask(brand, prompt="a very secret word")
     await told(renderer, asked)
-    await told(renderer, replace(await house.ask(brand, prompt="a very secret word"), adapter=bad))
+    await told(renderer, replace(await house.ask(brand, prompt="a very secret word"), adapters=((bad, 1.0),)))
     assert "secret" not in caplog.text + repr(asked)
 
 

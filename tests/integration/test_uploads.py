@@ -490,16 +490,18 @@ async def test_an_upload_becomes_objects_of_its_own_member_only(house: House, pi
     async with house.platform.client(house.brand.member2) as client:
         files = [("files", ("logo.png", theirs, "image/png"))]
         asset = (await client.post(f"/v1/brands/{house.brand.id}/assets", files=files)).json()["data"][0]
+        text = {"file": ("voice.md", b"# Voice of " + uuid.uuid4().hex.encode(), "text/markdown")}
+        document = (await client.post(f"/v1/brands/{house.brand.id}/documents", files=text)).json()
     done = (await house.complete(await house.sent(mine))).json()
     from onbrand.errors import Forbidden
 
-    with pytest.raises(Forbidden):
-        async with house.platform.doors.user_session(house.brand.member.scope) as session:
-            await session.run(
-                "insert into app.upload_objects (brand_id, upload_id, bucket_id, object_name)"
-                " values (%s, %s, 'training-data', %s)",
-                [house.brand.id, done["id"], asset["object_name"]],
-            )
+    for column, thing in (("asset_id", asset), ("document_id", document)):
+        with pytest.raises(Forbidden):
+            async with house.platform.doors.user_session(house.brand.member.scope) as session:
+                await session.run(
+                    f"insert into app.upload_objects (brand_id, upload_id, index, {column}) values (%s, %s, 9, %s)",
+                    [house.brand.id, done["id"], thing["id"]],
+                )
 
 
 # Through the SDK

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from onbrand.brand import KEY_SCOPES
 from onbrand.config import Limits
+from onbrand.db.limits import set_limits
 from onbrand.db.session import Doors
 from onbrand.families.spec import with_family_defaults
 from onbrand.services import (
@@ -87,7 +88,7 @@ async def _keys(doors: Doors, acme: BrandOfPeople, globex: BrandOfPeople) -> dic
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(doors, store, make_brand, make_user, pictures) -> World:
+async def world(database, doors, store, make_brand, make_user, pictures) -> World:
     """Made once, through the services."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, newcomer = await make_user("removed"), await make_user("newcomer")
@@ -141,13 +142,14 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
             "update app.uploads set status = 'completed', ended_at = clock_timestamp() where id = %s", [ended_upload.id]
         )
         await session.run(
-            "insert into app.upload_objects (brand_id, upload_id, bucket_id, object_name) values (%s, %s, %s, %s)",
-            [acme.id, ended_upload.id, asset.key.bucket, asset.object_name],
+            "insert into app.upload_objects (brand_id, upload_id, index, asset_id) values (%s, %s, 0, %s)",
+            [acme.id, ended_upload.id, asset.id],
         )
     drawing = acme.ticket(drawn.id, "generation")
     async with doors.system_session(drawing) as session:
         await generation.start_generation(session, drawing)
         image = await generation.add_image(session, bytes_of, drawing, 0, 1, pictures(7), "image/png", 64, 64)
+    set_limits(database.owner_url, acme.id, {"weight": 2.0})
     ids = {
         "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,
         "training_job": trains, "ended_job": ended, "model": model.id, "generation": drawn.id, "image": image.id,
@@ -157,6 +159,7 @@ async def world(doors, store, make_brand, make_user, pictures) -> World:
         "other_member": globex.member.user_id, "other_admin": globex.admin.user_id,
         "document": document.id, "document_name": document.object_name,
         "upload": upload.id, "ended_upload": ended_upload.id,
+        "pending_generation": drawn_too.id, "model_sha256": model.sha256,
         "key": made["key:manage"].id, "invitation": invitation.id,
     }  # fmt: skip
 

@@ -101,8 +101,9 @@ def asked(published: bytes, brand: str = "acme", kind: str = "generation", of: s
     fields: dict[str, Any] = dict.fromkeys(
         ("width", "height", "num_images", "seed", "num_inference_steps", "guidance_scale", "true_cfg_scale"), 1
     )
-    words = {"prompt": "p", "negative_prompt": "", "lora_scale": 1.0, "output_format": "png"}
-    return RenderRequest(generation_id=GENERATION, ticket=ticket, adapter=ref_of(published, brand), **fields, **words)
+    words = {"prompt": "p", "negative_prompt": "", "output_format": "png"}
+    adapters = ((ref_of(published, "acme"), 1.0), (ref_of(published, brand), 1.0))
+    return RenderRequest(generation_id=GENERATION, ticket=ticket, adapters=adapters, **fields, **words)
 
 
 def test_a_replica_draws_with_a_ticket_for_this_generation(published: bytes) -> None:

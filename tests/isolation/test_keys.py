@@ -490,6 +490,19 @@ async def test_a_dead_key_writes_nothing_outside_brands_either(doors: Doors, pla
         assert await touched(doors, made, statement, ids, brand_id=None) == -1, statement
 
 
+async def test_a_dead_key_asks_for_nobodys_account(doors: Doors, platform: Platform, acme: BrandOfPeople) -> None:
+    """What only an admin is told, by a function and not by a row that the wall hides anyway."""
+    made = await make_key(platform, acme)
+    question = "select private.my_admin_brands() as a, private.find_user(%s, %s) as u"
+    known = [acme.id, acme.member.email]
+    async with as_key(doors, made) as session:
+        assert await session.one(question, known) == {"a": [acme.id], "u": acme.member.user_id}
+    async with doors.user_session(acme.admin.scope) as session:
+        await keys.revoke_key(session, acme.id, made["id"])
+    async with as_key(doors, made) as session:
+        assert await session.one(question, known) == {"a": [], "u": None}
+
+
 KEY_STATEMENTS = {
     "making": "insert into app.api_keys (brand_id, user_id, name, hash, scopes)"
     " values (%(brand)s, %(me)s, 'x', repeat('f', 64), array['read'])",

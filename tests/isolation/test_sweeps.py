@@ -10,6 +10,7 @@ import pytest
 
 OURS = "('app', 'storage', 'audit', 'identity', 'private')"
 MAY_BYPASS = ("onbrand_definer",)
+MINE = "(brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))"
 
 SWEEPS = {
     "a table with brand_id has forced row security": f"""
@@ -26,8 +27,10 @@ SWEEPS = {
         where n.nspname in {OURS} and c.relkind in ('r', 'p') and not exists (
           select 1 from pg_policy p where p.polrelid = c.oid and not p.polpermissive and p.polcmd = '*'
             and p.polroles = array['authenticated'::regrole::oid]
-            and pg_get_expr(p.polqual, c.oid) ~ 'brand_id = ANY \\(\\( SELECT private.my_brands\\(\\)'
-            and pg_get_expr(p.polwithcheck, c.oid) ~ 'brand_id = ANY \\(\\( SELECT private.my_brands\\(\\)')""",
+            and pg_get_expr(p.polqual, c.oid) in ('COALESCE({MINE}, false)',
+              case c.oid::regclass::text when 'app.idempotency_keys' then '((brand_id IS NULL) OR {MINE})' end)
+            and pg_get_expr(p.polwithcheck, c.oid) in ('{MINE}',
+              case c.oid::regclass::text when 'app.idempotency_keys' then '((brand_id IS NULL) OR {MINE})' end))""",
     "a table with brand_id has the system's wall": f"""
         select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
         join pg_attribute a on a.attrelid = c.oid and a.attname = 'brand_id' and not a.attisdropped

@@ -120,8 +120,7 @@ def test_a_row_whose_slot_was_written_again_is_failed_never_drawn(sd15, make_ada
     engine.add(request("mine", 0, adapters=(make_adapter(sd15, brand="brand-0").use,)))
     engine.add(request("other", 1))
     engine.step()
-    (row, _) = engine._running
-    engine._slots.release(row.prepared.lease.slot)
+    engine._slots.release(engine._jobs["mine"].lease.slot)
     events = run(engine)
     assert [event.request_id for event in events if isinstance(event, Failed)] == ["mine"]
     assert [event.request_id for event in events if isinstance(event, Picture)] == ["other"]

@@ -155,6 +155,25 @@ def test_comments_and_half_events_are_skipped() -> None:
     assert [(event.id, event.data) for event in read_events(lines)] == [(1, {"a": 1})]
 
 
+def test_a_preview_has_no_place_of_its_own_in_the_stream() -> None:
+    """It comes without an id; going on after it is going on after the event before it."""
+    lines = [
+        "event: preview",
+        "data: {}",
+        "",
+        "id: 4",
+        "event: image",
+        "data: {}",
+        "",
+        "event: preview",
+        "data: {}",
+        "",
+    ]
+    events = [(event.id, event.kind) for event in read_events(lines)]
+    assert events == [(0, "preview"), (4, "image"), (4, "preview")]
+    assert list(read_events(["id: x", "data: {}", ""])) == []
+
+
 def test_captions_go_by_order_by_name_or_for_all() -> None:
     names = ["a.png", "b.png"]
     assert as_captions("x", names) == ["x", "x"]

@@ -13,6 +13,7 @@ import pytest
 from onbrand.cli import main
 from onbrand.cli.assets import expand
 from onbrand.cli.exits import Refused
+from onbrand.cli.generate import adapters
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -40,6 +41,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "train",
         "generate",
         "brand",
+        "brand limits",
         "asset",
         "document",
         "upload",
@@ -119,3 +121,32 @@ def test_a_folder_stands_for_its_pictures_in_order(tmp_path: Path) -> None:
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=str(tmp_path)):
         expand([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ([], {}),
+        (["sd15-lora-v1"], {"model": "sd15-lora-v1"}),
+        (["sd15-lora-v1:0.5"], {"models": [{"model": "sd15-lora-v1", "scale": 0.5}]}),
+        (["a", "b:2"], {"models": [{"model": "a"}, {"model": "b", "scale": 2.0}]}),
+    ],
+)
+def test_models_are_named_alone_or_with_their_scales(named: list[str], asked: dict[str, object]) -> None:
+    assert adapters(named) == asked
+
+
+def test_a_scale_that_is_no_number_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "generate", "a prompt", "--model", "sd15-lora-v1:much")
+    assert code == 2
+    assert "sd15-lora-v1:much" in err
+
+
+def test_limits_without_the_owners_login_say_what_is_missing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONBRAND_DATABASE_URL", raising=False)
+    monkeypatch.setenv("ONBRAND_WEB_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    code, _, err = run(capsys, "brand", "limits", "acme", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert "ONBRAND_DATABASE_URL" in err

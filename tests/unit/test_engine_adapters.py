@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Residency, composed
+from onbrand.adapter import combined_sha256, routing_id
+from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Lease, Residency, composed
 from onbrand.engine.slots import Slots
 from onbrand.errors import AdapterRefused, NotFound
 from onbrand.families.lora import AdapterWeights, LayerWeights
@@ -80,6 +82,202 @@ def test_the_same_file_of_two_brands_is_two_adapters(residency):
     assert ours.slot != theirs.slot
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def house(num_slots: int) -> tuple[Residency, Clock]:
+    clock = Clock()
+    return Residency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots), clock), clock
+
+
+def use(residency: Residency, *keys: AdapterKey, quota: int | None = None) -> None:
+    """Each is held for a moment."""
+    for each in keys:
+        lease = residency.pin(each, weights(), quota)
+        assert lease is not None
+        residency.unpin(lease)
+
+
+def brands(residency: Residency) -> list[str]:
+    return sorted(each.brand_id for each in residency.resident)
+
+
+def test_adapters_that_are_used_now_and_then_do_not_flush_those_in_daily_use():
+    residency, _ = house(4)
+    daily = [key(f"daily-{n}") for n in range(3)]
+    for _ in range(4):
+        use(residency, *daily)
+    use(residency, *(key(f"once-{n}") for n in range(20)))
+    assert set(daily) <= set(residency.resident)
+
+
+def test_what_is_no_longer_in_daily_use_goes():
+    residency, _ = house(2)
+    for _ in range(10):
+        use(residency, key("old"))
+    for _ in range(200):
+        use(residency, key("new"), key("newer"))
+    assert set(residency.resident) == {key("new"), key("newer")}
+
+
+def test_a_brand_borrows_slots_that_nobody_needs():
+    residency, _ = house(4)
+    assert [residency.pin(key(f"a{n}"), weights(), quota=2) for n in range(4)].count(None) == 0
+
+
+def test_borrowed_slots_go_first():
+    residency, _ = house(4)
+    use(residency, key("g0", "globex"), quota=2)
+    for _ in range(3):
+        use(residency, *(key(f"a{n}") for n in range(3)), quota=1)  # used more than GLOBEX's, and two above the quota
+    use(residency, key("i0", "initech"), quota=2)
+    use(residency, key("i1", "initech"), quota=2)
+    assert brands(residency) == ["acme", "globex", "initech", "initech"]
+
+
+def test_one_brands_many_adapters_do_not_flush_the_others():
+    residency, _ = house(4)
+    use(residency, key("g0", "globex"), key("g1", "globex"), quota=2)
+    use(residency, *(key(f"a{n}") for n in range(30)), quota=2)
+    assert brands(residency) == ["acme", "acme", "globex", "globex"]
+
+
+def test_a_brand_within_its_quota_takes_any_slot_that_nobody_holds():
+    residency, _ = house(2)
+    use(residency, key("a0"), key("a1"), quota=None)
+    use(residency, key("g0", "globex"), quota=1)
+    assert "globex" in brands(residency)
+
+
+def test_a_brand_at_its_quota_gets_a_slot_that_nobody_used_for_long():
+    residency, clock = house(2)
+    use(residency, key("g0", "globex"), quota=2)
+    held = residency.pin(key("a0"), weights(), quota=1)
+    assert residency.pin(key("a1"), weights(), quota=1) is None
+    clock.now = 3600.0
+    assert residency.pin(key("a1"), weights(), quota=1) is not None
+    residency.unpin(held)
+
+
+def test_quotas_are_counted_in_each_rank_class():
+    residency, _ = house(2)
+    use(residency, key("g0", "globex"), key("g1", "globex"), quota=2)
+    residency.unpin(residency.pin(key("a-wide"), weights(rank=32), quota=1))
+    assert residency.pin(key("a0"), weights(), quota=1) is not None
+
+
+def test_who_waits_gets_the_borrowed_slot_although_it_is_always_in_use():
+    residency, _ = house(2)
+    residency.pin(key("a0"), weights(), quota=1)
+    borrowed = residency.pin(key("a1"), weights(), quota=1)
+    waiting = key("g0", "globex")
+    assert residency.pin(waiting, weights(), quota=1) is None
+    (drained,) = [each for each in (key("a0"), key("a1")) if residency.pin(each, weights(), quota=1) is None]
+    assert drained == key("a0")  # seated longest of a brand above its quota
+    assert residency.pin(waiting, weights(), quota=1) is None
+    residency.unpin(next(lease for lease in residency._leases.values() if lease.key == drained))
+    assert residency.pin(key("h0", "hooli"), weights(), quota=1) is None  # it is kept for who came first
+    assert residency.pin(waiting, weights(), quota=1) is not None
+    assert residency.num_pins(borrowed.key) == 2
+
+
+def test_more_hot_adapters_than_slots_take_turns():
+    """Each is wanted all the time and held for three rounds: without turns the first two would never leave."""
+    residency, _ = house(2)
+    hot = [key(f"hot-{n}") for n in range(3)]
+    held: list[tuple[int, Lease]] = []
+    turns = dict.fromkeys(hot, 0)
+    for now in range(300):
+        for until, lease in [each for each in held if each[0] <= now]:
+            residency.unpin(lease)
+            held.remove((until, lease))
+        for each in hot:
+            lease = residency.pin(each, weights())
+            if lease is not None:
+                held.append((now + 3, lease))
+                turns[each] += 1
+    assert min(turns.values()) > 60
+
+
+def test_who_no_longer_waits_leaves_the_slot_to_its_adapter():
+    residency, _ = house(1)
+    residency.pin(key("a"), weights())
+    assert residency.pin(key("b"), weights()) is None
+    assert residency.pin(key("a"), weights()) is None
+    residency.withdraw(key("b"))
+    assert residency.pin(key("a"), weights()) is not None
+
+
+def test_a_claim_that_is_not_renewed_lapses():
+    residency, clock = house(1)
+    residency.pin(key("a"), weights())
+    assert residency.pin(key("b"), weights()) is None
+    clock.now = 60.0
+    assert residency.pin(key("a"), weights()) is not None
+
+
+def test_a_brand_at_its_quota_drains_its_own_slot_and_no_others():
+    residency, _ = house(2)
+    residency.pin(key("g0", "globex"), weights(), quota=2)
+    residency.pin(key("a0"), weights(), quota=1)
+    assert residency.pin(key("a1"), weights(), quota=1) is None
+    assert residency.pin(key("g0", "globex"), weights(), quota=2) is not None
+    assert residency.pin(key("a0"), weights(), quota=1) is None
+
+
+def test_a_slot_that_could_not_be_written_is_free_again(monkeypatch):
+    slots = Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), 1)
+    residency = Residency(slots)
+
+    def broken(*_: object) -> int:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slots, "write", broken)
+        with pytest.raises(MemoryError):
+            residency.pin(key("a"), weights())
+    assert residency.holdings() == []
+    assert residency.pin(key("a"), weights()) is not None
+
+
+def test_a_replica_publishes_digests_of_what_is_in_slots():
+    residency, _ = house(2)
+    use(residency, key("a"), key("b"), key("c"))
+    assert residency.holdings() == [each.routing_id for each in residency.resident]
+    assert residency.holdings() == [routing_id("acme", each.sha256) for each in residency.resident]
+    assert not any("acme" in told or told == "a" for told in residency.holdings())
+
+
+def test_whatever_happens_slots_and_leases_agree():
+    """Random pins, unpins and withdrawals: quotas hold, nothing held is lost, every lease's slot is still its own."""
+    dice = random.Random(11)
+    for _ in range(30):
+        residency, clock = house(dice.randint(1, 5))
+        held: list[Lease] = []
+        keys = [key(f"{n}", f"brand-{n % 3}") for n in range(9)]
+        for _ in range(200):
+            clock.now += dice.random()
+            match dice.choice(("pin", "pin", "unpin", "withdraw")):
+                case "pin":
+                    lease = residency.pin(dice.choice(keys), weights(), quota=dice.choice((None, 1, 2)))
+                    held += [lease] if lease else []
+                case "unpin" if held:
+                    residency.unpin(held.pop(dice.randrange(len(held))))
+                case _:
+                    residency.withdraw(dice.choice(keys))
+            assert {lease.key for lease in held} <= set(residency.resident)
+            assert all(residency._slots.generation(lease.slot) == lease.generation for lease in held)
+            places = [lease.slot for lease in residency._leases.values()]
+            assert len(places) == len(set(places)) <= residency._slots.num_slots
+            assert sum(residency.num_pins(each) for each in keys) == len(held)
+
+
 def test_adapters_add_up_by_concatenated_ranks():
     one, two = AdapterUse(key("a"), weights(2, 3.0), 0.5), AdapterUse(key("b"), weights(3, 1.0), -1.0)
     both = composed([one, two])
@@ -87,6 +285,14 @@ def test_adapters_add_up_by_concatenated_ranks():
     expected = 0.5 * torch.ones(5, 2) @ torch.full((2, 6), 3.0) - torch.ones(5, 3) @ torch.ones(3, 6)
     torch.testing.assert_close(layer.b @ layer.a, expected)
     assert (both.weights.rank, both.scale) == (5, 1.0)
+
+
+def test_several_adapters_go_by_one_id_that_depends_on_their_scales():
+    one, two = AdapterUse(key("a"), weights(2), 0.5), AdapterUse(key("b"), weights(3), -1.0)
+    assert composed([one, two]).key == key(combined_sha256([("a", 0.5), ("b", -1.0)]))
+    assert composed([one]).key == key(combined_sha256([("a", 2.0)])) == key("a")
+    assert combined_sha256([("a", 1), ("b", 1)]) == combined_sha256([("a", 1.0), ("b", 1.0)])
+    assert combined_sha256([("a", 1), ("b", 2)]) != combined_sha256([("a", 2), ("b", 1)])
 
 
 def test_adapters_of_different_brands_never_add_up():

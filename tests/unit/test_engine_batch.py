@@ -1,35 +1,17 @@
-"""Who shares a batch and whose turn it is, without any model."""
+"""What may share a forward pass, and the sizes that batches come in, without any model."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from onbrand.engine.batch import FairQueue, Job, Row, Turns, size_class, size_classes
+from onbrand.engine.batch import Job, Row, size_class, size_classes
 from onbrand.engine.request import Plan, Request
 
 
-def job(brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more) -> Job:
-    request = Request(f"{brand}-request", brand, "a secret prompt", 0, num_images=num_images, **more)
-    return Job(request, Plan(size, size, steps, cfg, cfg))
-
-
-def row(job: Job, index: int = 0) -> Row:
-    return Row(job, index, torch.zeros(1, 4, 8, 8))
-
-
-def served(queue: FairQueue, num: int) -> list[str]:
-    """The brands of the next `num` pictures."""
-    brands = []
-    for _ in range(num):
-        chosen = queue.first()
-        assert chosen is not None
-        chosen.num_started += 1
-        queue.charge(chosen)
-        if not chosen.num_waiting:
-            queue.remove(chosen)
-        brands.append(chosen.request.brand_id)
-    return brands
+def job(brand: str = "acme", size: int = 64, cfg: float = 3.0, **more) -> Job:
+    request = Request(f"{brand}-request", brand, "a secret prompt", 0, **more)
+    return Job(request, Plan(size, size, 4, cfg, cfg))
 
 
 @pytest.mark.parametrize(("most", "classes"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
@@ -41,80 +23,24 @@ def test_a_batch_is_filled_up_to_the_next_class():
     assert [size_class(num, (1, 2, 4, 8)) for num in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
 
 
-def test_rows_of_one_shape_go_together_and_shapes_take_turns():
-    turns, small, large = Turns(4), job(), job(size=128)
-    running = [row(small), row(large), row(small, 1)]
-    batches = [turns.next_batch(running) for _ in range(4)]
-    assert batches[0] == [running[0], running[2]]
-    assert batches[1] == [running[1]]
-    assert batches[2:] == batches[:2]
+def test_brands_of_one_shape_share_a_pass():
+    assert job("acme").key == job("globex").key
 
 
-def test_rows_without_guidance_do_not_share_a_doubled_pass():
-    guided, plain = row(job()), row(job(cfg=1.0))
-    assert Turns(4).next_batch([guided, plain]) == [guided]
+@pytest.mark.parametrize("other", [{"size": 128}, {"cfg": 1.0}, {"exclusive": True}])
+def test_another_shape_or_guidance_or_wish_to_be_alone_does_not_share_it(other):
+    assert job("acme", **other).key != job("globex").key
 
 
-def test_an_exclusive_brand_shares_with_nobody():
-    alone, other = row(job("acme", exclusive=True)), row(job("globex"))
-    assert Turns(4).next_batch([alone, other]) == [alone]
+def test_two_brands_that_wish_to_be_alone_are_each_alone():
+    assert job("acme", exclusive=True).key != job("globex", exclusive=True).key
 
 
-def test_no_batch_is_larger_than_the_largest():
-    many = job(num_images=7)
-    assert len(Turns(4).next_batch([row(many, index) for index in range(7)])) == 4
-
-
-def test_nothing_running_is_no_batch():
-    assert Turns(4).next_batch([]) == []
-
-
-def test_brands_get_equal_work_however_much_one_sends():
-    queue = FairQueue()
-    for _ in range(5):
-        queue.push(job("flood", num_images=10))
-    queue.push(job("quiet", num_images=3))
-    assert served(queue, 7) == ["flood", "quiet"] * 3 + ["flood"]
-
-
-def test_work_counts_not_pictures():
-    queue = FairQueue()
-    queue.push(job("long", num_images=8, steps=8))
-    queue.push(job("short", num_images=8, steps=4))
-    assert served(queue, 6).count("short") == 4
-
-
-def test_a_brand_that_returns_from_idle_has_no_credit():
-    queue = FairQueue()
-    queue.push(job("busy", num_images=20))
-    served(queue, 8)
-    queue.push(job("back", num_images=8))
-    assert served(queue, 6).count("back") == 3
-
-
-def test_a_brand_alone_owes_nothing_when_another_comes():
-    queue = FairQueue()
-    queue.push(job("busy", num_images=8))
-    served(queue, 8)
-    queue.push(job("busy", num_images=4))
-    queue.push(job("new", num_images=4))
-    assert served(queue, 4).count("busy") == 2
-
-
-def test_a_job_that_cannot_start_does_not_hold_up_the_next():
-    queue, first, second = FairQueue(), job("acme"), job("acme")
-    queue.push(first)
-    queue.push(second)
-    assert queue.first({first}) is second
-
-
-def test_pictures_waiting_are_counted_by_brand_and_in_all():
-    queue = FairQueue()
-    queue.push(job("acme", num_images=3))
-    queue.push(job("globex", num_images=2))
-    assert (queue.num_pictures("acme"), queue.num_pictures(), queue.num_pictures("nobody")) == (3, 5, 0)
+def test_a_step_costs_more_with_guidance_and_less_with_weight():
+    assert job(cfg=3.0).step_charge == 2 * job(cfg=1.0).step_charge == 2 * job(cfg=3.0, weight=2.0).step_charge
 
 
 def test_no_repr_shows_a_prompt():
     secretive = job(negative_prompt="another secret")
-    assert "secret" not in repr(secretive) + repr(row(secretive)) + str(secretive.request)
+    row = Row(secretive, 0, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))
+    assert "secret" not in repr(secretive) + repr(row) + str(secretive.request)

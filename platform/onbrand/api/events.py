@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Header
@@ -26,10 +26,15 @@ _LONGEST = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look at the rows: the status first, then the events, so that none before the end is missed."""
+    """One look at the rows: the status first, then the events, so that none before the end is missed.
+
+    Args:
+        asides: kind and data of what is told and kept nowhere; they have no id, and nobody resumes at one.
+    """
 
     status: str
     events: list[Any]
+    asides: list[tuple[str, Any]] = field(default_factory=list)
 
 
 Look = Callable[[BrandCaller, int], Awaitable[Seen]]
@@ -64,6 +69,9 @@ async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncI
         for event in seen.events:
             after, heard = event.seq, time.monotonic()
             yield as_text(event.seq, event.kind, event.data)
+        for kind, data in seen.asides:
+            heard = time.monotonic()
+            yield as_text(None, kind, data)
         if seen.status in ENDED or time.monotonic() > end:
             return
         if time.monotonic() - heard > _HEARTBEAT_EVERY:
@@ -77,6 +85,7 @@ async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncI
             return  # no longer a member, deleted, or the database is away: the client resumes, and is told then
 
 
-def as_text(seq: int, kind: str, data: Any) -> str:
+def as_text(seq: int | None, kind: str, data: Any) -> str:
     """One event on the wire."""
-    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+    at = "" if seq is None else f"id: {seq}\n"
+    return f"{at}event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -52,6 +52,11 @@ class ImagesRequest(Input):
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     lora_scale: float | None = None
+    more_models: tuple[images.ModelUse, ...] | None = Field(
+        None, min_length=1, max_length=3, description="Adapters of the same brand that are added to `model`."
+    )
+    sampler: str | None = None
+    exclusive: bool | None = None
 
 
 @router.post("/images/generations")
@@ -108,7 +113,7 @@ def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...
     width, height = _sides(body.size)
     said: dict[str, Any] = {
         "prompt": body.prompt,
-        **({"model_type": model} if model in families else {"model": model}),
+        **_models_of_body(body, model, families),
         "num_images": body.n,
         "width": width,
         "height": height,
@@ -118,12 +123,24 @@ def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...
         "num_inference_steps": body.num_inference_steps,
         "guidance_scale": body.guidance_scale,
         "true_cfg_scale": body.true_cfg_scale,
-        "lora_scale": body.lora_scale,
+        "sampler": body.sampler,
+        "exclusive": body.exclusive,
     }
     try:
         return images.NewGeneration(**{name: value for name, value in said.items() if value is not None})
     except ValidationError as problem:
         raise as_own_error([_in_openai_words(fault) for fault in problem.errors()]) from None
+
+
+def _models_of_body(body: ImagesRequest, model: str, families: tuple[str, ...]) -> dict[str, Any]:
+    """`model`, with its scale, and those that are added to it."""
+    if not body.more_models:
+        named = {"model_type": model} if model in families else {"model": model}
+        return {**named, "lora_scale": body.lora_scale}
+    if model in families:
+        raise InvalidInput("more_models are added to an adapter; name one in model", param="more_models")
+    first = {"model": model, "scale": 1.0 if body.lora_scale is None else body.lora_scale}
+    return {"models": [first, *(use.model_dump() for use in body.more_models)]}
 
 
 def _in_openai_words(fault: Any) -> dict[str, Any]:

@@ -40,9 +40,11 @@ def _was_never_begun(access: Access, generation: images.Generation) -> bool:
 
 async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:
     parts = caller.parts
-    return await images.create_generation(
+    made = await images.create_generation(
         caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
     )
+    parts.renderings.must_have_room_for(caller.brand_id, made.model_type)
+    return made
 
 
 async def read(access: Access, generation_id: str) -> images.Generation:

@@ -18,6 +18,7 @@ import typer
 from onbrand.cli.exits import FAILED, USAGE, Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect, credentials_path
 from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.owner import owner_of
 
 if TYPE_CHECKING:
     from onbrand.client import Verdict
@@ -72,14 +73,7 @@ def _over_http(brand: str | None, head: str | None) -> tuple[str, Iterator[Verdi
 
 
 def _from_database(brand: str | None, head: str | None, data_dir: Path | None) -> tuple[str, Iterator[Verdict]]:
-    from onbrand.cli.up import settings_from
-    from onbrand.db.embedded import read_urls
-
-    settings = settings_from({"data_dir": data_dir})
-    owner_url = settings.database_url or read_urls(settings).owner_url
-    if not owner_url:
-        raise Refused("--database needs the owner's login; set ONBRAND_DATABASE_URL", USAGE, "usage")
-    place = str(settings.folder)
+    place, owner_url = owner_of(data_dir)
     return place, _verdicts(owner_url, place, brand, head)
 
 

@@ -1,14 +1,15 @@
-"""`onbrand brand`: brands and who is in them."""
+"""`onbrand brand`: brands, who is in them, and (for operators) what they may take of the engines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onbrand.cli.exits import NOT_FOUND, Refused
+from onbrand.cli.exits import NOT_FOUND, USAGE, Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.owner import DataDirOption, owner_of
 
 if TYPE_CHECKING:
     from onbrand.client import Onbrand
@@ -78,6 +79,36 @@ def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: As
     user_id = _user_id(client, brand_id, member)
     client.members.remove(brand_id, user_id)
     show({"user_id": user_id, "removed": True}, f"Removed {member} from {brand_id}.", as_json)
+
+
+@app.command()
+def limits(
+    brand_id: Annotated[str, typer.Argument(metavar="BRAND", help="The brand's id.")],
+    weight: Annotated[float | None, typer.Option(help="Its share against other brands that wait, 0.1 to 10.")] = None,
+    max_waiting: Annotated[str | None, typer.Option(help="Pictures that may wait; 'none': the platform's.")] = None,
+    slot_quota: Annotated[str | None, typer.Option(help="Its adapters on a GPU at once; 'none': no quota.")] = None,
+    data_dir: DataDirOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Operators: show or set what a brand may take of the engines, in the database itself."""
+    from onbrand.db.limits import set_limits
+
+    said = {"weight": weight, "max_waiting_pictures": max_waiting, "slot_quota": slot_quota}
+    changes = {name: _number(name, value) for name, value in said.items() if value is not None}
+    now = set_limits(owner_of(data_dir)[1], brand_id, changes)
+    shown = ", ".join(f"{name} {'-' if value is None else value}" for name, value in now.items())
+    show({"brand_id": brand_id, **now}, f"{brand_id}: {shown}", as_json)
+
+
+def _number(name: str, value: Any) -> float | int | None:
+    """An option's number; None for 'none'."""
+    if not isinstance(value, str):
+        return float(value)
+    if value == "none":
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 9):
+        raise Refused(f"{name} must be a whole number, or 'none'", USAGE, "usage")
+    return int(value)
 
 
 def _user_id(client: Onbrand, brand_id: str, member: str) -> str:

@@ -38,6 +38,7 @@ from onbrand.client.objects import (
     Token,
     TrainingJob,
     Upload,
+    UsedAdapter,
     User,
 )
 
@@ -76,6 +77,7 @@ __all__ = [
     "Unavailable",
     "UnsupportedMedia",
     "Upload",
+    "UsedAdapter",
     "User",
     "Verdict",
     "WaitTimeout",

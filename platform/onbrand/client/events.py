@@ -9,15 +9,20 @@ from onbrand.client.objects import Event
 
 
 def read_events(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream; comments (heartbeats) and incomplete events are skipped."""
+    """The events of a stream; comments (heartbeats) and incomplete events are skipped.
+
+    One without an id (a preview) has that of the event before it: going on after it loses nothing.
+    """
     fields: dict[str, str] = {}
+    last = "0"
     for line in lines:
         if line:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             fields[name] = f"{fields[name]}\n{value}" if name == "data" and "data" in fields else value
         else:
-            if "data" in fields and fields.get("id", "").isdigit():
+            if "data" in fields and fields.get("id", last).isdigit():
+                last = fields.get("id", last)
                 data = json.loads(fields["data"])
-                yield Event(id=int(fields["id"]), kind=fields.get("event", "message"), data=data)
+                yield Event(id=int(last), kind=fields.get("event", "message"), data=data)
             fields = {}

@@ -34,6 +34,7 @@ __all__ = [
     "Token",
     "TrainingJob",
     "Upload",
+    "UsedAdapter",
     "User",
 ]
 
@@ -405,6 +406,15 @@ class TrainingJob(Waitable):
         return self._must_have_client().models.get(self.brand_id, self.model_name)
 
 
+class UsedAdapter(Answer):
+    """An adapter that a generation is drawn with; `model_id` is None once the model is deleted."""
+
+    model: str
+    model_id: str | None = None
+    sha256: str | None = None
+    scale: float = 1.0
+
+
 class Generation(Waitable):
     """Pictures made (or being made) from one prompt."""
 
@@ -422,6 +432,10 @@ class Generation(Waitable):
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     lora_scale: float | None = None
+    models: tuple[UsedAdapter, ...] = ()
+    sampler: str | None = None
+    exclusive: bool = False
+    preview_every: int = 0
     images: tuple[Image, ...] = ()
     created_at: datetime | None = None
     completed_at: datetime | None = None

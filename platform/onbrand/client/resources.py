@@ -352,6 +352,10 @@ class Generations(Resource):
         guidance_scale: float | None = None,
         true_cfg_scale: float | None = None,
         lora_scale: float | None = None,
+        models: Sequence[Mapping[str, Any]] | None = None,
+        sampler: str | None = None,
+        exclusive: bool | None = None,
+        preview_every: int | None = None,
         output_format: str | None = None,
         wait_seconds: int = 0,
         idempotency_key: str | None = None,
@@ -359,6 +363,10 @@ class Generations(Resource):
         """Draw `num_images` pictures of `prompt` with the adapter `model`, or with the base of `model_type`.
 
         Args:
+            models: instead of `model`: up to four adapters that are added up, each ``{"model": ..., "scale": ...}``.
+            sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
+            exclusive: share no forward pass with another brand.
+            preview_every: `events` shows a preview of each picture every so many steps (``preview``, a data URL).
             wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
         """
         body = given(
@@ -374,6 +382,10 @@ class Generations(Resource):
             guidance_scale=guidance_scale,
             true_cfg_scale=true_cfg_scale,
             lora_scale=lora_scale,
+            models=None if models is None else [dict(use) for use in models],
+            sampler=sampler,
+            exclusive=exclusive,
+            preview_every=preview_every,
             output_format=output_format,
         )
         headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}

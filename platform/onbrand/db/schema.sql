@@ -26,7 +26,7 @@ begin
   execute format('alter table %s enable row level security', t);
   execute format('alter table %s force row level security', t);
   execute format('create policy wall_user on %s as restrictive for all to authenticated '
-    'using (brand_id = any ((select private.my_brands())::text[])) '
+    'using (coalesce(brand_id = any ((select private.my_brands())::text[]), false)) '
     'with check (brand_id = any ((select private.my_brands())::text[]))', t);
   execute format('create policy wall_system on %s as restrictive for all to brand_system '
     'using (brand_id = (select private.ticket_brand())) '
@@ -300,7 +300,7 @@ begin
       return false;
     end if;
   end if;
-  return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid);
+  return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
 end $$;
 
 ALTER FUNCTION private.credential_lives() OWNER TO onbrand_definer;
@@ -480,6 +480,9 @@ CREATE FUNCTION private.may(what text) RETURNS boolean
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
 begin
+  if not c ?| array['key_id', 'scopes'] then  -- the user themselves, by a token or by a page's session
+    return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
+  end if;
   if not private.credential_lives() then return false; end if;
   if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
   if c ->> 'key_id' is not null then
@@ -515,13 +518,12 @@ CREATE FUNCTION private.my_admin_brands() RETURNS text[]
     AS $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  mine text[];
+  me uuid := (c ->> 'sub')::uuid;
+  bound text := c ->> 'brand_id';
 begin
   if c ?| array['key_id', 'session_id', 'scopes'] and not private.may('manage') then return '{}'; end if;
-  select coalesce(array_agg(bu.brand_id), '{}') into mine from app.brand_users bu
-    where bu.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
-      and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id');
-  return mine;
+  return array(select bu.brand_id from app.brand_users bu
+    where bu.user_id = me and bu.role = 'admin' and (bound is null or bu.brand_id = bound));
 end $$;
 
 ALTER FUNCTION private.my_admin_brands() OWNER TO onbrand_definer;
@@ -532,12 +534,22 @@ CREATE FUNCTION private.my_brands() RETURNS text[]
     AS $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  mine text[];
+  me uuid := (c ->> 'sub')::uuid;
+  bound text := c ->> 'brand_id';
 begin
-  if c ?| array['key_id', 'session_id'] and not private.credential_lives() then return '{}'; end if;
-  select coalesce(array_agg(bu.brand_id), '{}') into mine from app.brand_users bu
-    where bu.user_id = (c ->> 'sub')::uuid and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id');
-  return mine;
+  if c ?| array['key_id', 'session_id'] then
+    if c ->> 'session_id' is not null and not private.session_lives((c ->> 'session_id')::uuid, me) then
+      return '{}';
+    end if;
+    if c ->> 'key_id' is not null then
+      return array(select bu.brand_id from app.brand_users bu
+        where bu.user_id = me and bu.brand_id = bound and exists (select 1 from app.api_keys k
+          where k.id = (c ->> 'key_id')::uuid and k.brand_id = bound and k.user_id = me and k.revoked_at is null
+            and (k.expires_at is null or k.expires_at > statement_timestamp())));
+    end if;
+  end if;
+  return array(select bu.brand_id from app.brand_users bu
+    where bu.user_id = me and (bound is null or bu.brand_id = bound));
 end $$;
 
 ALTER FUNCTION private.my_brands() OWNER TO onbrand_definer;
@@ -630,16 +642,17 @@ end $$;
 
 ALTER FUNCTION private.record(b text, what text, d jsonb) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.session_lives(session_id uuid) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION private.session_lives(session_id uuid, me uuid) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select exists (select 1 from identity.sessions s where s.id = session_lives.session_id
-    and s.user_id = private.uid() and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp())
-$$;
+begin
+  return exists (select 1 from identity.sessions s where s.id = session_lives.session_id
+    and s.user_id = session_lives.me and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp());
+end $$;
 
-ALTER FUNCTION private.session_lives(session_id uuid) OWNER TO onbrand_identity;
+ALTER FUNCTION private.session_lives(session_id uuid, me uuid) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id uuid, created_at timestamp with time zone)
     LANGUAGE sql SECURITY DEFINER
@@ -811,6 +824,21 @@ ALTER TABLE ONLY app.brand_assets FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_assets OWNER TO onbrand_owner;
 
+CREATE TABLE app.brand_limits (
+    brand_id text NOT NULL,
+    weight double precision DEFAULT 1 NOT NULL,
+    max_waiting_pictures integer,
+    slot_quota integer,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT brand_limits_max_waiting_pictures_check CHECK (((max_waiting_pictures >= 1) AND (max_waiting_pictures <= 100000))),
+    CONSTRAINT brand_limits_slot_quota_check CHECK (((slot_quota >= 1) AND (slot_quota <= 10000))),
+    CONSTRAINT brand_limits_weight_check CHECK (((weight >= (0.1)::double precision) AND (weight <= (10)::double precision)))
+);
+
+ALTER TABLE ONLY app.brand_limits FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.brand_limits OWNER TO onbrand_owner;
+
 CREATE TABLE app.brand_users (
     brand_id text NOT NULL,
     user_id uuid NOT NULL,
@@ -895,6 +923,24 @@ ALTER TABLE ONLY app.generated_images FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.generated_images OWNER TO onbrand_owner;
 
+CREATE TABLE app.generation_adapters (
+    brand_id text NOT NULL,
+    generation_id uuid NOT NULL,
+    index integer NOT NULL,
+    model_id uuid,
+    model_name text NOT NULL,
+    sha256 text NOT NULL,
+    scale double precision NOT NULL,
+    CONSTRAINT generation_adapters_index_check CHECK (((index >= 0) AND (index <= 3))),
+    CONSTRAINT generation_adapters_model_name_check CHECK ((char_length(model_name) <= 100)),
+    CONSTRAINT generation_adapters_scale_check CHECK (((scale >= ('-10'::integer)::double precision) AND (scale <= (10)::double precision))),
+    CONSTRAINT generation_adapters_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text))
+);
+
+ALTER TABLE ONLY app.generation_adapters FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.generation_adapters OWNER TO onbrand_owner;
+
 CREATE TABLE app.generations (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     brand_id text NOT NULL,
@@ -921,6 +967,9 @@ CREATE TABLE app.generations (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     started_at timestamp with time zone,
     completed_at timestamp with time zone,
+    sampler text,
+    exclusive boolean DEFAULT false NOT NULL,
+    preview_every integer DEFAULT 0 NOT NULL,
     CONSTRAINT generations_height_check CHECK ((height > 0)),
     CONSTRAINT generations_model_name_check CHECK ((char_length(model_name) <= 100)),
     CONSTRAINT generations_model_type_check CHECK ((model_type = ANY (ARRAY['sd15'::text, 'sdxl'::text, 'flux'::text]))),
@@ -928,8 +977,10 @@ CREATE TABLE app.generations (
     CONSTRAINT generations_num_images_check CHECK (((num_images >= 1) AND (num_images <= 64))),
     CONSTRAINT generations_num_inference_steps_check CHECK ((num_inference_steps > 0)),
     CONSTRAINT generations_output_format_check CHECK ((output_format = ANY (ARRAY['png'::text, 'jpeg'::text, 'webp'::text]))),
+    CONSTRAINT generations_preview_every_check CHECK (((preview_every >= 0) AND (preview_every <= 1000))),
     CONSTRAINT generations_progress_check CHECK (((progress >= 0) AND (progress <= 100))),
     CONSTRAINT generations_prompt_check CHECK (((char_length(prompt) >= 1) AND (char_length(prompt) <= 20000))),
+    CONSTRAINT generations_sampler_check CHECK ((sampler ~ '^[a-z0-9+-]{1,20}$'::text)),
     CONSTRAINT generations_seed_check CHECK ((seed >= 0)),
     CONSTRAINT generations_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'running'::text, 'completed'::text, 'failed'::text, 'canceled'::text]))),
     CONSTRAINT generations_width_check CHECK ((width > 0))
@@ -1092,8 +1143,11 @@ ALTER TABLE app.numbers OWNER TO onbrand_owner;
 CREATE TABLE app.upload_objects (
     brand_id text NOT NULL,
     upload_id uuid NOT NULL,
-    bucket_id text NOT NULL,
-    object_name text NOT NULL COLLATE pg_catalog."C"
+    index integer NOT NULL,
+    asset_id uuid,
+    document_id uuid,
+    CONSTRAINT upload_objects_check CHECK ((num_nonnulls(asset_id, document_id) = 1)),
+    CONSTRAINT upload_objects_index_check CHECK ((index >= 0))
 );
 
 ALTER TABLE ONLY app.upload_objects FORCE ROW LEVEL SECURITY;
@@ -1224,6 +1278,9 @@ ALTER TABLE ONLY app.brand_assets
 ALTER TABLE ONLY app.brand_assets
     ADD CONSTRAINT brand_assets_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY app.brand_limits
+    ADD CONSTRAINT brand_limits_pkey PRIMARY KEY (brand_id);
+
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_pkey PRIMARY KEY (brand_id, user_id);
 
@@ -1253,6 +1310,9 @@ ALTER TABLE ONLY app.generated_images
 
 ALTER TABLE ONLY app.generated_images
     ADD CONSTRAINT generated_images_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY app.generation_adapters
+    ADD CONSTRAINT generation_adapters_pkey PRIMARY KEY (brand_id, generation_id, index);
 
 ALTER TABLE ONLY app.generations
     ADD CONSTRAINT generations_brand_id_id_key UNIQUE (brand_id, id);
@@ -1300,7 +1360,7 @@ ALTER TABLE ONLY app.numbers
     ADD CONSTRAINT numbers_pkey PRIMARY KEY (brand_id, series);
 
 ALTER TABLE ONLY app.upload_objects
-    ADD CONSTRAINT upload_objects_pkey PRIMARY KEY (brand_id, upload_id, bucket_id, object_name);
+    ADD CONSTRAINT upload_objects_pkey PRIMARY KEY (brand_id, upload_id, index);
 
 ALTER TABLE ONLY app.uploads
     ADD CONSTRAINT uploads_brand_id_id_key UNIQUE (brand_id, id);
@@ -1330,9 +1390,6 @@ ALTER TABLE ONLY storage.buckets
     ADD CONSTRAINT buckets_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY storage.objects
-    ADD CONSTRAINT objects_brand_id_bucket_id_name_key UNIQUE (brand_id, bucket_id, name);
-
-ALTER TABLE ONLY storage.objects
     ADD CONSTRAINT objects_bucket_id_name_key UNIQUE (bucket_id, name);
 
 ALTER TABLE ONLY storage.objects
@@ -1350,9 +1407,13 @@ CREATE INDEX documents_by_time ON app.documents USING btree (brand_id, created_a
 
 CREATE INDEX generated_images_by_time ON app.generated_images USING btree (brand_id, created_at, id);
 
+CREATE INDEX generation_adapters_by_model ON app.generation_adapters USING btree (brand_id, model_id);
+
 CREATE INDEX generations_by_time ON app.generations USING btree (brand_id, created_at, id);
 
 CREATE INDEX generations_open ON app.generations USING btree (created_at) WHERE (status = ANY (ARRAY['pending'::text, 'running'::text]));
+
+CREATE INDEX generations_open_by_brand ON app.generations USING btree (brand_id) WHERE (status = ANY (ARRAY['pending'::text, 'running'::text]));
 
 CREATE INDEX invitations_by_time ON app.invitations USING btree (brand_id, created_at, id);
 
@@ -1364,7 +1425,9 @@ CREATE INDEX jobs_open ON app.lora_training_jobs USING btree (created_at) WHERE 
 
 CREATE INDEX models_by_time ON app.models USING btree (brand_id, created_at, id);
 
-CREATE INDEX upload_objects_by_object ON app.upload_objects USING btree (brand_id, bucket_id, object_name);
+CREATE INDEX upload_objects_by_asset ON app.upload_objects USING btree (brand_id, asset_id) WHERE (asset_id IS NOT NULL);
+
+CREATE INDEX upload_objects_by_document ON app.upload_objects USING btree (brand_id, document_id) WHERE (document_id IS NOT NULL);
 
 CREATE INDEX uploads_by_end ON app.uploads USING btree (expires_at);
 
@@ -1384,11 +1447,15 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.asset_captions FOR EACH ROW 
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_limits FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.documents FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.generated_images FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.generation_adapters FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.generations FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
@@ -1443,6 +1510,9 @@ ALTER TABLE ONLY app.asset_captions
 ALTER TABLE ONLY app.brand_assets
     ADD CONSTRAINT brand_assets_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
+ALTER TABLE ONLY app.brand_limits
+    ADD CONSTRAINT brand_limits_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
+
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
@@ -1457,6 +1527,12 @@ ALTER TABLE ONLY app.generated_images
 
 ALTER TABLE ONLY app.generated_images
     ADD CONSTRAINT generated_images_brand_id_model_id_fkey FOREIGN KEY (brand_id, model_id) REFERENCES app.models(brand_id, id) ON DELETE SET NULL (model_id);
+
+ALTER TABLE ONLY app.generation_adapters
+    ADD CONSTRAINT generation_adapters_brand_id_generation_id_fkey FOREIGN KEY (brand_id, generation_id) REFERENCES app.generations(brand_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY app.generation_adapters
+    ADD CONSTRAINT generation_adapters_brand_id_model_id_fkey FOREIGN KEY (brand_id, model_id) REFERENCES app.models(brand_id, id) ON DELETE SET NULL (model_id);
 
 ALTER TABLE ONLY app.generations
     ADD CONSTRAINT generations_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
@@ -1501,7 +1577,10 @@ ALTER TABLE ONLY app.numbers
     ADD CONSTRAINT numbers_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
 ALTER TABLE ONLY app.upload_objects
-    ADD CONSTRAINT upload_objects_brand_id_bucket_id_object_name_fkey FOREIGN KEY (brand_id, bucket_id, object_name) REFERENCES storage.objects(brand_id, bucket_id, name) ON DELETE CASCADE;
+    ADD CONSTRAINT upload_objects_brand_id_asset_id_fkey FOREIGN KEY (brand_id, asset_id) REFERENCES app.brand_assets(brand_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY app.upload_objects
+    ADD CONSTRAINT upload_objects_brand_id_document_id_fkey FOREIGN KEY (brand_id, document_id) REFERENCES app.documents(brand_id, id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY app.upload_objects
     ADD CONSTRAINT upload_objects_brand_id_upload_id_fkey FOREIGN KEY (brand_id, upload_id) REFERENCES app.uploads(brand_id, id) ON DELETE CASCADE;
@@ -1534,7 +1613,7 @@ CREATE POLICY admin_insert ON app.brand_users FOR INSERT TO authenticated WITH C
 
 CREATE POLICY admin_insert ON app.invitations FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
 
-CREATE POLICY admin_select ON app.invitations FOR SELECT TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_select ON app.invitations FOR SELECT TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])), false));
 
 CREATE POLICY admin_update ON app.api_keys FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))) WITH CHECK ((revoked_at IS NOT NULL));
 
@@ -1548,13 +1627,21 @@ ALTER TABLE app.asset_captions ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_assets ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE app.brand_limits ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE app.brand_users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY document_of_ones_own ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((document_id IS NULL) OR (EXISTS ( SELECT 1
+   FROM app.documents d
+  WHERE ((d.brand_id = upload_objects.brand_id) AND (d.id = upload_objects.document_id) AND (d.user_id = ( SELECT private.uid() AS uid)))))));
+
 ALTER TABLE app.documents ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.generated_images ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE app.generation_adapters ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.generations ENABLE ROW LEVEL SECURITY;
 
@@ -1588,6 +1675,8 @@ CREATE POLICY member_select ON app.asset_captions FOR SELECT TO authenticated US
 
 CREATE POLICY member_select ON app.brand_assets FOR SELECT TO authenticated USING (true);
 
+CREATE POLICY member_select ON app.brand_limits FOR SELECT TO authenticated USING (true);
+
 CREATE POLICY member_select ON app.brand_users FOR SELECT TO authenticated USING (((user_id = ( SELECT private.uid() AS uid)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
 
 CREATE POLICY member_select ON app.brands FOR SELECT TO authenticated USING (true);
@@ -1595,6 +1684,8 @@ CREATE POLICY member_select ON app.brands FOR SELECT TO authenticated USING (tru
 CREATE POLICY member_select ON app.documents FOR SELECT TO authenticated USING (true);
 
 CREATE POLICY member_select ON app.generated_images FOR SELECT TO authenticated USING (true);
+
+CREATE POLICY member_select ON app.generation_adapters FOR SELECT TO authenticated USING (true);
 
 CREATE POLICY member_select ON app.generations FOR SELECT TO authenticated USING (true);
 
@@ -1618,15 +1709,20 @@ CREATE POLICY own_keys ON app.idempotency_keys TO authenticated USING ((user_id 
 
 CREATE POLICY owner_delete ON app.generated_images FOR DELETE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid)));
 
+CREATE POLICY owner_insert ON app.generation_adapters FOR INSERT TO authenticated WITH CHECK ((EXISTS ( SELECT 1
+   FROM (app.generations g
+     JOIN app.models m ON (((m.brand_id = g.brand_id) AND (m.model_type = g.model_type))))
+  WHERE ((g.brand_id = generation_adapters.brand_id) AND (g.id = generation_adapters.generation_id) AND (g.user_id = ( SELECT private.uid() AS uid)) AND (g.status = 'pending'::text) AND (m.id = generation_adapters.model_id) AND (m.name = generation_adapters.model_name) AND (m.sha256 = generation_adapters.sha256) AND ((generation_adapters.index > 0) OR (g.model_id = m.id))))));
+
 CREATE POLICY owner_insert ON app.job_assets FOR INSERT TO authenticated WITH CHECK ((EXISTS ( SELECT 1
    FROM app.lora_training_jobs j
   WHERE ((j.brand_id = job_assets.brand_id) AND (j.id = job_assets.job_id) AND (j.user_id = ( SELECT private.uid() AS uid)) AND (j.status = 'pending'::text)))));
 
 CREATE POLICY owner_insert ON app.upload_objects FOR INSERT TO authenticated WITH CHECK (((EXISTS ( SELECT 1
    FROM app.uploads u
-  WHERE ((u.brand_id = upload_objects.brand_id) AND (u.id = upload_objects.upload_id) AND (u.user_id = ( SELECT private.uid() AS uid)) AND (u.status = 'completed'::text)))) AND (EXISTS ( SELECT 1
-   FROM storage.objects o
-  WHERE ((o.brand_id = upload_objects.brand_id) AND (o.bucket_id = upload_objects.bucket_id) AND (o.name = upload_objects.object_name) AND (o.user_id = ( SELECT private.uid() AS uid)))))));
+  WHERE ((u.brand_id = upload_objects.brand_id) AND (u.id = upload_objects.upload_id) AND (u.user_id = ( SELECT private.uid() AS uid)) AND (u.status = 'completed'::text)))) AND ((document_id IS NOT NULL) OR (EXISTS ( SELECT 1
+   FROM app.brand_assets a
+  WHERE ((a.brand_id = upload_objects.brand_id) AND (a.id = upload_objects.asset_id) AND (a.user_id = ( SELECT private.uid() AS uid))))))));
 
 CREATE POLICY owner_update ON app.generations FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
@@ -1634,7 +1730,7 @@ CREATE POLICY owner_update ON app.lora_training_jobs FOR UPDATE TO authenticated
 
 CREATE POLICY owner_update ON app.uploads FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
-CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING ((((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.may('manage'::text) AS may)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING (COALESCE(((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])) OR ((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.may('manage'::text) AS may))), false));
 
 CREATE POLICY scope_delete ON app.brand_assets AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
 
@@ -1659,6 +1755,8 @@ CREATE POLICY scope_insert ON app.brand_users AS RESTRICTIVE FOR INSERT TO authe
 CREATE POLICY scope_insert ON app.brands AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
 
 CREATE POLICY scope_insert ON app.documents AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+
+CREATE POLICY scope_insert ON app.generation_adapters AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('generate'::text) AS may));
 
 CREATE POLICY scope_insert ON app.generations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('generate'::text) AS may));
 
@@ -1712,6 +1810,10 @@ CREATE POLICY system_select ON app.generated_images FOR SELECT TO brand_system U
    FROM app.generations g
   WHERE ((g.brand_id = generated_images.brand_id) AND (g.id = generated_images.generation_id)))));
 
+CREATE POLICY system_select ON app.generation_adapters FOR SELECT TO brand_system USING ((EXISTS ( SELECT 1
+   FROM app.generations g
+  WHERE ((g.brand_id = generation_adapters.brand_id) AND (g.id = generation_adapters.generation_id)))));
+
 CREATE POLICY system_select ON app.generations FOR SELECT TO brand_system USING (((( SELECT private.ctx('kind'::text) AS ctx) = 'generation'::text) AND (id = (( SELECT private.ctx('job_id'::text) AS ctx))::uuid) AND (user_id = (( SELECT private.ctx('on_behalf_of'::text) AS ctx))::uuid)));
 
 CREATE POLICY system_select ON app.job_assets FOR SELECT TO brand_system USING ((EXISTS ( SELECT 1
@@ -1732,8 +1834,9 @@ CASE ( SELECT private.ctx('kind'::text) AS ctx)
        FROM app.lora_training_jobs j
       WHERE (j.brand_id = models.brand_id)))
     WHEN 'generation'::text THEN (EXISTS ( SELECT 1
-       FROM app.generations g
-      WHERE ((g.brand_id = models.brand_id) AND (g.model_id = models.id) AND (g.status = ANY (ARRAY['pending'::text, 'running'::text])))))
+       FROM (app.generation_adapters a
+         JOIN app.generations g ON (((g.brand_id = a.brand_id) AND (g.id = a.generation_id))))
+      WHERE ((a.brand_id = models.brand_id) AND (a.model_id = models.id) AND (g.status = ANY (ARRAY['pending'::text, 'running'::text])))))
     ELSE false
 END);
 
@@ -1751,6 +1854,8 @@ CREATE POLICY wall_system ON app.asset_captions AS RESTRICTIVE TO brand_system U
 
 CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
+CREATE POLICY wall_system ON app.brand_limits AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
 CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
 CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((id = ( SELECT private.ticket_brand() AS ticket_brand)));
@@ -1758,6 +1863,8 @@ CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((i
 CREATE POLICY wall_system ON app.documents AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
 CREATE POLICY wall_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_system ON app.generation_adapters AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
 CREATE POLICY wall_system ON app.generations AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
@@ -1779,47 +1886,51 @@ CREATE POLICY wall_system ON app.upload_objects AS RESTRICTIVE TO brand_system U
 
 CREATE POLICY wall_system ON app.uploads AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_user ON app.api_keys AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.api_keys AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+
+CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.brands AS RESTRICTIVE FOR SELECT TO authenticated USING ((id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.documents AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.documents AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.generated_images AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.generated_images AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.generations AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.generation_adapters AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+
+CREATE POLICY wall_user ON app.generations AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.idempotency_keys AS RESTRICTIVE TO authenticated USING (((brand_id IS NULL) OR (brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])))) WITH CHECK (((brand_id IS NULL) OR (brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))));
 
-CREATE POLICY wall_user ON app.invitations AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.invitations AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.job_assets AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.job_assets AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.job_events AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.job_events AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.lora_training_jobs AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.lora_training_jobs AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.models AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.models AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.numbers AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.numbers AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY wall_user ON app.uploads AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.uploads AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
-CREATE POLICY admin_select ON audit.events FOR SELECT TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_select ON audit.events FOR SELECT TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])), false));
 
 ALTER TABLE audit.events ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY wall_system ON audit.events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY own_code ON identity.sessions TO onbrand_identity USING (true) WITH CHECK (true);
 
@@ -1876,7 +1987,7 @@ CREATE POLICY system_select ON storage.objects FOR SELECT TO brand_system USING 
 
 CREATE POLICY wall_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_user ON storage.objects AS RESTRICTIVE TO authenticated USING ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON storage.objects AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 GRANT USAGE ON SCHEMA app TO authenticated;
 GRANT USAGE ON SCHEMA app TO brand_system;
@@ -2020,8 +2131,8 @@ REVOKE ALL ON FUNCTION private.record(b text, what text, d jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO authenticated;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system;
 
-REVOKE ALL ON FUNCTION private.session_lives(session_id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.session_lives(session_id uuid) TO onbrand_definer;
+REVOKE ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) TO onbrand_definer;
 
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
@@ -2114,6 +2225,8 @@ GRANT INSERT(height) ON TABLE app.brand_assets TO authenticated;
 
 GRANT INSERT(metadata) ON TABLE app.brand_assets TO authenticated;
 
+GRANT SELECT ON TABLE app.brand_limits TO authenticated;
+
 GRANT SELECT,INSERT ON TABLE app.brand_users TO onbrand_definer;
 GRANT SELECT,DELETE ON TABLE app.brand_users TO authenticated;
 GRANT SELECT ON TABLE app.brand_users TO onbrand_identity;
@@ -2186,6 +2299,23 @@ GRANT INSERT(sha256) ON TABLE app.generated_images TO brand_system;
 
 GRANT INSERT(receipt) ON TABLE app.generated_images TO brand_system;
 
+GRANT SELECT ON TABLE app.generation_adapters TO authenticated;
+GRANT SELECT ON TABLE app.generation_adapters TO brand_system;
+
+GRANT INSERT(brand_id) ON TABLE app.generation_adapters TO authenticated;
+
+GRANT INSERT(generation_id) ON TABLE app.generation_adapters TO authenticated;
+
+GRANT INSERT(index) ON TABLE app.generation_adapters TO authenticated;
+
+GRANT INSERT(model_id) ON TABLE app.generation_adapters TO authenticated;
+
+GRANT INSERT(model_name) ON TABLE app.generation_adapters TO authenticated;
+
+GRANT INSERT(sha256) ON TABLE app.generation_adapters TO authenticated;
+
+GRANT INSERT(scale) ON TABLE app.generation_adapters TO authenticated;
+
 GRANT SELECT ON TABLE app.generations TO authenticated;
 GRANT SELECT ON TABLE app.generations TO brand_system;
 
@@ -2245,6 +2375,12 @@ GRANT UPDATE(started_at) ON TABLE app.generations TO brand_system;
 
 GRANT UPDATE(completed_at) ON TABLE app.generations TO brand_system;
 GRANT UPDATE(completed_at) ON TABLE app.generations TO onbrand_definer;
+
+GRANT INSERT(sampler) ON TABLE app.generations TO authenticated;
+
+GRANT INSERT(exclusive) ON TABLE app.generations TO authenticated;
+
+GRANT INSERT(preview_every) ON TABLE app.generations TO authenticated;
 
 GRANT SELECT,DELETE ON TABLE app.idempotency_keys TO authenticated;
 
@@ -2411,9 +2547,11 @@ GRANT INSERT(brand_id) ON TABLE app.upload_objects TO authenticated;
 
 GRANT INSERT(upload_id) ON TABLE app.upload_objects TO authenticated;
 
-GRANT INSERT(bucket_id) ON TABLE app.upload_objects TO authenticated;
+GRANT INSERT(index) ON TABLE app.upload_objects TO authenticated;
 
-GRANT INSERT(object_name) ON TABLE app.upload_objects TO authenticated;
+GRANT INSERT(asset_id) ON TABLE app.upload_objects TO authenticated;
+
+GRANT INSERT(document_id) ON TABLE app.upload_objects TO authenticated;
 
 GRANT SELECT ON TABLE app.uploads TO authenticated;
 GRANT DELETE ON TABLE app.uploads TO onbrand_definer;

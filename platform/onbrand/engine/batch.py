@@ -1,11 +1,12 @@
-"""Which rows share a forward pass, and whose turn it is: jobs, rows, size classes, and the fair queue over brands."""
+"""What shares a forward pass: jobs, their rows, the keys that keep rows apart, and the sizes that batches come in.
+
+Whose turn it is: `onbrand.engine.fairness`.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from onbrand.engine.adapters import AdapterUse, Lease
 from onbrand.engine.request import Plan, Request
 from onbrand.engine.slots import RowAdapter
 from onbrand.families.family import Conditioning
-from onbrand.families.sampling import Schedule
+from onbrand.families.sampling import Sampler, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,38 +34,64 @@ class BatchKey:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job needs before its first step: its table, its prompts' conditioning, its adapter's slot."""
+    """What a job needs before its first step: its sampler's table, its prompts' conditioning, its adapters as one."""
 
+    sampler: Sampler
     schedule: Schedule
     positive: Conditioning
     negative: Conditioning | None
     use: AdapterUse | None
-    lease: Lease | None
-
-    def row_adapter(self) -> RowAdapter | None:
-        """What each of the job's rows binds."""
-        return self.lease.row(self.use.scale) if self.lease and self.use else None
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way: pictures waiting, running, done."""
+    """A request on its way.
+
+    Args:
+        lease: of its adapter's slot, while rows of it step; may be recalled while they pause.
+        rows: pictures that have begun and are not through their steps, in their order.
+        num_stepped: pictures that are through their steps.
+        num_finished: pictures that were told.
+        preparing: its conditioning is being made.
+        claiming: it was refused a slot, which is being drained for it.
+    """
 
     request: Request
     plan: Plan
     prepared: Prepared | None = None
+    lease: Lease | None = None
+    rows: list[Row] = field(default_factory=list)
     num_started: int = 0
+    num_stepped: int = 0
     num_finished: int = 0
     steps_done: int = 0
+    preparing: bool = False
+    claiming: bool = False
+    ended: bool = False
+    key: BatchKey = field(init=False)
+
+    def __post_init__(self) -> None:
+        alone = self.request.brand_id if self.request.exclusive else None
+        self.key = BatchKey(self.plan.height, self.plan.width, self.plan.guided, alone)
 
     @property
-    def key(self) -> BatchKey:
-        alone = self.request.brand_id if self.request.exclusive else None
-        return BatchKey(self.plan.height, self.plan.width, self.plan.guided, alone)
+    def brand_id(self) -> str:
+        return self.request.brand_id
 
     @property
     def num_waiting(self) -> int:
+        """Pictures that have not begun."""
         return self.request.num_images - self.num_started
+
+    @property
+    def num_to_step(self) -> int:
+        """Pictures that could take part in a pass now; each can once."""
+        return self.request.num_images - self.num_stepped if self.prepared else 0
+
+    @property
+    def step_charge(self) -> float:
+        """What one step of one picture counts for in its brand's account."""
+        return self.plan.step_cost / self.request.weight
 
     @property
     def finished(self) -> bool:
@@ -73,13 +100,20 @@ class Job:
 
 @dataclass(eq=False)
 class Row:
-    """One picture between noise and decoding."""
+    """One picture between noise and decoding.
+
+    Args:
+        clean_1CHW: the clean latents foreseen at its last step; zeros before the first.
+        slot_generation: of the slot its last step used; None without an adapter.
+    """
 
     job: Job
     index: int
     latents_1CHW: Tensor
+    clean_1CHW: Tensor
     step: int = 0
     batch_sizes: set[int] = field(default_factory=set)
+    slot_generation: int | None = None
 
     @property
     def seed(self) -> int:
@@ -94,6 +128,14 @@ class Row:
     def finished(self) -> bool:
         return self.step == self.job.plan.num_steps
 
+    def adapter(self) -> RowAdapter | None:
+        """What the row binds in a forward pass; None: the base."""
+        use, lease = self.prepared.use, self.job.lease
+        if use is None:
+            return None
+        assert lease is not None, "a row with an adapter steps only with a lease of its slot"
+        return lease.row(use.scale)
+
 
 def size_classes(max_batch: int) -> tuple[int, ...]:
     """1, 2, 4, ... up to and with `max_batch`."""
@@ -103,73 +145,3 @@ def size_classes(max_batch: int) -> tuple[int, ...]:
 def size_class(num_rows: int, classes: Sequence[int]) -> int:
     """The smallest class that holds `num_rows`."""
     return min(size for size in classes if size >= num_rows)
-
-
-class Turns:
-    """Chooses the next batch: keys take turns, rows of one key go together, at most `max_batch` of them."""
-
-    def __init__(self, max_batch: int) -> None:
-        self._max_batch = max_batch
-        self._last: dict[BatchKey, int] = {}
-        self._clock = count(1)
-
-    def next_batch(self, running: Sequence[Row]) -> list[Row]:
-        """The rows that step now; none when nothing runs."""
-        keys = list(dict.fromkeys(row.job.key for row in running))
-        self._last = {key: self._last.get(key, 0) for key in keys}
-        if not keys:
-            return []
-        key = min(keys, key=self._last.__getitem__)
-        self._last[key] = next(self._clock)
-        return [row for row in running if row.job.key == key][: self._max_batch]
-
-
-class FairQueue:
-    """Jobs that have pictures waiting, fair over brands in predicted work: the brand served least goes first.
-
-    A brand that returns from idle starts at the minimum of the active ones (Sheng et al. 2024, algorithm 2), so it can
-    neither save up credit nor be made to wait for what others got meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._jobs: dict[str, deque[Job]] = {}
-        self._served: Counter[str] = Counter()
-        self._floor = 0
-
-    def push(self, job: Job) -> None:
-        """Put a job at the end of its brand's line."""
-        brand = job.request.brand_id
-        if brand not in self._jobs:
-            self._served[brand] = max(self._served[brand], self._least_served())
-            self._jobs[brand] = deque()
-        self._jobs[brand].append(job)
-
-    def remove(self, job: Job) -> None:
-        """Take a job out; nothing happens if it is not in."""
-        line = self._jobs.get(job.request.brand_id)
-        if line is None or job not in line:
-            return
-        self._floor = max(self._floor, self._least_served())
-        line.remove(job)
-        if not line:
-            del self._jobs[job.request.brand_id]
-
-    def first(self, passing_over: Collection[Job] = ()) -> Job | None:
-        """The job whose turn it is, not counting those that cannot start now."""
-        for brand in sorted(self._jobs, key=lambda brand: self._served[brand]):
-            for job in self._jobs[brand]:
-                if job not in passing_over:
-                    return job
-        return None
-
-    def charge(self, job: Job) -> None:
-        """One picture of the job was started."""
-        self._served[job.request.brand_id] += job.plan.cost
-
-    def num_pictures(self, brand_id: str | None = None) -> int:
-        """Pictures waiting, of one brand or of all."""
-        lines = self._jobs.values() if brand_id is None else [self._jobs.get(brand_id, deque())]
-        return sum(job.num_waiting for line in lines for job in line)
-
-    def _least_served(self) -> int:
-        return min((self._served[brand] for brand in self._jobs), default=self._floor)

@@ -1,7 +1,6 @@
 """The engine: requests of many brands advance together through one base model, one denoising step at a time.
 
 `add` and `step` are the whole story; one thread calls them (`onbrand.serving.loop`). No database, no network, no Ray.
-Shapes: B rows of a batch, C latent channels, H x W latents, K columns of a sampler's table.
 """
 
 from __future__ import annotations
@@ -10,17 +9,38 @@ import logging
 import math
 import time
 import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from onbrand.engine.adapters import Residency, composed
-from onbrand.engine.batch import FairQueue, Job, Prepared, Row, Turns, size_class, size_classes
-from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Progress, Receipt, Request, planned
+from onbrand.engine.batch import Job, Prepared, Row, size_classes
+from onbrand.engine.fairness import FairQueue
+from onbrand.engine.kernels import compile_passes, use_onednn
+from onbrand.engine.leases import Leases
+from onbrand.engine.request import (
+    Canceled,
+    Completed,
+    Event,
+    Failed,
+    Picture,
+    Preview,
+    Progress,
+    Receipt,
+    Request,
+    planned,
+)
 from onbrand.engine.slots import Slots
+from onbrand.engine.stages import Stages
+from onbrand.engine.stepping import Stepper
 from onbrand.errors import Conflict, OnbrandError, TooManyRequests
-from onbrand.families.family import Conditioning, Family
-from onbrand.families.sampling import guided
+from onbrand.families.family import Family
+from onbrand.families.preview import LatentColors
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +55,8 @@ class Engine:
             bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
         max_waiting: most pictures that may wait, of all brands.
         max_waiting_per_brand: most pictures of one brand that may wait.
+        stages: where text is encoded and pictures are decoded; None: in `step`, in a fixed order.
+        compile: draw with compiled graphs, one per batch size and shape, which brands and ranks leave as they are.
     """
 
     def __init__(
@@ -47,29 +69,53 @@ class Engine:
         classes: tuple[int, ...] | None = None,
         max_waiting: int = 512,
         max_waiting_per_brand: int = 128,
+        stages: Executor | None = None,
+        compile: bool = False,
     ) -> None:
         self.family = family
         self.max_batch = max_batch
         self.classes = classes or size_classes(max_batch)
         self._max_waiting, self._max_waiting_per_brand = max_waiting, max_waiting_per_brand
-        self._slots = Slots(family.denoiser, num_slots, max_rank)
+        self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.classes) if compile else None)
+        use_onednn(family.denoiser)
+        if compile:
+            compile_passes(family.denoiser)
         self.residency = Residency(self._slots)
         self._jobs: dict[str, Job] = {}
-        self._waiting = FairQueue()
-        self._running: list[Row] = []
-        self._turns = Turns(max_batch)
+        self._queue = FairQueue(max_batch, self.classes)
+        self._leases = Leases(self.residency, self._queue.served)
+        self._stepper = Stepper(family, self._slots, self.classes)
+        self._colors = LatentColors(family)
+        self._encoding = Lock()  # tokenizers are not safe to share between threads
         self._canceled: list[str] = []
         self._seconds_per_cost = 0.0
+        self._stalled = False
+        self.use(stages)
+
+    def use(self, stages: Executor | None, on_done: Callable[[], object] = lambda: None) -> None:
+        """Encode and decode in `stages`; before the first request only.
+
+        Args:
+            on_done: called in any thread when `step` has something to do again.
+        """
+        if self._jobs:
+            raise Conflict("the engine is drawing; say where to encode and decode before the first request")
+        self._stages: Stages[list[Event]] = Stages(stages, on_done)
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do anything."""
+        """Whether any request is not at its end."""
         return bool(self._jobs or self._canceled)
+
+    @property
+    def can_step(self) -> bool:
+        """Whether `step` would do anything; False also while all there is is being encoded or decoded."""
+        return self.has_work and not (self._stalled and self._stages.num_out and not self._stages.has_outcomes)
 
     @property
     def num_waiting(self) -> int:
         """Pictures that have not begun."""
-        return self._waiting.num_pictures()
+        return self._queue.num_pictures()
 
     def add(self, request: Request) -> str:
         """Take a request; it joins at the next step. Returns its id.
@@ -84,23 +130,32 @@ class Engine:
             raise Conflict(f"the request {request.id} is already being drawn")
         self._must_have_room(request)
         job = self._jobs[request.id] = Job(request, plan)
-        self._waiting.push(job)
+        self._queue.push(job)
+        self._stalled = False
         return request.id
 
     def cancel(self, request_id: str) -> None:
-        """Free the request's rows at the next step. Unknown or finished ids change nothing."""
+        """Free the request's rows at the next step, wherever it is. Unknown or finished ids change nothing."""
         if request_id in self._jobs:
             self._canceled.append(request_id)
+            self._stalled = False
+
+    def collect(self) -> list[Event]:
+        """Events of what was encoded or decoded meanwhile, without the time of a step, which tells them as well."""
+        return [event for events in self._stages.outcomes() for event in events]
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One denoising step of one batch: who was cancelled leaves, who waits joins, who is done is decoded."""
+        """One denoising step of one batch: who was cancelled leaves, who waits joins, who is through is decoded."""
         events = self._leave()
-        events += self._join()
-        batch = self._turns.next_batch(self._running)
-        if batch:
-            events += self._advance(batch)
-        return events
+        self._prepare_next()
+        events += self.collect()
+        rows, failures = self._next_rows()
+        events += failures
+        if rows:
+            events += self._advance(rows)
+        self._stalled = not rows
+        return events + self.collect()
 
     # --- leaving and joining ------------------------------------------------------------------------------------
 
@@ -111,63 +166,76 @@ class Engine:
             self._end(job)
         return [Canceled(job.request.id) for job in jobs]
 
-    def _join(self) -> list[Event]:
-        """Start pictures while there is room, in the order of the fair queue."""
-        events: list[Event] = []
-        blocked: set[Job] = set()
-        while (job := self._waiting.first(blocked)) is not None:
-            try:
-                started = self._has_room(job) and self._start_picture(job)
-            except Exception as problem:
-                events.append(self._fail(job, problem))
-                continue
-            if not started:
-                blocked.add(job)
-        return events
+    def _prepare_next(self) -> None:
+        for job in list(self._queue.unprepared()):
+            job.preparing = True
+            self._stages.submit(partial(self._prepared, job), partial(self._joined, job))
 
-    def _has_room(self, job: Job) -> bool:
-        return sum(row.job.key == job.key for row in self._running) < self.max_batch
-
-    def _start_picture(self, job: Job) -> bool:
-        """Turn one waiting picture into a running row; False when no slot is free for its adapter."""
-        job.prepared = job.prepared or self._prepare(job)
-        if job.prepared is None:
-            return False
-        plan, index = job.plan, job.num_started
-        noise = self.family.prepare_noise(job.request.seed + index, plan.height, plan.width)
-        self._running.append(Row(job, index, noise * job.prepared.schedule.init_scale))
-        job.num_started += 1
-        self._waiting.charge(job)
-        if not job.num_waiting:
-            self._waiting.remove(job)
-        return True
-
-    def _prepare(self, job: Job) -> Prepared | None:
+    def _prepared(self, job: Job) -> Prepared:
         request, plan, family = job.request, job.plan, self.family
-        use = composed(request.adapters) if request.adapters else None
-        lease = self.residency.pin(use.key, use.weights) if use else None
-        if use and lease is None:
-            return None
-        try:
-            schedule = family.sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width))
+        sampler = family.samplers[request.sampler] if request.sampler else family.sampler
+        with self._encoding:
             positive = family.encode_prompts([request.prompt])
             negative = family.encode_negatives([request.negative_prompt]) if plan.guided else None
-        except BaseException:
-            if lease:
-                self.residency.unpin(lease)
-            raise
-        return Prepared(schedule, positive, negative, use, lease)
+        return Prepared(
+            sampler=sampler,
+            schedule=sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width)),
+            positive=positive,
+            negative=negative,
+            use=composed(request.adapters) if request.adapters else None,
+        )
+
+    def _joined(self, job: Job, made: Future[Prepared]) -> list[Event]:
+        if job.ended:
+            return []
+        if problem := made.exception():
+            return [self._fail(job, problem)]
+        job.prepared = made.result()
+        return []
+
+    def _next_rows(self) -> tuple[list[Row], list[Event]]:
+        """The rows that step now, and who failed to join."""
+        stepping: set[Job] = set()
+        problems: dict[Job, Exception] = {}
+
+        def admit(job: Job) -> bool:
+            try:
+                if self._leases.take(job, stepping):
+                    stepping.add(job)
+            except Exception as problem:
+                problems[job] = problem
+            return job in stepping
+
+        num_rows = Counter(self._queue.next_batch(admit))
+        rows: list[Row] = []
+        for job in [job for job in self._jobs.values() if job in num_rows]:  # an order that lasts from step to step
+            try:
+                rows += self._rows(job, num_rows[job])
+            except Exception as problem:
+                problems[job] = problem
+        return rows, [self._fail(job, problem) for job, problem in problems.items()]
+
+    def _rows(self, job: Job, num: int) -> list[Row]:
+        """The first `num` rows of the job; pictures that wait are begun for it."""
+        assert job.prepared is not None
+        while len(job.rows) < num:
+            seed = job.request.seed + job.num_started
+            noise_1CHW = self.family.prepare_noise(seed, job.plan.height, job.plan.width).float()
+            latents_1CHW = noise_1CHW * job.prepared.schedule.init_scale
+            job.rows.append(Row(job, job.num_started, latents_1CHW, torch.zeros_like(latents_1CHW)))
+            job.num_started += 1
+        return job.rows[:num]
 
     def _end(self, job: Job) -> None:
-        """Forget a job: its waiting pictures, its rows, its hold on the adapter."""
+        """Forget a job: its waiting pictures, its rows, its hold on the adapter; what is under way is for nothing."""
+        job.ended = True
         self._jobs.pop(job.request.id, None)
-        self._waiting.remove(job)
-        self._running = [row for row in self._running if row.job is not job]
-        if job.prepared and job.prepared.lease:
-            self.residency.unpin(job.prepared.lease)
+        self._queue.remove(job)
+        self._leases.give_back(job)
+        job.rows.clear()
         job.prepared = None
 
-    def _fail(self, job: Job, problem: Exception) -> Failed:
+    def _fail(self, job: Job, problem: BaseException) -> Failed:
         self._end(job)
         if isinstance(problem, OnbrandError):
             return Failed(job.request.id, problem)
@@ -176,7 +244,7 @@ class Engine:
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _must_have_room(self, request: Request) -> None:
-        waiting, of_brand = self._waiting.num_pictures(), self._waiting.num_pictures(request.brand_id)
+        waiting, of_brand = self._queue.num_pictures(), self._queue.num_pictures(request.brand_id)
         if of_brand + request.num_images > self._max_waiting_per_brand and of_brand:
             raise TooManyRequests(
                 f"{of_brand} pictures of this brand wait already; try again later", retry_after=self._retry_after()
@@ -195,90 +263,66 @@ class Engine:
         """Step these rows; when the pass fails, each alone, so that only the culprit's request fails."""
         began = time.perf_counter()
         try:
-            latents_BCHW = self._denoised(rows)
+            size = self._stepper.advance(rows)
         except Exception as problem:
             if len(rows) == 1:
                 return [self._fail(rows[0].job, problem)]
-            return [event for row in rows if row in self._running for event in self._advance([row])]
-        self._measure(rows, time.perf_counter() - began)
-        for row, latents in zip(rows, latents_BCHW.split(1), strict=True):
-            row.latents_1CHW = latents
-            row.step += 1
-            row.job.steps_done += 1
-        return self._told(rows)
-
-    def _denoised(self, rows: list[Row]) -> Tensor:
-        """[B, C, H, W] latents of `rows` one step later."""
-        size = size_class(len(rows), self.classes)
-        filled = rows + [rows[0]] * (size - len(rows))
-        dummies = [None] * (size - len(rows))
+            return [event for row in rows if not row.job.ended for event in self._advance([row])]
+        self._seconds_per_cost = (time.perf_counter() - began) / (size * rows[0].job.plan.step_cost)
         for row in rows:
-            row.batch_sizes.add(size)
-        latents = torch.cat([row.latents_1CHW for row in filled])
-        table_BK = self._on_device(torch.stack([row.prepared.schedule.table[row.step] for row in filled]))
-        with self._slots.bind([*(row.prepared.row_adapter() for row in rows), *dummies]):
-            prediction = self._predicted(filled, self.family.sampler.scale_input(latents, table_BK))
-        return self.family.sampler.step(prediction, latents, table_BK)[: len(rows)]
+            self._send_on(row)
+        return self._progress(rows)
 
-    def _predicted(self, rows: list[Row], seen_BCHW: Tensor) -> Tensor:
-        """The denoiser's prediction, with classifier-free guidance as [negative rows..., positive rows...]."""
-        times_B = self._on_device(torch.stack([row.prepared.schedule.timesteps[row.step] for row in rows]))
-        embedded_B = self._on_device(torch.tensor([row.job.plan.embedded_guidance for row in rows]))
-        positive = [row.prepared.positive for row in rows]
-        negative = [row.prepared.negative for row in rows if row.prepared.negative]
-        if not negative:
-            return self.family.denoise(seen_BCHW, times_B, Conditioning.cat(positive), embedded_B)
-        prediction_2BCHW = self.family.denoise(
-            seen_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), Conditioning.cat(negative + positive), embedded_B.repeat(2)
-        )
-        scale_B = self._on_device(torch.tensor([row.job.plan.cfg_scale for row in rows]))
-        return guided(prediction_2BCHW, scale_B)
+    def _send_on(self, row: Row) -> None:
+        """After a step: have the row decoded when it is through, or shown when that was asked."""
+        job, request = row.job, row.job.request
+        job.steps_done += 1
+        if row.finished:
+            job.rows.remove(row)
+            job.num_stepped += 1
+            receipt = self._receipt(row)
+            self._stages.submit(partial(self._decoded, row.latents_1CHW), partial(self._told, row, receipt))
+            if job.num_stepped == request.num_images:
+                self._leases.give_back(job)
+                job.prepared = None
+        elif request.preview_every and row.step % request.preview_every == 0:
+            self._stages.submit(partial(self._colors.image, row.clean_1CHW), partial(self._shown, row, row.step))
 
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.family.device)
+    def _progress(self, rows: list[Row]) -> list[Event]:
+        jobs = dict.fromkeys(row.job for row in rows)
+        return [Progress(job.request.id, job.steps_done, job.plan.num_steps * job.request.num_images) for job in jobs]
 
-    def _measure(self, rows: list[Row], seconds: float) -> None:
-        cost = sum(row.job.plan.cost / row.job.plan.num_steps for row in rows)
-        self._seconds_per_cost = seconds / cost
+    def _shown(self, row: Row, step: int, image: Future[Tensor]) -> list[Event]:
+        if row.job.ended or row.finished or image.exception():
+            return []
+        return [Preview(row.job.request.id, row.index, step, image.result())]
 
-    def _told(self, rows: list[Row]) -> list[Event]:
-        """Progress of every job in the batch, and the pictures of the rows that are done."""
-        events: list[Event] = []
-        for job in dict.fromkeys(row.job for row in rows):
-            total = job.plan.num_steps * job.request.num_images
-            events.append(Progress(job.request.id, job.steps_done, total))
-        for row in rows:
-            if row.finished and row in self._running:
-                events += self._finish(row)
-        return events
+    def _decoded(self, latents_1CHW: Tensor) -> Tensor:
+        if not torch.isfinite(latents_1CHW).all():
+            raise OnbrandError("the picture holds values that are not finite; lower lora_scale or guidance_scale")
+        return self.family.decode(latents_1CHW)[0].cpu()
 
-    def _finish(self, row: Row) -> list[Event]:
+    def _told(self, row: Row, receipt: Receipt, image: Future[Tensor]) -> list[Event]:
         job = row.job
-        try:
-            picture = self._decoded(row)
-        except Exception as problem:
+        if job.ended:
+            return []
+        if problem := image.exception():
             return [self._fail(job, problem)]
-        self._running.remove(row)
+        picture = Picture(job.request.id, row.index, row.seed, image.result(), receipt)
         job.num_finished += 1
         if not job.finished:
             return [picture]
         self._end(job)
         return [picture, Completed(job.request.id)]
 
-    def _decoded(self, row: Row) -> Picture:
-        if not torch.isfinite(row.latents_1CHW).all():
-            raise OnbrandError("the picture holds values that are not finite; lower lora_scale or guidance_scale")
-        image_CHW = self.family.decode(row.latents_1CHW)[0].cpu()
-        return Picture(row.job.request.id, row.index, row.seed, image_CHW, self._receipt(row))
-
     def _receipt(self, row: Row) -> Receipt:
-        request, plan, lease = row.job.request, row.job.plan, row.prepared.lease
+        request, plan = row.job.request, row.job.plan
         return Receipt(
             brand_id=request.brand_id,
             family=self.family.spec.name,
             adapters=tuple((use.key.sha256, use.scale) for use in request.adapters),
             base_revision=self.family.revision,
-            sampler=self.family.sampler.name,
+            sampler=row.prepared.sampler.name,
             num_inference_steps=plan.num_steps,
             guidance_scale=plan.embedded_guidance,
             true_cfg_scale=plan.cfg_scale if self.family.spec.name == "flux" else None,
@@ -286,5 +330,5 @@ class Engine:
             height=plan.height,
             width=plan.width,
             batch_sizes=tuple(sorted(row.batch_sizes)),
-            slot_generation=lease.generation if lease else None,
+            slot_generation=row.slot_generation,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from onbrand.engine.adapters import AdapterUse
 from onbrand.errors import InvalidInput, OnbrandError
 from onbrand.families.family import Family
+
+_WEIGHT_MIN, _WEIGHT_MAX = 1e-3, 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,10 @@ class Request:
         true_cfg_scale: classifier-free guidance of flux; others ignore it.
         adapters: of this brand; several are added up.
         exclusive: share no forward pass with another brand.
+        sampler: one of the family's (`FamilySpec.samplers`); None: the base's own.
+        weight: the brand's share of the engine against other brands that wait.
+        slot_quota: the brand's adapters on the device at once, in each rank class; None: no limit of its own.
+        preview_every: tell a small `Preview` of each picture every so many steps; 0: none.
     """
 
     id: str
@@ -38,6 +45,10 @@ class Request:
     true_cfg_scale: float | None = None
     adapters: tuple[AdapterUse, ...] = ()
     exclusive: bool = False
+    sampler: str | None = None
+    weight: float = 1.0
+    slot_quota: int | None = None
+    preview_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +71,14 @@ class Plan:
         return self.cfg_scale > 1
 
     @property
+    def step_cost(self) -> int:
+        """Predicted work of one step of one picture, in denoised pixels."""
+        return self.height * self.width * (1 + self.guided)
+
+    @property
     def cost(self) -> int:
         """Predicted work of one picture, in denoised pixels."""
-        return self.height * self.width * self.num_steps * (1 + self.guided)
+        return self.num_steps * self.step_cost
 
 
 def planned(request: Request, family: Family) -> Plan:
@@ -77,6 +93,12 @@ def planned(request: Request, family: Family) -> Plan:
     guidance = _within("guidance_scale", request.guidance_scale, advice.guidance_scale or 1.0, 0, spec.guidance_max)
     true_cfg = _within("true_cfg_scale", request.true_cfg_scale, advice.true_cfg_scale or 1.0, 0, spec.guidance_max)
     _within("num_images", request.num_images, 1, 1, 64)
+    _within("weight", request.weight, 1.0, _WEIGHT_MIN, _WEIGHT_MAX)
+    _within("slot_quota", request.slot_quota, 1, 1, math.inf)
+    _within("preview_every", request.preview_every, 0, 0, math.inf)
+    if request.sampler is not None and request.sampler not in spec.samplers:
+        names = ", ".join(spec.samplers)
+        raise InvalidInput(f"{spec.name} has the samplers {names}; got {request.sampler!r}", param="sampler")
     for use in request.adapters:
         _within("lora_scale", use.scale, 1.0, -spec.lora_scale_max, spec.lora_scale_max)
         if use.key.brand_id != request.brand_id:
@@ -131,6 +153,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What a picture looks like after `step` steps: small (latent size), in 0..1 on the CPU; never to be stored."""
+
+    request_id: str
+    index: int
+    step: int
+    image_CHW: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A finished picture, [3, H, W] in 0..1 on the CPU."""
 
@@ -163,4 +195,4 @@ class Canceled:
     request_id: str
 
 
-Event = Progress | Picture | Completed | Failed | Canceled
+Event = Progress | Preview | Picture | Completed | Failed | Canceled

@@ -10,7 +10,9 @@ Shapes: S slots, R rank class, i/o a layer's inputs and outputs, N rows of a for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +27,9 @@ from onbrand.families.lora import LayerWeights
 
 RANK_CLASSES = (8, 16, 32, 64, 128)
 """Ranks are zero-padded to the next class. Classes are kept apart because padding further would change low bits."""
+
+_BYTES_GATHERED = 2**26
+_BINDINGS_KEPT = 4
 
 
 class StaleSlot(RuntimeError):
@@ -63,6 +68,10 @@ class _Stack:
     A: Tensor
     B: Tensor
 
+    def gathered(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B of each row."""
+        return self.A.index_select(0, index_N), self.B.index_select(0, index_N)
+
 
 @dataclass
 class _Layer:
@@ -75,53 +84,84 @@ class _Layer:
 
 @dataclass
 class _Group:
-    """The slots of one rank class."""
+    """The slots of one rank class. `index_M` is what compiled passes read: always the same tensor, written in place."""
 
     generations: list[int]
     free: list[int]
+    index_M: Tensor | None = None
     stacks: dict[str, _Stack] = field(default_factory=dict)
     names: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Binding:
-    """The rows of the forward pass in progress: per rank class one index tensor and one scale tensor for all layers."""
+    """The rows of a forward pass: per rank class one index tensor for all layers; and what was gathered by it.
+
+    Rows mostly stay together for many steps, so A and B are gathered once, with the scale in B.
+    """
 
     def __init__(self, rows: Sequence[RowAdapter | None], device: torch.device, dtype: torch.dtype) -> None:
         self.num_rows = len(rows)
-        sizes = sorted({row.slot.rank_class for row in rows if row is not None})
-        self._scale = torch.tensor([row.scale if row else 0.0 for row in rows], device=device, dtype=dtype)
-        self._index = {size: torch.tensor(_indices(rows, size), device=device) for size in sizes}
-        self._repeated: dict[int, tuple[dict[int, Tensor], Tensor]] = {}
+        self.sizes = sorted({row.slot.rank_class for row in rows if row is not None})
+        self._scale_N = torch.tensor(_scales(rows), device=device, dtype=dtype)
+        self._index_N = {size: torch.tensor(_indices(rows, size), device=device) for size in self.sizes}
+        self._kept: dict[tuple[int, str, int], tuple[Tensor, Tensor]] = {}
+        self._num_bytes = 0
 
-    def rows(self, num: int) -> tuple[dict[int, Tensor], Tensor]:
-        """Index per rank class and scale for a pass of `num` rows: guidance stacks whole copies of the batch."""
+    def gathered(self, stack: _Stack, size: int, name: str, num: int) -> tuple[Tensor, Tensor]:
+        """A and scaled B for a pass of `num` rows: guidance stacks whole copies of the batch."""
+        pair = self._kept.get((size, name, num))
+        if pair is None:
+            copies = self._copies(num)
+            A, B = stack.gathered(self._index_N[size].repeat(copies))
+            pair = A, B * self._scale_N.repeat(copies).view(-1, 1, 1)
+            self._keep((size, name, num), pair)
+        return pair
+
+    def _copies(self, num: int) -> int:
         copies, rest = divmod(num, self.num_rows)
         if rest or not copies:
             raise ValueError(f"a layer saw {num} rows where the batch has {self.num_rows}")
-        if copies not in self._repeated:
-            index = {size: index.repeat(copies) for size, index in self._index.items()}
-            self._repeated[copies] = index, self._scale.repeat(copies)
-        return self._repeated[copies]
+        return copies
+
+    def _keep(self, key: tuple[int, str, int], pair: tuple[Tensor, Tensor]) -> None:
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in pair)
+        if self._num_bytes + num_bytes <= _BYTES_GATHERED:
+            self._num_bytes += num_bytes
+            self._kept[key] = pair
 
 
 def _indices(rows: Sequence[RowAdapter | None], size: int) -> list[int]:
     return [row.slot.index if row and row.slot.rank_class == size else 0 for row in rows]
 
 
-def _linear_delta(x: Tensor, y: Tensor, A_NRi: Tensor, B_NoR: Tensor, scale_N: Tensor) -> Tensor:
-    x_NTi = x.reshape(len(x), -1, x.shape[-1])
-    h_NTR = torch.bmm(x_NTi, A_NRi.transpose(1, 2)) * scale_N.view(-1, 1, 1)
+def _scales(rows: Sequence[RowAdapter | None]) -> list[float]:
+    return [row.scale if row else 0.0 for row in rows]
+
+
+def _added(module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B_NoR: Tensor, scale_N11: Tensor | None) -> Tensor:
+    """y + scale * B A x of every row, written into `y` where its layout allows: it is the layer's fresh output."""
+    if isinstance(module, nn.Conv2d):
+        h_NRP = _convolved(module, x, A)
+        y_NoP = y.reshape(len(y), y.shape[1], -1)
+        return _sum(y_NoP, B_NoR, h_NRP if scale_N11 is None else h_NRP * scale_N11).view(y.shape)
+    h_NTR = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), A.transpose(1, 2))
     y_NTo = y.reshape(len(y), -1, y.shape[-1])
-    return torch.baddbmm(y_NTo, h_NTR, B_NoR.transpose(1, 2)).view(y.shape)
+    return _sum(y_NTo, h_NTR if scale_N11 is None else h_NTR * scale_N11, B_NoR.transpose(1, 2)).view(y.shape)
 
 
-def _conv_delta(conv: nn.Conv2d, x: Tensor, y: Tensor, A_NRihw: Tensor, B_NoR: Tensor, scale_N: Tensor) -> Tensor:
+def _sum(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return torch.baddbmm(y, left, right) if torch.compiler.is_compiling() else y.baddbmm_(left, right)
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor, A_NRihw: Tensor) -> Tensor:
+    """A x of every row, [N, R, P]: one group per row; where the kernel is 1x1, a product."""
     num, rank = A_NRihw.shape[:2]
+    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
+        return torch.bmm(A_NRihw.flatten(2), x.flatten(2))
     grouped = F.conv2d(
         x.reshape(1, -1, *x.shape[2:]), A_NRihw.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, num
     )
-    h_NRP = grouped.view(num, rank, -1) * scale_N.view(-1, 1, 1)
-    return torch.baddbmm(y.reshape(num, y.shape[1], -1), B_NoR, h_NRP).view(y.shape)
+    return grouped.view(num, rank, -1)
 
 
 class Slots:
@@ -131,16 +171,26 @@ class Slots:
         denoiser: the base; its weights are never touched, hooks add to its layers' outputs.
         num_slots: adapters at once, in each rank class.
         max_rank: the highest rank taken.
+        max_rows: for passes that are compiled: the most rows of one, guidance included. Then index, scale and stacks
+            are always the same tensors, written in place, and what was adapted once stays adapted, so that neither
+            brands nor ranks (of the classes in use), scales or weights make a compiled pass compile again. None: for
+            passes that are not compiled, which spare layers and classes that their rows do not use.
     """
 
-    def __init__(self, denoiser: nn.Module, num_slots: int, max_rank: int = RANK_CLASSES[-1]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, num_slots: int, max_rank: int = RANK_CLASSES[-1], max_rows: int | None = None
+    ) -> None:
         self.num_slots, self.max_rank = num_slots, max_rank
         weight = next(denoiser.parameters())
         self._device, self._dtype = weight.device, weight.dtype
         adaptable = ((n, m) for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
         self._layers = {name: _Layer(module) for name, module in adaptable}
+        weakref.finalize(self, _unhook, self._layers)
         self._groups: dict[int, _Group] = {}
+        self._bindings: OrderedDict[tuple[RowAdapter | None, ...], _Binding] = OrderedDict()
         self._binding: _Binding | None = None
+        self._bound = False
+        self._scale_M11 = None if max_rows is None else self._fixed(torch.zeros(max_rows, 1, 1, dtype=self._dtype))
 
     @property
     def adapted_layers(self) -> list[str]:
@@ -155,12 +205,20 @@ class Slots:
         for name, weights in layers.items():
             _must_fit_layer(name, self._layers.get(name), weights)
 
+    @torch.inference_mode()
+    def reserve(self, rank: int, names: Iterable[str]) -> None:
+        """Make the stacks of a rank class and of layers now, so that a compiled pass has them from the start."""
+        group = self._group(rank_class(rank))
+        for name in names:
+            if name not in self._layers:
+                raise AdapterRefused(f"the base does not have the layer {name}")
+            self._stack(group, rank_class(rank), name)
+            self._use(name)
+
     def allocate(self, rank: int) -> Slot | None:
         """Take a free slot for an adapter of `rank`, or None when all are taken."""
         size = rank_class(rank)
-        group = self._groups.get(size)
-        if group is None:
-            group = self._groups[size] = _Group([0] * (self.num_slots + 1), list(range(self.num_slots, 0, -1)))
+        group = self._group(size)
         return Slot(size, group.free.pop()) if group.free else None
 
     @torch.inference_mode()
@@ -181,6 +239,7 @@ class Slots:
         """Give a slot back: zeros again, so that nothing of its adapter can blend into the next one."""
         group = self._groups[slot.rank_class]
         group.generations[slot.index] += 1
+        self._bindings.clear()
         for name in group.names.pop(slot.index, ()):
             stack = group.stacks[name]
             stack.A[slot.index].zero_()
@@ -198,17 +257,57 @@ class Slots:
         for row in rows:
             if row is not None and self.generation(row.slot) != row.generation:
                 raise StaleSlot(f"slot {row.slot.index} is at {self.generation(row.slot)}, the row at {row.generation}")
-        self._binding = _Binding(rows, self._device, self._dtype)
+        if self._scale_M11 is None:
+            self._binding = self._binding_of(tuple(rows))
+        else:
+            self._write_rows(rows)
+        self._bound = True
         try:
             yield
         finally:
-            self._binding = None
+            self._bound, self._binding = False, None
+
+    def _binding_of(self, rows: tuple[RowAdapter | None, ...]) -> _Binding:
+        """The binding of these rows; the last few are kept with what they gathered. Generations are in their names."""
+        binding = self._bindings.pop(rows, None) or _Binding(rows, self._device, self._dtype)
+        self._bindings[rows] = binding
+        while len(self._bindings) > _BINDINGS_KEPT:
+            self._bindings.popitem(last=False)
+        return binding
+
+    @torch.inference_mode()
+    def _write_rows(self, rows: Sequence[RowAdapter | None]) -> None:
+        """Write the rows over and over into the tensors that compiled passes read, for any number of whole copies."""
+        assert self._scale_M11 is not None
+        copies = -(-len(self._scale_M11) // len(rows))
+        for size, group in self._groups.items():
+            assert group.index_M is not None
+            group.index_M.copy_(torch.tensor(_indices(rows, size) * copies)[: len(group.index_M)], non_blocking=True)
+        scales = torch.tensor(_scales(rows) * copies, dtype=self._dtype)[: len(self._scale_M11)]
+        self._scale_M11.copy_(scales.view(-1, 1, 1), non_blocking=True)
+
+    def _group(self, size: int) -> _Group:
+        if size not in self._groups:
+            free = list(range(self.num_slots, 0, -1))
+            index_M = None
+            if self._scale_M11 is not None:
+                index_M = self._fixed(torch.zeros(len(self._scale_M11), dtype=torch.long))
+            self._groups[size] = _Group([0] * (self.num_slots + 1), free, index_M)
+        return self._groups[size]
+
+    def _fixed(self, tensor: Tensor) -> Tensor:
+        """A tensor whose address compiled graphs may keep: CUDA graphs then do not copy it into each pass."""
+        placed = tensor.to(self._device)
+        torch._dynamo.mark_static_address(placed)
+        return placed
 
     def _stack(self, group: _Group, size: int, name: str) -> _Stack:
         if name not in group.stacks:
             weight = self._layers[name].module.weight
             A = weight.new_zeros(self.num_slots + 1, size, *weight.shape[1:], requires_grad=False)
             B = weight.new_zeros(self.num_slots + 1, weight.shape[0], size, requires_grad=False)
+            if self._scale_M11 is not None:
+                A, B = self._fixed(A), self._fixed(B)
             group.stacks[name] = _Stack(A, B)
         return group.stacks[name]
 
@@ -216,31 +315,60 @@ class Slots:
         layer = self._layers[name]
         layer.num_users += 1
         if layer.hook is None:
-            layer.hook = layer.module.register_forward_hook(partial(self._add_deltas, name))
+            layer.hook = layer.module.register_forward_hook(self._hook(name))
 
     def _drop(self, name: str) -> None:
         layer = self._layers[name]
         layer.num_users -= 1
-        if not layer.num_users:
+        if not layer.num_users and self._scale_M11 is None:
             layer.hook.remove()
             layer.hook = None
             for group in self._groups.values():
                 group.stacks.pop(name, None)
 
+    def _hook(self, name: str) -> Callable[..., Tensor]:
+        """Without `max_rows` the base does not keep its slots alive: who forgets the engine forgets its adapters."""
+        if self._scale_M11 is not None:
+            return partial(self._add_deltas, name)
+        return partial(_add_deltas_if_alive, weakref.ref(self), name)
+
     def _add_deltas(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if self._binding is None:
+        if not self._bound:
             return output
-        index, scale = self._binding.rows(len(output))
-        for size, index_N in index.items():
+        if self._scale_M11 is not None:
+            return self._add_every_class(name, module, inputs[0], output)
+        binding, num = self._binding, len(output)
+        assert binding is not None
+        for size in binding.sizes:
             stack = self._groups[size].stacks.get(name)
-            if stack is None:
-                continue
-            A, B = stack.A[index_N], stack.B[index_N]
-            if isinstance(module, nn.Conv2d):
-                output = _conv_delta(module, inputs[0], output, A, B, scale)
-            else:
-                output = _linear_delta(inputs[0], output, A, B, scale)
+            if stack is not None:
+                A, B = binding.gathered(stack, size, name, num)
+                output = _added(module, inputs[0], output, A, B, None)
         return output
+
+    def _add_every_class(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The same operations whatever the rows are: classes that a row does not use give it zeros."""
+        assert self._scale_M11 is not None
+        for group in self._groups.values():
+            stack = group.stacks.get(name)
+            if stack is not None:
+                assert group.index_M is not None
+                A, B = stack.gathered(group.index_M[: len(y)])
+                y = _added(module, x, y, A, B, self._scale_M11[: len(y)])
+        return y
+
+
+def _add_deltas_if_alive(
+    slots: weakref.ref[Slots], name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    alive = slots()
+    return output if alive is None else alive._add_deltas(name, module, inputs, output)
+
+
+def _unhook(layers: Mapping[str, _Layer]) -> None:
+    for layer in layers.values():
+        if layer.hook is not None:
+            layer.hook.remove()
 
 
 def _must_fit_layer(name: str, layer: _Layer | None, weights: LayerWeights) -> None:

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from onbrand.families.bases import base_folder, recommended, revision
-from onbrand.families.sampling import Sampler, guided, sampler_for
+from onbrand.families.sampling import Sampler, guided, sampler_for, samplers_for
 from onbrand.families.spec import SPECS, FamilySpec, Recommended
 
 
@@ -68,6 +68,7 @@ class Family(ABC):
         self.denoiser: nn.Module = getattr(pipeline, self.spec.component)
         self.vae = pipeline.vae
         self.sampler: Sampler = sampler_for(pipeline.scheduler)
+        self.samplers: dict[str, Sampler] = samplers_for(pipeline.scheduler)
         self.vae_scale: int = pipeline.vae_scale_factor
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -184,6 +185,7 @@ def draw(
     if scale > 1:
         rows = Conditioning.cat([family.encode_negatives([negative_prompt] * len(prompts)), rows])
     latents = torch.cat([family.prepare_noise(seed, height, width) for seed in seeds]) * schedule.init_scale
+    clean = torch.zeros_like(latents)
     copies = len(rows) // len(prompts)
     embedded = torch.full((len(rows),), advice.guidance_scale or 1.0, device=family.device)
     for t, row in zip(schedule.timesteps, schedule.table, strict=True):
@@ -192,7 +194,7 @@ def draw(
         prediction = family.denoise(seen, t.to(family.device).expand(len(rows)), rows, embedded)
         if copies == 2:
             prediction = guided(prediction, torch.full((len(prompts),), scale, device=family.device))
-        latents = family.sampler.step(prediction, latents, table)
+        latents, clean = family.sampler.step(prediction, latents, clean, table)
     return family.decode(latents)
 
 

@@ -6,6 +6,7 @@ Reading refuses whatever does not fit the base exactly; diffusers would load ano
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from onbrand.errors import AdapterRefused
 from onbrand.families.family import Family
-from onbrand.safetensors_header import must_be_plain_safetensors
+from onbrand.safetensors_header import LORA_METADATA, SafetensorsHeader, must_be_plain_safetensors
 
 ADAPTER = "brand"
-METADATA_KEY = "lora_adapter_metadata"
+METADATA_KEY = LORA_METADATA
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -99,23 +101,40 @@ def serialize(
     return safetensors.torch.save(tensors, metadata=metadata)
 
 
-def read_adapter(data: bytes | Path, family: Family) -> AdapterWeights:
+def read_adapter(data: bytes | memoryview | Path, family: Family) -> AdapterWeights:
     """Read and check a LoRA file for this base.
+
+    The tensors of a file that is mapped into memory (a writable view of it) stay where they are, as far as they are
+    float32 and their alpha is their rank, as published files have it: processes that map one file share its pages.
 
     Raises:
         AdapterRefused: not a plain safetensors file, another family's, a layer that is not in the base, shapes that do
             not fit, a rank over the family's bound, DoRA, text-encoder layers, or a value that is not finite.
     """
     raw = data.read_bytes() if isinstance(data, Path) else data
-    metadata = must_be_plain_safetensors(raw).metadata
-    pairs = _pairs(safetensors.torch.load(raw), family.spec.component, family.spec.title)
-    scales = _Scales(metadata, family.spec.component)
+    header = must_be_plain_safetensors(raw)
+    pairs = _pairs(_tensors(raw, header), family.spec.component, family.spec.title)
+    scales = _Scales(header.metadata, family.spec.component)
     modules = dict(family.denoiser.named_modules())
     layers = {name: _layer(name, a, b, modules, scales) for name, a, b in pairs}
     rank = max(layer.a.shape[0] for layer in layers.values())
     if rank > family.spec.rank_max:
         raise AdapterRefused(f"the adapter's rank is {rank}; at most {family.spec.rank_max} is served")
-    return AdapterWeights(layers, rank, metadata)
+    return AdapterWeights(layers, rank, header.metadata)
+
+
+def _tensors(raw: bytes | memoryview, header: SafetensorsHeader) -> dict[str, Tensor]:
+    """The file's tensors: views of what is mapped, copies of what is not."""
+    buffer = raw if isinstance(raw, memoryview) else bytearray(raw)
+    at = len(raw) - sum(facts.num_bytes for facts in header.tensors.values())
+    tensors: dict[str, Tensor] = {}
+    for name, facts in header.tensors.items():
+        dtype, num = _DTYPES[facts.dtype], math.prod(facts.shape)
+        aligned = at % dtype.itemsize == 0
+        source, offset = (buffer, at) if aligned else (bytearray(buffer[at : at + facts.num_bytes]), 0)
+        tensors[name] = torch.frombuffer(source, dtype=dtype, count=num, offset=offset).view(facts.shape)
+        at += facts.num_bytes
+    return tensors
 
 
 def _pairs(tensors: dict[str, Tensor], prefix: str, title: str) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -166,7 +185,8 @@ def _layer(name: str, a: Tensor, b: Tensor, modules: dict[str, nn.Module], scale
     a, b = a.float(), b.float()
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise AdapterRefused(f"layer '{name[:120]}' holds values that are not finite")
-    return LayerWeights(a.contiguous(), (b.flatten(1) * scales.of(name, rank)).contiguous())
+    scale = scales.of(name, rank)
+    return LayerWeights(a, b.flatten(1) if scale == 1 else b.flatten(1) * scale)
 
 
 def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

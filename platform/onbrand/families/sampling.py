@@ -6,13 +6,20 @@ of the same configuration. Shapes: B rows, C channels, H x W latents, K columns 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from torch import Tensor
 
 
@@ -21,7 +28,7 @@ class Schedule:
     """The steps of one request.
 
     Args:
-        timesteps: [n] what the denoiser is told at each step.
+        timesteps: [n] what the denoiser is told at each step, float32.
         table: [n, K] the sampler's coefficients of each step, float32.
         init_scale: standard deviation of the latents before the first step.
     """
@@ -36,7 +43,7 @@ class Schedule:
 
 
 class Sampler(ABC):
-    """A deterministic sampler of one base; keeps no state between calls."""
+    """A deterministic sampler of one base. Keeps no state between calls: what a step remembers travels with the row."""
 
     name: str
 
@@ -49,12 +56,22 @@ class Sampler(ABC):
         return latents_BCHW
 
     @abstractmethod
-    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
-        """Latents after one step, row by row."""
+    def step(
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(latents after one step, the clean latents x0 foreseen at it), row by row.
+
+        Args:
+            clean_BCHW: what the row's step before foresaw; anything finite at its first.
+        """
 
 
 def _columns(rows_BK: Tensor) -> tuple[Tensor, ...]:
     return tuple(column.view(-1, 1, 1, 1) for column in rows_BK.unbind(1))
+
+
+def _schedule(scheduler: SchedulerMixin, table: Tensor, init_scale: float = 1.0) -> Schedule:
+    return Schedule(scheduler.timesteps.float(), table.float(), init_scale)
 
 
 def _clean_and_noise(
@@ -76,19 +93,21 @@ class DDIM(Sampler):
         self._kind = self._scheduler.config.prediction_type
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        scheduler = self._scheduler
+        scheduler = copy.copy(self._scheduler)
         scheduler.set_timesteps(num_steps)
         times = scheduler.timesteps
         before = times - scheduler.config.num_train_timesteps // num_steps
         now = scheduler.alphas_cumprod[times]
         then = torch.where(before >= 0, scheduler.alphas_cumprod[before.clamp(min=0)], scheduler.final_alpha_cumprod)
         table = torch.stack([now.sqrt(), (1 - now).sqrt(), then.sqrt(), (1 - then).sqrt()], dim=1)
-        return Schedule(times.clone(), table.float(), 1.0)
+        return _schedule(scheduler, table)
 
-    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+    def step(
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+    ) -> tuple[Tensor, Tensor]:
         alpha, sigma, next_alpha, next_sigma = _columns(rows_BK)
         clean, noise = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
-        return next_alpha * clean + next_sigma * noise
+        return next_alpha * clean + next_sigma * noise, clean
 
 
 class Euler(Sampler):
@@ -101,22 +120,65 @@ class Euler(Sampler):
         self._kind = self._scheduler.config.prediction_type
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        self._scheduler.set_timesteps(num_steps)
-        sigmas = self._scheduler.sigmas
-        table = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
-        return Schedule(self._scheduler.timesteps.clone(), table, float(self._scheduler.init_noise_sigma))
+        scheduler = copy.copy(self._scheduler)
+        scheduler.set_timesteps(num_steps)
+        table = torch.stack([scheduler.sigmas[:-1], scheduler.sigmas[1:]], dim=1)
+        return _schedule(scheduler, table, float(scheduler.init_noise_sigma))
 
     def scale_input(self, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
         sigma, _ = _columns(rows_BK)
         return latents_BCHW / (sigma**2 + 1) ** 0.5
 
-    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+    def step(
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+    ) -> tuple[Tensor, Tensor]:
         sigma, next_sigma = _columns(rows_BK)
         if self._kind == "v_prediction":
             clean = prediction_BCHW * (-sigma / (sigma**2 + 1) ** 0.5) + latents_BCHW / (sigma**2 + 1)
         else:
             clean = latents_BCHW - sigma * prediction_BCHW
-        return latents_BCHW + (latents_BCHW - clean) / sigma * (next_sigma - sigma)
+        return latents_BCHW + (latents_BCHW - clean) / sigma * (next_sigma - sigma), clean
+
+
+class DPMSolver2M(Sampler):
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order by the clean latents of the step before.
+
+    Its first step is of first order, and its last (where the base ends at sigma 0, or has fewer than 15 steps).
+    """
+
+    name = "dpm++2m"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        kind = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+        self._scheduler = DPMSolverMultistepScheduler.from_config(config, **kind)
+        self._kind = self._scheduler.config.prediction_type
+
+    def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
+        scheduler = copy.copy(self._scheduler)
+        scheduler.set_timesteps(num_steps)
+        alpha = 1 / (scheduler.sigmas**2 + 1) ** 0.5
+        sigma = scheduler.sigmas * alpha
+        log_snr = alpha.log() - sigma.log()
+        h = log_snr.diff()
+        new = -alpha[1:] * (torch.exp(-h) - 1)
+        slope = torch.zeros_like(new)
+        slope[1:] = 0.5 * new[1:] * h[1:] / h[:-1]
+        if self._ends_in_first_order(num_steps):
+            slope[-1] = 0
+        return _schedule(scheduler, torch.stack([alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], new, slope], dim=1))
+
+    def _ends_in_first_order(self, num_steps: int) -> bool:
+        config = self._scheduler.config
+        return (
+            config.euler_at_final or config.final_sigmas_type == "zero" or (config.lower_order_final and num_steps < 15)
+        )
+
+    def step(
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        alpha, sigma, keep, new, slope = _columns(rows_BK)
+        clean, _ = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
+        return keep * latents_BCHW + new * clean + slope * (clean - clean_BCHW), clean
 
 
 class FlowEuler(Sampler):
@@ -128,11 +190,9 @@ class FlowEuler(Sampler):
         self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
-        self._scheduler.set_timesteps(sigmas=sigmas, mu=self._shift(image_tokens))
-        sigmas = self._scheduler.sigmas
-        table = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
-        return Schedule(self._scheduler.timesteps.clone(), table, 1.0)
+        scheduler = copy.copy(self._scheduler)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._shift(image_tokens))
+        return _schedule(scheduler, torch.stack([scheduler.sigmas[:-1], scheduler.sigmas[1:]], dim=1))
 
     def _shift(self, image_tokens: int) -> float:
         """Linear in the number of tokens between the two lengths that the base names."""
@@ -142,18 +202,29 @@ class FlowEuler(Sampler):
         slope = (high - low) / (most - fewest)
         return image_tokens * slope + (low - slope * fewest)
 
-    def step(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
+    def step(
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+    ) -> tuple[Tensor, Tensor]:
         sigma, next_sigma = _columns(rows_BK)
-        return latents_BCHW + (next_sigma - sigma) * prediction_BCHW
+        return latents_BCHW + (next_sigma - sigma) * prediction_BCHW, latents_BCHW - sigma * prediction_BCHW
 
 
 def sampler_for(scheduler: SchedulerMixin) -> Sampler:
-    """The sampler of a base's own scheduler. Schedulers that are not deterministic one-step ones become Euler."""
+    """The sampler of a base's own scheduler. Those that draw random numbers or are not known here become Euler."""
+    config = dict(scheduler.config)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return FlowEuler(dict(scheduler.config))
+        return FlowEuler(config)
     if isinstance(scheduler, DDIMScheduler):
-        return DDIM(dict(scheduler.config))
-    return Euler(dict(scheduler.config))
+        return DDIM(config)
+    if isinstance(scheduler, DPMSolverMultistepScheduler) and config["algorithm_type"] == "dpmsolver++":
+        return DPMSolver2M(config)
+    return Euler(config)
+
+
+def samplers_for(scheduler: SchedulerMixin) -> dict[str, Sampler]:
+    """By name, those that a request may ask for on a base with this scheduler (`FamilySpec.samplers`)."""
+    kinds = (FlowEuler,) if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else (Euler, DPMSolver2M)
+    return {kind.name: kind(dict(scheduler.config)) for kind in kinds}
 
 
 def guided(prediction_2BCHW: Tensor, scale_B: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class FamilySpec:
         component: the diffusers name of the denoiser, which is also the prefix of LoRA keys.
         architecture: the value of `modelspec.architecture` for its LoRA files.
         pipeline_classes: `_class_name`s a base of this family may have.
+        samplers: those that a request may name, besides the base's own.
         size_multiple: pictures' sides are multiples of this, in pixels.
     """
 
@@ -100,6 +101,7 @@ class FamilySpec:
     pipeline_classes: tuple[str, ...]
     targets: dict[str, tuple[str, ...]]
     recipe: Recipe
+    samplers: tuple[str, ...]
     size_multiple: int
     size_max: int
     size_min: int = 64
@@ -129,6 +131,7 @@ SPECS: dict[FamilyName, FamilySpec] = {
         ("StableDiffusionPipeline",),
         _UNET_TARGETS,
         Recipe(steps=1000, learning_rate=1e-4, rank=16, resolution=512, batch_size=4, targets="attention"),
+        samplers=("euler", "dpm++2m"),
         size_multiple=8,
         size_max=1024,
     ),
@@ -140,6 +143,7 @@ SPECS: dict[FamilyName, FamilySpec] = {
         ("StableDiffusionXLPipeline",),
         _UNET_TARGETS,
         Recipe(steps=1500, learning_rate=1e-4, rank=16, resolution=1024, batch_size=2, targets="attention"),
+        samplers=("euler", "dpm++2m"),
         size_multiple=8,
         size_max=2048,
     ),
@@ -151,6 +155,7 @@ SPECS: dict[FamilyName, FamilySpec] = {
         ("FluxPipeline",),
         _FLUX_TARGETS,
         Recipe(steps=1200, learning_rate=1e-4, rank=16, resolution=768, batch_size=1, targets="attention"),
+        samplers=("flow-euler",),
         size_multiple=16,
         size_max=2048,
     ),

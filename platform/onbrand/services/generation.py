@@ -6,6 +6,7 @@ Every function takes a session opened with the ticket; the row policies check br
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +18,7 @@ from psycopg.types.json import Jsonb
 from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, InvalidInput
+from onbrand.errors import Conflict, InvalidInput, TicketRefused
 from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.images import ENDED, Image
@@ -29,6 +30,7 @@ from onbrand.storage.store import BrandStore
 
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
+security_log = logging.getLogger("onbrand.security")
 
 
 async def must_be_open(session: Session, ticket: Ticket) -> None:
@@ -80,7 +82,8 @@ async def add_image(
 ) -> Image:
     """Store picture `index`, row and bytes; the same index again returns what is stored.
 
-    Raises NotFound, Conflict (it is not running), InvalidInput, UnsupportedMedia.
+    Raises NotFound, Conflict (it is not running), InvalidInput, UnsupportedMedia, and TicketRefused for a receipt that
+    names another brand, or other adapters than were asked for: such a picture is never shown to anybody.
     """
     with borrowed(checker, limits or Limits()) as reader:
         facts = await reader.run(reader.picture_facts, data, "the picture")
@@ -92,6 +95,7 @@ async def add_image(
     there = await _find_image(session, ticket, index)
     if there is not None:
         return there
+    await _must_be_drawn_as_asked(session, ticket, receipt or {})
     if generation["status"] != "running":
         raise Conflict("the generation has not started")
     return await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt or {})
@@ -155,6 +159,19 @@ async def _lock_open(session: Session, ticket: Ticket) -> Mapping[str, Any]:
 def _must_be_open(row: Mapping[str, Any]) -> None:
     if row["status"] in ENDED:
         raise Conflict(f"the generation is {row['status']} already")
+
+
+async def _must_be_drawn_as_asked(session: Session, ticket: Ticket, receipt: Mapping[str, Any]) -> None:
+    """What the receipt says of brand and adapters must be what the rows say."""
+    rows = await session.all(
+        "select sha256, scale from app.generation_adapters where brand_id = %s and generation_id = %s order by index",
+        [ticket.brand_id, ticket.job_id],
+    )
+    asked = {"brand_id": ticket.brand_id, "adapters": [dict(row) for row in rows]}
+    wrong = [name for name, value in asked.items() if name in receipt and receipt[name] != value]
+    if wrong:
+        security_log.error("generation %s: a picture's receipt says another %s", ticket.job_id, wrong[0])
+        raise TicketRefused("the picture was not drawn as its generation was asked for")
 
 
 async def _find_image(session: Session, ticket: Ticket, index: int) -> Image | None:

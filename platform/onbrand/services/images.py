@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,22 +14,33 @@ from pydantic import BaseModel, ConfigDict, Field
 from onbrand.adapter import AdapterRef
 from onbrand.config import FamilyName, Limits, Settings
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, Forbidden, InvalidInput
+from onbrand.errors import Conflict, Forbidden, NotFound
 from onbrand.families import bases
-from onbrand.families.spec import SPECS, FamilySpec, Recommended, with_family_defaults
+from onbrand.families.spec import Recommended, with_family_defaults
 from onbrand.services.brands import record
 from onbrand.services.events import Event, events_of
-from onbrand.services.models import Model, adapter_ref, get_model
-from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.limits import limits_of, must_have_room
+from onbrand.services.models import adapter_ref, get_model
+from onbrand.services.rows import Page, R, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.wishes import Adapters, adapters_of, decided
 from onbrand.storage.layout import Key
 from onbrand.storage.store import BrandStore
 
 GenerationStatus = Literal["pending", "running", "completed", "failed", "canceled"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 ENDED = ("completed", "failed", "canceled")
-SEED_MAX = 2**53 - 1
 _GENERATION = "select t.*, t.model_name as model from app.generations t"
 _IMAGE = "select t.* from app.generated_images t"
+_ADAPTER = "select t.generation_id, t.model_id, t.model_name as model, t.sha256, t.scale from app.generation_adapters t"
+
+
+class ModelUse(BaseModel):
+    """One of several adapters that a picture is drawn with: a model's name or id, and how strongly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str
+    scale: float = Field(1.0, allow_inf_nan=False)
 
 
 class NewGeneration(BaseModel):
@@ -38,12 +48,17 @@ class NewGeneration(BaseModel):
 
     Args:
         model: a model's name or id, or a family's name for its base; None: the base of `model_type`.
+        models: instead of `model`: adapters that are added up, of one family. `[brand]` is the first one's word.
+        exclusive: share no forward pass with another brand.
+        sampler: one of the family's.
+        preview_every: show the asker a small preview of each picture every so many steps; 0: none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     prompt: str = Field(repr=False)
     model: str | None = None
+    models: tuple[ModelUse, ...] | None = Field(None, min_length=1, max_length=4)
     model_type: str | None = None
     negative_prompt: str = Field("", repr=False)
     num_images: int = 1
@@ -54,11 +69,14 @@ class NewGeneration(BaseModel):
     guidance_scale: float | None = Field(None, allow_inf_nan=False)
     true_cfg_scale: float | None = Field(None, allow_inf_nan=False)
     lora_scale: float = Field(1.0, allow_inf_nan=False)
+    sampler: str | None = None
+    exclusive: bool = False
+    preview_every: int = 0
     output_format: OutputFormat = "png"
 
 
 class Image(Row):
-    """A picture that was drawn. `receipt` says from what: base, adapter, parameters."""
+    """A picture that was drawn. `receipt` says from what: base, adapters, parameters; so does its file."""
 
     id: str
     brand_id: str
@@ -82,14 +100,27 @@ class Image(Row):
         return Key("generated-content", self.object_name)
 
 
+class UsedAdapter(Row):
+    """An adapter as it was when the pictures were asked for; `model_id` is null once the model is deleted."""
+
+    model_id: str | None
+    model: str
+    sha256: str
+    scale: float
+
+
 class Generation(Row):
-    """A request for pictures, and those that were drawn so far. Picture i has the seed `seed` + i."""
+    """A request for pictures, and those that were drawn so far. Picture i has the seed `seed` + i.
+
+    `model`, `model_id` and `lora_scale` are those of the first of `models`; a base has none.
+    """
 
     id: str
     brand_id: str
     user_id: str
     model_id: str | None
     model: str
+    models: list[UsedAdapter] = Field(default_factory=list)
     model_type: str
     prompt: str = Field(repr=False)
     negative_prompt: str = Field(repr=False)
@@ -101,6 +132,9 @@ class Generation(Row):
     guidance_scale: float
     true_cfg_scale: float
     lora_scale: float
+    sampler: str | None
+    exclusive: bool
+    preview_every: int
     output_format: OutputFormat
     status: GenerationStatus
     progress: int
@@ -113,11 +147,16 @@ class Generation(Row):
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
-    """One generation on its way to an engine. `[brand]` is replaced already. Its repr tells no prompt and no ticket."""
+    """One generation on its way to an engine. `[brand]` is replaced already. Its repr tells no prompt and no ticket.
+
+    Args:
+        adapters: each with its scale; all of the ticket's brand, and of one family.
+        weight, slot_quota: the brand's share of the engine (`onbrand.services.limits`).
+    """
 
     ticket: str = field(repr=False)
     generation_id: str
-    adapter: AdapterRef | None
+    adapters: tuple[tuple[AdapterRef, float], ...]
     prompt: str = field(repr=False)
     negative_prompt: str = field(repr=False)
     num_images: int
@@ -127,16 +166,23 @@ class RenderRequest:
     num_inference_steps: int
     guidance_scale: float
     true_cfg_scale: float
-    lora_scale: float
     output_format: OutputFormat
+    sampler: str | None = None
+    exclusive: bool = False
+    weight: float = 1.0
+    slot_quota: int | None = None
+    preview_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RenderEvent:
-    """What an engine tells while it draws; the pictures themselves go to the store by its ticket."""
+    """What an engine tells while it draws; the pictures themselves go to the store by its ticket.
 
-    kind: Literal["progress", "image", "completed", "failed", "canceled"]
-    data: dict[str, Any] = field(default_factory=dict)
+    A `preview` holds an index, a step, and a small picture as a data URL, which its repr does not tell.
+    """
+
+    kind: Literal["progress", "preview", "image", "completed", "failed", "canceled"]
+    data: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Generator(Protocol):
@@ -176,35 +222,57 @@ async def create_generation(
     Raises:
         InvalidInput: a parameter is out of bounds, or the family is not served; `param` names it.
         NotFound: not the caller's brand, or no such model in it.
+        TooManyRequests: as many pictures of the brand wait as may; `retry_after` holds seconds.
     """
-    model, family = await _subject(session, brand_id, new)
-    if family not in recommended:
-        raise InvalidInput(f"{family} is not served here; served: {', '.join(recommended)}", param="model_type")
-    values = _decided(new, SPECS[family], recommended[family], limits)
+    adapters, family = await adapters_of(session, brand_id, new)
+    values = decided(new, family, recommended, limits)
+    first, scale = adapters[0] if adapters else (None, values["lora_scale"])
     values |= {
         "brand_id": brand_id,
         "user_id": user_id,
-        "model_id": model.id if model else None,
+        "model_id": first.id if first else None,
         "model_type": family,
-        "model_name": model.name if model else family,
+        "model_name": first.name if first else family,
+        "lora_scale": scale,
     }
     columns = ", ".join(values)
     slots = ", ".join(f"%({name})s" for name in values)
+    await must_have_room(session, brand_id, values["num_images"], limits)
     async with hidden("brand"):
         row = await session.one(f"insert into app.generations ({columns}) values ({slots}) returning id", values)
+    await _use(session, brand_id, row["id"], adapters)
     about = {"generation_id": row["id"], "model_id": values["model_id"], "num_images": values["num_images"]}
+    if len(adapters) > 1:
+        about["model_ids"] = [model.id for model, _ in adapters]
     await record(session, brand_id, "generation.create", about)
     return await get_generation(session, brand_id, row["id"])
 
 
+async def _use(session: Session, brand_id: str, generation_id: str, adapters: Adapters) -> None:
+    """What the generation is drawn with."""
+    for index, (model, scale) in enumerate(adapters):
+        await session.run(
+            "insert into app.generation_adapters (brand_id, generation_id, index, model_id, model_name, sha256, scale)"
+            " values (%s, %s, %s, %s, %s, %s, %s)",
+            [brand_id, generation_id, index, model.id, model.name, model.sha256, scale],
+        )
+
+
 async def render_request(session: Session, generation: Generation, ticket: str) -> RenderRequest:
-    """What an engine needs to draw this generation; `ticket` is the signed token. Raises NotFound."""
-    model = None if generation.model_id is None else await get_model(session, generation.brand_id, generation.model_id)
-    word = model.trigger_word if model else await _brand_name(session, generation.brand_id)
+    """What an engine needs to draw this generation; `ticket` is the signed token.
+
+    Raises NotFound, also when one of its models was deleted meanwhile: it is never drawn with less than was asked for.
+    """
+    brand_id = generation.brand_id
+    models = [await get_model(session, brand_id, use.model_id or use.model) for use in generation.models]
+    if not models and generation.model != generation.model_type:
+        raise NotFound("there is no such model")
+    word = models[0].trigger_word if models else await _brand_name(session, brand_id)
+    share = await limits_of(session, brand_id)
     return RenderRequest(
         ticket=ticket,
         generation_id=generation.id,
-        adapter=adapter_ref(model) if model else None,
+        adapters=tuple((adapter_ref(model), use.scale) for model, use in zip(models, generation.models, strict=True)),
         prompt=generation.prompt.replace("[brand]", word),
         negative_prompt=generation.negative_prompt.replace("[brand]", word),
         num_images=generation.num_images,
@@ -214,25 +282,29 @@ async def render_request(session: Session, generation: Generation, ticket: str) 
         num_inference_steps=generation.num_inference_steps,
         guidance_scale=generation.guidance_scale,
         true_cfg_scale=generation.true_cfg_scale,
-        lora_scale=generation.lora_scale,
         output_format=generation.output_format,
+        sampler=generation.sampler,
+        exclusive=generation.exclusive,
+        weight=share.weight,
+        slot_quota=share.slot_quota,
+        preview_every=generation.preview_every,
     )
 
 
 async def list_generations(
     session: Session, brand_id: str, limit: int = 20, cursor: str | None = None
 ) -> Page[Generation]:
-    """The brand's generations, newest first, with their pictures."""
+    """The brand's generations, newest first, with their adapters and pictures."""
     page = await page_of(session, Generation, _GENERATION, brand_id, limit, cursor)
-    return page.model_copy(update={"data": await _with_images(session, brand_id, page.data)})
+    return page.model_copy(update={"data": await _with_parts(session, brand_id, page.data)})
 
 
 async def get_generation(session: Session, brand_id: str, generation_id: str) -> Generation:
-    """One generation with its pictures. Raises NotFound."""
+    """One generation with its adapters and pictures. Raises NotFound."""
     generation_id = known_id(generation_id, "generation")
     row = await session.maybe(f"{_GENERATION} where t.brand_id = %s and t.id = %s", [brand_id, generation_id])
     found = Generation.of(must_be_there(row, "generation"))
-    return (await _with_images(session, brand_id, [found]))[0]
+    return (await _with_parts(session, brand_id, [found]))[0]
 
 
 async def cancel_generation(session: Session, brand_id: str, generation_id: str) -> Generation:
@@ -294,77 +366,25 @@ async def delete_image(session: Session, store: BrandStore, brand_id: str, image
     await record(session, brand_id, "image.delete", {"image_id": image.id, "generation_id": image.generation_id})
 
 
-async def _subject(session: Session, brand_id: str, new: NewGeneration) -> tuple[Model | None, FamilyName]:
-    """The model and its family; no model for a base."""
-    named = new.model if new.model is not None else new.model_type
-    if named is None:
-        raise InvalidInput("name a model, or a model_type for its base", param="model")
-    model: Model | None
-    if named in SPECS:
-        model, family = None, named
-    elif new.model is None:
-        raise InvalidInput(f"model_type must be one of {', '.join(SPECS)}", param="model_type")
-    else:
-        model = await get_model(session, brand_id, named)
-        family = cast(FamilyName, model.model_type)
-    if new.model_type not in (None, family):
-        raise InvalidInput(f"the model is of type {family}; leave model_type out or say so", param="model_type")
-    return model, family
-
-
-def _decided(new: NewGeneration, spec: FamilySpec, base: Recommended, limits: Limits) -> dict[str, Any]:
-    """Every column that the caller chooses, checked. Raises InvalidInput naming the first that is out of bounds."""
-    _must_be_prompt(new.prompt, "prompt", 1, limits)
-    _must_be_prompt(new.negative_prompt, "negative_prompt", 0, limits)
-    values = {
-        "prompt": new.prompt,
-        "negative_prompt": new.negative_prompt,
-        "num_images": _bounded("num_images", new.num_images, 1, limits.num_images),
-        "width": base.resolution if new.width is None else new.width,
-        "height": base.resolution if new.height is None else new.height,
-        "seed": secrets.randbelow(2**32) if new.seed is None else _bounded("seed", new.seed, 0, SEED_MAX),
-        "num_inference_steps": _or(new.num_inference_steps, base.num_inference_steps),
-        "guidance_scale": _or(new.guidance_scale, base.guidance_scale),
-        "true_cfg_scale": _or(new.true_cfg_scale, _or(base.true_cfg_scale, 1.0)),
-        "lora_scale": _bounded("lora_scale", new.lora_scale, 0, spec.lora_scale_max),
-        "output_format": new.output_format,
-    }
-    for side in ("width", "height"):
-        spec.must_be_size(values[side], side)
-    _bounded("num_inference_steps", values["num_inference_steps"], 1, spec.steps_max)
-    _bounded("guidance_scale", values["guidance_scale"], 0, spec.guidance_max)
-    _bounded("true_cfg_scale", values["true_cfg_scale"], 0, spec.guidance_max)
-    return values
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _bounded(param: str, value: float, least: float, most: float) -> float:
-    if not least <= value <= most:
-        raise InvalidInput(f"{param} must be {least} to {most}; got {value}", param=param)
-    return value
-
-
-def _must_be_prompt(text: str, param: str, least: int, limits: Limits) -> None:
-    if not least <= len(text.strip()) or len(text) > limits.prompt_chars or "\x00" in text:
-        raise InvalidInput(
-            f"{param} must have {least} to {limits.prompt_chars} characters; got {len(text)}", param=param
-        )
-
-
 async def _brand_name(session: Session, brand_id: str) -> str:
     row = await session.maybe("select name from app.brands where id = %s", [brand_id])
     return str(must_be_there(row, "brand")["name"])
 
 
-async def _with_images(session: Session, brand_id: str, generations: list[Generation]) -> list[Generation]:
-    rows = await session.all(
-        f"{_IMAGE} where t.brand_id = %s and t.generation_id = any(%s::uuid[]) order by t.index",
-        [brand_id, [generation.id for generation in generations]],
-    )
-    drawn: dict[str, list[Image]] = {}
+async def _with_parts(session: Session, brand_id: str, generations: list[Generation]) -> list[Generation]:
+    ids = [generation.id for generation in generations]
+    of = "where t.brand_id = %s and t.generation_id = any(%s::uuid[]) order by t.generation_id, t.index"
+    used = _grouped(await session.all(f"{_ADAPTER} {of}", [brand_id, ids]), UsedAdapter)
+    drawn = _grouped(await session.all(f"{_IMAGE} {of}", [brand_id, ids]), Image)
+    return [
+        each.model_copy(update={"models": used.get(each.id, []), "images": drawn.get(each.id, [])})
+        for each in generations
+    ]
+
+
+def _grouped(rows: list[Any], kind: type[R]) -> dict[str, list[R]]:
+    """Rows by their generation."""
+    found: dict[str, list[R]] = {}
     for row in rows:
-        drawn.setdefault(row["generation_id"], []).append(Image.of(row))
-    return [each.model_copy(update={"images": drawn.get(each.id, [])}) for each in generations]
+        found.setdefault(row["generation_id"], []).append(kind.of(row))
+    return found

@@ -6,6 +6,7 @@ Every function takes a session opened with the ticket; the row policies check br
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, InvalidInput, NotFound
+from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
 from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.jobs import ENDED
@@ -30,6 +31,7 @@ from onbrand.storage.store import BrandStore
 
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
+security_log = logging.getLogger("onbrand.security")
 
 
 class TrainingAsset(Row):
@@ -242,11 +244,16 @@ async def publish(
 
     Publishing the same file again (an answer got lost) returns the model that it became.
 
-    Raises NotFound, Conflict (the job ended otherwise), AdapterRefused, InvalidInput.
+    Raises NotFound, Conflict (the job ended otherwise), InvalidInput, and AdapterRefused, which is a security event: a
+    trainer of ours proves its file before it hands it in.
     """
     checked = _checked(facts)
-    with borrowed(checker, Limits()) as reader:
-        await reader.run(reader.weights, data)
+    try:
+        with borrowed(checker, Limits()) as reader:
+            await reader.run(reader.weights, data)
+    except AdapterRefused as problem:
+        security_log.warning("adapter of job %s refused: %s", ticket.job_id, problem.message)
+        raise
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     job = await _lock_job(session, ticket)
     if job["status"] in ENDED:

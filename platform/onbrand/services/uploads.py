@@ -33,14 +33,11 @@ UploadStatus = Literal["pending", "completed", "refused", "canceled", "expired"]
 BYTES_MAX = 256 * 2**20
 """What the largest kind may have; the ingress takes no larger body under a link."""
 
-_UPLOAD = """
-select t.*,
-  array(select a.id from app.upload_objects uo join app.brand_assets a
-    on a.brand_id = uo.brand_id and a.object_name = uo.object_name and uo.bucket_id = 'training-data'
-    where uo.brand_id = t.brand_id and uo.upload_id = t.id order by a.created_at, a.id)::text[] as asset_ids,
-  array(select d.id from app.upload_objects uo join app.documents d
-    on d.brand_id = uo.brand_id and d.object_name = uo.object_name and uo.bucket_id = 'brand-documents'
-    where uo.brand_id = t.brand_id and uo.upload_id = t.id)::text[] as document_ids
+_MADE = """case when t.kind {of} 'document' then array(select uo.{column} from app.upload_objects uo
+    where uo.brand_id = t.brand_id and uo.upload_id = t.id order by uo.index)::text[] else '{{}}' end"""
+_UPLOAD = f"""
+select t.*, {_MADE.format(of="<>", column="asset_id")} as asset_ids,
+  {_MADE.format(of="=", column="document_id")} as document_ids
 from app.uploads t
 """
 
@@ -226,10 +223,11 @@ async def complete_upload(session: Session, store: BrandStore, upload: Upload, c
         made = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked)
     else:
         made = [await documents.store_checked(session, store, upload.brand_id, upload.user_id, checked)]
-    for thing in made:
+    column = "asset_id" if isinstance(checked, list) else "document_id"
+    for index, thing in enumerate(made):
         await session.run(
-            "insert into app.upload_objects (brand_id, upload_id, bucket_id, object_name) values (%s, %s, %s, %s)",
-            [upload.brand_id, upload.id, thing.key.bucket, thing.key.name],
+            f"insert into app.upload_objects (brand_id, upload_id, index, {column}) values (%s, %s, %s, %s)",
+            [upload.brand_id, upload.id, index, thing.id],
         )
     return await get_upload(session, upload.brand_id, upload.id)
 

@@ -1,86 +1,203 @@
-"""Adapters on their way to the engine: the platform's internal routes -> local disk -> host memory.
+"""Adapters on their way to the engine: internal routes -> the node's disk -> memory that the node's replicas share.
 
-Every file is checked against the sha256 of its row before it is read, wherever it came from.
+Files are kept as they were published, and mapped: a published file is laid out as the engine copies it into a slot, so
+the replicas of one node read the same pages and none converts anything. Every file is checked against the sha256 of its
+row when it is mapped, wherever it came from.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
 
 from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, HostCache
-from onbrand.errors import AdapterRefused
+from onbrand.errors import AdapterRefused, ModelGone
 from onbrand.families.family import Family
-from onbrand.families.lora import AdapterWeights, read_adapter
+from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
 
+logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
 
+_NUM_LOADERS = 8
+_GONE_REMEMBERED = 4096
+
 Fetch = Callable[[], bytes]
+Check = Callable[[bytes | memoryview], AdapterWeights]
 
 
-def must_be_content(data: bytes, ref: AdapterRef) -> bytes:
-    """Return `data` if it is the file that the row names, else raise AdapterRefused."""
+def must_be_content(data: bytes | memoryview, ref: AdapterRef) -> None:
+    """Raise AdapterRefused unless `data` is the file that the row names."""
     if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise AdapterRefused(f"the weights of {ref.name} are not those that were published; train or publish it again")
-    return data
 
 
 class AdapterFiles:
-    """Published files on this node's disk, named by an opaque digest of brand and content; only we can read them.
+    """Published files on this node's disk, for all its replicas; named by an opaque digest of brand and content.
+
+    Only we can read them. A file is visible when it is whole and checked, never before.
 
     Args:
-        max_bytes: least recently used files go when there are more.
+        max_bytes: least recently used files go when there are more. Who has one mapped keeps its pages.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         self._folder, self._max_bytes = folder, max_bytes
+        self._remove_leftovers()
 
-    def read(self, ref: AdapterRef) -> bytes | None:
+    def weights(self, ref: AdapterRef, fetch: Fetch, check: Check) -> AdapterWeights:
+        """The file's weights; fetched when it is not here, by one replica of the node however many want it.
+
+        Args:
+            check: reads the file and raises AdapterRefused for what may not be served; such a file is not kept.
+
+        Raises AdapterRefused, and what `fetch` raises; then whoever waited fetches for themselves.
+        """
+        found = self._mapped(ref)
+        if found is not None:
+            return check(found)
+        with self._draft(ref) as draft:
+            found = self._mapped(ref)
+            if found is not None:
+                return check(found)
+            data = fetch()
+            must_be_content(data, ref)
+            return check(data) if draft is None else self._kept(ref, draft, data, check)
+
+    def _mapped(self, ref: AdapterRef) -> memoryview | None:
         """The file, or None. One that is not what it should be is removed."""
         path = self._path(ref)
         try:
-            data = must_be_content(path.read_bytes(), ref)
+            mapped = _map(path)
+            must_be_content(mapped, ref)
             os.utime(path)
-        except FileNotFoundError:
+        except OSError:  # most often there is none
             return None
         except AdapterRefused:
             path.unlink(missing_ok=True)
             return None
-        return data
+        return mapped
 
-    def write(self, ref: AdapterRef, data: bytes) -> None:
-        """Keep a file, in one step."""
-        draft = self._folder / f".{ref.routing_id}.{os.getpid()}"
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        draft.replace(self._path(ref))
+    def _kept(self, ref: AdapterRef, draft: BinaryIO, data: bytes, check: Check) -> AdapterWeights:
+        """The weights of `data`, read from the file that it becomes; from memory where the disk does not take it."""
+        try:
+            draft.truncate(0)
+            draft.write(data)
+            draft.flush()
+            mapped = _map(self._draft_path(ref))
+        except OSError as problem:
+            logger.warning("an adapter was not kept on disk: %s", type(problem).__name__)
+            return check(data)
+        weights = check(mapped)
+        self._draft_path(ref).replace(self._path(ref))
         self._make_room()
+        return weights
+
+    @contextmanager
+    def _draft(self, ref: AdapterRef) -> Iterator[BinaryIO | None]:
+        """The file to write `ref` into, or None where there can be none.
+
+        Its lock is the node's: other replicas wait here while this one fetches.
+        """
+        path = self._draft_path(ref)
+        while True:
+            try:
+                file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+            except OSError as problem:
+                logger.warning("no adapter can be kept on disk: %s", type(problem).__name__)
+                yield None
+                return
+            with file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_at(file, path):  # who had it before has made it the file, or given up
+                    continue
+                try:
+                    yield file
+                finally:
+                    if _is_at(file, path):
+                        path.unlink()
+                return  # closing lets the next one in: nothing else holds this descriptor
+
+    def _draft_path(self, ref: AdapterRef) -> Path:
+        return self._folder / f".{ref.routing_id}.part"
 
     def _path(self, ref: AdapterRef) -> Path:
         return self._folder / f"{ref.routing_id}.safetensors"
 
     def _make_room(self) -> None:
-        files = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in files)
-        for path in files[:-1]:
+        facts = {path: found for path in self._folder.glob("*.safetensors") if (found := _stat(path))}
+        total = sum(found.st_size for found in facts.values())
+        for path in sorted(facts, key=lambda path: facts[path].st_mtime)[:-1]:
             if total <= self._max_bytes:
                 return
-            total -= path.stat().st_size
+            total -= facts[path].st_size
             path.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """Drafts of replicas that died. One that is being written is locked."""
+        for path in self._folder.glob(".*"):
+            with suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+
+
+def _map(path: Path) -> memoryview:
+    """The file in memory: pages that all who map it share, ours alone where we write. Holds no descriptor open.
+
+    Python's own mmap would keep one, and with it the draft's lock. Raises OSError.
+    """
+    num_bytes = path.stat().st_size
+    if not num_bytes:
+        return memoryview(b"")
+    try:
+        mapped = torch.from_file(str(path), shared=False, size=num_bytes, dtype=torch.uint8)
+    except RuntimeError as problem:
+        raise OSError(str(problem)) from None
+    return mapped.numpy().data
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:  # another replica removed it
+        return None
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is still the one that lies at `path`."""
+    here, there = os.fstat(file.fileno()), _stat(path)
+    return there is not None and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 class AdapterLibrary:
-    """Validated weights by reference, loaded once however many ask. Blocking: call it from a thread."""
+    """Checked weights by reference, loaded once however many ask; what was refused or deleted is remembered.
+
+    Blocking: call `weights` from a thread. `prefetch` returns at once.
+
+    Args:
+        host_bytes: the most memory for adapters that nobody asked for lately. Mapped files count, though the replicas
+            of a node share their pages; for a GPU each replica has page-locked copies of its own.
+    """
 
     def __init__(self, family: Family, files: AdapterFiles, host_bytes: int) -> None:
         self._family, self._files = family, files
         self._memory = HostCache(host_bytes)
+        self._gone: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._loaders = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="adapter")
 
     def weights(self, ref: AdapterRef, fetch: Fetch) -> AdapterWeights:
         """The weights that `ref` names.
@@ -90,23 +207,50 @@ class AdapterLibrary:
 
         Raises:
             AdapterRefused: another family's, not the published content, or not a LoRA for this base.
+            ModelGone: `fetch` said so, now or before.
         """
         if ref.family != self._family.spec.name:
             raise AdapterRefused(f"{ref.name} is a model of {ref.family}, not of {self._family.spec.name}")
+        asked = (ref.brand_id, ref.model_id)
+        if asked in self._gone:
+            raise ModelGone(f"the model {ref.name} was deleted")
         try:
             return self._memory.get(AdapterKey(ref.brand_id, ref.sha256), lambda: self._load(ref, fetch))
         except AdapterRefused as problem:
             security_log.warning("adapter of model %s refused: %s", ref.model_id, problem.message)
             raise
+        except ModelGone:
+            self._gone[asked] = None  # ids never come back
+            while len(self._gone) > _GONE_REMEMBERED:
+                self._gone.popitem(last=False)
+            raise
+
+    def prefetch(self, ref: AdapterRef, fetch: Fetch) -> Future[AdapterWeights]:
+        """Begin to load, in a thread; loads of different adapters overlap. What `weights` raises is in the future."""
+        return self._loaders.submit(self.weights, ref, fetch)
+
+    def holdings(self) -> list[str]:
+        """Routing ids of the adapters in memory, most recently used first. From any thread."""
+        return [key.routing_id for key in self._memory.kept()]
+
+    def close(self) -> None:
+        """Begin no more loads."""
+        self._loaders.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, ref: AdapterRef, fetch: Fetch) -> AdapterWeights:
-        data = self._files.read(ref)
-        if data is not None:
-            return read_adapter(data, self._family)
-        data = must_be_content(fetch(), ref)
-        weights = read_adapter(data, self._family)
-        try:
-            self._files.write(ref, data)
-        except OSError as problem:
-            logging.getLogger(__name__).warning("an adapter was not kept on disk: %s", problem.strerror)
-        return weights
+        weights = self._files.weights(ref, fetch, lambda data: read_adapter(data, self._family))
+        return page_locked(weights) if self._on_gpu else weights
+
+    @property
+    def _on_gpu(self) -> bool:
+        return str(getattr(self._family, "device", "cpu")).startswith("cuda")
+
+
+def page_locked(weights: AdapterWeights) -> AdapterWeights:
+    """A copy in page-locked memory, from which a copy to the GPU runs beside its other work."""
+
+    def locked(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory()
+
+    layers = {name: LayerWeights(locked(layer.a), locked(layer.b)) for name, layer in weights.layers.items()}
+    return replace(weights, layers=layers)

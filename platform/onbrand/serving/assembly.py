@@ -9,6 +9,7 @@ import torch
 
 from onbrand.config import FamilyName, Settings
 from onbrand.engine.engine import Engine
+from onbrand.engine.kernels import keep_memory
 from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family, load_family
 from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
@@ -31,6 +32,7 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Re
         max_batch=options.max_batch,
         max_waiting=options.max_waiting,
         max_waiting_per_brand=options.max_waiting_per_brand,
+        compile=options.compile,
     )
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
     return Renderer(
@@ -46,6 +48,7 @@ def load(name: FamilyName, options: EngineOptions, settings: Settings) -> Family
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device == "cpu"
     if on_cpu:
+        keep_memory()
         torch.set_num_threads(options.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 1))
     dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     source = base_source(name, settings.bases)

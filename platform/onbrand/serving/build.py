@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
@@ -26,6 +27,7 @@ from onbrand.logins import SECRET_SETTINGS
 from onbrand.serving.generator import EngineOptions, EngineReplica
 from onbrand.serving.ingress import Ingress, System
 from onbrand.serving.remote import ENGINE, engine_app
+from onbrand.serving.router import EngineRouter, IngressRouter
 
 SECRETS = frozenset(SECRET_SETTINGS)
 _HTTP = {
@@ -38,16 +40,19 @@ _HTTP = {
     "health_check_timeout_s": 60,
 }
 _ENGINE_ONGOING = 1000
+_TELL_SECONDS = 1.0
 
 
 def ingress(args: Mapping[str, Any]) -> Application:
     """The API for users, at `/`."""
-    return serve.deployment(Ingress, name="Ingress", **_HTTP).bind(must_be_plain(args))
+    deaf = RequestRouterConfig(request_router_class=IngressRouter)
+    return serve.deployment(Ingress, name="Ingress", request_router_config=deaf, **_HTTP).bind(must_be_plain(args))
 
 
 def internal(args: Mapping[str, Any]) -> Application:
     """The internal routes, at `/internal`, and the dispatcher. One replica."""
-    return serve.deployment(System, name="System", **_HTTP).bind(must_be_plain(args))
+    deaf = RequestRouterConfig(request_router_class=IngressRouter)
+    return serve.deployment(System, name="System", request_router_config=deaf, **_HTTP).bind(must_be_plain(args))
 
 
 def engine(args: Mapping[str, Any]) -> Application:
@@ -56,7 +61,7 @@ def engine(args: Mapping[str, Any]) -> Application:
     if family not in SPECS:
         raise ConfigurationError(f"the argument family must be one of {', '.join(SPECS)}", param="family")
     settings = must_be_plain({name: value for name, value in args.items() if name not in ("family", "engine")})
-    chosen = EngineOptions.model_validate(options)
+    chosen = EngineOptions.checked(options)
     deployment = serve.deployment(
         EngineReplica,
         name=ENGINE,
@@ -67,6 +72,11 @@ def engine(args: Mapping[str, Any]) -> Application:
             "max_queued_requests": _ENGINE_ONGOING,
             "ray_actor_options": {"num_cpus": chosen.num_cpus, "num_gpus": chosen.num_gpus or 0},
             "health_check_timeout_s": 120,
+            "request_router_config": RequestRouterConfig(
+                request_router_class=EngineRouter,
+                request_router_kwargs={"capacity": chosen.max_batch, **chosen.placement},
+                request_routing_stats_period_s=_TELL_SECONDS,
+            ),
         },
     )
     return deployment.bind(family, options, settings)
@@ -78,7 +88,7 @@ def applications(settings: Settings) -> Iterator[tuple[str, str | None, Applicat
     yield "internal", "/internal", internal(args)
     for family in settings.families:
         gpu = {"num_gpus": 1} if _wants_gpu(settings) else {}
-        yield engine_app(family), None, engine({"family": family, "engine": gpu, **args})
+        yield engine_app(family), None, engine({**args, "family": family, "engine": gpu | settings.engine})
     yield "onbrand", "/", ingress(args)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from onbrand.config import FamilyName, Settings
-from onbrand.errors import Unavailable
+from onbrand.errors import ConfigurationError, Unavailable
+from onbrand.serving.placement import PlacementOptions
 
 if TYPE_CHECKING:
     from onbrand.services.images import RenderEvent, RenderRequest
@@ -22,7 +23,10 @@ class EngineOptions(BaseModel):
         max_batch: most pictures that one denoising step advances.
         num_threads: torch's; None: `OMP_NUM_THREADS`, else 1 on a CPU, for cores are shared.
         dtype: None: float32 on a CPU, bfloat16 on a GPU.
+        compile: draw with compiled graphs (on a GPU: CUDA graphs); the first pass of a shape, of a batch size and of a
+            rank class takes minutes.
         num_gpus: None is none; `build.applications` asks for one where the platform has GPUs.
+        placement: of `PlacementOptions` what is not to be as it is by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,9 +40,30 @@ class EngineOptions(BaseModel):
     disk_bytes: int = 10 * 2**30
     num_threads: int | None = Field(None, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
+    compile: bool = False
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = 0
     num_gpus: float | None = None
+    placement: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("placement")
+    @classmethod
+    def _is_known(cls, placement: dict[str, float]) -> dict[str, float]:
+        try:
+            PlacementOptions(**placement)  # type: ignore[arg-type]
+        except TypeError as problem:
+            raise ValueError(str(problem)) from None
+        return placement
+
+    @classmethod
+    def checked(cls, options: Mapping[str, Any]) -> EngineOptions:
+        """The options by name. Raises ConfigurationError naming the first that is unknown or out of bounds."""
+        try:
+            return cls(**options)
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            param = ".".join(("engine", *map(str, first["loc"])))
+            raise ConfigurationError(f"{param}: {first['msg']}; fix it, or leave it out", param=param) from None
 
 
 class EngineReplica:
@@ -64,6 +89,10 @@ class EngineReplica:
     async def cancel(self, generation_id: str) -> None:
         """End a generation at the next step; nothing happens if it is not here."""
         self._renderer.cancel(generation_id)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What `EngineRouter` goes by; Serve asks for it and tells every router."""
+        return self._renderer.standing()
 
     def check_health(self) -> None:
         """Serve replaces this replica when the engine's thread is gone."""

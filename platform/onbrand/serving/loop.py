@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 
 from onbrand.engine.engine import Engine
@@ -25,11 +25,16 @@ class EngineLoop:
     """Steps an engine in one thread for as long as there is work; nobody else touches the engine.
 
     Safe to use from any event loop and thread.
+
+    Args:
+        num_stage_threads: threads that encode text and decode pictures, so that no step waits for either.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, num_stage_threads: int = 2) -> None:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stages = ThreadPoolExecutor(num_stage_threads, thread_name_prefix="stage")
+        engine.use(self._stages, on_done=lambda: self._inbox.put(_look_again))
         self._sinks: dict[str, Sink] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -39,6 +44,10 @@ class EngineLoop:
     def is_alive(self) -> bool:
         """False when the thread has ended, which it only does when closed."""
         return self._thread.is_alive()
+
+    def holdings(self) -> list[str]:
+        """Routing ids of the adapters in slots."""
+        return self._engine.residency.holdings()
 
     async def draw(self, request: Request) -> AsyncIterator[Event]:
         """The request's events up to its end. Leaving early cancels it.
@@ -65,6 +74,7 @@ class EngineLoop:
         """End the thread after the step in progress; what was not finished is told as failed."""
         self._inbox.put(self._close)
         self._thread.join(_CLOSE_SECONDS)
+        self._stages.shutdown(wait=False, cancel_futures=True)
 
     def _add(self, request: Request, sink: Sink) -> Future[None]:
         told: Future[None] = Future()
@@ -78,15 +88,16 @@ class EngineLoop:
     def _run(self) -> None:
         while not self._closing:
             self._listen()
-            if self._engine.has_work and not self._closing:
+            self._tell(self._engine.collect())
+            if self._engine.can_step and not self._closing:
                 self._tell(self._engine.step())
         for request_id in list(self._sinks):
             self._tell([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
         self._refuse_rest()
 
     def _listen(self) -> None:
-        """Do what was asked; wait for something to do when there is no work."""
-        wait = not self._engine.has_work
+        """Do what was asked; wait when the engine has nothing to step."""
+        wait = not self._engine.can_step
         while not self._closing:
             try:
                 self._inbox.get(block=wait)()
@@ -123,6 +134,10 @@ class EngineLoop:
                 self._inbox.get_nowait()()
             except queue.Empty:
                 return
+
+
+def _look_again() -> None:
+    """Wakes the thread: something was encoded or decoded."""
 
 
 async def drawn(loop: EngineLoop, request: Request) -> list[Event]:

@@ -1,7 +1,8 @@
-"""A drawn picture as a file, with its receipt in the file's metadata."""
+"""A drawn picture as a file, with its receipt in the file's metadata; a preview as a data URL, without one."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from typing import Any
@@ -13,12 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 RECEIPT_KEY = "onbrand:receipt"
 _IMAGE_DESCRIPTION = 0x010E
+_PREVIEW_SIDE_MAX = 128
 
 
 def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any]) -> bytes:
     """The file of a picture in 0..1: PNG (the receipt in a text chunk), JPEG or WEBP (in EXIF's description)."""
-    pixels_HWC = (image_CHW.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    picture, file, text = Image.fromarray(pixels_HWC), io.BytesIO(), json.dumps(receipt, sort_keys=True)
+    picture, file, text = _pixels(image_CHW), io.BytesIO(), json.dumps(receipt, sort_keys=True)
     if output_format == "png":
         info = PngInfo()
         info.add_text(RECEIPT_KEY, text)
@@ -28,3 +29,15 @@ def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any]
         exif[_IMAGE_DESCRIPTION] = text
         picture.save(file, output_format.upper(), quality=95, exif=exif)
     return file.getvalue()
+
+
+def as_data_url(image_CHW: torch.Tensor) -> str:
+    """A preview in 0..1 as a small JPEG in a URL; no side is longer than 128 pixels."""
+    picture, file = _pixels(image_CHW.clamp(0, 1)), io.BytesIO()
+    picture.thumbnail((_PREVIEW_SIDE_MAX, _PREVIEW_SIDE_MAX))
+    picture.save(file, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _pixels(image_CHW: torch.Tensor) -> Image.Image:
+    return Image.fromarray((image_CHW.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy())

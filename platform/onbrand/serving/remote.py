@@ -12,6 +12,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from onbrand.adapter import combined_sha256, routing_id
 from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests, Unavailable
 from onbrand.services.images import RenderEvent, RenderRequest
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 ENGINE = "Engine"
 _ATTEMPTS = 5
 _FIRST_DELAY = 0.5
+_CANCEL_SECONDS = 10.0
 
 
 def engine_app(family: str) -> str:
@@ -33,8 +35,9 @@ def engine_app(family: str) -> str:
 class ServeGenerator:
     """Draws with the replicas of `engine-<family>`.
 
-    A replica that dies loses no generation: it is asked of another one, which draws the same pictures, since a picture
-    is a function of base, adapter, numbers and seed.
+    Each call says which adapter it is about, by an opaque digest of the row that the ingress authorised, and
+    `EngineRouter` sends it where that adapter is. A replica that dies loses no generation: it is asked of another one,
+    which draws the same pictures, since a picture is a function of base, adapter, numbers and seed.
 
     Args:
         families: those that this platform serves.
@@ -52,7 +55,7 @@ class ServeGenerator:
             TooManyRequests: the engine's queue is full; `retry_after` holds seconds.
             Unavailable: no replica could be reached, or each died.
         """
-        handle = self._engine(family).options(stream=True)
+        handle = self._engine(family).options(stream=True, multiplexed_model_id=routing_id_of(request))
         told: set[int] = set()
         for attempt in range(_ATTEMPTS):
             try:
@@ -67,9 +70,15 @@ class ServeGenerator:
             await asyncio.sleep(_FIRST_DELAY * 2**attempt)
 
     async def cancel(self, family: str, generation_id: str) -> None:
-        """Have the generation's rows freed at the next step. With several replicas the row's own mark does the rest."""
+        """Have the generation's rows freed at the next step, whichever replica draws it.
+
+        A replica that cannot be reached is no matter: the row's own mark tells it too. Raises Unavailable without any.
+        """
         try:
-            await self._engine(family).cancel.remote(generation_id)
+            told = self._engine(family).broadcast("cancel", generation_id)
+            await told.results_async(timeout_s=_CANCEL_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            logger.warning("generation %s: not every replica heard of its cancel in time", generation_id)
         except Exception as problem:
             raise translated(problem) from None
 
@@ -79,6 +88,14 @@ class ServeGenerator:
                 f"this platform does not serve {family}; it serves {', '.join(self._families)}", param="model"
             )
         return self._handle(family)
+
+
+def routing_id_of(request: RenderRequest) -> str:
+    """What the router goes by: the adapter's, or that of several as they are added up; "" for the base alone."""
+    if not request.adapters:
+        return ""
+    parts = [(ref.sha256, scale) for ref, scale in request.adapters]
+    return routing_id(request.adapters[0][0].brand_id, combined_sha256(parts))
 
 
 def _is_news(event: RenderEvent, told: set[int]) -> bool:

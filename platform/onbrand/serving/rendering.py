@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, aclosing
+from functools import partial
 from typing import Any, Literal
 
 import jwt
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Progress, Request
-from onbrand.errors import Conflict, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
+from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress, Request
+from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
+from onbrand.families.lora import AdapterWeights
 from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.serving.adapters import AdapterLibrary
 from onbrand.serving.loop import EngineLoop
-from onbrand.serving.pictures import CONTENT_TYPES, encoded
+from onbrand.serving.pictures import CONTENT_TYPES, as_data_url, encoded
 from onbrand.system_client import AsyncSystemClient, SystemClient
 
 logger = logging.getLogger(__name__)
@@ -30,10 +32,10 @@ security_log = logging.getLogger("onbrand.security")
 
 _ATTEND_SECONDS = 3.0
 _RENEW_BEFORE_SECONDS = 600.0
-_NUM_LOADERS = 8
+_MEMORY_TOLD = 512
 _ENDS = frozenset({"completed", "failed", "canceled"})
 
-EventKind = Literal["progress", "image", "completed", "failed", "canceled"]
+EventKind = Literal["progress", "preview", "image", "completed", "failed", "canceled"]
 ClientFor = Callable[[str], AsyncSystemClient]
 BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
 
@@ -51,8 +53,8 @@ def must_be_for(request: RenderRequest) -> float:
         raise TicketRefused("the generation's ticket cannot be read") from None
     if (kind, job_id) != ("generation", request.generation_id):
         raise TicketRefused("the ticket is for another job")
-    if request.adapter is not None and request.adapter.brand_id != brand_id:
-        security_log.error("generation %s: the adapter is of another brand than the ticket", request.generation_id)
+    if any(ref.brand_id != brand_id for ref, _ in request.adapters):
+        security_log.error("generation %s: an adapter is of another brand than the ticket", request.generation_id)
         raise TicketRefused("the ticket is for another brand")
     return float(expires)
 
@@ -79,7 +81,6 @@ class Renderer:
     ) -> None:
         self._loop, self._library = loop, library
         self._client_for, self._blocking_client_for = client_for, blocking_client_for
-        self._loaders = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="adapter")
         self._renderings: dict[str, Rendering] = {}
         self._closing = False
 
@@ -102,6 +103,11 @@ class Renderer:
             self._renderings[generation_id].cancel_requested = True
         self._loop.cancel(generation_id)
 
+    def standing(self) -> dict[str, Any]:
+        """What routers want to know: adapters in slots and in memory, by routing id, and generations under way."""
+        in_memory = self._library.holdings()[:_MEMORY_TOLD]
+        return {"slots": self._loop.holdings(), "memory": in_memory, "under_way": len(self._renderings)}
+
     @property
     def is_alive(self) -> bool:
         """False once the engine's thread has ended."""
@@ -114,7 +120,7 @@ class Renderer:
         tasks = [rendering.task for rendering in self._renderings.values() if rendering.task]
         if tasks:
             await asyncio.wait(tasks, timeout=10)
-        self._loaders.shutdown(wait=False)
+        self._library.close()
 
     async def _run(self, rendering: Rendering) -> None:
         request = rendering.request
@@ -128,10 +134,11 @@ class Renderer:
 
     async def _draw(self, rendering: Rendering, client: AsyncSystemClient) -> None:
         request = rendering.request
+        loads = self._prefetched(request)
         rendering.cancel_requested |= (await client.start_generation()).cancel_requested
         attending = asyncio.create_task(self._attend(rendering, client))
         try:
-            work = await self._work(request, client)
+            work = await self._work(request, loads)
             if rendering.cancel_requested:
                 await self._ended(rendering, client, Canceled(request.generation_id))
                 return
@@ -151,17 +158,20 @@ class Renderer:
         finally:
             attending.cancel()
 
-    async def _work(self, request: RenderRequest, client: AsyncSystemClient) -> Request:
-        """The request in the engine's words, its adapter in host memory."""
-        adapters: tuple[AdapterUse, ...] = ()
-        ref = request.adapter
-        if ref is not None:
-            here = asyncio.get_running_loop()
-            weights = await here.run_in_executor(
-                self._loaders, self._library.weights, ref, lambda: self._fetched(client.token, ref.model_id)
-            )
-            scale = 1.0 if request.lora_scale is None else request.lora_scale
-            adapters = (AdapterUse(AdapterKey(ref.brand_id, ref.sha256), weights, scale),)
+    def _prefetched(self, request: RenderRequest) -> list[Future[AdapterWeights]]:
+        """Loads of its adapters, which overlap with each other and with beginning the generation."""
+        fetch = self._fetched
+        return [
+            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id)) for ref, _ in request.adapters
+        ]
+
+    async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> Request:
+        """The request in the engine's words, its adapters in host memory."""
+        weights = await asyncio.gather(*map(asyncio.wrap_future, loads))
+        adapters = tuple(
+            AdapterUse(AdapterKey(ref.brand_id, ref.sha256), each, scale)
+            for (ref, scale), each in zip(request.adapters, weights, strict=True)
+        )
         return Request(
             id=request.generation_id,
             brand_id=_claims(request.ticket)["brand_id"],
@@ -175,16 +185,28 @@ class Renderer:
             guidance_scale=request.guidance_scale,
             true_cfg_scale=request.true_cfg_scale,
             adapters=adapters,
+            exclusive=request.exclusive,
+            sampler=request.sampler,
+            weight=request.weight,
+            slot_quota=request.slot_quota,
+            preview_every=request.preview_every,
         )
 
-    def _fetched(self, token: str, model_id: str) -> bytes:
-        with self._blocking_client_for(token) as client:
-            return client.read_model(model_id)
+    def _fetched(self, ticket: str, model_id: str) -> bytes:
+        """The file's bytes. Raises ModelGone when there is none although its generation stands."""
+        with self._blocking_client_for(ticket) as client:
+            try:
+                return client.read_model(model_id)
+            except NotFound:
+                client.renew()
+                raise ModelGone("there is no such model any more") from None
 
     async def _pass_on(self, rendering: Rendering, client: AsyncSystemClient, event: Event) -> None:
         if isinstance(event, Progress):
             rendering.progress = 100 * event.done // event.total
             rendering.tell("progress", {"progress": rendering.progress, "step": event.done, "num_steps": event.total})
+        elif isinstance(event, Preview):
+            rendering.show(event.index, event.step, as_data_url(event.image_CHW))
         elif isinstance(event, Picture):
             await self._store(rendering, client, event)
         elif isinstance(event, Failed) and self._closing:
@@ -240,7 +262,8 @@ class Rendering:
         self.progress = 0
         self.cancel_requested = False
         self.task: asyncio.Task[None] | None = None
-        self._events: list[RenderEvent] = []
+        self._events: list[RenderEvent | None] = []
+        self._previews: dict[int, int] = {}
         self._problem: OnbrandError | None = None
         self._changed = asyncio.Event()
 
@@ -248,6 +271,14 @@ class Rendering:
         """Add an event."""
         self._events.append(RenderEvent(kind=kind, data=data))
         self._wake()
+
+    def show(self, index: int, step: int, image: str) -> None:
+        """Add a preview of picture `index`; the one before it is forgotten, also by readers who come later."""
+        if (place := self._previews.get(index)) is not None:
+            self._events[place] = None
+        self._previews[index] = len(self._events)
+        data = {"index": index, "step": step, "num_steps": self.request.num_inference_steps, "image": image}
+        self.tell("preview", data)
 
     def end_with(self, problem: OnbrandError) -> None:
         """The row could not be ended from here: readers get the error."""
@@ -261,8 +292,9 @@ class Rendering:
             changed = self._changed
             for event in self._events[num_told:]:
                 num_told += 1
-                yield event
-                if event.kind in _ENDS:
+                if event is not None:
+                    yield event
+                if event is not None and event.kind in _ENDS:
                     return
             if self._problem is not None:
                 raise self._problem

@@ -1,13 +1,20 @@
-"""An adapter's file from a worker: header and every number in it, read in pieces. Runs in the checking child."""
+"""An adapter's file from a worker: header and every number in it, read in pieces. Runs in the checking child.
+
+What is published here is what the engine copies into a slot, so all that it would have to convert or refuse is refused
+now: other kinds of adapters, layers of the text encoder, and an alpha that is not folded into B.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from onbrand.errors import AdapterRefused
-from onbrand.safetensors_header import HEADER_BYTES_MAX, must_be_plain_header
+from onbrand.safetensors_header import HEADER_BYTES_MAX, LORA_METADATA, SafetensorsHeader, must_be_plain_header
 
 _PIECE_BYTES = 2**22
 _EXPONENT: dict[str, tuple[str, int]] = {
@@ -16,6 +23,9 @@ _EXPONENT: dict[str, tuple[str, int]] = {
     "BF16": ("<u2", 0x7F80),
 }
 """A number is infinite or none when all bits of its exponent are set (IEEE 754-2019, 3.4)."""
+_DORA = re.compile(r".*(lora_magnitude_vector|dora_scale)")
+_TEXT_ENCODER = re.compile(r"(text_encoder|lora_te)")
+_DOWN = ".lora_A.weight"
 
 
 def check_weights(read: Callable[[int], bytes], num_bytes: int) -> int:
@@ -26,16 +36,54 @@ def check_weights(read: Callable[[int], bytes], num_bytes: int) -> int:
         num_bytes: of the whole file.
 
     Raises:
-        AdapterRefused: a header that is not plain, or a value that is not finite.
+        AdapterRefused: a header that is not plain, an adapter that is not served as it is, a value that is not finite.
     """
     head = read(min(8, num_bytes))
     size = int.from_bytes(head, "little")
     if len(head) == 8 and size <= HEADER_BYTES_MAX:
         head += read(min(size, num_bytes - 8))
     header = must_be_plain_header(head, num_bytes)
+    must_be_served(header)
     for name, facts in header.tensors.items():
         _must_be_finite(name, facts.dtype, facts.num_bytes, read)
     return len(header.tensors)
+
+
+def must_be_served(header: SafetensorsHeader) -> None:
+    """Raise AdapterRefused for DoRA, biases, layers of a text encoder, or an alpha that is not the layer's rank."""
+    for name in header.tensors:
+        if _DORA.match(name):
+            raise AdapterRefused("DoRA is not served; train a plain LoRA")
+        if name.endswith(".bias"):
+            raise AdapterRefused("LoRA biases are not served; train without them")
+        if _TEXT_ENCODER.match(name):
+            raise AdapterRefused("the adapter changes the text encoder, which is not served; train the denoiser alone")
+    config = _config(header.metadata)
+    if config.get("use_dora") or config.get("lora_bias"):
+        raise AdapterRefused("DoRA and LoRA biases are not served; train a plain LoRA")
+    for name, facts in header.tensors.items():
+        if name.endswith(_DOWN):
+            _must_be_folded(name.removesuffix(_DOWN), facts.shape[0], config)
+
+
+def _config(metadata: dict[str, str]) -> dict[str, Any]:
+    """The LoRA's configuration, of the one component that it changes; empty where the file has none: alpha is rank."""
+    try:
+        said = json.loads(metadata.get(LORA_METADATA, "{}"))
+    except (ValueError, RecursionError):
+        raise AdapterRefused(f"the header's {LORA_METADATA} is not JSON") from None
+    if not isinstance(said, dict):
+        raise AdapterRefused(f"the header's {LORA_METADATA} is not a JSON object")
+    return {key.partition(".")[2]: value for key, value in said.items()}
+
+
+def _must_be_folded(layer: str, rank: int, config: dict[str, Any]) -> None:
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise AdapterRefused("the header's alpha_pattern is not a JSON object")
+    alpha = patterns.get(layer.partition(".")[2], config.get("lora_alpha", rank))
+    if alpha != rank or isinstance(alpha, bool):
+        raise AdapterRefused(f"alpha of layer '{layer[:120]}' is not its rank, {rank}; fold alpha / rank into lora_B")
 
 
 def _must_be_finite(name: str, dtype: str, num_bytes: int, read: Callable[[int], bytes]) -> None:

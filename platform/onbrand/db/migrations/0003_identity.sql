@@ -89,12 +89,13 @@ language sql stable security definer set search_path = '' as $$
   select u.email from identity.users u where u.id = private.uid()
 $$;
 
-create function private.session_lives(session_id uuid) returns boolean
-language sql stable security definer set search_path = '' as $$
-  select exists (select 1 from identity.sessions s where s.id = session_lives.session_id
-    and s.user_id = private.uid() and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp())
-$$;
+create function private.session_lives(session_id uuid, me uuid) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return exists (select 1 from identity.sessions s where s.id = session_lives.session_id
+    and s.user_id = session_lives.me and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp());
+end $$;
 
 -- Whose session has this hash; being asked for keeps it awake. Written at most once a minute.
 create function private.find_session(hash text) returns table (id uuid, user_id uuid, expires_at timestamptz)
@@ -174,7 +175,7 @@ begin
 end $$;
 
 reset role;
-grant execute on function private.in_person(), private.my_email(), private.session_lives(uuid) to onbrand_definer;
+grant execute on function private.in_person(), private.my_email(), private.session_lives(uuid, uuid) to onbrand_definer;
 grant execute on function private.find_session(text), private.external_user(text, text, text) to anon;
 grant execute on function private.open_session(text, interval, interval), private.my_sessions(),
   private.end_sessions(uuid), private.link_subject(text, text) to authenticated;
@@ -198,7 +199,7 @@ begin
       return false;
     end if;
   end if;
-  return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid);
+  return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
 end $$;
 
 -- May this credential do such a thing at all? A key may what its row says, and its claims may only narrow that.
@@ -207,6 +208,9 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
 begin
+  if not c ?| array['key_id', 'scopes'] then  -- the user themselves, by a token or by a page's session
+    return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
+  end if;
   if not private.credential_lives() then return false; end if;
   if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
   if c ->> 'key_id' is not null then
@@ -229,30 +233,39 @@ begin
   return nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> k;
 end $$;
 
--- Asked once by every statement: one function that reads the claims once, where a plain token pays for no key's rows.
+-- Asked once for every table of every statement: reads the claims once, and takes one query for a key as for a user.
 create or replace function private.my_brands() returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  mine text[];
+  me uuid := (c ->> 'sub')::uuid;
+  bound text := c ->> 'brand_id';
 begin
-  if c ?| array['key_id', 'session_id'] and not private.credential_lives() then return '{}'; end if;
-  select coalesce(array_agg(bu.brand_id), '{}') into mine from app.brand_users bu
-    where bu.user_id = (c ->> 'sub')::uuid and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id');
-  return mine;
+  if c ?| array['key_id', 'session_id'] then
+    if c ->> 'session_id' is not null and not private.session_lives((c ->> 'session_id')::uuid, me) then
+      return '{}';
+    end if;
+    if c ->> 'key_id' is not null then
+      return array(select bu.brand_id from app.brand_users bu
+        where bu.user_id = me and bu.brand_id = bound and exists (select 1 from app.api_keys k
+          where k.id = (c ->> 'key_id')::uuid and k.brand_id = bound and k.user_id = me and k.revoked_at is null
+            and (k.expires_at is null or k.expires_at > statement_timestamp())));
+    end if;
+  end if;
+  return array(select bu.brand_id from app.brand_users bu
+    where bu.user_id = me and (bound is null or bu.brand_id = bound));
 end $$;
 
 create or replace function private.my_admin_brands() returns text[]
 language plpgsql stable security definer set search_path = '' as $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  mine text[];
+  me uuid := (c ->> 'sub')::uuid;
+  bound text := c ->> 'brand_id';
 begin
   if c ?| array['key_id', 'session_id', 'scopes'] and not private.may('manage') then return '{}'; end if;
-  select coalesce(array_agg(bu.brand_id), '{}') into mine from app.brand_users bu
-    where bu.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
-      and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id');
-  return mine;
+  return array(select bu.brand_id from app.brand_users bu
+    where bu.user_id = me and bu.role = 'admin' and (bound is null or bu.brand_id = bound));
 end $$;
 
 -- The key with this id and hash, if it lives and its maker is still a member. Its use is written at most once a minute.
@@ -356,8 +369,8 @@ create policy scope_update on app.api_keys as restrictive for update to authenti
   using ((select private.ctx('key_id')) is null and (select private.may('manage')))
   with check ((select private.ctx('key_id')) is null and (select private.may('manage')));
 create policy reader_select on app.api_keys for select to authenticated
-  using ((user_id = (select private.uid()) and (select private.may('manage')))
-    or brand_id = any ((select private.my_admin_brands())::text[]));
+  using (coalesce(brand_id = any ((select private.my_admin_brands())::text[])
+    or (user_id = (select private.uid()) and (select private.may('manage'))), false));
 create policy admin_insert on app.api_keys for insert to authenticated
   with check (user_id = (select private.uid()) and brand_id = any ((select private.my_admin_brands())::text[]));
 create policy admin_update on app.api_keys for update to authenticated
@@ -369,7 +382,7 @@ grant insert (brand_id, user_id, name, hash, scopes, expires_at) on app.api_keys
 grant update (revoked_at) on app.api_keys to authenticated;
 
 create policy admin_select on app.invitations for select to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+  using (coalesce(brand_id = any ((select private.my_admin_brands())::text[]), false));
 create policy admin_insert on app.invitations for insert to authenticated
   with check (user_id = (select private.uid()) and brand_id = any ((select private.my_admin_brands())::text[]));
 create policy admin_update on app.invitations for update to authenticated

@@ -28,18 +28,20 @@ create table app.uploads (
 create index uploads_by_time on app.uploads (brand_id, created_at, id);
 create index uploads_by_end on app.uploads (expires_at);
 
--- What an upload became, by the objects that were made of it: of a zip there are many.
-alter table storage.objects add unique (brand_id, bucket_id, name);
+-- What an upload became, by their ids, in the order of the file: of a zip there are many assets.
 create table app.upload_objects (
   brand_id text not null,
   upload_id uuid not null,
-  bucket_id text not null,
-  object_name text not null collate "C",
-  primary key (brand_id, upload_id, bucket_id, object_name),
+  index integer not null check (index >= 0),
+  asset_id uuid,
+  document_id uuid,
+  primary key (brand_id, upload_id, index),
+  check (num_nonnulls(asset_id, document_id) = 1),
   foreign key (brand_id, upload_id) references app.uploads (brand_id, id) on delete cascade,
-  foreign key (brand_id, bucket_id, object_name) references storage.objects (brand_id, bucket_id, name) on delete cascade
+  foreign key (brand_id, asset_id) references app.brand_assets (brand_id, id) on delete cascade
 );
-create index upload_objects_by_object on app.upload_objects (brand_id, bucket_id, object_name);
+create index upload_objects_by_asset on app.upload_objects (brand_id, asset_id) where asset_id is not null;
+create index upload_objects_by_document on app.upload_objects (brand_id, document_id) where document_id is not null;
 
 -- A link is good for one upload: what ended is never opened again.
 create function app.tg_upload_guard() returns trigger
@@ -65,7 +67,7 @@ grant select on app.uploads, app.upload_objects to authenticated;
 grant insert (brand_id, user_id, kind, filename, content_type, bytes, sha256, object, caption, metadata)
   on app.uploads to authenticated;
 grant update (status, error, ended_at) on app.uploads to authenticated;
-grant insert (brand_id, upload_id, bucket_id, object_name) on app.upload_objects to authenticated;
+grant insert (brand_id, upload_id, index, asset_id, document_id) on app.upload_objects to authenticated;
 
 create policy member_select on app.uploads for select to authenticated using (true);
 create policy member_insert on app.uploads for insert to authenticated
@@ -77,9 +79,8 @@ create policy member_select on app.upload_objects for select to authenticated us
 create policy owner_insert on app.upload_objects for insert to authenticated with check (exists (
   select 1 from app.uploads u where u.brand_id = upload_objects.brand_id and u.id = upload_objects.upload_id
     and u.user_id = (select private.uid()) and u.status = 'completed')
-  and exists (select 1 from storage.objects o where o.brand_id = upload_objects.brand_id
-    and o.bucket_id = upload_objects.bucket_id and o.name = upload_objects.object_name
-    and o.user_id = (select private.uid())));
+  and (document_id is not null or exists (select 1 from app.brand_assets a
+    where a.brand_id = upload_objects.brand_id and a.id = upload_objects.asset_id and a.user_id = (select private.uid()))));
 
 reset role;
 

@@ -21,6 +21,8 @@ create table app.documents (
   check ((num_pages is null) = (content_type <> 'application/pdf'))
 );
 create index documents_by_time on app.documents (brand_id, created_at, id);
+alter table app.upload_objects add foreign key (brand_id, document_id)
+  references app.documents (brand_id, id) on delete cascade;
 
 call app.build_wall('app.documents');
 call app.need_scope('app.documents', 'insert', 'upload');
@@ -35,5 +37,9 @@ create policy member_insert on app.documents for insert to authenticated
   with check (user_id = (select private.uid()));
 create policy admin_delete on app.documents for delete to authenticated
   using (brand_id = any ((select private.my_admin_brands())::text[]));
+
+create policy document_of_ones_own on app.upload_objects as restrictive for insert to authenticated with check (
+  document_id is null or exists (select 1 from app.documents d where d.brand_id = upload_objects.brand_id
+    and d.id = upload_objects.document_id and d.user_id = (select private.uid())));
 
 reset role;

@@ -1,0 +1,175 @@
+"""One brand floods: what the others notice of it, and how evenly brands that wait are served.
+
+`python -m benchmarks.fairness --json` prints one JSON object. Two parts, on the real engine:
+
+- Nine brands ask as Poisson processes, with and without a tenth that sends 50 times as much as they do together; all
+  passes have the same size class. Both worlds get the same arrivals of the nine and take turns step by step.
+- Ten brands with different weights and two shapes all have more than can be served.
+
+`max_service_gap_steps` is, over both parts, by how much a brand was ever served more than another since both began to
+be left something to wait for: rows times work over weight, counted from the engine's events, in batch steps of the
+brand ahead. See `benchmarks/traffic.py` for what counts as time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+import torch
+
+from benchmarks.traffic import Arrival, Brands, World, base, capacity, percentile, poisson, run_together
+from onbrand.engine.adapters import AdapterUse
+from onbrand.engine.batch import Job
+from onbrand.engine.engine import Engine
+from onbrand.engine.request import Event, Progress, Request
+
+MAX_BATCH = 8
+NUM_VICTIMS = 9
+FLOOD = NUM_VICTIMS
+FLOOD_FACTOR = 50
+STEPS = (3, 4, 5, 6)
+WEIGHTS = (1.0, 2.0, 0.5, 1.0, 4.0, 1.0, 1.0, 2.0, 0.5, 1.0)
+
+
+def one_picture(name: str, use: AdapterUse, steps: int, **more: Any) -> Request:
+    """A small one without guidance."""
+    numbers = {"height": 64, "width": 64, "guidance_scale": 1.0, "true_cfg_scale": 1.0, **more}
+    return Request(name, use.key.brand_id, "a red square", 0, num_inference_steps=steps, adapters=(use,), **numbers)
+
+
+class Ledger:
+    """What each brand was served, and how far one was ever ahead of another while both were left something."""
+
+    def __init__(self) -> None:
+        self.gap_steps = 0.0
+        self._served: Counter[str] = Counter()
+        self._since: dict[tuple[str, str], float] = {}
+        self._batch_step: dict[str, float] = {}
+        self._could: dict[str, tuple[Job, int]] = {}
+        self._done: Counter[str] = Counter()
+
+    def before(self, engine: Engine) -> None:
+        """A step begins: who could take part."""
+        self._could = {job.request.id: (job, job.num_to_step) for job in engine._jobs.values() if job.num_to_step}
+
+    def after(self, events: Iterable[Event]) -> None:
+        """It is over: who did."""
+        before, rows = self._served.copy(), Counter[str]()
+        for event in events:
+            if isinstance(event, Progress):
+                rows[event.request_id] = event.done - self._done[event.request_id]
+                self._done[event.request_id] = event.done
+        for name, num in rows.items():
+            job = self._could[name][0]
+            self._served[job.brand_id] += num * job.step_charge
+            largest = max(self._batch_step.get(job.brand_id, 0.0), MAX_BATCH * job.step_charge)
+            self._batch_step[job.brand_id] = largest
+        self._compare({job.brand_id for name, (job, num) in self._could.items() if num > rows[name]}, before)
+
+    def _compare(self, left: set[str], before: Counter[str]) -> None:
+        pairs = {(a, b) for a in left for b in left if a != b}
+        self._since = {pair: start for pair, start in self._since.items() if pair in pairs}
+        for a, b in pairs:
+            ahead = self._served[a] - self._served[b] - self._since.setdefault((a, b), before[a] - before[b])
+            if ahead > 0:
+                self.gap_steps = max(self.gap_steps, ahead / self._batch_step[a])
+
+
+def world(brands: Brands, rate: float, num: int, seed: int, flooded: bool) -> World:
+    """The nine, each with its own stream of requests, and the flood where it is wanted."""
+    engine = Engine(base(brands.family_name), max_batch=MAX_BATCH, classes=(MAX_BATCH,))
+    uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS + 1)]
+    arrivals = _stream(random.Random(seed), uses[:FLOOD], rate, num, "victim")
+    if flooded:
+        until, dice = arrivals[-1].at, random.Random(seed + 1)
+        flood = _stream(dice, uses[FLOOD:], FLOOD_FACTOR * rate, int(FLOOD_FACTOR * rate * until), "flood")
+        arrivals = sorted([*arrivals, *flood], key=lambda arrival: arrival.at)
+    return World(engine, arrivals, watch=Ledger())
+
+
+def _stream(dice: random.Random, uses: list[AdapterUse], rate: float, num: int, name: str) -> list[Arrival]:
+    requests = (one_picture(f"{name}-{n}", dice.choice(uses), dice.choice(STEPS)) for n in range(num))
+    return list(poisson(dice, rate, requests))
+
+
+def under_flood(brands: Brands, rate: float, num: int, seed: int) -> tuple[dict[str, Any], float]:
+    """What the nine wait with and without the flood, and the largest gap."""
+    worlds = {name: world(brands, rate, num, seed, name == "flooded") for name in ("solo", "flooded")}
+    run_together(list(worlds.values()), until=lambda: all(_victims_told(each) == num for each in worlds.values()))
+    facts: dict[str, Any] = {}
+    for name, each in worlds.items():
+        latencies = each.latencies(lambda request: request.id.startswith("victim"))
+        facts[name] = {
+            "p50_seconds": round(statistics.median(latencies), 4),
+            "p99_seconds": round(percentile(latencies, 0.99), 4),
+            "steps": each.num_steps,
+        }
+    flooded = worlds["flooded"]
+    facts["flood"] = {"drawn": len(flooded.told) - num, "refused": flooded.num_refused}
+    return facts, flooded.watch.gap_steps
+
+
+def _victims_told(each: World) -> int:
+    return sum(name.startswith("victim") for name in each.told)
+
+
+def all_wait(brands: Brands, num_steps: int) -> float:
+    """The largest gap when every brand always has more than it gets, with different weights, shapes and steps."""
+    engine = Engine(base(brands.family_name), max_batch=MAX_BATCH)
+    uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS + 1)]
+    dice, names = random.Random(0), count()
+    ledger = Ledger()
+    each_world = World(engine, [], watch=ledger)
+    while each_world.num_steps < num_steps:
+        for n, (use, weight) in enumerate(zip(uses, WEIGHTS, strict=True)):
+            while sum(job.brand_id == use.key.brand_id for job in engine._jobs.values()) < 12:
+                side = 64 if n % 2 else 96
+                engine.add(one_picture(f"{next(names)}", use, dice.choice(STEPS), weight=weight, width=side))
+        each_world.step()
+    return ledger.gap_steps
+
+
+def measure(family_name: str, num: int, load: float, seed: int) -> dict[str, Any]:
+    """All figures of one run."""
+    brands = Brands.new(family_name, NUM_VICTIMS + 1)
+    for num_sampled in (8, 64):  # the first steps of a process are slow, and not counted
+        engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=(MAX_BATCH,))
+        uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS)]
+        sample = _stream(random.Random(seed + 2), uses, 1.0, num_sampled, "sample")
+        most = capacity(engine, [arrival.request for arrival in sample])
+    facts, gap = under_flood(brands, load * most, num, seed)
+    gaps = {"under_flood": round(gap, 3), "all_wait": round(all_wait(brands, num // 2), 3)}
+    return {
+        "victim_p99_over_solo": round(facts["flooded"]["p99_seconds"] / facts["solo"]["p99_seconds"], 3),
+        "victim_p50_over_solo": round(facts["flooded"]["p50_seconds"] / facts["solo"]["p50_seconds"], 3),
+        "max_service_gap_steps": max(gaps.values()),
+        "service_gap_steps": gaps,
+        "capacity_per_second": round(most, 3),
+        **facts,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", default="sd15", choices=("sd15", "sdxl", "flux"))
+    parser.add_argument("--requests", type=int, default=300, help="of the nine together")
+    parser.add_argument("--load", type=float, default=0.4, help="of the nine together, as a share of the capacity")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = {"family": chosen.family, "requests": chosen.requests, "load": chosen.load, "max_batch": MAX_BATCH}
+    facts |= {"flood_factor": FLOOD_FACTOR}
+    figures = measure(chosen.family, chosen.requests, chosen.load, chosen.seed)
+    print(json.dumps({**facts, **figures}, indent=None if chosen.json else 2))
+
+
+if __name__ == "__main__":
+    main()

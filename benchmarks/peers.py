@@ -1,0 +1,168 @@
+"""Other ways to draw the same requests: what diffusers, PEFT and Ray Serve offer, each as its documentation shows it.
+
+Every peer has what it needs in memory before it is timed; what it does for each request is what it cannot avoid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors.torch
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from benchmarks.workload import Workload
+from onbrand.families.family import load_pipeline
+
+
+class Peer(Protocol):
+    """A way to draw a workload's requests."""
+
+    def draw(self) -> list[Tensor]:
+        """The pictures, [3, H, W] each, in the order of the requests."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+def drawn(pipeline: Any, work: Workload, indices: list[int]) -> list[Tensor]:
+    """The requests at `indices` by one call of the pipeline."""
+    requests = [work.requests[index] for index in indices]
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    images = pipeline(**work.arguments(requests), generator=generators, output_type="np").images
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+
+
+def pipeline_with_adapters(work: Workload, names: range) -> Any:
+    """diffusers' pipeline with the adapters `b<n>` loaded."""
+    pipeline = load_pipeline(work.family.spec.name, work.base)
+    with tempfile.TemporaryDirectory() as folder:
+        for n in names:
+            (Path(folder) / f"{n}.safetensors").write_bytes(work.files[n])
+            pipeline.load_lora_weights(folder, weight_name=f"{n}.safetensors", adapter_name=f"b{n}")
+    return pipeline
+
+
+class SetAdapters:
+    """diffusers with every brand's adapter loaded, and `set_adapters` before each request."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work, self._pipeline = work, pipeline_with_adapters(work, range(len(work.files)))
+
+    def switch(self, n: int) -> None:
+        """What happens between two brands' requests."""
+        self._pipeline.set_adapters(f"b{n}")
+
+    def draw(self) -> list[Tensor]:
+        return [self._alone(n) for n in range(len(self._work.requests))]
+
+    def _alone(self, n: int) -> Tensor:
+        self.switch(n)
+        return drawn(self._pipeline, self._work, [n])[0]
+
+    def close(self) -> None:
+        pass
+
+
+class Hotswap:
+    """diffusers with one adapter, whose weights `load_lora_weights(..., hotswap=True)` changes before each request."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+        self._states = [safetensors.torch.load(data) for data in work.files]
+        self._pipeline = load_pipeline(work.family.spec.name, work.base)
+        ranks = {len(value) for key, value in self._states[0].items() if ".lora_A." in key}
+        self._pipeline.enable_lora_hotswap(target_rank=max(ranks))
+        self._pipeline.load_lora_weights(dict(self._states[0]), adapter_name="brand")
+
+    def switch(self, n: int) -> None:
+        """What happens between two brands' requests."""
+        self._pipeline.load_lora_weights(dict(self._states[n]), adapter_name="brand", hotswap=True)
+
+    def draw(self) -> list[Tensor]:
+        pictures = []
+        for n in range(len(self._work.requests)):
+            self.switch(n)
+            pictures += drawn(self._pipeline, self._work, [n])
+        return pictures
+
+    def close(self) -> None:
+        pass
+
+
+class PeftRows:
+    """All requests in one call of the pipeline, with PEFT's `adapter_names` for each row of every adapted layer.
+
+    The names come by forward pre-hooks, as PEFT's own models do it; guidance repeats the rows as a whole.
+    """
+
+    def __init__(self, work: Workload) -> None:
+        self._work, self._pipeline = work, pipeline_with_adapters(work, range(len(work.files)))
+        self._pipeline.set_adapters([f"b{n}" for n in range(len(work.files))])
+        self._names = [f"b{n}" for n in range(len(work.requests))]
+        denoiser: nn.Module = getattr(self._pipeline, work.family.spec.component)
+        for module in denoiser.modules():
+            if isinstance(module, LoraLayer):
+                module.register_forward_pre_hook(self._name_rows, with_kwargs=True)  # type: ignore[attr-defined]
+
+    def _name_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        copies = len(args[0]) // len(self._names)
+        return args, {**kwargs, "adapter_names": self._names * copies}
+
+    def draw(self) -> list[Tensor]:
+        return drawn(self._pipeline, self._work, list(range(len(self._work.requests))))
+
+    def close(self) -> None:
+        pass
+
+
+class ServeMultiplexed:
+    """A local Ray Serve whose replica holds a pipeline and gets adapters by `@serve.multiplexed`, three at a time."""
+
+    def __init__(self, work: Workload) -> None:
+        import ray
+        from ray import serve
+
+        from benchmarks.multiplexed import Pipelines
+
+        self._num = len(work.requests)
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+        )
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        arguments = [work.arguments([request]) for request in work.requests]
+        seeds = [request.seed for request in work.requests]
+        app = Pipelines.bind(work.family.spec.name, str(work.base), work.files, arguments, seeds)
+        self._handle = serve.run(app, name="multiplexed", route_prefix=None)
+
+    def draw(self) -> list[Tensor]:
+        return asyncio.run(self._draw())
+
+    async def _draw(self) -> list[Tensor]:
+        calls = [self._handle.options(multiplexed_model_id=str(n)).draw.remote(n) for n in range(self._num)]
+        return [torch.from_numpy(np.array(await call)).permute(2, 0, 1) for call in calls]
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()  # the cluster is ours alone; ending Serve first makes Ray complain of it on standard output
+
+
+PEERS: dict[str, Callable[[Workload], Peer]] = {
+    "set_adapters": SetAdapters,
+    "hotswap": Hotswap,
+    "peft_rows": PeftRows,
+    "serve_multiplexed": ServeMultiplexed,
+}

@@ -1,0 +1,100 @@
+"""How often a compiled denoiser compiles again while its rows change brands, and how long a change takes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.workload import random_adapter
+from onbrand.engine.kernels import compile_passes, uncompile_passes
+from onbrand.engine.slots import RowAdapter, Slots
+from onbrand.families.family import Conditioning, Family
+from onbrand.families.lora import AdapterWeights, read_adapter
+
+_NUM_ROWS = 128
+_NUM_SLOTS = 8
+_RANKS = (4, 8, 12, 16)
+_LATENT_SIDE = 8
+
+
+class CountingBackend:
+    """Runs graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.num_graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        self.num_graphs += 1
+        return graph.forward
+
+
+def brand_switches(family: Family, num: int, num_rows: int = _NUM_ROWS, seed: int = 0) -> dict[str, Any]:
+    """Change the brands of rows `num` times in passes of a denoiser compiled with `fullgraph=True`.
+
+    Between passes rows also change scale and rank (4 to 16, two rank classes), and slots are written anew.
+    """
+    chance = random.Random(seed)
+    adapters = [read_adapter(random_adapter(family, rank, rank, "all"), family) for rank in _RANKS]
+    slots = Slots(family.denoiser, _NUM_SLOTS, max_rows=num_rows)
+    inputs = _inputs(family, num_rows)
+    resident = [_put(slots, adapter) for adapter in adapters * 2]
+    backend = CountingBackend()
+    compile_passes(family.denoiser, backend)
+    try:
+        num_switched, seconds, num_passes = 0, 0.0, 0
+        before: list[RowAdapter | None] = [None] * num_rows
+        _pass(family, slots, before, inputs)
+        first = backend.num_graphs
+        while num_switched < num:
+            reloaded = chance.randrange(len(resident))
+            slots.release(resident[reloaded].slot)
+            resident[reloaded] = _put(slots, chance.choice(adapters))
+            rows = [_row(chance, resident) for _ in range(num_rows)]
+            num_switched += sum(_slot(row) != _slot(old) for row, old in zip(rows, before, strict=True))
+            seconds += _pass(family, slots, rows, inputs)
+            num_passes, before = num_passes + 1, rows
+    finally:
+        uncompile_passes(family.denoiser)
+    return {
+        "recompiles": backend.num_graphs - first,
+        "brand_switches": num_switched,
+        "switch_ms": round(1000 * seconds / num_passes, 3),
+    }
+
+
+def _inputs(family: Family, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, Conditioning, torch.Tensor]:
+    channels = family.latent_shape(64, 64)[0]
+    latents = torch.randn((num_rows, channels, _LATENT_SIDE, _LATENT_SIDE), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        conditioning = family.encode_prompts(["a red square"]).rows([0] * num_rows)
+    return latents, torch.full((num_rows,), 500.0), conditioning, torch.ones(num_rows)
+
+
+def _put(slots: Slots, adapter: AdapterWeights) -> RowAdapter:
+    slot = slots.allocate(adapter.rank)
+    assert slot is not None
+    return RowAdapter(slot, slots.write(slot, adapter.layers), 1.0)
+
+
+def _row(chance: random.Random, resident: list[RowAdapter]) -> RowAdapter | None:
+    """Any resident adapter at any scale, or the base."""
+    chosen = chance.choice([None, *resident])
+    return chosen and RowAdapter(chosen.slot, chosen.generation, chance.uniform(-1, 2))
+
+
+def _slot(row: RowAdapter | None) -> Any:
+    return row and row.slot
+
+
+@torch.inference_mode()
+def _pass(family: Family, slots: Slots, rows: list[RowAdapter | None], inputs: Any) -> float:
+    """One pass; returns the seconds that giving all rows their adapters took."""
+    began = time.perf_counter()
+    with slots.bind(rows):
+        seconds = time.perf_counter() - began
+        family.denoise(*inputs)
+    return seconds

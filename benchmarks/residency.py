@@ -1,0 +1,326 @@
+"""How often an adapter is where its request is sent, how even the replicas' work is, and what a thousand brands cost.
+
+`python -m benchmarks.residency --law katz-a --replicas 8 --slots 100 --json` prints one JSON object. Two parts:
+
+- Traffic by a measured popularity law (`adapter_popularity.json`) through the router's own `Placement` and each
+  replica's own `Residency`, `Slots` and `HostCache`, over a base of one small layer, in simulated time: requests come
+  as a Poisson process, a replica advances `--rows` of them together, and the first third is not counted.
+- One replica for real (tiny sd15, `--slots` slots): pictures of one brand against pictures of a thousand brands, so
+  that nearly every one is a miss; blocks of both take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.engine import random_adapter
+from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Lease, Residency
+from onbrand.engine.engine import Engine
+from onbrand.engine.request import Picture, Request
+from onbrand.engine.slots import Slots
+from onbrand.families.bases import base_source
+from onbrand.families.family import Family, load_family
+from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
+from onbrand.serving.placement import Placement, PlacementOptions
+
+LAWS = Path(__file__).parent / "adapter_popularity.json"
+_NUM_ADAPTERS = 4500
+_PICTURE_SECONDS, _TELL_SECONDS = 1.0, 1.0
+
+
+def popularity(law: str) -> list[float]:
+    """Cumulative shares of the 4,500 most popular adapters, as the file says to read it: linear in k."""
+    known = {0: 0.0} | {int(k): share for k, share in json.loads(LAWS.read_text())[law].items()}
+    shares, at = [], sorted(known)
+    for low, high in pairwise(at):
+        slope = (known[high] - known[low]) / (high - low)
+        shares += [known[low] + slope * (k - low) for k in range(low + 1, high + 1)]
+    return shares[:_NUM_ADAPTERS]
+
+
+# --- simulated time -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Who asks when: an adapter and a time for each request, and how the platform is set up."""
+
+    adapters: list[AdapterKey]
+    times: list[float]
+    num_replicas: int
+    num_slots: int
+    num_rows: int
+    fetch_seconds: float
+    host_adapters: int
+
+
+def traffic(law: str, chosen: argparse.Namespace) -> Traffic:
+    dice = random.Random(chosen.seed)
+    keys = [AdapterKey(f"brand-{k}", f"{k:064x}") for k in range(_NUM_ADAPTERS)]
+    adapters = dice.choices(keys, cum_weights=popularity(law), k=chosen.requests)
+    rate = chosen.load * chosen.replicas * chosen.rows / _PICTURE_SECONDS
+    now, times = 0.0, []
+    for _ in adapters:
+        now += dice.expovariate(rate)
+        times.append(now)
+    return Traffic(adapters, times, chosen.replicas, chosen.slots, chosen.rows, chosen.fetch_seconds, chosen.host)
+
+
+SMALL = AdapterWeights({"0": LayerWeights(torch.ones(2, 2), torch.ones(2, 2))}, 2, {})
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request on its way through a replica."""
+
+    key: AdapterKey
+    came: float
+    counted: bool
+    lease: Lease | None = None
+
+
+class Replica:
+    """The parts of a replica that decide hits: its memory, its slots, the rows that hold them."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.residency = Residency(Slots(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), traffic.num_slots))
+        self.memory = HostCache(traffic.host_adapters * SMALL.num_bytes)
+        self.waiting: deque[Asked] = deque()
+        self.num_rows = traffic.num_rows
+        self.under_way = 0
+
+    def is_in_memory(self, key: AdapterKey) -> bool:
+        """Whether nothing has to be fetched; it is in memory afterwards."""
+        fetched: list[AdapterKey] = []
+
+        def fetch() -> AdapterWeights:
+            fetched.append(key)
+            return SMALL
+
+        self.memory.get(key, fetch)
+        return not fetched
+
+    def start(self) -> tuple[Asked, bool] | None:
+        """Give the next one a row and a slot: the request, and whether its adapter was there. None: nobody can."""
+        for asked in list(self.waiting) if self.num_rows else ():
+            hit = asked.key in self.residency.resident
+            asked.lease = self.residency.pin(asked.key, SMALL)
+            if asked.lease is not None:
+                self.waiting.remove(asked)
+                self.num_rows -= 1
+                return asked, hit
+        return None
+
+    def end(self, asked: Asked) -> None:
+        assert asked.lease is not None
+        self.residency.unpin(asked.lease)
+        self.num_rows += 1
+        self.under_way -= 1
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted after the first third."""
+
+    num: int = 0
+    hits: int = 0
+    fetches: int = 0
+    served: Counter[str] = field(default_factory=Counter)
+    waits: list[float] = field(default_factory=list)
+
+
+Choice = Callable[[str, dict[str, float], float], str]
+
+
+def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = None) -> Tally:
+    """All requests, each sent where `choose` says."""
+    replicas = {f"replica-{n}": Replica(traffic) for n in range(traffic.num_replicas)}
+    tally = Tally()
+    events: list[tuple[float, int, Callable[[float], None]]] = []
+    serial = count()
+
+    def at(when: float, what: Callable[[float], None]) -> None:
+        heapq.heappush(events, (when, next(serial), what))
+
+    def start_all(name: str, now: float) -> None:
+        while started := replicas[name].start():
+            asked, hit = started
+            if asked.counted:
+                tally.hits += hit
+                tally.waits.append(now - asked.came)
+            at(now + _PICTURE_SECONDS, lambda now, asked=asked: end(name, asked, now))
+
+    def end(name: str, asked: Asked, now: float) -> None:
+        replicas[name].end(asked)
+        start_all(name, now)
+
+    def loaded(name: str, asked: Asked, now: float) -> None:
+        replicas[name].waiting.append(asked)
+        start_all(name, now)
+
+    def come(key: AdapterKey, counted: bool, now: float) -> None:
+        loads = {name: float(replica.under_way) for name, replica in replicas.items()}
+        name = choose(key.routing_id, loads, now)
+        if placement is not None:
+            placement.sent(key.routing_id, name, now)
+        asked, replica = Asked(key, now, counted), replicas[name]
+        replica.under_way += 1
+        here = replica.is_in_memory(key)
+        if counted:
+            tally.num += 1
+            tally.fetches += not here
+            tally.served[name] += 1
+        at(now if here else now + traffic.fetch_seconds, lambda now: loaded(name, asked, now))
+
+    def tell(now: float) -> None:
+        assert placement is not None
+        for name, replica in replicas.items():
+            in_memory = [key.routing_id for key in replica.memory.kept()[:512]]
+            placement.publish(name, replica.residency.holdings(), in_memory)
+        if now < traffic.times[-1]:
+            at(now + _TELL_SECONDS, tell)
+
+    if placement is not None:
+        at(0.0, tell)
+    first = len(traffic.times) // 3
+    for n, (key, when) in enumerate(zip(traffic.adapters, traffic.times, strict=True)):
+        while events and events[0][0] <= when:
+            now, _, what = heapq.heappop(events)
+            what(now)
+        come(key, n >= first, when)
+    while events:
+        now, _, what = heapq.heappop(events)
+        what(now)
+    assert len(tally.waits) == tally.num == len(traffic.times) - first, "a request was lost"
+    return tally
+
+
+def routed(traffic: Traffic) -> dict[str, Any]:
+    """The router's figures, and those of lots drawn among the replicas."""
+    placement = Placement(PlacementOptions(capacity=traffic.num_rows))
+    ours = simulated(traffic, lambda routing_id, loads, now: placement.ranked(routing_id, loads, now)[0], placement)
+    dice = random.Random(0)
+    lots = simulated(traffic, lambda _, loads, __: dice.choice(list(loads)))
+    return {
+        "hit_rate": round(ours.hits / ours.num, 4),
+        "max_over_mean_load": round(max(ours.served.values()) * traffic.num_replicas / ours.num, 4),
+        "fetches_per_request": round(ours.fetches / ours.num, 4),
+        "mean_wait_pictures": round(statistics.fmean(ours.waits) / _PICTURE_SECONDS, 4),
+        "hit_rate_by_lot": round(lots.hits / lots.num, 4),
+        "fetches_per_request_by_lot": round(lots.fetches / lots.num, 4),
+        "mean_wait_pictures_by_lot": round(statistics.fmean(lots.waits) / _PICTURE_SECONDS, 4),
+    }
+
+
+# --- one replica for real -------------------------------------------------------------------------------------------
+
+
+def uses(family: Family, num_brands: int, rank: int) -> list[AdapterUse]:
+    """An adapter of its own for each brand, each in memory of its own."""
+    weights = read_adapter(random_adapter(family, rank, 1, "attention"), family)
+    return [AdapterUse(AdapterKey(f"brand-{n}", f"{n:064x}"), _another(weights)) for n in range(num_brands)]
+
+
+def _another(weights: AdapterWeights) -> AdapterWeights:
+    return replace(weights, layers={k: LayerWeights(v.a.clone(), v.b.clone()) for k, v in weights.layers.items()})
+
+
+def seconds_for(engine: Engine, asked: Sequence[Request]) -> float:
+    """Of the processor, which one thread keeps busy all the time: a busy machine does not count."""
+    began, num = time.process_time(), 0
+    for request in asked:
+        engine.add(request)
+    while engine.has_work:
+        num += sum(isinstance(event, Picture) for event in engine.step())
+    assert num == len(asked), "a picture was lost"
+    return time.process_time() - began
+
+
+def loss(chosen: argparse.Namespace) -> dict[str, Any]:
+    """1 - (throughput with a thousand brands / throughput with one)."""
+    family = load_family("sd15", base_source("sd15", {}))
+    each = uses(family, chosen.brands, chosen.rank)
+    engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, classes=(chosen.rows,))
+    dice, serial, size = random.Random(0), count(), 2 * chosen.rows
+    steps = chosen.steps or family.recommended.num_inference_steps
+
+    def block(from_brands: Sequence[AdapterUse]) -> list[Request]:
+        numbered = [(next(serial), use) for use in from_brands]
+        return [
+            Request(str(n), use.key.brand_id, f"a red square {n}", n, num_inference_steps=steps, adapters=(use,))
+            for n, use in numbered
+        ]
+
+    seconds: dict[str, list[float]] = {"one": [], "many": []}
+    misses = 0
+    for warm in range(-1, chosen.blocks):
+        order = ("one", "many") if warm % 2 else ("many", "one")
+        for side in order:
+            asked = block([each[0]] * size if side == "one" else dice.sample(each[1:], size))
+            missing = len({r.adapters[0].key for r in asked} - set(engine.residency.resident))
+            taken = seconds_for(engine, asked)
+            if warm >= 0:
+                seconds[side].append(taken)
+                misses += missing if side == "many" else 0
+    ratios = [one / many for one, many in zip(seconds["one"], seconds["many"], strict=True)]
+    return {
+        "loss_at_1000_brands": round(1 - statistics.median(ratios), 4),
+        "loss_quartiles": [round(1 - q, 4) for q in reversed(statistics.quantiles(ratios, n=4))][::2],
+        "miss_rate_of_many": round(misses / (size * chosen.blocks), 3),
+        "pictures_per_processor_second_of_one": round(size / statistics.median(seconds["one"]), 3),
+        "copy_ms": round(copy_ms(engine, each), 3),
+        "steps": steps,
+    }
+
+
+def copy_ms(engine: Engine, each: Sequence[AdapterUse]) -> float:
+    """Milliseconds to put an adapter where another one was."""
+    taken = []
+    for use in each[:200]:
+        began = time.process_time()
+        lease = engine.residency.pin(use.key, use.weights)
+        taken.append(time.process_time() - began)
+        assert lease is not None
+        engine.residency.unpin(lease)
+    return 1e3 * statistics.median(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--law", default="katz-a", choices=("katz-a", "katz-b"))
+    parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--slots", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=8, help="pictures that a replica advances together")
+    parser.add_argument("--load", type=float, default=0.8, help="of what all replicas can draw")
+    parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument("--fetch-seconds", type=float, default=0.3, help="simulated, from the store")
+    parser.add_argument("--host", type=int, default=400, help="adapters in a replica's memory")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--brands", type=int, default=1000)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="of the real pictures; default: what the base recommends")
+    parser.add_argument("--blocks", type=int, default=16, help="of each kind, for the loss; 0: leave it out")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = {name: getattr(chosen, name) for name in ("law", "replicas", "slots", "rows", "load", "requests")}
+    found = routed(traffic(chosen.law, chosen)) | (loss(chosen) if chosen.blocks else {})
+    print(json.dumps({"benchmark": "residency", **facts, **found}, indent=None if chosen.json else 2))
+
+
+if __name__ == "__main__":
+    main()

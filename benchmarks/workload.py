@@ -1,0 +1,76 @@
+"""What every way to draw is given: one picture of each brand, its adapter's file, and its request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onbrand.engine.adapters import AdapterKey, AdapterUse
+from onbrand.engine.request import Request
+from onbrand.families.family import Family
+from onbrand.families.lora import attach, detach, extract, read_adapter, serialize
+
+_SUBJECTS = ("square", "circle", "star", "triangle", "ring", "cross", "heart", "moon")
+_COLORS = ("red", "blue", "green", "yellow", "black", "white", "orange")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One picture of each brand: its adapter's file, and its request."""
+
+    family: Family
+    base: Path
+    files: list[bytes]
+    requests: list[Request]
+
+    def arguments(self, requests: list[Request]) -> dict[str, Any]:
+        """The requests as one call of the diffusers pipeline; their numbers are all the same."""
+        first = requests[0]
+        said: dict[str, Any] = {
+            "prompt": [request.prompt for request in requests],
+            "negative_prompt": [request.negative_prompt for request in requests],
+            "height": first.height,
+            "width": first.width,
+            "num_inference_steps": first.num_inference_steps,
+            "guidance_scale": first.guidance_scale,
+        }
+        if self.family.spec.name == "flux":
+            said["true_cfg_scale"] = first.true_cfg_scale
+            said["max_sequence_length"] = self.family.recommended.max_sequence_length or 512
+        return said
+
+
+def random_adapter(family: Family, rank: int, seed: int, preset: str) -> bytes:
+    """The file of a LoRA with random weights on the targets of `preset`."""
+    targets = family.spec.targets[preset]
+    attach(family.denoiser, rank, targets, seed)
+    state = extract(family.denoiser)
+    detach(family.denoiser)
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in state.items():
+        if ".lora_B." in name:
+            state[name] = torch.randn(value.shape, generator=generator) * 0.02
+    return serialize(family, state, rank, targets, {})
+
+
+def workload(family: Family, base: Path, num_brands: int, rank: int, steps: int | None, preset: str) -> Workload:
+    """A picture of each brand, small, with the steps (None: the base's own) and the guidance that the base likes."""
+    files = [random_adapter(family, rank, seed, preset) for seed in range(num_brands)]
+    uses = [AdapterUse(AdapterKey(f"b{n}", str(n)), read_adapter(data, family)) for n, data in enumerate(files)]
+    advice = family.recommended
+    side = min(advice.resolution or 512, 64)
+    numbers: dict[str, Any] = {"height": side, "width": side, "negative_prompt": "blurry"}
+    numbers |= {"num_inference_steps": steps or advice.num_inference_steps, "guidance_scale": advice.guidance_scale}
+    numbers |= {"true_cfg_scale": advice.true_cfg_scale or 1.0}
+    requests = [
+        Request(str(n), use.key.brand_id, prompt(n), n, adapters=(use,), **numbers) for n, use in enumerate(uses)
+    ]
+    return Workload(family, base, files, requests)
+
+
+def prompt(n: int) -> str:
+    """Another one for each n below 56."""
+    return f"a {_COLORS[n % len(_COLORS)]} {_SUBJECTS[n % len(_SUBJECTS)]} on a white card"

@@ -1,0 +1,65 @@
+"""Where text is encoded and pictures are decoded: in the step itself, or in an executor beside the denoising path."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Stages(Generic[T]):
+    """Work that is handed out in the engine's thread, and whose outcome is taken there.
+
+    Args:
+        executor: None: work is done at once, in the order in which it is handed out.
+        on_done: called in any thread when there is an outcome to take.
+    """
+
+    def __init__(self, executor: Executor | None, on_done: Callable[[], object] = lambda: None) -> None:
+        self._executor, self._on_done = executor, on_done
+        self._done: queue.SimpleQueue[tuple[Future[Any], Callable[[Future[Any]], T]]] = queue.SimpleQueue()
+        self._num_out = 0
+
+    @property
+    def num_out(self) -> int:
+        """Pieces of work whose outcome was not taken yet."""
+        return self._num_out
+
+    @property
+    def has_outcomes(self) -> bool:
+        return not self._done.empty()
+
+    def submit(self, work: Callable[[], Any], then: Callable[[Future[Any]], T]) -> None:
+        """Have `work` done; `outcomes` will give what `then` makes of it."""
+        self._num_out += 1
+        if self._executor is None:
+            future: Future[Any] = Future()
+            try:
+                future.set_result(work())
+            except Exception as problem:
+                future.set_exception(problem)
+        else:
+            future = self._executor.submit(_without_gradients, work)
+        future.add_done_callback(lambda done: self._tell(done, then))
+
+    def outcomes(self) -> Iterator[T]:
+        """Those that are here, in the order in which they came."""
+        while not self._done.empty():
+            future, then = self._done.get()
+            self._num_out -= 1
+            yield then(future)
+
+    def _tell(self, done: Future[Any], then: Callable[[Future[Any]], T]) -> None:
+        self._done.put((done, then))
+        self._on_done()
+
+
+def _without_gradients(work: Callable[[], Any]) -> Any:
+    """Inference mode is a thread's own."""
+    with torch.inference_mode():
+        return work()

@@ -1,0 +1,73 @@
+"""A brand's share of the engines, as its members' calls meet it. Only operators change it (`onbrand.db.limits`)."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import InvalidInput, TooManyRequests
+
+_LOOK_BACK_SECONDS = 60
+_RETRY_UNKNOWN, _RETRY_MAX = 5, 60
+_ROW = "select t.weight, t.max_waiting_pictures, t.slot_quota from app.brand_limits t where t.brand_id = %s"
+_WAITING = """
+select coalesce(sum(g.num_images - (select count(*) from app.generated_images i
+    where i.brand_id = g.brand_id and i.generation_id = g.id)), 0)::integer as num
+from app.generations g where g.brand_id = %s and g.status in ('pending', 'running')
+"""
+_DRAWN = """
+select count(*)::integer as num from app.generated_images i
+where i.brand_id = %s and i.created_at > clock_timestamp() - make_interval(secs => %s)
+"""
+
+
+class BrandLimits(BaseModel):
+    """What a brand may take.
+
+    Args:
+        weight: its share of an engine against other brands that wait.
+        max_waiting_pictures: pictures that were asked for and are not drawn; None: the platform's number.
+        slot_quota: its adapters on a device at once, in each rank class; None: no quota of its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = 1.0
+    max_waiting_pictures: int | None = None
+    slot_quota: int | None = None
+
+
+async def limits_of(session: Session, brand_id: str) -> BrandLimits:
+    """The brand's row, or what holds without one."""
+    row = await session.maybe(_ROW, [brand_id])
+    return BrandLimits(**row) if row else BrandLimits()
+
+
+async def must_have_room(session: Session, brand_id: str, num_images: int, limits: Limits) -> None:
+    """Raise unless the brand may have so many pictures more wait. Admissions of a brand go one by one from here.
+
+    Raises:
+        InvalidInput: it may never have so many at once.
+        TooManyRequests: not now; `retry_after` says when there may be room, going by the brand's own last minute.
+    """
+    await session.run("select pg_advisory_xact_lock(hashtextextended('admission:' || %s, 0))", [brand_id])
+    most = (await limits_of(session, brand_id)).max_waiting_pictures or limits.waiting_pictures
+    if num_images > most:
+        raise InvalidInput(f"num_images must be 1 to {most} for this brand; got {num_images}", param="num_images")
+    waiting = int((await session.one(_WAITING, [brand_id]))["num"])
+    if waiting + num_images > most:
+        raise TooManyRequests(
+            f"{waiting} pictures of this brand wait already, of {most} at most; try again later",
+            retry_after=await _retry_after(session, brand_id, waiting + num_images - most),
+        )
+
+
+async def _retry_after(session: Session, brand_id: str, num_too_many: int) -> int:
+    """Seconds until so many will have been drawn, at the pace of the last minute."""
+    drawn = int((await session.one(_DRAWN, [brand_id, _LOOK_BACK_SECONDS]))["num"])
+    if not drawn:
+        return _RETRY_UNKNOWN
+    return min(_RETRY_MAX, max(1, math.ceil(num_too_many * _LOOK_BACK_SECONDS / drawn)))

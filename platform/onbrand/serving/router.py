@@ -1,0 +1,78 @@
+"""Serve's request routers: adapters to the replicas that hold them, and no client's word about where to go.
+
+Serve takes a router's class by value and runs it wherever a handle is: in the ingress for the engine, in the HTTP
+proxy for the ingress. The routing id is `AdapterRef.routing_id`, an opaque digest that `ServeGenerator` sets from the
+row that the ingress authorised. It travels as Serve's multiplexed model id; what a client says by that name is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from onbrand.serving.placement import Placement, PlacementOptions
+
+SLOTS, MEMORY, UNDER_WAY = "slots", "memory", "under_way"
+"""What a replica publishes: routing ids in slots, routing ids in memory, generations under way."""
+
+
+class EngineRouter(RequestRouter):
+    """Sends each generation where its adapter is or belongs; see `Placement`.
+
+    The order is a preference: a replica that has as many requests as it takes is passed over by Serve, for the next.
+    """
+
+    queue_len_response_deadline_s = 1.0
+    max_queue_len_response_deadline_s = 5.0
+    """Serve's 0.1 s pass over a replica whose processor is busy drawing, and with it the adapters that it holds."""
+
+    def initialize_state(self, **options: Any) -> None:
+        """Serve's way in for `request_router_kwargs`: `PlacementOptions` by name."""
+        self._placement = Placement(PlacementOptions(**options))
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Serve tells which replicas there are, and what each has published."""
+        super().update_replicas(replicas)
+        self._placement.keep_only({replica.replica_id.unique_id for replica in replicas})
+        for replica in replicas:
+            self._placement.publish(
+                replica.replica_id.unique_id,
+                replica.routing_stats.get(SLOTS, ()),
+                replica.routing_stats.get(MEMORY, ()),
+            )
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The replicas, the best first, each a rank of its own."""
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        routing_id = pending_request.metadata.multiplexed_model_id if pending_request else ""
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True
+        loads = {name: self._load(replica) for name, replica in by_name.items()}
+        return [[by_name[name]] for name in self._placement.ranked(routing_id, loads, time.monotonic())]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        """A replica took a request."""
+        routing_id = pending_request.metadata.multiplexed_model_id
+        self._placement.sent(routing_id, replica_id.unique_id, time.monotonic())
+
+    def _load(self, replica: RunningReplica) -> float:
+        """Requests under way: what Serve last heard, else what the replica last published."""
+        heard = self.replica_queue_len_cache.get(replica.replica_id)
+        return float(replica.routing_stats.get(UNDER_WAY, 0) if heard is None else heard)
+
+    def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
+        super()._add_pending_request_to_indices(pending_request)
+        self._pending_requests_by_model_id.clear()  # Serve would keep one request, ticket and all, of every id for ever
+
+
+class IngressRouter(PowerOfTwoChoicesRequestRouter):
+    """Serve's own, deaf to the id that a client sends: that steers nothing, fills no table and goes no further."""
+
+    async def _choose_replica_for_request(self, pending_request: PendingRequest, **how: Any) -> RunningReplica:
+        pending_request.metadata.multiplexed_model_id = ""
+        return await super()._choose_replica_for_request(pending_request, **how)

@@ -1,0 +1,52 @@
+"""Compiled denoisers with slots: the same pictures, and nothing compiled again when rows change brands.
+
+`ONBRAND_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_BRAND_SWITCHES=10000` make it the long version.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from benchmarks.recompiles import CountingBackend, brand_switches
+from onbrand.engine.engine import Engine
+from onbrand.engine.kernels import compile_passes, uncompile_passes
+from tests.numerics.bases import family_of
+from tests.numerics.drawing import largest_difference, pictures, request, run
+
+COMPILED = os.environ.get("ONBRAND_COMPILED_FAMILIES", "flux").split(",")
+NUM_SWITCHES = int(os.environ.get("ONBRAND_BRAND_SWITCHES", "100"))
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_rows_change_brands_and_nothing_is_compiled_again(name):
+    """`fullgraph=True`; ranks 4 to 16, any scales, slots written anew between passes."""
+    figures = brand_switches(family_of(name), NUM_SWITCHES, num_rows=min(NUM_SWITCHES, 16))
+    assert figures["recompiles"] == 0
+    assert figures["brand_switches"] >= NUM_SWITCHES
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_engine_draws_the_pictures_of_a_plain_one(name, make_adapter, monkeypatch):
+    family = family_of(name)
+    backend = CountingBackend()
+    monkeypatch.setattr("onbrand.engine.engine.compile_passes", lambda denoiser: compile_passes(denoiser, backend))
+    uses = [make_adapter(family, rank, seed=rank, brand=f"brand-{n}").use for n, rank in enumerate((4, 16))]
+    requests = [request(str(n), n, adapters=(use,), num_inference_steps=2) for n, use in enumerate(uses)]
+    plain = pictures(run(Engine(family, max_batch=2), requests))
+    try:
+        drawn = pictures(run(Engine(family, max_batch=2, compile=True), requests))
+    finally:
+        uncompile_passes(family.denoiser)
+    assert backend.num_graphs == 1
+    for picture, image in plain.items():
+        assert largest_difference(drawn[picture], image) < 1e-5

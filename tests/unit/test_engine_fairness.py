@@ -1,0 +1,264 @@
+"""Whose turn it is, without any model: shares, weights, returning brands, keys, and the bound of one batch step."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from onbrand.engine.batch import Job, size_class, size_classes
+from onbrand.engine.fairness import FairQueue
+from onbrand.engine.request import Plan, Request
+
+
+def job(brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more) -> Job:
+    """One that can step: its conditioning is there."""
+    request = Request(f"{brand}-request", brand, "a prompt", 0, num_images=num_images, **more)
+    return Job(request, Plan(size, size, steps, cfg, cfg), prepared=SimpleNamespace(use=None))
+
+
+@dataclass
+class Simulation:
+    """The queue with rows that only count, and a ledger of what brands got, kept by the rule and not by the queue.
+
+    `gap_steps` is by how much a brand was ever ahead of another, in its own batch steps, while both were left something
+    to wait for.
+    """
+
+    max_batch: int = 4
+    classes: tuple[int, ...] = ()
+    refused: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.classes = self.classes or size_classes(self.max_batch)
+        self.queue = FairQueue(self.max_batch, self.classes)
+        self.jobs: list[Job] = []
+        self.steps: Counter[tuple[Job, int]] = Counter()
+        self.ledger: Counter[str] = Counter()
+        self.batch_step: dict[str, float] = {}
+        self.floor = 0.0
+        self.gap_steps = 0.0
+
+    def add(self, *jobs: Job) -> None:
+        for each in jobs:
+            self.jobs.append(each)
+            self.queue.push(each)
+
+    def leave(self, brand: str) -> None:
+        for each in [each for each in self.jobs if each.brand_id == brand]:
+            self._end(each)
+
+    def step(self) -> list[str]:
+        """One pass; the brands of its rows."""
+        could = {each: each.num_to_step for each in self.jobs if each.brand_id not in self.refused}
+        chosen = self.queue.next_batch(lambda each: each.brand_id not in self.refused)
+        assert len(chosen) <= self.max_batch
+        assert len({each.key for each in chosen}) <= 1
+        for brand in {each.brand_id for each in self.jobs}:
+            self.ledger[brand] = max(self.ledger[brand], self.floor)
+        for each, num in Counter(chosen).items():
+            self._advance(each, num)
+        if chosen:
+            dummies = size_class(len(chosen), self.classes) - len(chosen)
+            self.ledger[chosen[0].brand_id] += dummies * chosen[0].step_charge
+            self._compare({each.brand_id for each, num in could.items() if num > chosen.count(each)})
+        for each in [each for each in self.jobs if each.num_stepped == each.request.num_images]:
+            self._end(each)
+        return [each.brand_id for each in chosen]
+
+    def brands(self, num_passes: int) -> Counter[str]:
+        return Counter(brand for _ in range(num_passes) for brand in self.step())
+
+    def _advance(self, each: Job, num: int) -> None:
+        going = [n for n in range(each.request.num_images) if self.steps[each, n] < each.plan.num_steps][:num]
+        assert len(going) == num
+        each.num_started = max(each.num_started, going[-1] + 1)
+        for n in going:
+            self.steps[each, n] += 1
+            each.num_stepped += self.steps[each, n] == each.plan.num_steps
+        self.ledger[each.brand_id] += num * each.step_charge
+        known = self.batch_step.get(each.brand_id, 0.0)
+        self.batch_step[each.brand_id] = max(known, self.max_batch * each.step_charge)
+
+    def _compare(self, left: set[str]) -> None:
+        """Of the brands that were left something to wait for in this pass."""
+        lowest = min((self.ledger[brand] for brand in left), default=max(self.ledger.values()))
+        for brand in left & set(self.batch_step):
+            self.gap_steps = max(self.gap_steps, (self.ledger[brand] - lowest) / self.batch_step[brand])
+        self.floor = max(self.floor, lowest)
+
+    def _end(self, each: Job) -> None:
+        each.num_stepped = each.request.num_images
+        self.jobs.remove(each)
+        self.queue.remove(each)
+
+
+@pytest.fixture
+def world() -> Simulation:
+    return Simulation()
+
+
+def test_brands_get_equal_places_however_much_one_sends(world):
+    world.add(*(job("flood", num_images=8) for _ in range(9)), job("quiet", num_images=4, steps=20))
+    assert world.brands(12) == {"flood": 24, "quiet": 24}
+
+
+def test_rows_of_who_is_ahead_pause_between_steps(world):
+    world.add(job("early", num_images=4, steps=9))
+    assert world.step() == ["early"] * 4
+    world.add(job("late", num_images=4, steps=9))
+    assert sorted(world.step()) == ["early", "early", "late", "late"]
+
+
+def test_no_place_stays_empty_while_somebody_wants_it(world):
+    world.add(job("flood", num_images=9, steps=50), job("one", steps=50))
+    for _ in range(10):
+        assert Counter(world.step()) == {"flood": 3, "one": 1}
+
+
+def test_twice_the_weight_is_twice_the_service(world):
+    world.add(job("half", num_images=8, steps=99), job("double", num_images=8, steps=99, weight=2.0))
+    served = world.brands(30)
+    assert abs(served["double"] - 2 * served["half"]) <= 2
+
+
+def test_work_counts_not_steps(world):
+    world.add(job("guided", num_images=8, steps=99), job("plain", num_images=8, steps=99, cfg=1.0))
+    served = world.brands(30)
+    assert abs(served["plain"] - 2 * served["guided"]) <= world.max_batch * 2
+
+
+def test_within_a_brand_who_came_first_is_done_first(world):
+    first, second = job("acme", num_images=6, steps=3), job("acme", num_images=2, steps=3)
+    world.add(first, second)
+    order = []
+    while world.jobs:
+        before = list(world.jobs)
+        world.step()
+        order += [each for each in before if each not in world.jobs]
+    assert order == [first, second]
+
+
+def test_a_brand_that_returns_from_idle_has_no_credit(world):
+    world.add(job("busy", num_images=8, steps=200))
+    world.brands(50)
+    world.add(job("back", num_images=8, steps=200))
+    assert world.brands(10) == {"busy": 20, "back": 20}
+
+
+def test_a_brand_alone_owes_nothing_when_another_comes(world):
+    world.add(job("busy", num_images=4, steps=50))
+    world.brands(50)
+    world.add(job("busy", num_images=8, steps=50), job("new", num_images=8, steps=50))
+    assert world.brands(10) == {"busy": 20, "new": 20}
+
+
+def test_a_brand_that_wants_little_saves_up_no_credit(world):
+    world.add(job("flood", num_images=8, steps=999), job("modest", steps=100))
+    world.brands(100)
+    world.add(job("modest", num_images=8, steps=100))
+    assert world.brands(10) == {"flood": 20, "modest": 20}
+
+
+def test_a_brand_cannot_shed_what_it_owes_by_leaving_for_a_moment(world):
+    """`hasty` got a whole pass; that it came anew does not put it level with who waited meanwhile."""
+    world.add(job("steady", num_images=8, steps=99, size=128), job("hasty", num_images=4, steps=1))
+    world.step()
+    for _ in range(6):
+        world.step()
+        if not any(each.brand_id == "hasty" for each in world.jobs):
+            world.add(job("hasty", num_images=4, steps=1))
+    assert world.gap_steps <= 1
+
+
+def test_shapes_take_turns_and_none_starves(world):
+    for n, size in enumerate((64, 128, 192, 256)):
+        world.add(*(job(f"brand-{n}", num_images=8, size=size, steps=99) for _ in range(2)))
+    served = world.brands(400)
+    assert set(served) == {f"brand-{n}" for n in range(4)}
+    assert world.gap_steps <= 1
+
+
+def test_who_rides_along_with_anothers_shape_gets_no_more_than_a_batch_step_ahead(world):
+    """`modest` asks for one row of the large shape again and again; `rider` would fill each of its passes."""
+    world.add(job("rider", num_images=9, size=256, steps=999), job("other", num_images=9, steps=999))
+    for _ in range(300):
+        if not any(each.brand_id == "modest" for each in world.jobs):
+            world.add(job("modest", size=256, steps=1))
+        world.step()
+    assert world.gap_steps <= 1
+
+
+def test_who_wishes_to_be_alone_pays_for_the_whole_pass():
+    world = Simulation(4, classes=(4,))
+    world.add(job("alone", exclusive=True, steps=999), job("many", num_images=8, steps=999))
+    served = world.brands(40)
+    assert served == {"alone": 20, "many": 80}
+
+
+def test_who_cannot_have_a_slot_holds_up_nobody_and_is_first_when_it_can(world):
+    world.add(job("blocked", num_images=4, steps=9), job("other", num_images=4, steps=9))
+    world.refused.add("blocked")
+    assert world.step() == ["other"] * 4
+    world.refused.clear()
+    assert Counter(world.step())["blocked"] == 2
+
+
+def test_a_job_whose_conditioning_is_not_there_is_passed_over(world):
+    unprepared, ready = job("acme"), job("acme")
+    unprepared.prepared = None
+    world.add(unprepared, ready)
+    assert world.step() == ["acme"]
+    assert ready.num_started == 1
+
+
+def test_of_every_brand_the_first_jobs_are_prepared_and_not_all_of_a_flood(world):
+    jobs = [job("flood") for _ in range(99)] + [job("quiet")]
+    for each in jobs:
+        each.prepared = None
+    world.add(*jobs)
+    wanted = list(world.queue.unprepared())
+    assert wanted[0] is jobs[0]
+    assert jobs[-1] in wanted
+    assert len(wanted) < 20
+
+
+def test_pictures_waiting_are_counted_by_brand_and_in_all(world):
+    world.add(job("acme", num_images=3), job("globex", num_images=2))
+    counts = [world.queue.num_pictures(brand) for brand in ("acme", None, "nobody")]
+    assert counts == [3, 5, 0]
+    world.step()
+    assert world.queue.num_pictures() == 1
+
+
+def test_brands_that_are_gone_are_forgotten(world):
+    for n in range(50):
+        world.add(job(f"brand-{n}", steps=1))
+        world.brands(2)
+    world.add(job("last", steps=1))
+    world.step()
+    assert len(world.queue._accounts) < 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_of_brands_that_wait_none_is_ever_more_than_a_batch_step_ahead(seed):
+    """Any mix of shapes, guidance, weights, steps, comings and goings; every brand is served all the time."""
+    dice = random.Random(seed)
+    world = Simulation(max_batch=dice.choice([2, 4, 8]))
+    kinds = [{"size": size, "cfg": cfg} for size in (64, 128) for cfg in (1.0, 3.0)]
+    for n in range(6):
+        weight, kind = dice.choice([0.5, 1.0, 1.0, 3.0]), dice.choice(kinds)
+        world.add(job(f"steady-{n}", num_images=16, steps=10_000, weight=weight, **kind))
+    for _ in range(400):
+        if dice.random() < 0.3:
+            brand = f"guest-{dice.randrange(5)}"
+            kind = {**dice.choice(kinds), "exclusive": dice.random() < 0.2}
+            world.add(job(brand, num_images=dice.randint(1, 9), steps=dice.randint(1, 9), **kind))
+        if dice.random() < 0.05:
+            world.leave(f"guest-{dice.randrange(5)}")
+        world.step()
+    assert min(world.ledger[f"steady-{n}"] for n in range(6)) > 0
+    assert 0.5 < world.gap_steps <= 1 + 1e-9  # thirds are rounded
