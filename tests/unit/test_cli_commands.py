@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from onbrand.cli import main
-from onbrand.cli.assets import expand
+from onbrand.cli.assets import expand, with_sidecars
 from onbrand.cli.exits import Refused
+from onbrand.cli.train import show_check
+from onbrand.client import DataCheck, Finding
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -119,3 +122,37 @@ def test_a_folder_stands_for_its_pictures_in_order(tmp_path: Path) -> None:
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=str(tmp_path)):
         expand([tmp_path])
+
+
+def test_a_text_file_beside_a_picture_is_its_caption_and_goes_before_one_for_all(tmp_path: Path) -> None:
+    pictures = [tmp_path / name for name in ("a.png", "b.JPG", "c.png")]
+    for picture in pictures:
+        picture.touch()
+    (tmp_path / "a.txt").write_text("\ufeffphoto of [brand]\n", "utf-8")
+    (tmp_path / "c.txt").write_text("  ")
+    assert with_sidecars(expand([tmp_path]), None) == ["photo of [brand]", None, None]
+    assert with_sidecars(pictures, ["[brand]"]) == ["photo of [brand]", "[brand]", "[brand]"]
+    assert with_sidecars(pictures, ["1", "2", "3"]) == ["photo of [brand]", "2", "3"]
+
+
+def test_captions_that_do_not_fit_the_pictures_are_refused(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.touch()
+    with pytest.raises(Refused, match="2 captions for 1"):
+        with_sidecars([picture], ["a", "b"])
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(Refused, match="UTF-8"):
+        with_sidecars([picture], None)
+
+
+def test_a_check_prints_each_finding_with_its_remedy_and_exits_with_5_if_a_job_would_not_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finding = Finding(level="error", code="no_trigger", file="a.png", message="a.png has no word", remedy="write it")
+    refused = DataCheck(ok=False, num_images=1, num_errors=1, resolution=64, trigger_word="zilgo", findings=(finding,))
+    with pytest.raises(typer.Exit) as left:
+        show_check(refused, as_json=False)
+    assert left.value.exit_code == 5
+    assert "error: a.png has no word; write it [no_trigger]" in capsys.readouterr().out
+    show_check(refused.model_copy(update={"ok": True, "findings": ()}), as_json=True)
+    assert json.loads(capsys.readouterr().out)["num_images"] == 1

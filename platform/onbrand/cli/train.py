@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onbrand.cli.exits import REFUSED
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, progress_bar, show
 
 if TYPE_CHECKING:
-    from onbrand.client import TrainingJob
+    from onbrand.client import DataCheck, TrainingJob
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same adapter.")] = None,
     sample_prompt: Annotated[list[str] | None, typer.Option(help="Drawn while it trains; repeatable.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only look at pictures and captions; train nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
     brand: BrandOption = None,
     as_json: AsJson = False,
@@ -45,14 +47,29 @@ def train(
         "num_workers": workers,
     }
     client = connect()
+    chosen: dict[str, Any] = {
+        "assets": None if not asset or asset == ["all"] else asset,
+        "config": {field: wish for field, wish in wishes.items() if wish is not None},
+    }
+    if check:
+        show_check(client.check_training_data(chosen_brand(client, brand), model_type, **chosen), as_json)
+        return
     job = client.create_training_job(
-        chosen_brand(client, brand),
-        model_type,
-        assets=None if not asset or asset == ["all"] else asset,
-        name=name or f"{model_type} adapter",
-        config={field: wish for field, wish in wishes.items() if wish is not None},
+        chosen_brand(client, brand), model_type, name=name or f"{model_type} adapter", **chosen
     )
     show_job(follow(job, as_json) if wait else job, as_json)
+
+
+def show_check(checked: DataCheck, as_json: bool) -> None:
+    """Print what the data doctor says. Exits with 5 (input refused) when a job would not start."""
+    lines = [f"{finding.level}: {finding.message}; {finding.remedy} [{finding.code}]" for finding in checked.findings]
+    lines.append(
+        f"{checked.num_images} pictures, trained at {checked.resolution} with the trigger word "
+        f"'{checked.trigger_word}': {checked.num_errors} errors, {checked.num_warnings} warnings"
+    )
+    show(checked, "\n".join(lines), as_json)
+    if not checked.ok:
+        raise typer.Exit(REFUSED)
 
 
 def follow(job: TrainingJob, as_json: bool) -> TrainingJob:

@@ -11,10 +11,12 @@ import anyio.to_thread
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onbrand.config import FamilyName
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
-from onbrand.families.spec import SPECS, TrainingConfig
+from onbrand.families.spec import SPECS, Recommended, TrainingConfig
 from onbrand.services.brands import must_be_admin, record
+from onbrand.services.doctor import Aim, Patient, aim_of
 from onbrand.services.events import Event, events_of
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key
@@ -31,6 +33,12 @@ select t.*, array(select ja.asset_id from app.job_assets ja
 from app.lora_training_jobs t
 """
 
+_PATIENTS = """
+select a.id, a.name, a.object_name, a.sha256, (select c.caption from app.asset_captions c
+  where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
+from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
+"""
+
 
 class NewJob(BaseModel):
     """What a member asks for. `training_config` is checked against the family's bounds, field by field."""
@@ -42,6 +50,18 @@ class NewJob(BaseModel):
     training_config: dict[str, Any] = Field(default_factory=dict)
     training_asset_ids: list[str]
     provider: str = "ray"
+
+
+class NewCheck(BaseModel):
+    """What a job would be created with; its name and provider make no difference to its data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_type: str
+    training_config: dict[str, Any] = Field(default_factory=dict)
+    training_asset_ids: list[str]
+    name: str | None = None
+    provider: str | None = None
 
 
 class JobUrls(BaseModel):
@@ -114,6 +134,30 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob)
     job = await _insert(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
     await record(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
     return job
+
+
+async def patients_of(
+    session: Session, brand_id: str, new: NewCheck, recommended: Mapping[FamilyName, Recommended]
+) -> tuple[Aim, list[Patient], list[Key]]:
+    """What a check looks at: what the job would train at, its pictures in the order of their upload, and their keys.
+
+    Raises:
+        InvalidInput: a field is out of bounds, as for `create_job`, or the family is not served here.
+        NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
+    """
+    config = checked_config(new.model_type, new.training_config)
+    if new.model_type not in recommended:
+        raise InvalidInput(f"{new.model_type} is not served here; served: {', '.join(recommended)}", param="model_type")
+    asset_ids = _must_be_asset_ids(new.training_asset_ids)
+    await _must_have_assets(session, brand_id, asset_ids)
+    rows = await session.all(_PATIENTS, {"brand_id": brand_id, "ids": asset_ids})
+    aim = aim_of(config, recommended[new.model_type], brand_id)  # type: ignore[index]
+    keys = [Key("training-data", row["object_name"]) for row in rows]
+    patients = [
+        Patient(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
+        for row, key in zip(rows, keys, strict=True)
+    ]
+    return aim, patients, keys
 
 
 async def list_jobs(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[TrainingJob]:

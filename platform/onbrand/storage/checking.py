@@ -31,7 +31,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import onbrand
 from onbrand.config import Limits
 from onbrand.errors import AdapterRefused, InvalidInput, OnbrandError, TooLarge, Unavailable, UnsupportedMedia
-from onbrand.storage.findings import CleanDocument, CleanImage, ImageFacts, Packed, PictureFormat, shown
+from onbrand.storage.findings import (
+    CleanDocument,
+    CleanImage,
+    ImageFacts,
+    Packed,
+    PictureFeatures,
+    PictureFormat,
+    shown,
+)
 from onbrand.storage.frames import BrokenFrame, head_of, read_head
 
 log = logging.getLogger(__name__)
@@ -57,6 +65,7 @@ _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
 _DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown; charset=utf-8"}
 _Side = Annotated[int, Field(ge=1, le=2**20)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 Said = tuple[dict[str, Any], bytes]
 
 
@@ -84,6 +93,22 @@ class _Facts(_Picture):
 
     def fits(self, given: bytes) -> bool:
         return not given
+
+
+class _Features(_Answer):
+    width: _Side
+    height: _Side
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dhash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    colours: Annotated[str, Field(pattern=r"^[0-9a-f]{384}$")]
+    sides: Annotated[list[_Side], Field(min_length=1, max_length=12)]
+    sharpness: Annotated[list[Annotated[float, Field(ge=0, le=64)]], Field(min_length=1, max_length=12)]
+    contrast: _Share
+    opaque: _Share
+    visible: _Share
+
+    def fits(self, given: bytes) -> bool:
+        return not given and len(self.sides) == len(self.sharpness) and self.sides == sorted(set(self.sides))
 
 
 class _Packed(_Answer):
@@ -159,7 +184,7 @@ class Checker:
     def picture(self, data: bytes, name: str = "the file") -> CleanImage:
         """The picture decoded and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
+        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"wanted": "picture"})
         facts, clean = self._one(_Picture, asked, data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
@@ -167,8 +192,17 @@ class Checker:
     def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
         """What the picture's header says, checked as far as that goes."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        facts, _ = self._one(_Facts, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
+        facts, _ = self._one(_Facts, _Asked("pictures", name, "files", 0, {"wanted": "facts"}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
+
+    def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
+        """What a stored picture looks like, in numbers; it is decoded whole. (Made anew, it may exceed an upload.)"""
+        limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
+        _must_be_short(data, limits.upload_bytes, name, "files")
+        wanted = {"wanted": "features", "limits": limits.model_dump()}
+        said, _ = self._one(_Features, _Asked("pictures", name, "files", 0, wanted), data)
+        known = said.model_dump() | {"sides": tuple(said.sides), "sharpness": tuple(said.sharpness)}
+        return PictureFeatures(**known)
 
     def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
         """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""
@@ -191,9 +225,13 @@ class Checker:
         digest = hashlib.sha256(clean).hexdigest()
         return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
 
-    def weights(self, data: bytes) -> int:
-        """The number of tensors of a safetensors file whose header is plain and whose values are finite."""
-        facts, _ = self._one(_Weights, _Asked("weights", "the adapter", "file", 0), data)
+    def weights(self, data: bytes, is_foreign: bool = False) -> int:
+        """The number of tensors of a safetensors file whose header is plain and whose values are finite.
+
+        Args:
+            is_foreign: another trainer's file (`storage.weights.check_weights`).
+        """
+        facts, _ = self._one(_Weights, _Asked("weights", "the adapter", "file", 0, {"is_foreign": is_foreign}), data)
         return facts.num_tensors
 
     def _one(self, kind: type[A], asked: _Asked, data: bytes) -> tuple[A, bytes]:

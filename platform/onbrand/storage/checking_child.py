@@ -110,11 +110,15 @@ def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
 
 
 def _picture(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    from onbrand.storage.features import measure
     from onbrand.storage.images import clean_image, inspect_image
 
     data = _exactly(num_bytes)
-    if asked.facts_only:
+    if asked.wanted == "facts":
         yield _facts_of(inspect_image(data, asked.limits, asked.name)), b""
+        return
+    if asked.wanted == "features":
+        yield _facts_of(measure(data, asked.limits, asked.name, _allow_encoding)), b""
         return
     clean = clean_image(data, asked.limits, asked.name, _allow_encoding)
     yield _facts_of(clean), clean.bytes
@@ -143,12 +147,13 @@ def _weights(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes
     from onbrand.storage.weights import check_weights
 
     _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
-    yield {"num_tensors": check_weights(_exactly, num_bytes)}, b""
+    yield {"num_tensors": check_weights(_exactly, num_bytes, asked.is_foreign)}, b""
 
 
 def _warm_up_pictures() -> None:
     from PIL import Image, ImageCms
 
+    from onbrand.storage.features import measure
     from onbrand.storage.images import clean_image, inspect_image
 
     limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1)
@@ -160,6 +165,7 @@ def _warm_up_pictures() -> None:
         Image.new("RGB", (8, 8)).save(out, kind, icc_profile=profile, exif=exif)
         inspect_image(out.getvalue(), limits)
         clean_image(out.getvalue(), limits)
+        measure(out.getvalue(), limits)
 
 
 def _warm_up_zips() -> None:
