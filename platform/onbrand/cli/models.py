@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,15 @@ from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 
 app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True)
+
+
+class Format(Enum):
+    """What a downloaded file may be."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 ModelName = Annotated[str, typer.Argument(help="A name (flux-lora-v2) or an id.")]
 
 
@@ -34,13 +44,16 @@ def get(model: ModelName, brand: BrandOption = None, as_json: AsJson = False) ->
 def download(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="A file, or a folder that keeps the model's name.")] = Path("."),
+    format: Annotated[
+        Format, typer.Option(help="diffusers, or kohya for other programs; the same adapter.")
+    ] = Format.diffusers,
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Save the safetensors file (the platform logs it)."""
     client = connect()
     found = client.models.get(chosen_brand(client, brand), model)
-    path = found.download(out)
+    path = found.download(out, format.value)
     show({"id": found.id, "name": found.name, "path": str(path)}, f"Saved {path}.", as_json)
 
 
