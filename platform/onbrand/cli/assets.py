@@ -65,7 +65,7 @@ def expand(files: list[Path]) -> list[Path]:
 
 def with_sidecars(pictures: list[Path], said: list[str] | None) -> list[str | None]:
     """A caption for each picture: its text file's, else what was said for all or for it. Raises Refused."""
-    given: list[str | None] = [*(said or [None])]
+    given: list[str | None] = [*said] if said else [None]
     if len(given) == 1:
         given = given * len(pictures)
     if len(given) != len(pictures):
