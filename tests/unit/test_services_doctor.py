@@ -8,13 +8,13 @@ import pytest
 from PIL import Image, ImageFilter
 
 from onbrand.errors import DataRefused, NotFound, UnsupportedMedia
-from onbrand.families.spec import with_family_defaults
+from onbrand.families.spec import SPECS, with_family_defaults
 from onbrand.families.tiny.brands import draw_brand
 from onbrand.services import doctor
 from onbrand.services.doctor import Aim, Examined, Finding, Patient, aim_of, examine, holds_word, must_be_fit
 from tests.unit.test_storage_features import features_of, scene
 
-AIM = Aim(resolution=128, trigger_word="zilgo")
+AIM = Aim(resolution=128, trigger_word="zilgo", smallest_side=64)
 
 
 def seen(number: int, image: Image.Image | None = None, caption: str = "photo of [brand] logo") -> Examined:
@@ -99,7 +99,7 @@ def test_blur_is_a_warning_that_names_the_detail_that_is_left(draw: Any) -> None
 
 def test_blur_that_training_does_not_see_is_no_finding() -> None:
     soft = scene(1, (512, 512)).filter(ImageFilter.GaussianBlur(1.5))
-    assert [each.code for each in found(seen(1, soft), aim=Aim(512, "zilgo")) if each.file == "logo-001.png"] == [
+    assert [each.code for each in found(seen(1, soft), aim=Aim(512, "zilgo", 128)) if each.file == "logo-001.png"] == [
         "blurred"
     ]
     assert found(seen(1, soft)) == []
@@ -195,6 +195,7 @@ def test_a_refusal_of_many_stays_readable() -> None:
 
 def test_the_aim_is_the_wish_over_the_bases_advice() -> None:
     advice = with_family_defaults("sd15", {"training": {"resolution": 256}})
-    assert aim_of({"resolution": 64, "trigger_word": "zilgo"}, advice, "acme") == Aim(64, "zilgo")
-    assert aim_of({}, advice, "acme") == Aim(256, "acme")
-    assert aim_of({}, with_family_defaults("sdxl", {}), "acme").resolution == 1024
+    wishes = {"resolution": 64, "trigger_word": "zilgo"}
+    assert aim_of(SPECS["sd15"], wishes, advice, "acme") == Aim(64, "zilgo", 64)
+    assert aim_of(SPECS["sd15"], {}, advice, "acme") == Aim(256, "acme", 64)
+    assert aim_of(SPECS["sdxl"], {}, with_family_defaults("sdxl", {}), "acme") == Aim(1024, "acme", 256)

@@ -10,6 +10,7 @@ import typer
 
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.train import follow, show_job
 
 app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True)
 
@@ -55,6 +56,22 @@ def download(
     found = client.models.get(chosen_brand(client, brand), model)
     path = found.download(out, format.value)
     show({"id": found.id, "name": found.name, "path": str(path)}, f"Saved {path}.", as_json)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A LoRA file of kohya's trainers, ai-toolkit or diffusers.")],
+    model_type: Annotated[str, typer.Option(help="flux, sdxl or sd15: the base that it was made for.")] = "sd15",
+    trigger_word: Annotated[str | None, typer.Option(help="What '[brand]' stands for; the brand's id.")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make another trainer's file the brand's next model; it is checked and proved first."""
+    client = connect()
+    job = client.models.import_file(chosen_brand(client, brand), model_type, file, trigger_word=trigger_word, name=name)
+    show_job(follow(job, as_json) if wait else job, as_json)
 
 
 @app.command()

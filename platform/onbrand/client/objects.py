@@ -411,6 +411,7 @@ class TrainingJob(Waitable):
     sample_images_urls: tuple[str, ...] = ()
     provider: str | None = None
     provider_job_id: str | None = None
+    findings: tuple[Finding, ...] = ()
     metrics: dict[str, Any] | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None

@@ -348,6 +348,29 @@ class Models(Resource):
         """A signed link to the safetensors file; the platform logs that it was asked for."""
         return self._get(objects.Link, brand_path(brand, "models", model, "download"))
 
+    def import_file(
+        self,
+        brand: BrandLike,
+        model_type: str,
+        file: File,
+        *,
+        trigger_word: str | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> objects.TrainingJob:
+        """Make a LoRA file of kohya's trainers, ai-toolkit or diffusers the brand's next model.
+
+        `.wait()` on what comes back waits for it; a file that cannot be served is refused, at once or by the job.
+
+        Args:
+            file: a path, a (name, bytes) pair or an open binary file.
+            trigger_word: what ``[brand]`` stands for; the brand's id if left out.
+        """
+        fields = given(model_type=model_type, trigger_word=trigger_word, name=name)
+        parts: dict[str, Any] = {"data": fields, "files": [("file", as_part(file))], "timeout": 600.0}
+        path = f"{brand_path(brand, 'models')}:import"
+        return self._post(objects.TrainingJob, path, idempotency_key=idempotency_key, **parts)
+
     def save_kohya(self, brand: BrandLike, model: str, path: str | Path, name: str) -> Path:
         """Save the adapter as kohya's trainers name it, at `path`, or as `name` in the folder `path`."""
         source = f"{brand_path(brand, 'models', model, 'download')}?format=kohya"

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from onbrand.errors import DataRefused, InvalidInput, NotFound, TooLarge, UnsupportedMedia
-from onbrand.families.spec import Recommended
+from onbrand.families.buckets import bucket_step, smallest_side
+from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.storage.checking import Checker
 from onbrand.storage.findings import PictureFeatures
 
@@ -77,12 +78,14 @@ class Aim:
     """What the pictures are for.
 
     Args:
-        resolution: pixels of the shorter side in training.
+        resolution: pixels of a side in training.
         trigger_word: what stands for ``[brand]``.
+        smallest_side: pixels; a picture with a shorter one cannot be trained on.
     """
 
     resolution: int
     trigger_word: str
+    smallest_side: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,11 @@ class Examined:
     problem: str | None = None
 
 
-def aim_of(config: Mapping[str, Any], advice: Recommended, brand_id: str) -> Aim:
-    """What a job with this (checked) configuration trains at, on a base with this advice."""
+def aim_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> Aim:
+    """What a job with this (checked) configuration trains at, on a base of this family with this advice."""
     resolution = config.get("resolution") or advice.training.resolution or advice.resolution
-    return Aim(resolution, config.get("trigger_word") or brand_id)
+    least = smallest_side(resolution, bucket_step(spec, advice.resolution))
+    return Aim(resolution, config.get("trigger_word") or brand_id, least)
 
 
 def measure(checker: Checker, patient: Patient, read: Callable[[], bytes]) -> Examined:
@@ -203,10 +207,10 @@ def _of_picture(picture: Examined, aim: Aim) -> Iterator[Finding]:
 
 
 def _of_size(patient: Patient, seen: PictureFeatures, aim: Aim) -> Iterator[Finding]:
-    """No picture is scaled up: a smaller one is trained smaller, and one of less than half the size teaches blur."""
+    """No picture is scaled up: a smaller one is trained smaller, down to the smallest bucket."""
     if min(seen.width, seen.height) >= aim.resolution:
         return
-    too_small = 2 * min(seen.width, seen.height) < aim.resolution
+    too_small = min(seen.width, seen.height) < aim.smallest_side
     why = f"is {seen.width} x {seen.height} pixels; this job trains at {aim.resolution}"
     remedy = f"use an original whose shorter side has {aim.resolution} pixels, or train at a lower resolution"
     if too_small:

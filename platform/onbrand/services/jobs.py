@@ -19,7 +19,7 @@ from onbrand.services.brands import must_be_admin, record
 from onbrand.services.doctor import Aim, Patient, aim_of
 from onbrand.services.events import Event, events_of
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.storage.layout import Key
+from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
 
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
@@ -27,6 +27,8 @@ ENDED = ("completed", "failed", "canceled")
 PROVIDERS = ("ray",)
 """Who trains. The table also knows the external ones, which need a provider in `onbrand.training.providers` first."""
 ASSETS_MAX = 500
+IMPORT_KEY = "import"
+"""In a job's configuration: it brings a file instead of training one (`services.imports`). No member can say it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids
@@ -80,6 +82,7 @@ class TrainingJob(Row):
     Args:
         model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
+        findings: what the data doctor said when it began (`services.doctor.Finding`); warnings, or why it failed.
         urls: filled by the API.
     """
 
@@ -100,6 +103,7 @@ class TrainingJob(Row):
     completed_at: datetime | None
     error: dict[str, Any] | None
     metrics: dict[str, Any]
+    findings: list[dict[str, Any]] = Field(default_factory=list)
     urls: JobUrls | None = None
     model_id: str | None = Field(default=None, exclude=True)
     cancel_requested_at: datetime | None = Field(default=None, exclude=True)
@@ -126,12 +130,12 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob)
         NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
     """
     config = checked_config(new.model_type, new.training_config)
-    name = _must_be_name(new.name)
+    name = must_be_name(new.name)
     if new.provider not in PROVIDERS:
         raise InvalidInput(f"provider must be one of {', '.join(PROVIDERS)}", param="provider")
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
-    job = await _insert(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
+    job = await insert_job(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
     await record(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
     return job
 
@@ -151,7 +155,8 @@ async def patients_of(
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
     rows = await session.all(_PATIENTS, {"brand_id": brand_id, "ids": asset_ids})
-    aim = aim_of(config, recommended[new.model_type], brand_id)  # type: ignore[index]
+    family = cast(FamilyName, new.model_type)
+    aim = aim_of(SPECS[family], config, recommended[family], brand_id)
     keys = [Key("training-data", row["object_name"]) for row in rows]
     patients = [
         Patient(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
@@ -177,7 +182,7 @@ async def rename(session: Session, brand_id: str, job_id: str, name: str) -> Tra
     job = await get_job(session, brand_id, job_id)
     num_changed = await session.run(
         "update app.lora_training_jobs set name = %s where brand_id = %s and id = %s",
-        [_must_be_name(name), brand_id, job.id],
+        [must_be_name(name), brand_id, job.id],
     )
     _must_be_owner(num_changed, "rename")
     await record(session, brand_id, "job.rename", {"job_id": job.id})
@@ -210,9 +215,11 @@ async def retry(session: Session, brand_id: str, user_id: str, job_id: str) -> T
     old = await get_job(session, brand_id, job_id)
     if old.status not in ("failed", "canceled"):
         raise Conflict(f"the job is {old.status}; only a failed or canceled job can be retried")
+    if IMPORT_KEY in old.training_config:
+        raise Conflict("the file of an import is not kept; import it again")
     if not old.training_asset_ids:
         raise Conflict("none of the job's assets is left; create a new job with others")
-    job = await _insert(
+    job = await insert_job(
         session, brand_id, user_id, old.name, old.model_type, old.training_config, old.training_asset_ids, old.provider
     )
     await record(session, brand_id, "job.retry", {"job_id": job.id, "retried_id": old.id})
@@ -230,6 +237,8 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
     )
     if num_deleted == 0:
         raise Conflict("the job is under way; cancel it and wait for its end, then delete it")
+    if IMPORT_KEY in job.training_config:
+        await anyio.to_thread.run_sync(store.delete, import_file(brand_id, job.id))
     for key in job.sample_keys:
         await session.run("delete from storage.objects where bucket_id = %s and name = %s", [key.bucket, key.name])
     for key in job.sample_keys:
@@ -283,7 +292,8 @@ def _named(problem: ValidationError | TypeError) -> InvalidInput:
     return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
 
 
-def _must_be_name(name: str) -> str:
+def must_be_name(name: str) -> str:
+    """The name of a job, without blanks around it. Raises InvalidInput."""
     name = name.strip()
     if not 1 <= len(name) <= 200 or "\x00" in name:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
@@ -318,7 +328,7 @@ def _assets_missing() -> NotFound:
     return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
 
 
-async def _insert(
+async def insert_job(
     session: Session,
     brand_id: str,
     user_id: str,
@@ -328,6 +338,7 @@ async def _insert(
     asset_ids: list[str],
     provider: str,
 ) -> TrainingJob:
+    """A pending job's row and those of its assets. Raises NotFound: not the caller's brand, or an asset is gone."""
     async with hidden("brand"):
         row = await session.one(
             "insert into app.lora_training_jobs (brand_id, user_id, name, model_type, training_config, provider)"
