@@ -14,7 +14,7 @@ import typer
 from onbrand.cli import main
 from onbrand.cli.assets import expand, with_sidecars
 from onbrand.cli.exits import Refused
-from onbrand.cli.train import show_check
+from onbrand.cli.train import _field, show_check
 from onbrand.client import DataCheck, Finding
 
 
@@ -98,6 +98,14 @@ def test_the_demo_wants_a_name_for_each_folder(capsys: pytest.CaptureFixture[str
     code, _, err = run(capsys, "demo", "--images", str(tmp_path))
     assert code == 2
     assert "--brand" in err
+
+
+def test_any_field_of_a_jobs_configuration_can_be_said() -> None:
+    said = ["optimizer=prodigy", "held_out=3", "shuffle_captions=true", "trigger_word=a=b"]
+    wanted = {"optimizer": "prodigy", "held_out": 3, "shuffle_captions": True, "trigger_word": "a=b"}
+    assert dict(map(_field, said)) == wanted
+    with pytest.raises(typer.BadParameter, match="FIELD=VALUE"):
+        _field("prodigy")
 
 
 def test_a_family_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ class TrainingConfig(BaseModel):
         None, ge=0, le=64, description="Pictures that judge instead of being trained on; None: a sixth, of 8 or more."
     )
     validate_every: int | None = Field(None, ge=1, le=20_000)
-    patience: int = Field(8, ge=0, le=1_000, description="Validations without a new best before the run ends; 0: all.")
+    patience: int = Field(4, ge=0, le=1_000, description="Validations without a new best before the run ends; 0: all.")
     sample_prompts: tuple[str, ...] = Field((), max_length=8)
     sample_every: int | None = Field(None, ge=1, le=20_000)
     checkpoint_every: int | None = Field(None, ge=1, le=20_000)

@@ -33,7 +33,7 @@ NUM_WORDINGS = 8
 _ENCODE_ROWS = 16
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PRIOR_SEED = 20_000
-_FEWEST_TO_HOLD_OUT, _HELD_OUT_PART, _MOST_HELD_OUT = 8, 6, 8
+_FEWEST_TO_HOLD_OUT, _HELD_OUT_PART, _MOST_HELD_OUT = 8, 6, 4
 
 T = TypeVar("T")
 
@@ -171,7 +171,7 @@ def held_out(captions: Sequence[str], names: Sequence[str], wanted: int | None, 
     """Places of the pictures that are kept from training, to judge it by.
 
     Args:
-        wanted: how many; None: a sixth, at most 8, of 8 pictures or more, and none of fewer. One at least is left.
+        wanted: how many; None: a sixth, at most 4, of 8 pictures or more, and none of fewer. One at least is left.
 
     Each is of a caption of which most are left, so that nothing is judged that was never shown; else chance decides.
     """
