@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import onbrand.client as sdk
 from onbrand.config import Settings
 from onbrand.errors import NotFound
 from onbrand.families.bases import base_source
@@ -132,7 +133,9 @@ async def test_findings_of_a_job_are_kept_in_its_row(platform: Platform, acme: B
         await worker.report(5, {"step": 1})
     async with platform.client(acme.member) as client:
         job = (await client.get(f"/v1/brands/{acme.id}/training-jobs/{job_id}")).json()
-    assert [(each["code"], each["file"], each["remedy"]) for each in job["findings"]] == [
+    assert [each.code for each in sdk.TrainingJob.model_validate(job).findings] == ["blurred"]
+    assert job["metrics"]["step"] == 1
+    assert [(each["code"], each["file"], each["remedy"]) for each in job["metrics"]["findings"]] == [
         ("blurred", "logo-001.png", "what")
     ]
 

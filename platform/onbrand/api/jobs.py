@@ -48,7 +48,7 @@ async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSON
 async def check_job(
     body: jobs.NewCheck, access: TrainerAccess, parts: AppParts, checker: FileChecker
 ) -> doctor.CheckedData:
-    """Look at the pictures and captions that a job would train on; nothing is changed. Findings say what to do."""
+    """Look at the pictures and captions that a job would train on. Findings say what to do; nothing else happens."""
     async with access.open() as caller:
         aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
         store = caller.store
@@ -56,9 +56,10 @@ async def check_job(
         await checker.run(doctor.measure, checker, patient, partial(store.read, key))
         for patient, key in zip(patients, keys, strict=True)
     ]
-    async with access.open():
-        pass  # who is no member any more hears nothing
-    return doctor.checked_data(doctor.examine(examined, aim), len(examined), aim)
+    said = doctor.checked_data(doctor.examine(examined, aim), len(examined), aim)
+    async with access.open() as caller:  # who is no member any more hears nothing
+        await jobs.record_check(caller.session, caller.brand_id, patients, said)
+    return said
 
 
 @router.get("", response_model=Listed)

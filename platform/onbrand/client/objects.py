@@ -411,11 +411,15 @@ class TrainingJob(Waitable):
     sample_images_urls: tuple[str, ...] = ()
     provider: str | None = None
     provider_job_id: str | None = None
-    findings: tuple[Finding, ...] = ()
     metrics: dict[str, Any] | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the data doctor said when the job began."""
+        return tuple(map(Finding.model_validate, (self.metrics or {}).get("findings", ())))
 
     def refresh(self) -> Self:
         return self._must_have_client().training_jobs.get(self.brand_id, self.id)  # type: ignore[return-value]

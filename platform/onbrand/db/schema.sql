@@ -1032,9 +1032,7 @@ CREATE TABLE app.lora_training_jobs (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     started_at timestamp with time zone,
     completed_at timestamp with time zone,
-    findings jsonb DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT lora_training_jobs_attempts_check CHECK ((attempts >= 0)),
-    CONSTRAINT lora_training_jobs_findings_check CHECK (((jsonb_typeof(findings) = 'array'::text) AND (octet_length((findings)::text) <= 2000000))),
     CONSTRAINT lora_training_jobs_model_type_check CHECK ((model_type = ANY (ARRAY['sd15'::text, 'sdxl'::text, 'flux'::text]))),
     CONSTRAINT lora_training_jobs_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
     CONSTRAINT lora_training_jobs_progress_check CHECK (((progress >= 0) AND (progress <= 100))),
@@ -2377,8 +2375,6 @@ GRANT UPDATE(started_at) ON TABLE app.lora_training_jobs TO brand_system;
 
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO brand_system;
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO onbrand_definer;
-
-GRANT UPDATE(findings) ON TABLE app.lora_training_jobs TO brand_system;
 
 GRANT SELECT,DELETE ON TABLE app.models TO authenticated;
 GRANT SELECT ON TABLE app.models TO brand_system;

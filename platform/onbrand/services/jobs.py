@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, cast
@@ -16,7 +16,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
 from onbrand.families.spec import SPECS, Recommended, TrainingConfig
 from onbrand.services.brands import must_be_admin, record
-from onbrand.services.doctor import Aim, Patient, aim_of
+from onbrand.services.doctor import Aim, CheckedData, Patient, aim_of
 from onbrand.services.events import Event, events_of
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, import_file
@@ -82,7 +82,7 @@ class TrainingJob(Row):
     Args:
         model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
-        findings: what the data doctor said when it began (`services.doctor.Finding`); warnings, or why it failed.
+        metrics: the newest numbers, and `findings`, what the data doctor said when it began (`doctor.Finding`).
         urls: filled by the API.
     """
 
@@ -103,7 +103,6 @@ class TrainingJob(Row):
     completed_at: datetime | None
     error: dict[str, Any] | None
     metrics: dict[str, Any]
-    findings: list[dict[str, Any]] = Field(default_factory=list)
     urls: JobUrls | None = None
     model_id: str | None = Field(default=None, exclude=True)
     cancel_requested_at: datetime | None = Field(default=None, exclude=True)
@@ -163,6 +162,12 @@ async def patients_of(
         for row, key in zip(rows, keys, strict=True)
     ]
     return aim, patients, keys
+
+
+async def record_check(session: Session, brand_id: str, patients: Sequence[Patient], said: CheckedData) -> None:
+    """A line in the brand's record: somebody had all these pictures read."""
+    asset_ids = [patient.asset_id for patient in patients]
+    await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
 
 
 async def list_jobs(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[TrainingJob]:

@@ -180,20 +180,20 @@ async def report(
     """Progress 0 to 100, metrics and a line for people; the first report makes the job `training`.
 
     Args:
-        findings: of the data doctor, kept with the job in place of earlier ones.
+        findings: of the data doctor, kept in the job's `metrics` in place of earlier ones, and told in no event.
 
     Raises NotFound, Conflict (it has ended), InvalidInput.
     """
     if progress is not None and not 0 <= progress <= 100:
         raise InvalidInput("progress is 0 to 100", param="progress")
     numbers = must_be_finite(metrics or {})
-    found = None if findings is None else Jsonb([finding.model_dump(mode="json") for finding in findings])
+    found = {} if findings is None else {"findings": [finding.model_dump(mode="json") for finding in findings]}
     before = await _lock_open_job(session, ticket)
     await session.run(
         "update app.lora_training_jobs set status = 'training', started_at = coalesce(started_at, now()),"
-        " heartbeat_at = now(), progress = coalesce(%s, progress), metrics = metrics || %s,"
-        " findings = coalesce(%s, findings) where brand_id = %s and id = %s",
-        [progress, Jsonb(numbers), found, ticket.brand_id, ticket.job_id],
+        " heartbeat_at = now(), progress = coalesce(%s, progress), metrics = metrics || %s"
+        " where brand_id = %s and id = %s",
+        [progress, Jsonb(numbers | found), ticket.brand_id, ticket.job_id],
     )
     if before["status"] == "pending":
         await tell(session, ticket, "status", {"status": "training"})

@@ -46,7 +46,7 @@ from onbrand.storage.frames import BrokenFrame, head_of, read_head
 
 log = logging.getLogger(__name__)
 
-Trade = Literal["pictures", "zips", "documents", "weights"]
+Trade = Literal["pictures", "features", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its bounds of processor time are much narrower."""
 
@@ -121,7 +121,7 @@ class Checker:
     def picture(self, data: bytes, name: str = "the file") -> CleanImage:
         """The picture decoded and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"wanted": "picture"})
+        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
         facts, clean = self._one(PictureSaid, asked, data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
@@ -129,15 +129,15 @@ class Checker:
     def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
         """What the picture's header says, checked as far as that goes."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        facts, _ = self._one(FactsSaid, _Asked("pictures", name, "files", 0, {"wanted": "facts"}), data)
+        facts, _ = self._one(FactsSaid, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
 
     def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
         """What a stored picture looks like, in numbers; it is decoded whole. (Made anew, it may exceed an upload.)"""
         limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
         _must_be_short(data, limits.upload_bytes, name, "files")
-        wanted = {"wanted": "features", "limits": limits.model_dump()}
-        said, _ = self._one(FeaturesSaid, _Asked("pictures", name, "files", 0, wanted), data)
+        asked = _Asked("features", name, "files", 0, {"limits": limits.model_dump()})
+        said, _ = self._one(FeaturesSaid, asked, data)
         known = said.model_dump() | {"sides": tuple(said.sides), "sharpness": tuple(said.sharpness)}
         return PictureFeatures(**known)
 
