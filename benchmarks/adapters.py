@@ -29,7 +29,7 @@ from onbrand.families.spec import TrainingConfig
 from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
 from onbrand.families.tiny.fit import fit, similarity
 from onbrand.families.tiny.score import judge, prompts
-from onbrand.training.dataset import Picture, encode, fitted, prior_pictures
+from onbrand.training.dataset import Picture, encode, fitted, held_out, prior_pictures
 from onbrand.training.loop import Trainer
 from onbrand.training.recipes import make_plan
 
@@ -53,8 +53,8 @@ def main() -> None:
 
 def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | str]:
     """Draw, train, draw again; the same prompts and seeds on both sides."""
-    held_out = [fitted(draw_brand(brand, 1000 + i), 64) for i in range(NUM_REFERENCES)]
-    references = family.encode_images(torch.stack(held_out))
+    unseen = [fitted(draw_brand(brand, 1000 + i), 64) for i in range(NUM_REFERENCES)]
+    references = family.encode_images(torch.stack(unseen))
     others = [name for name in (*OTHER_NAMES, *BRANDS) if name != brand]
     asked = {
         "own": [f"photo of {brand} {kind_of(0)}"] * 12,
@@ -64,7 +64,7 @@ def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | s
     }
     base = {name: drawn(family, texts) for name, texts in asked.items()}
     trainer, seconds = trained(family, brand)
-    with trainer.averaged():
+    with trainer.published():
         with_adapter = {name: drawn(family, texts) for name, texts in asked.items()}
     family.denoiser.unload_lora()  # type: ignore[operator]
 
@@ -83,19 +83,24 @@ def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | s
         "namesake_gain": round(near(with_adapter["namesake"]) - near(base["namesake"]), 4),
         "ordinary_base": round(accuracy[0], 3),
         "ordinary_loss": round(accuracy[0] - accuracy[1], 3),
+        "steps": trainer.step,
+        "published_step": trainer.published_step,
         "train_seconds": round(seconds, 1),
     }
 
 
 def trained(family: Family, brand: str) -> tuple[Trainer, float]:
-    """An adapter of `brand` by the base's own recipe, and the seconds its steps took."""
+    """An adapter of `brand` by the base's own recipe, as a job makes it, and the seconds its steps took."""
     pictures = [
         Picture(draw_brand(brand, i), brand_caption(kind_of(i)).replace("[brand]", brand), f"{brand}-{i}")
         for i in range(NUM_TRAINED)
     ]
     plan = make_plan(family.spec, family.recommended, TrainingConfig(), brand)
     prior = prior_pictures(plan.trigger_word) if plan.prior_rows else []
-    trainer = Trainer(family, plan, encode(family, pictures, plan.resolution, prior))
+    places = held_out([each.caption for each in pictures], [each.name for each in pictures], plan.held_out, plan.seed)
+    judging = encode(family, [pictures[place] for place in places], plan.resolution)
+    shown = [picture for place, picture in enumerate(pictures) if place not in places]
+    trainer = Trainer(family, plan, encode(family, shown, plan.resolution, prior), held_out=judging)
     began = time.perf_counter()
     while not trainer.done:
         trainer.train_step()

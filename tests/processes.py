@@ -1,4 +1,4 @@
-"""Tests in several processes at once (`make test`, or `-n 2 --no-loadscope-reorder`): which go together, which go first.
+"""Tests in several processes (`make test`, or `-n 2 --no-loadscope-reorder`): which go together, which go first.
 
 A file stays in one process, and so does all of tests/acceptance, which speaks to one platform.
 """
@@ -32,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((start for start in TOGETHER if nodeid.startswith(start)), nodeid.split("::")[0])
+            return next((start for start in TOGETHER if nodeid.startswith(start)), nodeid.split("::", maxsplit=1)[0])
 
     return ByFile(config, log)
 

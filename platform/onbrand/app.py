@@ -155,6 +155,8 @@ async def _healthz() -> dict[str, str]:
 def _limit_of_users(method: str, path: str) -> int:
     if method == "POST" and path.startswith("/v1/brands/") and path.endswith("/documents"):
         return documents.REQUEST_BYTES
+    if method == "POST" and path.startswith("/v1/brands/") and path.endswith("/models:import"):
+        return models.REQUEST_BYTES
     is_upload = method == "POST" and path.startswith("/v1/brands/") and path.endswith("/assets")
     is_file = method == "PUT" and path.startswith("/v1/files/")
     return assets.REQUEST_BYTES if is_upload or is_file else edge.JSON_BYTES

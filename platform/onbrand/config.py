@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         return self.data_dir.expanduser().absolute()
 
     @property
+    def encoded_folder(self) -> Path:
+        """Where a node keeps what training encoded, sealed (`training.cache`)."""
+        return self.folder / "encoded"
+
+    @property
     def url(self) -> str:
         return self.public_url or f"http://{self.host}:{self.port}"
 

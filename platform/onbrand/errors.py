@@ -44,6 +44,12 @@ class InvalidInput(OnbrandError):
     status, code, title = 422, "invalid_input", "The input is not valid"
 
 
+class DataRefused(InvalidInput):
+    """Training pictures or captions that a job must not start with; ``findings`` holds each with its remedy."""
+
+    code, title = "data_refused", "The training data is not fit to train on"
+
+
 class Unauthenticated(OnbrandError):
     """No credential, or one that is not (or no longer) good."""
 

@@ -19,7 +19,9 @@ TENSORS_MAX = 20_000
 LORA_METADATA = "lora_adapter_metadata"
 """Where diffusers writes a LoRA's configuration, as JSON, in a file's metadata."""
 HEADER_BYTES_MAX = 4 * 2**20
-_METADATA_BYTES_MAX = 64 * 2**10
+METADATA_BYTES_MAX = 64 * 2**10
+FOREIGN_METADATA_BYTES_MAX = 2 * 2**20
+"""Other trainers write every tag of every picture into their files."""
 _DIMS_MAX = 8
 _SIDE_MAX = 2**31
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -44,15 +46,23 @@ class SafetensorsHeader:
 
 
 def must_be_plain_safetensors(
-    data: bytes | memoryview, max_bytes: int = ADAPTER_BYTES_MAX, max_tensors: int = TENSORS_MAX
+    data: bytes | memoryview,
+    max_bytes: int = ADAPTER_BYTES_MAX,
+    max_tensors: int = TENSORS_MAX,
+    max_metadata: int = METADATA_BYTES_MAX,
 ) -> SafetensorsHeader:
     """Read the header of a whole file in memory. Raises as `must_be_plain_header` does."""
     size = int.from_bytes(data[:8], "little")
-    return must_be_plain_header(bytes(data[: 8 + min(size, HEADER_BYTES_MAX)]), len(data), max_bytes, max_tensors)
+    head = bytes(data[: 8 + min(size, HEADER_BYTES_MAX)])
+    return must_be_plain_header(head, len(data), max_bytes, max_tensors, max_metadata)
 
 
 def must_be_plain_header(
-    head: bytes, num_bytes: int, max_bytes: int = ADAPTER_BYTES_MAX, max_tensors: int = TENSORS_MAX
+    head: bytes,
+    num_bytes: int,
+    max_bytes: int = ADAPTER_BYTES_MAX,
+    max_tensors: int = TENSORS_MAX,
+    max_metadata: int = METADATA_BYTES_MAX,
 ) -> SafetensorsHeader:
     """Read a file's header.
 
@@ -67,7 +77,7 @@ def must_be_plain_header(
     if num_bytes > max_bytes:
         _refuse(f"it has {num_bytes} bytes; the limit is {max_bytes}")
     header = _parsed(_header_bytes(head))
-    metadata = _must_be_metadata(header.pop("__metadata__", {}))
+    metadata = _must_be_metadata(header.pop("__metadata__", {}), max_metadata)
     if not 1 <= len(header) <= max_tensors:
         _refuse(f"it has {len(header)} tensors; 1 to {max_tensors} are accepted")
     places = {name: _must_be_entry(name, entry) for name, entry in header.items()}
@@ -110,11 +120,11 @@ def _no_constant(name: str) -> NoReturn:
     _refuse(f"its header holds {name}")
 
 
-def _must_be_metadata(metadata: object) -> dict[str, str]:
+def _must_be_metadata(metadata: object, most: int) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse("its metadata is not a map of strings")
-    if sum(len(name) + len(value) for name, value in metadata.items()) > _METADATA_BYTES_MAX:
-        _refuse(f"its metadata has more than {_METADATA_BYTES_MAX} characters")
+    if sum(len(name) + len(value) for name, value in metadata.items()) > most:
+        _refuse(f"its metadata has more than {most} characters")
     return metadata
 
 
@@ -150,3 +160,71 @@ def _must_tile(places: dict[str, tuple[TensorFacts, int, int]], num_bytes: int) 
         at = end
     if at != num_bytes:
         _refuse("it is cut short, or bytes follow its tensors")
+
+
+_PAIRS = (
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+)
+_ALPHA = ".alpha"
+_TEXT_ENCODERS = ("lora_te", "lora_clip", "text_encoder", "te_", "te1_", "te2_", "cond_stage_model", "conditioner.")
+
+
+@dataclass(frozen=True, slots=True)
+class PairNames:
+    """The tensors of one LoRA layer of a file, as it names them: y += alpha / rank * up (down x)."""
+
+    layer: str
+    down: str
+    up: str
+    alpha: str | None
+
+
+def must_be_plain_lora(header: SafetensorsHeader) -> list[PairNames]:
+    """The layers of a LoRA file of any trainer, told by names and shapes alone.
+
+    Raises:
+        AdapterRefused: DoRA, layers of text encoders, biases, LyCORIS' other products, or a half pair. What is left
+            out silently would draw something else than its owner knows.
+    """
+    names = header.tensors
+    for name in names:
+        _must_be_servable(name)
+    pairs = [pair for name in names if (pair := _pair(name, names)) is not None]
+    told = {name for pair in pairs for name in (pair.down, pair.up, pair.alpha) if name is not None}
+    if not pairs or (strange := sorted(set(names) - told)):
+        example = f" (for example {strange[0]})" if pairs else ""
+        _refuse(f"it is no plain LoRA with a down and an up matrix for every layer{example}")
+    for pair in pairs:
+        _must_be_pair(pair, names)
+    return pairs
+
+
+def _must_be_servable(name: str) -> None:
+    if "dora_scale" in name or "lora_magnitude" in name:
+        _refuse("it is a DoRA, which is not served; train a plain LoRA")
+    if name.startswith(_TEXT_ENCODERS):
+        _refuse(f"it also changes a text encoder ({name}), which is not served; train or export the denoiser only")
+    if any(word in name for word in ("lokr_", "hada_", "lora_mid", ".oft_", "oft_diag", ".diff", ".glora")):
+        _refuse(f"it is no plain LoRA ({name}): LoKr, LoHa, Tucker products and full differences are not served")
+    if name.endswith((".bias", ".lora_bias")):
+        _refuse(f"it has biases ({name}), which are not served")
+
+
+def _pair(name: str, names: dict[str, TensorFacts]) -> PairNames | None:
+    """The pair that this tensor is the down matrix of."""
+    for down, up in _PAIRS:
+        if name.endswith(down) and (other := name.removesuffix(down) + up) in names:
+            layer = name.removesuffix(down)
+            return PairNames(layer, name, other, layer + _ALPHA if layer + _ALPHA in names else None)
+    return None
+
+
+def _must_be_pair(pair: PairNames, names: dict[str, TensorFacts]) -> None:
+    down, up = names[pair.down].shape, names[pair.up].shape
+    if len(down) not in (2, 4) or len(up) != len(down) or up[1] != down[0] or (len(up) == 4 and up[2:] != (1, 1)):
+        _refuse(f"the shapes {down} and {up} of {pair.layer} are not those of a LoRA layer")
+    if pair.alpha is not None and names[pair.alpha].shape not in ((), (1,)):
+        _refuse(f"the alpha of {pair.layer} is not a number")

@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -41,6 +41,7 @@ class TrainingAsset(_Answer):
     sha256: str | None = None
     width: int | None = None
     height: int | None = None
+    file: str = "a picture"
 
 
 class TrainingSpec(_Answer):
@@ -115,8 +116,15 @@ class _Call:
         )
 
 
-def _report(progress: int | None, metrics: Mapping[str, Any] | None, message: str | None) -> _Call:
-    return _Call("POST", "/training/report", json={"progress": progress, "metrics": metrics, "message": message})
+def _report(
+    progress: int | None,
+    metrics: Mapping[str, Any] | None,
+    message: str | None,
+    findings: Sequence[Mapping[str, Any]] | None = None,
+) -> _Call:
+    said = {"progress": progress, "metrics": metrics, "message": message}
+    found = {} if findings is None else {"findings": list(findings)}
+    return _Call("POST", "/training/report", json=said | found)
 
 
 def _sample(step: int, index: int, data: bytes, content_type: str) -> _Call:
@@ -233,6 +241,14 @@ class SystemClient:
     def read_asset(self, asset_id: str) -> bytes:
         """The bytes of one picture of this job. Raises NotFound for any other."""
         return self._send(_Call("GET", f"/training/assets/{asset_id}")).content
+
+    def read_import(self) -> bytes:
+        """The file that this job imports, as it was sent. Raises NotFound for a job that imports none."""
+        return self._send(_Call("GET", "/training/import")).content
+
+    def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
+        """What the data doctor says; kept with the job."""
+        return Heard.model_validate(self._json(_report(None, None, None, findings)))
 
     def report(
         self, progress: int | None = None, metrics: Mapping[str, Any] | None = None, message: str | None = None
@@ -359,6 +375,12 @@ class AsyncSystemClient:
 
     async def read_asset(self, asset_id: str) -> bytes:
         return (await self._send(_Call("GET", f"/training/assets/{asset_id}"))).content
+
+    async def read_import(self) -> bytes:
+        return (await self._send(_Call("GET", "/training/import"))).content
+
+    async def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
+        return Heard.model_validate(await self._json(_report(None, None, None, findings)))
 
     async def report(
         self, progress: int | None = None, metrics: Mapping[str, Any] | None = None, message: str | None = None

@@ -419,3 +419,18 @@ def test_weights_are_read_to_the_last_number(checker: Checker) -> None:
     values[-1] = np.nan
     with pytest.raises(AdapterRefused, match="a holds a value that is not finite"):
         checker.weights(safetensors.numpy.save({"a": values}))
+
+
+@only_linux
+def test_the_largest_picture_is_measured_within_the_same_limits(checker: Checker) -> None:
+    """25 million pixels with alpha: 100 MB of them, and a second time while they are scaled."""
+    out = io.BytesIO()
+    Image.new("RGBA", (5000, 5000), (10, 200, 30, 100)).save(out, "PNG", compress_level=1)
+    seen = checker.features(out.getvalue())
+    assert (seen.width, seen.sides[-1], seen.opaque, seen.visible) == (5000, 1024, 0.0, 1.0)
+    assert megabytes(child_of(checker, "features").pid) < 400
+
+
+def test_a_picture_that_does_not_decode_is_refused_by_the_child_that_measures(checker: Checker) -> None:
+    with pytest.raises(UnsupportedMedia, match="damaged or cut short"):
+        checker.features(picture()[:-30], "logo-001.png")

@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 import ray
+import safetensors.torch
 import torch
 from ray.job_submission import JobSubmissionClient
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
+from onbrand.families.kohya import kohya_file
+from onbrand.services import assets, imports
 from onbrand.storage.store import ObjectStore
 from onbrand.training.providers.ray import submission_id
 from tests.integration.training_cluster import (
@@ -26,6 +29,7 @@ from tests.integration.training_cluster import (
     is_past_a_checkpoint,
     running_cluster,
 )
+from tests.numerics.bases import adapter_bytes, family_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
@@ -95,3 +99,22 @@ async def test_a_config_that_contradicts_the_bases_advice_fails_the_job_with_the
     job = await owner.until(job_id, lambda job: job.status == "failed")
     assert job.error["code"] == "invalid_input"
     assert "num_workers" in job.error["message"]
+
+
+async def test_data_that_is_not_fit_ends_a_job_before_it_trains_and_a_file_is_imported_without_training(cluster, owner):
+    """One test, for both are short, and what they share is the cluster."""
+    store = cluster.store.brand(owner.brand_id)
+    kohya = b"".join(kohya_file(adapter_bytes(family_of("sd15"), 2, 0, "attention"), "sd15"))
+    new = imports.NewImport(model_type="sd15", trigger_word="zilgo")
+    async with cluster.doors.user_session(owner.scope) as session:
+        await assets.set_caption(session, owner.brand_id, owner.user_id, owner.asset_ids[0], "a wall")
+        whose = (session, store, owner.brand_id, owner.user_id)
+        importing = (await imports.create_import(*whose, new, kohya, ["sd15"])).id
+    refused = await owner.until(await owner.create(), lambda job: job.status == "failed")
+    assert refused.error["code"] == "data_refused"
+    assert "without the trigger word" in refused.error["message"]
+    assert "no_trigger" in [finding["code"] for finding in refused.metrics["findings"]]
+    assert "step" not in refused.metrics
+    done = await owner.until(importing, is_completed)
+    adapter = await owner.adapter(done)
+    assert len(adapter) == len(safetensors.torch.load(kohya)) * 2 // 3  # kohya's has an alpha for each pair

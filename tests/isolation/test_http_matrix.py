@@ -207,6 +207,11 @@ async def _prepare(world: World, row: dict[str, Any]) -> None:
     if "ask_to_cancel" in row:
         async with world.client("member") as client:
             await client.post(f"/v1/brands/{world.acme.id}/training-jobs/{world.things['job']}/cancel")
+    if "imports" in row:
+        async with world.client("member") as client:
+            form = {"files": {"file": ("a", weights())}, "data": {"model_type": "sd15"}}
+            answer = await client.post(f"/v1/brands/{world.acme.id}/models:import", **form)
+        world.things["job"] = answer.json()["id"]
     if "drawn" in row:
         ticket = world.acme.ticket(world.things["generation"], "generation")
         async with world.platform.doors.system_session(ticket) as session:

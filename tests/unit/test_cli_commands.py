@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from onbrand.cli import main
-from onbrand.cli.assets import expand
+from onbrand.cli.assets import expand, with_sidecars
 from onbrand.cli.exits import Refused
 from onbrand.cli.generate import adapters
+from onbrand.cli.train import _field, show_check
+from onbrand.client import DataCheck, Finding
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -99,6 +102,14 @@ def test_the_demo_wants_a_name_for_each_folder(capsys: pytest.CaptureFixture[str
     assert "--brand" in err
 
 
+def test_any_field_of_a_jobs_configuration_can_be_said() -> None:
+    said = ["optimizer=prodigy", "held_out=3", "shuffle_captions=true", "trigger_word=a=b"]
+    wanted = {"optimizer": "prodigy", "held_out": 3, "shuffle_captions": True, "trigger_word": "a=b"}
+    assert dict(map(_field, said)) == wanted
+    with pytest.raises(typer.BadParameter, match="FIELD=VALUE"):
+        _field("prodigy")
+
+
 def test_a_family_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "tiny", "score", "sd3")
     assert code == 5
@@ -150,3 +161,37 @@ def test_limits_without_the_owners_login_say_what_is_missing(
     code, _, err = run(capsys, "brand", "limits", "acme", "--data-dir", str(tmp_path))
     assert code == 2
     assert "ONBRAND_DATABASE_URL" in err
+
+
+def test_a_text_file_beside_a_picture_is_its_caption_and_goes_before_one_for_all(tmp_path: Path) -> None:
+    pictures = [tmp_path / name for name in ("a.png", "b.JPG", "c.png")]
+    for picture in pictures:
+        picture.touch()
+    (tmp_path / "a.txt").write_text("\ufeffphoto of [brand]\n", "utf-8")
+    (tmp_path / "c.txt").write_text("  ")
+    assert with_sidecars(expand([tmp_path]), None) == ["photo of [brand]", None, None]
+    assert with_sidecars(pictures, ["[brand]"]) == ["photo of [brand]", "[brand]", "[brand]"]
+    assert with_sidecars(pictures, ["1", "2", "3"]) == ["photo of [brand]", "2", "3"]
+
+
+def test_captions_that_do_not_fit_the_pictures_are_refused(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.touch()
+    with pytest.raises(Refused, match="2 captions for 1"):
+        with_sidecars([picture], ["a", "b"])
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(Refused, match="UTF-8"):
+        with_sidecars([picture], None)
+
+
+def test_a_check_prints_each_finding_with_its_remedy_and_exits_with_5_if_a_job_would_not_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finding = Finding(level="error", code="no_trigger", file="a.png", message="a.png has no word", remedy="write it")
+    refused = DataCheck(ok=False, num_images=1, num_errors=1, resolution=64, trigger_word="zilgo", findings=(finding,))
+    with pytest.raises(typer.Exit) as left:
+        show_check(refused, as_json=False)
+    assert left.value.exit_code == 5
+    assert "error: a.png has no word; write it [no_trigger]" in capsys.readouterr().out
+    show_check(refused.model_copy(update={"ok": True, "findings": ()}), as_json=True)
+    assert json.loads(capsys.readouterr().out)["num_images"] == 1

@@ -30,6 +30,36 @@ def test_the_loss_is_the_error_of_what_denoise_predicts(family):
     torch.testing.assert_close(family.loss(latents, conditioning, times, noise), expected)
 
 
+def test_min_snr_weights_an_epsilon_loss_and_may_be_left_out(sd15):
+    latents, conditioning, times, noise = rows(sd15, 3)
+    sd15._prediction_type, kept = "epsilon", sd15._prediction_type
+    try:
+        snr = sd15._alphas_cumprod[times] / (1 - sd15._alphas_cumprod[times])
+        torch.testing.assert_close(sd15.loss_weight(times, 2.0), (snr.clamp(max=2.0) / snr).float())
+        plain = sd15.loss(latents, conditioning, times, noise, min_snr_gamma=None)
+        torch.testing.assert_close(plain, sd15.errors(latents, conditioning, times, noise))
+    finally:
+        sd15._prediction_type = kept
+
+
+def test_training_times_are_spread_as_asked(family):
+    u = (torch.arange(4000) + 0.5) / 4000
+    length = float(family.times_at(torch.ones(1)))
+    part = {kind: family.training_times(u, kind).double() / length for kind in ("uniform", "logit_normal", "shift")}
+    assert abs(part["uniform"].mean() - 0.5) < 0.01
+    assert abs(part["uniform"].std() - 12**-0.5) < 0.01
+    logits = torch.logit(part["logit_normal"].clamp(1e-3, 1 - 1e-3))
+    assert abs(logits.mean()) < 0.02
+    assert abs(logits.std() - 1) < 0.03
+    assert part["shift"].median() > 0.65
+
+
+def test_a_sigma_of_one_is_the_noisiest_timestep_and_of_less_an_earlier_one(family):
+    times = family.times_at(torch.tensor([1.0, 0.75, 0.5, 0.25]))
+    assert (times.diff() < 0).all()
+    assert float(times[0]) == float(family.training_times(torch.tensor([1.0]), "uniform"))
+
+
 def test_a_flow_goes_straight_from_noise_to_picture(flux):
     latents, _, _, noise = rows(flux, 2)
     noisy, velocity = flux.noised(latents, torch.tensor([1000.0, 250.0]), noise)

@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from onbrand.errors import TrainingFailed
-from onbrand.training.loop import Trainer, draw_batch, must_share, own_rows
+from onbrand.families.family import load_family
+from onbrand.training.dataset import Picture, Wording, encode
+from onbrand.training.draws import draw_batch, own_rows
+from onbrand.training.layers import frozen_base
+from onbrand.training.loop import Trainer, must_share
+from onbrand.training.recipes import Plan
 from tests.unit.training_bases import (
     FAMILIES,
+    SIDE,
+    base_of,
+    drawn,
     fresh_family,
     same_bits,
     small_examples,
@@ -55,14 +63,14 @@ def trained_together(trainers: list[Trainer]) -> None:
 def test_a_steps_rows_are_a_function_of_seed_and_step():
     trainer = small_trainer()
     one, other = (draw_batch(trainer.plan, trainer.examples, 3) for _ in range(2))
-    assert torch.equal(one.noise_SRCHW, other.noise_SRCHW)
+    assert torch.equal(one.noise[0][0], other.noise[0][0])
     assert torch.equal(one.rows_SR, other.rows_SR)
     later = draw_batch(trainer.plan, trainer.examples, 4)
-    assert not torch.equal(one.noise_SRCHW, later.noise_SRCHW)
+    assert not torch.equal(one.noise[0][0], later.noise[0][0])
 
 
 def test_every_picture_is_seen_once_before_any_is_seen_again():
-    rows = torch.cat([own_rows(seed=1, step=step, batch_size=4, num_own=6) for step in range(3)]).tolist()
+    rows = torch.cat([own_rows(1, step, 4, [0] * 6) for step in range(3)]).tolist()
     assert sorted(rows[:6]) == sorted(rows[6:]) == list(range(6))
 
 
@@ -119,9 +127,9 @@ def test_the_number_of_shards_changes_the_weights_by_rounding_only():
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_picture():
     trainer = trained(small_trainer(), until=1)
     before = [weight.detach().clone() for weight in trainer.weights]
-    seen = own_rows(trainer.plan.seed, 1, trainer.plan.batch_size, trainer.examples.num_own)
+    seen = own_rows(trainer.plan.seed, 1, trainer.plan.batch_size, trainer.examples.own_shapes)
     bad = int(seen[0])
-    trainer.examples.latents_NCHW[bad] = float("nan")
+    trainer.examples.latents[bad].fill_(float("nan"))
     with pytest.raises(TrainingFailed) as stopped:
         trainer.train_step()
     assert stopped.value.fields == {"step": 2, "images": [f"asset-{bad}"]}
@@ -146,7 +154,7 @@ def test_a_checkpoint_is_continued_by_another_number_of_workers(tmp_path):
 def test_a_checkpoint_is_safetensors_and_json_and_holds_no_caption(tmp_path):
     trained(small_trainer(), until=1).save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"state.safetensors", "state.json"}
-    assert set(json.loads((tmp_path / "state.json").read_text())) == {"step", "identity"}
+    assert set(json.loads((tmp_path / "state.json").read_text())) == {"step", "identity", "validations", "optimizer"}
     assert not any(b"acme" in file.read_bytes() for file in tmp_path.iterdir())
 
 
@@ -186,3 +194,97 @@ def test_training_lowers_the_loss_of_the_same_draws():
 def test_workers_that_cannot_share_the_shards_are_refused():
     with pytest.raises(TrainingFailed, match="3 workers"):
         must_share(small_plan(), 3)
+
+
+def of_two_shapes(plan: Plan) -> Trainer:
+    family = fresh_family()
+    wide = Picture(drawn(9).image.resize((160, 80)), "photo of acme bag", "wide")
+    return Trainer(family, plan, encode(family, [*(drawn(n) for n in range(3)), wide], SIDE))
+
+
+def test_a_step_with_pictures_of_two_shapes_has_the_gradient_of_its_rows_one_by_one():
+    trainer = of_two_shapes(small_plan(prior_rows=0, accumulation=1))
+    batch = draw_batch(trainer.plan, trainer.examples, 0)
+    assert len(list(batch.parts(0))) == 2
+    packet = trainer._packet(batch, 0, stop=False)
+    total = torch.zeros_like(packet)
+    for place in range(4):
+        one = trainer._losses(batch, 0, [place])[0].sum() / 4
+        flat = [g.flatten() for g in torch.autograd.grad(one, trainer.weights)]
+        total[: trainer._num_gradients] += torch.cat(flat)
+    size = trainer._num_gradients
+    torch.testing.assert_close(packet[:size], total[:size], atol=1e-6, rtol=1e-4)
+
+
+def test_pictures_of_several_shapes_come_once_an_epoch_and_mostly_with_their_like():
+    shapes = [0] * 9 + [1] * 8 + [2] * 6
+    rows = [own_rows(5, step, 4, shapes).tolist() for step in range(23)]
+    order = [row for batch in rows for row in batch]
+    for epoch in range(4):
+        assert sorted(order[epoch * 23 : (epoch + 1) * 23]) == list(range(23))
+    mixed = sum(len({shapes[row] for row in batch}) > 1 for batch in rows)
+    assert mixed <= 13  # chance alone would leave hardly one of 23 unmixed
+    assert order[:23] != order[23:46]
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"optimizer": "adamw8bit"}, {"optimizer": "prodigy"}, {"prior_weight": 1.0}], ids=str
+)
+def test_every_way_to_train_is_resumed_with_the_same_bits(wishes, tmp_path):
+    plan = small_plan(steps=4, **wishes)
+    unbroken = trained(small_trainer(plan=plan))
+    trained(small_trainer(plan=plan), until=2).save(tmp_path)
+    heir = small_trainer(plan=plan)
+    assert heir.resume(tmp_path)
+    assert same_bits(trained(heir), unbroken)
+
+
+def test_gradient_checkpointing_gives_the_same_bits():
+    plain = trained(small_trainer(), until=2)
+    thrifty = trained(small_trainer(plan=small_plan(gradient_checkpointing=True)), until=2)
+    assert thrifty.family.denoiser.is_gradient_checkpointing
+    assert same_bits(plain, thrifty)
+
+
+def test_accumulation_changes_the_weights_by_rounding_only():
+    whole = trained(small_trainer(plan=small_plan(prior_rows=0, accumulation=1)), until=3)
+    parts = trained(small_trainer(plan=small_plan(prior_rows=0, accumulation=4)), until=3)
+    for one, other in zip(whole.weights, parts.weights, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_in_bfloat16_trains_float32_weights(name):
+    family = load_family(name, base_of(name), dtype=torch.bfloat16)
+    trainer = Trainer(family, small_plan(name, steps=2), small_examples(family))
+    facts = trained(trainer, until=1).train_step()
+    assert {weight.dtype for weight in trainer.weights} == {torch.float32}
+    assert 0 < facts.loss < 10
+    assert facts.gradient_norm > 0
+
+
+def test_prior_preservation_holds_what_the_base_draws_without_the_trigger_word():
+    def drift(weight: float) -> float:
+        plan = small_plan(steps=12, learning_rate=1e-2, rank=4, targets="all", prior_weight=weight, prior_rows=0)
+        trainer = trained(small_trainer(plan=plan))
+        latents, random = trainer.examples.latents[0][None], torch.Generator().manual_seed(5)
+        noisy, t = torch.randn(latents.shape, generator=random), trainer.family.training_times(torch.tensor([0.6]))
+        plain = trainer.family.encode_prompts(["photo of logo 0"])
+        with torch.no_grad():
+            changed = trainer.family.denoise(noisy, t, plain)
+            with frozen_base(trainer.family.denoiser):
+                return float((changed - trainer.family.denoise(noisy, t, plain)).pow(2).mean())
+
+    assert drift(5.0) < 0.5 * drift(0.0)
+
+
+def test_a_shuffled_caption_is_another_text_of_the_same_picture():
+    family = fresh_family()
+    pictures = [Picture(drawn(n).image, f"photo of acme, red, round, {n}", f"a-{n}") for n in range(4)]
+    examples = encode(family, pictures, SIDE, wording=Wording("acme", shuffle=True))
+    plan = small_plan(prior_rows=0, caption_dropout=0.0)
+    for step in range(3):
+        batch = draw_batch(plan, examples, step)
+        for row, text in zip(batch.rows_SR.flatten().tolist(), batch.text_SR.flatten().tolist(), strict=True):
+            assert text in examples.text_rows_NV[row]
+    assert len({tuple(draw_batch(plan, examples, step).text_SR.flatten().tolist()) for step in range(6)}) > 1

@@ -54,6 +54,42 @@ def test_the_learning_rate_rises_and_falls_to_a_tenth():
     assert rates[-1] == pytest.approx(1e-4, rel=0.01)
 
 
+@pytest.mark.parametrize(("schedule", "half_way", "last"), [("linear", 0.55, 0.1), ("constant", 1.0, 1.0)])
+def test_the_learning_rate_may_fall_in_a_line_or_stay(schedule, half_way, last):
+    made = plan(learning_rate=1e-3, lr_schedule=schedule)
+    assert made.learning_rate_at(made.steps // 2) == pytest.approx(half_way * 1e-3, rel=0.01)
+    assert made.learning_rate_at(made.steps - 1) == pytest.approx(last * 1e-3, rel=0.05)
+
+
+def test_prodigys_learning_rate_is_a_factor_and_no_advice_for_others():
+    assert plan(optimizer="prodigy").learning_rate == 1.0
+    assert plan(optimizer="prodigy", learning_rate=0.5).learning_rate == 0.5
+
+
+def test_accumulation_cuts_a_workers_share_and_must_divide_the_batch():
+    assert plan(accumulation=4).num_shards == 4
+    assert plan(accumulation=2, num_workers=2).num_shards == 4
+    assert plan(accumulation=1).num_shards == 1
+    with pytest.raises(InvalidInput) as refusal:
+        plan(accumulation=3)
+    assert refusal.value.param == "training_config.accumulation"
+
+
+def test_flux_is_trained_at_three_resolutions_unless_owner_or_base_say_one():
+    def resolutions(advice: dict[str, object], **wishes: object) -> tuple[int, ...]:
+        made = make_plan(SPECS["flux"], with_family_defaults("flux", advice), TrainingConfig(**wishes), "acme")
+        return made.resolutions
+
+    assert resolutions({}) == (512, 768, 1024)
+    assert resolutions({}, resolution=512) == (512,)
+    assert resolutions({"resolution": 64, "training": {"resolution": 64}}) == (64,)
+
+
+def test_gradient_checkpointing_is_another_memory_and_not_another_run():
+    assert plan(gradient_checkpointing=True).identity() == plan().identity()
+    assert plan(patience=3).identity() != plan().identity()
+
+
 def test_the_placeholder_in_sample_prompts_becomes_the_trigger_word():
     made = plan(trigger_word="zorblax", sample_prompts=("photo of [brand] logo",))
     assert made.sample_prompts == ("photo of zorblax logo",)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.families.spec import SPECS, TrainingConfig, with_family_defaults
-from onbrand.training.dataset import Examples, Picture, encode
+from onbrand.training.dataset import Examples, Picture, Wording, encode
 from onbrand.training.loop import Exchange, Trainer
 from onbrand.training.recipes import Plan, make_plan
 
@@ -55,26 +55,33 @@ def drawn(number: int, name: str = "asset") -> Picture:
     return Picture(image, f"photo of acme logo {number}", f"{name}-{number}")
 
 
-def small_examples(family: Family, num_own: int = 5, num_prior: int = 4) -> Examples:
-    return encode(
-        family, [drawn(n) for n in range(num_own)], SIDE, [drawn(n, "prior") for n in range(20, 20 + num_prior)]
-    )
+def small_examples(family: Family, num_own: int = 5, num_prior: int = 4, wording: Wording = Wording()) -> Examples:
+    prior = [drawn(n, "prior") for n in range(20, 20 + num_prior)]
+    return encode(family, [drawn(n) for n in range(num_own)], SIDE, prior, wording)
 
 
-def small_trainer(name: str = "sd15", exchange: Exchange | None = None, plan: Plan | None = None) -> Trainer:
-    """A trainer on a fresh family."""
-    family = fresh_family(name)
-    return Trainer(family, plan or small_plan(name), small_examples(family), exchange)
+def held_out_examples(family: Family, num: int = 2) -> Examples:
+    return encode(family, [drawn(n, "held") for n in range(40, 40 + num)], SIDE)
+
+
+def small_trainer(
+    name: str = "sd15", exchange: Exchange | None = None, plan: Plan | None = None, judged: bool = False
+) -> Trainer:
+    """A trainer on a fresh family; `judged` by two held-out pictures."""
+    family, plan = fresh_family(name), plan or small_plan(name)
+    wording = Wording(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
+    held_out = held_out_examples(family) if judged else None
+    return Trainer(family, plan, small_examples(family, wording=wording), exchange, held_out)
 
 
 def trained(trainer: Trainer, until: int | None = None) -> Trainer:
     """The same trainer after its remaining steps, or after step `until`."""
-    while trainer.step < (until or trainer.plan.steps):
+    while not trainer.done and trainer.step < (until or trainer.plan.steps):
         trainer.train_step()
     return trainer
 
 
 def same_bits(one: Trainer, other: Trainer) -> bool:
-    """Both have the same weights and averages, bit for bit."""
-    pairs = zip([*one.weights, *one.average], [*other.weights, *other.average], strict=True)
-    return all(torch.equal(a.detach(), b.detach()) for a, b in pairs)
+    """Both have the same weights and averages, and the same best ones, bit for bit."""
+    all_of = [[*each.weights, *each.average, *(each.best or ())] for each in (one, other)]
+    return all(torch.equal(a.detach(), b.detach()) for a, b in zip(*all_of, strict=True))

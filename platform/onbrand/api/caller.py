@@ -6,8 +6,9 @@
     an admin     Admin (`manage`); AdminInPerson (no key)
 
 They hold the request's one transaction, committed before the answer leaves. `MemberAccess` (`read`), `UploaderAccess`
-(`upload`) and `ArtistAccess` (`generate`) are for calls that outlive a transaction (waiting, streaming): they open
-short ones, and each looks membership and credential up again, so that a removed member or a revoked key is out at once.
+(`upload`), `TrainerAccess` (`train`) and `ArtistAccess` (`generate`) are for calls that outlive a transaction (waiting,
+streaming): they open short ones, and each looks membership and credential up again, so that a removed member or a
+revoked key is out at once.
 """
 
 from __future__ import annotations
@@ -203,4 +204,5 @@ def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Access]:
 
 MemberAccess = Annotated[Access, Depends(_access_to("read"))]
 UploaderAccess = Annotated[Access, Depends(_access_to("upload"))]
+TrainerAccess = Annotated[Access, Depends(_access_to("train"))]
 ArtistAccess = Annotated[Access, Depends(_access_to("generate"))]

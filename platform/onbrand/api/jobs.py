@@ -1,7 +1,8 @@
-"""Training jobs: create, watch, rename, cancel, retry, delete."""
+"""Training jobs: check their data, create, watch, rename, cancel, retry, delete."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,12 +11,13 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from onbrand.api import events
-from onbrand.api.caller import Admin, BrandCaller, Member, MemberAccess, Trainer
+from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess
+from onbrand.api.checking import FileChecker
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, all_of, listed
 from onbrand.api.once import OnlyOnce, as_json
-from onbrand.services import jobs
+from onbrand.services import doctor, jobs
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"])
 
@@ -40,6 +42,24 @@ async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSON
         return await shown(caller, await jobs.create_job(caller.session, caller.brand_id, caller.user_id, body))
 
     return await once.answer(caller, 201, create)
+
+
+@router.post(":check")
+async def check_job(
+    body: jobs.NewCheck, access: TrainerAccess, parts: AppParts, checker: FileChecker
+) -> doctor.CheckedData:
+    """Look at the pictures and captions that a job would train on. Findings say what to do; nothing else happens."""
+    async with access.open() as caller:
+        aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
+        store = caller.store
+    examined = [
+        await checker.run(doctor.measure, checker, patient, partial(store.read, key))
+        for patient, key in zip(patients, keys, strict=True)
+    ]
+    said = doctor.checked_data(doctor.examine(examined, aim), len(examined), aim)
+    async with access.open() as caller:  # who is no member any more hears nothing
+        await jobs.record_check(caller.session, caller.brand_id, patients, said)
+    return said
 
 
 @router.get("", response_model=Listed)

@@ -1,17 +1,99 @@
-"""Published adapters: list, look at, download, delete. Only the system makes them."""
+"""Published adapters: list, look at, download in two formats, import, delete. Only the system makes them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.datastructures import FormData
 
-from onbrand.api.caller import Admin, Member
+from onbrand.api import jobs as training_jobs
+from onbrand.api.caller import Admin, AppParts, Member, TokenHolder, TrainerAccess
+from onbrand.api.checking import FileChecker
 from onbrand.api.files import Link, link_to
+from onbrand.api.forms import file_of, must_have_only, read_form
+from onbrand.api.input import must_be_storable
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.services import models
+from onbrand.api.once import OnlyOnce
+from onbrand.api.problems import as_own_error
+from onbrand.errors import InvalidInput
+from onbrand.families.kohya import kohya_name
+from onbrand.services import imports, jobs, models
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/models", tags=["models"])
+
+_KOHYA_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+_IMPORT_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "model_type"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "kohya, ai-toolkit or diffusers"},
+                        "model_type": {"type": "string", "enum": ["flux", "sdxl", "sd15"]},
+                        "trigger_word": {"type": "string", "description": "What `[brand]` stands for in prompts."},
+                        "name": {"type": "string", "description": "Of the job that imports it."},
+                    },
+                }
+            }
+        },
+    }
+}
+REQUEST_BYTES = imports.IMPORT_BYTES_MAX + 2**20
+"""An import's whole form; the file on its way lies in a temporary file, not in memory."""
+
+
+async def _form(request: Request, holder: TokenHolder) -> AsyncIterator[FormData]:
+    async with read_form(request, 1, "file") as form:
+        yield form
+
+
+ImportForm = Annotated[FormData, Depends(_form)]
+
+
+@router.post(":import", status_code=202, response_model=jobs.TrainingJob, openapi_extra=_IMPORT_SCHEMA)
+async def import_model(
+    form: ImportForm, access: TrainerAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
+) -> JSONResponse:
+    """Make another trainer's LoRA file the brand's next version. The job that does it is to be followed."""
+    async with access.open():
+        pass  # whoever may not import here is told before their file is read
+    new = _new_import(form)
+    imports.must_be_importable(new, parts.recommended)
+    _, data = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")
+    await checker.run(checker.weights, data, True)
+    async with access.open() as caller:
+
+        async def create() -> jobs.TrainingJob:
+            job = await imports.create_import(
+                caller.session, caller.store, caller.brand_id, caller.user_id, new, data, parts.recommended
+            )
+            return await training_jobs.shown(caller, job)
+
+        return await once.answer(caller, 202, create)
+
+
+def _new_import(form: FormData) -> imports.NewImport:
+    """The fields beside the file. Raises InvalidInput naming the one that is missing, unknown or not acceptable."""
+    must_have_only(form, frozenset({"file", *imports.NewImport.model_fields}))
+    said = {name: form[name] for name in imports.NewImport.model_fields if name in form}
+    if not all(isinstance(value, str) for value in said.values()):
+        raise InvalidInput("send one file, in the field 'file'", param="file")
+    must_be_storable(said, "body")
+    try:
+        return imports.NewImport.model_validate(said)
+    except ValidationError as problem:
+        raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
 
 
 @router.get("", response_model=Listed)
@@ -26,11 +108,18 @@ async def get_model(model: str, caller: Member) -> models.Model:
     return await models.get_model(caller.session, caller.brand_id, model)
 
 
-@router.get("/{model}/download")
-async def link_model(model: str, caller: Member) -> Link:
-    """A signed link to the safetensors file; asking for it is recorded."""
+@router.get("/{model}/download", response_model=Link, responses=_KOHYA_RESPONSE)
+async def download_model(model: str, caller: Member, format: models.FileFormat = "diffusers") -> Link | Response:
+    """A signed link to the safetensors file; with `format=kohya` the same adapter as kohya's trainers name it, at once.
+
+    Asking is recorded.
+    """
     found = await models.get_model(caller.session, caller.brand_id, model)
-    return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
+    if format == "diffusers":
+        return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
+    data = await models.read_kohya(caller.session, caller.store, found)
+    headers = {"Content-Disposition": f'attachment; filename="{kohya_name(found.name)}"', "Cache-Control": "no-store"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
 
 
 @router.delete("/{model}", status_code=204, response_class=Response)

@@ -26,7 +26,8 @@ from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
-from onbrand.services import generation, models, training
+from onbrand.services import generation, imports, models, training
+from onbrand.services.doctor import Finding
 from onbrand.storage.credentials import CredentialIssuer
 from onbrand.storage.store import BrandStore, ObjectStore
 from onbrand.system_client import RunCredentials
@@ -123,6 +124,7 @@ class Report(Input):
     progress: int | None = Field(None, ge=0, le=100)
     metrics: dict[str, Any] | None = None
     message: str | None = Field(None, max_length=500)
+    findings: list[Finding] | None = Field(None, max_length=2000)
 
 
 class Progress(Input):
@@ -163,6 +165,13 @@ async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
     return Response(data, media_type=content_type)
 
 
+@router.get("/training/import", response_class=Response)
+async def read_import(worker: Trainer) -> Response:
+    """The file that the ticket's job imports, as it was sent."""
+    data = await imports.read_import(worker.session, worker.store, worker.ticket)
+    return Response(data, media_type=_BINARY)
+
+
 @router.post("/training/credentials")
 async def lend_credentials(worker: Trainer, parts: AppParts, response: Response) -> dict[str, RunCredentials | None]:
     """Session credentials for the run's folder on S3, while the job is open; null where runs lie in a folder."""
@@ -177,7 +186,8 @@ async def lend_credentials(worker: Trainer, parts: AppParts, response: Response)
 @router.post("/training/report")
 async def report(body: Report, worker: Trainer) -> training.Heard:
     """Progress, metrics, a line for people, and the heartbeat; answers whether the owner asked to cancel."""
-    return await training.report(worker.session, worker.ticket, body.progress, body.metrics, body.message)
+    said = (body.progress, body.metrics, body.message, body.findings)
+    return await training.report(worker.session, worker.ticket, *said)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
@@ -202,13 +212,13 @@ async def publish(form: FileForm, worker: Trainer, checker: FileChecker) -> Any:
 @router.post("/training/fail", status_code=204, response_class=Response)
 async def fail(body: Failure, worker: Trainer) -> None:
     """The job failed, and why."""
-    await training.fail(worker.session, worker.ticket, body.code, body.message)
+    await training.fail(worker.session, worker.ticket, body.code, body.message, worker.store)
 
 
 @router.post("/training/canceled", status_code=204, response_class=Response)
 async def canceled(worker: Trainer) -> None:
     """The job ended because its owner asked for it."""
-    await training.canceled(worker.session, worker.ticket)
+    await training.canceled(worker.session, worker.ticket, worker.store)
 
 
 # generation tickets

@@ -25,10 +25,10 @@ def upload(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload pictures: all, or none if one is refused."""
+    """Upload pictures: all, or none if one is refused. A text file beside a picture, `logo.txt`, is its caption."""
     client = connect()
     pictures = expand(files)
-    captions = caption[0] if caption is not None and len(caption) == 1 else caption
+    captions = with_sidecars(pictures, caption)
     assets = client.assets.upload(chosen_brand(client, brand), pictures, captions, object=object)
     document = {"object": "list", "data": [asset.model_dump(mode="json") for asset in assets]}
     show(document, f"Uploaded {len(assets)} pictures.", as_json)
@@ -61,3 +61,24 @@ def expand(files: list[Path]) -> list[Path]:
     if missing := [str(file) for file in found if not file.is_file()]:
         raise Refused(f"{missing[0]} is not a file; check the path", code="no_such_file")
     return found
+
+
+def with_sidecars(pictures: list[Path], said: list[str] | None) -> list[str | None]:
+    """A caption for each picture: its text file's, else what was said for all or for it. Raises Refused."""
+    given: list[str | None] = [*said] if said else [None]
+    if len(given) == 1:
+        given = given * len(pictures)
+    if len(given) != len(pictures):
+        raise Refused(f"{len(given)} captions for {len(pictures)} pictures; give one for each, or one for all")
+    return [_sidecar(picture) or text for picture, text in zip(pictures, given, strict=True)]
+
+
+def _sidecar(picture: Path) -> str | None:
+    """What `logo.txt` says of `logo.png`, as in an archive; None where there is none, or nothing in it."""
+    beside = picture.with_suffix(".txt")
+    if picture.suffix.lower() not in PICTURES or not beside.is_file():
+        return None
+    try:
+        return beside.read_text("utf-8-sig").strip() or None
+    except UnicodeDecodeError:
+        raise Refused(f"{beside} is not text in UTF-8; save it anew", code="bad_caption") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,18 @@ import typer
 
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.train import follow, show_job
 
 app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True)
+
+
+class Format(Enum):
+    """What a downloaded file may be."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 ModelName = Annotated[str, typer.Argument(help="A name (flux-lora-v2) or an id.")]
 
 
@@ -34,14 +45,33 @@ def get(model: ModelName, brand: BrandOption = None, as_json: AsJson = False) ->
 def download(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="A file, or a folder that keeps the model's name.")] = Path("."),
+    format: Annotated[
+        Format, typer.Option(help="diffusers, or kohya for other programs; the same adapter.")
+    ] = Format.diffusers,
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Save the safetensors file (the platform logs it)."""
     client = connect()
     found = client.models.get(chosen_brand(client, brand), model)
-    path = found.download(out)
+    path = found.download(out, format.value)
     show({"id": found.id, "name": found.name, "path": str(path)}, f"Saved {path}.", as_json)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A LoRA file of kohya's trainers, ai-toolkit or diffusers.")],
+    model_type: Annotated[str, typer.Option(help="flux, sdxl or sd15: the base that it was made for.")] = "sd15",
+    trigger_word: Annotated[str | None, typer.Option(help="What '[brand]' stands for; the brand's id.")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+    brand: BrandOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make another trainer's file the brand's next model; it is checked and proved first."""
+    client = connect()
+    job = client.models.import_file(chosen_brand(client, brand), model_type, file, trigger_word=trigger_word, name=name)
+    show_job(follow(job, as_json) if wait else job, as_json)
 
 
 @app.command()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onbrand.cli.exits import REFUSED
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, progress_bar, show
 
 if TYPE_CHECKING:
-    from onbrand.client import TrainingJob
+    from onbrand.client import DataCheck, TrainingJob
 
 
 def train(
@@ -27,6 +29,11 @@ def train(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same adapter.")] = None,
     sample_prompt: Annotated[list[str] | None, typer.Option(help="Drawn while it trains; repeatable.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other field of the configuration, FIELD=VALUE; e.g. optimizer=prodigy."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only look at pictures and captions; train nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
     brand: BrandOption = None,
     as_json: AsJson = False,
@@ -43,16 +50,43 @@ def train(
         "seed": seed,
         "sample_prompts": sample_prompt or None,
         "num_workers": workers,
+        **dict(map(_field, field or ())),
     }
     client = connect()
+    chosen: dict[str, Any] = {
+        "assets": None if not asset or asset == ["all"] else asset,
+        "config": {field: wish for field, wish in wishes.items() if wish is not None},
+    }
+    if check:
+        show_check(client.check_training_data(chosen_brand(client, brand), model_type, **chosen), as_json)
+        return
     job = client.create_training_job(
-        chosen_brand(client, brand),
-        model_type,
-        assets=None if not asset or asset == ["all"] else asset,
-        name=name or f"{model_type} adapter",
-        config={field: wish for field, wish in wishes.items() if wish is not None},
+        chosen_brand(client, brand), model_type, name=name or f"{model_type} adapter", **chosen
     )
     show_job(follow(job, as_json) if wait else job, as_json)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """FIELD=VALUE; the value as JSON has it where it is that, else as it stands."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"'{text}' is not FIELD=VALUE", param_hint="--set")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def show_check(checked: DataCheck, as_json: bool) -> None:
+    """Print what the data doctor says. Exits with 5 (input refused) when a job would not start."""
+    lines = [f"{finding.level}: {finding.message}; {finding.remedy} [{finding.code}]" for finding in checked.findings]
+    lines.append(
+        f"{checked.num_images} pictures, trained at {checked.resolution} with the trigger word "
+        f"'{checked.trigger_word}': {checked.num_errors} errors, {checked.num_warnings} warnings"
+    )
+    show(checked, "\n".join(lines), as_json)
+    if not checked.ok:
+        raise typer.Exit(REFUSED)
 
 
 def follow(job: TrainingJob, as_json: bool) -> TrainingJob:
@@ -66,6 +100,9 @@ def show_job(job: Any, as_json: bool) -> None:
     lines = [f"Job {job.id}: {job.status}, {job.progress} %"]
     if job.model_url:
         lines.append(f"Model: {job.model_url}")
+    copied = (job.metrics or {}).get("memorisation") or {}
+    if "warning" in copied:
+        lines.append(f"Warning: {copied['warning']}")
     if job.error:
         lines.append(f"Reason: {job.error.get('message')}")
     if job.status == "pending":
@@ -75,4 +112,6 @@ def show_job(job: Any, as_json: bool) -> None:
 
 def _title(job: TrainingJob) -> str:
     loss = (job.metrics or {}).get("loss")
-    return f"{job.status} {job.model_type}" + (f", loss {loss:.4f}" if isinstance(loss, float) else "")
+    judged = (job.metrics or {}).get("best_validation_loss")
+    title = f"{job.status} {job.model_type}" + (f", loss {loss:.4f}" if isinstance(loss, float) else "")
+    return title + (f", best on held-out pictures {judged:.4f}" if isinstance(judged, float) else "")

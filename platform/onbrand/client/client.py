@@ -132,17 +132,31 @@ class Onbrand:
         idempotency_key: str | None = None,
     ) -> objects.TrainingJob:
         """Fine-tune an adapter for `model_type` on `assets` (None: all pictures of the brand)."""
-        chosen = list(self.assets.list(brand)) if assets is None else assets
-        ids = [asset.id if isinstance(asset, objects.Asset) else asset for asset in chosen]
         return self.training_jobs.create(
             brand,
             model_type,
-            training_asset_ids=ids,
+            training_asset_ids=self._asset_ids(brand, assets),
             name=name,
             training_config=config,
             provider=provider,
             idempotency_key=idempotency_key,
         )
+
+    def check_training_data(
+        self,
+        brand: BrandLike,
+        model_type: str,
+        *,
+        assets: Sequence[str | objects.Asset] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> objects.DataCheck:
+        """What is wrong with the pictures and captions that `create_training_job` would train on."""
+        ids = self._asset_ids(brand, assets)
+        return self.training_jobs.check(brand, model_type, training_asset_ids=ids, training_config=config)
+
+    def _asset_ids(self, brand: BrandLike, assets: Sequence[str | objects.Asset] | None) -> list[str]:
+        chosen = list(self.assets.list(brand)) if assets is None else assets
+        return [asset.id if isinstance(asset, objects.Asset) else asset for asset in chosen]
 
     def generate_image(
         self,

@@ -21,8 +21,10 @@ __all__ = [
     "Asset",
     "AuditEvent",
     "Brand",
+    "DataCheck",
     "Document",
     "Event",
+    "Finding",
     "Generation",
     "Image",
     "Invitation",
@@ -276,10 +278,40 @@ class Model(Attached):
     metrics: dict[str, Any] | None = None
     created_at: datetime | None = None
 
-    def download(self, path: str | Path) -> Path:
-        """Save the safetensors file at `path` (a folder keeps its name)."""
+    def download(self, path: str | Path, format: Literal["diffusers", "kohya"] = "diffusers") -> Path:
+        """Save the safetensors file at `path` (a folder keeps its name).
+
+        Args:
+            format: ``diffusers`` is the published file, ``kohya`` the same adapter under kohya's names.
+        """
         client = self._must_have_client()
+        if format == "kohya":
+            return client.models.save_kohya(self.brand_id, self.id, path, f"{self.name}-kohya.safetensors")
         return client.save(client.models.link(self.brand_id, self.id), path, f"{self.name}.safetensors")
+
+
+class Finding(Answer):
+    """One thing about training data: an `error` stops a job, a `warning` does not. `file` None: about all of them."""
+
+    level: Literal["error", "warning"]
+    code: str
+    message: str
+    remedy: str
+    asset_id: str | None = None
+    file: str | None = None
+    name: str | None = None
+
+
+class DataCheck(Answer):
+    """What the data doctor says of a job that is not created yet."""
+
+    ok: bool
+    num_images: int
+    num_errors: int = 0
+    num_warnings: int = 0
+    resolution: int | None = None
+    trigger_word: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 class Image(Attached):
@@ -384,6 +416,11 @@ class TrainingJob(Waitable):
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the data doctor said when the job began."""
+        return tuple(map(Finding.model_validate, (self.metrics or {}).get("findings", ())))
 
     def refresh(self) -> Self:
         return self._must_have_client().training_jobs.get(self.brand_id, self.id)  # type: ignore[return-value]

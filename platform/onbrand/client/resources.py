@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from onbrand.client import objects
 from onbrand.client.chain import Head, Verdict, check_chain
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
-from onbrand.client.files import Captions, File, as_captions, as_part
+from onbrand.client.files import Captions, File, as_captions, as_part, save_at
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
@@ -269,6 +270,22 @@ class Documents(Resource):
 
 
 class TrainingJobs(Resource):
+    def check(
+        self,
+        brand: BrandLike,
+        model_type: str,
+        *,
+        training_asset_ids: Sequence[str],
+        training_config: Mapping[str, Any] | None = None,
+    ) -> objects.DataCheck:
+        """What is wrong with the pictures and captions that such a job would train on; nothing is created."""
+        body = given(
+            model_type=model_type,
+            training_config=dict(training_config or {}),
+            training_asset_ids=list(training_asset_ids),
+        )
+        return self._post(objects.DataCheck, f"{brand_path(brand, 'training-jobs')}:check", body, timeout=1800.0)
+
     def create(
         self,
         brand: BrandLike,
@@ -330,6 +347,34 @@ class Models(Resource):
     def link(self, brand: BrandLike, model: str) -> objects.Link:
         """A signed link to the safetensors file; the platform logs that it was asked for."""
         return self._get(objects.Link, brand_path(brand, "models", model, "download"))
+
+    def import_file(
+        self,
+        brand: BrandLike,
+        model_type: str,
+        file: File,
+        *,
+        trigger_word: str | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> objects.TrainingJob:
+        """Make a LoRA file of kohya's trainers, ai-toolkit or diffusers the brand's next model.
+
+        `.wait()` on what comes back waits for it; a file that cannot be served is refused, at once or by the job.
+
+        Args:
+            file: a path, a (name, bytes) pair or an open binary file.
+            trigger_word: what ``[brand]`` stands for; the brand's id if left out.
+        """
+        fields = given(model_type=model_type, trigger_word=trigger_word, name=name)
+        parts: dict[str, Any] = {"data": fields, "files": [("file", as_part(file))], "timeout": 600.0}
+        path = f"{brand_path(brand, 'models')}:import"
+        return self._post(objects.TrainingJob, path, idempotency_key=idempotency_key, **parts)
+
+    def save_kohya(self, brand: BrandLike, model: str, path: str | Path, name: str) -> Path:
+        """Save the adapter as kohya's trainers name it, at `path`, or as `name` in the folder `path`."""
+        source = f"{brand_path(brand, 'models', model, 'download')}?format=kohya"
+        return save_at(path, name, self._transport.content(source))
 
     def delete(self, brand: BrandLike, model: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "models", model))

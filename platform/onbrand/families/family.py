@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 from onbrand.families.bases import base_folder, recommended, revision
 from onbrand.families.sampling import Sampler, guided, sampler_for, samplers_for
-from onbrand.families.spec import SPECS, FamilySpec, Recommended
+from onbrand.families.spec import SPECS, FamilySpec, Recommended, TimestepSampling
+
+MIN_SNR_GAMMA = 5.0
+FLOW_SHIFT = 3.1582
+"""The shift k of `shift` where the base names none of its own: e^1.15, FLUX's at 1024 pixels."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Conditioning:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
 
     def rows(self, index: Sequence[int] | Tensor | slice) -> Conditioning:
         """The rows at `index`, in that order, repeats allowed."""
@@ -136,16 +144,33 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def training_times(self, u_B: Tensor) -> Tensor:
-        """Timesteps for training from uniform draws in 0..1."""
+    def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
+        """Timesteps for training from uniform draws in 0..1, spread as the base wants it or as `sampling` says."""
+
+    @abstractmethod
+    def times_at(self, sigma_B: Tensor) -> Tensor:
+        """The timesteps that are `sigma_B` (0..1) of the way from picture to noise."""
 
     @abstractmethod
     def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(noisy latents, what the denoiser should predict for them)."""
 
-    def loss_weight(self, t_B: Tensor) -> Tensor:
+    def loss_weight(self, t_B: Tensor, min_snr_gamma: float | None = MIN_SNR_GAMMA) -> Tensor:
         """The weight of a row's loss by its timestep."""
         return torch.ones_like(t_B, dtype=torch.float32)
+
+    def errors(
+        self,
+        latents_BCHW: Tensor,
+        conditioning: Conditioning,
+        t_B: Tensor,
+        noise_BCHW: Tensor,
+        guidance_B: Tensor | None = None,
+    ) -> Tensor:
+        """[B] mean squared error of the prediction, per row."""
+        noisy, target = self.noised(latents_BCHW, t_B, noise_BCHW)
+        prediction = self.denoise(noisy.to(self.dtype), t_B, conditioning, guidance_B)
+        return (prediction.float() - target.float()).pow(2).flatten(1).mean(1)
 
     def loss(
         self,
@@ -154,12 +179,21 @@ class Family(ABC):
         t_B: Tensor,
         noise_BCHW: Tensor,
         guidance_B: Tensor | None = None,
+        min_snr_gamma: float | None = MIN_SNR_GAMMA,
     ) -> Tensor:
         """[B] weighted mean squared error of the prediction, per row."""
-        noisy, target = self.noised(latents_BCHW, t_B, noise_BCHW)
-        prediction = self.denoise(noisy, t_B, conditioning, guidance_B)
-        errors_B = (prediction.float() - target.float()).pow(2).flatten(1).mean(1)
-        return errors_B * self.loss_weight(t_B)
+        errors_B = self.errors(latents_BCHW, conditioning, t_B, noise_BCHW, guidance_B)
+        return errors_B * self.loss_weight(t_B, min_snr_gamma)
+
+
+def spread(u_B: Tensor, sampling: TimestepSampling, shift: float = FLOW_SHIFT) -> Tensor:
+    """How far from picture to noise training goes, 0..1, from uniform draws: as they are, logit-normal (sigmoid of a
+    standard normal; Esser et al. 2024, sec. 3.1), or shifted towards the noise, k u / (1 + (k - 1) u) (sec. 5.3.2)."""
+    if sampling == "uniform":
+        return u_B
+    if sampling == "shift":
+        return shift * u_B / (1 + (shift - 1) * u_B)
+    return torch.sigmoid(torch.special.ndtri(u_B.double().clamp(1e-6, 1 - 1e-6))).to(u_B.dtype)
 
 
 @torch.no_grad()

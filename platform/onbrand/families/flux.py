@@ -8,8 +8,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from onbrand.families.family import Conditioning, Family
-from onbrand.families.spec import SPECS
+from onbrand.families.family import FLOW_SHIFT, Conditioning, Family, spread
+from onbrand.families.spec import SPECS, TimestepSampling
 
 _TRAINING_GUIDANCE = 1.0
 _TIME_SCALE = 1000.0
@@ -32,14 +32,14 @@ class Flux(Family):
         step = self.vae_scale * 2
         return self.denoiser.config.in_channels // 4, 2 * (height // step), 2 * (width // step)  # type: ignore[union-attr]
 
-    def training_times(self, u_B: Tensor) -> Tensor:
-        """Logit-normal sigma (Esser et al. 2024), or the base's own shift k: k u / (1 + (k - 1) u); times 1000."""
+    def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
+        """Logit-normal sigma, or shifted where the base says by how much; times 1000."""
         shift = self.recommended.flow_shift
-        if shift is not None:
-            sigma = shift * u_B / (1 + (shift - 1) * u_B)
-        else:
-            sigma = torch.sigmoid(torch.special.ndtri(u_B.double().clamp(1e-6, 1 - 1e-6))).to(u_B.dtype)
-        return sigma.clamp(1e-3, 1.0) * _TIME_SCALE
+        chosen: TimestepSampling = sampling or ("logit_normal" if shift is None else "shift")
+        return self.times_at(spread(u_B, chosen, shift or FLOW_SHIFT).clamp(min=1e-3))
+
+    def times_at(self, sigma_B: Tensor) -> Tensor:
+        return sigma_B.clamp(max=1.0) * _TIME_SCALE
 
     def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """x = (1 - s) x0 + s eps; the target is the velocity eps - x0 (Liu et al. 2022)."""

@@ -176,7 +176,7 @@ def _layer(name: str, a: Tensor, b: Tensor, modules: dict[str, nn.Module], scale
     if not isinstance(module, nn.Linear | nn.Conv2d):
         raise AdapterRefused(f"layer '{name[:120]}' is not a linear or convolution layer of this base")
     rank = a.shape[0] if a.dim() else 0
-    wanted_a, wanted_b = _shapes(module, rank)
+    wanted_a, wanted_b = pair_shapes(module, rank)
     if rank == 0 or tuple(a.shape) != wanted_a or tuple(b.shape) != wanted_b:
         raise AdapterRefused(
             f"layer '{name[:120]}' has shapes {tuple(a.shape)} and {tuple(b.shape)}; this base needs "
@@ -189,7 +189,8 @@ def _layer(name: str, a: Tensor, b: Tensor, modules: dict[str, nn.Module], scale
     return LayerWeights(a, b.flatten(1) if scale == 1 else b.flatten(1) * scale)
 
 
-def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def pair_shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of A and B on this layer; empty where it can have none."""
     if isinstance(module, nn.Linear):
         return (rank, module.in_features), (module.out_features, rank)
     if module.groups != 1:

@@ -9,12 +9,16 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from onbrand.config import FamilyName
 from onbrand.errors import InvalidInput
 
 TargetPreset = Literal["attention", "strong", "all"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+TimestepSampling = Literal["uniform", "logit_normal", "shift"]
+LEARNING_RATE_MAX = 0.1
 _TRIGGER_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _UNET_STRONG = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -41,19 +45,47 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int | None = Field(None, ge=1, le=20_000)
-    learning_rate: float | None = Field(None, gt=0, le=0.1, allow_inf_nan=False)
+    optimizer: OptimizerName = Field("adamw", description="`prodigy` finds its own step size.")
+    learning_rate: float | None = Field(
+        None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 where not said."
+    )
+    lr_schedule: ScheduleName = "cosine"
     rank: int | None = Field(None, ge=1, le=128)
     resolution: int | None = Field(None, ge=64, le=2048, multiple_of=64)
     batch_size: int | None = Field(None, ge=1, le=64)
+    accumulation: int | None = Field(
+        None, ge=1, le=64, description="In how many parts a worker goes through its share of a batch: less memory."
+    )
+    gradient_checkpointing: bool | None = Field(None, description="Less memory for time; None: large bases on a GPU.")
     targets: TargetPreset | None = None
     trigger_word: str | None = Field(None, description="What `[brand]` in captions and prompts stands for.")
     seed: int = Field(0, ge=0, le=2**32 - 1)
     caption_dropout: float = Field(0.05, ge=0, le=1)
+    shuffle_captions: bool = Field(
+        False, description="Parts between commas come in changing order, but for the first and the trigger word's."
+    )
     ema_decay: float = Field(0.99, ge=0, lt=1)
+    min_snr_gamma: float = Field(5.0, ge=0, le=100, description="Min-SNR weighting of epsilon bases; 0: none.")
+    timestep_sampling: TimestepSampling | None = None
+    prior_weight: float = Field(
+        0.0, ge=0, le=10, description="How much captions without the trigger word must stay as the base draws them."
+    )
+    held_out: int | None = Field(
+        None, ge=0, le=64, description="Pictures that judge instead of being trained on; None: a sixth, of 8 or more."
+    )
+    validate_every: int | None = Field(None, ge=1, le=20_000)
+    patience: int = Field(4, ge=0, le=1_000, description="Validations without a new best before the run ends; 0: all.")
     sample_prompts: tuple[str, ...] = Field((), max_length=8)
     sample_every: int | None = Field(None, ge=1, le=20_000)
     checkpoint_every: int | None = Field(None, ge=1, le=20_000)
     num_workers: int | None = Field(None, ge=1, le=64)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _learning_rate_fits_the_optimizer(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        if rate is not None and rate > LEARNING_RATE_MAX and info.data.get("optimizer") != "prodigy":
+            raise ValueError(f"must be at most {LEARNING_RATE_MAX} (a factor up to 10 with the optimizer prodigy)")
+        return rate
 
     @field_validator("trigger_word")
     @classmethod
@@ -72,7 +104,11 @@ class TrainingConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Defaults of a fine-tune at the family's full size (shared sources: diffusers and kohya trainers)."""
+    """Defaults of a fine-tune at the family's full size (shared sources: diffusers and kohya trainers).
+
+    Args:
+        more_resolutions: at which pictures are trained as well, where neither owner nor base say a resolution.
+    """
 
     steps: int
     learning_rate: float
@@ -80,6 +116,7 @@ class Recipe:
     resolution: int
     batch_size: int
     targets: TargetPreset
+    more_resolutions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +191,15 @@ SPECS: dict[FamilyName, FamilySpec] = {
         "flux-1-dev/lora",
         ("FluxPipeline",),
         _FLUX_TARGETS,
-        Recipe(steps=1200, learning_rate=1e-4, rank=16, resolution=768, batch_size=1, targets="attention"),
+        Recipe(
+            steps=1200,
+            learning_rate=1e-4,
+            rank=16,
+            resolution=1024,
+            batch_size=1,
+            targets="attention",
+            more_resolutions=(512, 768),
+        ),
         samplers=("flow-euler",),
         size_multiple=16,
         size_max=2048,

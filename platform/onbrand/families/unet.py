@@ -6,9 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from onbrand.families.family import Family
-
-_MIN_SNR_GAMMA = 5.0
+from onbrand.families.family import MIN_SNR_GAMMA, Family, spread
+from onbrand.families.spec import TimestepSampling
 
 
 class UNetFamily(Family):
@@ -23,10 +22,14 @@ class UNetFamily(Family):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.denoiser.config.in_channels, height // self.vae_scale, width // self.vae_scale  # type: ignore[union-attr]
 
-    def training_times(self, u_B: Tensor) -> Tensor:
-        """Uniform over 0..T-1."""
+    def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
+        """Uniform over 0..T-1 where nothing else is said."""
         num_times = len(self._alphas_cumprod)
-        return (u_B * num_times).long().clamp(max=num_times - 1)
+        return (spread(u_B, sampling or "uniform") * num_times).long().clamp(max=num_times - 1)
+
+    def times_at(self, sigma_B: Tensor) -> Tensor:
+        """sigma T - 1: the last timestep for 1."""
+        return (sigma_B * len(self._alphas_cumprod)).round().long().sub(1).clamp(min=0)
 
     def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """x_t = alpha x0 + sigma eps; the target is eps, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
@@ -37,10 +40,10 @@ class UNetFamily(Family):
             return noisy, alpha * noise_BCHW - sigma * latents_BCHW
         return noisy, noise_BCHW
 
-    def loss_weight(self, t_B: Tensor) -> Tensor:
-        """min(SNR, 5) / SNR for epsilon (Hang et al. 2023); 1 for v, where it would silence a zero-SNR last step."""
-        if self._prediction_type == "v_prediction":
+    def loss_weight(self, t_B: Tensor, min_snr_gamma: float | None = MIN_SNR_GAMMA) -> Tensor:
+        """min(SNR, gamma) / SNR for epsilon (Hang et al. 2023); 1 for v: it would silence a zero-SNR last step."""
+        if self._prediction_type == "v_prediction" or min_snr_gamma is None:
             return torch.ones_like(t_B, dtype=torch.float32)
         alpha_bar = self._alphas_cumprod.to(t_B.device)[t_B]
         snr = alpha_bar / (1 - alpha_bar)
-        return (snr.clamp(max=_MIN_SNR_GAMMA) / snr).float()
+        return (snr.clamp(max=min_snr_gamma) / snr).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, cast
@@ -11,13 +11,15 @@ import anyio.to_thread
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onbrand.config import FamilyName
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
-from onbrand.families.spec import SPECS, TrainingConfig
+from onbrand.families.spec import SPECS, Recommended, TrainingConfig
 from onbrand.services.brands import must_be_admin, record
+from onbrand.services.doctor import Aim, CheckedData, Patient, aim_of
 from onbrand.services.events import Event, events_of
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.storage.layout import Key
+from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
 
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
@@ -25,10 +27,18 @@ ENDED = ("completed", "failed", "canceled")
 PROVIDERS = ("ray",)
 """Who trains. The table also knows the external ones, which need a provider in `onbrand.training.providers` first."""
 ASSETS_MAX = 500
+IMPORT_KEY = "import"
+"""In a job's configuration: it brings a file instead of training one (`services.imports`). No member can say it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids
 from app.lora_training_jobs t
+"""
+
+_PATIENTS = """
+select a.id, a.name, a.object_name, a.sha256, (select c.caption from app.asset_captions c
+  where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
+from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
 """
 
 
@@ -42,6 +52,18 @@ class NewJob(BaseModel):
     training_config: dict[str, Any] = Field(default_factory=dict)
     training_asset_ids: list[str]
     provider: str = "ray"
+
+
+class NewCheck(BaseModel):
+    """What a job would be created with; its name and provider make no difference to its data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_type: str
+    training_config: dict[str, Any] = Field(default_factory=dict)
+    training_asset_ids: list[str]
+    name: str | None = None
+    provider: str | None = None
 
 
 class JobUrls(BaseModel):
@@ -60,6 +82,7 @@ class TrainingJob(Row):
     Args:
         model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
+        metrics: the newest numbers, and `findings`, what the data doctor said when it began (`doctor.Finding`).
         urls: filled by the API.
     """
 
@@ -106,14 +129,45 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob)
         NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
     """
     config = checked_config(new.model_type, new.training_config)
-    name = _must_be_name(new.name)
+    name = must_be_name(new.name)
     if new.provider not in PROVIDERS:
         raise InvalidInput(f"provider must be one of {', '.join(PROVIDERS)}", param="provider")
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
-    job = await _insert(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
+    job = await insert_job(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
     await record(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
     return job
+
+
+async def patients_of(
+    session: Session, brand_id: str, new: NewCheck, recommended: Mapping[FamilyName, Recommended]
+) -> tuple[Aim, list[Patient], list[Key]]:
+    """What a check looks at: what the job would train at, its pictures in the order of their upload, and their keys.
+
+    Raises:
+        InvalidInput: a field is out of bounds, as for `create_job`, or the family is not served here.
+        NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
+    """
+    config = checked_config(new.model_type, new.training_config)
+    if new.model_type not in recommended:
+        raise InvalidInput(f"{new.model_type} is not served here; served: {', '.join(recommended)}", param="model_type")
+    asset_ids = _must_be_asset_ids(new.training_asset_ids)
+    await _must_have_assets(session, brand_id, asset_ids)
+    rows = await session.all(_PATIENTS, {"brand_id": brand_id, "ids": asset_ids})
+    family = cast(FamilyName, new.model_type)
+    aim = aim_of(SPECS[family], config, recommended[family], brand_id)
+    keys = [Key("training-data", row["object_name"]) for row in rows]
+    patients = [
+        Patient(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
+        for row, key in zip(rows, keys, strict=True)
+    ]
+    return aim, patients, keys
+
+
+async def record_check(session: Session, brand_id: str, patients: Sequence[Patient], said: CheckedData) -> None:
+    """A line in the brand's record: somebody had all these pictures read."""
+    asset_ids = [patient.asset_id for patient in patients]
+    await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
 
 
 async def list_jobs(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[TrainingJob]:
@@ -133,7 +187,7 @@ async def rename(session: Session, brand_id: str, job_id: str, name: str) -> Tra
     job = await get_job(session, brand_id, job_id)
     num_changed = await session.run(
         "update app.lora_training_jobs set name = %s where brand_id = %s and id = %s",
-        [_must_be_name(name), brand_id, job.id],
+        [must_be_name(name), brand_id, job.id],
     )
     _must_be_owner(num_changed, "rename")
     await record(session, brand_id, "job.rename", {"job_id": job.id})
@@ -166,9 +220,11 @@ async def retry(session: Session, brand_id: str, user_id: str, job_id: str) -> T
     old = await get_job(session, brand_id, job_id)
     if old.status not in ("failed", "canceled"):
         raise Conflict(f"the job is {old.status}; only a failed or canceled job can be retried")
+    if IMPORT_KEY in old.training_config:
+        raise Conflict("the file of an import is not kept; import it again")
     if not old.training_asset_ids:
         raise Conflict("none of the job's assets is left; create a new job with others")
-    job = await _insert(
+    job = await insert_job(
         session, brand_id, user_id, old.name, old.model_type, old.training_config, old.training_asset_ids, old.provider
     )
     await record(session, brand_id, "job.retry", {"job_id": job.id, "retried_id": old.id})
@@ -186,6 +242,8 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
     )
     if num_deleted == 0:
         raise Conflict("the job is under way; cancel it and wait for its end, then delete it")
+    if IMPORT_KEY in job.training_config:
+        await anyio.to_thread.run_sync(store.delete, import_file(brand_id, job.id))
     for key in job.sample_keys:
         await session.run("delete from storage.objects where bucket_id = %s and name = %s", [key.bucket, key.name])
     for key in job.sample_keys:
@@ -239,7 +297,8 @@ def _named(problem: ValidationError | TypeError) -> InvalidInput:
     return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
 
 
-def _must_be_name(name: str) -> str:
+def must_be_name(name: str) -> str:
+    """The name of a job, without blanks around it. Raises InvalidInput."""
     name = name.strip()
     if not 1 <= len(name) <= 200 or "\x00" in name:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
@@ -274,7 +333,7 @@ def _assets_missing() -> NotFound:
     return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
 
 
-async def _insert(
+async def insert_job(
     session: Session,
     brand_id: str,
     user_id: str,
@@ -284,6 +343,7 @@ async def _insert(
     asset_ids: list[str],
     provider: str,
 ) -> TrainingJob:
+    """A pending job's row and those of its assets. Raises NotFound: not the caller's brand, or an asset is gone."""
     async with hidden("brand"):
         row = await session.one(
             "insert into app.lora_training_jobs (brand_id, user_id, name, model_type, training_config, provider)"

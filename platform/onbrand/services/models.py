@@ -7,19 +7,22 @@ import json
 import re
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import anyio.to_thread
 
 from onbrand.adapter import AdapterRef
 from onbrand.db.session import Session
 from onbrand.errors import AdapterRefused, Forbidden, NotFound
+from onbrand.families.kohya import kohya_file
 from onbrand.services.brands import record
 from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import BrandStore
 
 _NAME = re.compile(r"[a-z0-9]{1,10}-lora-v[1-9][0-9]{0,8}")
+FileFormat = Literal["diffusers", "kohya"]
+"""What a download may be: the published file itself, or the same adapter under kohya's names."""
 _MODEL = "select t.* from app.models t"
 
 
@@ -99,6 +102,14 @@ async def read_weights(session: Session, store: BrandStore, brand_id: str, model
     if digest != model.sha256:
         raise AdapterRefused(f"the stored bytes of {model.name} are not those that were published; train it again")
     return model, data
+
+
+async def read_kohya(session: Session, store: BrandStore, model: Model) -> bytes:
+    """The adapter as kohya's trainers name it; the download is recorded. Raises NotFound, AdapterRefused."""
+    _, data = await read_weights(session, store, model.brand_id, model.id)
+    written = await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, model.model_type)))
+    await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
+    return written
 
 
 async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -21,7 +21,9 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
 from onbrand.services.brands import record
+from onbrand.services.doctor import Finding
 from onbrand.services.events import must_be_finite, tell
+from onbrand.services.imports import drop_import
 from onbrand.services.jobs import ENDED
 from onbrand.services.models import Model, find_model_of_job, write_metadata
 from onbrand.services.rows import Row, known_id, must_be_there
@@ -44,6 +46,7 @@ class TrainingAsset(Row):
     sha256: str
     width: int
     height: int
+    file: str
 
 
 class TrainingSpec(Row):
@@ -122,7 +125,7 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
     """The job of the ticket. Raises NotFound, Conflict (it has ended)."""
     job = await _open_job(session, ticket)
     rows = await session.all(
-        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height,"
+        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height, split_part(a.object_name, '/', 2) as file,"
         " (select c.caption from app.asset_captions c where c.brand_id = a.brand_id and c.asset_id = a.id"
         "  order by c.version desc limit 1) as caption"
         " from app.brand_assets a order by a.created_at, a.id"
@@ -174,20 +177,25 @@ async def report(
     progress: int | None = None,
     metrics: Mapping[str, Any] | None = None,
     message: str | None = None,
+    findings: Sequence[Finding] | None = None,
 ) -> Heard:
     """Progress 0 to 100, metrics and a line for people; the first report makes the job `training`.
+
+    Args:
+        findings: of the data doctor, kept in the job's `metrics` in place of earlier ones, and told in no event.
 
     Raises NotFound, Conflict (it has ended), InvalidInput.
     """
     if progress is not None and not 0 <= progress <= 100:
         raise InvalidInput("progress is 0 to 100", param="progress")
     numbers = must_be_finite(metrics or {})
+    found = {} if findings is None else {"findings": [finding.model_dump(mode="json") for finding in findings]}
     before = await _lock_open_job(session, ticket)
     await session.run(
         "update app.lora_training_jobs set status = 'training', started_at = coalesce(started_at, now()),"
         " heartbeat_at = now(), progress = coalesce(%s, progress), metrics = metrics || %s"
         " where brand_id = %s and id = %s",
-        [progress, Jsonb(numbers), ticket.brand_id, ticket.job_id],
+        [progress, Jsonb(numbers | found), ticket.brand_id, ticket.job_id],
     )
     if before["status"] == "pending":
         await tell(session, ticket, "status", {"status": "training"})
@@ -271,24 +279,35 @@ async def publish(
     await tell(session, ticket, "status", {"status": "completed", "model": model.name})
     await write_metadata(session, store, ticket.brand_id)
     await _record(session, ticket, "model.publish", model_id=model.id, name=model.name, sha256=model.sha256)
+    await drop_import(store, ticket, job["training_config"])
     return model
 
 
-async def fail(session: Session, ticket: Ticket, code: str, message: str) -> None:
-    """End the job with a reason that its owner reads. Raises NotFound, Conflict (it ended otherwise)."""
+async def fail(session: Session, ticket: Ticket, code: str, message: str, store: BrandStore | None = None) -> None:
+    """End the job with a reason that its owner reads. Raises NotFound, Conflict (it ended otherwise).
+
+    Args:
+        store: from where the file of an import goes; without it the file stays until the job is deleted.
+    """
     error = {"code": code[:100], "message": message[:_MESSAGE_CHARS]}
-    await _end(session, ticket, "failed", error)
+    await _end(session, ticket, "failed", error, store)
 
 
-async def canceled(session: Session, ticket: Ticket) -> None:
-    """End the job because its owner asked. Raises NotFound, Conflict (nobody asked, or it ended otherwise)."""
+async def canceled(session: Session, ticket: Ticket, store: BrandStore | None = None) -> None:
+    """End the job because its owner asked. Raises NotFound, Conflict (nobody asked, or it ended otherwise).
+
+    Args:
+        store: as for `fail`.
+    """
     job = await _lock_job(session, ticket)
     if job["status"] not in ENDED and job["cancel_requested_at"] is None:
         raise Conflict("nobody asked to cancel this job")
-    await _end(session, ticket, "canceled", None)
+    await _end(session, ticket, "canceled", None, store)
 
 
-async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, str] | None) -> None:
+async def _end(
+    session: Session, ticket: Ticket, status: str, error: dict[str, str] | None, store: BrandStore | None
+) -> None:
     job = await _lock_job(session, ticket)
     if job["status"] == status:
         return
@@ -304,6 +323,8 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
         await _record(session, ticket, "job.canceled")
     else:
         await _record(session, ticket, "job.fail", code=error["code"])
+    if store is not None:
+        await drop_import(store, ticket, job["training_config"])
 
 
 async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:

@@ -22,21 +22,31 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 import anyio.to_thread
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 import onbrand
 from onbrand.config import Limits
 from onbrand.errors import AdapterRefused, InvalidInput, OnbrandError, TooLarge, Unavailable, UnsupportedMedia
-from onbrand.storage.findings import CleanDocument, CleanImage, ImageFacts, Packed, PictureFormat, shown
+from onbrand.storage.answers import (
+    Answer,
+    FactsSaid,
+    FeaturesSaid,
+    MarkdownSaid,
+    PackedSaid,
+    PdfSaid,
+    PictureSaid,
+    WeightsSaid,
+)
+from onbrand.storage.findings import CleanDocument, CleanImage, ImageFacts, Packed, PictureFeatures, shown
 from onbrand.storage.frames import BrokenFrame, head_of, read_head
 
 log = logging.getLogger(__name__)
 
-Trade = Literal["pictures", "zips", "documents", "weights"]
+Trade = Literal["pictures", "features", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its bounds of processor time are much narrower."""
 
@@ -54,59 +64,11 @@ _REFUSALS: dict[str, type[OnbrandError]] = {
     kind.__name__: kind for kind in (AdapterRefused, InvalidInput, TooLarge, UnsupportedMedia)
 }
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-_MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
 _DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown; charset=utf-8"}
-_Side = Annotated[int, Field(ge=1, le=2**20)]
 Said = tuple[dict[str, Any], bytes]
 
 
-class _Answer(BaseModel):
-    """What a child may say."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-    def fits(self, given: bytes) -> bool:
-        """Whether the bytes that came along are of the type that is said of them."""
-        return True
-
-
-class _Picture(_Answer):
-    content_type: Literal["image/png", "image/jpeg", "image/webp"]
-    width: _Side
-    height: _Side
-
-    def fits(self, given: bytes) -> bool:
-        return given.startswith(_MAGIC[self.content_type])
-
-
-class _Facts(_Picture):
-    format: PictureFormat
-
-    def fits(self, given: bytes) -> bool:
-        return not given
-
-
-class _Packed(_Answer):
-    filename: Annotated[str, Field(min_length=1, max_length=300)]
-    caption: Annotated[str, Field(max_length=100_000)] | None
-
-
-class _Pdf(_Answer):
-    num_pages: Annotated[int, Field(ge=1, le=100_000)]
-
-    def fits(self, given: bytes) -> bool:
-        return given.startswith(b"%PDF-")
-
-
-class _Markdown(_Answer):
-    num_pages: None
-
-
-class _Weights(_Answer):
-    num_tensors: Annotated[int, Field(ge=1, le=10**6)]
-
-
-A = TypeVar("A", bound=_Answer)
+A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
 
@@ -160,22 +122,31 @@ class Checker:
         """The picture decoded and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
         asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
-        facts, clean = self._one(_Picture, asked, data)
+        facts, clean = self._one(PictureSaid, asked, data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
 
     def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
         """What the picture's header says, checked as far as that goes."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        facts, _ = self._one(_Facts, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
+        facts, _ = self._one(FactsSaid, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
+
+    def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
+        """What a stored picture looks like, in numbers; it is decoded whole. (Made anew, it may exceed an upload.)"""
+        limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
+        _must_be_short(data, limits.upload_bytes, name, "files")
+        asked = _Asked("features", name, "files", 0, {"limits": limits.model_dump()})
+        said, _ = self._one(FeaturesSaid, asked, data)
+        known = said.model_dump() | {"sides": tuple(said.sides), "sharpness": tuple(said.sharpness)}
+        return PictureFeatures(**known)
 
     def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
         """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""
         _must_be_short(data, self._limits.zip_bytes, name, "files")
         left = self._limits.unpacked_bytes
         found: list[Packed] = []
-        for facts, picture in self._ask(_Packed, _Asked("zips", name, "files", self._limits.upload_bytes), data):
+        for facts, picture in self._ask(PackedSaid, _Asked("zips", name, "files", self._limits.upload_bytes), data):
             left -= len(picture)
             if left < 0 or len(found) == self._limits.zip_files:
                 raise _nonsense(shown(name), "files")
@@ -186,14 +157,18 @@ class Checker:
         """The document written anew."""
         _must_be_short(data, self._limits.document_bytes, name, "file")
         most = 2 * self._limits.document_bytes + 2**20
-        kind: type[_Pdf | _Markdown] = _Pdf if ext == "pdf" else _Markdown
+        kind: type[PdfSaid | MarkdownSaid] = PdfSaid if ext == "pdf" else MarkdownSaid
         facts, clean = self._one(kind, _Asked("documents", name, "file", most, {"ext": ext}), data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
 
-    def weights(self, data: bytes) -> int:
-        """The number of tensors of a safetensors file whose header is plain and whose values are finite."""
-        facts, _ = self._one(_Weights, _Asked("weights", "the adapter", "file", 0), data)
+    def weights(self, data: bytes, is_foreign: bool = False) -> int:
+        """The number of tensors of a safetensors file whose header is plain and whose values are finite.
+
+        Args:
+            is_foreign: another trainer's file (`storage.weights.check_weights`).
+        """
+        facts, _ = self._one(WeightsSaid, _Asked("weights", "the adapter", "file", 0, {"is_foreign": is_foreign}), data)
         return facts.num_tensors
 
     def _one(self, kind: type[A], asked: _Asked, data: bytes) -> tuple[A, bytes]:

@@ -1,8 +1,8 @@
 """The child that reads files from outside: it can do nothing but read its input, compute and answer.
 
-`onbrand.storage.checking` starts it with a trade (`pictures`, `zips`, `documents`, `weights`). A file of its own is
-read first, so that all libraries are loaded before the limits close: afterwards no file can be opened. Every file
-has a bound of processor time.
+`onbrand.storage.checking` starts it with a trade (`pictures`, `features`, `zips`, `documents`, `weights`). A file of
+its own is read first, so that all libraries are loaded before the limits close: afterwards no file can be opened.
+Every file has a bound of processor time.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main(trade: str, memory: int) -> None:
     """
     warm_up, answer = {
         "pictures": (_warm_up_pictures, _picture),
+        "features": (_warm_up_features, _features),
         "zips": (_warm_up_zips, _zip),
         "documents": (_warm_up_documents, _document),
         "weights": (_warm_up_weights, _weights),
@@ -120,6 +121,12 @@ def _picture(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes
     yield _facts_of(clean), clean.bytes
 
 
+def _features(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    from onbrand.storage.features import measure
+
+    yield _facts_of(measure(_exactly(num_bytes), asked.limits, asked.name, _allow_encoding)), b""
+
+
 def _allow_encoding(num_pixels: int) -> None:
     _allow(READ_SECONDS + num_pixels / 1e6 * _SECONDS_PER_MEGAPIXEL)
 
@@ -143,7 +150,7 @@ def _weights(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes
     from onbrand.storage.weights import check_weights
 
     _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
-    yield {"num_tensors": check_weights(_exactly, num_bytes)}, b""
+    yield {"num_tensors": check_weights(_exactly, num_bytes, asked.is_foreign)}, b""
 
 
 def _warm_up_pictures() -> None:
@@ -160,6 +167,19 @@ def _warm_up_pictures() -> None:
         Image.new("RGB", (8, 8)).save(out, kind, icc_profile=profile, exif=exif)
         inspect_image(out.getvalue(), limits)
         clean_image(out.getvalue(), limits)
+
+
+def _warm_up_features() -> None:
+    from PIL import Image
+
+    from onbrand.storage.features import measure
+
+    _warm_up_pictures()
+    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1)
+    for kind in ("PNG", "JPEG", "WEBP"):
+        out = io.BytesIO()
+        Image.new("RGB", (80, 80)).save(out, kind)
+        measure(out.getvalue(), limits)
 
 
 def _warm_up_zips() -> None:

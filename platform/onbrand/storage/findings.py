@@ -32,6 +32,33 @@ class CleanImage:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureFeatures:
+    """What can be said of a picture without keeping it; `storage.features` measures it.
+
+    Args:
+        width, height: upright, in pixels.
+        digest: SHA-256 of the upright pixels, whatever file they came in.
+        dhash: 256 bits, hex.
+        colours: 8 x 8 x RGB, 192 bytes, hex.
+        sides: the shorter sides, in pixels, at which `sharpness` was taken; powers of two, ascending.
+        sharpness: variance of the Laplacian of the luminance (0..1) at each of `sides`.
+        contrast: standard deviation of the luminance (0..1).
+        opaque, visible: shares of pixels whose alpha is at least 250, and at least 26, of 255.
+    """
+
+    width: int
+    height: int
+    digest: str
+    dhash: str
+    colours: str
+    sides: tuple[int, ...]
+    sharpness: tuple[float, ...]
+    contrast: float
+    opaque: float
+    visible: float
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """One picture of an archive, as it was packed: not yet checked."""
 

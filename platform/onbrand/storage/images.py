@@ -57,7 +57,7 @@ def clean_image(
     Args:
         decoded: told the number of pixels once they are there: what follows takes time by their number only.
     """
-    facts, upright = _decoded(data, limits, name, decoded)
+    facts, upright = decode(data, limits, name, decoded)
     try:
         encoded = _encoded(upright, facts.format)
     except (OSError, ValueError):
@@ -66,10 +66,13 @@ def clean_image(
     return CleanImage(encoded, facts.content_type, _EXT[facts.format], *upright.size, digest)
 
 
-def _decoded(
-    data: bytes, limits: Limits, name: str, decoded: Callable[[int], object]
+def decode(
+    data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> tuple[ImageFacts, Image.Image]:
-    """What the header says, and the pixels without what decoded them: libwebp keeps two canvases."""
+    """What the header says, and upright sRGB pixels without what decoded them: libwebp keeps two canvases.
+
+    Raises as `inspect_image` does, and UnsupportedMedia for a picture that is damaged or cut short.
+    """
     with _opened(data, limits, name) as image:
         facts = _facts(image)
         try:

@@ -130,6 +130,11 @@ def incoming_file(bucket: Bucket, brand_id: str, upload_id: str) -> Key:
     return Key(bucket, f"{brand_id}/{INCOMING}/{upload_id}")
 
 
+def import_file(brand_id: str, job_id: str) -> Key:
+    """``models: acme/incoming/{job_id}``, where a foreign LoRA file lies until its import has ended."""
+    return incoming_file("models", brand_id, job_id)
+
+
 def _counted(number: int) -> str:
     if number < 1:
         raise InvalidInput("objects of a kind count from 1", param="number")

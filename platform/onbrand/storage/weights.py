@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from onbrand.errors import AdapterRefused
-from onbrand.safetensors_header import HEADER_BYTES_MAX, LORA_METADATA, SafetensorsHeader, must_be_plain_header
+from onbrand.safetensors_header import (
+    FOREIGN_METADATA_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    LORA_METADATA,
+    METADATA_BYTES_MAX,
+    SafetensorsHeader,
+    must_be_plain_header,
+    must_be_plain_lora,
+)
 
 _PIECE_BYTES = 2**22
 _EXPONENT: dict[str, tuple[str, int]] = {
@@ -28,12 +36,13 @@ _TEXT_ENCODER = re.compile(r"(text_encoder|lora_te)")
 _DOWN = ".lora_A.weight"
 
 
-def check_weights(read: Callable[[int], bytes], num_bytes: int) -> int:
+def check_weights(read: Callable[[int], bytes], num_bytes: int, is_foreign: bool = False) -> int:
     """Read a safetensors file and return the number of its tensors.
 
     Args:
         read: the next bytes of the file, exactly as many as are asked for.
         num_bytes: of the whole file.
+        is_foreign: another trainer's file, to be imported: it may hold more notes, and must be a plain LoRA.
 
     Raises:
         AdapterRefused: a header that is not plain, an adapter that is not served as it is, a value that is not finite.
@@ -42,8 +51,12 @@ def check_weights(read: Callable[[int], bytes], num_bytes: int) -> int:
     size = int.from_bytes(head, "little")
     if len(head) == 8 and size <= HEADER_BYTES_MAX:
         head += read(min(size, num_bytes - 8))
-    header = must_be_plain_header(head, num_bytes)
-    must_be_served(header)
+    most = FOREIGN_METADATA_BYTES_MAX if is_foreign else METADATA_BYTES_MAX
+    header = must_be_plain_header(head, num_bytes, max_metadata=most)
+    if is_foreign:
+        must_be_plain_lora(header)
+    else:
+        must_be_served(header)
     for name, facts in header.tensors.items():
         _must_be_finite(name, facts.dtype, facts.num_bytes, read)
     return len(header.tensors)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
 from onbrand.families.family import Family, draw, family_guidance, load_family
+from onbrand.families.spec import FamilySpec
 from onbrand.training.recipes import Plan
 
 _KOHYA_BASES = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
@@ -42,24 +43,41 @@ class Export:
         return f"Export({len(self.data)} bytes, difference {self.difference:.1e})"
 
 
-def header(family: Family, plan: Plan, state: Mapping[str, Tensor], title: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a file says of itself beside its tensors.
+
+    Args:
+        resolution: pixels of a side.
+        steps: of its training; None where that is not known.
+    """
+
+    title: str
+    trigger_word: str
+    rank: int
+    resolution: int
+    steps: int | None = None
+
+
+def header(spec: FamilySpec, label: Label, state: Mapping[str, Tensor]) -> dict[str, str]:
     """`modelspec.*` (sai_model_spec 1.0.1) and the least of kohya's `ss_*`: no captions, tag counts or file names."""
-    side = f"{plan.resolution}x{plan.resolution}"
+    side = f"{label.resolution}x{label.resolution}"
+    steps = {} if label.steps is None else {"ss_steps": str(label.steps)}
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family.spec.architecture,
+        "modelspec.architecture": spec.architecture,
         "modelspec.implementation": "diffusers",
-        "modelspec.title": title,
-        "modelspec.trigger_phrase": plan.trigger_word,
+        "modelspec.title": label.title,
+        "modelspec.trigger_phrase": label.trigger_word,
         "modelspec.resolution": side,
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "modelspec.hash_sha256": f"0x{content_hash(state)}",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(plan.rank),
-        "ss_network_alpha": str(float(plan.rank)),
-        "ss_base_model_version": _KOHYA_BASES[plan.family],
+        "ss_network_module": "networks.lora_flux" if spec.name == "flux" else "networks.lora",
+        "ss_network_dim": str(label.rank),
+        "ss_network_alpha": str(float(label.rank)),
+        "ss_base_model_version": _KOHYA_BASES[spec.name],
         "ss_resolution": side,
-        "ss_steps": str(plan.steps),
+        **steps,
     }
 
 
@@ -67,7 +85,7 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors' bytes in the order of their keys, as modelspec defines it: metadata does not count."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        digest.update(state[key].detach().cpu().contiguous().numpy().tobytes())
+        digest.update(state[key].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -84,12 +102,16 @@ def export(family: Family, folder: Path, plan: Plan, state: Mapping[str, Tensor]
         TrainingFailed: plain diffusers does not load the same tensors, or does not draw the same picture.
     """
     targets = family.spec.targets[plan.targets]
-    data = lora.serialize(family, state, plan.rank, targets, header(family, plan, state, title))
+    label = Label(title, plan.trigger_word, plan.rank, plan.resolution, plan.steps)
+    data = lora.serialize(family, state, plan.rank, targets, header(family.spec, label, state))
     fresh = load_family(family.spec.name, folder, dtype=family.dtype, device=family.device)
     lora.read_adapter(data, fresh)
     load_into(fresh.pipeline, data)
     must_be_same_tensors(fresh.denoiser, state)
-    return Export(data, must_draw_the_same(fresh.pipeline, family, plan, prompt))
+    size = {"height": plan.resolution, "width": plan.resolution}
+    ours = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)[0].permute(1, 2, 0).cpu().numpy()
+    theirs = diffusers_picture(fresh.pipeline, family, prompt, plan.seed, plan.resolution)
+    return Export(data, must_be_same_pictures(ours, theirs, family.dtype))
 
 
 def load_into(pipeline: Any, data: bytes) -> None:
@@ -112,21 +134,25 @@ def must_be_same_tensors(denoiser: nn.Module, state: Mapping[str, Tensor]) -> No
         )
 
 
-def must_draw_the_same(pipeline: Any, family: Family, plan: Plan, prompt: str) -> float:
-    """The largest difference of a pixel between both pictures. Raises TrainingFailed over the tolerance."""
-    size = {"height": plan.resolution, "width": plan.resolution}
-    ours = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)[0].permute(1, 2, 0).cpu().numpy()
+def diffusers_picture(pipeline: Any, family: Family, prompt: str, seed: int, side: int) -> np.ndarray:
+    """[side, side, 3] in 0..1, by the plain pipeline with whatever adapter it has loaded, as the base recommends."""
     arguments = {
         "prompt": prompt,
         "num_inference_steps": _PROOF_STEPS,
         "output_type": "np",
+        "height": side,
+        "width": side,
         **_guidance(family),
-        **size,
     }
     with torch.no_grad():
-        theirs = pipeline(generator=torch.Generator().manual_seed(plan.seed), **arguments).images[0]
-    difference = float(np.abs(ours - theirs).max())
-    if not difference <= _PICTURE_TOLERANCE.get(family.dtype, _LOW_PRECISION_TOLERANCE):
+        picture: np.ndarray = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images[0]
+    return picture
+
+
+def must_be_same_pictures(one: np.ndarray, other: np.ndarray, dtype: torch.dtype) -> float:
+    """The largest difference of a pixel between both pictures. Raises TrainingFailed over the tolerance of `dtype`."""
+    difference = float(np.abs(one - other).max())
+    if not difference <= _PICTURE_TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE):
         raise TrainingFailed(
             f"plain diffusers draws another picture with the exported file (difference {difference:.1e})",
             stage="export",

@@ -20,7 +20,12 @@ from ray.train.torch import TorchTrainer
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Conflict, NotFound, OnbrandError
+from onbrand.families.bases import recommended
+from onbrand.families.buckets import bucket_step
+from onbrand.families.spec import SPECS
+from onbrand.services.imports import is_import
 from onbrand.storage.runs import runs_bucket
+from onbrand.training.examination import must_be_fit_to_train
 from onbrand.training.recipes import Plan
 from onbrand.training.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
 from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
@@ -50,7 +55,13 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
     """Train on the cluster; None when Ray was told to stop. Raises what another attempt may cure (e.g. Unavailable)."""
     with connect(settings, FileTickets(ticket_folder(settings, brand_id, job_id))) as client:
         try:
-            plan, _ = read_plan(settings, client.spec())
+            spec = client.spec()
+            if is_import(spec.training_config):
+                return import_file(settings, brand_id, job_id)
+            plan, folder = read_plan(settings, spec)
+            family = SPECS[plan.family]
+            step = bucket_step(family, recommended(family.name, folder).resolution)
+            must_be_fit_to_train(client, spec, plan, settings.limits, step)
             return fit(settings, plan, brand_id, job_id)
         except (NotFound, Conflict):
             return "gone"
@@ -63,7 +74,20 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
             if isinstance(failure, PASSING):
                 raise failure from None
             client.fail("training_failed", reason(failure))
+        except ray.exceptions.RayError as problem:
+            client.fail("import_failed", reason(root_of(problem)))
         return "failed"
+
+
+def import_file(settings: Settings, brand_id: str, job_id: str) -> Outcome:
+    """One task, on a GPU where there is one: the base must be loaded to prove what was made of the file."""
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    from onbrand.training.importing import import_worker  # loads diffusers
+
+    use_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    task = ray.remote(import_worker).options(num_cpus=1, num_gpus=int(use_gpu), max_retries=MAX_FAILURES)
+    outcome: Outcome = ray.get(task.remote(handed_out(settings, brand_id, job_id)))
+    return outcome
 
 
 def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str) -> Outcome | None:

@@ -1,7 +1,8 @@
 """The training loop: one step at a time, the same whatever dies in between and however many workers share it.
 
-Every random draw (order, captions dropped, timesteps, noise) is a function of (seed, step), so no random state is kept.
-A step's rows are cut into shards; gradients are gathered and added in the order of the shards on every worker.
+Every random draw is a function of (seed, step) (`draws`), so no random state is kept. A step's rows are cut into
+shards; gradients are gathered and added in the order of the shards on every worker. What is published is the average
+of the best step by the held-out pictures (`validation`), not of the last.
 Shapes: B rows of a step, S shards, R = B / S rows of a shard, K numbers of a shard's packet.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,17 @@ from torch import Tensor, nn
 
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
-from onbrand.families.family import Family
+from onbrand.families.family import Conditioning, Family
+from onbrand.training import optimizers
 from onbrand.training.dataset import Examples
+from onbrand.training.draws import Batch, draw_batch
+from onbrand.training.layers import frozen_base, fuse
 from onbrand.training.recipes import Plan
+from onbrand.training.validation import Judge, Verdicts
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+_LARGE_BASE = 2_000_000_000
+"""Parameters of a denoiser whose activations do not fit beside it on most GPUs."""
 
 
 class Exchange(Protocol):
@@ -62,16 +69,6 @@ class ProcessGroup:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The rows of one step, cut into shards: rows [S, R] of the examples, their text's rows, uniform draws, noise."""
-
-    rows_SR: Tensor
-    text_SR: Tensor
-    u_SR: Tensor
-    noise_SRCHW: Tensor
-
-
-@dataclass(frozen=True)
 class StepFacts:
     """What one step did.
 
@@ -79,6 +76,8 @@ class StepFacts:
         step: steps done, this one included.
         loss: mean over the brand's rows.
         prior_loss: mean over the other rows; None when there are none.
+        kept_loss: mean distance to the frozen base on captions without the trigger word; None when not asked for.
+        validation_loss: on the held-out pictures, at steps that end with a look at them.
         stop: some worker was asked to stop.
     """
 
@@ -88,69 +87,44 @@ class StepFacts:
     learning_rate: float
     gradient_norm: float
     stop: bool
-
-
-def generator_for(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A CPU generator that is a function of its arguments, and of nothing else."""
-    digest = hashlib.sha256(f"{seed}/{step}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def own_rows(seed: int, step: int, batch_size: int, num_own: int) -> Tensor:
-    """[batch_size] rows of the brand's pictures: each once before any comes again, in a new order every time."""
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = {
-        epoch: torch.randperm(num_own, generator=generator_for(seed, epoch, "order"))
-        for epoch in torch.unique(places // num_own).tolist()
-    }
-    return torch.stack([epochs[int(place) // num_own][int(place) % num_own] for place in places])
-
-
-def stratified(num_rows: int, generator: torch.Generator) -> Tensor:
-    """[num_rows] uniform draws, one from each of `num_rows` equal parts of 0..1, in random order."""
-    parts = torch.randperm(num_rows, generator=generator)
-    return (parts + torch.rand(num_rows, generator=generator)) / num_rows
-
-
-def draw_batch(plan: Plan, examples: Examples, step: int) -> Batch:
-    """The rows of `step`: each shard has its share of the brand's rows first, then of the others."""
-    num_own, num_prior, shards = plan.batch_size, plan.prior_rows, plan.num_shards
-    random = generator_for(plan.seed, step, "batch")
-    own = own_rows(plan.seed, step, num_own, examples.num_own)
-    prior = examples.num_own + torch.randint(max(1, examples.num_prior), (num_prior,), generator=random)
-    u = torch.cat([stratified(num_own, random), stratified(num_prior, random)])
-    dropped = torch.rand(plan.num_rows, generator=random) < plan.caption_dropout
-    noise = torch.randn(plan.num_rows, *examples.latents_NCHW.shape[1:], generator=random)
-    rows = torch.cat([own, prior])
-    text = torch.where(dropped, torch.tensor(examples.no_caption), rows)
-
-    def cut(values: Tensor) -> Tensor:
-        mine, others = values[:num_own], values[num_own:]
-        halves = (mine.unflatten(0, (shards, -1)), others.unflatten(0, (shards, num_prior // shards)))
-        return torch.cat(halves, dim=1)
-
-    return Batch(cut(rows), cut(text), cut(u), cut(noise))
+    kept_loss: float | None = None
+    validation_loss: float | None = None
 
 
 class Trainer:
-    """The adapter being trained: its weights, their average, the optimizer, and the number of steps done."""
+    """The adapter being trained: its weights, their average, the best average, the optimizer, the number of steps done.
 
-    def __init__(self, family: Family, plan: Plan, examples: Examples, exchange: Exchange | None = None) -> None:
+    Args:
+        held_out: pictures that are never trained on; None: nothing is judged, and the last step is the best.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        plan: Plan,
+        examples: Examples,
+        exchange: Exchange | None = None,
+        held_out: Examples | None = None,
+    ) -> None:
         self.family, self.plan, self.examples = family, plan, examples
         self.exchange: Exchange = exchange or Alone()
         self.step = 0
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
-        named = [(name, p) for name, p in family.denoiser.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
-        self.weights: list[nn.Parameter] = [parameter for _, parameter in named]
+        fuse(family.denoiser)
+        if _checkpoints_gradients(plan, family):
+            family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.named = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
+        self.weights: list[nn.Parameter] = list(self.named.values())
         self.average = [weight.detach().clone() for weight in self.weights]
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay
-        )
+        self.best: list[Tensor] | None = None
+        self.judge = Judge(family, held_out, plan.seed) if held_out else None
+        self.verdicts = Verdicts(plan.patience)
+        self.optimizer = optimizers.make_optimizer(plan, self.weights)
 
     @property
     def done(self) -> bool:
-        return self.step >= self.plan.steps
+        """All steps, or patience with the held-out pictures, are at their end."""
+        return self.step >= self.plan.steps or self.verdicts.exhausted
 
     def train_step(self, stop: bool = False) -> StepFacts:
         """Do one step, unless a worker wants to stop.
@@ -159,19 +133,19 @@ class Trainer:
             stop: this worker was asked to stop; all workers learn it in the same step, which then changes nothing.
 
         Raises:
-            TrainingFailed: the loss or a gradient is not finite; the message names the step and the pictures.
+            TrainingFailed: a loss or a gradient is not finite; the message names the step and the pictures.
         """
         batch = draw_batch(self.plan, self.examples, self.step)
         own = [self._packet(batch, shard, stop) for shard in self._own_shards()]
         packets_SK = self.exchange.gather(torch.stack(own))
         size = self._num_gradients
-        gradient, losses_SR, stops = packets_SK[:, :size], packets_SK[:, size:-1], packets_SK[:, -1]
-        self._must_be_finite(losses_SR, gradient, batch)
+        gradient, losses_SL, stops = packets_SK[:, :size], packets_SK[:, size:-1], packets_SK[:, -1]
+        self._must_be_finite(losses_SL, gradient, batch)
         if stops.any():
-            return self._facts(losses_SR, 0.0, stop=True)
+            return self._facts(losses_SL, 0.0, stop=True)
         norm = self._update(_sum_in_order(gradient))
         self.step += 1
-        return self._facts(losses_SR, norm, stop=False)
+        return self._facts(losses_SL, norm, stop=False, validation_loss=self._validate_if_due())
 
     @property
     def _num_gradients(self) -> int:
@@ -182,15 +156,37 @@ class Trainer:
         return range(self.exchange.rank * share, (self.exchange.rank + 1) * share)
 
     def _packet(self, batch: Batch, shard: int, stop: bool) -> Tensor:
-        """[K]: a shard's share of the gradient, the loss of each of its rows, and whether to stop."""
-        device = self.family.device
-        latents = self.examples.latents_NCHW[batch.rows_SR[shard]].to(device)
-        text = self.examples.text.rows(batch.text_SR[shard].to(device))
-        t = self.family.training_times(batch.u_SR[shard]).to(device)
-        losses_R = self.family.loss(latents, text, t, batch.noise_SRCHW[shard].to(device))
-        gradients = torch.autograd.grad(losses_R.sum() / self.plan.num_rows, self.weights)
-        flat = [gradient.flatten() for gradient in gradients]
-        return torch.cat([*flat, losses_R.detach(), losses_R.new_tensor([float(stop)])])
+        """[K]: a shard's share of the gradient, the losses of each of its rows, and whether to stop.
+
+        A row's losses are its own, and its distance to the frozen base (0 where that is not asked for).
+        """
+        total: list[Tensor] | None = None
+        num_rows = batch.rows_SR.shape[1]
+        losses_2R = torch.zeros(2, num_rows, device=self.family.device)
+        for places in batch.parts(shard):
+            own, kept = self._losses(batch, shard, places)
+            aim = own.sum() / self.plan.num_rows + self.plan.prior_weight * kept.sum() / self.plan.batch_size
+            gradients = torch.autograd.grad(aim, self.weights)
+            total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+            losses_2R[:, places] = torch.stack([own.detach(), kept.detach()])
+        flat = [gradient.flatten() for gradient in total or ()]
+        return torch.cat([*flat, losses_2R.flatten(), losses_2R.new_tensor([float(stop)])])
+
+    def _losses(self, batch: Batch, shard: int, places: list[int]) -> tuple[Tensor, Tensor]:
+        """Both losses of the rows at `places` of a shard, which have one shape."""
+        device, plan = self.family.device, self.plan
+        rows = batch.rows_SR[shard, places]
+        latents = torch.stack([self.examples.latents[row] for row in rows.tolist()]).to(device)
+        noise = torch.stack([batch.noise[shard][place] for place in places]).to(device)
+        t = self.family.training_times(batch.u_SR[shard, places], plan.timestep_sampling).to(device)
+        text = self.examples.conditioning(rows, batch.text_SR[shard, places], device)
+        own = self.family.loss(latents, text, t, noise, min_snr_gamma=plan.min_snr_gamma)
+        if not plan.prior_weight:
+            return own, torch.zeros_like(own)
+        plain = self.examples.conditioning(rows, batch.class_SR[shard, places], device)
+        noisy, _ = self.family.noised(latents, t, noise)
+        is_own = (rows < self.examples.num_own).to(device)
+        return own, _distance_to_base(self.family, noisy.to(self.family.dtype), t, plain) * is_own
 
     def _update(self, gradient_K: Tensor) -> float:
         """Clip, step, average. The same on every worker, bit for bit."""
@@ -206,8 +202,18 @@ class Trainer:
         torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - decay)
         return float(norm)
 
-    def _must_be_finite(self, losses_SR: Tensor, gradient_SK: Tensor, batch: Batch) -> None:
-        bad_SR = ~torch.isfinite(losses_SR).cpu()
+    def _validate_if_due(self) -> float | None:
+        """Look at the held-out pictures with the averaged weights, every so often and after the last step."""
+        if self.judge is None or (self.step % self.plan.validate_every and self.step < self.plan.steps):
+            return None
+        with self.averaged():
+            loss = self.judge.loss(self.exchange.rank, self.exchange.num_workers, self.exchange.gather)
+        if self.verdicts.add(self.step, loss):
+            self.best = [average.clone() for average in self.average]
+        return loss
+
+    def _must_be_finite(self, losses_SL: Tensor, gradient_SK: Tensor, batch: Batch) -> None:
+        bad_SR = ~torch.isfinite(losses_SL.unflatten(1, (2, -1))).all(1).cpu()
         if not bad_SR.any() and torch.isfinite(gradient_SK).all():
             return
         rows = batch.rows_SR[bad_SR if bad_SR.any() else torch.ones_like(bad_SR)].tolist()
@@ -220,26 +226,50 @@ class Trainer:
             images=names,
         )
 
-    def _facts(self, losses_SR: Tensor, norm: float, stop: bool) -> StepFacts:
+    def _facts(self, losses_SL: Tensor, norm: float, stop: bool, validation_loss: float | None = None) -> StepFacts:
         own = self.plan.batch_size // self.plan.num_shards
-        prior = float(losses_SR[:, own:].mean()) if self.plan.prior_rows else None
-        rate = self.plan.learning_rate_at(max(0, self.step - 1))
-        return StepFacts(self.step, float(losses_SR[:, :own].mean()), prior, rate, norm, stop)
+        losses_SR, kept_SR = losses_SL.unflatten(1, (2, -1)).unbind(1)
+        return StepFacts(
+            self.step,
+            float(losses_SR[:, :own].mean()),
+            float(losses_SR[:, own:].mean()) if self.plan.prior_rows else None,
+            self.plan.learning_rate_at(max(0, self.step - 1)),
+            norm,
+            stop,
+            float(kept_SR[:, :own].mean()) if self.plan.prior_weight else None,
+            validation_loss,
+        )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The denoiser draws with the averaged weights inside; the trained ones are back afterwards, bit for bit."""
+        with self._having(self.average):
+            yield
+
+    @contextmanager
+    def published(self) -> Iterator[None]:
+        """The same with what is published: the average of the best step, of the last where nothing was judged."""
+        with self._having(self.average if self.best is None else self.best):
+            yield
+
+    @property
+    def published_step(self) -> int:
+        """The step whose average is published."""
+        return self.step if self.verdicts.best is None else self.verdicts.best[0]
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The weights by PEFT key that are published."""
+        with self.published():
+            return lora.extract(self.family.denoiser)
+
+    @contextmanager
+    def _having(self, values: Sequence[Tensor]) -> Iterator[None]:
         trained = [weight.detach().clone() for weight in self.weights]
-        self._put(self.average)
+        self._put(values)
         try:
             yield
         finally:
             self._put(trained)
-
-    def adapter(self) -> dict[str, Tensor]:
-        """The averaged weights by PEFT key: what is published."""
-        with self.averaged():
-            return lora.extract(self.family.denoiser)
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
@@ -249,16 +279,21 @@ class Trainer:
     # checkpoints: safetensors and JSON, never a pickle
 
     def save(self, folder: Path) -> None:
-        """Write all that a later `resume` needs: weights, average, both moments, step, and what they belong to."""
-        moments = [self.optimizer.state.get(weight, {}) for weight in self.weights]
-        tensors: dict[str, Tensor] = {}
-        for name, weight, average, moment in zip(self.names, self.weights, self.average, moments, strict=True):
-            tensors |= {f"weight/{name}": weight.detach(), f"average/{name}": average}
-            tensors |= {f"{kind}/{name}": moment[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in moment}
+        """Write all that a later `resume` needs: weights, averages, optimizer, verdicts, step, and whose they are."""
+        tensors = self._labelled("weight", self.weights) | self._labelled("average", self.average)
+        tensors |= self._labelled("best", self.best or ())
+        kept = optimizers.saved_tensors(self.optimizer, self.named)
+        tensors |= {f"optimizer/{name}": value for name, value in kept.items()}
         safetensors.torch.save_file(
-            {name: value.cpu().contiguous() for name, value in tensors.items()}, folder / _TENSORS
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / _TENSORS
         )
-        (folder / _FACTS).write_text(json.dumps({"step": self.step, "identity": self.identity()}))
+        facts = {
+            "step": self.step,
+            "identity": self.identity(),
+            "validations": self.verdicts.history,
+            "optimizer": optimizers.saved_numbers(self.optimizer),
+        }
+        (folder / _FACTS).write_text(json.dumps(facts))
 
     def resume(self, folder: Path) -> bool:
         """Go on from a checkpoint; False, and nothing is changed, if it belongs to other settings, pictures or base."""
@@ -267,18 +302,43 @@ class Trainer:
             return False
         tensors = safetensors.torch.load_file(folder / _TENSORS, device=str(self.family.device))
         self.step = int(facts["step"])
-        self._put([tensors[f"weight/{name}"] for name in self.names])
-        self.average = [tensors[f"average/{name}"].clone() for name in self.names]
-        for name, weight in zip(self.names, self.weights, strict=True):
-            if f"exp_avg/{name}" in tensors:
-                moments = {kind: tensors[f"{kind}/{name}"].clone() for kind in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[weight] = {"step": torch.tensor(float(self.step)), **moments}
+        self.verdicts.history = [(int(step), float(loss)) for step, loss in facts["validations"]]
+        self._put(self._taken("weight", tensors))
+        self.average = self._taken("average", tensors)
+        self.best = self._taken("best", tensors) if self.verdicts.history else None
+        kept = {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")}
+        optimizers.restore(self.optimizer, self.named, kept, facts["optimizer"])
         return True
 
+    def _labelled(self, kind: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {f"{kind}/{name}": value for name, value in zip(self.named, values, strict=False)}
+
+    def _taken(self, kind: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        return [tensors[f"{kind}/{name}"].clone() for name in self.named]
+
     def identity(self) -> str:
-        """A digest of everything that decides the weights: plan, pictures and captions, base."""
-        parts = [self.plan.identity(), self.examples.digest, self.family.revision, str(self.family.dtype)]
+        """A digest of everything that decides what is published: plan, pictures and captions, base."""
+        judged = self.judge.held_out.digest if self.judge else None
+        parts = [self.plan.identity(), self.examples.digest, judged, self.family.revision, str(self.family.dtype)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _distance_to_base(family: Family, noisy: Tensor, t_B: Tensor, plain: Conditioning) -> Tensor:
+    """[B]: prior preservation without pictures: what the adapter changes where the brand is not named.
+
+    Mean squared error between the predictions with and without the adapter for the same noisy latents and captions
+    without the trigger word; after the prior-preservation loss of Ruiz et al. 2023, eq. 2, with the frozen base's
+    predictions in the place of pictures that it drew.
+    """
+    with torch.no_grad(), frozen_base(family.denoiser):
+        wanted = family.denoise(noisy, t_B, plain)
+    return (family.denoise(noisy, t_B, plain).float() - wanted.float()).pow(2).flatten(1).mean(1)
+
+
+def _checkpoints_gradients(plan: Plan, family: Family) -> bool:
+    if plan.gradient_checkpointing is not None:
+        return plan.gradient_checkpointing
+    return family.device.type == "cuda" and sum(p.numel() for p in family.denoiser.parameters()) > _LARGE_BASE
 
 
 def _sum_in_order(packets_SK: Tensor) -> Tensor:

@@ -8,11 +8,22 @@ from typing import Any
 
 from onbrand.config import FamilyName
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import FamilySpec, Recommended, TargetPreset, TrainingConfig
+from onbrand.families.spec import (
+    FamilySpec,
+    OptimizerName,
+    Recommended,
+    ScheduleName,
+    TargetPreset,
+    TimestepSampling,
+    TrainingConfig,
+)
 
 PLACEHOLDER = "[brand]"
 LONGEST_STRETCH = 100
 """Steps between checkpoints at most, when the owner does not say."""
+NUM_VALIDATIONS = 12
+"""Validations of a run, when the owner does not say: a tenth of its time or less."""
+_PRODIGY_FACTOR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +35,14 @@ class Plan:
         prior_rows: rows of the base's own world added to them (0: none).
         num_shards: a step's rows are cut into so many equal shards, whose gradients are added in order. Workers share
             the shards, so any number of workers that divides them gives the same bits.
-        warmup_steps, floor: learning rate rises over the first, then falls by half a cosine to `floor` of its peak.
+        resolution: of samples, and the largest that is trained at; `more_resolutions` are the others.
+        gradient_checkpointing: None leaves it to the base's size and device. It changes memory, not bits.
+        min_snr_gamma: None: every timestep counts the same.
+        prior_weight: of the error against the frozen base on captions without the trigger word (0: none).
+        held_out: how many pictures judge the run; None leaves it to their number.
+        patience: validations without a new best, after which the run ends; 0: never before its last step.
+        warmup_steps, floor: learning rate rises over the first, then falls to `floor` of its peak (or stays, or falls
+            in a line, by `lr_schedule`).
     """
 
     family: FamilyName
@@ -44,6 +62,17 @@ class Plan:
     checkpoint_every: int
     sample_every: int
     sample_prompts: tuple[str, ...]
+    validate_every: int
+    more_resolutions: tuple[int, ...] = ()
+    optimizer: OptimizerName = "adamw"
+    lr_schedule: ScheduleName = "cosine"
+    gradient_checkpointing: bool | None = None
+    shuffle_captions: bool = False
+    min_snr_gamma: float | None = 5.0
+    timestep_sampling: TimestepSampling | None = None
+    prior_weight: float = 0.0
+    held_out: int | None = None
+    patience: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
@@ -54,15 +83,23 @@ class Plan:
     def num_rows(self) -> int:
         return self.batch_size + self.prior_rows
 
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return (*self.more_resolutions, self.resolution)
+
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a half cosine (Loshchilov & Hutter 2017, eq. 5) down to `floor`. Steps count from 0."""
-        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        """Linear warm-up, then a half cosine (Loshchilov & Hutter 2017, eq. 5) or a line down to `floor`, or neither.
+
+        Steps count from 0.
+        """
+        gone = min(1.0, step / self.steps)
+        falling = {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}
         rising = min(1.0, (step + 1) / self.warmup_steps)
-        return self.learning_rate * rising * (self.floor + (1 - self.floor) * falling)
+        return self.learning_rate * rising * (self.floor + (1 - self.floor) * falling[self.lr_schedule])
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it: not the number of workers, nor what is shown."""
-        shown = {"num_workers", "checkpoint_every", "sample_every", "sample_prompts"}
+        shown = {"num_workers", "checkpoint_every", "sample_every", "sample_prompts", "gradient_checkpointing"}
         return {name: value for name, value in asdict(self).items() if name not in shown}
 
 
@@ -80,15 +117,16 @@ def make_plan(
         return next(wish for wish in wishes if wish is not None)
 
     steps, batch_size = chosen("steps"), chosen("batch_size")
-    resolution = config.resolution or recommended.training.resolution or recommended.resolution or chosen("resolution")
+    resolution = config.resolution or recommended.training.resolution or recommended.resolution
     spec.must_be_size(resolution, "resolution")
+    said = config.resolution or recommended.training.resolution
     num_workers = _workers(config.num_workers, train_workers, batch_size)
-    num_shards = _shards(num_workers, batch_size)
+    num_shards = _shards(num_workers, config.accumulation, batch_size)
     trigger_word = config.trigger_word or brand_id
     return Plan(
         family=spec.name,
         steps=steps,
-        learning_rate=chosen("learning_rate"),
+        learning_rate=_learning_rate(config, chosen("learning_rate")),
         rank=chosen("rank"),
         targets=chosen("targets"),
         resolution=resolution,
@@ -103,8 +141,24 @@ def make_plan(
         checkpoint_every=config.checkpoint_every or min(LONGEST_STRETCH, math.ceil(steps / 4)),
         sample_every=config.sample_every or math.ceil(steps / 2),
         sample_prompts=tuple(prompt.replace(PLACEHOLDER, trigger_word) for prompt in config.sample_prompts),
+        validate_every=config.validate_every or math.ceil(steps / NUM_VALIDATIONS),
+        more_resolutions=() if said else tuple(side for side in spec.recipe.more_resolutions if side < resolution),
+        optimizer=config.optimizer,
+        lr_schedule=config.lr_schedule,
+        gradient_checkpointing=config.gradient_checkpointing,
+        shuffle_captions=config.shuffle_captions,
+        min_snr_gamma=config.min_snr_gamma or None,
+        timestep_sampling=config.timestep_sampling,
+        prior_weight=config.prior_weight,
+        held_out=config.held_out,
+        patience=config.patience,
         warmup_steps=max(1, min(20, steps // 10)),
     )
+
+
+def _learning_rate(config: TrainingConfig, usual: float) -> float:
+    """Prodigy's is a factor of the step size that it finds: other optimizers' advice means nothing to it."""
+    return (config.learning_rate or _PRODIGY_FACTOR) if config.optimizer == "prodigy" else usual
 
 
 def _workers(asked: int | None, usual: int, batch_size: int) -> int:
@@ -116,9 +170,17 @@ def _workers(asked: int | None, usual: int, batch_size: int) -> int:
     return asked or max(number for number in range(1, usual + 1) if batch_size % number == 0)
 
 
-def _shards(num_workers: int, batch_size: int) -> int:
-    """Two where one or two workers run and the batch is even, so that those two runs are the same to the bit."""
-    return 2 if num_workers == 1 and batch_size % 2 == 0 else num_workers
+def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
+    """What accumulation says; else two where one worker runs and the batch is even, so that a run of one worker and
+    one of two are the same to the bit."""
+    if accumulation is None:
+        return 2 if num_workers == 1 and batch_size % 2 == 0 else num_workers
+    if batch_size % (num_workers * accumulation):
+        raise InvalidInput(
+            f"accumulation times workers ({accumulation} x {num_workers}) must divide batch_size ({batch_size})",
+            param="training_config.accumulation",
+        )
+    return num_workers * accumulation
 
 
 def _prior_rows(batch_size: int, num_shards: int) -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from torch import Tensor
 
 from onbrand.errors import Canceled, NotFound, OnbrandError
-from onbrand.families.family import load_family
+from onbrand.families.family import Family, load_family
 from onbrand.system_client import SystemClient, TrainingSpec
-from onbrand.training import dataset, samples
+from onbrand.training import dataset, memorisation, samples
+from onbrand.training.cache import DiskCache, prune
+from onbrand.training.dataset import Examples, Wording
 from onbrand.training.export import export
 from onbrand.training.heartbeat import Heartbeat
 from onbrand.training.loop import Alone, Exchange, ProcessGroup, StepFacts, Trainer, must_share
@@ -26,7 +30,13 @@ _LAST_PERCENT = 99
 
 
 class Run:
-    """One worker's part of one run. `heartbeat` is rank 0's, who alone speaks to the platform."""
+    """One worker's part of one run.
+
+    Args:
+        folder: the base's.
+        cache: the folder of what was encoded before, on this node.
+        heartbeat: rank 0's, who alone speaks to the platform.
+    """
 
     def __init__(
         self,
@@ -34,24 +44,40 @@ class Run:
         spec: TrainingSpec,
         plan: Plan,
         folder: Path,
+        cache: Path,
         num_workers: int,
         heartbeat: Heartbeat | None,
     ) -> None:
         must_share(plan, num_workers)
         self.client, self.spec, self.plan, self.folder, self.heartbeat = client, spec, plan, folder, heartbeat
-        self.pictures = dataset.read_pictures(client, spec.assets)
-        self.prompts = samples.sample_prompts(plan.sample_prompts, [picture.caption for picture in self.pictures])
-        self.trainer = self._trainer(ProcessGroup() if num_workers > 1 else Alone())
+        self.prompts = samples.sample_prompts(plan.sample_prompts, [asset.caption for asset in spec.assets])
+        self.trainer = self._trainer(cache, ProcessGroup() if num_workers > 1 else Alone())
         self.losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
+        self.likeness: dict[str, Any] | None = None
         self.began, self.began_at_step = time.monotonic(), 0
 
-    def _trainer(self, exchange: Exchange) -> Trainer:
+    def _trainer(self, cache: Path, exchange: Exchange) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         family = load_family(self.plan.family, self.folder, dtype=dtype, device=device)
-        prior = dataset.prior_pictures(self.plan.trigger_word) if self.plan.prior_rows else []
-        examples = dataset.encode(family, self.pictures, self.plan.resolution, prior)
-        return Trainer(family, self.plan, examples, exchange)
+        prune(cache)
+        disk = DiskCache(cache, self.spec.brand_id, family.revision, str(dtype))
+        examples, held_out = self._examples(family, disk)
+        return Trainer(family, self.plan, examples, exchange, held_out)
+
+    def _examples(self, family: Family, cache: DiskCache) -> tuple[Examples, Examples | None]:
+        """What is trained on, and what judges it, if there are enough pictures."""
+        plan, assets = self.plan, self.spec.assets
+        captions, names = [asset.caption for asset in assets], [asset.id for asset in assets]
+        places = dataset.held_out(captions, names, plan.held_out, plan.seed)
+        judging = [assets[place] for place in places]
+        trained = [asset for asset in assets if asset not in judging]
+        prior = dataset.prior_pictures(plan.trigger_word) if plan.prior_rows else []
+        wording = Wording(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
+        read = partial(dataset.read_pictures, self.client)
+        examples = dataset.encode(family, read(trained), plan.resolutions, prior, wording, cache)
+        held = dataset.encode(family, read(judging), plan.resolution, cache=cache) if judging else None
+        return examples, held
 
     def train(self) -> None:
         """All steps that are left. Raises Canceled (or NotFound, if the job is gone) when told to stop."""
@@ -60,8 +86,8 @@ class Run:
             facts = self.trainer.train_step(stop=self.heartbeat is not None and self.heartbeat.stop)
             if facts.stop:
                 raise self._why_stopped()
-            self._tell(facts)
             self._sample_if_due()
+            self._tell(facts)
             self._checkpoint_if_due()
 
     def _why_stopped(self) -> OnbrandError:
@@ -82,8 +108,30 @@ class Run:
     def _sample_if_due(self) -> None:
         if self.heartbeat is None or not self._is_due(self.plan.sample_every):
             return
-        for number, picture in enumerate(samples.draw_samples(self.trainer, self.prompts)):
-            self.client.add_sample(self.trainer.step, number, picture)
+        pictures = samples.draw_samples(self.trainer, self.prompts)
+        for number, picture in enumerate(pictures):
+            self.client.add_sample(self.trainer.step, number, samples.png(picture))
+        self.likeness = self._likeness(list(pictures * 2 - 1))
+
+    def _likeness(self, pictures: list[Tensor]) -> dict[str, Any] | None:
+        """The sample that is nearest to a picture it was trained on, and a warning if it is a copy."""
+        found = memorisation.most_copied(pictures, self.trainer.examples.thumbs_P3SS)
+        if found is None:
+            return None
+        number, likeness = found
+        nearest = list(dict.fromkeys(self.trainer.examples.names))[likeness.row]
+        facts = {
+            "step": self.trainer.step,
+            "sample": number,
+            "nearest_asset": nearest,
+            "distance": round(likeness.distance, 4),
+        }
+        if likeness.is_copy:
+            facts["warning"] = (
+                f"sample {number} is nearly a copy of the picture {nearest}: the adapter learns it by heart. "
+                "Give it more and more different pictures, fewer steps or a lower rank"
+            )
+        return facts
 
     def _checkpoint_if_due(self) -> None:
         """`report` is a barrier over all workers that waits for the controller: at checkpoints only, never per step."""
@@ -118,14 +166,26 @@ class Run:
             "samples_per_s": round(self.plan.batch_size / per_step, 3),
             "eta_seconds": round(per_step * (self.plan.steps - facts.step), 1),
             "resumed_at_step": self.began_at_step or None,
+            "kept_loss": None if facts.kept_loss is None else round(facts.kept_loss, 6),
+            **self._verdict(),
         }
         return {name: value for name, value in known.items() if value is not None}
 
+    def _verdict(self) -> dict[str, Any]:
+        """What the held-out pictures and the samples say."""
+        verdicts = self.trainer.verdicts
+        told: dict[str, Any] = {"memorisation": self.likeness}
+        if verdicts.best is not None:
+            step, loss = verdicts.best
+            told |= {"best_step": step, "best_validation_loss": round(loss, 6)}
+            told |= {"validation_loss": round(verdicts.history[-1][1], 6), "validated_at_step": verdicts.history[-1][0]}
+        return told
+
     def prove(self) -> bytes:
-        """The adapter's file, proved against plain diffusers."""
+        """The adapter's file, of the best step, proved against plain diffusers."""
         prompt = self.prompts[0] if self.prompts else self.plan.trigger_word
         title = f"{self.spec.brand_id} {self.plan.family} LoRA"
-        with self.trainer.averaged():
+        with self.trainer.published():
             return export(self.trainer.family, self.folder, self.plan, self.trainer.adapter(), prompt, title).data
 
     def publish(self, data: bytes) -> None:
@@ -133,7 +193,9 @@ class Run:
         if self.heartbeat is not None and self.heartbeat.stop:
             raise self._why_stopped()
         plan = self.plan
-        metrics = {"steps": plan.steps} | ({"loss": self._mean_loss()} if self.losses else {})
+        metrics: dict[str, Any] = {"steps": self.trainer.step, "published_step": self.trainer.published_step}
+        metrics |= {"loss": self._mean_loss()} if self.losses else {}
+        metrics |= {name: value for name, value in self._verdict().items() if value is not None}
         facts = {
             "rank": plan.rank,
             "trigger_word": plan.trigger_word.replace(PLACEHOLDER, self.spec.brand_id),

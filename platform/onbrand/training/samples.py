@@ -20,16 +20,16 @@ def sample_prompts(wishes: Sequence[str], captions: Sequence[str]) -> tuple[str,
     return tuple(wishes) or tuple(dict.fromkeys(captions))[:NUM_PROMPTS]
 
 
-def draw_samples(trainer: Trainer, prompts: Sequence[str]) -> list[bytes]:
-    """One PNG per prompt; picture i always has the seed of the job plus i."""
+def draw_samples(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
+    """[P, 3, H, W] in 0..1, one per prompt; picture i always has the seed of the job plus i."""
     plan = trainer.plan
     seeds = [plan.seed + number for number in range(len(prompts))]
     with trainer.averaged():
-        pictures = draw(trainer.family, prompts, seeds, height=plan.resolution, width=plan.resolution)
-    return [_png(picture) for picture in pictures]
+        return draw(trainer.family, prompts, seeds, height=plan.resolution, width=plan.resolution)
 
 
-def _png(picture_CHW: Tensor) -> bytes:
+def png(picture_CHW: Tensor) -> bytes:
+    """The picture (0..1) as a file."""
     pixels = (picture_CHW * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")

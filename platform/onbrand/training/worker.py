@@ -95,7 +95,7 @@ def _train(settings: Settings, client: SystemClient, tickets: TicketSource) -> N
         from onbrand.training.run import Run  # loads diffusers: the row says `training` meanwhile
 
         plan, folder = read_plan(settings, spec)
-        run = Run(client, spec, plan, folder, context.get_world_size(), heartbeat)
+        run = Run(client, spec, plan, folder, settings.encoded_folder, context.get_world_size(), heartbeat)
         run.train()
         proof = run.prove() if heartbeat else None
     if proof:

@@ -127,4 +127,6 @@ def job_environment(settings: Settings) -> dict[str, str]:
         "ONBRAND_S3_ENDPOINT": settings.s3_endpoint,
     }
     known |= {f"ONBRAND_BASES__{family}": base for family, base in settings.bases.items()}
+    limits = settings.limits.model_dump(exclude_defaults=True)
+    known |= {f"ONBRAND_LIMITS__{name.upper()}": value for name, value in limits.items()}
     return {name: str(value) for name, value in known.items() if value is not None}

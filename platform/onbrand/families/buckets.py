@@ -1,0 +1,91 @@
+"""Aspect-ratio buckets: which size a picture is trained at, and what of it is kept. Free of torch and of pictures.
+
+After the buckets of NovelAI (2022) and of kohya's trainers: many shapes of about the same area, so that little is
+cropped away and nothing is enlarged. Sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+from onbrand.errors import InvalidInput
+from onbrand.families.spec import FamilySpec
+
+FULL_STEP, FULL_SIDE = 64, 512
+"""Sides are multiples of 64 pixels for a base of at least 512 pixels; of proportionally less for a smaller base."""
+_LEAST_PART = 4
+"""The least side of a bucket is this part of the resolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """How a picture becomes one of its bucket: scaled, then cut about its middle.
+
+    Args:
+        original: the picture's own size.
+        size: the bucket.
+        top, left: where the bucket begins in the scaled picture.
+    """
+
+    original: tuple[int, int]
+    size: tuple[int, int]
+    top: int
+    left: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """SDXL's six numbers: original size, crop, target size (Podell et al. 2023, sec. 2.2)."""
+        return (*self.original, self.top, self.left, *self.size)
+
+
+def is_full_size(base_resolution: int) -> bool:
+    """Whether a base that draws at `base_resolution` is of its family's real size, not a tiny flavour."""
+    return base_resolution >= FULL_SIDE
+
+
+def bucket_step(spec: FamilySpec, base_resolution: int) -> int:
+    """What sides of buckets are multiples of, for a base that draws at `base_resolution`."""
+    wanted = FULL_STEP * min(base_resolution, FULL_SIDE) / FULL_SIDE
+    return max(1, math.ceil(wanted / spec.size_multiple)) * spec.size_multiple
+
+
+def smallest_side(resolution: int, step: int) -> int:
+    """The least side that a picture may have to be trained at `resolution`."""
+    return max(step, resolution // _LEAST_PART // step * step)
+
+
+@cache
+def buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
+    """All sizes whose area is at most resolution^2 and nearly that, up to four times as long as wide."""
+    area, sizes = resolution * resolution, set()
+    for short in range(max(step, resolution // 2 // step * step), resolution + 1, step):
+        long = min(2 * resolution, area // short) // step * step
+        sizes |= {(short, long), (long, short)}
+    return tuple(sorted(size for size in sizes if min(size) > 0))
+
+
+def crop_of(height: int, width: int, resolution: int, step: int, name: str = "the picture") -> Crop:
+    """The bucket with the nearest shape, made smaller where the picture is: nothing is ever enlarged.
+
+    Raises:
+        InvalidInput: a side is less than `smallest_side`; the message names the picture.
+    """
+    least = smallest_side(resolution, step)
+    if min(height, width) < least:
+        raise InvalidInput(
+            f"{name} is {width} x {height} pixels; training at {resolution} needs at least {least} on each side: "
+            "upload a larger one, or choose a lower resolution",
+            param="training_asset_ids",
+        )
+    target = min(buckets(resolution, step), key=lambda size: _misfit(size, height / width))
+    size = (min(target[0], height // step * step), min(target[1], width // step * step))
+    scale = max(size[0] / height, size[1] / width)
+    top, left = ((round(side * scale) - kept) // 2 for side, kept in zip((height, width), size, strict=True))
+    return Crop((height, width), size, max(0, top), max(0, left))
+
+
+def _misfit(size: tuple[int, int], shape: float) -> tuple[float, int, int]:
+    """How far a bucket's shape is from `shape`; of equally far ones the larger, then the longer comes first."""
+    return round(abs(math.log(size[0] / size[1] / shape)), 9), -size[0] * size[1], -max(size)

@@ -1,0 +1,105 @@
+"""LoRA files of other trainers: taken as they are, kept apart, and made into a model by a job that trains nothing.
+
+The web tier knows no torch: a child looks at names, shapes and values (`storage.weights`), the job's own process on the
+cluster converts and proves (`onbrand.training.importing`). What was sent is never served, and goes when the job ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Mapping
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict
+
+from onbrand.brand import Ticket
+from onbrand.db.session import Session
+from onbrand.errors import Conflict, InvalidInput, NotFound
+from onbrand.services.brands import record
+from onbrand.services.jobs import ENDED, IMPORT_KEY, TrainingJob, checked_config, insert_job, must_be_name
+from onbrand.services.rows import must_be_there
+from onbrand.storage.layout import import_file
+from onbrand.storage.store import BrandStore
+
+IMPORT_BYTES_MAX = 512 * 2**20
+"""What is sent in one request and read into memory once."""
+
+
+class NewImport(BaseModel):
+    """What a member says of the file.
+
+    Args:
+        trigger_word: what stands for ``[brand]`` in prompts; None: the brand's id.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_type: str
+    trigger_word: str | None = None
+    name: str | None = None
+
+
+def is_import(config: Mapping[str, Any]) -> bool:
+    """Whether a job with this configuration brings a file instead of training one."""
+    return IMPORT_KEY in config
+
+
+def must_be_importable(new: NewImport, served: Container[str]) -> dict[str, Any]:
+    """What is kept of it in the job's configuration. Raises InvalidInput naming the field."""
+    said = {} if new.trigger_word is None else {"trigger_word": new.trigger_word}
+    checked_config(new.model_type, said)
+    if new.model_type not in served:
+        raise InvalidInput(f"{new.model_type} is not served here", param="model_type")
+    return said
+
+
+async def create_import(
+    session: Session,
+    store: BrandStore,
+    brand_id: str,
+    user_id: str,
+    new: NewImport,
+    data: bytes,
+    served: Container[str],
+) -> TrainingJob:
+    """A pending job that will make `data`, which a child has looked at, the brand's next version.
+
+    Raises:
+        InvalidInput: a field is out of bounds.
+        NotFound: not the caller's brand.
+    """
+    said = must_be_importable(new, served)
+    name = must_be_name(new.name if new.name is not None else f"{new.model_type} import")
+    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    config = said | {IMPORT_KEY: {"sha256": digest, "bytes": len(data)}}
+    job = await insert_job(session, brand_id, user_id, name, new.model_type, config, [], "ray")
+    key = import_file(brand_id, job.id)
+    session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
+    await anyio.to_thread.run_sync(store.write, key, data, "application/octet-stream")
+    await record(session, brand_id, "model.import", {"job_id": job.id, "sha256": digest, "bytes": len(data)})
+    return job
+
+
+async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> bytes:
+    """The file of the ticket's job, as it was sent. Raises NotFound (it brings none), Conflict (it has ended)."""
+    row = await session.maybe(
+        "select status, training_config from app.lora_training_jobs where brand_id = %s and id = %s",
+        [ticket.brand_id, ticket.job_id],
+    )
+    job = must_be_there(row, "training job")
+    if job["status"] in ENDED:
+        raise Conflict(f"the job is {job['status']} already")
+    if not is_import(job["training_config"]):
+        raise NotFound("this job brings no file")
+    data = await anyio.to_thread.run_sync(store.read, import_file(ticket.brand_id, ticket.job_id))
+    if hashlib.sha256(data).hexdigest() != job["training_config"][IMPORT_KEY]["sha256"]:
+        raise NotFound("the file is not the one that was sent")
+    return data
+
+
+async def drop_import(store: BrandStore, ticket: Ticket, config: Mapping[str, Any]) -> None:
+    """The job has ended: what was sent goes. Nothing happens for a job that trained."""
+    if is_import(config):
+        await anyio.to_thread.run_sync(store.delete, import_file(ticket.brand_id, ticket.job_id))

@@ -1,0 +1,75 @@
+"""What a checking child may say, and of which form: it is bounded here, for a child is not trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onbrand.storage.findings import PictureFormat
+
+_MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
+_Side = Annotated[int, Field(ge=1, le=2**20)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Answer(BaseModel):
+    """What a child may say."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    def fits(self, given: bytes) -> bool:
+        """Whether the bytes that came along are of the type that is said of them."""
+        return True
+
+
+class PictureSaid(Answer):
+    content_type: Literal["image/png", "image/jpeg", "image/webp"]
+    width: _Side
+    height: _Side
+
+    def fits(self, given: bytes) -> bool:
+        return given.startswith(_MAGIC[self.content_type])
+
+
+class FactsSaid(PictureSaid):
+    format: PictureFormat
+
+    def fits(self, given: bytes) -> bool:
+        return not given
+
+
+class FeaturesSaid(Answer):
+    width: _Side
+    height: _Side
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dhash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    colours: Annotated[str, Field(pattern=r"^[0-9a-f]{384}$")]
+    sides: Annotated[list[_Side], Field(min_length=1, max_length=12)]
+    sharpness: Annotated[list[Annotated[float, Field(ge=0, le=64)]], Field(min_length=1, max_length=12)]
+    contrast: _Share
+    opaque: _Share
+    visible: _Share
+
+    def fits(self, given: bytes) -> bool:
+        return not given and len(self.sides) == len(self.sharpness) and self.sides == sorted(set(self.sides))
+
+
+class PackedSaid(Answer):
+    filename: Annotated[str, Field(min_length=1, max_length=300)]
+    caption: Annotated[str, Field(max_length=100_000)] | None
+
+
+class PdfSaid(Answer):
+    num_pages: Annotated[int, Field(ge=1, le=100_000)]
+
+    def fits(self, given: bytes) -> bool:
+        return given.startswith(b"%PDF-")
+
+
+class MarkdownSaid(Answer):
+    num_pages: None
+
+
+class WeightsSaid(Answer):
+    num_tensors: Annotated[int, Field(ge=1, le=10**6)]

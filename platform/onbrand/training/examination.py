@@ -1,0 +1,55 @@
+"""Every job's pictures and captions are examined before it takes a GPU: errors end it, warnings are kept in its row."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Protocol
+
+from onbrand.config import Limits
+from onbrand.families.buckets import smallest_side
+from onbrand.services import doctor
+from onbrand.services.doctor import Aim, Finding, Patient
+from onbrand.storage.checking import Checker
+from onbrand.system_client import TrainingSpec
+from onbrand.training.recipes import Plan
+
+FINDINGS_KEPT = 600
+"""Errors come first, so what is left out are warnings; a report has a limit."""
+
+
+class Line(Protocol):
+    """What the examination asks of the platform: `onbrand.system_client.SystemClient`."""
+
+    def read_asset(self, asset_id: str) -> bytes: ...
+    def report_findings(self, findings: list[dict[str, Any]]) -> object: ...
+
+
+def must_be_fit_to_train(client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int) -> None:
+    """Examine the job's data in children, and keep what is found in its row.
+
+    Args:
+        step: what sides of the plan's buckets are multiples of (`families.buckets.bucket_step`).
+
+    Raises:
+        DataRefused: a finding is an error; the message names files, reasons and remedies.
+        Unavailable, StorageError, TicketRefused: nothing is said about the data.
+    """
+    findings = examine_data(client, spec, plan, limits, step)
+    client.report_findings([finding.model_dump(mode="json") for finding in findings[:FINDINGS_KEPT]])
+    doctor.must_be_fit(findings)
+
+
+def examine_data(client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int) -> list[Finding]:
+    """What the data doctor says of this job's pictures, one of which is in memory at a time."""
+    aim = Aim(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step))
+    with Checker(limits, has_spares=False) as checker:
+        reader = checker.of(spec.brand_id)
+        examined = [
+            doctor.measure(
+                reader,
+                Patient(asset.id, asset.file, asset.caption, asset.sha256),
+                partial(client.read_asset, asset.id),
+            )
+            for asset in spec.assets
+        ]
+    return doctor.examine(examined, aim)

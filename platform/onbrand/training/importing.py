@@ -1,0 +1,139 @@
+"""A LoRA file of another trainer becomes the brand's next version: converted, proved against the original, published.
+
+A job like a training, but for what is done: the same ticket, queue, row and end. No Ray Train, for there is no loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from onbrand.config import Settings
+from onbrand.errors import AdapterRefused, Canceled, Conflict, NotFound, OnbrandError
+from onbrand.families import lora
+from onbrand.families.bases import base_folder, base_source, s3_access
+from onbrand.families.family import Family, load_family
+from onbrand.families.foreign import FileKind, attached, read_foreign
+from onbrand.safetensors_header import must_be_plain_safetensors
+from onbrand.system_client import SystemClient, TrainingSpec
+from onbrand.training.export import (
+    Label,
+    diffusers_picture,
+    header,
+    load_into,
+    must_be_same_pictures,
+    must_be_same_tensors,
+)
+from onbrand.training.heartbeat import Heartbeat
+from onbrand.training.tickets import TicketSource
+from onbrand.training.worker import PASSING, Outcome
+
+_PROOF_SIDE_MAX = 512
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A file that may be published.
+
+    Args:
+        difference: largest difference of a pixel (0..1) between diffusers' pictures with the original and with this.
+    """
+
+    data: bytes = field(repr=False)
+    rank: int
+    kind: FileKind
+    num_layers: int
+    difference: float
+
+
+def import_adapter(data: bytes, family: Family, trigger_word: str, title: str) -> Imported:
+    """Make another trainer's file ours.
+
+    The original, as diffusers' own loader applies it, and the file that is to be published draw the same picture, or
+    nothing is published. The family is as before afterwards.
+
+    Raises:
+        AdapterRefused: the file is none that can be served on this base (`families.foreign`).
+        TrainingFailed: what was made of it is not the same adapter.
+    """
+    side = min(_PROOF_SIDE_MAX, family.recommended.resolution)
+    prompt = f"photo of {trigger_word}"
+    foreign = read_foreign(data, family)
+    with attached(foreign, family) as own:
+        original = diffusers_picture(family.pipeline, family, prompt, 0, side)
+    label = Label(title, trigger_word, own.rank, side)
+    written = lora.serialize(family, own.state, own.rank, own.targets, header(family.spec, label, own.state))
+    must_be_plain_safetensors(written)
+    lora.read_adapter(written, family)
+    try:
+        load_into(family.pipeline, written)
+        must_be_same_tensors(family.denoiser, own.state)
+        published = diffusers_picture(family.pipeline, family, prompt, 0, side)
+    finally:
+        lora.detach(family.denoiser)
+    difference = must_be_same_pictures(original, published, family.dtype)
+    return Imported(written, own.rank, foreign.kind, len(own.state) // 2, difference)
+
+
+def import_worker(tickets: TicketSource) -> Outcome:
+    """What runs on the cluster: fetch the file by ticket, import it, publish it; the row says how it ended."""
+    settings = Settings()
+    with SystemClient(settings.system_url, tickets.newest()) as client:
+        try:
+            return _import(settings, client, tickets)
+        except Canceled:
+            client.canceled()
+            return "canceled"
+        except (NotFound, Conflict):
+            return "gone"
+        except PASSING:
+            raise
+        except OnbrandError as problem:
+            client.fail(problem.code, problem.message)
+            return "failed"
+
+
+def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> Outcome:
+    spec = client.spec()
+    with Heartbeat(client, settings.ticket_seconds / 3, tickets.newest) as heartbeat:
+        family = load_family(spec.model_type, _base(settings, spec), dtype=_dtype(settings), device=_device(settings))
+        imported = import_adapter(_read(client), family, _trigger_word(spec), f"{spec.brand_id} {spec.model_type} LoRA")
+        if heartbeat.gone:
+            raise NotFound("the job is not there any more, or has ended")
+        if heartbeat.stop:
+            raise Canceled("the job was canceled")
+    facts = {
+        "rank": imported.rank,
+        "trigger_word": _trigger_word(spec),
+        "base_revision": family.revision,
+        "metrics": {"imported": imported.kind, "layers": imported.num_layers, "difference": imported.difference},
+    }
+    client.publish(imported.data, facts)
+    return "completed"
+
+
+def _read(client: SystemClient) -> bytes:
+    """The file as it was sent. Raises AdapterRefused when it is gone: an earlier attempt has ended the job then."""
+    try:
+        return client.read_import()
+    except NotFound:
+        raise AdapterRefused("the file to import is gone; import it again") from None
+
+
+def _trigger_word(spec: TrainingSpec) -> str:
+    return str(spec.training_config.get("trigger_word") or spec.brand_id)
+
+
+def _base(settings: Settings, spec: TrainingSpec) -> Path:
+    source = base_source(spec.model_type, settings.bases)
+    return base_folder(spec.model_type, source, storage_options=s3_access(settings))
+
+
+def _device(settings: Settings) -> str:
+    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    return torch.bfloat16 if _device(settings) == "cuda" else torch.float32

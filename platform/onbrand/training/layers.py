@@ -1,0 +1,95 @@
+"""The adapter's layers while they are trained: a linear layer and its LoRA as one operation, and the base without them.
+
+PEFT computes `W x + B(A x) * scale` step by step, each with its own node for the gradient and its own memory. Here it
+is one node that keeps x and A x only. Drawing, and every layer that is not a plain float LoRA of scale 1, stays PEFT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from onbrand.families.lora import ADAPTER
+
+
+class LoraLinear(torch.autograd.Function):
+    """y = W x + b + B A x for rows x; gradients of x, A and B (Hu et al. 2021, eq. 3). W and b are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        rows_NI = x.reshape(-1, x.shape[-1])
+        low_NR = rows_NI @ a.T
+        out_NO = rows_NI @ weight.T if bias is None else torch.addmm(bias, rows_NI, weight.T)
+        out_NO.addmm_(low_NR, b.T)
+        ctx.save_for_backward(rows_NI, low_NR, weight, a, b)
+        return out_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows_NI, low_NR, weight, a, b = ctx.saved_tensors
+        out_NO = gradients[0].reshape(-1, weight.shape[0])
+        low_gradient_NR = out_NO @ b
+        rows_gradient = None
+        if ctx.needs_input_grad[0]:
+            rows_gradient = torch.addmm(out_NO @ weight, low_gradient_NR, a).view(*gradients[0].shape[:-1], -1)
+        return rows_gradient, None, None, low_gradient_NR.T @ rows_NI, out_NO.T @ low_NR
+
+
+def fuse(denoiser: nn.Module) -> int:
+    """Let the attached LoRA's linear layers be one operation each while gradients are wanted; returns how many.
+
+    Detaching the LoRA takes this away with it.
+    """
+    fitting = [layer for layer in _lora_layers(denoiser) if _is_plain(layer)]
+    for layer in fitting:
+        layer.forward = _Fused(layer)  # type: ignore[method-assign, assignment]
+    return len(fitting)
+
+
+@contextmanager
+def frozen_base(denoiser: nn.Module) -> Iterator[None]:
+    """The denoiser as it is without the adapter, inside; nothing is unloaded, and what is trained stays so."""
+    layers = _lora_layers(denoiser)
+    for layer in layers:
+        layer._disable_adapters = True  # PEFT's own switch would also stop gradients, for good
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+class _Fused:
+    """What a layer calls instead of its class's `forward`."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self._plain = layer, type(layer).forward
+        self._base = layer.base_layer
+        self._a, self._b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._layer.disable_adapters or not torch.is_grad_enabled() or args or kwargs:
+            return self._plain(self._layer, x, *args, **kwargs)
+        return LoraLinear.apply(x, self._base.weight, self._base.bias, self._a, self._b)
+
+
+def _lora_layers(denoiser: nn.Module) -> list[Any]:
+    return [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+
+
+def _is_plain(layer: Any) -> bool:
+    """A float32 linear layer with this adapter alone, alpha = rank, and nothing else that PEFT can do."""
+    base = layer.base_layer
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and list(layer.lora_A) == [ADAPTER]
+        and layer.scaling[ADAPTER] == 1.0
+        and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
+        and not layer.lora_variant
+    )

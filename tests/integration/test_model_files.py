@@ -1,0 +1,83 @@
+"""A model's file over HTTP: the published one by a link, and the same adapter under kohya's names at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import onbrand.client as sdk
+from onbrand.storage.layout import Key
+from tests.conftest import BrandOfPeople, MakeBrand
+from tests.ingress import Platform, weights
+
+
+@pytest.fixture(scope="module")
+async def acme(platform: Platform, make_brand: MakeBrand, pictures: Any) -> BrandOfPeople:
+    """A brand with one model, sd15-lora-v1."""
+    brand = await make_brand("files")
+    await platform.train(brand, pictures(1))
+    return brand
+
+
+def is_the_same_adapter(kohya: bytes, brand_id: str) -> bool:
+    published, found = safetensors.numpy.load(weights(brand_id)), safetensors.numpy.load(kohya)
+    return (
+        sorted(found) == [f"lora_unet_mid.{part}" for part in ("alpha", "lora_down.weight", "lora_up.weight")]
+        and np.array_equal(found["lora_unet_mid.lora_down.weight"], published["unet.mid.lora_A.weight"])
+        and np.array_equal(found["lora_unet_mid.lora_up.weight"], published["unet.mid.lora_B.weight"])
+        and found["lora_unet_mid.alpha"] == 4
+    )
+
+
+async def test_kohyas_format_comes_at_once_as_a_file_and_is_recorded(platform: Platform, acme: BrandOfPeople) -> None:
+    async with platform.client(acme.member) as client:
+        answer = await client.get(f"/v1/brands/{acme.id}/models/sd15-lora-v1/download?format=kohya")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/octet-stream")
+    assert answer.headers["content-disposition"] == 'attachment; filename="sd15-lora-v1-kohya.safetensors"'
+    assert is_the_same_adapter(answer.content, acme.id)
+    async with platform.client(acme.admin) as admin:
+        line = (await admin.get(f"/v1/brands/{acme.id}/audit-events")).json()["data"][0]
+    assert (line["action"], line["detail"]["format"], line["user_id"]) == (
+        "model.download",
+        "kohya",
+        acme.member.user_id,
+    )
+
+
+async def test_a_format_that_is_none_is_refused_by_name(platform: Platform, acme: BrandOfPeople) -> None:
+    async with platform.client(acme.member) as client:
+        answer = await client.get(f"/v1/brands/{acme.id}/models/sd15-lora-v1/download?format=pickle")
+    assert (answer.status_code, answer.json()["param"]) == (422, "format")
+
+
+async def test_another_brand_hears_of_no_such_model(platform: Platform, acme: BrandOfPeople, make_brand: Any) -> None:
+    other = await make_brand("other")
+    async with platform.client(other.member) as client:
+        answer = await client.get(f"/v1/brands/{acme.id}/models/sd15-lora-v1/download?format=kohya")
+    assert answer.status_code == 404
+
+
+async def test_bytes_that_were_changed_in_the_store_are_not_handed_out(
+    platform: Platform, make_brand: MakeBrand, pictures: Any
+) -> None:
+    brand = await make_brand("changed")
+    await platform.train(brand, pictures(1))
+    key = Key("models", f"{brand.id}/sd15-lora-v1.safetensors")
+    await asyncio.to_thread(platform.store.brand(brand.id).write, key, weights("other"))
+    async with platform.client(brand.member) as client:
+        answer = await client.get(f"/v1/brands/{brand.id}/models/sd15-lora-v1/download?format=kohya")
+    assert (answer.status_code, answer.json()["code"]) == (422, "adapter_refused")
+
+
+async def test_the_sdk_saves_both(platform: Platform, acme: BrandOfPeople, tmp_path: Path) -> None:
+    with sdk.Onbrand(platform.url, platform.token(acme.member), max_retries=0) as person:
+        model = await asyncio.to_thread(person.models.get, acme.id, "sd15-lora-v1")
+        paths = [await asyncio.to_thread(model.download, tmp_path, form) for form in ("diffusers", "kohya")]
+    assert [path.name for path in paths] == ["sd15-lora-v1.safetensors", "sd15-lora-v1-kohya.safetensors"]
+    assert paths[0].read_bytes() == weights(acme.id)
+    assert is_the_same_adapter(paths[1].read_bytes(), acme.id)

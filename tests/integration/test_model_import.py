@@ -1,0 +1,217 @@
+"""Importing another trainer's file: taken or refused at the door, made a model by its job, and nothing left of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+import safetensors.torch
+import torch
+
+import onbrand.client as sdk
+from onbrand.config import Settings
+from onbrand.errors import NotFound
+from onbrand.families.bases import base_source
+from onbrand.families.family import load_family
+from onbrand.families.kohya import kohya_file
+from onbrand.storage.layout import import_file
+from onbrand.system_client import Heard, PublishedModel, TrainingSpec
+from onbrand.training import importing
+from tests.conftest import BrandOfPeople, MakeBrand
+from tests.ingress import Platform, weights
+from tests.numerics.bases import adapter_bytes, family_of
+
+
+@pytest.fixture(scope="module")
+async def acme(make_brand: MakeBrand) -> BrandOfPeople:
+    return await make_brand("importing")
+
+
+@pytest.fixture(scope="module")
+def kohya() -> bytes:
+    return b"".join(kohya_file(adapter_bytes(family_of("sd15"), 2, 0, "attention"), "sd15"))
+
+
+async def send(platform: Platform, brand: BrandOfPeople, data: bytes, **fields: str) -> httpx.Response:
+    async with platform.client(brand.member) as client:
+        form = {"model_type": "sd15"} | fields
+        files = {"file": ("a.safetensors", data)}
+        return await client.post(f"/v1/brands/{brand.id}/models:import", data=form, files=files)
+
+
+async def exists(platform: Platform, brand: BrandOfPeople, job_id: str) -> bool:
+    return await asyncio.to_thread(platform.store.brand(brand.id).exists, import_file(brand.id, job_id))
+
+
+async def test_a_file_becomes_a_model_by_its_job_and_is_gone_then(
+    platform: Platform, acme: BrandOfPeople, kohya: bytes
+) -> None:
+    answer = await send(platform, acme, kohya, trigger_word="zilgo")
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert (job["status"], job["training_asset_ids"], job["training_config"]["import"]["bytes"]) == (
+        "pending",
+        [],
+        len(kohya),
+    )
+    async with platform.system(acme.ticket(job["id"])) as worker:
+        assert await worker.read_import() == kohya
+        family = load_family("sd15", base_source("sd15", {}))
+        made = importing.import_adapter(await worker.read_import(), family, "zilgo", "a title")
+        facts = {"rank": made.rank, "trigger_word": "zilgo", "base_revision": family.revision, "metrics": {}}
+        model = await worker.publish(made.data, facts)
+    async with platform.client(acme.member) as client:
+        done = (await client.get(f"/v1/brands/{acme.id}/training-jobs/{job['id']}")).json()
+        found = (await client.get(f"/v1/brands/{acme.id}/models/{model.id}")).json()
+    assert (done["status"], found["rank"], found["trigger_word"]) == ("completed", 2, "zilgo")
+    assert not await exists(platform, acme, job["id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors | {"lora_unet_x.dora_scale": torch.ones(2)}, "DoRA"),
+        (lambda tensors: tensors | {"lora_te_x.lora_down.weight": torch.ones(2, 2)}, "text encoder"),
+        (lambda tensors: dict(sorted(tensors.items())[2:]), "for every layer"),
+        (lambda tensors: {key: value * float("inf") for key, value in tensors.items()}, "not finite"),
+    ],
+)
+async def test_a_file_that_cannot_be_served_is_refused_at_the_door_and_nothing_is_created(
+    platform: Platform, make_brand: MakeBrand, kohya: bytes, change: Any, why: str
+) -> None:
+    brand = await make_brand("refused")
+    answer = await send(platform, brand, safetensors.torch.save(change(safetensors.torch.load(kohya))))
+    assert (answer.status_code, answer.json()["code"]) == (422, "adapter_refused")
+    assert why in answer.json()["detail"]
+    async with platform.client(brand.member) as client:
+        assert (await client.get(f"/v1/brands/{brand.id}/training-jobs")).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model_type": "sd99"}, "model_type"),
+        ({"trigger_word": "!"}, "training_config.trigger_word"),
+        ({"colour": "red"}, "colour"),
+        ({"name": " "}, "name"),
+    ],
+)
+async def test_a_field_that_is_wrong_is_named(
+    platform: Platform, acme: BrandOfPeople, fields: dict[str, str], param: str
+) -> None:
+    answer = await send(platform, acme, weights(), **fields)
+    assert (answer.status_code, answer.json()["param"]) == (422, param)
+
+
+async def test_a_failed_import_keeps_nothing_and_cannot_be_retried(
+    platform: Platform, acme: BrandOfPeople, kohya: bytes
+) -> None:
+    job_id = (await send(platform, acme, kohya)).json()["id"]
+    assert await exists(platform, acme, job_id)
+    async with platform.system(acme.ticket(job_id)) as worker:
+        await worker.fail("adapter_refused", "made for another base")
+    assert not await exists(platform, acme, job_id)
+    async with platform.client(acme.member) as client:
+        answer = await client.post(f"/v1/brands/{acme.id}/training-jobs/{job_id}/retry")
+    assert answer.status_code == 409
+    assert "import it again" in answer.json()["detail"]
+
+
+async def test_no_link_opens_what_was_sent(platform: Platform, acme: BrandOfPeople, kohya: bytes) -> None:
+    job_id = (await send(platform, acme, kohya)).json()["id"]
+    with pytest.raises(NotFound):
+        platform.store.brand(acme.id).link(import_file(acme.id, job_id), 60)
+
+
+async def test_findings_of_a_job_are_kept_in_its_row(platform: Platform, acme: BrandOfPeople, kohya: bytes) -> None:
+    job_id = (await send(platform, acme, kohya)).json()["id"]
+    finding = {"level": "warning", "code": "blurred", "file": "logo-001.png", "message": "why", "remedy": "what"}
+    async with platform.system(acme.ticket(job_id)) as worker:
+        await worker.report_findings([finding])
+        await worker.report(5, {"step": 1})
+    async with platform.client(acme.member) as client:
+        job = (await client.get(f"/v1/brands/{acme.id}/training-jobs/{job_id}")).json()
+    assert [each.code for each in sdk.TrainingJob.model_validate(job).findings] == ["blurred"]
+    assert job["metrics"]["step"] == 1
+    assert [(each["code"], each["file"], each["remedy"]) for each in job["metrics"]["findings"]] == [
+        ("blurred", "logo-001.png", "what")
+    ]
+
+
+# what runs on the cluster
+
+
+class Worker:
+    """The internal routes for one import."""
+
+    def __init__(self, data: bytes | None, cancel: bool = False) -> None:
+        self.data, self.cancel = data, cancel
+        self.published: dict[str, Any] = {}
+        self.ended: list[tuple[str, ...]] = []
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def spec(self) -> TrainingSpec:
+        config = {"import": {"bytes": 1}, "trigger_word": "zilgo"}
+        said = {"brand_id": "acme", "job_id": "j", "user_id": "u", "name": "n", "model_type": "sd15", "assets": ()}
+        return TrainingSpec(training_config=config, **said)  # type: ignore[arg-type]
+
+    def report(self, *_: object) -> Heard:
+        return Heard(cancel_requested=self.cancel)
+
+    def read_import(self) -> bytes:
+        if self.data is None:
+            raise NotFound("there is no such object")
+        return self.data
+
+    def publish(self, data: bytes, facts: dict[str, Any]) -> PublishedModel:
+        self.published = facts | {"data": data}
+        return PublishedModel(id="m", name="sd15-lora-v1", model_type="sd15", version=1, sha256="")
+
+    def fail(self, code: str, message: str) -> None:
+        self.ended.append((code, message))
+
+    def canceled(self) -> None:
+        self.ended.append(("canceled",))
+
+
+class Ticket:
+    def newest(self) -> str:
+        return "a ticket"
+
+
+def outcome_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(importing, "SystemClient", lambda *_: worker)
+    monkeypatch.setattr(importing, "Settings", lambda: Settings(device="cpu"))
+    return importing.import_worker(Ticket())
+
+
+def test_the_cluster_publishes_what_it_proved(kohya: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(kohya)
+    assert outcome_of(worker, monkeypatch) == "completed"
+    assert (worker.published["rank"], worker.published["trigger_word"]) == (2, "zilgo")
+    assert worker.published["metrics"]["imported"] == "kohya"
+    assert worker.published["metrics"]["difference"] <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [(None, "import it again"), (weights(), "no layer 'mid'")],
+    ids=["gone", "of another base"],
+)
+def test_the_cluster_says_why_it_did_not(data: bytes | None, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(data)
+    assert outcome_of(worker, monkeypatch) == "failed"
+    assert worker.ended[0][0] == "adapter_refused"
+    assert told in worker.ended[0][1]
+
+
+def test_a_canceled_import_publishes_nothing(kohya: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(kohya, cancel=True)
+    assert outcome_of(worker, monkeypatch) == "canceled"
+    assert (worker.ended, worker.published) == ([("canceled",)], {})

@@ -1,0 +1,116 @@
+"""A job's data is examined before anything is trained: by ticket, with findings kept, and errors ending it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from onbrand.config import Limits, Settings
+from onbrand.errors import DataRefused, NotFound, Unavailable
+from onbrand.system_client import TrainingAsset, TrainingSpec
+from onbrand.training import job
+from onbrand.training.examination import must_be_fit_to_train
+from tests.unit.test_storage_features import file_of, scene
+from tests.unit.training_bases import small_plan
+
+JOB = "00000000-0000-4000-8000-000000000001"
+FILES = {f"asset-{number}": file_of(scene(number, (80, 72))) for number in range(3)}
+
+
+class Line:
+    """The internal routes, as far as an examination needs them."""
+
+    def __init__(self, files: dict[str, bytes], captions: list[str]) -> None:
+        self.files, self.findings, self.failed = files, [], None  # type: ignore[var-annotated]
+        self.assets = tuple(
+            TrainingAsset(
+                id=name, caption=caption, file=f"logo-{name[-1]}.png", sha256=hashlib.sha256(FILES[name]).hexdigest()
+            )
+            for name, caption in zip(FILES, captions, strict=True)
+        )
+
+    def spec(self) -> TrainingSpec:
+        config = {"steps": 2, "resolution": 64}
+        return TrainingSpec(
+            brand_id="acme", job_id=JOB, user_id="u", name="n", model_type="sd15", training_config=config,
+            assets=self.assets,
+        )  # fmt: skip
+
+    def read_asset(self, asset_id: str) -> bytes:
+        if asset_id not in self.files:
+            raise NotFound("there is no such asset")
+        return self.files[asset_id]
+
+    def report_findings(self, findings: list[dict[str, Any]]) -> None:
+        self.findings = findings
+
+    def fail(self, code: str, message: str) -> None:
+        self.failed = (code, message)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def examine(line: Line) -> None:
+    must_be_fit_to_train(line, line.spec(), small_plan(), Limits(), step=8)
+
+
+def test_warnings_are_kept_and_the_job_goes_on() -> None:
+    line = Line(FILES, ["photo of acme"] * 3)
+    examine(line)
+    assert [(each["level"], each["code"]) for each in line.findings] == [("warning", "few_images")]
+
+
+def test_an_error_ends_it_after_all_findings_were_kept() -> None:
+    line = Line(FILES | {"asset-2": FILES["asset-2"][:-40]}, ["photo of acme", "a wall", "photo of acme"])
+    with pytest.raises(DataRefused, match=r"logo-1\.png has a caption without the trigger word 'acme'"):
+        examine(line)
+    assert [(each["code"], each["file"]) for each in line.findings] == [
+        ("no_trigger", "logo-1.png"),
+        ("unreadable", "logo-2.png"),
+        ("few_images", None),
+    ]
+
+
+def test_a_store_that_does_not_answer_says_nothing_of_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(FILES, ["photo of acme"] * 3)
+
+    def away(asset_id: str) -> bytes:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(line, "read_asset", away)
+    with pytest.raises(Unavailable):
+        examine(line)
+    assert line.findings == []
+
+
+def test_the_driver_examines_before_it_asks_ray_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(FILES, ["a wall"] * 3)
+    monkeypatch.setattr(job, "connect", lambda *_: line)
+    monkeypatch.setattr(job, "fit", lambda *_: pytest.fail("the job began"))
+    assert job.run_job(Settings(), "acme", JOB) == "failed"
+    assert line.failed is not None
+    assert line.failed[0] == "data_refused"
+    assert "logo-0.png" in line.failed[1]
+
+
+def test_the_driver_goes_on_to_train_what_is_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(FILES, ["photo of acme"] * 3)
+    monkeypatch.setattr(job, "connect", lambda *_: line)
+    monkeypatch.setattr(job, "fit", lambda *_: "completed")
+    assert job.run_job(Settings(), "acme", JOB) == "completed"
+    assert line.failed is None
+
+
+def test_a_job_that_brings_a_file_is_not_examined_but_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(FILES, ["a wall"] * 3)
+    spec = line.spec().model_copy(update={"training_config": {"import": {"bytes": 1}}, "assets": ()})
+    monkeypatch.setattr(line, "spec", lambda: spec)
+    monkeypatch.setattr(job, "connect", lambda *_: line)
+    monkeypatch.setattr(job, "import_file", lambda *_: "completed")
+    assert job.run_job(Settings(), "acme", JOB) == "completed"
+    assert (line.findings, line.failed) == ([], None)

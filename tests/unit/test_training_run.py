@@ -1,0 +1,122 @@
+"""One worker's whole way, without a cluster: what it fetches, tells, keeps from training, and publishes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+import ray.train.torch
+import torch
+from PIL import Image
+
+from onbrand.errors import InvalidInput
+from onbrand.safetensors_header import must_be_plain_safetensors
+from onbrand.system_client import TrainingAsset, TrainingSpec
+from onbrand.training import dataset, samples
+from onbrand.training.recipes import Plan
+from onbrand.training.run import Run
+from tests.unit.training_bases import base_of, drawn, small_plan
+
+NUM_PICTURES = 8
+
+
+class Platform:
+    """The internal routes and the heartbeat, as far as a run calls them."""
+
+    stop, gone = False, False
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.samples: list[tuple[int, int]] = []
+        self.told: list[dict[str, Any]] = []
+        self.published: list[tuple[bytes, dict[str, Any]]] = []
+
+    def read_asset(self, asset_id: str) -> bytes:
+        self.read.append(asset_id)
+        return _png(drawn(int(asset_id.removeprefix("id-"))).image)
+
+    def add_sample(self, step: int, number: int, data: bytes) -> None:
+        self.samples.append((step, number))
+
+    def tell(self, progress: int, metrics: dict[str, Any]) -> None:
+        self.told.append(metrics)
+
+    def publish(self, data: bytes, facts: dict[str, Any]) -> None:
+        self.published.append((data, facts))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
+
+
+def run_of(platform: Platform, cache: Path, **wishes: Any) -> Run:
+    assets = tuple(
+        TrainingAsset(id=f"id-{number}", caption="photo of acme logo", width=80, height=72)
+        for number in range(NUM_PICTURES)
+    )
+    spec = TrainingSpec(
+        brand_id="acme", job_id="j", user_id="u", name="n", model_type="sd15", training_config={}, assets=assets
+    )
+    plan: Plan = small_plan(prior_rows=0, steps=3, validate_every=1, sample_every=3, **wishes)
+    torch.set_num_threads(1)
+    return Run(platform, spec, plan, base_of("sd15"), cache, 1, platform)  # type: ignore[arg-type]
+
+
+def test_a_run_is_judged_by_a_picture_that_it_never_trains_on_and_publishes_the_best_step(tmp_path):
+    platform = Platform()
+    run = run_of(platform, tmp_path)
+    assert sorted(platform.read) == sorted(f"id-{number}" for number in range(NUM_PICTURES))
+    assert run.trainer.examples.num_own == NUM_PICTURES - 1
+    run.train()
+    last = platform.told[-1]
+    losses = [told["validation_loss"] for told in platform.told]
+    assert last["best_validation_loss"] == min(losses)
+    assert last["best_step"] == losses.index(min(losses)) + 1
+    run.publish(run.prove())
+    [(data, facts)] = platform.published
+    assert facts["metrics"]["published_step"] == last["best_step"]
+    tensors = must_be_plain_safetensors(data).tensors
+    assert set(tensors) == {f"unet.{key}" for key in run.trainer.adapter()}
+    assert "logo" not in str(platform.told) + str(facts)
+
+
+def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):
+    run_of(Platform(), tmp_path)
+    encoded: list[int] = []
+    real = dataset._latents
+    monkeypatch.setattr(dataset, "_latents", lambda family, images: encoded.append(len(images)) or real(family, images))
+    run_of(Platform(), tmp_path)
+    assert encoded == []
+    run_of(Platform(), tmp_path / "elsewhere")
+    assert sum(encoded) == NUM_PICTURES
+
+
+def test_a_sample_that_copies_a_picture_is_told_with_the_pictures_id_and_the_remedy(tmp_path, monkeypatch):
+    platform = Platform()
+    run = run_of(platform, tmp_path)
+    copied = dataset.fitted(drawn(3).image, 64)[None] / 2 + 0.5
+    monkeypatch.setattr(samples, "draw_samples", lambda *_: copied)
+    run.train()
+    told = platform.told[-1]["memorisation"]
+    assert (told["nearest_asset"], told["sample"], told["step"]) == ("id-3", 0, 3)
+    assert told["distance"] < 1
+    assert "id-3" in told["warning"]
+    assert platform.samples == [(3, 0)]
+
+
+def test_pictures_that_are_too_small_are_refused_by_their_id(tmp_path, monkeypatch):
+    monkeypatch.setattr(Platform, "read_asset", lambda self, asset_id: _png(drawn(0).image.resize((12, 12))))
+    with pytest.raises(InvalidInput, match="id-0 is 12 x 12 pixels"):
+        run_of(Platform(), tmp_path, held_out=0)
