@@ -220,14 +220,15 @@ async def complete_upload(session: Session, store: BrandStore, upload: Upload, c
         return must_be_completed(await get_upload(session, upload.brand_id, upload.id))
     made: list[assets.Asset] | list[documents.Document]
     if isinstance(checked, list):
-        made = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked)
+        stored = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked)
+        column, made = "asset_id", [asset.id for asset in stored]
     else:
-        made = [await documents.store_checked(session, store, upload.brand_id, upload.user_id, checked)]
-    column = "asset_id" if isinstance(checked, list) else "document_id"
-    for index, thing in enumerate(made):
+        document = await documents.store_checked(session, store, upload.brand_id, upload.user_id, checked)
+        column, made = "document_id", [document.id]
+    for index, made_id in enumerate(made):
         await session.run(
             f"insert into app.upload_objects (brand_id, upload_id, index, {column}) values (%s, %s, %s, %s)",
-            [upload.brand_id, upload.id, index, thing.id],
+            [upload.brand_id, upload.id, index, made_id],
         )
     return await get_upload(session, upload.brand_id, upload.id)
 
