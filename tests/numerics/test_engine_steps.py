@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -143,9 +144,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def step_until(engine: Engine, is_reached: Callable[[list[Event]], bool]) -> list[Event]:
     events: list[Event] = []
-    for _ in range(100_000):
+    for _ in range(30_000):
         if is_reached(events):
             return events
+        if not engine.can_step:
+            time.sleep(0.001)  # its stages work in threads
         events += engine.step() if engine.can_step else engine.collect()
     raise AssertionError("it never came to it")
 

@@ -433,13 +433,11 @@ class Generations(Resource):
             preview_every=preview_every,
             output_format=output_format,
         )
-        headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}
-        path = brand_path(brand, "generations")
         return self._post(
             objects.Generation,
-            path,
+            brand_path(brand, "generations"),
             body,
-            headers=headers,
+            headers={"prefer": f"wait={wait_seconds}"} if wait_seconds else {},
             idempotency_key=idempotency_key,
             timeout=wait_seconds + 60.0,
         )

@@ -221,11 +221,11 @@ async def complete_upload(session: Session, store: BrandStore, upload: Upload, c
     made: list[assets.Asset] | list[documents.Document]
     if isinstance(checked, list):
         stored = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked)
-        column, made = "asset_id", [asset.id for asset in stored]
+        column, made_ids = "asset_id", [asset.id for asset in stored]
     else:
         document = await documents.store_checked(session, store, upload.brand_id, upload.user_id, checked)
-        column, made = "document_id", [document.id]
-    for index, made_id in enumerate(made):
+        column, made_ids = "document_id", [document.id]
+    for index, made_id in enumerate(made_ids):
         await session.run(
             f"insert into app.upload_objects (brand_id, upload_id, index, {column}) values (%s, %s, %s, %s)",
             [upload.brand_id, upload.id, index, made_id],
