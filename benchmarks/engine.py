@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: what the base recommends")
     parser.add_argument("--targets", default="all", choices=("attention", "strong", "all"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="torch's, of the engine and of every peer")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="default: all")
     parser.add_argument(
         "--switches", type=int, default=10_000, help="rows that change brands in the count of recompiles"
@@ -112,13 +113,14 @@ def main() -> None:
 
 def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """All figures of one run with a small base."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(chosen.threads)
     keep_memory()
     base = Path(chosen.base or base_source(chosen.family, {}))
     family = load_family(chosen.family, base)
     work = workload(family, base, chosen.brands, chosen.rank, chosen.steps, chosen.targets)
     facts: dict[str, Any] = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank}
-    facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets, "torch": torch.__version__}
+    facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets}
+    facts |= {"threads": chosen.threads, "torch": torch.__version__}
     with ExitStack() as stack:
         peers = {}
         for name in chosen.peers:

@@ -33,9 +33,15 @@ class Pipelines:
     """One base; the requested brand's adapter is loaded when it is not among the last three."""
 
     def __init__(
-        self, family: str, base: str, files: list[bytes], arguments: list[dict[str, Any]], seeds: list[int]
+        self,
+        family: str,
+        base: str,
+        files: list[bytes],
+        arguments: list[dict[str, Any]],
+        seeds: list[int],
+        threads: int,
     ) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         keep_memory()
         self._pipeline = load_pipeline(family, Path(base))
         self._files, self._arguments, self._seeds = files, arguments, seeds

@@ -144,7 +144,8 @@ class ServeMultiplexed:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         arguments = [work.arguments([request]) for request in work.requests]
         seeds = [request.seed for request in work.requests]
-        app = Pipelines.bind(work.family.spec.name, str(work.base), work.files, arguments, seeds)
+        threads = torch.get_num_threads()
+        app = Pipelines.bind(work.family.spec.name, str(work.base), work.files, arguments, seeds, threads)
         self._handle = serve.run(app, name="multiplexed", route_prefix=None)
 
     def draw(self) -> list[Tensor]:
