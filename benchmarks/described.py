@@ -10,7 +10,8 @@ from typing import Any
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 _TEXTS = {"email": "nobody@example.com", "uuid": "00000000-0000-4000-8000-000000000000"}
-_FORMATS = {"date-time": "2030-01-01T00:00:00Z", "uri": "https://example.com"} | _TEXTS
+_FILE = "a file"
+_FORMATS = {"binary": _FILE, "date-time": "2030-01-01T00:00:00Z", "uri": "https://example.com"} | _TEXTS
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAALUlEQVR4nGPkOiHHQEvARFPTRy0YtWDUglELRi0YtWDUglELRi0Y"
     "tWDUAioCAOzgATAQYJYJAAAAAElFTkSuQmCC"
@@ -41,7 +42,8 @@ class Operation:
             return {}
         sent = self.body if body is None else body
         if self.content_type == "multipart/form-data":
-            return {"files": dict.fromkeys(sent, ("a.png", PICTURE, "image/png"))}
+            files = {name: ("a.png", PICTURE, "image/png") for name, value in sent.items() if value in (_FILE, [_FILE])}
+            return {"files": files, "data": {name: value for name, value in sent.items() if name not in files}}
         if self.content_type == "application/json":
             return {"json": sent}
         return {"content": PICTURE, "headers": {"content-type": self.content_type}}

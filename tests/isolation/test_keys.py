@@ -328,6 +328,7 @@ NEEDS = {
     callers.Uploader: "upload",
     callers.UploaderAccess: "upload",
     callers.Trainer: "train",
+    callers.TrainerAccess: "train",
     callers.Artist: "generate",
     callers.ArtistAccess: "generate",
     callers.Manager: "manage",
