@@ -218,7 +218,6 @@ async def complete_upload(session: Session, store: BrandStore, upload: Upload, c
     """
     if not await _end(session, upload, "completed"):
         return must_be_completed(await get_upload(session, upload.brand_id, upload.id))
-    made: list[assets.Asset] | list[documents.Document]
     if isinstance(checked, list):
         stored = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked)
         column, made_ids = "asset_id", [asset.id for asset in stored]
