@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: what the base recommends")
     parser.add_argument("--targets", default="all", choices=("attention", "strong", "all"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="torch's, of the engine and of every peer")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of engine and peers; default: as many as cores"
+    )
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="default: all")
     parser.add_argument(
         "--switches", type=int, default=10_000, help="rows that change brands in the count of recompiles"
