@@ -54,6 +54,17 @@ def test_another_brand_base_dtype_content_or_crop_is_another_entry(tmp_path, oth
     assert len(files(tmp_path)) == 2
 
 
+def test_an_entry_in_another_brands_folder_has_another_name_and_is_of_no_use_under_theirs(tmp_path):
+    theirs, ours = Maker(1.0), Maker(2.0)
+    cache_of(tmp_path, "acme").tensors(b"pixels", "64x64", theirs)
+    cache_of(tmp_path, "other").tensors(b"pixels", "64x64", ours)
+    [of_acme], [of_other] = files(tmp_path / "acme"), files(tmp_path / "other")
+    assert of_acme.name != of_other.name
+    of_other.write_bytes(of_acme.read_bytes())
+    assert torch.equal(cache_of(tmp_path, "other").tensors(b"pixels", "64x64", ours)["latents"], torch.full((2, 3), 2.0))
+    assert ours.calls == 2
+
+
 def test_only_this_user_may_look_and_no_name_tells_anything(tmp_path):
     cache_of(tmp_path / "encoded").tensors(b"photo of acme logo", "text 32", Maker())
     [file] = files(tmp_path)
