@@ -61,7 +61,9 @@ def test_an_entry_in_another_brands_folder_has_another_name_and_is_of_no_use_und
     [of_acme], [of_other] = files(tmp_path / "acme"), files(tmp_path / "other")
     assert of_acme.name != of_other.name
     of_other.write_bytes(of_acme.read_bytes())
-    assert torch.equal(cache_of(tmp_path, "other").tensors(b"pixels", "64x64", ours)["latents"], torch.full((2, 3), 2.0))
+    assert torch.equal(
+        cache_of(tmp_path, "other").tensors(b"pixels", "64x64", ours)["latents"], torch.full((2, 3), 2.0)
+    )
     assert ours.calls == 2
 
 
