@@ -41,13 +41,14 @@ NAMESAKES = {"zorblax": ("zorbo", "zorblin"), "quentavo": ("quenta", "quentor")}
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--family", choices=FAMILIES, default="sd15")
+    options.add_argument("--brand", choices=list(BRANDS), help="one made-up brand; all of them if left out")
     options.add_argument("--prompts", type=int, default=60, help="ordinary prompts that are judged")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--json", action="store_true", help="compact lines only")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     family = load_family(chosen.family, base_source(chosen.family, {}))
-    for brand in BRANDS:
+    for brand in [chosen.brand] if chosen.brand else BRANDS:
         print(json.dumps(measure(family, brand, chosen.prompts), indent=None if chosen.json else 1), flush=True)
 
 
@@ -91,20 +92,25 @@ def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | s
 
 def trained(family: Family, brand: str) -> tuple[Trainer, float]:
     """An adapter of `brand` by the base's own recipe, as a job makes it, and the seconds its steps took."""
-    pictures = [
-        Picture(draw_brand(brand, i), brand_caption(kind_of(i)).replace("[brand]", brand), f"{brand}-{i}")
-        for i in range(NUM_TRAINED)
-    ]
-    plan = make_plan(family.spec, family.recommended, TrainingConfig(), brand)
-    prior = prior_pictures(plan.trigger_word) if plan.prior_rows else []
-    places = held_out([each.caption for each in pictures], [each.name for each in pictures], plan.held_out, plan.seed)
-    judging = encode(family, [pictures[place] for place in places], plan.resolution)
-    shown = [picture for place, picture in enumerate(pictures) if place not in places]
-    trainer = Trainer(family, plan, encode(family, shown, plan.resolution, prior), held_out=judging)
+    trainer = trainer_of(family, brand, TrainingConfig())
     began = time.perf_counter()
     while not trainer.done:
         trainer.train_step()
     return trainer, time.perf_counter() - began
+
+
+def trainer_of(family: Family, brand: str, config: TrainingConfig) -> Trainer:
+    """What trains an adapter of `brand` on a dozen pictures, some of them held out, as a job does."""
+    pictures = [
+        Picture(draw_brand(brand, i), brand_caption(kind_of(i)).replace("[brand]", brand), f"{brand}-{i}")
+        for i in range(NUM_TRAINED)
+    ]
+    plan = make_plan(family.spec, family.recommended, config, brand)
+    prior = prior_pictures(plan.trigger_word) if plan.prior_rows else []
+    places = held_out([each.caption for each in pictures], [each.name for each in pictures], plan.held_out, plan.seed)
+    judging = encode(family, [pictures[place] for place in places], plan.resolution)
+    shown = [picture for place, picture in enumerate(pictures) if place not in places]
+    return Trainer(family, plan, encode(family, shown, plan.resolution, prior), held_out=judging)
 
 
 def drawn(family: Family, texts: Sequence[str], batch: int = 12) -> Tensor:

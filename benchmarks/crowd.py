@@ -79,8 +79,9 @@ FILLINGS: dict[str, tuple[str, dict[str, str]]] = {
     "app.job_events": (_ALL, {
         "job_id": "case when n / {tenth} < 5 then " + _SUBJECT.replace("{kind}", "job") + " end",
         "generation_id": "case when n / {tenth} >= 5 then " + _SUBJECT.replace("{kind}", "generation") + " end",
-        "seq": "1 + n / {tenth}", "at": _AT, "kind": "'progress'",
-        "data": """'{{"progress": 50, "metrics": {{"loss": 0.5}}}}'""",
+        "seq": "1 + n / {tenth}", "at": _AT, "kind": "case n / {tenth} when 4 then 'log' else 'progress' end",
+        "data": "jsonb_build_object('progress', 50, 'metrics', jsonb_build_object('step', n / {tenth}, 'loss', 0.5),"
+        " 'code', 'judged_best', 'facts', jsonb_build_object('step', n / {tenth}, 'loss', 0.5))",
     }),
     "storage.objects": (_ALL, {
         "bucket_id": "'training-data'", "name": _BRAND + " || '/logo-' || n || '.png'", "user_id": _SCALAR["user"],

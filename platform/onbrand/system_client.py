@@ -119,16 +119,16 @@ class _Call:
 def _report(
     progress: int | None,
     metrics: Mapping[str, Any] | None,
-    message: str | None,
+    lines: Sequence[Mapping[str, Any]] = (),
     findings: Sequence[Mapping[str, Any]] | None = None,
 ) -> _Call:
-    said = {"progress": progress, "metrics": metrics, "message": message}
+    said = {"progress": progress, "metrics": metrics, "lines": list(lines)}
     found = {} if findings is None else {"findings": list(findings)}
     return _Call("POST", "/training/report", json=said | found)
 
 
-def _sample(step: int, index: int, data: bytes, content_type: str) -> _Call:
-    facts = {"step": str(step), "index": str(index)}
+def _sample(step: int, index: int, data: bytes, content_type: str, drawn_by: str) -> _Call:
+    facts = {"step": str(step), "index": str(index), "drawn_by": drawn_by}
     return _Call("POST", "/training/samples", data=facts, file=(data, content_type))
 
 
@@ -248,17 +248,30 @@ class SystemClient:
 
     def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
         """What the data doctor says; kept with the job."""
-        return Heard.model_validate(self._json(_report(None, None, None, findings)))
+        return Heard.model_validate(self._json(_report(None, None, findings=findings)))
 
     def report(
-        self, progress: int | None = None, metrics: Mapping[str, Any] | None = None, message: str | None = None
+        self,
+        progress: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        lines: Sequence[Mapping[str, Any]] = (),
     ) -> Heard:
-        """Progress 0 to 100, metrics (e.g. ``{"step": 20, "loss": 0.1}``), a line for people; also the heartbeat."""
-        return Heard.model_validate(self._json(_report(progress, metrics, message)))
+        """Progress 0 to 100, metrics (e.g. ``{"step": 20, "loss": 0.1}``), lines of the log; also the heartbeat.
 
-    def add_sample(self, step: int, index: int, data: bytes, content_type: str = "image/png") -> None:
-        """Store a sample picture of training step `step`; sending the same one again changes nothing."""
-        self._send(_sample(step, index, data, content_type))
+        Args:
+            lines: at most 100, each ``{"code": ..., "facts": {...}}`` of `services.logs`.
+        """
+        return Heard.model_validate(self._json(_report(progress, metrics, lines)))
+
+    def add_sample(
+        self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
+    ) -> None:
+        """Store a sample picture of training step `step`; sending the same one again changes nothing.
+
+        Args:
+            drawn_by: ``base`` for what the base alone draws, at step 0.
+        """
+        self._send(_sample(step, index, data, content_type, drawn_by))
 
     def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
         """Publish the safetensors `data` as the brand's next version; completes the job.
@@ -380,15 +393,20 @@ class AsyncSystemClient:
         return (await self._send(_Call("GET", "/training/import"))).content
 
     async def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
-        return Heard.model_validate(await self._json(_report(None, None, None, findings)))
+        return Heard.model_validate(await self._json(_report(None, None, findings=findings)))
 
     async def report(
-        self, progress: int | None = None, metrics: Mapping[str, Any] | None = None, message: str | None = None
+        self,
+        progress: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        lines: Sequence[Mapping[str, Any]] = (),
     ) -> Heard:
-        return Heard.model_validate(await self._json(_report(progress, metrics, message)))
+        return Heard.model_validate(await self._json(_report(progress, metrics, lines)))
 
-    async def add_sample(self, step: int, index: int, data: bytes, content_type: str = "image/png") -> None:
-        await self._send(_sample(step, index, data, content_type))
+    async def add_sample(
+        self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
+    ) -> None:
+        await self._send(_sample(step, index, data, content_type, drawn_by))
 
     async def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
         return PublishedModel.model_validate(await self._json(_publish(data, facts)))

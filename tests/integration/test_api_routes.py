@@ -196,7 +196,7 @@ async def test_a_job_from_pending_to_its_model(platform: Platform, make_brand: M
             spec = await worker.spec()
             assert [a.caption for a in spec.assets] == ["photo of zilgo logo"]
             assert (await worker.read_asset(asset["id"])).startswith(b"\x89PNG")
-            assert not (await worker.report(10, {"step": 2, "loss": 0.5}, "warm")).cancel_requested
+            assert not (await worker.report(10, {"step": 2, "loss": 0.5})).cancel_requested
             await worker.add_sample(10, 0, pictures(7))
             model = await worker.publish(
                 weights("a"), {"rank": 4, "trigger_word": "zilgo", "base_revision": "r", "metrics": {"loss": 0.1}}

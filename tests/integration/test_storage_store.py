@@ -95,7 +95,7 @@ def test_a_missing_object_is_not_found(acme: BrandStore) -> None:
 
 
 def test_a_folder_is_no_object(acme: BrandStore) -> None:
-    acme.write(layout.sample_image("acme", "job-1", 100, 0, "png"), b"sample")
+    acme.write(layout.sample_image("acme", "job-1", layout.Drawn("adapter", 100, 0), "png"), b"sample")
     folder = Key("generated-content", "acme/samples")
     assert not acme.exists(folder)
     with pytest.raises(NotFound):
@@ -150,7 +150,7 @@ def test_a_listing_is_sorted_and_holds_only_the_prefix(acme: BrandStore) -> None
 
 
 def test_a_listing_enters_folders(acme: BrandStore) -> None:
-    sample = layout.sample_image("acme", "job-1", 100, 0, "png")
+    sample = layout.sample_image("acme", "job-1", layout.Drawn("adapter", 100, 0), "png")
     picture = layout.generated_image("acme", date(2024, 12, 4), 1, "jpg")
     acme.write(sample, b"x")
     acme.write(picture, b"x")

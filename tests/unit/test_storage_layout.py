@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import pytest
 
 from onbrand.errors import InvalidInput
 from onbrand.storage import layout
-from onbrand.storage.layout import BUCKETS, Key
+from onbrand.storage.layout import BUCKETS, Drawn, Key
 from onbrand.storage.regions import Regions
+
+
+def _sample(*drawn: Any) -> Key:
+    return layout.sample_image("acme", "0af3", Drawn(*drawn), "png")
 
 
 @pytest.mark.parametrize(
@@ -20,12 +25,18 @@ from onbrand.storage.regions import Regions
         (layout.model_file("acme", "flux", 2), "models", "acme/flux-lora-v2.safetensors"),
         (layout.model_metadata("acme"), "models", "acme/metadata.json"),
         (layout.generated_image("acme", date(2024, 12, 4), 1, "jpg"), "generated-content", "acme/2024-12-04-001.jpg"),
-        (layout.sample_image("acme", "0af3", 100, 2, "png"), "generated-content", "acme/samples/0af3/000100-02.png"),
+        (_sample("adapter", 100, 2), "generated-content", "acme/samples/0af3/000100-02.png"),
+        (_sample("base", 0, 2), "generated-content", "acme/samples/0af3/base-02.png"),
         (layout.document("acme", "brand-guidelines", "pdf"), "brand-documents", "acme/brand-guidelines.pdf"),
     ],
 )
 def test_keys_read_as_the_specification_writes_them(key: Key, bucket: str, name: str) -> None:
     assert (key.bucket, key.name) == (bucket, name)
+
+
+@pytest.mark.parametrize("drawn", [Drawn("base", 0, 7), Drawn("adapter", 0, 0), Drawn("adapter", 20_000, 12)])
+def test_a_samples_key_says_which_sample_it_is(drawn: Drawn) -> None:
+    assert layout.drawn_in(layout.sample_image("acme", "0af3", drawn, "webp")) == drawn
 
 
 def test_a_key_knows_its_brand_its_file_and_its_type() -> None:
@@ -83,7 +94,7 @@ def test_keys_cannot_be_made_from_odd_parts() -> None:
         lambda: layout.training_image("acme/globex", "../x", 1, "png"),
         lambda: layout.model_file("acme", "../flux", 1),
         lambda: layout.model_file("acme", "flux", 0),
-        lambda: layout.sample_image("acme", "../../globex", 1, 1, "png"),
+        lambda: layout.sample_image("acme", "../../globex", layout.Drawn("adapter", 1, 1), "png"),
         lambda: layout.document("acme", "Brand Guidelines", "pdf"),
         lambda: layout.document("acme", "guidelines", "exe"),
     ):

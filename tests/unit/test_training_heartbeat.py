@@ -7,6 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from onbrand.services.logs import AT_ONCE_MAX
 from onbrand.system_client import SystemClient
 from onbrand.training.heartbeat import Heartbeat
 
@@ -59,6 +60,41 @@ def test_the_newest_facts_are_told_even_when_the_run_ends_at_once(platform):
     with heartbeat(platform) as line:
         line.tell(99, {"step": 7})
     assert platform.reports[-1]["metrics"] == {"step": 7}
+
+
+def said(platform: Platform) -> list[int]:
+    return [line["facts"]["step"] for report in platform.reports for line in report["lines"]]
+
+
+def test_every_line_is_told_once_and_in_order_even_when_the_run_ends_at_once(platform):
+    with heartbeat(platform) as line:
+        for step in range(AT_ONCE_MAX * 2 + 7):
+            line.say("kept", step=step)
+    assert said(platform) == list(range(AT_ONCE_MAX * 2 + 7))
+    assert max(len(report["lines"]) for report in platform.reports) == AT_ONCE_MAX
+
+
+def test_lines_wait_while_the_platform_refuses_reports(platform):
+    platform.refuse = (503, "unavailable")
+    client = SystemClient("http://platform", "given", transport=httpx.MockTransport(platform), patience=0)
+    with Heartbeat(client, 100.0, lambda: "given", interval=0.01) as line:
+        line.say("kept", step=1)
+        assert eventually(lambda: len(platform.tokens) > 2)
+        assert platform.reports == []
+        platform.refuse = None
+        assert eventually(lambda: said(platform) == [1])
+
+
+def test_a_line_that_is_not_ours_cannot_be_said(platform):
+    line = heartbeat(platform)
+    for code, facts in [
+        ("odd", {}),
+        ("kept", {}),
+        ("kept", {"step": "photo of acme"}),
+        ("kept", {"step": float("nan")}),
+    ]:
+        with pytest.raises(ValueError, match=r"."):
+            line.say(code, **facts)
 
 
 def test_a_request_to_cancel_is_heard(platform):

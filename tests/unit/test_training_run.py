@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from PIL import Image
 
 from onbrand.errors import InvalidInput
+from onbrand.families.family import draw
 from onbrand.safetensors_header import must_be_plain_safetensors
+from onbrand.services.logs import Line
 from onbrand.system_client import TrainingAsset, TrainingSpec
 from onbrand.training import dataset, samples
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
-from tests.unit.training_bases import base_of, drawn, small_plan
+from tests.unit.training_bases import base_of, drawn, fresh_family, small_plan
 
 NUM_PICTURES = 8
 
@@ -31,6 +34,8 @@ class Platform:
     def __init__(self) -> None:
         self.read: list[str] = []
         self.samples: list[tuple[int, int]] = []
+        self.base_samples: list[bytes] = []
+        self.lines: list[Line] = []
         self.told: list[dict[str, Any]] = []
         self.published: list[tuple[bytes, dict[str, Any]]] = []
 
@@ -38,8 +43,16 @@ class Platform:
         self.read.append(asset_id)
         return _png(drawn(int(asset_id.removeprefix("id-"))).image)
 
-    def add_sample(self, step: int, number: int, data: bytes) -> None:
-        self.samples.append((step, number))
+    def add_sample(self, step: int, number: int, data: bytes, drawn_by: str = "adapter") -> None:
+        if drawn_by == "base":
+            assert (step, number) == (0, len(self.base_samples))
+            self.base_samples.append(data)
+        else:
+            self.samples.append((step, number))
+
+    def say(self, code: str, **facts: Any) -> None:
+        known = {"asset_id": str(uuid.uuid4())} if "asset_id" in facts else {}
+        self.lines.append(Line(code=code, facts=facts | known))
 
     def tell(self, progress: int, metrics: dict[str, Any]) -> None:
         self.told.append(metrics)
@@ -90,6 +103,37 @@ def test_a_run_is_judged_by_a_picture_that_it_never_trains_on_and_publishes_the_
     tensors = must_be_plain_safetensors(data).tensors
     assert set(tensors) == {f"unet.{key}" for key in run.trainer.adapter()}
     assert "logo" not in str(platform.told) + str(facts)
+
+
+def test_a_run_says_line_by_line_what_it_does(tmp_path):
+    platform = Platform()
+    run = run_of(platform, tmp_path)
+    run.train()
+    run.prove()
+    said = [line.code for line in platform.lines]
+    assert said[:2] == ["pictures", "began"]
+    assert said[-3:] == ["kept", "trained", "proved"]
+    judged = [line for line in platform.lines if line.code.startswith("judged")]
+    assert [line.facts["step"] for line in judged] == [1, 2, 3]
+    best = [line.facts["step"] for line in judged if line.code == "judged_best"]
+    assert best[-1] == run.trainer.published_step
+
+
+def test_the_base_draws_each_prompt_once_before_the_adapter_changes_anything(tmp_path, monkeypatch):
+    platform = Platform()
+    run = run_of(platform, tmp_path, learning_rate=0.05)
+    run.train()
+    side = run.plan.resolution
+    [alone] = draw(fresh_family("sd15"), run.prompts, [run.plan.seed], height=side, width=side)
+    assert platform.base_samples == [samples.png(alone)]
+    [again] = samples.draw_base(run.trainer, run.prompts)
+    [adapted] = samples.draw_samples(run.trainer, run.prompts)
+    assert torch.equal(again, alone)
+    assert (adapted - alone).abs().max() > 0.05
+    monkeypatch.setattr(run, "_resume", lambda: None)
+    run.trainer.step = 2
+    run.train()
+    assert len(platform.base_samples) == 1
 
 
 def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):

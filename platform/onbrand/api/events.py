@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 
 from onbrand.api.caller import Access, BrandCaller
 from onbrand.errors import InvalidInput, OnbrandError
+from onbrand.services.events import AT_ONCE
 
 ENDED = frozenset({"completed", "failed", "canceled"})
 _LOOK_EVERY = 0.4
@@ -26,7 +27,7 @@ _LONGEST = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look at the rows: the status first, then the events, so that none before the end is missed.
+    """One look at the rows: the status first, then at most AT_ONCE events, so that none before the end is missed.
 
     Args:
         asides: kind and data of what is told and kept nowhere; they have no id, and nobody resumes at one.
@@ -72,12 +73,14 @@ async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncI
         for kind, data in seen.asides:
             heard = time.monotonic()
             yield as_text(None, kind, data)
-        if seen.status in ENDED or time.monotonic() > end:
+        is_whole = len(seen.events) < AT_ONCE
+        if is_whole and (seen.status in ENDED or time.monotonic() > end):
             return
         if time.monotonic() - heard > _HEARTBEAT_EVERY:
             heard = time.monotonic()
             yield ": waiting\n\n"
-        await asyncio.sleep(_LOOK_EVERY)
+        if is_whole:
+            await asyncio.sleep(_LOOK_EVERY)
         try:
             async with access.open() as caller:
                 seen = await look(caller, after)

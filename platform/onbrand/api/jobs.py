@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
@@ -15,9 +15,10 @@ from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAcces
 from onbrand.api.checking import FileChecker
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
-from onbrand.api.lists import Listed, Paging, all_of, listed
+from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce, as_json
-from onbrand.services import doctor, jobs
+from onbrand.services import doctor, jobs, monitor
+from onbrand.services.logs import readable
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"])
 
@@ -107,18 +108,39 @@ async def delete_job(job_id: UUID, caller: Admin) -> None:
     await jobs.delete_job(caller.session, caller.store, caller.brand_id, str(job_id))
 
 
-@router.get("/{job_id}/metrics", response_model=Listed)
-async def get_metrics(job_id: UUID, caller: Member) -> dict[str, Any]:
-    """The course of the training: every reported point, oldest first."""
-    return all_of(await jobs.metrics(caller.session, caller.brand_id, str(job_id)))
+@router.get("/{job_id}/metrics")
+async def get_metrics(
+    job_id: UUID,
+    caller: Member,
+    limit: Annotated[int, Query(description="Points at most, 2 to 1000, spread evenly.")] = 200,
+    after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
+) -> monitor.Course:
+    """The course of the training: loss, validation, learning rate, throughput and time left, step by step."""
+    return await monitor.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
+
+
+@router.get("/{job_id}/samples", response_model=Listed)
+async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
+    """Links to the sample pictures: for each prompt what the base draws, then what the adapter draws as it learns."""
+    page = await monitor.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
+    links = await links_to(caller, [sample.key for sample in page.data], "job.link", {"job_id": str(job_id)})
+    linked = [sample.model_copy(update={"url": link.url}) for sample, link in zip(page.data, links, strict=True)]
+    return listed(page.model_copy(update={"data": linked}))
+
+
+@router.get("/{job_id}/logs", response_model=Listed)
+async def read_log(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
+    """What the run says, line by line, oldest first."""
+    return listed(await monitor.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse)
 async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
-    """Progress, metrics, samples and status as Server-Sent Events, to the job's end."""
+    """Progress, metrics, samples, the log and status as Server-Sent Events, to the job's end."""
 
     async def look(caller: BrandCaller, after: int) -> events.Seen:
         job = await jobs.get_job(caller.session, caller.brand_id, str(job_id))
-        return events.Seen(job.status, list(await jobs.events(caller.session, caller.brand_id, str(job_id), after)))
+        seen = await jobs.events(caller.session, caller.brand_id, str(job_id), after)
+        return events.Seen(job.status, [readable(event) for event in seen])
 
     return await events.stream(access, after, look)

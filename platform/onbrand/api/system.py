@@ -28,7 +28,9 @@ from onbrand.db.session import Doors, Session
 from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
 from onbrand.services import generation, imports, models, training
 from onbrand.services.doctor import Finding
+from onbrand.services.logs import AT_ONCE_MAX, Line
 from onbrand.storage.credentials import CredentialIssuer
+from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
 from onbrand.system_client import RunCredentials
 
@@ -123,7 +125,7 @@ FileForm = Annotated[FormData, Depends(_form)]
 class Report(Input):
     progress: int | None = Field(None, ge=0, le=100)
     metrics: dict[str, Any] | None = None
-    message: str | None = Field(None, max_length=500)
+    lines: list[Line] = Field(default_factory=list, max_length=AT_ONCE_MAX)
     findings: list[Finding] | None = Field(None, max_length=2000)
 
 
@@ -139,6 +141,7 @@ class Failure(Input):
 class SampleFacts(Input):
     step: int = Field(ge=0, le=10_000_000)
     index: int = Field(ge=0, le=99)
+    drawn_by: DrawnBy = "adapter"
 
 
 class ImageFacts(Input):
@@ -185,19 +188,18 @@ async def lend_credentials(worker: Trainer, parts: AppParts, response: Response)
 
 @router.post("/training/report")
 async def report(body: Report, worker: Trainer) -> training.Heard:
-    """Progress, metrics, a line for people, and the heartbeat; answers whether the owner asked to cancel."""
-    said = (body.progress, body.metrics, body.message, body.findings)
+    """Progress, metrics, lines for the log, and the heartbeat; answers whether the owner asked to cancel."""
+    said = (body.progress, body.metrics, body.lines, body.findings)
     return await training.report(worker.session, worker.ticket, *said)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
 async def add_sample(form: FileForm, worker: Trainer, checker: FileChecker) -> None:
     """Store a sample picture of a training step."""
-    facts = _facts(SampleFacts, {name: form[name] for name in ("step", "index") if name in form})
+    facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
-    await training.add_sample(
-        worker.session, worker.store, worker.ticket, facts.step, facts.index, data, content_type, checker=checker
-    )
+    which = (facts.step, facts.index, data, content_type, facts.drawn_by)
+    await training.add_sample(worker.session, worker.store, worker.ticket, *which, checker=checker)
 
 
 @router.post("/training/publish", status_code=201)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from onbrand.cli import monitor
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 from onbrand.cli.train import follow, show_job
@@ -55,3 +56,7 @@ def delete(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) ->
     client = connect()
     client.training_jobs.delete(chosen_brand(client, brand), job_id)
     show({"id": job_id, "deleted": True}, f"Deleted {job_id}.", as_json)
+
+
+for _command in (monitor.metrics, monitor.samples, monitor.logs):
+    app.command()(_command)

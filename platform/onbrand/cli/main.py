@@ -53,9 +53,9 @@ def build() -> typer.Typer:
     def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True)) -> None:
         """Every brand its own private image models."""
 
-    for command in (up.up, demo.demo, login.signup, login.login, train.train, generate.generate):
+    for command in (up.up, demo.demo, login.signup, login.login, generate.generate):
         app.command()(command)
-    nouns = (brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, tiny)
+    nouns = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, tiny)
     for noun in nouns:
         app.add_typer(noun.app)
     return app

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from pydantic import BaseModel
@@ -14,7 +14,12 @@ from pydantic import BaseModel
 from onbrand.cli.exits import Failure
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
-Step = Callable[[float, str], None]
+
+
+class Step(Protocol):
+    """Moves a bar to a percentage, with a title, and notes below it."""
+
+    def __call__(self, percent: float, title: str, notes: str = "") -> None: ...
 
 
 def show(thing: Any, text: str, as_json: bool) -> None:
@@ -54,10 +59,16 @@ def print_failure(failure: Failure, as_json: bool) -> None:
 @contextmanager
 def progress_bar(title: str, as_json: bool) -> Iterator[Step]:
     """A bar on stderr that the yielded function moves to a percentage; silent with `as_json`."""
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
 
-    bar = Progress(
+    class Bar(Progress):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(task.fields["notes"], style="dim") for task in self.tasks if task.fields["notes"])
+
+    bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
@@ -66,8 +77,12 @@ def progress_bar(title: str, as_json: bool) -> Iterator[Step]:
         disable=as_json,
     )
     with bar:
-        task = bar.add_task(title, total=100)
-        yield lambda percent, text: bar.update(task, completed=percent, description=text)
+        task = bar.add_task(title, total=100, notes="")
+
+        def move(percent: float, title: str, notes: str = "") -> None:
+            bar.update(task, completed=percent, description=title, notes=notes)
+
+        yield move
 
 
 def _plain(thing: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onbrand.cli import monitor
 from onbrand.cli.exits import REFUSED
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, progress_bar, show
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
     from onbrand.client import DataCheck, TrainingJob
 
 
+app = typer.Typer(name="train", help="Fine-tune an adapter, and plot how it went.")
+
+
+@app.callback(invoke_without_command=True)
 def train(
+    context: typer.Context,
     model_type: Annotated[str, typer.Option(help="flux, sdxl or sd15.")] = "sd15",
     asset: Annotated[list[str] | None, typer.Option(help="An asset's id, repeatable; 'all' (the default).")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the job; 'sd15 adapter'.")] = None,
@@ -39,6 +46,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune an adapter on the brand's pictures. Unsaid values are the base model's own advice."""
+    if context.invoked_subcommand is not None:
+        return
     wishes = {
         "steps": steps,
         "learning_rate": learning_rate,
@@ -92,7 +101,7 @@ def show_check(checked: DataCheck, as_json: bool) -> None:
 def follow(job: TrainingJob, as_json: bool) -> TrainingJob:
     """Wait for the job with a progress bar. Raises JobFailed."""
     with progress_bar(f"Training {job.model_type}", as_json) as move:
-        return job.wait(lambda now: move(now.progress, _title(now)))
+        return job.wait(lambda now: move(now.progress, f"{now.status} {now.model_type}", _notes(now)), every_look=True)
 
 
 def show_job(job: Any, as_json: bool) -> None:
@@ -100,6 +109,8 @@ def show_job(job: Any, as_json: bool) -> None:
     lines = [f"Job {job.id}: {job.status}, {job.progress} %"]
     if job.model_url:
         lines.append(f"Model: {job.model_url}")
+    if notes := _notes(job):
+        lines.append(notes)
     copied = (job.metrics or {}).get("memorisation") or {}
     if "warning" in copied:
         lines.append(f"Warning: {copied['warning']}")
@@ -110,8 +121,25 @@ def show_job(job: Any, as_json: bool) -> None:
     show(job, "\n".join(lines), as_json)
 
 
-def _title(job: TrainingJob) -> str:
-    loss = (job.metrics or {}).get("loss")
-    judged = (job.metrics or {}).get("best_validation_loss")
-    title = f"{job.status} {job.model_type}" + (f", loss {loss:.4f}" if isinstance(loss, float) else "")
-    return title + (f", best on held-out pictures {judged:.4f}" if isinstance(judged, float) else "")
+def _notes(job: TrainingJob) -> str:
+    """The newest numbers in one line: step, loss, what the held-out pictures say, speed, time left."""
+    told = job.metrics or {}
+    parts = [
+        _part(told, "step {step} of {steps}"),
+        _part(told, "loss {loss:.4f}"),
+        _part(told, "held-out {validation_loss:.4f}, best {best_validation_loss:.4f} at {best_step}"),
+        _part(told, "{samples_per_s:.1f} pictures/s") if job.status == "training" else "",
+        "" if job.eta_seconds is None else f"ETA {timedelta(seconds=round(job.eta_seconds))}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _part(told: dict[str, Any], words: str) -> str:
+    """The words with their numbers; nothing where one is not told yet."""
+    try:
+        return words.format(**told)
+    except (KeyError, ValueError):
+        return ""
+
+
+app.command("plot")(monitor.plot)

@@ -20,6 +20,7 @@ from onbrand.client.errors import (
     UnsupportedMedia,
     WaitTimeout,
 )
+from onbrand.client.monitor import Course, Judgement, LogLine, Point, Sample
 from onbrand.client.objects import (
     ApiKey,
     Asset,
@@ -51,6 +52,7 @@ __all__ = [
     "Brand",
     "Conflict",
     "ConnectionFailed",
+    "Course",
     "DataCheck",
     "Document",
     "Event",
@@ -62,7 +64,9 @@ __all__ = [
     "InvalidInput",
     "Invitation",
     "JobFailed",
+    "Judgement",
     "Link",
+    "LogLine",
     "Me",
     "Member",
     "Model",
@@ -71,8 +75,10 @@ __all__ = [
     "Onbrand",
     "OnbrandClientError",
     "PlatformFailed",
+    "Point",
     "RequestRefused",
     "RoleTooLow",
+    "Sample",
     "Sending",
     "Token",
     "TooLarge",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import builtins
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field
 
-from onbrand.client.errors import InvalidArgument, JobFailed, WaitTimeout
+from onbrand.client.answers import Answer, Attached, Waitable
+from onbrand.client.errors import InvalidArgument
+from onbrand.client.monitor import Course, LogLine, Sample
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
@@ -41,28 +42,6 @@ __all__ = [
 ]
 
 ModelType = Literal["flux", "sdxl", "sd15"]
-_FIRST_POLL, _LONGEST_POLL = 0.1, 2.0
-
-
-class Answer(BaseModel):
-    """An object of the API."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class Attached(Answer):
-    """An object that knows the client it came from."""
-
-    _client: Onbrand | None = PrivateAttr(default=None)
-
-    def attach(self, client: Onbrand) -> Self:
-        self._client = client
-        return self
-
-    def _must_have_client(self) -> Onbrand:
-        if self._client is None:
-            raise InvalidArgument(f"this {type(self).__name__} did not come from a client; use client.<resource>.get()")
-        return self._client
 
 
 class User(Answer):
@@ -184,7 +163,7 @@ class Event(Answer):
 
     id: int
     kind: str
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default={})
 
 
 class AuditEvent(Answer):
@@ -203,7 +182,7 @@ class AuditEvent(Answer):
     user_id: str | None = None
     credential: str | None = None
     action: str
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = Field(default={})
     prev: str | None = None
     hash: str
 
@@ -349,70 +328,20 @@ class Image(Attached):
         return f"{self.id}.{(self.content_type or 'image/png').rsplit('/', 1)[-1]}"
 
 
-class Waitable(Attached):
-    """Something that runs on the platform and ends as completed, failed or canceled."""
-
-    id: str
-    brand_id: str
-    status: str
-    progress: int = 0
-    error: dict[str, Any] | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.status in ("completed", "failed", "canceled")
-
-    def refresh(self) -> Self:
-        """Its state now, as a new object."""
-        raise NotImplementedError
-
-    def wait(self, progress: Callable[[Self], object] | None = None, *, timeout: float | None = None) -> Self:
-        """Wait for the end and return the completed object.
-
-        Args:
-            progress: called with the object whenever its status or progress has changed.
-            timeout: seconds; None waits for as long as it takes.
-
-        Raises JobFailed when it failed or was canceled, WaitTimeout when `timeout` has passed.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        delay, now, told = _FIRST_POLL, self, None
-        while True:
-            if progress is not None and told != (now.status, now.progress):
-                progress(now)
-                told = (now.status, now.progress)
-            if now.done:
-                return _must_be_completed(now)
-            if end is not None and time.monotonic() >= end:
-                raise WaitTimeout(f"{type(self).__name__} {self.id} is still {now.status} after {timeout} s")
-            time.sleep(delay)
-            delay = min(_LONGEST_POLL, delay * 1.3)
-            now = now.refresh()
-
-
-_W = TypeVar("_W", bound=Waitable)
-
-
-def _must_be_completed(job: _W) -> _W:
-    if job.status == "completed":
-        return job
-    reason = (job.error or {}).get("message") or "no reason was given"
-    raise JobFailed(f"{type(job).__name__} {job.id} {job.status}: {reason}", job)
-
-
 class TrainingJob(Waitable):
     """A fine-tuning of one adapter."""
 
     user_id: str | None = None
     name: str
     model_type: str
-    training_config: dict[str, Any] = {}
+    training_config: dict[str, Any] = Field(default={})
     training_asset_ids: tuple[str, ...] = ()
     model_url: str | None = None
     sample_images_urls: tuple[str, ...] = ()
     provider: str | None = None
     provider_job_id: str | None = None
     metrics: dict[str, Any] | None = None
+    eta_seconds: float | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -430,6 +359,16 @@ class TrainingJob(Waitable):
 
     def events(self, after: int | None = None) -> Iterator[Event]:
         return self._must_have_client().training_jobs.events(self.brand_id, self.id, after)
+
+    def course(self, limit: int = 200, after_step: int = -1) -> Course:
+        """Loss, validation, learning rate and speed, step by step."""
+        return self._must_have_client().training_jobs.metrics(self.brand_id, self.id, limit, after_step)
+
+    def samples(self) -> Iterator[Sample]:
+        return self._must_have_client().training_jobs.samples(self.brand_id, self.id)
+
+    def logs(self, after: int = 0) -> Iterator[LogLine]:
+        return self._must_have_client().training_jobs.logs(self.brand_id, self.id, after)
 
     @property
     def model_name(self) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from onbrand.client import objects
+from onbrand.client import monitor, objects
 from onbrand.client.chain import Head, Verdict, check_chain
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
@@ -69,9 +69,10 @@ class Resource:
     def _post(self, kind: type[A], path: str, body: Any = None, **parts: Any) -> A:
         return self._read(kind, self._transport.json("POST", path, json=body, **parts))
 
-    def _pages(self, kind: type[A], path: str, limit: int | None = None, **asked: Any) -> Iterator[A]:
+    def _pages(
+        self, kind: type[A], path: str, limit: int | None = None, cursor: str | None = None, **asked: Any
+    ) -> Iterator[A]:
         """All objects of a list, page after page, fetched as they are needed; `limit` is a page's size."""
-        cursor: str | None = None
         while True:
             page = self._transport.json("GET", path, params={"limit": limit, "cursor": cursor, **asked})
             yield from (self._read(kind, item) for item in page["data"])
@@ -328,9 +329,19 @@ class TrainingJobs(Resource):
     def events(self, brand: BrandLike, job_id: str, after: int | None = None) -> Iterator[objects.Event]:
         return self._events(brand_path(brand, "training-jobs", job_id, "events"), after)
 
-    def metrics(self, brand: BrandLike, job_id: str) -> dict[str, Any]:
-        metrics: dict[str, Any] = self._transport.json("GET", brand_path(brand, "training-jobs", job_id, "metrics"))
-        return metrics
+    def metrics(self, brand: BrandLike, job_id: str, limit: int = 200, after_step: int = -1) -> monitor.Course:
+        """The course of its numbers beyond `after_step`, in at most `limit` points."""
+        path = brand_path(brand, "training-jobs", job_id, "metrics")
+        asked = {"limit": limit, "after_step": after_step}
+        return self._read(monitor.Course, self._transport.json("GET", path, params=asked))
+
+    def samples(self, brand: BrandLike, job_id: str) -> Iterator[monitor.Sample]:
+        """What the base draws of each prompt, then what the adapter draws, step by step."""
+        return self._pages(monitor.Sample, brand_path(brand, "training-jobs", job_id, "samples"), 100)
+
+    def logs(self, brand: BrandLike, job_id: str, after: int = 0) -> Iterator[monitor.LogLine]:
+        """What the run said so far, or since the line whose `seq` is `after`."""
+        return self._pages(monitor.LogLine, brand_path(brand, "training-jobs", job_id, "logs"), 100, str(after))
 
     def delete(self, brand: BrandLike, job_id: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "training-jobs", job_id))

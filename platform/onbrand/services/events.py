@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -14,12 +13,16 @@ from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
 from onbrand.services.rows import Row
 
+_LARGEST = 1e300
+AT_ONCE = 500
+"""Events that one look gives at most."""
+
 
 class Event(Row):
     """One thing that happened; `seq` counts from 1 within its job or generation.
 
-    `kind`: `status` {status}, `progress` {progress, metrics, message}, `sample` {step, index, object_name},
-    `image` {index, image_id, seed}.
+    `kind`: `status` {status}, `progress` {progress, metrics}, `sample` {step, index, drawn_by, object_name},
+    `log` {code, facts} (`services.logs`), `image` {index, image_id, seed}.
     """
 
     seq: int
@@ -29,7 +32,9 @@ class Event(Row):
     data: dict[str, Any]
 
 
-async def events_of(session: Session, brand_id: str, subject_id: str, after_seq: int, limit: int = 500) -> list[Event]:
+async def events_of(
+    session: Session, brand_id: str, subject_id: str, after_seq: int, limit: int = AT_ONCE
+) -> list[Event]:
     """What happened after `after_seq`, oldest first."""
     rows = await session.all(
         "select seq, subject_id, at, kind, data from app.job_events"
@@ -58,10 +63,10 @@ async def tell(session: Session, ticket: Ticket, kind: str, data: Mapping[str, A
 
 
 def must_be_finite(data: Mapping[str, Any], param: str = "metrics") -> dict[str, Any]:
-    """`data` if JSON can hold it. Raises InvalidInput for NaN and infinities, at any depth."""
+    """`data` if JSON and a double can hold it. Raises InvalidInput for NaN, infinities and beyond, at any depth."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             must_be_finite(value, f"{param}.{name}")
-        elif isinstance(value, float) and not math.isfinite(value):
+        elif isinstance(value, int | float) and not abs(value) < _LARGEST:
             raise InvalidInput(f"{param}.{name} is not finite", param=f"{param}.{name}")
     return dict(data)

@@ -31,7 +31,10 @@ IMPORT_KEY = "import"
 """In a job's configuration: it brings a file instead of training one (`services.imports`). No member can say it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
-  where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids
+  where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids,
+  case when t.status = 'training' and jsonb_typeof(t.metrics -> 'eta_seconds') = 'number' then
+    greatest(0, round((t.metrics ->> 'eta_seconds')::numeric - extract(epoch from now() - t.heartbeat_at), 1))::float8
+  end as eta_seconds
 from app.lora_training_jobs t
 """
 
@@ -83,6 +86,7 @@ class TrainingJob(Row):
         model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
         metrics: the newest numbers, and `findings`, what the data doctor said when it began (`doctor.Finding`).
+        eta_seconds: until the last step, while it trains; it may end earlier, and the adapter's proof comes after.
         urls: filled by the API.
     """
 
@@ -103,6 +107,7 @@ class TrainingJob(Row):
     completed_at: datetime | None
     error: dict[str, Any] | None
     metrics: dict[str, Any]
+    eta_seconds: float | None = None
     urls: JobUrls | None = None
     model_id: str | None = Field(default=None, exclude=True)
     cancel_requested_at: datetime | None = Field(default=None, exclude=True)
@@ -111,14 +116,6 @@ class TrainingJob(Row):
     def sample_keys(self) -> list[Key]:
         """Where its samples are, in the order they were made."""
         return [Key("generated-content", url.removeprefix("generated-content/")) for url in self.sample_images_urls]
-
-
-class MetricPoint(Row):
-    """Metrics at one time of a training."""
-
-    at: datetime
-    progress: int | None = None
-    metrics: dict[str, Any]
 
 
 async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob) -> TrainingJob:
@@ -251,22 +248,10 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
     await record(session, brand_id, "job.delete", {"job_id": job.id})
 
 
-async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 0, limit: int = 500) -> list[Event]:
+async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 0) -> list[Event]:
     """What happened to the job after `after_seq`, oldest first. Raises NotFound."""
     job = await get_job(session, brand_id, job_id)
-    return await events_of(session, brand_id, job.id, after_seq, limit)
-
-
-async def metrics(session: Session, brand_id: str, job_id: str) -> list[MetricPoint]:
-    """The course of the training, oldest first. Raises NotFound."""
-    job = await get_job(session, brand_id, job_id)
-    rows = await session.all(
-        "select at, (data ->> 'progress')::int as progress, data -> 'metrics' as metrics from app.job_events"
-        " where brand_id = %s and subject_id = %s and kind = 'progress' and jsonb_typeof(data -> 'metrics') = 'object'"
-        " order by seq",
-        [brand_id, job.id],
-    )
-    return [MetricPoint.of(row) for row in rows]
+    return await events_of(session, brand_id, job.id, after_seq)
 
 
 def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from onbrand.services.doctor import Finding
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.imports import drop_import
 from onbrand.services.jobs import ENDED
+from onbrand.services.logs import Line, write
 from onbrand.services.models import Model, find_model_of_job, write_metadata
 from onbrand.services.rows import Row, known_id, must_be_there
 from onbrand.storage.checking import Checker, borrowed
-from onbrand.storage.layout import Key, model_file, sample_image
+from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
 from onbrand.storage.store import BrandStore
 
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -161,13 +162,15 @@ async def read_asset(session: Session, store: BrandStore, asset_id: str) -> tupl
 
 async def submitted(session: Session, ticket: Ticket, provider_job_id: str) -> None:
     """Note one more attempt, and how the provider calls it. Raises NotFound, Conflict (it has ended)."""
-    num_changed = await session.run(
+    row = await session.maybe(
         "update app.lora_training_jobs set attempts = attempts + 1, provider_job_id = %s, heartbeat_at = now()"
-        " where brand_id = %s and id = %s and status in ('pending', 'training')",
+        " where brand_id = %s and id = %s and status in ('pending', 'training') returning attempts",
         [provider_job_id, ticket.brand_id, ticket.job_id],
     )
-    if num_changed == 0:
+    if row is None:
         await _open_job(session, ticket)
+    else:
+        await write(session, ticket, [Line(code="submitted", facts={"attempt": row["attempts"]})])
     await _record(session, ticket, "job.submit")
 
 
@@ -176,10 +179,10 @@ async def report(
     ticket: Ticket,
     progress: int | None = None,
     metrics: Mapping[str, Any] | None = None,
-    message: str | None = None,
+    lines: Sequence[Line] = (),
     findings: Sequence[Finding] | None = None,
 ) -> Heard:
-    """Progress 0 to 100, metrics and a line for people; the first report makes the job `training`.
+    """Progress 0 to 100, metrics and lines for the log; the first report makes the job `training`.
 
     Args:
         findings: of the data doctor, kept in the job's `metrics` in place of earlier ones, and told in no event.
@@ -199,7 +202,8 @@ async def report(
     )
     if before["status"] == "pending":
         await tell(session, ticket, "status", {"status": "training"})
-    said = {"progress": progress, "metrics": numbers or None, "message": (message or "")[:_MESSAGE_CHARS] or None}
+    await write(session, ticket, lines)
+    said = {"progress": progress, "metrics": numbers or None}
     if any(value is not None for value in said.values()):
         await tell(session, ticket, "progress", {name: value for name, value in said.items() if value is not None})
     if before["status"] == "pending":
@@ -215,16 +219,21 @@ async def add_sample(
     index: int,
     data: bytes,
     content_type: str = "image/png",
+    drawn_by: DrawnBy = "adapter",
     limits: Limits | None = None,
     checker: Checker | None = None,
 ) -> str:
-    """Store a sample picture; the same step and index again changes nothing. Returns its bucket and key."""
+    """Store a sample picture; the same one again changes nothing. Returns its bucket and key.
+
+    Args:
+        drawn_by: the `base` draws each prompt once, to be seen beside what the adapter makes of it; `step` is 0 then.
+    """
     if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
         raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
     with borrowed(checker, limits or Limits()) as reader:
         await reader.run(reader.picture_facts, data, "the sample")
     job = await _lock_open_job(session, ticket)
-    key = sample_image(ticket.brand_id, ticket.job_id, step, index, _EXT[content_type])
+    key = sample_image(ticket.brand_id, ticket.job_id, Drawn(drawn_by, step, index), _EXT[content_type])
     url = f"{key.bucket}/{key.name}"
     if url in job["sample_images_urls"]:
         return url
@@ -235,7 +244,7 @@ async def add_sample(
         [url, ticket.brand_id, ticket.job_id],
     )
     await _store(session, store, ticket, key, data, content_type)
-    await tell(session, ticket, "sample", {"step": step, "index": index, "object_name": key.name})
+    await tell(session, ticket, "sample", {"step": step, "index": index, "drawn_by": drawn_by, "object_name": key.name})
     await _record(session, ticket, "job.sample", step=step, index=index)
     return url
 

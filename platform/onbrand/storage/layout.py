@@ -11,6 +11,7 @@ from onbrand.brand import must_be_brand_id
 from onbrand.errors import InvalidInput
 
 Bucket = Literal["training-data", "models", "generated-content", "brand-documents"]
+DrawnBy = Literal["base", "adapter"]
 BUCKETS: tuple[Bucket, ...] = ("training-data", "models", "generated-content", "brand-documents")
 
 CONTENT_TYPES = {
@@ -72,6 +73,15 @@ class Key:
         return CONTENT_TYPES.get(self.name.rsplit(".", 1)[-1], "application/octet-stream")
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Which sample a picture is: the base's, once, or the adapter's after `step` steps; of the prompt `index`."""
+
+    by: DrawnBy
+    step: int
+    index: int
+
+
 def must_be_plain(bucket: str, name: str) -> None:
     """Raise InvalidInput unless `bucket` is one of ours and `name` a plain key: no `..`, `//`, `./`, odd characters."""
     if bucket not in BUCKETS:
@@ -111,10 +121,17 @@ def generated_image(brand_id: str, day: date, number: int, ext: str) -> Key:
     return Key("generated-content", name)
 
 
-def sample_image(brand_id: str, job_id: str, step: int, index: int, ext: str) -> Key:
-    """``generated-content: acme/samples/{job_id}/000100-00.png``"""
-    name = f"{brand_id}/samples/{job_id}/{step:06d}-{index:02d}.{_one_of(ext, _PICTURES)}"
+def sample_image(brand_id: str, job_id: str, drawn: Drawn, ext: str) -> Key:
+    """``generated-content: acme/samples/{job_id}/000100-00.png``, and ``.../base-00.png`` for what the base draws."""
+    who = "base" if drawn.by == "base" else f"{drawn.step:06d}"
+    name = f"{brand_id}/samples/{job_id}/{who}-{drawn.index:02d}.{_one_of(ext, _PICTURES)}"
     return Key("generated-content", name)
+
+
+def drawn_in(key: Key) -> Drawn:
+    """Which sample `key`, made by `sample_image`, is."""
+    who, index = key.filename.split(".", 1)[0].split("-")
+    return Drawn("base", 0, int(index)) if who == "base" else Drawn("adapter", int(who), int(index))
 
 
 def document(brand_id: str, title: str, ext: str, version: int = 1) -> Key:

@@ -142,7 +142,7 @@ def diffusers_picture(pipeline: Any, family: Family, prompt: str, seed: int, sid
         "output_type": "np",
         "height": side,
         "width": side,
-        **_guidance(family),
+        **pipeline_arguments(family),
     }
     with torch.no_grad():
         picture: np.ndarray = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images[0]
@@ -160,7 +160,7 @@ def must_be_same_pictures(one: np.ndarray, other: np.ndarray, dtype: torch.dtype
     return difference
 
 
-def _guidance(family: Family) -> dict[str, Any]:
+def pipeline_arguments(family: Family) -> dict[str, Any]:
     """The pipeline's arguments that are what `draw` does with the base's advice."""
     advice, scale = family.recommended, family_guidance(family)
     if family.spec.name != "flux":

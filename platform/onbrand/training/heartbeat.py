@@ -8,15 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from onbrand.errors import Conflict, NotFound, OnbrandError, TicketRefused
+from onbrand.services.logs import AT_ONCE_MAX, Line
 from onbrand.system_client import SystemClient
 
 INTERVAL_SECONDS = 1.0
 _JOIN_SECONDS = 10.0
+LINES_MAX = 1000
+"""Lines that wait while the platform is away; then the oldest go."""
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ class Heartbeat:
         self._client, self._reread, self._interval, self._renew_seconds = client, reread, interval, renew_seconds
         self._facts: tuple[int, Mapping[str, Any]] = (0, {})
         self._told: tuple[int, Mapping[str, Any]] | None = None
+        self._lines: deque[Line] = deque(maxlen=LINES_MAX)
+        self._sending: list[Line] = []
         self._closing = threading.Event()
         self._renew_at = time.monotonic() + renew_seconds
         self.cancel_requested = False
@@ -65,29 +71,42 @@ class Heartbeat:
         """The newest facts; never waits."""
         self._facts = (progress, metrics)
 
+    def say(self, code: str, **facts: float | str) -> None:
+        """A line for the run's log, of `services.logs`; none is left out, and none is waited for."""
+        self._lines.append(Line(code=code, facts=facts))
+
     def _run(self) -> None:
         while not self.gone:
             self._beat()
             if self._closing.wait(self._interval):
                 break
-        if not self.gone and self._facts != self._told:
-            self._beat()
+        while not self.gone and self._has_news and self._beat():
+            pass
 
-    def _beat(self) -> None:
+    @property
+    def _has_news(self) -> bool:
+        return self._facts != self._told or bool(self._sending or self._lines)
+
+    def _beat(self) -> bool:
+        """Tell facts and lines once; whether the platform took them."""
         facts = self._facts
+        while self._lines and len(self._sending) < AT_ONCE_MAX:
+            self._sending.append(self._lines.popleft())
         try:
             if time.monotonic() >= self._renew_at:
                 self._client.renew()
                 self._renew_at = time.monotonic() + self._renew_seconds
-            heard = self._client.report(facts[0], facts[1])
-            self._told = facts
+            heard = self._client.report(facts[0], facts[1], [line.model_dump() for line in self._sending])
+            self._told, self._sending = facts, []
             self.cancel_requested = self.cancel_requested or heard.cancel_requested
+            return True
         except (NotFound, Conflict):
             self.gone = True
         except TicketRefused:
             self._take_up_newest_ticket()
         except OnbrandError as problem:
             log.warning("the platform did not take a report (%s); trying again", problem.code)
+        return False
 
     def _take_up_newest_ticket(self) -> None:
         try:

@@ -49,6 +49,7 @@ class Run:
         heartbeat: Heartbeat | None,
     ) -> None:
         must_share(plan, num_workers)
+        self.num_workers = num_workers
         self.client, self.spec, self.plan, self.folder, self.heartbeat = client, spec, plan, folder, heartbeat
         self.prompts = samples.sample_prompts(plan.sample_prompts, [asset.caption for asset in spec.assets])
         self.trainer = self._trainer(cache, ProcessGroup() if num_workers > 1 else Alone())
@@ -63,6 +64,8 @@ class Run:
         prune(cache)
         disk = DiskCache(cache, self.spec.brand_id, family.revision, str(dtype))
         examples, held_out = self._examples(family, disk)
+        num_held_out = len(held_out.latents) if held_out else 0
+        self._say("pictures", num_trained=len(self.spec.assets) - num_held_out, num_held_out=num_held_out)
         return Trainer(family, self.plan, examples, exchange, held_out)
 
     def _examples(self, family: Family, cache: DiskCache) -> tuple[Examples, Examples | None]:
@@ -82,6 +85,8 @@ class Run:
     def train(self) -> None:
         """All steps that are left. Raises Canceled (or NotFound, if the job is gone) when told to stop."""
         self._resume()
+        self._show_base()
+        self.began, self.began_at_step = time.monotonic(), self.trainer.step
         while not self.trainer.done:
             facts = self.trainer.train_step(stop=self.heartbeat is not None and self.heartbeat.stop)
             if facts.stop:
@@ -89,6 +94,7 @@ class Run:
             self._sample_if_due()
             self._tell(facts)
             self._checkpoint_if_due()
+        self._say_why_done()
 
     def _why_stopped(self) -> OnbrandError:
         if self.heartbeat is not None and self.heartbeat.gone:
@@ -100,7 +106,29 @@ class Run:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 self.trainer.resume(Path(folder))
-        self.began, self.began_at_step = time.monotonic(), self.trainer.step
+        if self.trainer.step:
+            self._say("resumed", step=self.trainer.step)
+        self._say("began", num_workers=self.num_workers, steps=self.plan.steps, batch_size=self.plan.batch_size)
+
+    def _show_base(self) -> None:
+        """What the base draws without the adapter, once: a run that was resumed has shown it."""
+        if self.trainer.step:
+            return
+        pictures = samples.draw_base(self.trainer, self.prompts)
+        if self.heartbeat is None:
+            return
+        for number, picture in enumerate(pictures):
+            self.client.add_sample(0, number, samples.png(picture), drawn_by="base")
+
+    def _say(self, code: str, **facts: float | str) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.say(code, **facts)
+
+    def _say_why_done(self) -> None:
+        if self.trainer.step < self.plan.steps:
+            self._say("ended_early", step=self.trainer.step, best_step=self.trainer.published_step)
+        else:
+            self._say("trained", steps=self.trainer.step)
 
     def _is_due(self, every: int) -> bool:
         return self.trainer.step % every == 0 or self.trainer.done
@@ -127,6 +155,7 @@ class Run:
             "distance": round(likeness.distance, 4),
         }
         if likeness.is_copy:
+            self._say("copied", step=self.trainer.step, index=number, asset_id=nearest)
             facts["warning"] = (
                 f"sample {number} is nearly a copy of the picture {nearest}: the adapter learns it by heart. "
                 "Give it more and more different pictures, fewer steps or a lower rank"
@@ -144,9 +173,13 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="onbrand-checkpoint-") as folder:
             self.trainer.save(Path(folder))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self._say("kept", step=self.trainer.step)
 
     def _tell(self, facts: StepFacts) -> None:
         self.losses.append(facts.loss)
+        if facts.validation_loss is not None:
+            is_best = self.trainer.published_step == facts.step
+            self._say("judged_best" if is_best else "judged", step=facts.step, loss=round(facts.validation_loss, 6))
         if self.heartbeat is not None:
             self.heartbeat.tell(min(_LAST_PERCENT, 100 * facts.step // self.plan.steps), self.metrics(facts))
 
@@ -186,7 +219,9 @@ class Run:
         prompt = self.prompts[0] if self.prompts else self.plan.trigger_word
         title = f"{self.spec.brand_id} {self.plan.family} LoRA"
         with self.trainer.published():
-            return export(self.trainer.family, self.folder, self.plan, self.trainer.adapter(), prompt, title).data
+            made = export(self.trainer.family, self.folder, self.plan, self.trainer.adapter(), prompt, title)
+        self._say("proved", step=self.trainer.published_step, difference=made.difference)
+        return made.data
 
     def publish(self, data: bytes) -> None:
         """Register the file as the brand's next version, which completes the job, unless its owner canceled it."""

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from onbrand.families.family import draw
+from onbrand.training.layers import frozen_base
 from onbrand.training.loop import Trainer
 
 NUM_PROMPTS = 2
@@ -22,10 +23,20 @@ def sample_prompts(wishes: Sequence[str], captions: Sequence[str]) -> tuple[str,
 
 def draw_samples(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
     """[P, 3, H, W] in 0..1, one per prompt; picture i always has the seed of the job plus i."""
+    with trainer.averaged():
+        return _drawn(trainer, prompts)
+
+
+def draw_base(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
+    """The same pictures, of the same seeds, by the base alone: what the adapter's are to be seen beside."""
+    with frozen_base(trainer.family.denoiser):
+        return _drawn(trainer, prompts)
+
+
+def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
     plan = trainer.plan
     seeds = [plan.seed + number for number in range(len(prompts))]
-    with trainer.averaged():
-        return draw(trainer.family, prompts, seeds, height=plan.resolution, width=plan.resolution)
+    return draw(trainer.family, prompts, seeds, height=plan.resolution, width=plan.resolution)
 
 
 def png(picture_CHW: Tensor) -> bytes:

@@ -1,0 +1,95 @@
+"""What all answers share: frozen, tolerant of newer fields, attached to their client, and how to wait for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from onbrand.client.errors import InvalidArgument, JobFailed, WaitTimeout
+
+if TYPE_CHECKING:
+    from onbrand.client.client import Onbrand
+
+_FIRST_POLL, _LONGEST_POLL = 0.1, 2.0
+
+
+class Answer(BaseModel):
+    """An object of the API."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Attached(Answer):
+    """An object that knows the client it came from."""
+
+    _client: Onbrand | None = PrivateAttr(default=None)
+
+    def attach(self, client: Onbrand) -> Self:
+        self._client = client
+        return self
+
+    def _must_have_client(self) -> Onbrand:
+        if self._client is None:
+            raise InvalidArgument(f"this {type(self).__name__} did not come from a client; use client.<resource>.get()")
+        return self._client
+
+
+class Waitable(Attached):
+    """Something that runs on the platform and ends as completed, failed or canceled."""
+
+    id: str
+    brand_id: str
+    status: str
+    progress: int = 0
+    error: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.status in ("completed", "failed", "canceled")
+
+    def refresh(self) -> Self:
+        """Its state now, as a new object."""
+        raise NotImplementedError
+
+    def wait(
+        self,
+        progress: Callable[[Self], object] | None = None,
+        *,
+        timeout: float | None = None,
+        every_look: bool = False,
+    ) -> Self:
+        """Wait for the end and return the completed object.
+
+        Args:
+            progress: called with the object whenever its status or progress has changed.
+            timeout: seconds; None waits for as long as it takes.
+            every_look: call it at each look, every two seconds or oftener, for those who also show its numbers.
+
+        Raises JobFailed when it failed or was canceled, WaitTimeout when `timeout` has passed.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        delay, now, told = _FIRST_POLL, self, None
+        while True:
+            if progress is not None and (every_look or told != (now.status, now.progress)):
+                progress(now)
+                told = (now.status, now.progress)
+            if now.done:
+                return _must_be_completed(now)
+            if end is not None and time.monotonic() >= end:
+                raise WaitTimeout(f"{type(self).__name__} {self.id} is still {now.status} after {timeout} s")
+            time.sleep(delay)
+            delay = min(_LONGEST_POLL, delay * 1.3)
+            now = now.refresh()
+
+
+_W = TypeVar("_W", bound=Waitable)
+
+
+def _must_be_completed(job: _W) -> _W:
+    if job.status == "completed":
+        return job
+    reason = (job.error or {}).get("message") or "no reason was given"
+    raise JobFailed(f"{type(job).__name__} {job.id} {job.status}: {reason}", job)

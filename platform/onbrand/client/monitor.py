@@ -1,0 +1,82 @@
+"""What a training shows while it runs and afterwards: the course of its numbers, its samples, its log."""
+
+from __future__ import annotations
+
+import builtins
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from onbrand.client.answers import Answer, Attached
+
+__all__ = ["Course", "Judgement", "LogLine", "Point", "Sample"]
+
+
+class Point(Answer):
+    """The numbers of a training at one step; `loss` is the mean of the last 20."""
+
+    step: int
+    at: datetime
+    progress: int | None = None
+    loss: float | None = None
+    prior_loss: float | None = None
+    kept_loss: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    samples_per_s: float | None = None
+    eta_seconds: float | None = None
+
+
+class Judgement(Answer):
+    """The loss on the held-out pictures at one step."""
+
+    step: int
+    at: datetime
+    loss: float
+
+
+class Course(Answer):
+    """A training's numbers in the order of its steps, spread evenly where there are more than were asked for.
+
+    Args:
+        num_points, num_validations: how many there are.
+        best: the best of all validations; its step is the one that is published.
+    """
+
+    data: tuple[Point, ...]
+    num_points: int
+    validations: tuple[Judgement, ...] = ()
+    num_validations: int = 0
+    best: Judgement | None = None
+
+
+class Sample(Attached):
+    """Prompt `index` with the same seed: by the `base` alone, and by the `adapter` after `step` steps."""
+
+    step: int
+    index: int
+    drawn_by: Literal["base", "adapter"]
+    seed: int
+    url: str
+
+    def read(self) -> builtins.bytes:
+        """The picture's bytes; its link lasts some minutes from the answer on."""
+        return self._must_have_client().fetch(self.url)
+
+    def download(self, path: str | Path) -> Path:
+        """Save the picture at `path`, or in the folder `path` as ``base-00.png``, ``000100-00.png``."""
+        who = "base" if self.drawn_by == "base" else f"{self.step:06d}"
+        return self._must_have_client().save(self.url, path, f"{who}-{self.index:02d}.png")
+
+
+class LogLine(Answer):
+    """A line of a run's log: `message` for people, `code` and `facts` for programs."""
+
+    seq: int
+    at: datetime
+    level: Literal["info", "warning", "error"]
+    code: str
+    message: str
+    facts: dict[str, Any] = Field(default={})
