@@ -29,7 +29,8 @@ from onbrand.families.spec import TrainingConfig
 from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
 from onbrand.families.tiny.fit import fit, similarity
 from onbrand.families.tiny.score import judge, prompts
-from onbrand.training.dataset import Picture, encode, fitted, held_out, prior_pictures
+from onbrand.training.dataset import Picture, fitted, held_out, prior_pictures
+from onbrand.training.encoding import encode
 from onbrand.training.loop import Trainer
 from onbrand.training.recipes import make_plan
 

@@ -48,7 +48,8 @@ from onbrand.families.family import Family, load_family
 from onbrand.families.spec import SPECS, TrainingConfig
 from onbrand.families.tiny.brands import brand_caption, draw_brand, kind_of
 from onbrand.training.cache import DiskCache
-from onbrand.training.dataset import Picture, Wording, encode, held_out
+from onbrand.training.dataset import Picture, Wording, held_out
+from onbrand.training.encoding import encode
 from onbrand.training.loop import Trainer
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.validation import Judge

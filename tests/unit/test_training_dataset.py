@@ -9,7 +9,8 @@ from PIL import Image
 from onbrand.errors import InvalidInput
 from onbrand.system_client import TrainingAsset
 from onbrand.training.cache import DiskCache
-from onbrand.training.dataset import Picture, Wording, encode, fitted, held_out, prior_pictures, read_pictures
+from onbrand.training.dataset import JobPictures, Picture, Wording, fitted, held_out, prior_pictures
+from onbrand.training.encoding import encode
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_examples
 
 
@@ -41,14 +42,14 @@ def test_the_middle_of_an_oblong_picture_is_kept():
 
 def test_a_picture_that_does_not_decode_is_named_by_its_id():
     with pytest.raises(InvalidInput, match="broken-one"):
-        list(read_pictures(Shelf(**{"broken-one": b"no picture"}), [TrainingAsset(id="broken-one", caption="secret")]))
+        list(JobPictures(Shelf(**{"broken-one": b"no picture"}), [TrainingAsset(id="broken-one", caption="secret")]))
 
 
 def test_a_picture_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = png(Image.new("RGB", (40, 20)), exif=exif)
-    [picture] = read_pictures(Shelf(a=data), [TrainingAsset(id="a", caption="")])
+    [picture] = JobPictures(Shelf(a=data), [TrainingAsset(id="a", caption="")])
     assert picture.image.size == (20, 40)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from onbrand.errors import TrainingFailed
 from onbrand.families.family import load_family
-from onbrand.training.dataset import Picture, Wording, encode
+from onbrand.training.dataset import Picture, Wording
 from onbrand.training.draws import draw_batch, own_rows
+from onbrand.training.encoding import encode
 from onbrand.training.layers import frozen_base
 from onbrand.training.loop import Trainer, must_share
 from onbrand.training.recipes import Plan

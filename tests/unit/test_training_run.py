@@ -18,7 +18,7 @@ from onbrand.families.family import draw
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.logs import Line
 from onbrand.system_client import TrainingAsset, TrainingSpec
-from onbrand.training import dataset, samples
+from onbrand.training import dataset, encoding, samples
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
 from tests.unit.training_bases import base_of, drawn, fresh_family, small_plan
@@ -139,8 +139,10 @@ def test_the_base_draws_each_prompt_once_before_the_adapter_changes_anything(tmp
 def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):
     run_of(Platform(), tmp_path)
     encoded: list[int] = []
-    real = dataset._latents
-    monkeypatch.setattr(dataset, "_latents", lambda family, images: encoded.append(len(images)) or real(family, images))
+    real = encoding._latents
+    monkeypatch.setattr(
+        encoding, "_latents", lambda family, images: encoded.append(len(images)) or real(family, images)
+    )
     run_of(Platform(), tmp_path)
     assert encoded == []
     run_of(Platform(), tmp_path / "elsewhere")

@@ -1,8 +1,7 @@
-"""What a run trains on: the brand's pictures and, on tiny bases, pictures of the base's own world, encoded once.
+"""What a run trains on: the brand's pictures and, on tiny bases, pictures of the base's own world.
 
-Pictures arrive by the job's ticket; nothing here knows a path, a bucket or another brand. What was encoded before
-comes from `cache`. Every picture and caption of the brand is encoded by itself, so that its bits do not depend on what
-was in the cache or is in the job beside it.
+Pictures arrive by the job's ticket; nothing here knows a path, a bucket or another brand. How they become what the
+loop reads is in `encoding`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import io
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -22,20 +21,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from onbrand.errors import InvalidInput
-from onbrand.families.buckets import Crop, bucket_step, crop_of, is_full_size
-from onbrand.families.family import Conditioning, Family
-from onbrand.training.cache import Cache, NoCache
-from onbrand.training.memorisation import thumbnail
+from onbrand.families.family import Conditioning
 
 NUM_PRIOR_PICTURES = 512
 NUM_WORDINGS = 8
 """In how many orders a shuffled caption's parts are encoded."""
-_ENCODE_ROWS = 16
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PRIOR_SEED = 20_000
 _FEWEST_TO_HOLD_OUT, _HELD_OUT_PART, _MOST_HELD_OUT = 8, 6, 4
-
-T = TypeVar("T")
 
 
 class AssetFacts(Protocol):
@@ -152,10 +145,27 @@ class Examples:
         return Conditioning({**told.tensors, "sizes": self.sizes_N6[rows_R]}).to(device)
 
 
-def read_pictures(client: AssetReader, assets: Iterable[AssetFacts]) -> Iterator[Picture]:
-    """Fetch and decode the job's pictures, one at a time. Raises InvalidInput naming the asset that does not decode."""
-    for asset in assets:
-        yield Picture(_decoded(client.read_asset(asset.id), asset.id), asset.caption, asset.id)
+class JobPictures(Sequence[Picture]):
+    """The job's pictures, each fetched and decoded when it is looked up, and not kept.
+
+    Looking one up raises InvalidInput naming the asset that does not decode.
+    """
+
+    def __init__(self, client: AssetReader, assets: Sequence[AssetFacts]) -> None:
+        self._client, self._assets = client, assets
+
+    def __len__(self) -> int:
+        return len(self._assets)
+
+    @overload
+    def __getitem__(self, place: int) -> Picture: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Picture]: ...
+    def __getitem__(self, place: int | slice) -> Picture | list[Picture]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        asset = self._assets[place]
+        return Picture(_decoded(self._client.read_asset(asset.id), asset.id), asset.caption, asset.id)
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
@@ -197,141 +207,9 @@ def fitted(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def encode(
-    family: Family,
-    pictures: Iterable[Picture],
-    resolutions: int | Sequence[int],
-    prior: Sequence[Picture] = (),
-    wording: Wording = Wording(),
-    cache: Cache | None = None,
-) -> Examples:
-    """Latents and text embeddings of all pictures, once for the whole run.
-
-    Args:
-        resolutions: a picture is trained at each, in its bucket; the same bucket only once.
-
-    Raises:
-        InvalidInput: no picture at all, or one that is smaller than `smallest_side`.
-    """
-    encoder = _Encoder(family, cache or NoCache(), wording)
-    for picture in pictures:
-        encoder.add(picture, (resolutions,) if isinstance(resolutions, int) else tuple(resolutions))
-    if not encoder.names:
-        raise InvalidInput("the job has no pictures; give it at least one", param="training_asset_ids")
-    return encoder.finish(prior, resolutions if isinstance(resolutions, int) else max(resolutions))
-
-
-class _Encoder:
-    """Gathers rows picture by picture, so that only one picture is held at a time."""
-
-    def __init__(self, family: Family, cache: Cache, wording: Wording) -> None:
-        self.family, self.cache, self.wording = family, cache, wording
-        self.step = bucket_step(family.spec, family.recommended.resolution)
-        self.latents: list[Tensor] = []
-        self.captions: list[str] = []
-        self.names: list[str] = []
-        self.sizes: list[tuple[int, ...]] = []
-        self.thumbs: list[Tensor] = []
-        self.digest = hashlib.sha256()
-
-    def add(self, picture: Picture, resolutions: Sequence[int]) -> None:
-        width, height = picture.image.size
-        crops = {crop_of(height, width, side, self.step, f"the picture {picture.name}") for side in resolutions}
-        content = picture.sha256
-        for crop in sorted(crops, key=lambda crop: crop.size):
-            self.latents.append(self._latents(picture, content, crop))
-            self.captions.append(picture.caption)
-            self.names.append(picture.name)
-            self.sizes.append(crop.sizes)
-        self.thumbs.append(thumbnail(fitted(picture.image, max(crops, key=lambda crop: crop.size).size)))
-        self.digest.update(content + f"\0{picture.caption}\0".encode())
-
-    def _latents(self, picture: Picture, content: bytes, crop: Crop) -> Tensor:
-        def made() -> dict[str, Tensor]:
-            return {"latents": _latents(self.family, [fitted(picture.image, crop.size)])[0]}
-
-        return self.cache.tensors(content, f"latents {crop}", made)["latents"]
-
-    def finish(self, prior: Sequence[Picture], side: int) -> Examples:
-        texts = _Texts(self.family, self.cache)
-        own = [texts.rows(self.wording.wordings(caption)) for caption in self.captions]
-        classes = texts.rows([self.wording.class_of(each) for each in self.captions]) if self.wording.classes else []
-        worded = len(own[0])
-        others = [[row] * worded for row in texts.parts([picture.caption for picture in prior])]
-        nothing = texts.nothing()
-        for part in _parts(prior):
-            images = [fitted(picture.image, side) for picture in part]
-            self.latents.extend(_latents(self.family, images))
-            self.sizes.extend((side, side, 0, 0, side, side) for _ in part)
-        knows_sizes = self.family.spec.name == "sdxl" and is_full_size(self.family.recommended.resolution)
-        return Examples(
-            tuple(self.latents),
-            Conditioning.cat(texts.encoded),
-            torch.tensor(own + others),
-            torch.tensor((classes or [nothing] * len(own)) + [nothing] * len(prior)),
-            nothing,
-            tuple(self.names),
-            self.digest.hexdigest(),
-            torch.tensor(self.sizes) if knows_sizes else None,
-            torch.stack(self.thumbs),
-        )
-
-
-class _Texts:
-    """Every different text once."""
-
-    def __init__(self, family: Family, cache: Cache) -> None:
-        self._family, self._cache = family, cache
-        self._row_of: dict[str, int] = {}
-        self._num_rows = 0
-        self.encoded: list[Conditioning] = []
-
-    def rows(self, texts: Sequence[str]) -> list[int]:
-        """Rows of the brand's texts, each encoded by itself."""
-        for text in texts:
-            if text not in self._row_of:
-                self._add([text], self._cached(text))
-        return [self._row_of[text] for text in texts]
-
-    def parts(self, texts: Sequence[str]) -> list[int]:
-        """Rows of the base's own texts: always the same together, so that they may be encoded together."""
-        rows: list[int] = []
-        for part in _parts(texts):
-            rows.extend(range(self._num_rows, self._num_rows + len(part)))
-            self._add([], self._family.encode_prompts(part))
-        return rows
-
-    def nothing(self) -> int:
-        """The row that stands for no text."""
-        self._add([], self._family.encode_negatives([None]))
-        return self._num_rows - 1
-
-    def _cached(self, text: str) -> Conditioning:
-        length = self._family.recommended.max_sequence_length
-
-        def made() -> dict[str, Tensor]:
-            return self._family.encode_prompts([text]).tensors
-
-        kept = self._cache.tensors(text.encode(), f"text {length}", made)
-        return Conditioning({name: value.to(self._family.device) for name, value in kept.items()})
-
-    def _add(self, texts: Sequence[str], encoded: Conditioning) -> None:
-        self._row_of.update((text, self._num_rows + number) for number, text in enumerate(texts))
-        self.encoded.append(encoded)
-        self._num_rows += len(encoded)
-
-
 def prior_pictures(trigger_word: str, num_pictures: int = NUM_PRIOR_PICTURES) -> list[Picture]:
     """The tiny bases' own world, half of it relabelled with other names: only `trigger_word` may mean the brand."""
     from onbrand.families.tiny.prior import prior_scenes
 
     scenes = prior_scenes(num_pictures, _PRIOR_SEED, trigger_word)
     return [Picture(image, caption, f"prior-{number}") for number, (image, caption) in enumerate(scenes)]
-
-
-def _latents(family: Family, images: Sequence[Tensor]) -> Tensor:
-    return family.encode_images(torch.stack(list(images)).to(family.device)).cpu()
-
-
-def _parts(things: Sequence[T]) -> list[Sequence[T]]:
-    return [things[start : start + _ENCODE_ROWS] for start in range(0, len(things), _ENCODE_ROWS)]

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -27,6 +26,7 @@ from onbrand.families.family import Conditioning, Family
 from onbrand.training import optimizers
 from onbrand.training.dataset import Examples
 from onbrand.training.draws import Batch, draw_batch
+from onbrand.training.exchange import Alone, Exchange
 from onbrand.training.layers import frozen_base, fuse
 from onbrand.training.recipes import Plan
 from onbrand.training.validation import Judge, Verdicts
@@ -34,38 +34,6 @@ from onbrand.training.validation import Judge, Verdicts
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 _LARGE_BASE = 2_000_000_000
 """Parameters of a denoiser whose activations do not fit beside it on most GPUs."""
-
-
-class Exchange(Protocol):
-    """How workers share their shards' gradients."""
-
-    rank: int
-    num_workers: int
-
-    def gather(self, own_SK: Tensor) -> Tensor:
-        """All workers' packets, in the order of ranks."""
-        ...
-
-
-class Alone:
-    """One worker: there is nothing to exchange."""
-
-    rank, num_workers = 0, 1
-
-    def gather(self, own_SK: Tensor) -> Tensor:
-        return own_SK
-
-
-class ProcessGroup:
-    """The workers of torch's default process group (gloo on CPUs, NCCL on GPUs)."""
-
-    def __init__(self) -> None:
-        self.rank, self.num_workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-    def gather(self, own_SK: Tensor) -> Tensor:
-        parts = [torch.empty_like(own_SK) for _ in range(self.num_workers)]
-        torch.distributed.all_gather(parts, own_SK.contiguous())
-        return torch.cat(parts)
 
 
 @dataclass(frozen=True)

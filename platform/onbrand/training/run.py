@@ -19,10 +19,12 @@ from onbrand.families.family import Family, load_family
 from onbrand.system_client import SystemClient, TrainingSpec
 from onbrand.training import dataset, memorisation, samples
 from onbrand.training.cache import DiskCache, prune
-from onbrand.training.dataset import Examples, Wording
+from onbrand.training.dataset import Examples, JobPictures, Wording
+from onbrand.training.encoding import encode
+from onbrand.training.exchange import Alone, Exchange, ProcessGroup
 from onbrand.training.export import export
 from onbrand.training.heartbeat import Heartbeat
-from onbrand.training.loop import Alone, Exchange, ProcessGroup, StepFacts, Trainer, must_share
+from onbrand.training.loop import StepFacts, Trainer, must_share
 from onbrand.training.recipes import PLACEHOLDER, Plan
 
 _LOSS_WINDOW = 20
@@ -52,23 +54,24 @@ class Run:
         self.num_workers = num_workers
         self.client, self.spec, self.plan, self.folder, self.heartbeat = client, spec, plan, folder, heartbeat
         self.prompts = samples.sample_prompts(plan.sample_prompts, [asset.caption for asset in spec.assets])
-        self.trainer = self._trainer(cache, ProcessGroup() if num_workers > 1 else Alone())
+        self.trainer = self._trainer(cache, num_workers)
         self.losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self.likeness: dict[str, Any] | None = None
         self.began, self.began_at_step = time.monotonic(), 0
 
-    def _trainer(self, cache: Path, exchange: Exchange) -> Trainer:
+    def _trainer(self, cache: Path, num_workers: int) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         family = load_family(self.plan.family, self.folder, dtype=dtype, device=device)
+        exchange = ProcessGroup(device) if num_workers > 1 else Alone()
         prune(cache)
         disk = DiskCache(cache, self.spec.brand_id, family.revision, str(dtype))
-        examples, held_out = self._examples(family, disk)
+        examples, held_out = self._examples(family, disk, exchange)
         num_held_out = len(held_out.latents) if held_out else 0
         self._say("pictures", num_trained=len(self.spec.assets) - num_held_out, num_held_out=num_held_out)
         return Trainer(family, self.plan, examples, exchange, held_out)
 
-    def _examples(self, family: Family, cache: DiskCache) -> tuple[Examples, Examples | None]:
+    def _examples(self, family: Family, cache: DiskCache, exchange: Exchange) -> tuple[Examples, Examples | None]:
         """What is trained on, and what judges it, if there are enough pictures."""
         plan, assets = self.plan, self.spec.assets
         captions, names = [asset.caption for asset in assets], [asset.id for asset in assets]
@@ -77,9 +80,9 @@ class Run:
         trained = [asset for asset in assets if asset not in judging]
         prior = dataset.prior_pictures(plan.trigger_word) if plan.prior_rows else []
         wording = Wording(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
-        read = partial(dataset.read_pictures, self.client)
-        examples = dataset.encode(family, read(trained), plan.resolutions, prior, wording, cache)
-        held = dataset.encode(family, read(judging), plan.resolution, cache=cache) if judging else None
+        read = partial(JobPictures, self.client)
+        examples = encode(family, read(trained), plan.resolutions, prior, wording, cache, exchange)
+        held = encode(family, read(judging), plan.resolution, cache=cache, exchange=exchange) if judging else None
         return examples, held
 
     def train(self) -> None:
@@ -134,9 +137,11 @@ class Run:
         return self.trainer.step % every == 0 or self.trainer.done
 
     def _sample_if_due(self) -> None:
-        if self.heartbeat is None or not self._is_due(self.plan.sample_every):
+        if not self._is_due(self.plan.sample_every):
             return
         pictures = samples.draw_samples(self.trainer, self.prompts)
+        if self.heartbeat is None:
+            return
         for number, picture in enumerate(pictures):
             self.client.add_sample(self.trainer.step, number, samples.png(picture))
         self.likeness = self._likeness(list(pictures * 2 - 1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from onbrand.families.family import draw
+from onbrand.training.exchange import shared
 from onbrand.training.layers import frozen_base
 from onbrand.training.loop import Trainer
 
@@ -22,7 +24,7 @@ def sample_prompts(wishes: Sequence[str], captions: Sequence[str]) -> tuple[str,
 
 
 def draw_samples(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
-    """[P, 3, H, W] in 0..1, one per prompt; picture i always has the seed of the job plus i."""
+    """[P, 3, H, W] in 0..1, one per prompt, on every worker; picture i always has the seed of the job plus i."""
     with trainer.averaged():
         return _drawn(trainer, prompts)
 
@@ -34,9 +36,14 @@ def draw_base(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
 
 
 def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
-    plan = trainer.plan
-    seeds = [plan.seed + number for number in range(len(prompts))]
-    return draw(trainer.family, prompts, seeds, height=plan.resolution, width=plan.resolution)
+    """Workers share them; each is drawn by itself, so that it has the same bits for any number of workers."""
+    plan, side = trainer.plan, trainer.plan.resolution
+
+    def drawn(number: int) -> Mapping[str, Tensor]:
+        [picture] = draw(trainer.family, [prompts[number]], [plan.seed + number], height=side, width=side)
+        return {"picture": picture}
+
+    return torch.stack([made["picture"] for made in shared(trainer.exchange, range(len(prompts)), drawn)])
 
 
 def png(picture_CHW: Tensor) -> bytes:

@@ -1,0 +1,110 @@
+"""How the workers of a run share what each of them made: gradients of every step, and work that is done once for all.
+
+What travels is tensors and JSON; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from onbrand import errors
+from onbrand.errors import OnbrandError
+
+T = TypeVar("T")
+Tensors = Mapping[str, Tensor]
+_MADE, _PROBLEM = b"\0", b"\1"
+
+
+class Exchange(Protocol):
+    """How workers share their shards' gradients."""
+
+    rank: int
+    num_workers: int
+
+    def gather(self, own_SK: Tensor) -> Tensor:
+        """All workers' packets, in the order of ranks; all must be of one shape."""
+        ...
+
+
+class Alone:
+    """One worker: there is nothing to exchange."""
+
+    rank, num_workers = 0, 1
+
+    def gather(self, own_SK: Tensor) -> Tensor:
+        return own_SK
+
+
+class ProcessGroup:
+    """The workers of torch's default process group (gloo on CPUs, NCCL on GPUs).
+
+    Args:
+        device: where tensors must lie to be exchanged; results lie there too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.num_workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._device = device
+
+    def gather(self, own_SK: Tensor) -> Tensor:
+        own_SK = own_SK.to(self._device).contiguous()
+        parts = [torch.empty_like(own_SK) for _ in range(self.num_workers)]
+        torch.distributed.all_gather(parts, own_SK)
+        return torch.cat(parts)
+
+
+def shared(exchange: Exchange, things: Sequence[T], make: Callable[[T], Tensors]) -> list[Tensors]:
+    """What `make` makes of each of `things`, in their order: every worker makes its share, and all get all, on the CPU.
+
+    Args:
+        things: the same on every worker; each is looked up by the worker that makes it, and by no other.
+
+    Raises:
+        OnbrandError: the first that any worker's `make` raised, on every worker, so that all come to the same end.
+    """
+    own = range(exchange.rank, len(things), exchange.num_workers)
+    if exchange.num_workers == 1:
+        return [_on_cpu(make(things[place])) for place in own]
+    parts = [_unpacked(part) for part in gather_bytes(exchange, _packed(own, things, make))]
+    made = {place: tensors for part in parts for place, tensors in part.items()}
+    return [made[place] for place in range(len(things))]
+
+
+def gather_bytes(exchange: Exchange, own: bytes) -> list[bytes]:
+    """Every worker's bytes, in the order of ranks."""
+    sizes = [int(size) for size in exchange.gather(torch.tensor([len(own)]))]
+    padded_1K = torch.zeros(1, max(sizes), dtype=torch.uint8)
+    if own:
+        padded_1K[0, : len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+    everyone_NK = exchange.gather(padded_1K).cpu()
+    return [everyone_NK[rank, :size].numpy().tobytes() for rank, size in enumerate(sizes)]
+
+
+def _packed(own: Sequence[int], things: Sequence[T], make: Callable[[T], Tensors]) -> bytes:
+    try:
+        made = {f"{place}/{name}": value for place in own for name, value in _on_cpu(make(things[place])).items()}
+    except OnbrandError as problem:
+        told = {"kind": type(problem).__name__, "message": problem.message, "fields": problem.fields}
+        return _PROBLEM + json.dumps(told, default=str).encode()
+    return _MADE + safetensors.torch.save(made)
+
+
+def _unpacked(part: bytes) -> dict[int, dict[str, Tensor]]:
+    if part[:1] == _PROBLEM:
+        told = json.loads(part[1:])
+        raise getattr(errors, told["kind"])(told["message"], **told["fields"])
+    made: dict[int, dict[str, Tensor]] = {}
+    for label, value in safetensors.torch.load(part[1:]).items():
+        place, name = label.split("/", 1)
+        made.setdefault(int(place), {})[name] = value
+    return made
+
+
+def _on_cpu(tensors: Tensors) -> Tensors:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
