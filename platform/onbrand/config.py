@@ -39,6 +39,7 @@ class Limits(BaseModel):
     prompt_chars: int = 2_000
     num_images: int = 8
     waiting_pictures: int = 128
+    open_trainings: int = 100
     page: int = 100
 
 
@@ -127,6 +128,10 @@ class Settings(BaseSettings):
     """Ray Train workers per job."""
     train_jobs: int = Field(default=2, ge=0, le=1000)
     """Training jobs that run at once; with 0 none is started, and jobs wait."""
+    train_jobs_per_brand: int = Field(default=2, ge=1, le=1000)
+    """Of them, one brand's, where the operator set no other number for it (`onbrand brand limits`)."""
+    train_placement_seconds: int = Field(default=3600, ge=1)
+    """How long a job waits for workers that the cluster neither has nor can get, before it fails."""
     engine: dict[str, Any] = {}
     """How `onbrand up` serves every family: `EngineOptions` by name, one by one as `ONBRAND_ENGINE__NUM_REPLICAS=2`;
     Serve config files say it themselves."""

@@ -44,6 +44,15 @@ class TrainingAsset(_Answer):
     file: str = "a picture"
 
 
+class StartModel(_Answer):
+    """The published model that a job begins with; its weights by `read_start`."""
+
+    name: str
+    sha256: str
+    rank: int
+    base_revision: str
+
+
 class TrainingSpec(_Answer):
     """Everything a training worker may know of its job."""
 
@@ -55,6 +64,14 @@ class TrainingSpec(_Answer):
     training_config: dict[str, Any]
     assets: tuple[TrainingAsset, ...]
     attempts: int = 0
+    provider_job_id: str | None = None
+    run_id: str | None = None
+    start: StartModel | None = None
+
+    @property
+    def run(self) -> str:
+        """The run that the job writes: its own, or that of the job it retries."""
+        return self.run_id or self.job_id
 
 
 class RunCredentials(_Answer):
@@ -79,6 +96,7 @@ class Heard(_Answer):
     """The platform's answer to a report."""
 
     cancel_requested: bool = False
+    stop_requested: bool = False
 
 
 class PublishedModel(_Answer):
@@ -245,6 +263,10 @@ class SystemClient:
     def read_import(self) -> bytes:
         """The file that this job imports, as it was sent. Raises NotFound for a job that imports none."""
         return self._send(_Call("GET", "/training/import")).content
+
+    def read_start(self) -> bytes:
+        """The weights of the model that this job continues from. Raises NotFound for a job that begins at nothing."""
+        return self._send(_Call("GET", "/training/start")).content
 
     def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
         """What the data doctor says; kept with the job."""

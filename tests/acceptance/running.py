@@ -124,6 +124,16 @@ class Running:
             process.stdout.close()
             self.process = None
 
+    def wait(self, seconds: float) -> int:
+        """Wait until it has ended by itself; its exit status."""
+        process = self.process
+        assert process is not None
+        assert process.stdout is not None
+        status = process.wait(seconds)
+        process.stdout.close()
+        self.process = None
+        return status
+
     def processes(self) -> list[int]:
         """Every process that this platform started, however deep, by the mark in their environment."""
         mark, found = f"ONBRAND_TEST_MARK={self.mark}".encode(), []

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.acceptance import killed
 from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
 from tests.acceptance.running import Person, Running, command_line, wait_for
 
@@ -28,11 +29,6 @@ def is_under_way(person: Person, job_id: str) -> bool:
     return bool(job["status"] == "training" and job["progress"] >= 30)
 
 
-def train_workers(platform: Running) -> list[int]:
-    """The processes of Ray Train's workers."""
-    return [pid for pid in platform.processes() if "TrainWorker" in command_line(pid)]
-
-
 def end_of(person: Person, job_id: str, seconds: float = 400) -> dict[str, Any]:
     def ended() -> dict[str, Any] | None:
         done = person.tries("job", "get", job_id, "--json")
@@ -44,15 +40,13 @@ def end_of(person: Person, job_id: str, seconds: float = 400) -> dict[str, Any]:
     return dict(wait_for(ended, seconds, f"the end of job {job_id}"))
 
 
-def test_a_job_whose_worker_is_killed_completes(platform: Running, acme: Trained) -> None:
-    job = acme.person.says(*LONG)
-    wait_for(lambda: is_under_way(acme.person, job["id"]), 240, "some progress")
-    workers = train_workers(platform)
-    assert workers
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-    ended = end_of(acme.person, job["id"])
-    assert ended["status"] == "completed", ended["error"]
+def test_a_training_whose_worker_controller_and_dispatcher_are_killed_ends_with_the_bits_of_the_unbroken_one(
+    platform: Running,
+) -> None:
+    """Twenty kills of all kinds, in a quarter of an hour: `python -m tests.acceptance.killed`."""
+    verdict = killed.kill(platform, killed.Plan(points=3, seed=1), ("worker", "controller", "dispatcher"))
+    assert verdict.is_good, verdict.as_json()
+    assert verdict.resumed_at
 
 
 def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(

@@ -121,13 +121,14 @@ async def test_the_five_steps(story: Story):
     assert [image.index for image in finished.images] == [0, 1]
 
 
-async def test_the_job_object_has_the_fields_of_the_specification(story: Story):
+async def test_the_job_object_has_the_fields_of_the_specification_and_those_of_the_queue(story: Story):
     job = await story.job([(await story.upload(1))[0].id])
     wanted = (
         "id brand_id user_id name model_type training_config training_asset_ids status progress model_url"
         " sample_images_urls provider provider_job_id created_at completed_at error metrics urls"
     )
-    assert set(job.model_dump(mode="json")) == {*wanted.split(), "eta_seconds"}
+    queue = "eta_seconds waiting_for num_ahead attempts retry_of"
+    assert set(job.model_dump(mode="json")) == set(f"{wanted} {queue}".split())
 
 
 async def test_an_upload_with_one_bad_file_stores_nothing(story: Story):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,7 +21,8 @@ from onbrand.db.session import Doors
 from onbrand.families.kohya import kohya_file
 from onbrand.services import assets, imports
 from onbrand.storage.store import ObjectStore
-from onbrand.training.providers.ray import submission_id
+from onbrand.training.providers.ray import job_environment, submission_id
+from onbrand.training.turns import submission_that_asks
 from tests.integration.training_cluster import (
     CONFIG,
     Cluster,
@@ -71,20 +73,63 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
 RESUMED = [False, True, True, False]
 
 
-async def test_a_long_job_is_there_once_shows_no_secret_and_can_be_canceled(cluster, owner, secrets):
-    """One test, for one job is enough for the three."""
+async def test_a_long_job_is_there_once_shows_no_secret_can_be_canceled_retried_and_stopped(cluster, owner, secrets):
+    """One test, for one job is enough for all. An engineer who submits a job that runs already is refused."""
     job_id = await owner.create(steps=5000)
     job = await owner.until(job_id, lambda job: job.provider_job_id is not None)
-    again = Ticket.issue(owner.brand_id, job_id, owner.user_id, "training", 60)
-    assert await asyncio.to_thread(cluster.provider.submit, again, 1) == job.provider_job_id
-    assert await asyncio.to_thread(cluster.provider.status, submission_id(job_id, 2)) == "lost"
-    await owner.until(job_id, lambda job: job.status == "training" and "step" in job.metrics)
-    told = str(await asyncio.to_thread(JobSubmissionClient(ray.get_runtime_context().gcs_address).list_jobs))
+    second = await asyncio.to_thread(submitted_by_hand, cluster, owner.brand_id, job_id)
+    await owner.until(job_id, lambda job: job.status == "training" and is_past_a_checkpoint(job))
+    told = str(await asyncio.to_thread(jobs_of_ray().list_jobs))
     assert job_id in told
     assert not any(secret in told for secret in (secrets.tickets, secrets.tokens, secrets.links, "photo of", "eyJ"))
+    assert await asyncio.to_thread(cluster.provider.status, second) == "failed"
+    assert f"is run as {submission_id(job_id, 1)}" in await asyncio.to_thread(jobs_of_ray().get_job_logs, second)
     await owner.cancel(job_id)
     job = await owner.until(job_id, lambda job: job.status == "canceled")
     assert job.model_url is None
+
+    again = await owner.retry(job_id)
+    ticket = Ticket.issue(owner.brand_id, again, owner.user_id, "training", 60)
+    job = await owner.until(again, lambda job: job.provider_job_id is not None)
+    assert await asyncio.to_thread(cluster.provider.submit, ticket, 1) == job.provider_job_id
+    job = await owner.until(again, lambda job: "resumed_at_step" in job.metrics)
+    assert job.metrics["resumed_at_step"] >= CONFIG["checkpoint_every"]
+    await owner.stop(again)
+    job = await owner.until(again, is_completed)
+    assert job.metrics["steps"] < 5000
+    assert "resumed" in str(await owner.events(again))
+
+
+async def test_a_job_that_an_engineer_submits_waits_for_its_turn_and_is_then_that_submission(cluster, owner):
+    """It ends at its pictures, which is enough to see that it was read."""
+    async with cluster.doors.user_session(owner.scope) as session:
+        await assets.set_caption(session, owner.brand_id, owner.user_id, owner.asset_ids[0], "a wall")
+    async with cluster.holding_jobs():
+        job_id = await owner.create()
+        submission = await asyncio.to_thread(submitted_by_hand, cluster, owner.brand_id, job_id)
+        await until_it_asks(cluster, owner.brand_id, job_id, submission)
+        waiting = await owner.job(job_id)
+    assert (waiting.status, waiting.provider_job_id, waiting.waiting_for) == ("pending", None, "operator")
+    job = await owner.until(job_id, lambda job: job.status == "failed")
+    assert (job.error["code"], job.provider_job_id, job.attempts) == ("data_refused", submission, 1)
+    assert await asyncio.to_thread(cluster.provider.status, submission_id(job_id, 1)) == "lost"
+
+
+def jobs_of_ray() -> JobSubmissionClient:
+    return JobSubmissionClient(ray.get_runtime_context().gcs_address)
+
+
+def submitted_by_hand(cluster: Cluster, brand_id: str, job_id: str) -> str:
+    """What `ray job submit -- python -m onbrand.training.job ...` does on a node that knows the platform's settings."""
+    entrypoint = f"{sys.executable} -m onbrand.training.job --brand {brand_id} --job {job_id}"
+    env = {"env_vars": job_environment(cluster.settings)}
+    return str(jobs_of_ray().submit_job(entrypoint=entrypoint, runtime_env=env))
+
+
+async def until_it_asks(cluster: Cluster, brand_id: str, job_id: str, submission: str) -> None:
+    async with asyncio.timeout(120):
+        while submission_that_asks(cluster.settings, brand_id, job_id) != submission:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.2)
 
 
 async def test_a_job_canceled_before_it_began_never_starts(cluster, owner):

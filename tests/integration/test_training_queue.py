@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from onbrand.brand import Ticket
 from onbrand.config import Limits, Settings
-from onbrand.errors import TicketRefused, Unavailable
+from onbrand.db.limits import set_limits
+from onbrand.errors import Conflict, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.spec import with_family_defaults
 from onbrand.services import assets, brands, images, jobs, training
+from onbrand.training.admission import Bounds
 from onbrand.training.dispatcher import MAX_ATTEMPTS, Dispatcher
-from onbrand.training.providers.provider import ProviderStatus
-from onbrand.training.tickets import read_ticket
+from onbrand.training.providers.provider import Capacity, ProviderStatus
+from onbrand.training.tickets import read_ticket, ticket_folder
+from onbrand.training.turns import asking
 from tests.integration.training_queue import fail_all_open_jobs
 
 
@@ -27,6 +35,15 @@ class Memory:
     stopped: list[str] = field(default_factory=list)
     away: bool = False
     stubborn: bool = False
+    room: Capacity | None = None
+
+    strangers: dict[str, str] = field(default_factory=dict)
+
+    def is_of(self, ticket: Ticket, submission: str) -> bool:
+        return self.strangers.get(submission) == ticket.job_id
+
+    def capacity(self) -> Capacity | None:
+        return self.room
 
     def submit(self, ticket: Ticket, attempt: int) -> str:
         if self.away:
@@ -50,15 +67,24 @@ def settings_here(settings: Settings, tmp_path) -> Settings:
 
 
 @pytest.fixture
+def owner_connection(database):
+    """The database's owner, each of whose statements is committed."""
+    with psycopg.connect(database.owner_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
 def ray() -> Memory:
     return Memory()
 
 
 @pytest.fixture
-async def dispatcher(settings_here, secrets, doors, ray) -> Dispatcher:
+async def dispatcher(settings_here, secrets, doors, ray) -> AsyncIterator[Dispatcher]:
     """Runs three jobs at a time; jobs that other tests left open are none of its."""
     await fail_all_open_jobs(doors)
-    return Dispatcher(settings_here, secrets, doors, [ray], max_running=3)
+    leading = Dispatcher(settings_here, secrets, doors, [ray], Bounds(3, 2))
+    yield leading
+    await leading.resign()
 
 
 @pytest.fixture
@@ -66,7 +92,7 @@ async def create(doors, store, make_brand, pictures, settings):
     """`await create()`: (brand, job id) of a new pending job; `brand=` for a second one of the same brand."""
     kept: dict[str, list[str]] = {}
 
-    async def make(brand=None, provider: str = "ray"):
+    async def make(brand=None, **config: object):
         brand = brand or await make_brand("queued")
         async with doors.user_session(brand.member.scope) as session:
             if brand.id not in kept:
@@ -74,7 +100,9 @@ async def create(doors, store, make_brand, pictures, settings):
                 of_brand = store.brand(brand.id)
                 stored = await assets.upload(session, of_brand, brand.id, brand.member.user_id, files, settings.limits)
                 kept[brand.id] = [asset.id for asset in stored]
-            new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=kept[brand.id])
+            new = jobs.NewJob(
+                name="a job", model_type="sd15", training_config=config, training_asset_ids=kept[brand.id]
+            )
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         return brand, job.id
 
@@ -177,7 +205,9 @@ async def test_a_provider_that_is_away_costs_waiting_and_no_attempt(dispatcher, 
 
 async def test_a_job_for_a_provider_that_is_not_here_is_refused_by_name(settings_here, secrets, doors, create, row):
     brand, job_id = await create()
-    await Dispatcher(settings_here, secrets, doors, [Memory(name="elsewhere")]).tick()
+    elsewhere = Dispatcher(settings_here, secrets, doors, [Memory(name="elsewhere")])
+    await elsewhere.tick()
+    await elsewhere.resign()
     job = await row(brand, job_id)
     assert job.status == "failed"
     assert "'ray'" in job.error["message"]
@@ -251,3 +281,161 @@ async def test_a_provider_that_does_not_stop_a_job_keeps_nothing_from_ending(dis
     await dispatcher.tick()
     async with doors.user_session(brand.admin.scope) as session:
         assert (await jobs.get_job(session, brand.id, job_id)).status == "failed"
+
+
+@pytest.fixture
+async def other(settings_here, secrets, doors, ray) -> AsyncIterator[Dispatcher]:
+    """A second dispatcher of the same platform."""
+    second = Dispatcher(settings_here, secrets, doors, [ray], Bounds(3, 2))
+    yield second
+    await second.resign()
+
+
+async def test_of_two_dispatchers_one_acts_and_the_other_takes_over_when_it_is_gone(
+    dispatcher, other, create, row, ray, owner_connection
+):
+    brand, first = await create()
+    await dispatcher.tick()
+    _, second = await create()
+    await other.tick()
+    assert list(ray.statuses) == [f"{first}-1"]
+    owner_connection.execute("update app.dispatch_lease set until = clock_timestamp()")
+    await other.tick()
+    await dispatcher.tick()
+    assert list(ray.statuses) == [f"{first}-1", f"{second}-1"]
+    assert (await row(brand, first)).attempts == 1
+
+
+async def test_two_dispatchers_at_once_start_each_job_once_and_no_more_than_may_run(
+    settings_here, secrets, doors, create, ray, row
+):
+    """Each is made to believe that it leads, as after a pause of one for longer than its lease."""
+    await fail_all_open_jobs(doors)
+    made = [await create() for _ in range(4)]
+    several = [Dispatcher(settings_here, secrets, doors, [ray], Bounds(3, 2)) for _ in range(3)]
+    for each in several:
+        each._lead = always_leads(each)
+    await asyncio.gather(*(each.tick() for each in several))
+    jobs_now = [await row(brand, job_id) for brand, job_id in made]
+    assert sorted(job.attempts for job in jobs_now) == [0, 1, 1, 1]
+    assert len(ray.statuses) == 3
+    for submission in list(ray.statuses):
+        ray.statuses[submission] = "failed"
+    for _ in range(2):
+        await asyncio.gather(*(each.tick() for each in several))
+    assert max([(await row(brand, job_id)).attempts for brand, job_id in made]) == 2
+
+
+def always_leads(dispatcher: Dispatcher):
+    async def lead(seconds: float) -> bool:
+        dispatcher._leads_until = time.monotonic() + 60
+        return True
+
+    return lead
+
+
+async def test_an_attempt_that_a_late_dispatcher_reports_again_counts_once(dispatcher, create, row, doors):
+    brand, job_id = await create()
+    await dispatcher.tick()
+    ticket = brand.ticket(job_id)
+    async with doors.system_session(ticket) as session:
+        await training.submitted(session, ticket, f"{job_id}-1", 1)
+    assert (await row(brand, job_id)).attempts == 1
+    async with doors.system_session(ticket) as session:
+        await training.submitted(session, ticket, f"{job_id}-2", 2)
+    with pytest.raises(Conflict):
+        async with doors.system_session(ticket) as session:
+            await training.submitted(session, ticket, f"{job_id}-1", 1)
+
+
+async def test_owners_are_told_what_their_jobs_wait_for_and_how_many_of_theirs_are_ahead(
+    dispatcher, create, row, ray, doors
+):
+    brand, first = await create()
+    waiting = [(await create(brand=brand))[1] for _ in range(3)]
+    await dispatcher.tick()
+    await dispatcher.tick()
+    seen = [await row(brand, job_id) for job_id in (first, *waiting)]
+    assert [(job.waiting_for, job.num_ahead is not None) for job in seen] == [
+        (None, True),
+        (None, True),
+        ("brand", True),
+        ("brand", True),
+    ]
+    assert [job.num_ahead for job in seen] == [0, 1, 2, 3]
+    async with doors.user_session(brand.member.scope) as session:
+        told = await jobs.events(session, brand.id, waiting[1])
+    assert [(event.kind, event.data) for event in told] == [("waiting", {"for": "brand"})]
+    ray.statuses[f"{first}-1"] = "lost"
+    async with doors.system_session(brand.ticket(first)) as session:
+        await training.fail(session, brand.ticket(first), "any", "any reason")
+    await dispatcher.tick()
+    now = await row(brand, waiting[1])
+    assert (now.provider_job_id, now.waiting_for) == (f"{waiting[1]}-1", None)
+
+
+async def test_a_job_that_fits_on_no_machine_waits_and_then_fails_honestly(
+    dispatcher, create, row, ray, owner_connection
+):
+    ray.room = Capacity(2, 2, 2)
+    brand, job_id = await create(num_workers=4)
+    _, small = await create()
+    await dispatcher.tick()
+    await dispatcher.tick()
+    assert (await row(brand, job_id)).waiting_for == "resources"
+    assert list(ray.statuses) == [f"{small}-1"]
+    owner_connection.execute(
+        "update app.lora_training_jobs set waiting_since = waiting_since - interval '2 hours' where id = %s", [job_id]
+    )
+    await dispatcher.tick()
+    job = await row(brand, job_id)
+    assert (job.status, job.error["code"]) == ("failed", "no_resources")
+    assert "4 workers" in job.error["message"]
+
+
+async def test_the_operator_gives_a_brand_more_and_less(dispatcher, create, ray, database):
+    brand, _ = await create()
+    for _ in range(4):
+        await create(brand=brand)
+    set_limits(database.owner_url, brand.id, {"max_running_trainings": 1})
+    await dispatcher.tick()
+    assert len(ray.statuses) == 1
+    set_limits(database.owner_url, brand.id, {"max_running_trainings": 3})
+    await dispatcher.tick()
+    assert len(ray.statuses) == 3
+
+
+async def test_a_brand_with_too_many_open_jobs_is_told_to_wait_and_another_is_not(create, database, doors):
+    brand, first = await create()
+    set_limits(database.owner_url, brand.id, {"max_open_trainings": 1})
+    with pytest.raises(TooManyRequests) as refused:
+        await create(brand=brand)
+    assert refused.value.fields["retry_after"] > 0
+    await create()
+    async with doors.system_session(brand.ticket(first)) as session:
+        await training.fail(session, brand.ticket(first), "any", "any reason")
+    await create(brand=brand)
+
+
+async def test_a_submission_that_somebody_made_of_a_pending_job_becomes_its_first_attempt(
+    dispatcher, create, row, ray, settings_here
+):
+    brand, job_id = await create()
+    folder = Path(ticket_folder(settings_here, brand.id, job_id))
+    with asking(folder, "raysubmit_1"):
+        ray.strangers["raysubmit_1"] = job_id
+        await dispatcher.tick()
+    job = await row(brand, job_id)
+    assert (job.provider_job_id, job.attempts) == ("raysubmit_1", 1)
+    assert ray.statuses == {}
+    await dispatcher.tick()
+    await dispatcher.tick()
+    assert (await row(brand, job_id)).provider_job_id == f"{job_id}-2"
+
+
+async def test_a_note_that_names_another_jobs_submission_changes_nothing(dispatcher, create, row, ray, settings_here):
+    brand, job_id = await create()
+    with asking(Path(ticket_folder(settings_here, brand.id, job_id)), "raysubmit_2"):
+        ray.strangers["raysubmit_2"] = "another"
+        await dispatcher.tick()
+    assert (await row(brand, job_id)).provider_job_id == f"{job_id}-1"

@@ -22,7 +22,9 @@ from onbrand.db.session import Doors
 from onbrand.keeper import children, descendants
 from onbrand.rayhead import RayHead, free_ports
 from onbrand.services import assets, jobs, models
+from onbrand.services.events import Event
 from onbrand.storage.store import ObjectStore
+from onbrand.training.admission import Bounds
 from onbrand.training.dispatcher import Dispatcher
 from onbrand.training.providers.ray import RayProvider
 from tests.integration.training_queue import fail_all_open_jobs
@@ -40,8 +42,18 @@ class Cluster:
     doors: Doors
     store: ObjectStore
     provider: RayProvider
+    dispatcher: Dispatcher
     neighbours: frozenset[int]
     """Children of this process that were there before, such as another platform under test."""
+
+    @contextlib.asynccontextmanager
+    async def holding_jobs(self) -> AsyncIterator[None]:
+        """Nothing begins inside."""
+        usual, self.dispatcher.bounds = self.dispatcher.bounds, Bounds(0, 1)
+        try:
+            yield
+        finally:
+            self.dispatcher.bounds = usual
 
     def processes(self, words: str = "") -> list[int]:
         """Processes of this cluster whose command line holds `words`."""
@@ -96,9 +108,9 @@ async def running_cluster(
         reset_auth_token_state()  # Ray was imported before this cluster had a token
         with ray_head.connected():
             provider = RayProvider(known)
-            dispatcher = Dispatcher(known, secrets, doors, [provider], max_running=2, tick_seconds=0.3)
+            dispatcher = Dispatcher(known, secrets, doors, [provider], Bounds(2, 2), tick_seconds=0.3)
             async with _serving(server), _running(dispatcher.run()):
-                yield Cluster(known, doors, store, provider, neighbours)
+                yield Cluster(known, doors, store, provider, dispatcher, neighbours)
     finally:
         await asyncio.to_thread(ray_head.stop)
         os.environ.clear()
@@ -154,6 +166,18 @@ class Owner:
     async def job(self, job_id: str) -> jobs.TrainingJob:
         async with self.cluster.doors.user_session(self.scope) as session:
             return await jobs.get_job(session, self.brand_id, job_id)
+
+    async def retry(self, job_id: str) -> str:
+        async with self.cluster.doors.user_session(self.scope) as session:
+            return (await jobs.retry(session, self.brand_id, self.user_id, job_id)).id
+
+    async def stop(self, job_id: str) -> None:
+        async with self.cluster.doors.user_session(self.scope) as session:
+            await jobs.request_stop(session, self.brand_id, job_id)
+
+    async def events(self, job_id: str) -> list[Event]:
+        async with self.cluster.doors.user_session(self.scope) as session:
+            return await jobs.events(session, self.brand_id, job_id)
 
     async def cancel(self, job_id: str) -> None:
         async with self.cluster.doors.user_session(self.scope) as session:

@@ -17,7 +17,7 @@ import yaml
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
-from onbrand.services import generation, images
+from onbrand.services import generation, images, training
 from tests.conftest import MakeBrand, MakeUser
 from tests.ingress import Platform, upload, weights
 from tests.isolation import world as worlds
@@ -195,7 +195,11 @@ async def test_tickets_open_what_the_matrix_says(
 
 
 async def _things_for(world: World, row: dict[str, Any]) -> dict[str, str]:
-    """ACME's things; a picture that is to be deleted is one that no job uses."""
+    """ACME's things; a picture that is to be deleted is one that no job uses, a job that is to be stopped has begun."""
+    if "begun" in row:
+        ticket = world.acme.ticket(world.things["job"])
+        async with world.platform.doors.system_session(ticket) as session:
+            await training.report(session, ticket, 1)
     if (row["resource"], row["verb"]) != ("training data", "delete"):
         return world.things
     async with world.client("member") as client:
@@ -211,6 +215,12 @@ async def _prepare(world: World, row: dict[str, Any]) -> None:
         async with world.client("member") as client:
             form = {"files": {"file": ("a", weights())}, "data": {"model_type": "sd15"}}
             answer = await client.post(f"/v1/brands/{world.acme.id}/models:import", **form)
+        world.things["job"] = answer.json()["id"]
+    if "continues" in row:
+        body = {"name": "a job", "model_type": "sd15", "training_asset_ids": [world.things["asset"]]}
+        body |= {"training_config": {"continue_from": world.things["model"]}}
+        async with world.client("member") as client:
+            answer = await client.post(f"/v1/brands/{world.acme.id}/training-jobs", json=body)
         world.things["job"] = answer.json()["id"]
     if "drawn" in row:
         ticket = world.acme.ticket(world.things["generation"], "generation")

@@ -367,11 +367,12 @@ async def test_a_ticket_shows_no_pictures_after_the_end(doors, world):
         assert await session.all("select caption from app.asset_captions") == []
 
 
-async def test_the_dispatcher_learns_ids_and_states_only(doors, world):
+async def test_the_dispatcher_learns_ids_states_and_numbers_only(doors, world):
     async with doors.dispatch_session() as session:
         rows = await session.all("select * from private.queue()")
     wanted = (
         "kind brand_id job_id user_id status provider provider_job_id attempts cancel_requested heartbeat_at created_at"
+        " num_workers waiting_for waiting_since weight max_running"
     )
     assert set(rows[0]) == set(wanted.split())
     assert "a picture" not in str(rows)

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from onbrand.services.training import QueueEntry
-from onbrand.training.dispatcher import CANCEL_SECONDS, Sighting, abandoned, decide, fair_order
+from onbrand.training.admission import fair_order
+from onbrand.training.dispatcher import CANCEL_SECONDS, MAX_ATTEMPTS, Sighting, abandoned, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -35,7 +36,8 @@ CASES = [
     ("a submission that just ended may still write its row", job(**TRAINING), "succeeded", Sighting(), "wait"),
     ("a driver that died is started again", job(**TRAINING), "failed", Sighting(True), "submit"),
     ("a submission of an earlier cluster is started again", job(**TRAINING), "lost", Sighting(True), "submit"),
-    ("the third lost attempt was the last", job(**TRAINING | {"attempts": 3}), "lost", Sighting(True), "fail"),
+    ("the third requeue is made", job(**TRAINING | {"attempts": 3}), "lost", Sighting(True), "submit"),
+    ("and there is no fourth", job(**TRAINING | {"attempts": MAX_ATTEMPTS}), "lost", Sighting(True), "fail"),
     ("a stopped job that was canceled is canceled", job(**CANCELED), "stopped", Sighting(True), "cancel"),
     ("a worker has time to cancel", job(**CANCELED), "running", Sighting(False, 90.0), "wait"),
     ("a worker that does not cancel is stopped", job(**CANCELED), "running", Sighting(False, 0.0), "stop"),

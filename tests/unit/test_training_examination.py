@@ -6,6 +6,8 @@ import hashlib
 from typing import Any
 
 import pytest
+import ray
+import ray.train
 
 from onbrand.config import Limits, Settings
 from onbrand.errors import DataRefused, NotFound, Unavailable
@@ -114,3 +116,37 @@ def test_a_job_that_brings_a_file_is_not_examined_but_imported(monkeypatch: pyte
     monkeypatch.setattr(job, "import_file", lambda *_: "completed")
     assert job.run_job(Settings(), "acme", JOB) == "completed"
     assert (line.findings, line.failed) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        ray.exceptions.ActorDiedError(),
+        ray.exceptions.ActorUnavailableError("away", None),
+        ray.train.ControllerError(RuntimeError("no place for the workers in time")),
+    ],
+)
+def test_what_ends_ray_trains_controller_leaves_the_job_open_for_another_attempt(monkeypatch, ended) -> None:
+    line = Line(FILES, ["photo of acme"] * 3)
+
+    def fit(*_: object) -> None:
+        raise ended
+
+    monkeypatch.setattr(job, "connect", lambda *_: line)
+    monkeypatch.setattr(job, "fit", fit)
+    with pytest.raises(Unavailable, match="submitted again"):
+        job.run_job(Settings(), "acme", JOB)
+    assert line.failed is None
+
+
+def test_workers_that_fail_again_and_again_fail_the_job(monkeypatch) -> None:
+    line = Line(FILES, ["photo of acme"] * 3)
+
+    def fit(*_: object) -> None:
+        raise ray.train.WorkerGroupError("a worker", {0: ValueError("inner")})
+
+    monkeypatch.setattr(job, "connect", lambda *_: line)
+    monkeypatch.setattr(job, "fit", fit)
+    assert job.run_job(Settings(), "acme", JOB) == "failed"
+    assert line.failed is not None
+    assert line.failed[0] == "training_failed"

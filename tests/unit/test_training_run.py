@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import ray.train.torch
 import torch
 from PIL import Image
 
-from onbrand.errors import InvalidInput
+from onbrand.errors import AdapterRefused, Canceled, InvalidInput
 from onbrand.families.family import draw
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.logs import Line
-from onbrand.system_client import TrainingAsset, TrainingSpec
+from onbrand.system_client import StartModel, TrainingAsset, TrainingSpec
 from onbrand.training import dataset, encoding, samples
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
@@ -29,7 +30,7 @@ NUM_PICTURES = 8
 class Platform:
     """The internal routes and the heartbeat, as far as a run calls them."""
 
-    stop, gone = False, False
+    stop, gone, finish_requested = False, False, False
 
     def __init__(self) -> None:
         self.read: list[str] = []
@@ -57,6 +58,9 @@ class Platform:
     def tell(self, progress: int, metrics: dict[str, Any]) -> None:
         self.told.append(metrics)
 
+    def read_start(self) -> bytes:
+        return self.published[-1][0]
+
     def publish(self, data: bytes, facts: dict[str, Any]) -> None:
         self.published.append((data, facts))
 
@@ -74,15 +78,23 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
 
 
-def run_of(platform: Platform, cache: Path, **wishes: Any) -> Run:
+def run_of(platform: Platform, cache: Path, start: StartModel | None = None, **wishes: Any) -> Run:
     assets = tuple(
         TrainingAsset(id=f"id-{number}", caption="photo of acme logo", width=80, height=72)
         for number in range(NUM_PICTURES)
     )
     spec = TrainingSpec(
-        brand_id="acme", job_id="j", user_id="u", name="n", model_type="sd15", training_config={}, assets=assets
+        brand_id="acme",
+        job_id="j",
+        user_id="u",
+        name="n",
+        model_type="sd15",
+        training_config={},
+        assets=assets,
+        start=start,
     )
     plan: Plan = small_plan(prior_rows=0, steps=3, validate_every=1, sample_every=3, **wishes)
+    plan = replace(plan, start_sha256=start.sha256 if start else None)
     torch.set_num_threads(1)
     return Run(platform, spec, plan, base_of("sd15"), cache, 1, platform)  # type: ignore[arg-type]
 
@@ -134,6 +146,52 @@ def test_the_base_draws_each_prompt_once_before_the_adapter_changes_anything(tmp
     run.trainer.step = 2
     run.train()
     assert len(platform.base_samples) == 1
+
+
+def test_a_run_that_is_stopped_publishes_the_best_step_that_it_has(tmp_path):
+    platform = Platform()
+    run = run_of(platform, tmp_path)
+    platform.finish_requested = True
+    run.train()
+    assert (run.trainer.step, run.trainer.done) == (1, False)
+    run.publish(run.prove())
+    [(_, facts)] = platform.published
+    assert facts["metrics"]["published_step"] == facts["metrics"]["steps"] == 1
+
+
+def test_a_run_that_is_canceled_ends_without_a_result(tmp_path):
+    platform = Platform()
+    run = run_of(platform, tmp_path)
+    platform.stop = platform.finish_requested = True
+    with pytest.raises(Canceled):
+        run.train()
+
+
+def test_a_run_continues_from_a_published_model_and_is_another_run_than_one_from_nothing(tmp_path):
+    platform = Platform()
+    first = run_of(platform, tmp_path)
+    first.train()
+    first.publish(first.prove())
+    start = StartModel(name="sd15-lora-v1", sha256="0" * 64, rank=first.plan.rank, base_revision="any")
+    later = Platform()
+    later.published = platform.published
+    second = run_of(later, tmp_path, start=start)
+    second.trainer.begin_with(later.read_start())
+    published = first.trainer.adapter()
+    assert all(torch.equal(published[key], value) for key, value in second.trainer.adapter().items())
+    assert first.trainer.identity() != second.trainer.identity()
+    second.train()
+    assert second.trainer.step == second.plan.steps
+
+
+@pytest.mark.parametrize("other", [{"rank": 3}, {"targets": "strong"}])
+def test_a_model_of_another_rank_or_other_targets_is_refused(tmp_path, other):
+    platform = Platform()
+    first = run_of(platform, tmp_path)
+    first.publish(first.prove())
+    second = run_of(platform, tmp_path, **other)
+    with pytest.raises(AdapterRefused, match="rank, targets or base differ"):
+        second.trainer.begin_with(platform.read_start())
 
 
 def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):

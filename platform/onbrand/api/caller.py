@@ -30,6 +30,7 @@ from onbrand.services import brands
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.keys import must_be_in_person
 from onbrand.services.oidc import OidcIssuer
+from onbrand.services.terms import Terms
 from onbrand.storage.store import BrandStore, ObjectStore
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Parts:
 
     def __repr__(self) -> str:
         return "Parts(...)"
+
+    @property
+    def terms(self) -> Terms:
+        """What is offered to those who train."""
+        return Terms(self.recommended, self.settings.limits, self.settings.train_workers)
 
 
 def _parts(request: Request) -> Parts:

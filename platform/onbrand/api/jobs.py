@@ -40,7 +40,8 @@ async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSON
     """Start a fine-tuning of an adapter on pictures of the brand."""
 
     async def create() -> jobs.TrainingJob:
-        return await shown(caller, await jobs.create_job(caller.session, caller.brand_id, caller.user_id, body))
+        terms = caller.parts.terms
+        return await shown(caller, await jobs.create_job(caller.session, caller.brand_id, caller.user_id, body, terms))
 
     return await once.answer(caller, 201, create)
 
@@ -92,12 +93,23 @@ async def cancel_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONRespo
     return await once.answer(caller, 200, cancel)
 
 
+@router.post("/{job_id}/stop", response_model=jobs.TrainingJob)
+async def stop_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
+    """Ask an own job that trains to end now, and to publish the best step that it has by then."""
+
+    async def stop() -> jobs.TrainingJob:
+        return await shown(caller, await jobs.request_stop(caller.session, caller.brand_id, str(job_id)))
+
+    return await once.answer(caller, 200, stop)
+
+
 @router.post("/{job_id}/retry", status_code=201, response_model=jobs.TrainingJob)
 async def retry_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
-    """A new job with the configuration and pictures of one that failed or was canceled."""
+    """A new job like one that failed or was canceled; it goes on from that one's last checkpoint where it fits."""
 
     async def retry() -> jobs.TrainingJob:
-        return await shown(caller, await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id)))
+        made = await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id), caller.parts.terms)
+        return await shown(caller, made)
 
     return await once.answer(caller, 201, retry)
 

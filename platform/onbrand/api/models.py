@@ -76,7 +76,14 @@ async def import_model(
 
         async def create() -> jobs.TrainingJob:
             job = await imports.create_import(
-                caller.session, caller.store, caller.brand_id, caller.user_id, new, data, parts.recommended
+                caller.session,
+                caller.store,
+                caller.brand_id,
+                caller.user_id,
+                new,
+                data,
+                parts.recommended,
+                parts.settings.limits,
             )
             return await training_jobs.shown(caller, job)
 

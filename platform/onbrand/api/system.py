@@ -26,7 +26,7 @@ from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
-from onbrand.services import generation, imports, models, training
+from onbrand.services import continuing, generation, imports, models, training
 from onbrand.services.doctor import Finding
 from onbrand.services.logs import AT_ONCE_MAX, Line
 from onbrand.storage.credentials import CredentialIssuer
@@ -175,15 +175,23 @@ async def read_import(worker: Trainer) -> Response:
     return Response(data, media_type=_BINARY)
 
 
+@router.get("/training/start", response_class=Response)
+async def read_start(worker: Trainer) -> Response:
+    """The weights of the model that the ticket's job continues from."""
+    data = await continuing.read_start(worker.session, worker.store, worker.ticket)
+    return Response(data, media_type=_BINARY)
+
+
 @router.post("/training/credentials")
 async def lend_credentials(worker: Trainer, parts: AppParts, response: Response) -> dict[str, RunCredentials | None]:
     """Session credentials for the run's folder on S3, while the job is open; null where runs lie in a folder."""
     names = await training.asset_names(worker.session, worker.ticket)
+    run_id = await training.run_of(worker.session, worker.ticket)
     response.headers["cache-control"] = "no-store"
     if parts.credentials is None:
         return {"credentials": None}
-    ticket, issue = worker.ticket, parts.credentials.issue
-    return {"credentials": await anyio.to_thread.run_sync(issue, ticket.brand_id, ticket.job_id, names)}
+    issue = parts.credentials.issue
+    return {"credentials": await anyio.to_thread.run_sync(issue, worker.ticket.brand_id, run_id, names)}
 
 
 @router.post("/training/report")

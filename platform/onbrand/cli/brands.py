@@ -1,4 +1,4 @@
-"""`onbrand brand`: brands, who is in them, and (for operators) what they may take of the engines."""
+"""`onbrand brand`: brands, who is in them, and (for operators) what they may take of engines and trainers."""
 
 from __future__ import annotations
 
@@ -87,13 +87,25 @@ def limits(
     weight: Annotated[float | None, typer.Option(help="Its share against other brands that wait, 0.1 to 10.")] = None,
     max_waiting: Annotated[str | None, typer.Option(help="Pictures that may wait; 'none': the platform's.")] = None,
     slot_quota: Annotated[str | None, typer.Option(help="Its adapters on a GPU at once; 'none': no quota.")] = None,
+    max_running: Annotated[
+        str | None, typer.Option(help="Its trainings that run at once; 'none': the platform's.")
+    ] = None,
+    max_open: Annotated[
+        str | None, typer.Option(help="Its trainings that run or wait; 'none': the platform's.")
+    ] = None,
     data_dir: DataDirOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Operators: show or set what a brand may take of the engines, in the database itself."""
+    """Operators: show or set what a brand may take of engines and trainers, in the database itself."""
     from onbrand.db.limits import set_limits
 
-    said = {"weight": weight, "max_waiting_pictures": max_waiting, "slot_quota": slot_quota}
+    said = {
+        "weight": weight,
+        "max_waiting_pictures": max_waiting,
+        "slot_quota": slot_quota,
+        "max_running_trainings": max_running,
+        "max_open_trainings": max_open,
+    }
     changes = {name: _number(name, value) for name, value in said.items() if value is not None}
     now = set_limits(owner_of(data_dir)[1], brand_id, changes)
     shown = ", ".join(f"{name} {'-' if value is None else value}" for name, value in now.items())

@@ -44,8 +44,15 @@ def cancel(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) ->
 
 
 @app.command()
+def stop(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """End a training job now, and publish the best that it has."""
+    client = connect()
+    show_job(client.training_jobs.stop(chosen_brand(client, brand), job_id), as_json)
+
+
+@app.command()
 def retry(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Start a failed or canceled job again, as a new one."""
+    """Start a failed or canceled job again, as a new one that goes on from its last checkpoint where that fits."""
     client = connect()
     show_job(client.training_jobs.retry(chosen_brand(client, brand), job_id), as_json)
 

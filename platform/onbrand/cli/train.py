@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from onbrand.client import DataCheck, TrainingJob
 
 
+_WAITS = {
+    "brand": "for another job of the brand to end",
+    "platform": "for a job of the platform to end",
+    "resources": "for machines that are free and large enough",
+    "operator": "until the platform's operators start jobs again",
+}
+
+
 app = typer.Typer(name="train", help="Fine-tune an adapter, and plot how it went.")
 
 
@@ -36,6 +44,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same adapter.")] = None,
     sample_prompt: Annotated[list[str] | None, typer.Option(help="Drawn while it trains; repeatable.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    continue_from: Annotated[
+        str | None, typer.Option("--continue", help="A model of the brand to begin with, e.g. sd15-lora-v1.")
+    ] = None,
     field: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other field of the configuration, FIELD=VALUE; e.g. optimizer=prodigy."),
@@ -59,6 +70,7 @@ def train(
         "seed": seed,
         "sample_prompts": sample_prompt or None,
         "num_workers": workers,
+        "continue_from": continue_from,
         **dict(map(_field, field or ())),
     }
     client = connect()
@@ -117,6 +129,8 @@ def show_job(job: Any, as_json: bool) -> None:
     if job.error:
         lines.append(f"Reason: {job.error.get('message')}")
     if job.status == "pending":
+        ahead = f"; {job.num_ahead} of the brand's jobs are before it" if job.num_ahead else ""
+        lines.append(f"It waits {_WAITS.get(job.waiting_for or '', 'for its turn')}{ahead}.")
         lines.append(f"Follow it with 'onbrand job get {job.id}'.")
     show(job, "\n".join(lines), as_json)
 

@@ -342,6 +342,10 @@ class TrainingJob(Waitable):
     provider_job_id: str | None = None
     metrics: dict[str, Any] | None = None
     eta_seconds: float | None = None
+    waiting_for: str | None = None
+    num_ahead: int | None = None
+    attempts: int = 0
+    retry_of: str | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -356,6 +360,9 @@ class TrainingJob(Waitable):
 
     def cancel(self) -> TrainingJob:
         return self._must_have_client().training_jobs.cancel(self.brand_id, self.id)
+
+    def stop(self) -> TrainingJob:
+        return self._must_have_client().training_jobs.stop(self.brand_id, self.id)
 
     def events(self, after: int | None = None) -> Iterator[Event]:
         return self._must_have_client().training_jobs.events(self.brand_id, self.id, after)

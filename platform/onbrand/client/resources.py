@@ -322,8 +322,12 @@ class TrainingJobs(Resource):
     def cancel(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
         return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "cancel"))
 
+    def stop(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
+        """Ask a job that trains to end now and to publish the best that it has."""
+        return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "stop"))
+
     def retry(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
-        """A new job with the configuration and pictures of a failed or canceled one."""
+        """A new job like a failed or canceled one, which goes on from its last checkpoint where that fits."""
         return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "retry"))
 
     def events(self, brand: BrandLike, job_id: str, after: int | None = None) -> Iterator[objects.Event]:

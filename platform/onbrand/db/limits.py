@@ -1,4 +1,4 @@
-"""What each brand may take of the engines, as the database's owner sets it. Members' calls read it by `services`."""
+"""What each brand may take of engines and trainers, as the database's owner sets it. `services` reads it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from psycopg.types.json import Jsonb
 from onbrand.db.logins import connect_as_owner
 from onbrand.errors import ConfigurationError, InvalidInput, NotFound
 
-DEFAULTS: dict[str, Any] = {"weight": 1.0, "max_waiting_pictures": None, "slot_quota": None}
+DEFAULTS: dict[str, Any] = {
+    "weight": 1.0,
+    "max_waiting_pictures": None,
+    "slot_quota": None,
+    "max_running_trainings": None,
+    "max_open_trainings": None,
+}
 _BOUNDS: dict[str, tuple[float, float]] = {
     "weight": (0.1, 10.0),
     "max_waiting_pictures": (1, 100_000),
     "slot_quota": (1, 10_000),
+    "max_running_trainings": (1, 1_000),
+    "max_open_trainings": (1, 100_000),
 }
-_ROW = "select weight, max_waiting_pictures, slot_quota from app.brand_limits where brand_id = %s"
-_SET = """
-insert into app.brand_limits (brand_id, weight, max_waiting_pictures, slot_quota)
-values (%(brand_id)s, %(weight)s, %(max_waiting_pictures)s, %(slot_quota)s)
-on conflict (brand_id) do update set weight = excluded.weight, max_waiting_pictures = excluded.max_waiting_pictures,
-  slot_quota = excluded.slot_quota, updated_at = clock_timestamp()
+_ROW = f"select {', '.join(DEFAULTS)} from app.brand_limits where brand_id = %s"
+_SET = f"""
+insert into app.brand_limits (brand_id, {", ".join(DEFAULTS)})
+values (%(brand_id)s, {", ".join(f"%({name})s" for name in DEFAULTS)})
+on conflict (brand_id) do update set {", ".join(f"{name} = excluded.{name}" for name in DEFAULTS)},
+  updated_at = clock_timestamp()
 """
 
 

@@ -80,8 +80,9 @@ def extract(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(denoiser: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put extracted tensors back into an attached LoRA. Raises AdapterRefused if a key is missing or left over."""
-    if set(state) != set(extract(denoiser)):
+    """Put extracted tensors back into an attached LoRA. Raises AdapterRefused if a key or a shape is not its own."""
+    own = extract(denoiser)
+    if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
         raise AdapterRefused("the saved tensors are of another LoRA: rank, targets or base differ")
     set_peft_model_state_dict(denoiser, dict(state), adapter_name=ADAPTER)
 

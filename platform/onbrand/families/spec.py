@@ -79,6 +79,9 @@ class TrainingConfig(BaseModel):
     sample_every: int | None = Field(None, ge=1, le=20_000)
     checkpoint_every: int | None = Field(None, ge=1, le=20_000)
     num_workers: int | None = Field(None, ge=1, le=64)
+    continue_from: str | None = Field(
+        None, min_length=1, max_length=100, description="A model of the brand, by name or id, to begin with."
+    )
 
     @field_validator("learning_rate")
     @classmethod
@@ -100,6 +103,11 @@ class TrainingConfig(BaseModel):
         if any(not 1 <= len(prompt) <= 2_000 for prompt in prompts):
             raise ValueError("every prompt must have 1 to 2000 characters")
         return prompts
+
+
+def most_that_share(most: int, batch_size: int) -> int:
+    """The largest number of workers, up to `most`, that can share a batch equally."""
+    return max(number for number in range(1, most + 1) if batch_size % number == 0)
 
 
 @dataclass(frozen=True, slots=True)

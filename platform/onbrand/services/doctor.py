@@ -142,11 +142,18 @@ def measure(checker: Checker, patient: Patient, read: Callable[[], bytes]) -> Ex
 def examine(pictures: Sequence[Examined], aim: Aim) -> list[Finding]:
     """Everything there is to say, errors first, then in the order of the pictures."""
     twins = list(_twins(pictures))
-    findings = [finding for picture in pictures for finding in (*_of_picture(picture, aim), *_of_caption(picture, aim))]
+    findings = [
+        finding for picture in pictures for finding in (*_of_picture(picture, aim), *_of_caption(picture.patient, aim))
+    ]
     findings += [finding for _, finding in twins]
     findings += _of_all(len(pictures) - len({asset_id for asset_id, _ in twins}))
     place = {picture.patient.asset_id: number for number, picture in enumerate(pictures)}
     return sorted(findings, key=lambda each: (each.level != "error", place.get(each.asset_id or "", len(place))))
+
+
+def seen_in_rows(patient: Patient, width: int, height: int, aim: Aim) -> list[Finding]:
+    """What is wrong with a picture as far as its row says it: its size in pixels, and its caption."""
+    return [*_of_size(patient, width, height, aim), *_of_caption(patient, aim)]
 
 
 def checked_data(findings: Sequence[Finding], num_images: int, aim: Aim) -> CheckedData:
@@ -195,7 +202,7 @@ def _of_picture(picture: Examined, aim: Aim) -> Iterator[Finding]:
         why = f"cannot be read ({picture.problem})"
         yield _finding("error", "unreadable", picture.patient, why, "delete it and upload it again")
         return
-    yield from _of_size(picture.patient, seen, aim)
+    yield from _of_size(picture.patient, seen.width, seen.height, aim)
     yield from _of_alpha(picture.patient, seen)
     if seen.visible > 0 and seen.contrast < EMPTY_CONTRAST:
         why = "is one plain colour: there is nothing in it to learn"
@@ -206,12 +213,12 @@ def _of_picture(picture: Examined, aim: Aim) -> Iterator[Finding]:
         yield _finding("warning", "blurred", picture.patient, why, "use a sharper original, or leave it out")
 
 
-def _of_size(patient: Patient, seen: PictureFeatures, aim: Aim) -> Iterator[Finding]:
+def _of_size(patient: Patient, width: int, height: int, aim: Aim) -> Iterator[Finding]:
     """No picture is scaled up: a smaller one is trained smaller, down to the smallest bucket."""
-    if min(seen.width, seen.height) >= aim.resolution:
+    if min(width, height) >= aim.resolution:
         return
-    too_small = min(seen.width, seen.height) < aim.smallest_side
-    why = f"is {seen.width} x {seen.height} pixels; this job trains at {aim.resolution}"
+    too_small = min(width, height) < aim.smallest_side
+    why = f"is {width} x {height} pixels; this job trains at {aim.resolution}"
     remedy = f"use an original whose shorter side has {aim.resolution} pixels, or train at a lower resolution"
     if too_small:
         yield _finding("error", "too_small", patient, why, remedy)
@@ -243,15 +250,15 @@ def blurred_to(seen: PictureFeatures, resolution: int) -> int | None:
     return None
 
 
-def _of_caption(picture: Examined, aim: Aim) -> Iterator[Finding]:
+def _of_caption(patient: Patient, aim: Aim) -> Iterator[Finding]:
     """The trigger word is what an adapter's owner will write in prompts: where it is not said, it learns nothing."""
-    caption = picture.patient.caption.replace("[brand]", aim.trigger_word).strip()
+    caption = patient.caption.replace("[brand]", aim.trigger_word).strip()
     if not caption:
         why = "has no caption"
-        yield _finding("error", "no_caption", picture.patient, why, "describe it, with '[brand]' for the brand")
+        yield _finding("error", "no_caption", patient, why, "describe it, with '[brand]' for the brand")
     elif not holds_word(caption, aim.trigger_word):
         why = f"has a caption without the trigger word '{aim.trigger_word}', so it would teach nothing about it"
-        yield _finding("error", "no_trigger", picture.patient, why, "write '[brand]' where its caption names the brand")
+        yield _finding("error", "no_trigger", patient, why, "write '[brand]' where its caption names the brand")
 
 
 def holds_word(caption: str, word: str) -> bool:

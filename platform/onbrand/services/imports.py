@@ -15,10 +15,11 @@ import anyio.to_thread
 from pydantic import BaseModel, ConfigDict
 
 from onbrand.brand import Ticket
+from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.services.brands import record
-from onbrand.services.jobs import ENDED, IMPORT_KEY, TrainingJob, checked_config, insert_job, must_be_name
+from onbrand.services.jobs import ENDED, IMPORT_KEY, JobRow, TrainingJob, checked_config, insert_job, must_be_name
 from onbrand.services.rows import must_be_there
 from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
@@ -63,18 +64,20 @@ async def create_import(
     new: NewImport,
     data: bytes,
     served: Container[str],
+    limits: Limits = Limits(),
 ) -> TrainingJob:
     """A pending job that will make `data`, which a child has looked at, the brand's next version.
 
     Raises:
         InvalidInput: a field is out of bounds.
         NotFound: not the caller's brand.
+        TooManyRequests: as many of the brand's jobs are open as may be.
     """
     said = must_be_importable(new, served)
     name = must_be_name(new.name if new.name is not None else f"{new.model_type} import")
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     config = said | {IMPORT_KEY: {"sha256": digest, "bytes": len(data)}}
-    job = await insert_job(session, brand_id, user_id, name, new.model_type, config, [], "ray")
+    job = await insert_job(session, brand_id, user_id, JobRow(name, new.model_type, config), [], limits)
     key = import_file(brand_id, job.id)
     session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
     await anyio.to_thread.run_sync(store.write, key, data, "application/octet-stream")

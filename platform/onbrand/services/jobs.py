@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, cast
@@ -11,14 +12,18 @@ import anyio.to_thread
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onbrand.config import FamilyName
+from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
 from onbrand.families.spec import SPECS, Recommended, TrainingConfig
 from onbrand.services.brands import must_be_admin, record
+from onbrand.services.continuing import FIELD as CONTINUE_FROM
+from onbrand.services.continuing import start_of
 from onbrand.services.doctor import Aim, CheckedData, Patient, aim_of
 from onbrand.services.events import Event, events_of
+from onbrand.services.limits import must_have_room_to_train
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.terms import Terms, must_look_fit, num_workers_of
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
 
@@ -34,7 +39,9 @@ select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids,
   case when t.status = 'training' and jsonb_typeof(t.metrics -> 'eta_seconds') = 'number' then
     greatest(0, round((t.metrics ->> 'eta_seconds')::numeric - extract(epoch from now() - t.heartbeat_at), 1))::float8
-  end as eta_seconds
+  end as eta_seconds,
+  case when t.status = 'pending' then (select count(*) from app.lora_training_jobs e where e.brand_id = t.brand_id
+    and e.status = 'pending' and (e.created_at, e.id) < (t.created_at, t.id))::integer end as num_ahead
 from app.lora_training_jobs t
 """
 
@@ -87,6 +94,10 @@ class TrainingJob(Row):
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
         metrics: the newest numbers, and `findings`, what the data doctor said when it began (`doctor.Finding`).
         eta_seconds: until the last step, while it trains; it may end earlier, and the adapter's proof comes after.
+        waiting_for: why it does not run (`training.WaitingFor`); None while it does, or before anybody looked.
+        num_ahead: of the brand's own jobs, those that wait and came earlier; None when it does not wait.
+        attempts: how often it was submitted.
+        retry_of: the job that it was made from by a retry, and whose checkpoints it goes on from where they fit.
         urls: filled by the API.
     """
 
@@ -108,9 +119,16 @@ class TrainingJob(Row):
     error: dict[str, Any] | None
     metrics: dict[str, Any]
     eta_seconds: float | None = None
+    waiting_for: str | None = None
+    num_ahead: int | None = None
+    attempts: int = 0
+    retry_of: str | None = None
     urls: JobUrls | None = None
     model_id: str | None = Field(default=None, exclude=True)
+    start_model_id: str | None = Field(default=None, exclude=True)
+    run_id: str | None = Field(default=None, exclude=True)
     cancel_requested_at: datetime | None = Field(default=None, exclude=True)
+    stop_requested_at: datetime | None = Field(default=None, exclude=True)
 
     @property
     def sample_keys(self) -> list[Key]:
@@ -118,12 +136,15 @@ class TrainingJob(Row):
         return [Key("generated-content", url.removeprefix("generated-content/")) for url in self.sample_images_urls]
 
 
-async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob) -> TrainingJob:
+async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob, terms: Terms = Terms()) -> TrainingJob:
     """A pending job.
 
     Raises:
         InvalidInput: a field is out of bounds; `param` names it (``training_config.steps``).
-        NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
+        DataRefused: as far as the rows say, no job can train on these pictures; `findings` says why of each.
+        NotFound: not the caller's brand, or one of the assets, or the model to continue from, is not there (or not
+            the brand's).
+        TooManyRequests: as many of the brand's jobs are open as may be.
     """
     config = checked_config(new.model_type, new.training_config)
     name = must_be_name(new.name)
@@ -131,7 +152,11 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob)
         raise InvalidInput(f"provider must be one of {', '.join(PROVIDERS)}", param="provider")
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
-    job = await insert_job(session, brand_id, user_id, name, new.model_type, config, asset_ids, new.provider)
+    start_model_id, config = await start_of(session, brand_id, new.model_type, config)
+    num_workers = num_workers_of(new.model_type, config, terms)
+    await must_look_fit(session, brand_id, new.model_type, config, asset_ids, terms)
+    row = JobRow(name, new.model_type, config, new.provider, num_workers, start_model_id)
+    job = await insert_job(session, brand_id, user_id, row, asset_ids, terms.limits)
     await record(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
     return job
 
@@ -209,10 +234,34 @@ async def request_cancel(session: Session, brand_id: str, job_id: str) -> Traini
     return now
 
 
-async def retry(session: Session, brand_id: str, user_id: str, job_id: str) -> TrainingJob:
+async def request_stop(session: Session, brand_id: str, job_id: str) -> TrainingJob:
+    """Ask a job that trains to end now, and to publish the best that it has; asking again changes nothing.
+
+    Raises NotFound, Forbidden, Conflict (it has not begun, or has ended).
+    """
+    job = await get_job(session, brand_id, job_id)
+    if job.status != "training" and job.stop_requested_at is None:
+        raise Conflict(f"the job is {job.status}; only a training job can be stopped, and a pending one be canceled")
+    num_changed = await session.run(
+        "update app.lora_training_jobs set stop_requested_at = coalesce(stop_requested_at, now())"
+        " where brand_id = %s and id = %s and status = 'training'",
+        [brand_id, job.id],
+    )
+    now = await get_job(session, brand_id, job_id)
+    if now.status == "training":
+        _must_be_owner(num_changed, "stop")
+    if num_changed and job.stop_requested_at is None:
+        await record(session, brand_id, "job.stop", {"job_id": job.id})
+    return now
+
+
+async def retry(session: Session, brand_id: str, user_id: str, job_id: str, terms: Terms = Terms()) -> TrainingJob:
     """A new pending job like one that failed or was canceled, with those of its assets that are still there.
 
-    Raises NotFound, Conflict (it did neither, or no asset is left).
+    It goes on from the other's last checkpoint, where plan and pictures are the same and no other job does so now.
+
+    Raises NotFound, Conflict (it did neither, or no asset is left, or the model that it continued from is gone),
+    DataRefused and TooManyRequests as `create_job`.
     """
     old = await get_job(session, brand_id, job_id)
     if old.status not in ("failed", "canceled"):
@@ -221,11 +270,26 @@ async def retry(session: Session, brand_id: str, user_id: str, job_id: str) -> T
         raise Conflict("the file of an import is not kept; import it again")
     if not old.training_asset_ids:
         raise Conflict("none of the job's assets is left; create a new job with others")
-    job = await insert_job(
-        session, brand_id, user_id, old.name, old.model_type, old.training_config, old.training_asset_ids, old.provider
-    )
+    if CONTINUE_FROM in old.training_config and old.start_model_id is None:
+        raise Conflict("the model that the job continued from is not there any more; create a new job")
+    config, asset_ids = old.training_config, old.training_asset_ids
+    num_workers = num_workers_of(old.model_type, config, terms)
+    await must_look_fit(session, brand_id, old.model_type, config, asset_ids, terms)
+    run_id = await _free_run(session, brand_id, old.run_id or old.id)
+    row = JobRow(old.name, old.model_type, config, old.provider, num_workers, old.start_model_id, old.id, run_id)
+    job = await insert_job(session, brand_id, user_id, row, asset_ids, terms.limits)
     await record(session, brand_id, "job.retry", {"job_id": job.id, "retried_id": old.id})
     return job
+
+
+async def _free_run(session: Session, brand_id: str, run_id: str) -> str | None:
+    """The run if no open job writes it; two at once would write over each other's checkpoints."""
+    row = await session.maybe(
+        "select 1 from app.lora_training_jobs"
+        " where brand_id = %s and run_id = %s and status in ('pending', 'training')",
+        [brand_id, run_id],
+    )
+    return None if row else run_id
 
 
 async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id: str) -> None:
@@ -318,23 +382,39 @@ def _assets_missing() -> NotFound:
     return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
 
 
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """The columns of a new job that were decided before."""
+
+    name: str
+    model_type: str
+    training_config: Mapping[str, Any] = field(repr=False)
+    provider: str = "ray"
+    num_workers: int = 1
+    start_model_id: str | None = None
+    retry_of: str | None = None
+    run_id: str | None = None
+
+
+_COLUMNS = tuple(JobRow.__dataclass_fields__)
+_INSERT = f"""
+insert into app.lora_training_jobs (brand_id, user_id, {", ".join(_COLUMNS)})
+values (%s, %s, {", ".join(["%s"] * len(_COLUMNS))}) returning id
+"""
+
+
 async def insert_job(
-    session: Session,
-    brand_id: str,
-    user_id: str,
-    name: str,
-    model_type: str,
-    config: Mapping[str, Any],
-    asset_ids: list[str],
-    provider: str,
+    session: Session, brand_id: str, user_id: str, new: JobRow, asset_ids: list[str], limits: Limits
 ) -> TrainingJob:
-    """A pending job's row and those of its assets. Raises NotFound: not the caller's brand, or an asset is gone."""
+    """A pending job's row and those of its assets.
+
+    Raises NotFound: not the caller's brand, or an asset is gone. TooManyRequests: too many of the brand's are open.
+    """
+    await must_have_room_to_train(session, brand_id, limits)
+    values = [getattr(new, name) for name in _COLUMNS]
+    values[_COLUMNS.index("training_config")] = Jsonb(dict(new.training_config))
     async with hidden("brand"):
-        row = await session.one(
-            "insert into app.lora_training_jobs (brand_id, user_id, name, model_type, training_config, provider)"
-            " values (%s, %s, %s, %s, %s, %s) returning id",
-            [brand_id, user_id, name, model_type, Jsonb(dict(config)), provider],
-        )
+        row = await session.one(_INSERT, [brand_id, user_id, *values])
         try:
             await session.run(
                 "insert into app.job_assets (brand_id, job_id, asset_id) select %s, %s, unnest(%s::uuid[])",

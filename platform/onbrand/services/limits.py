@@ -12,7 +12,15 @@ from onbrand.errors import InvalidInput, TooManyRequests
 
 _LOOK_BACK_SECONDS = 60
 _RETRY_UNKNOWN, _RETRY_MAX = 5, 60
-_ROW = "select t.weight, t.max_waiting_pictures, t.slot_quota from app.brand_limits t where t.brand_id = %s"
+_TRAINING_SECONDS = 60
+_ROW = """
+select t.weight, t.max_waiting_pictures, t.slot_quota, t.max_running_trainings, t.max_open_trainings
+from app.brand_limits t where t.brand_id = %s
+"""
+_OPEN = """
+select count(*)::integer as num from app.lora_training_jobs t
+where t.brand_id = %s and t.status in ('pending', 'training')
+"""
 _WAITING = """
 select coalesce(sum(g.num_images - (select count(*) from app.generated_images i
     where i.brand_id = g.brand_id and i.generation_id = g.id)), 0)::integer as num
@@ -31,6 +39,8 @@ class BrandLimits(BaseModel):
         weight: its share of an engine against other brands that wait.
         max_waiting_pictures: pictures that were asked for and are not drawn; None: the platform's number.
         slot_quota: its adapters on a device at once, in each rank class; None: no quota of its own.
+        max_running_trainings: its jobs that train at once; None: the platform's number.
+        max_open_trainings: its jobs that train or wait to; None: the platform's number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +48,8 @@ class BrandLimits(BaseModel):
     weight: float = 1.0
     max_waiting_pictures: int | None = None
     slot_quota: int | None = None
+    max_running_trainings: int | None = None
+    max_open_trainings: int | None = None
 
 
 async def limits_of(session: Session, brand_id: str) -> BrandLimits:
@@ -62,6 +74,22 @@ async def must_have_room(session: Session, brand_id: str, num_images: int, limit
         raise TooManyRequests(
             f"{waiting} pictures of this brand wait already, of {most} at most; try again later",
             retry_after=await _retry_after(session, brand_id, waiting + num_images - most),
+        )
+
+
+async def must_have_room_to_train(session: Session, brand_id: str, limits: Limits) -> None:
+    """Raise TooManyRequests unless the brand may have one more job open. Admissions of a brand go one by one from here.
+
+    Nothing says when a training ends, so `retry_after` is a minute.
+    """
+    await session.run("select pg_advisory_xact_lock(hashtextextended('training:' || %s, 0))", [brand_id])
+    most = (await limits_of(session, brand_id)).max_open_trainings or limits.open_trainings
+    num_open = int((await session.one(_OPEN, [brand_id]))["num"])
+    if num_open >= most:
+        raise TooManyRequests(
+            f"{num_open} training jobs of this brand wait or run already, of {most} at most; "
+            "wait for one to end, or cancel one",
+            retry_after=_TRAINING_SECONDS,
         )
 
 

@@ -44,6 +44,8 @@ SAYINGS: Mapping[str, _Saying] = {
     "began": _Saying("{num_workers} workers, {steps} steps of {batch_size} pictures"),
     "pictures": _Saying("{num_trained} pictures are trained on, {num_held_out} are held out to judge by"),
     "resumed": _Saying("goes on from the checkpoint of step {step}"),
+    "retried_anew": _Saying("begins anew: plan, pictures, captions or base are not those of the job that it retries"),
+    "stopped": _Saying("its owner ends it at step {step}: step {best_step} is published"),
     "judged": _Saying("step {step}: loss {loss:.4f} on the held-out pictures"),
     "judged_best": _Saying("step {step}: loss {loss:.4f} on the held-out pictures, the best so far"),
     "kept": _Saying("step {step}: checkpoint kept"),

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
@@ -21,6 +21,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
 from onbrand.services.brands import record
+from onbrand.services.continuing import Start, start_for_worker
 from onbrand.services.doctor import Finding
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.imports import drop_import
@@ -32,6 +33,8 @@ from onbrand.storage.checking import Checker, borrowed
 from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
 from onbrand.storage.store import BrandStore
 
+WaitingFor = Literal["brand", "platform", "resources", "operator"]
+"""Why a job is not running: its brand's other jobs, all brands' jobs, machines that are busy or not there, a pause."""
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
 security_log = logging.getLogger("onbrand.security")
@@ -62,16 +65,25 @@ class TrainingSpec(Row):
     assets: list[TrainingAsset]
     attempts: int
     cancel_requested: bool
+    provider_job_id: str | None = None
+    run_id: str
+    start: Start | None = None
 
 
 class Heard(Row):
-    """The answer to a report."""
+    """The answer to a report: its owner wants the end, without a result or with the best that there is."""
 
     cancel_requested: bool
+    stop_requested: bool = False
 
 
 class QueueEntry(Row):
-    """What the dispatcher knows of a job or generation that has not ended: ids and states, nothing else."""
+    """What the dispatcher knows of a job or generation that has not ended: ids, states and numbers, nothing else.
+
+    Args:
+        num_workers: what it cannot begin without.
+        weight: its brand's share; `max_running` is how many of the brand's jobs may run at once, None the platform's.
+    """
 
     kind: str
     brand_id: str
@@ -84,6 +96,11 @@ class QueueEntry(Row):
     cancel_requested: bool
     heartbeat_at: datetime | None
     created_at: datetime
+    num_workers: int = 1
+    waiting_for: WaitingFor | None = None
+    waiting_since: datetime | None = None
+    weight: float = 1.0
+    max_running: int | None = None
 
 
 class Orphan(Row):
@@ -117,6 +134,11 @@ async def end_orphaned(session: Session) -> list[Orphan]:
     return [Orphan.of(row) for row in await session.all("select * from private.end_orphaned()")]
 
 
+async def lead(session: Session, holder: str, seconds: float) -> bool:
+    """Take or keep the dispatchers' lead for so many seconds; False while another has it. 0 gives it back."""
+    return bool((await session.one("select private.lead(%s, %s) as leads", [holder, seconds]))["leads"])
+
+
 async def must_be_open(session: Session, ticket: Ticket) -> None:
     """Raise NotFound, or Conflict when the ticket's job has ended."""
     await _open_job(session, ticket)
@@ -134,13 +156,26 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
     word = trigger_word_of(ticket.brand_id, job["training_config"])
     assets = [TrainingAsset.of({**row, "caption": row["caption"].replace("[brand]", word)}) for row in rows]
     return TrainingSpec.of(
-        {**job, "job_id": job["id"], "assets": assets, "cancel_requested": job["cancel_requested_at"] is not None}
+        {
+            **job,
+            "job_id": job["id"],
+            "assets": assets,
+            "cancel_requested": job["cancel_requested_at"] is not None,
+            "run_id": job["run_id"] or job["id"],
+            "start": await start_for_worker(session, job),
+        }
     )
 
 
 def trigger_word_of(brand_id: str, config: Mapping[str, Any]) -> str:
     """What ``[brand]`` stands for: the configured word, else the brand's id."""
     return config.get("trigger_word") or brand_id
+
+
+async def run_of(session: Session, ticket: Ticket) -> str:
+    """The run that the ticket's job writes: its own, or that of the job it retries. Raises NotFound, Conflict."""
+    job = await _open_job(session, ticket)
+    return str(job["run_id"] or job["id"])
 
 
 async def asset_names(session: Session, ticket: Ticket) -> list[str]:
@@ -160,18 +195,35 @@ async def read_asset(session: Session, store: BrandStore, asset_id: str) -> tupl
     return await anyio.to_thread.run_sync(store.read, key), row["content_type"]  # type: ignore[index]
 
 
-async def submitted(session: Session, ticket: Ticket, provider_job_id: str) -> None:
-    """Note one more attempt, and how the provider calls it. Raises NotFound, Conflict (it has ended)."""
-    row = await session.maybe(
-        "update app.lora_training_jobs set attempts = attempts + 1, provider_job_id = %s, heartbeat_at = now()"
-        " where brand_id = %s and id = %s and status in ('pending', 'training') returning attempts",
-        [provider_job_id, ticket.brand_id, ticket.job_id],
+async def submitted(session: Session, ticket: Ticket, provider_job_id: str, attempt: int) -> None:
+    """Note the attempt, and how the provider calls it; the same attempt again, by whomever, changes nothing.
+
+    Raises NotFound, Conflict (it has ended, or a later attempt began).
+    """
+    job = await _lock_open_job(session, ticket)
+    if job["attempts"] == attempt and job["provider_job_id"] == provider_job_id:
+        return
+    if job["attempts"] != attempt - 1:
+        raise Conflict(f"attempt {job['attempts']} of this job has begun already")
+    await session.run(
+        "update app.lora_training_jobs set attempts = %s, provider_job_id = %s, heartbeat_at = now(),"
+        " waiting_for = null, waiting_since = null where brand_id = %s and id = %s",
+        [attempt, provider_job_id, ticket.brand_id, ticket.job_id],
     )
-    if row is None:
-        await _open_job(session, ticket)
-    else:
-        await write(session, ticket, [Line(code="submitted", facts={"attempt": row["attempts"]})])
+    await write(session, ticket, [Line(code="submitted", facts={"attempt": attempt})])
     await _record(session, ticket, "job.submit")
+
+
+async def waits(session: Session, ticket: Ticket, reason: WaitingFor) -> None:
+    """Note what the job waits for, for its owner. Raises NotFound, Conflict (it has ended)."""
+    job = await _lock_open_job(session, ticket)
+    if job["waiting_for"] == reason:
+        return
+    await session.run(
+        "update app.lora_training_jobs set waiting_for = %s, waiting_since = now() where brand_id = %s and id = %s",
+        [reason, ticket.brand_id, ticket.job_id],
+    )
+    await tell(session, ticket, "waiting", {"for": reason})
 
 
 async def report(
@@ -208,7 +260,10 @@ async def report(
         await tell(session, ticket, "progress", {name: value for name, value in said.items() if value is not None})
     if before["status"] == "pending":
         await _record(session, ticket, "job.start")
-    return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+    return Heard(
+        cancel_requested=before["cancel_requested_at"] is not None,
+        stop_requested=before["stop_requested_at"] is not None,
+    )
 
 
 async def add_sample(

@@ -63,7 +63,7 @@ class System:
         doors = await Doors.open(system_url=urls.system_url)
         self._open.push_async_callback(doors.close)
         self._app = create_system_app(known, secrets, doors, ObjectStore.from_settings(known, secrets))
-        dispatcher = Dispatcher(known, secrets, doors, [RayProvider(known)], max_running=known.train_jobs)
+        dispatcher = Dispatcher(known, secrets, doors, [RayProvider(known)])
         dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
         self._open.push_async_callback(_ended, dispatching)
 

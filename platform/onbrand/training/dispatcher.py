@@ -1,7 +1,8 @@
 """Moves training jobs from their rows to a provider, and notices what died: the table is the queue, nothing else is.
 
-Runs in the System deployment. All it knows of a job is ids and statuses; a crash of it loses nothing, since every tick
-begins from the rows. A job that ended without a word from its worker is started again, at most three times.
+Runs in the System deployment. All it knows of a job is ids, states and numbers; a crash of it loses nothing, since
+every tick begins from the rows. Of several dispatchers one leads, as long as it renews its lease; then another takes
+over. A job that ended without a word from its worker is started again, at most three times.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+import uuid
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -20,11 +22,18 @@ from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, NotFound, OnbrandError
 from onbrand.services import generation, training
-from onbrand.services.training import QueueEntry
-from onbrand.training.providers.provider import ENDED, Provider, ProviderStatus
+from onbrand.services.training import QueueEntry, WaitingFor
+from onbrand.training.admission import Bounds, admit, is_too_large
+from onbrand.training.providers.provider import ENDED, Capacity, Provider, ProviderStatus
 from onbrand.training.tickets import remove_ticket, write_ticket
+from onbrand.training.turns import submission_that_asks
 
-MAX_ATTEMPTS = 3
+MAX_REQUEUES = 3
+MAX_ATTEMPTS = 1 + MAX_REQUEUES
+LEASE_SECONDS = 10.0
+"""How long a dispatcher leads after its last tick: so long nobody acts when it dies."""
+SETTLING_SECONDS = 60.0
+"""How long a submission may take until its workers have taken up their resources."""
 TICK_SECONDS = 1.0
 CANCEL_SECONDS = 45.0
 """How long a worker may take to end a canceled job by itself before the provider is told to stop it."""
@@ -46,6 +55,7 @@ class Sighting:
     ended_before: bool = False
     cancel_seen_at: float | None = None
     ticket_written_at: float | None = None
+    submitted_at: float | None = None
 
 
 def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, at: float, now: datetime) -> Verb:
@@ -78,22 +88,13 @@ def abandoned(queue: Iterable[QueueEntry], now: datetime) -> list[QueueEntry]:
     return [entry for entry in generations if now - (entry.heartbeat_at or entry.created_at) > limit]
 
 
-def fair_order(waiting: Iterable[QueueEntry], running: Iterable[QueueEntry]) -> list[QueueEntry]:
-    """First in, first out, but always the brand with the fewest jobs running or ahead in this order first."""
-    left, busy, order = list(waiting), Counter(job.brand_id for job in running), []
-    while left:
-        job = min(left, key=lambda each: busy[each.brand_id])
-        left.remove(job)
-        order.append(job)
-        busy[job.brand_id] += 1
-    return order
-
-
 class Dispatcher:
-    """One per platform; two at once would do each thing twice to the same end, and no more.
+    """Any number per platform; the one that leads acts. One that lost the lead without noticing does no harm: an
+    attempt has one submission and counts once, and a row ends once.
 
     Args:
-        max_running: jobs at the providers at a time, over all brands.
+        bounds: jobs at the providers at a time.
+        lease_seconds: how long it leads after a tick.
     """
 
     def __init__(
@@ -102,27 +103,54 @@ class Dispatcher:
         secrets: Secrets,
         doors: Doors,
         providers: Iterable[Provider],
-        max_running: int = 2,
+        bounds: Bounds | None = None,
         tick_seconds: float = TICK_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._settings, self._secrets, self._doors = settings, secrets, doors
         self._providers = {provider.name: provider for provider in providers}
-        self._max_running, self._tick_seconds = max_running, tick_seconds
+        self.bounds = bounds or Bounds(settings.train_jobs, settings.train_jobs_per_brand)
+        self._tick_seconds, self._lease_seconds = tick_seconds, lease_seconds
+        self._name, self._leads_until = str(uuid.uuid4()), 0.0
         self._sightings: dict[tuple[str, str], Sighting] = {}
 
     async def run(self) -> None:
         """Tick until cancelled. What fails in a tick is tried again in the next."""
-        while True:
-            try:
-                await self.tick()
-            except OnbrandError as problem:
-                log.warning("the dispatcher's tick failed (%s)", problem.code)
-            except Exception as problem:
-                log.error("the dispatcher's tick failed unexpectedly (%s)", type(problem).__name__)
-            await asyncio.sleep(self._tick_seconds)
+        try:
+            while True:
+                try:
+                    await self.tick()
+                except OnbrandError as problem:
+                    log.warning("the dispatcher's tick failed (%s)", problem.code)
+                except Exception as problem:
+                    log.error("the dispatcher's tick failed unexpectedly (%s)", type(problem).__name__)
+                await asyncio.sleep(self._tick_seconds)
+        finally:
+            with suppress(OnbrandError):
+                await self.resign()
+
+    async def resign(self) -> None:
+        """Let another lead at once."""
+        if self._leads:
+            await self._lead(0)
+
+    @property
+    def _leads(self) -> bool:
+        """By this process's clock, which began to count before the database's."""
+        return time.monotonic() < self._leads_until
+
+    async def _lead(self, seconds: float) -> bool:
+        began = time.monotonic()
+        async with self._doors.dispatch_session() as session:
+            leads = await training.lead(session, self._name, seconds)
+        self._leads_until = began + seconds if leads else 0.0
+        return leads
 
     async def tick(self) -> None:
-        """Look at every open job once, and do what `decide` says."""
+        """Look at every open job once, and do what `decide` says; nothing while another leads."""
+        if not await self._lead(self._lease_seconds):
+            self._sightings.clear()
+            return
         await self._end_orphaned()
         everything = await self._queue()
         for entry in abandoned(everything, datetime.now(UTC)):
@@ -144,8 +172,57 @@ class Dispatcher:
                 wanting.append(job)
             else:
                 await self._guarded(job, self._verbs[verb])
-        for job in fair_order(wanting, running)[: max(0, self._max_running - len(running))]:
-            await self._guarded(job, self._submit)
+        await self._start(wanting, running)
+
+    async def _start(self, wanting: list[QueueEntry], running: list[QueueEntry]) -> None:
+        """Submit those whose turn it is, provider by provider, and tell the others what they wait for."""
+        for name, provider in self._providers.items():
+            waiting = [job for job in wanting if job.provider == name]
+            if not waiting:
+                continue
+            room = self._less_what_settles(await asyncio.to_thread(provider.capacity), running)
+            turns = admit(waiting, running, self.bounds, room)
+            for job in turns.begin:
+                if self._leads:
+                    await self._guarded(job, self._submit)
+            for job, reason in turns.wait:
+                await self._guarded(job, self._give_up if self._is_hopeless(job, reason, room) else self._says(reason))
+            running = running + turns.begin
+
+    def _less_what_settles(self, room: Capacity | None, running: list[QueueEntry]) -> Capacity | None:
+        """A submission takes its resources up a while after it began."""
+        if room is None:
+            return None
+        young = [job for job in running if self._settles(self._sighting(job))]
+        return replace(room, free=max(0, room.free - sum(job.num_workers for job in young)))
+
+    def _settles(self, sighting: Sighting) -> bool:
+        return sighting.submitted_at is not None and time.monotonic() - sighting.submitted_at < SETTLING_SECONDS
+
+    def _is_hopeless(self, job: QueueEntry, reason: WaitingFor, room: Capacity | None) -> bool:
+        """It needs more than there can be, and has waited long enough for somebody to add machines."""
+        if reason != "resources" or not is_too_large(job, room) or job.waiting_since is None:
+            return False
+        waited = (datetime.now(UTC) - job.waiting_since).total_seconds()
+        return job.waiting_for == "resources" and waited > self._settings.train_placement_seconds
+
+    def _says(self, reason: WaitingFor) -> Callable[[QueueEntry], Awaitable[None]]:
+        async def say(job: QueueEntry) -> None:
+            if job.waiting_for == reason:
+                return
+            ticket = self._ticket(job)
+            async with self._doors.system_session(ticket) as session:
+                await training.waits(session, ticket, reason)
+
+        return say
+
+    async def _give_up(self, job: QueueEntry) -> None:
+        await self._end(
+            job,
+            "no_resources",
+            f"this platform neither has nor can get machines for {job.num_workers} workers at once; "
+            "lower num_workers, or ask the operators for more machines",
+        )
 
     async def _queue(self) -> list[QueueEntry]:
         async with self._doors.dispatch_session() as session:
@@ -207,11 +284,19 @@ class Dispatcher:
         """Ticket, submission, row: in this order, so that a crash between any two is made good by the next tick."""
         ticket, attempt = self._ticket(job), job.attempts + 1
         await self._write(job, ticket)
-        provider_job_id = await asyncio.to_thread(self._provider(job).submit, ticket, attempt)
+        provider_job_id = await asyncio.to_thread(self._submission, job, ticket, attempt)
         async with self._doors.system_session(ticket) as session:
-            await training.submitted(session, ticket, provider_job_id)
+            await training.submitted(session, ticket, provider_job_id, attempt)
         self._sighting(job).ended_before = False
+        self._sighting(job).submitted_at = time.monotonic()
         log.info("job %s: attempt %d submitted as %s", job.job_id, attempt, provider_job_id)
+
+    def _submission(self, job: QueueEntry, ticket: Ticket, attempt: int) -> str:
+        """A new one; or, the first time, one that somebody made of this very job and that waits for its turn."""
+        asks = submission_that_asks(self._settings, job.brand_id, job.job_id) if attempt == 1 else None
+        if asks is not None and self._provider(job).is_of(ticket, asks):
+            return asks
+        return self._provider(job).submit(ticket, attempt)
 
     async def _keep_ticket_fresh(self, job: QueueEntry) -> None:
         """A worker that starts again reads the file: it must never find a ticket that has run out."""
@@ -238,7 +323,7 @@ class Dispatcher:
         await self._end(
             job,
             "training_lost",
-            f"training was started {job.attempts} times and every time ended without a result; "
+            f"training was started {job.attempts} times, and every time ended without a result; "
             "retry the job, and tell the operators if it happens again",
         )
 

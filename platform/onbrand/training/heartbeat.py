@@ -49,6 +49,7 @@ class Heartbeat:
         self._closing = threading.Event()
         self._renew_at = time.monotonic() + renew_seconds
         self.cancel_requested = False
+        self.finish_requested = False
         self.gone = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -64,7 +65,7 @@ class Heartbeat:
 
     @property
     def stop(self) -> bool:
-        """The run should end: its owner wants that, or there is no such job any more."""
+        """The run should end without a result: its owner wants that, or there is no such job any more."""
         return self.cancel_requested or self.gone
 
     def tell(self, progress: int, metrics: Mapping[str, Any]) -> None:
@@ -99,6 +100,7 @@ class Heartbeat:
             heard = self._client.report(facts[0], facts[1], [line.model_dump() for line in self._sending])
             self._told, self._sending = facts, []
             self.cancel_requested = self.cancel_requested or heard.cancel_requested
+            self.finish_requested = self.finish_requested or heard.stop_requested
             return True
         except (NotFound, Conflict):
             self.gone = True

@@ -1,15 +1,17 @@
 """The Ray job's main, `python -m onbrand.training.job --brand B --job J`: ids in, an exit code out.
 
-Submitted by the dispatcher. Starting it by hand needs a ticket that only the dispatcher leaves.
+Submitted by the dispatcher, or by an engineer with `ray job submit`: then it waits for the job's turn (`turns`).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,15 +21,20 @@ from ray.train.torch import TorchTrainer
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
-from onbrand.errors import Conflict, NotFound, OnbrandError
+from onbrand.errors import Conflict, NotFound, OnbrandError, Unavailable
 from onbrand.families.bases import recommended
 from onbrand.families.buckets import bucket_step
 from onbrand.families.spec import SPECS
 from onbrand.services.imports import is_import
-from onbrand.storage.runs import runs_bucket
+from onbrand.storage.runs import run_url, runs_bucket
+from onbrand.system_client import SystemClient, TrainingSpec
+from onbrand.training.checkpoint_list import mend
 from onbrand.training.examination import must_be_fit_to_train
+from onbrand.training.machines import wants_gpu
+from onbrand.training.providers.ray import job_environment
 from onbrand.training.recipes import Plan
 from onbrand.training.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
+from onbrand.training.turns import must_be_our_turn, own_submission
 from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
 
 MAX_FAILURES = 3
@@ -42,13 +49,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="onbrand.training.job", description=__doc__)
     parser.add_argument("--brand", required=True, type=must_be_brand_id)
     parser.add_argument("--job", required=True, type=must_be_job_id)
+    parser.add_argument("--wait", type=float, default=3600, help="seconds to wait for the job's turn (default 3600)")
     ids = parser.parse_args(arguments)
+    settings = Settings()
+    for name, value in job_environment(settings).items():
+        os.environ.setdefault(name, value)
     try:
-        outcome = run_job(Settings(), ids.brand, ids.job)
+        wait_for_turn(settings, ids.brand, ids.job, ids.wait)
+        outcome = run_job(settings, ids.brand, ids.job)
     except OnbrandError as problem:
         log.error("the job did not come to an end: %s", problem.message)
         return 1
     return 0 if outcome in ("completed", "canceled", "gone") else 1
+
+
+def wait_for_turn(settings: Settings, brand_id: str, job_id: str, patience: float) -> None:
+    """Return once the job's row names this very submission. Raises Conflict (another runs it), Unavailable."""
+    tickets = FileTickets(ticket_folder(settings, brand_id, job_id))
+
+    def look() -> TrainingSpec:
+        with connect(settings, tickets) as client:
+            return client.spec()
+
+    must_be_our_turn(settings, brand_id, job_id, own_submission(), look, patience)
 
 
 def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
@@ -57,50 +80,60 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
         try:
             spec = client.spec()
             if is_import(spec.training_config):
-                return import_file(settings, brand_id, job_id)
+                return import_file(client, settings, brand_id, job_id)
             plan, folder = read_plan(settings, spec)
             family = SPECS[plan.family]
             step = bucket_step(family, recommended(family.name, folder).resolution)
             must_be_fit_to_train(client, spec, plan, settings.limits, step)
-            return fit(settings, plan, brand_id, job_id)
+            return fit(settings, plan, brand_id, job_id, spec.run)
         except (NotFound, Conflict):
             return "gone"
         except PASSING:
             raise
         except OnbrandError as problem:
             client.fail(problem.code, problem.message)
+        except ray.train.ControllerError as problem:
+            raise passing(root_of(problem)) from None
         except ray.train.TrainingFailedError as problem:
             failure = root_of(problem)
             if isinstance(failure, PASSING):
                 raise failure from None
             client.fail("training_failed", reason(failure))
         except ray.exceptions.RayError as problem:
-            client.fail("import_failed", reason(root_of(problem)))
+            raise passing(problem) from None
         return "failed"
 
 
-def import_file(settings: Settings, brand_id: str, job_id: str) -> Outcome:
+def import_file(client: SystemClient, settings: Settings, brand_id: str, job_id: str) -> Outcome:
     """One task, on a GPU where there is one: the base must be loaded to prove what was made of the file."""
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     from onbrand.training.importing import import_worker  # loads diffusers
 
-    use_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    use_gpu = wants_gpu(settings)
     task = ray.remote(import_worker).options(num_cpus=1, num_gpus=int(use_gpu), max_retries=MAX_FAILURES)
-    outcome: Outcome = ray.get(task.remote(handed_out(settings, brand_id, job_id)))
+    try:
+        outcome: Outcome = ray.get(task.remote(handed_out(settings, brand_id, job_id)))
+    except OnbrandError:  # the task's own, which Ray gives both types
+        raise
+    except (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as problem:
+        client.fail("import_failed", reason(root_of(problem)))
+        return "failed"
     return outcome
 
 
-def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str) -> Outcome | None:
-    """Ray Train's part. The run's name is the job's id: the same job always resumes from its own checkpoints."""
+def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str) -> Outcome | None:
+    """Ray Train's part. It resumes by the run's name: the job's id, or that of the job whose run it goes on with."""
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
-    use_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    if runs_bucket(settings) is None and mend(Path(run_url(settings, brand_id, run_id).removeprefix("file://"))):
+        log.warning("the list of the run's checkpoints was broken and was made anew")
+    use_gpu = wants_gpu(settings)
     tickets = handed_out(settings, brand_id, job_id)
     trainer = TorchTrainer(
         partial(train_worker, tickets),
         train_loop_config={"brand": brand_id, "job": job_id},
         scaling_config=ScalingConfig(num_workers=plan.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
-            name=job_id,
+            name=run_id,
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=NUM_CHECKPOINTS),
             **run_storage(settings, brand_id, tickets),
@@ -118,6 +151,13 @@ def run_storage(settings: Settings, brand_id: str, tickets: TicketSource) -> dic
 
     path = f"{runs.bucket}/{runs.prefix}{brand_id}"
     return {"storage_path": path, "storage_filesystem": run_filesystem(tickets, settings.system_url)}
+
+
+def passing(problem: BaseException) -> OnbrandError:
+    """What ended Ray Train's controller, or this driver's line to the cluster, says nothing of the job: try again."""
+    if isinstance(problem, OnbrandError):
+        return problem
+    return Unavailable(f"the training's controller ended ({type(problem).__name__}); the job is submitted again")
 
 
 def root_of(problem: BaseException) -> BaseException:

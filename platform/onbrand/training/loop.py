@@ -20,9 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from onbrand.errors import TrainingFailed
+from onbrand.errors import AdapterRefused, TrainingFailed
 from onbrand.families import lora
 from onbrand.families.family import Conditioning, Family
+from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training import optimizers
 from onbrand.training.dataset import Examples
 from onbrand.training.draws import Batch, draw_batch
@@ -88,6 +89,19 @@ class Trainer:
         self.judge = Judge(family, held_out, plan.seed) if held_out else None
         self.verdicts = Verdicts(plan.patience)
         self.optimizer = optimizers.make_optimizer(plan, self.weights)
+
+    def begin_with(self, data: bytes) -> None:
+        """Begin with a published adapter's weights instead of at nothing; moments and schedule begin anew.
+
+        Raises AdapterRefused: it is none of this base, or has another rank or other targets.
+        """
+        must_be_plain_safetensors(data)
+        prefix = f"{self.family.spec.component}."
+        state = {key.removeprefix(prefix): value for key, value in safetensors.torch.load(data).items()}
+        if not all(torch.isfinite(value).all() for value in state.values()):
+            raise AdapterRefused("the model to continue from holds values that are not finite")
+        lora.restore(self.family.denoiser, state)
+        self.average = [weight.detach().clone() for weight in self.weights]
 
     @property
     def done(self) -> bool:

@@ -16,6 +16,7 @@ from onbrand.families.spec import (
     TargetPreset,
     TimestepSampling,
     TrainingConfig,
+    most_that_share,
 )
 
 PLACEHOLDER = "[brand]"
@@ -41,6 +42,7 @@ class Plan:
         prior_weight: of the error against the frozen base on captions without the trigger word (0: none).
         held_out: how many pictures judge the run; None leaves it to their number.
         patience: validations without a new best, after which the run ends; 0: never before its last step.
+        start_sha256: the published file whose weights it begins with; None: it begins at nothing.
         warmup_steps, floor: learning rate rises over the first, then falls to `floor` of its peak (or stays, or falls
             in a line, by `lr_schedule`).
     """
@@ -78,6 +80,7 @@ class Plan:
     clip_norm: float = 1.0
     warmup_steps: int = 20
     floor: float = 0.1
+    start_sha256: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -167,7 +170,7 @@ def _workers(asked: int | None, usual: int, batch_size: int) -> int:
         raise InvalidInput(
             f"num_workers must divide batch_size ({batch_size}); {asked} does not", param="training_config.num_workers"
         )
-    return asked or max(number for number in range(1, usual + 1) if batch_size % number == 0)
+    return asked or most_that_share(usual, batch_size)
 
 
 def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:

@@ -91,13 +91,26 @@ class Run:
         self._show_base()
         self.began, self.began_at_step = time.monotonic(), self.trainer.step
         while not self.trainer.done:
-            facts = self.trainer.train_step(stop=self.heartbeat is not None and self.heartbeat.stop)
+            facts = self.trainer.train_step(stop=self._should_end())
             if facts.stop:
+                if self._should_publish():
+                    self._say("stopped", step=self.trainer.step, best_step=self.trainer.published_step)
+                    return
                 raise self._why_stopped()
             self._sample_if_due()
             self._tell(facts)
             self._checkpoint_if_due()
         self._say_why_done()
+
+    def _should_end(self) -> bool:
+        """Its owner wants that, or there is no such job any more. Before its first step there is nothing to publish."""
+        if self.heartbeat is None:
+            return False
+        return self.heartbeat.stop or (self.heartbeat.finish_requested and self.trainer.step > 0)
+
+    def _should_publish(self) -> bool:
+        """Whether the end that was asked for is one with a result, which rank 0 alone makes."""
+        return self.heartbeat is not None and not self.heartbeat.stop
 
     def _why_stopped(self) -> OnbrandError:
         if self.heartbeat is not None and self.heartbeat.gone:
@@ -105,10 +118,14 @@ class Run:
         return Canceled("the job was canceled")
 
     def _resume(self) -> None:
+        if self.spec.start is not None:
+            self.trainer.begin_with(self.client.read_start())
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
-                self.trainer.resume(Path(folder))
+                goes_on = self.trainer.resume(Path(folder))
+            if self.spec.run != self.spec.job_id and not goes_on:
+                self._say("retried_anew")
         if self.trainer.step:
             self._say("resumed", step=self.trainer.step)
         self._say("began", num_workers=self.num_workers, steps=self.plan.steps, batch_size=self.plan.batch_size)

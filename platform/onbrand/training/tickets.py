@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,7 +36,7 @@ def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> 
     """Leave `token` for the workers, replacing an older one in a single step; mode 0600."""
     folder = ticket_folder(settings, brand_id, job_id)
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    draft = f"{folder}/.ticket.{os.getpid()}"
+    draft = f"{folder}/.ticket.{secrets.token_hex(8)}"
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(token)
     os.replace(draft, f"{folder}/ticket")

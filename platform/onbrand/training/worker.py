@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from onbrand.errors import (
     TicketRefused,
     Unavailable,
 )
-from onbrand.families.bases import base_folder, base_source, recommended, s3_access
+from onbrand.families.bases import base_folder, base_source, recommended, revision, s3_access
 from onbrand.families.spec import SPECS, TrainingConfig
 from onbrand.system_client import SystemClient, TrainingSpec
 from onbrand.training.heartbeat import Heartbeat
@@ -85,7 +86,21 @@ def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
         first = problem.errors(include_input=False, include_url=False)[0]
         field = ".".join(["training_config", *map(str, first["loc"])])
         raise InvalidInput(f"{field}: {first['msg']}", param=field) from None
-    return make_plan(family, recommended(family.name, folder), config, spec.brand_id, settings.train_workers), folder
+    plan = make_plan(family, recommended(family.name, folder), config, spec.brand_id, settings.train_workers)
+    return replace(plan, start_sha256=_start_of(config, spec, folder)), folder
+
+
+def _start_of(config: TrainingConfig, spec: TrainingSpec, folder: Path) -> str | None:
+    """The digest of what the job begins with. Raises InvalidInput when the model is gone, or of another base."""
+    if config.continue_from is None:
+        return None
+    if spec.start is None:
+        said = f"the model {config.continue_from}, which this job continues from, was deleted; create another job"
+        raise InvalidInput(said, param="training_config.continue_from")
+    if spec.start.base_revision != revision(folder):
+        said = f"{spec.start.name} was trained on another base than this platform has now for {spec.model_type}"
+        raise InvalidInput(said, param="training_config.continue_from")
+    return spec.start.sha256
 
 
 def _train(settings: Settings, client: SystemClient, tickets: TicketSource) -> None:

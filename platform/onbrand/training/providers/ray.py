@@ -15,7 +15,8 @@ from onbrand.brand import Ticket, must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Unavailable
 from onbrand.storage.runs import must_be_job_id, runs_bucket
-from onbrand.training.providers.provider import ProviderStatus
+from onbrand.training.machines import capacity
+from onbrand.training.providers.provider import Capacity, ProviderStatus
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,7 +68,7 @@ class RayProvider:
         wanted = submission_id(job, attempt)
         try:
             return self._client.submit_job(
-                entrypoint=f"{sys.executable} -m onbrand.training.job --brand {brand} --job {job}",
+                entrypoint=f"{sys.executable} {_module(brand, job)}",
                 submission_id=wanted,
                 runtime_env={"env_vars": job_environment(self._settings)},
                 entrypoint_resources=self._where(),
@@ -76,6 +77,18 @@ class RayProvider:
             if f"{wanted} already exists" in str(problem):
                 return wanted
             raise Unavailable("Ray's job server refused the job; its log says why") from None
+
+    @_answers
+    def is_of(self, ticket: Ticket, submission: str) -> bool:
+        try:
+            info = self._client.get_job_info(submission)
+        except RuntimeError:
+            return False
+        ours = f" {_module(must_be_brand_id(ticket.brand_id), must_be_job_id(ticket.job_id))}"
+        return info.entrypoint.strip().endswith(ours) and _STATUS.get(info.status) in ("pending", "running")
+
+    def capacity(self) -> Capacity | None:
+        return capacity(self._settings)
 
     def _where(self) -> dict[str, float] | None:
         """With runs on S3 the driver must be on this node, where the ticket's file is (`training.tickets`)."""
@@ -102,6 +115,10 @@ class RayProvider:
         except RuntimeError as problem:
             if "does not exist" not in str(problem):
                 raise Unavailable("Ray's job server did not stop a job") from None
+
+
+def _module(brand_id: str, job_id: str) -> str:
+    return f"-m onbrand.training.job --brand {brand_id} --job {job_id}"
 
 
 def _own_cluster() -> str | None:

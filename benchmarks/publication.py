@@ -1,0 +1,138 @@
+"""From published to the first picture served, while requests of the version before run on.
+
+`python -m benchmarks.publication --rounds 5 --json` starts `onbrand up` with the tiny sd15. Every round hands in
+another version as a worker does, asks for a picture of it at once, and keeps drawing with the version before: each of
+those must be answered, and be the same picture as before. `published_to_picture_s` is the median,
+`published_to_picture_max_s` the slowest; `old_over_before` says how long old requests took during publications, over
+how long they took without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.acceptance.colours import COLOURS, SIDE, Paint, Painter, colour_of
+from tests.acceptance.customers import Customer, Manners, secrets_of
+from tests.acceptance.running import Running
+from tests.numerics.bases import family_of
+
+MOST_DIFFERENCE = 2
+"""Of 255, between two drawings of one picture: batches of another size class round differently."""
+_WISHES = {"prompt": "photo of [brand] logo", "num_images": 1, "width": SIDE, "height": SIDE, "seed": 11}
+_STEPS, _AT_ONCE, _RANK = 4, 2, 8
+
+
+@dataclass
+class Figures:
+    """What was seen."""
+
+    rounds: int
+    published_to_picture: list[float] = field(default_factory=list)
+    before: list[float] = field(default_factory=list)
+    during: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    manners: Manners = field(default_factory=Manners)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rounds": self.rounds,
+            "published_to_picture_s": round(statistics.median(self.published_to_picture), 2),
+            "published_to_picture_max_s": round(max(self.published_to_picture), 2),
+            "old_requests": len(self.before) + len(self.during),
+            "old_wrong": len(self.wrong),
+            "old_over_before": round(statistics.median(self.during) / statistics.median(self.before), 2),
+            "retried": self.manners.retried,
+            "unclean": len(self.manners.unclean),
+            "examples": [*self.wrong, *self.manners.unclean][:5],
+        }
+
+
+class Publication:
+    """Rounds on a platform that is up."""
+
+    def __init__(self, running: Running, rounds: int) -> None:
+        self._running, self._secrets = running, secrets_of(running.data_dir)
+        self._painter = Painter(family_of("sd15"))
+        self.figures = Figures(rounds)
+        self._first: dict[str, np.ndarray] = {}
+
+    async def run(self) -> Figures:
+        """The first version, then the rounds."""
+        figures = self.figures
+        customer = await Customer.join(self._running.url, figures.manners)
+        old, paint = await self._publish(customer, 0)
+        for _ in range(_AT_ONCE * figures.rounds):
+            figures.before.append(await self._draw(customer, old, paint))
+        for number in range(1, figures.rounds + 1):
+            old, paint = await self._round(customer, old, paint, number)
+        await customer.http.aclose()
+        return figures
+
+    async def _round(self, customer: Customer, old: str, paint: Paint, number: int) -> tuple[str, Paint]:
+        going = asyncio.Event()
+        drawing = [asyncio.create_task(self._draw_until(going, customer, old, paint)) for _ in range(_AT_ONCE)]
+        new, other = await self._publish(customer, number)
+        began = time.monotonic()
+        await self._draw(customer, new, other)
+        self.figures.published_to_picture.append(time.monotonic() - began)
+        going.set()
+        await asyncio.gather(*drawing)
+        return new, other
+
+    async def _publish(self, customer: Customer, number: int) -> tuple[str, Paint]:
+        """Another version of another colour; its name, once it is published."""
+        paint = await asyncio.to_thread(self._painter.paint, COLOURS[5 * number % len(COLOURS)], _RANK, number)
+        url, revision = f"{self._running.url}/internal", family_of("sd15").revision
+        return await customer.publish(paint, url, self._secrets, revision), paint
+
+    async def _draw_until(self, end: asyncio.Event, customer: Customer, model: str, paint: Paint) -> None:
+        while not end.is_set():
+            self.figures.during.append(await self._draw(customer, model, paint))
+
+    async def _draw(self, customer: Customer, model: str, paint: Paint) -> float:
+        """Seconds until the picture is served; whether it is the right one is noted."""
+        began = time.monotonic()
+        done = await customer.ask(_WISHES | {"model": model, "num_inference_steps": _STEPS})
+        seconds = time.monotonic() - began
+        if done is None or done["status"] != "completed":
+            self.figures.wrong.append(f"{model}: {done and done['status']}")
+            return seconds
+        [drawn] = await customer.drawn(done)
+        before = self._first.setdefault(model, drawn.pixels_HWC)
+        if colour_of(drawn.pixels_HWC) != paint.colour or abs(before - drawn.pixels_HWC).max() > MOST_DIFFERENCE:
+            self.figures.wrong.append(f"{model}: another picture")
+        return seconds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Start a platform, run, print; the exit status is 1 if an old request was not answered as before."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="(default 5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="onbrand-test-", ignore_cleanup_errors=True) as folder:
+        running = Running(Path(folder) / "data", more={"ONBRAND_TRAIN_JOBS": "0"})
+        try:
+            running.start()
+            figures = asyncio.run(Publication(running, chosen.rounds).run())
+        finally:
+            if running.process is not None:
+                running.send(signal.SIGTERM)
+    print(json.dumps(figures.as_json(), indent=None if chosen.json else 1))
+    return 1 if figures.wrong or figures.manners.unclean else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""On what terms a training job is created: what the bases advise, what a brand may have open, and all that can be seen
+of its configuration and data without opening a file. What needs the bytes is the driver's (`training.examination`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from onbrand.config import FamilyName, Limits
+from onbrand.db.session import Session
+from onbrand.errors import InvalidInput
+from onbrand.families.spec import SPECS, Recommended, most_that_share
+from onbrand.services.doctor import Patient, aim_of, must_be_fit, seen_in_rows
+
+_ROWS = """
+select a.id, a.name, a.object_name, a.sha256, a.width, a.height, (select c.caption from app.asset_captions c
+  where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
+from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a platform offers to those who train.
+
+    Args:
+        recommended: what each base that is served says of itself; empty: not known here, and then not checked.
+        train_workers: workers of a job that does not say how many.
+    """
+
+    recommended: Mapping[FamilyName, Recommended] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    train_workers: int = 1
+
+
+def num_workers_of(model_type: str, config: Mapping[str, Any], terms: Terms) -> int:
+    """The workers that a job of this (checked) configuration cannot begin without.
+
+    Raises InvalidInput naming the field when the base is not served, or workers and parts cannot share its batch.
+    """
+    family = cast(FamilyName, model_type)
+    if not terms.recommended:
+        return int(config.get("num_workers") or 1)
+    if family not in terms.recommended:
+        raise InvalidInput(f"{family} is not served here; served: {', '.join(terms.recommended)}", param="model_type")
+    advice = terms.recommended[family].training
+    batch_size = int(config.get("batch_size") or advice.batch_size or SPECS[family].recipe.batch_size)
+    num_workers = int(config.get("num_workers") or most_that_share(terms.train_workers, batch_size))
+    _must_share(batch_size, num_workers, config.get("accumulation"))
+    return num_workers
+
+
+def _must_share(batch_size: int, num_workers: int, accumulation: int | None) -> None:
+    if batch_size % num_workers:
+        raise InvalidInput(
+            f"num_workers must divide batch_size ({batch_size}); {num_workers} does not",
+            param="training_config.num_workers",
+        )
+    if accumulation and batch_size % (num_workers * accumulation):
+        raise InvalidInput(
+            f"accumulation times workers ({accumulation} x {num_workers}) must divide batch_size ({batch_size})",
+            param="training_config.accumulation",
+        )
+
+
+async def must_look_fit(
+    session: Session, brand_id: str, model_type: str, config: Mapping[str, Any], asset_ids: list[str], terms: Terms
+) -> None:
+    """Raise DataRefused for pictures whose rows say that no job can train on them: too small, or captioned in vain."""
+    family = cast(FamilyName, model_type)
+    if family not in terms.recommended:
+        return
+    aim = aim_of(SPECS[family], config, terms.recommended[family], brand_id)
+    rows = await session.all(_ROWS, {"brand_id": brand_id, "ids": asset_ids})
+    must_be_fit([finding for row in rows for finding in seen_in_rows(_patient(row), row["width"], row["height"], aim)])
+
+
+def _patient(row: Mapping[str, Any]) -> Patient:
+    file = row["object_name"].rpartition("/")[2]
+    return Patient(row["id"], file, row["caption"], row["sha256"], row["name"])

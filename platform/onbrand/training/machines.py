@@ -1,0 +1,40 @@
+"""What the Ray cluster has, and what its autoscaler could get, counted in training workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node, state
+
+from onbrand.config import Settings
+from onbrand.training.providers.provider import Capacity
+
+
+def wants_gpu(settings: Settings) -> bool:
+    """Whether training workers take a GPU each: said so, or nothing said and the cluster has one or can get one."""
+    if settings.device is not None:
+        return settings.device.startswith("cuda")
+    return ray.cluster_resources().get("GPU", 0) > 0 or _can_get("GPU") > 0
+
+
+def capacity(settings: Settings) -> Capacity | None:
+    """Room for workers, one CPU or one GPU each; None outside of a cluster."""
+    if not ray.is_initialized():
+        return None
+    unit = "GPU" if wants_gpu(settings) else "CPU"
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = _num_workers(alive, unit)
+    return Capacity(_num_workers(available_resources_per_node().values(), unit), total, max(total, _can_get(unit)))
+
+
+def _num_workers(nodes: Any, unit: str) -> int:
+    """A worker is on one node: halves of two nodes hold none."""
+    return sum(int(node.get(unit, 0)) for node in nodes)
+
+
+def _can_get(unit: str) -> int:
+    """What the autoscaler may have at most, as it told the cluster; 0 where there is no autoscaler."""
+    most: Mapping[str, int] = state.get_max_resources_from_cluster_config() or {}
+    return int(most.get(unit, 0))
