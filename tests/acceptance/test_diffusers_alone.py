@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from onbrand.config import Settings
 from onbrand.families.bases import base_source
@@ -18,6 +19,7 @@ from tests.acceptance.running import pixels
 
 ALONE = """
 import json, sys
+sys.modules["onbrand"] = None  # importing it raises
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -34,7 +36,6 @@ picture = pipeline(
     width=asked["width"],
     generator=torch.Generator().manual_seed(asked["seed"]),
 ).images[0]
-assert "onbrand" not in sys.modules
 picture.save(asked["out"])
 """
 
@@ -53,8 +54,10 @@ def drawn_alone(asked: dict[str, Any], out: Path) -> np.ndarray:
     return pixels(out)
 
 
-def test_diffusers_alone_draws_the_same_picture_with_the_exported_adapter(acme: Trained, tmp_path: Path) -> None:
-    adapter = acme.person.says("model", "download", "sd15-lora-v1", "--out", tmp_path)["path"]
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_diffusers_alone_draws_the_same_picture_with_either_file(acme: Trained, tmp_path: Path, format: str) -> None:
+    wish = ("--out", tmp_path, "--format", format)
+    adapter = acme.person.says("model", "download", "sd15-lora-v1", *wish)["path"]
     made = acme.generation
     asked = {name: made[name] for name in ("num_inference_steps", "guidance_scale", "height", "width", "seed")}
     asked |= {"base": base_source("sd15", Settings().bases), "adapter": adapter}

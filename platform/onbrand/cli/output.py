@@ -94,4 +94,6 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return value.strftime("%Y-%m-%d %H:%M") if hasattr(value, "strftime") else str(value)

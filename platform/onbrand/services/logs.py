@@ -41,7 +41,7 @@ class _Saying:
 
 SAYINGS: Mapping[str, _Saying] = {
     "submitted": _Saying("handed to the cluster, attempt {attempt}"),
-    "began": _Saying("{num_workers} workers, {steps} steps of {batch_size} pictures"),
+    "began": _Saying("{steps} steps of {batch_size} pictures, workers: {num_workers}"),
     "pictures": _Saying("{num_trained} pictures are trained on, {num_held_out} are held out to judge by"),
     "resumed": _Saying("goes on from the checkpoint of step {step}"),
     "retried_anew": _Saying("begins anew: plan, pictures, captions or base are not those of the job that it retries"),
