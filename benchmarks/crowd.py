@@ -149,7 +149,7 @@ class Crowd:
         member by a page's session."""
         if role == "key":
             user = known_id("member", number)
-            return Scope(user, self.brand(number), known_id("key", number - 1), frozenset({"read"}))
+            return Scope(user, self.brand(number), known_id("key", number - 1), frozenset({"read"}), purpose="read")
         if role == "page":
             return Scope(known_id("member", number), session_id=known_id("session", number - 1))
         return Scope(known_id(role, number))

@@ -45,6 +45,8 @@ class Scope:
         key_id: the API key that acts for the user; the database looks up whether it lives, and its scopes, by it.
         scopes: what the key may do; None for a credential that may all that its user may.
         session_id: the session of a page; the database looks up whether it lives.
+        purpose: what a key is used for now. The database shows a key nothing that is asked for without a purpose, or
+            for one that is not among the key's scopes; nobody else needs one.
     """
 
     user_id: str
@@ -52,6 +54,7 @@ class Scope:
     key_id: str | None = None
     scopes: frozenset[KeyScope] | None = None
     session_id: str | None = None
+    purpose: KeyScope | None = None
 
     @property
     def is_in_person(self) -> bool:
@@ -62,6 +65,10 @@ class Scope:
         """Whether the credential may do such a thing at all; whether its user may is another question."""
         return self.scopes is None or what in self.scopes
 
+    def used_to(self, what: KeyScope) -> Scope:
+        """The same credential, used for that and nothing else."""
+        return replace(self, purpose=what)
+
     def claims(self) -> dict[str, Any]:
         """What the database is told of the caller."""
         scopes = None if self.scopes is None else sorted(self.scopes)
@@ -71,6 +78,7 @@ class Scope:
             "key_id": self.key_id,
             "scopes": scopes,
             "session_id": self.session_id,
+            "purpose": None if self.key_id is None else self.purpose,
         }
         return {name: value for name, value in said.items() if value is not None}
 

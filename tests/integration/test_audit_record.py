@@ -210,7 +210,7 @@ async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, doors: Door
     async with platform.client(acme.admin) as client:
         made = await client.post(f"/v1/brands/{acme.id}/keys", json={"name": "CI", "scopes": ["upload"]})
     key_id = made.json()["id"]
-    scope = Scope(acme.admin.user_id, acme.id, key_id, frozenset({"upload"}))
+    scope = Scope(acme.admin.user_id, acme.id, key_id, frozenset({"upload"}), purpose="upload")
     async with doors.user_session(scope) as session:
         await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
     ticket = acme.ticket(job_id := str(uuid.uuid4()))

@@ -266,14 +266,22 @@ async def test_one_ends_all_of_ones_sessions_and_nobody_elses(platform: Platform
 
 async def test_a_session_that_ended_reaches_no_row(platform: Platform, page: Page, acme: BrandOfPeople) -> None:
     scope = Scope(acme.admin.user_id, session_id=page.id)
-    count = "select cardinality(private.my_brands()) as mine, cardinality(private.my_admin_brands()) as admins"
+    count = (
+        "select cardinality(private.my_brands()) as mine, cardinality(private.my_admin_brands()) as admins,"
+        " private.may('manage')::int as may"
+    )
     async with platform.doors.user_session(scope) as session:
-        assert (await session.one(count))["mine"] >= 1
+        counted = await session.one(count)
+        assert counted["mine"] >= counted["admins"] >= 1 == counted["may"]
+    members = await opened(platform, acme.member)
+    async with platform.doors.user_session(Scope(acme.member.user_id, session_id=members.id)) as session:
+        assert await session.one(count) == {"mine": 1, "admins": 0, "may": 1}
+    await members.client.aclose()
     await page.client.delete("/v1/session", headers=page.headers)
     async with platform.doors.user_session(scope) as session:
-        assert await session.one(count) == {"mine": 0, "admins": 0}
+        assert await session.one(count) == {"mine": 0, "admins": 0, "may": 0}
     async with platform.doors.user_session(Scope(acme.member.user_id, session_id=page.id)) as session:
-        assert await session.one(count) == {"mine": 0, "admins": 0}
+        assert await session.one(count) == {"mine": 0, "admins": 0, "may": 0}
 
 
 @pytest.mark.parametrize(

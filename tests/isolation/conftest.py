@@ -166,8 +166,10 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
     def user(user_id: str, **more: Any) -> tuple[str, str, dict[str, Any]]:
         return "web", "authenticated", {"sub": user_id, **more}
 
-    def key(made: keys.ApiKey) -> tuple[str, str, dict[str, Any]]:
-        return user(made.user_id, brand_id=made.brand_id, key_id=made.id, scopes=list(made.scopes))
+    def key(made: keys.ApiKey, purpose: str) -> tuple[str, str, dict[str, Any]]:
+        return user(
+            made.user_id, brand_id=made.brand_id, key_id=made.id, scopes=list(made.scopes), purpose=purpose or "read"
+        )
 
     def ticket(job_id: str, kind: str = "training", brand: str = acme.id, who: str = member.user_id) -> Any:
         claims = {"brand_id": brand, "job_id": job_id, "kind": kind, "on_behalf_of": who}
@@ -181,7 +183,7 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
         "other_member": user(globex.member.user_id),
         "other_admin": user(globex.admin.user_id),
         "bound": user(member.user_id, brand_id=globex.id),
-        **{name: key(each) for name, each in made.items()},
+        **{name: key(each, name.partition(":")[2]) for name, each in made.items()},
         "anonymous": ("web", "anon", {}),
         "no_claims": ("web", "authenticated", {}),
         "no_role": ("web", None, {}),

@@ -22,7 +22,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from onbrand.api import caller as callers
-from onbrand.brand import KEY_SCOPES, Scope
+from onbrand.brand import KEY_SCOPES, KeyScope, Scope
 from onbrand.db.session import Doors
 from onbrand.errors import Forbidden, NotFound
 from onbrand.services import brands, jobs, keys
@@ -373,8 +373,9 @@ def test_every_route_of_a_brand_says_what_a_key_needs(platform: Platform) -> Non
 
 @asynccontextmanager
 async def as_key(doors: Doors, made: dict[str, Any], **claims: Any):  # type: ignore[no-untyped-def]
-    """A transaction with a key's claims; `claims` changes them."""
-    said = {"user_id": made["user_id"], "brand_id": made["brand_id"], "key_id": made["id"]} | claims
+    """A transaction with a key's claims, for the first thing that it may; `claims` changes them."""
+    said = {"user_id": made["user_id"], "brand_id": made["brand_id"], "key_id": made["id"]}
+    said |= {"purpose": made["scopes"][0]} | claims
     async with doors.user_session(Scope(**said)) as session:
         yield session
 
@@ -453,6 +454,53 @@ async def test_claims_narrow_a_key_and_never_widen_it(name: str, doors: Doors, k
     narrow, wide = frozenset(set(KEY_SCOPES) - {scope}), frozenset(KEY_SCOPES)
     assert await touched(doors, keyed["alone"][scope], statement, keyed["ids"], scopes=narrow) <= 0
     assert await touched(doors, keyed["without"][scope], statement, keyed["ids"], scopes=wide) <= 0
+
+
+@pytest.mark.parametrize("purpose", KEY_SCOPES)
+async def test_a_key_sees_rows_for_what_it_may_and_for_nothing_else(
+    purpose: KeyScope, doors: Doors, keyed: dict[str, Any]
+) -> None:
+    """Reading needs a scope in the database, too: a route that forgets to say what it needs shows a key nothing."""
+    count = "select count(*)::int as num from app.brand_assets"
+
+    async def num_seen(kind: str, **claims: Any) -> int:
+        async with as_key(doors, keyed[kind][purpose], **claims) as session:
+            return int((await session.one(count))["num"])
+
+    assert await num_seen("alone", purpose=purpose) > 0
+    assert await num_seen("without", purpose=purpose) == 0
+    assert await num_seen("without", purpose=None) == 0
+    assert await num_seen("alone", purpose=None) == 0
+    narrow = frozenset(set(KEY_SCOPES) - {purpose})
+    assert await num_seen("alone", purpose=purpose, scopes=narrow) == 0
+    assert await num_seen("without", purpose=purpose, scopes=frozenset(KEY_SCOPES)) == 0
+
+
+async def test_a_key_that_has_expired_reaches_nothing_from_the_next_statement_on(
+    doors: Doors, platform: Platform, acme: BrandOfPeople, owner: psycopg.Connection
+) -> None:
+    made = await make_key(platform, acme)
+    question = "select private.my_brands() as b, private.my_admin_brands() as a, private.may('manage') as m"
+    async with as_key(doors, made) as session:
+        assert await session.one(question) == {"b": [acme.id], "a": [acme.id], "m": True}
+        owner.execute(
+            "update app.api_keys set created_at = now() - interval '2 h', expires_at = now() where id = %s",
+            [made["id"]],
+        )
+        owner.commit()
+        assert await session.one(question) == {"b": [], "a": [], "m": False}
+
+
+async def test_what_claims_to_be_a_key_and_a_page_is_neither(
+    doors: Doors, platform: Platform, acme: BrandOfPeople
+) -> None:
+    made = await make_key(platform, acme)
+    async with doors.user_session(acme.admin.scope) as session:
+        page = await session.one("select id from private.open_session(repeat('a', 64), '1 h', '1 h')")
+    question = "select private.my_brands() as b, private.my_admin_brands() as a, private.may('manage') as m"
+    for both in ({"session_id": page["id"]}, {"session_id": str(uuid.uuid4())}):
+        async with as_key(doors, made, **both) as session:
+            assert await session.one(question) == {"b": [], "a": [], "m": False}
 
 
 @pytest.mark.parametrize("change", ["another brand", "no brand", "another user", "no such key"])

@@ -417,7 +417,7 @@ async def test_two_admins_who_drop_each_other_leave_one(doors, make_brand):
 def test_a_revoked_key_reaches_nothing_from_the_next_statement_on(owner, world):
     _, _, claims = world.claims["key:manage"]
     read = "select id from app.models"
-    become(owner, claims["sub"], **{name: claims[name] for name in ("brand_id", "key_id", "scopes")})
+    become(owner, claims["sub"], **{name: claims[name] for name in ("brand_id", "key_id", "scopes", "purpose")})
     assert len(owner.execute(read).fetchall()) == 1
     owner.execute("reset role")
     owner.execute("update app.api_keys set revoked_at = now() where id = %s", [claims["key_id"]])

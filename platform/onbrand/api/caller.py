@@ -5,10 +5,12 @@
     a member     Member (`read`), Uploader (`upload`), Trainer (`train`), Artist (`generate`), Manager (`manage`)
     an admin     Admin (`manage`); AdminInPerson (no key)
 
-They hold the request's one transaction, committed before the answer leaves. `MemberAccess` (`read`), `UploaderAccess`
-(`upload`), `TrainerAccess` (`train`) and `ArtistAccess` (`generate`) are for calls that outlive a transaction (waiting,
-streaming): they open short ones, and each looks membership and credential up again, so that a removed member or a
-revoked key is out at once.
+They hold the request's one transaction, committed before the answer leaves. What a key must be allowed is said to the
+database, too, when the transaction opens: it shows nothing to a key that may not.
+
+`MemberAccess` (`read`), `UploaderAccess` (`upload`), `TrainerAccess` (`train`) and `ArtistAccess` (`generate`) are for
+calls that outlive a transaction (waiting, streaming): they open short ones, and each looks membership and credential up
+again, so that a removed member or a revoked key is out at once.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
 from onbrand.api.credentials import scope_of
-from onbrand.brand import KeyScope, Scope, must_be_brand_id
+from onbrand.brand import KEY_SCOPES, KeyScope, Scope, must_be_brand_id
 from onbrand.config import FamilyName, Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import Forbidden, InvalidInput, NotFound
@@ -112,15 +114,31 @@ async def _anonymous(parts: AppParts) -> AsyncIterator[Session]:
 
 
 async def _any_user(scope: TokenHolder, parts: AppParts) -> AsyncIterator[Caller]:
-    async with parts.doors.user_session(scope) as session:
-        yield Caller(scope, session, parts)
+    async with _opened(scope, min(scope.scopes or ("read",)), parts) as caller:
+        yield caller
+
+
+@asynccontextmanager
+async def _opened(scope: Scope, purpose: KeyScope, parts: Parts) -> AsyncIterator[Caller]:
+    used = scope.used_to(purpose)
+    async with parts.doors.user_session(used) as session:
+        yield Caller(used, session, parts)
+
+
+def _user_who_comes_to(what: KeyScope) -> Any:
+    async def user(scope: TokenHolder, parts: AppParts) -> AsyncIterator[Caller]:
+        async with _opened(scope, what, parts) as caller:
+            yield caller
+
+    return Depends(user, scope="function")
 
 
 Anonymous = Annotated[Session, Depends(_anonymous, scope="function")]
 AnyUser = Annotated[Caller, Depends(_any_user, scope="function")]
+_COMES_TO: dict[KeyScope, Any] = {what: _user_who_comes_to(what) for what in KEY_SCOPES}
 
 
-async def _any_reader(caller: AnyUser) -> Caller:
+async def _any_reader(caller: Annotated[Caller, _COMES_TO["read"]]) -> Caller:
     caller.must_be_allowed("read")
     return caller
 
@@ -145,13 +163,14 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
         must_be_brand_id(brand_id)
     except InvalidInput:
         raise NotFound("there is no such brand") from None
+    if caller.scope.brand_id in (None, brand_id):  # to a key that may not, the database shows no brand
+        caller.must_be_allowed(need)
     brand = await brands.get_brand(caller.session, brand_id)
-    caller.must_be_allowed(need)
     return BrandCaller(caller.scope, caller.session, caller.parts, brand.id, brand.role)
 
 
 def _member_who_may(need: KeyScope) -> Callable[[str, Caller], Awaitable[BrandCaller]]:
-    async def member(brand_id: str, caller: AnyUser) -> BrandCaller:
+    async def member(brand_id: str, caller: Caller = _COMES_TO[need]) -> BrandCaller:
         return await in_brand(caller, brand_id, need)
 
     return member
@@ -197,8 +216,8 @@ class Access:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[BrandCaller]:
         """One transaction. Raises NotFound once the membership has ended."""
-        async with self.parts.doors.user_session(self.scope) as session:
-            yield await in_brand(Caller(self.scope, session, self.parts), self.brand_id, self.need)
+        async with _opened(self.scope, self.need, self.parts) as caller:
+            yield await in_brand(caller, self.brand_id, self.need)
 
 
 def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Access]:

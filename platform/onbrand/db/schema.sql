@@ -101,17 +101,12 @@ CREATE FUNCTION app.tg_job_guard() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
-declare may_change text[] := array['name', 'model_id', 'model_url', 'start_model_id', 'retry_of'];
+declare may_change text[] := array['name', 'model_id', 'model_url'];
 begin
-  if (old.cancel_requested_at is not null and new.cancel_requested_at is distinct from old.cancel_requested_at)
-     or (old.stop_requested_at is not null and new.stop_requested_at is distinct from old.stop_requested_at) then
+  if old.cancel_requested_at is not null and new.cancel_requested_at is distinct from old.cancel_requested_at then
     raise exception 'a request to cancel stands' using errcode = 'OB003';
   end if;
   if old.model_id is not null and new.model_id is null then new.model_url := null; end if;
-  if (new.start_model_id is not null and new.start_model_id is distinct from old.start_model_id)
-     or (new.retry_of is not null and new.retry_of is distinct from old.retry_of) then
-    raise exception 'a job begins where it was created to begin' using errcode = '42501';
-  end if;
   if old.status not in ('completed', 'failed', 'canceled') then return new; end if;
   if to_jsonb(new) - may_change is distinct from to_jsonb(old) - may_change
      or (new.model_id is not null and new.model_id is distinct from old.model_id)
@@ -311,12 +306,8 @@ end $$;
 ALTER FUNCTION private.credential_lives() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.ctx(k text) RETURNS text
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  return nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> k;
-end $$;
+    LANGUAGE sql STABLE
+    RETURN ((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> k);
 
 ALTER FUNCTION private.ctx(k text) OWNER TO onbrand_definer;
 
@@ -464,19 +455,17 @@ $$;
 
 ALTER FUNCTION private.in_person() OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.lead(holder uuid, seconds double precision) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  insert into app.dispatch_lease as l (holder, until)
-    values (lead.holder, clock_timestamp() + make_interval(secs => least(greatest(seconds, 0), 60)))
-    on conflict (one) do update set holder = excluded.holder, until = excluded.until
-      where l.holder = excluded.holder or l.until <= clock_timestamp();
-  return found;
-end $$;
+CREATE FUNCTION private.is_unlimited() RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (NOT COALESCE(((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ?| ARRAY['key_id'::text, 'scopes'::text]), true));
 
-ALTER FUNCTION private.lead(holder uuid, seconds double precision) OWNER TO onbrand_definer;
+ALTER FUNCTION private.is_unlimited() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN ((revoked_at IS NULL) AND ((expires_at IS NULL) OR (expires_at > statement_timestamp())));
+
+ALTER FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.link_subject(issuer text, subject text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -499,16 +488,19 @@ CREATE FUNCTION private.may(what text) RETURNS boolean
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
 begin
-  if not c ?| array['key_id', 'scopes'] then  -- the user themselves, by a token or by a page's session
-    return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
-  end if;
-  if not private.credential_lives() then return false; end if;
+  if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- the user themselves, by a token
   if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
-  if c ->> 'key_id' is not null then
-    return exists (select 1 from app.api_keys k
-      where k.id = (c ->> 'key_id')::uuid and may.what = any (k.scopes));
+  if c ? 'session_id' then
+    return exists (select 1 from identity.sessions s
+      where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle));
   end if;
-  return true;
+  if c ? 'key_id' then
+    return exists (select 1 from app.api_keys k
+      where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id' and k.user_id = (c ->> 'sub')::uuid
+        and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
+  end if;
+  return c is not null;
 end $$;
 
 ALTER FUNCTION private.may(what text) OWNER TO onbrand_definer;
@@ -537,12 +529,19 @@ CREATE FUNCTION private.my_admin_brands() RETURNS text[]
     AS $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  me uuid := (c ->> 'sub')::uuid;
-  bound text := c ->> 'brand_id';
 begin
-  if c ?| array['key_id', 'session_id', 'scopes'] and not private.may('manage') then return '{}'; end if;
+  if c ?| array['key_id', 'session_id', 'scopes'] then
+    if c ? 'session_id' and not c ?| array['key_id', 'scopes'] then
+      return array(select bu.brand_id from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
+        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
+          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle)
+          and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
+    end if;
+    if not private.may('manage') then return '{}'; end if;
+  end if;
   return array(select bu.brand_id from app.brand_users bu
-    where bu.user_id = me and bu.role = 'admin' and (bound is null or bu.brand_id = bound));
+    where bu.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
+      and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
 end $$;
 
 ALTER FUNCTION private.my_admin_brands() OWNER TO onbrand_definer;
@@ -553,22 +552,22 @@ CREATE FUNCTION private.my_brands() RETURNS text[]
     AS $$
 declare
   c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  me uuid := (c ->> 'sub')::uuid;
-  bound text := c ->> 'brand_id';
 begin
   if c ?| array['key_id', 'session_id'] then
-    if c ->> 'session_id' is not null and not private.session_lives((c ->> 'session_id')::uuid, me) then
-      return '{}';
+    if c ? 'session_id' then
+      return array(select bu.brand_id from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
+        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
+          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle)
+          and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
     end if;
-    if c ->> 'key_id' is not null then
-      return array(select bu.brand_id from app.brand_users bu
-        where bu.user_id = me and bu.brand_id = bound and exists (select 1 from app.api_keys k
-          where k.id = (c ->> 'key_id')::uuid and k.brand_id = bound and k.user_id = me and k.revoked_at is null
-            and (k.expires_at is null or k.expires_at > statement_timestamp())));
-    end if;
+    return array(select bu.brand_id from app.api_keys k
+      join app.brand_users bu on bu.brand_id = k.brand_id and bu.user_id = k.user_id
+      where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id' and k.user_id = (c ->> 'sub')::uuid
+        and private.key_stands(k.revoked_at, k.expires_at) and c ->> 'purpose' = any (k.scopes)
+        and (c -> 'scopes' is null or c -> 'scopes' ? (c ->> 'purpose')));
   end if;
   return array(select bu.brand_id from app.brand_users bu
-    where bu.user_id = me and (bound is null or bu.brand_id = bound));
+    where bu.user_id = (c ->> 'sub')::uuid and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
 end $$;
 
 ALTER FUNCTION private.my_brands() OWNER TO onbrand_definer;
@@ -627,18 +626,16 @@ end $$;
 
 ALTER FUNCTION private.open_session(hash text, idle interval, life interval) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone, num_workers integer, waiting_for text, waiting_since timestamp with time zone, weight double precision, max_running integer)
+CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
   select 'training', j.brand_id, j.id, j.user_id, j.status, j.provider, j.provider_job_id, j.attempts,
-    j.cancel_requested_at is not null, j.heartbeat_at, j.created_at, j.num_workers, j.waiting_for, j.waiting_since,
-    coalesce(l.weight, 1), l.max_running_trainings
-  from app.lora_training_jobs j left join app.brand_limits l on l.brand_id = j.brand_id
-  where j.status in ('pending', 'training')
+    j.cancel_requested_at is not null, j.heartbeat_at, j.created_at
+  from app.lora_training_jobs j where j.status in ('pending', 'training')
   union all
   select 'generation', g.brand_id, g.id, g.user_id, g.status, null, null, 0,
-    g.cancel_requested_at is not null, g.heartbeat_at, g.created_at, 0, null, null, 1, null
+    g.cancel_requested_at is not null, g.heartbeat_at, g.created_at
   from app.generations g where g.status in ('pending', 'running')
   order by created_at
 $$;
@@ -674,6 +671,12 @@ begin
 end $$;
 
 ALTER FUNCTION private.session_lives(session_id uuid, me uuid) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN ((ended_at IS NULL) AND (expires_at > statement_timestamp()) AND ((last_seen_at + idle) > statement_timestamp()));
+
+ALTER FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id uuid, created_at timestamp with time zone)
     LANGUAGE sql SECURITY DEFINER
@@ -768,12 +771,8 @@ end $$;
 ALTER FUNCTION private.ticket_brand() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.uid() RETURNS uuid
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  return (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
-end $$;
+    LANGUAGE sql STABLE
+    RETURN (((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'sub'::text))::uuid;
 
 ALTER FUNCTION private.uid() OWNER TO onbrand_definer;
 
@@ -851,10 +850,6 @@ CREATE TABLE app.brand_limits (
     max_waiting_pictures integer,
     slot_quota integer,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    max_running_trainings integer,
-    max_open_trainings integer,
-    CONSTRAINT brand_limits_max_open_trainings_check CHECK (((max_open_trainings >= 1) AND (max_open_trainings <= 100000))),
-    CONSTRAINT brand_limits_max_running_trainings_check CHECK (((max_running_trainings >= 1) AND (max_running_trainings <= 1000))),
     CONSTRAINT brand_limits_max_waiting_pictures_check CHECK (((max_waiting_pictures >= 1) AND (max_waiting_pictures <= 100000))),
     CONSTRAINT brand_limits_slot_quota_check CHECK (((slot_quota >= 1) AND (slot_quota <= 10000))),
     CONSTRAINT brand_limits_weight_check CHECK (((weight >= (0.1)::double precision) AND (weight <= (10)::double precision)))
@@ -890,17 +885,6 @@ CREATE TABLE app.brands (
 ALTER TABLE ONLY app.brands FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands OWNER TO onbrand_owner;
-
-CREATE TABLE app.dispatch_lease (
-    one boolean DEFAULT true NOT NULL,
-    holder uuid NOT NULL,
-    until timestamp with time zone NOT NULL,
-    CONSTRAINT dispatch_lease_one_check CHECK (one)
-);
-
-ALTER TABLE ONLY app.dispatch_lease FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE app.dispatch_lease OWNER TO onbrand_owner;
 
 CREATE TABLE app.documents (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -1119,25 +1103,15 @@ CREATE TABLE app.lora_training_jobs (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     started_at timestamp with time zone,
     completed_at timestamp with time zone,
-    num_workers integer DEFAULT 1 NOT NULL,
-    waiting_for text,
-    waiting_since timestamp with time zone,
-    start_model_id uuid,
-    retry_of uuid,
-    run_id uuid,
-    stop_requested_at timestamp with time zone,
     CONSTRAINT lora_training_jobs_attempts_check CHECK ((attempts >= 0)),
-    CONSTRAINT lora_training_jobs_check CHECK (((waiting_for IS NULL) = (waiting_since IS NULL))),
     CONSTRAINT lora_training_jobs_model_type_check CHECK ((model_type = ANY (ARRAY['sd15'::text, 'sdxl'::text, 'flux'::text]))),
     CONSTRAINT lora_training_jobs_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT lora_training_jobs_num_workers_check CHECK (((num_workers >= 1) AND (num_workers <= 64))),
     CONSTRAINT lora_training_jobs_progress_check CHECK (((progress >= 0) AND (progress <= 100))),
     CONSTRAINT lora_training_jobs_provider_check CHECK ((provider = ANY (ARRAY['ray'::text, 'replicate'::text, 'runpod'::text]))),
     CONSTRAINT lora_training_jobs_provider_job_id_check CHECK ((char_length(provider_job_id) <= 200)),
     CONSTRAINT lora_training_jobs_sample_images_urls_check CHECK ((jsonb_typeof(sample_images_urls) = 'array'::text)),
     CONSTRAINT lora_training_jobs_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'training'::text, 'completed'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT lora_training_jobs_training_config_check CHECK (((jsonb_typeof(training_config) = 'object'::text) AND (octet_length((training_config)::text) <= 100000))),
-    CONSTRAINT lora_training_jobs_waiting_for_check CHECK ((waiting_for = ANY (ARRAY['brand'::text, 'platform'::text, 'resources'::text, 'operator'::text])))
+    CONSTRAINT lora_training_jobs_training_config_check CHECK (((jsonb_typeof(training_config) = 'object'::text) AND (octet_length((training_config)::text) <= 100000)))
 );
 
 ALTER TABLE ONLY app.lora_training_jobs FORCE ROW LEVEL SECURITY;
@@ -1333,9 +1307,6 @@ ALTER TABLE ONLY app.brand_users
 ALTER TABLE ONLY app.brands
     ADD CONSTRAINT brands_pkey PRIMARY KEY (id);
 
-ALTER TABLE ONLY app.dispatch_lease
-    ADD CONSTRAINT dispatch_lease_pkey PRIMARY KEY (one);
-
 ALTER TABLE ONLY app.documents
     ADD CONSTRAINT documents_brand_id_id_key UNIQUE (brand_id, id);
 
@@ -1468,17 +1439,9 @@ CREATE INDEX invitations_by_time ON app.invitations USING btree (brand_id, creat
 
 CREATE INDEX job_assets_by_asset ON app.job_assets USING btree (brand_id, asset_id);
 
-CREATE INDEX jobs_by_retry ON app.lora_training_jobs USING btree (brand_id, retry_of) WHERE (retry_of IS NOT NULL);
-
-CREATE INDEX jobs_by_start_model ON app.lora_training_jobs USING btree (brand_id, start_model_id) WHERE (start_model_id IS NOT NULL);
-
 CREATE INDEX jobs_by_time ON app.lora_training_jobs USING btree (brand_id, created_at, id);
 
-CREATE UNIQUE INDEX jobs_one_writer ON app.lora_training_jobs USING btree (brand_id, run_id) WHERE ((run_id IS NOT NULL) AND (status = ANY (ARRAY['pending'::text, 'training'::text])));
-
 CREATE INDEX jobs_open ON app.lora_training_jobs USING btree (created_at) WHERE (status = ANY (ARRAY['pending'::text, 'training'::text]));
-
-CREATE INDEX jobs_open_by_brand ON app.lora_training_jobs USING btree (brand_id, created_at) WHERE (status = ANY (ARRAY['pending'::text, 'training'::text]));
 
 CREATE INDEX models_by_time ON app.models USING btree (brand_id, created_at, id);
 
@@ -1624,12 +1587,6 @@ ALTER TABLE ONLY app.lora_training_jobs
 ALTER TABLE ONLY app.lora_training_jobs
     ADD CONSTRAINT lora_training_jobs_brand_id_model_id_fkey FOREIGN KEY (brand_id, model_id) REFERENCES app.models(brand_id, id) ON DELETE SET NULL (model_id);
 
-ALTER TABLE ONLY app.lora_training_jobs
-    ADD CONSTRAINT lora_training_jobs_brand_id_retry_of_fkey FOREIGN KEY (brand_id, retry_of) REFERENCES app.lora_training_jobs(brand_id, id) ON DELETE SET NULL (retry_of);
-
-ALTER TABLE ONLY app.lora_training_jobs
-    ADD CONSTRAINT lora_training_jobs_brand_id_start_model_id_fkey FOREIGN KEY (brand_id, start_model_id) REFERENCES app.models(brand_id, id) ON DELETE SET NULL (start_model_id);
-
 ALTER TABLE ONLY app.models
     ADD CONSTRAINT models_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
@@ -1695,8 +1652,6 @@ ALTER TABLE app.brand_limits ENABLE ROW LEVEL SECURITY;
 ALTER TABLE app.brand_users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands ENABLE ROW LEVEL SECURITY;
-
-ALTER TABLE app.dispatch_lease ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY document_of_ones_own ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((document_id IS NULL) OR (EXISTS ( SELECT 1
    FROM app.documents d
@@ -1795,7 +1750,7 @@ CREATE POLICY owner_update ON app.lora_training_jobs FOR UPDATE TO authenticated
 
 CREATE POLICY owner_update ON app.uploads FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
-CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING (COALESCE(((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])) OR ((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.may('manage'::text) AS may))), false));
+CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING (COALESCE((((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.is_unlimited() AS is_unlimited) OR ( SELECT private.may('manage'::text) AS may))) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))), false));
 
 CREATE POLICY scope_delete ON app.brand_assets AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
 
@@ -2062,6 +2017,8 @@ GRANT USAGE ON SCHEMA app TO onbrand_identity;
 GRANT USAGE ON SCHEMA audit TO authenticated;
 GRANT USAGE ON SCHEMA audit TO onbrand_definer;
 
+GRANT USAGE ON SCHEMA identity TO onbrand_definer;
+
 GRANT USAGE ON SCHEMA private TO authenticated;
 GRANT USAGE ON SCHEMA private TO brand_system;
 GRANT ALL ON SCHEMA private TO onbrand_definer;
@@ -2150,8 +2107,11 @@ GRANT ALL ON FUNCTION private.find_user(b text, email text) TO authenticated;
 REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
 
-REVOKE ALL ON FUNCTION private.lead(holder uuid, seconds double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.lead(holder uuid, seconds double precision) TO onbrand_dispatcher;
+REVOKE ALL ON FUNCTION private.is_unlimited() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.is_unlimited() TO authenticated;
+GRANT ALL ON FUNCTION private.is_unlimited() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text) TO authenticated;
@@ -2201,6 +2161,8 @@ GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system
 
 REVOKE ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
@@ -2295,12 +2257,6 @@ GRANT INSERT(metadata) ON TABLE app.brand_assets TO authenticated;
 
 GRANT SELECT ON TABLE app.brand_limits TO authenticated;
 
-GRANT SELECT(brand_id) ON TABLE app.brand_limits TO onbrand_definer;
-
-GRANT SELECT(weight) ON TABLE app.brand_limits TO onbrand_definer;
-
-GRANT SELECT(max_running_trainings) ON TABLE app.brand_limits TO onbrand_definer;
-
 GRANT SELECT,INSERT ON TABLE app.brand_users TO onbrand_definer;
 GRANT SELECT,DELETE ON TABLE app.brand_users TO authenticated;
 GRANT SELECT ON TABLE app.brand_users TO onbrand_identity;
@@ -2321,8 +2277,6 @@ GRANT INSERT(name) ON TABLE app.brands TO authenticated;
 GRANT INSERT(home_region) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(user_id) ON TABLE app.brands TO authenticated;
-
-GRANT SELECT,INSERT,UPDATE ON TABLE app.dispatch_lease TO onbrand_definer;
 
 GRANT SELECT,DELETE ON TABLE app.documents TO authenticated;
 
@@ -2588,23 +2542,6 @@ GRANT UPDATE(started_at) ON TABLE app.lora_training_jobs TO brand_system;
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO brand_system;
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO onbrand_definer;
 
-GRANT INSERT(num_workers) ON TABLE app.lora_training_jobs TO authenticated;
-GRANT SELECT(num_workers) ON TABLE app.lora_training_jobs TO onbrand_definer;
-
-GRANT UPDATE(waiting_for) ON TABLE app.lora_training_jobs TO brand_system;
-GRANT SELECT(waiting_for) ON TABLE app.lora_training_jobs TO onbrand_definer;
-
-GRANT UPDATE(waiting_since) ON TABLE app.lora_training_jobs TO brand_system;
-GRANT SELECT(waiting_since) ON TABLE app.lora_training_jobs TO onbrand_definer;
-
-GRANT INSERT(start_model_id) ON TABLE app.lora_training_jobs TO authenticated;
-
-GRANT INSERT(retry_of) ON TABLE app.lora_training_jobs TO authenticated;
-
-GRANT INSERT(run_id) ON TABLE app.lora_training_jobs TO authenticated;
-
-GRANT UPDATE(stop_requested_at) ON TABLE app.lora_training_jobs TO authenticated;
-
 GRANT SELECT,DELETE ON TABLE app.models TO authenticated;
 GRANT SELECT ON TABLE app.models TO brand_system;
 
@@ -2686,6 +2623,18 @@ GRANT UPDATE(ended_at) ON TABLE app.uploads TO authenticated;
 GRANT UPDATE(ended_at) ON TABLE app.uploads TO onbrand_definer;
 
 GRANT SELECT(swept_at),UPDATE(swept_at) ON TABLE app.uploads TO onbrand_definer;
+
+GRANT SELECT(id) ON TABLE identity.sessions TO onbrand_definer;
+
+GRANT SELECT(user_id) ON TABLE identity.sessions TO onbrand_definer;
+
+GRANT SELECT(last_seen_at) ON TABLE identity.sessions TO onbrand_definer;
+
+GRANT SELECT(idle) ON TABLE identity.sessions TO onbrand_definer;
+
+GRANT SELECT(expires_at) ON TABLE identity.sessions TO onbrand_definer;
+
+GRANT SELECT(ended_at) ON TABLE identity.sessions TO onbrand_definer;
 
 GRANT SELECT ON TABLE storage.buckets TO authenticated;
 GRANT SELECT ON TABLE storage.buckets TO brand_system;
