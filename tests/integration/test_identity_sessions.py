@@ -277,10 +277,10 @@ async def test_a_session_that_ended_reaches_no_row(platform: Platform, page: Pag
     async with platform.doors.user_session(Scope(acme.member.user_id, session_id=members.id)) as session:
         assert await session.one(count) == {"mine": 1, "admins": 0, "may": 1}
     await members.client.aclose()
+    async with platform.doors.user_session(Scope(acme.member.user_id, session_id=page.id)) as session:
+        assert await session.one(count) == {"mine": 0, "admins": 0, "may": 0}, "another's page"
     await page.client.delete("/v1/session", headers=page.headers)
     async with platform.doors.user_session(scope) as session:
-        assert await session.one(count) == {"mine": 0, "admins": 0, "may": 0}
-    async with platform.doors.user_session(Scope(acme.member.user_id, session_id=page.id)) as session:
         assert await session.one(count) == {"mine": 0, "admins": 0, "may": 0}
 
 

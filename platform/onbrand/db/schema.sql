@@ -101,12 +101,17 @@ CREATE FUNCTION app.tg_job_guard() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
-declare may_change text[] := array['name', 'model_id', 'model_url'];
+declare may_change text[] := array['name', 'model_id', 'model_url', 'start_model_id', 'retry_of'];
 begin
-  if old.cancel_requested_at is not null and new.cancel_requested_at is distinct from old.cancel_requested_at then
+  if (old.cancel_requested_at is not null and new.cancel_requested_at is distinct from old.cancel_requested_at)
+     or (old.stop_requested_at is not null and new.stop_requested_at is distinct from old.stop_requested_at) then
     raise exception 'a request to cancel stands' using errcode = 'OB003';
   end if;
   if old.model_id is not null and new.model_id is null then new.model_url := null; end if;
+  if (new.start_model_id is not null and new.start_model_id is distinct from old.start_model_id)
+     or (new.retry_of is not null and new.retry_of is distinct from old.retry_of) then
+    raise exception 'a job begins where it was created to begin' using errcode = '42501';
+  end if;
   if old.status not in ('completed', 'failed', 'canceled') then return new; end if;
   if to_jsonb(new) - may_change is distinct from to_jsonb(old) - may_change
      or (new.model_id is not null and new.model_id is distinct from old.model_id)
@@ -467,6 +472,20 @@ CREATE FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_
 
 ALTER FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.lead(holder uuid, seconds double precision) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  insert into app.dispatch_lease as l (holder, until)
+    values (lead.holder, clock_timestamp() + make_interval(secs => least(greatest(seconds, 0), 60)))
+    on conflict (one) do update set holder = excluded.holder, until = excluded.until
+      where l.holder = excluded.holder or l.until <= clock_timestamp();
+  return found;
+end $$;
+
+ALTER FUNCTION private.lead(holder uuid, seconds double precision) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.link_subject(issuer text, subject text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -626,16 +645,18 @@ end $$;
 
 ALTER FUNCTION private.open_session(hash text, idle interval, life interval) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone)
+CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone, num_workers integer, waiting_for text, waiting_since timestamp with time zone, weight double precision, max_running integer)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
   select 'training', j.brand_id, j.id, j.user_id, j.status, j.provider, j.provider_job_id, j.attempts,
-    j.cancel_requested_at is not null, j.heartbeat_at, j.created_at
-  from app.lora_training_jobs j where j.status in ('pending', 'training')
+    j.cancel_requested_at is not null, j.heartbeat_at, j.created_at, j.num_workers, j.waiting_for, j.waiting_since,
+    coalesce(l.weight, 1), l.max_running_trainings
+  from app.lora_training_jobs j left join app.brand_limits l on l.brand_id = j.brand_id
+  where j.status in ('pending', 'training')
   union all
   select 'generation', g.brand_id, g.id, g.user_id, g.status, null, null, 0,
-    g.cancel_requested_at is not null, g.heartbeat_at, g.created_at
+    g.cancel_requested_at is not null, g.heartbeat_at, g.created_at, 0, null, null, 1, null
   from app.generations g where g.status in ('pending', 'running')
   order by created_at
 $$;
@@ -850,6 +871,10 @@ CREATE TABLE app.brand_limits (
     max_waiting_pictures integer,
     slot_quota integer,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    max_running_trainings integer,
+    max_open_trainings integer,
+    CONSTRAINT brand_limits_max_open_trainings_check CHECK (((max_open_trainings >= 1) AND (max_open_trainings <= 100000))),
+    CONSTRAINT brand_limits_max_running_trainings_check CHECK (((max_running_trainings >= 1) AND (max_running_trainings <= 1000))),
     CONSTRAINT brand_limits_max_waiting_pictures_check CHECK (((max_waiting_pictures >= 1) AND (max_waiting_pictures <= 100000))),
     CONSTRAINT brand_limits_slot_quota_check CHECK (((slot_quota >= 1) AND (slot_quota <= 10000))),
     CONSTRAINT brand_limits_weight_check CHECK (((weight >= (0.1)::double precision) AND (weight <= (10)::double precision)))
@@ -885,6 +910,17 @@ CREATE TABLE app.brands (
 ALTER TABLE ONLY app.brands FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands OWNER TO onbrand_owner;
+
+CREATE TABLE app.dispatch_lease (
+    one boolean DEFAULT true NOT NULL,
+    holder uuid NOT NULL,
+    until timestamp with time zone NOT NULL,
+    CONSTRAINT dispatch_lease_one_check CHECK (one)
+);
+
+ALTER TABLE ONLY app.dispatch_lease FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.dispatch_lease OWNER TO onbrand_owner;
 
 CREATE TABLE app.documents (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -1103,15 +1139,25 @@ CREATE TABLE app.lora_training_jobs (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     started_at timestamp with time zone,
     completed_at timestamp with time zone,
+    num_workers integer DEFAULT 1 NOT NULL,
+    waiting_for text,
+    waiting_since timestamp with time zone,
+    start_model_id uuid,
+    retry_of uuid,
+    run_id uuid,
+    stop_requested_at timestamp with time zone,
     CONSTRAINT lora_training_jobs_attempts_check CHECK ((attempts >= 0)),
+    CONSTRAINT lora_training_jobs_check CHECK (((waiting_for IS NULL) = (waiting_since IS NULL))),
     CONSTRAINT lora_training_jobs_model_type_check CHECK ((model_type = ANY (ARRAY['sd15'::text, 'sdxl'::text, 'flux'::text]))),
     CONSTRAINT lora_training_jobs_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT lora_training_jobs_num_workers_check CHECK (((num_workers >= 1) AND (num_workers <= 64))),
     CONSTRAINT lora_training_jobs_progress_check CHECK (((progress >= 0) AND (progress <= 100))),
     CONSTRAINT lora_training_jobs_provider_check CHECK ((provider = ANY (ARRAY['ray'::text, 'replicate'::text, 'runpod'::text]))),
     CONSTRAINT lora_training_jobs_provider_job_id_check CHECK ((char_length(provider_job_id) <= 200)),
     CONSTRAINT lora_training_jobs_sample_images_urls_check CHECK ((jsonb_typeof(sample_images_urls) = 'array'::text)),
     CONSTRAINT lora_training_jobs_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'training'::text, 'completed'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT lora_training_jobs_training_config_check CHECK (((jsonb_typeof(training_config) = 'object'::text) AND (octet_length((training_config)::text) <= 100000)))
+    CONSTRAINT lora_training_jobs_training_config_check CHECK (((jsonb_typeof(training_config) = 'object'::text) AND (octet_length((training_config)::text) <= 100000))),
+    CONSTRAINT lora_training_jobs_waiting_for_check CHECK ((waiting_for = ANY (ARRAY['brand'::text, 'platform'::text, 'resources'::text, 'operator'::text])))
 );
 
 ALTER TABLE ONLY app.lora_training_jobs FORCE ROW LEVEL SECURITY;
@@ -1307,6 +1353,9 @@ ALTER TABLE ONLY app.brand_users
 ALTER TABLE ONLY app.brands
     ADD CONSTRAINT brands_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY app.dispatch_lease
+    ADD CONSTRAINT dispatch_lease_pkey PRIMARY KEY (one);
+
 ALTER TABLE ONLY app.documents
     ADD CONSTRAINT documents_brand_id_id_key UNIQUE (brand_id, id);
 
@@ -1439,9 +1488,17 @@ CREATE INDEX invitations_by_time ON app.invitations USING btree (brand_id, creat
 
 CREATE INDEX job_assets_by_asset ON app.job_assets USING btree (brand_id, asset_id);
 
+CREATE INDEX jobs_by_retry ON app.lora_training_jobs USING btree (brand_id, retry_of) WHERE (retry_of IS NOT NULL);
+
+CREATE INDEX jobs_by_start_model ON app.lora_training_jobs USING btree (brand_id, start_model_id) WHERE (start_model_id IS NOT NULL);
+
 CREATE INDEX jobs_by_time ON app.lora_training_jobs USING btree (brand_id, created_at, id);
 
+CREATE UNIQUE INDEX jobs_one_writer ON app.lora_training_jobs USING btree (brand_id, run_id) WHERE ((run_id IS NOT NULL) AND (status = ANY (ARRAY['pending'::text, 'training'::text])));
+
 CREATE INDEX jobs_open ON app.lora_training_jobs USING btree (created_at) WHERE (status = ANY (ARRAY['pending'::text, 'training'::text]));
+
+CREATE INDEX jobs_open_by_brand ON app.lora_training_jobs USING btree (brand_id, created_at) WHERE (status = ANY (ARRAY['pending'::text, 'training'::text]));
 
 CREATE INDEX models_by_time ON app.models USING btree (brand_id, created_at, id);
 
@@ -1587,6 +1644,12 @@ ALTER TABLE ONLY app.lora_training_jobs
 ALTER TABLE ONLY app.lora_training_jobs
     ADD CONSTRAINT lora_training_jobs_brand_id_model_id_fkey FOREIGN KEY (brand_id, model_id) REFERENCES app.models(brand_id, id) ON DELETE SET NULL (model_id);
 
+ALTER TABLE ONLY app.lora_training_jobs
+    ADD CONSTRAINT lora_training_jobs_brand_id_retry_of_fkey FOREIGN KEY (brand_id, retry_of) REFERENCES app.lora_training_jobs(brand_id, id) ON DELETE SET NULL (retry_of);
+
+ALTER TABLE ONLY app.lora_training_jobs
+    ADD CONSTRAINT lora_training_jobs_brand_id_start_model_id_fkey FOREIGN KEY (brand_id, start_model_id) REFERENCES app.models(brand_id, id) ON DELETE SET NULL (start_model_id);
+
 ALTER TABLE ONLY app.models
     ADD CONSTRAINT models_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
@@ -1652,6 +1715,8 @@ ALTER TABLE app.brand_limits ENABLE ROW LEVEL SECURITY;
 ALTER TABLE app.brand_users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE app.dispatch_lease ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY document_of_ones_own ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((document_id IS NULL) OR (EXISTS ( SELECT 1
    FROM app.documents d
@@ -2113,6 +2178,9 @@ GRANT ALL ON FUNCTION private.is_unlimited() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION private.lead(holder uuid, seconds double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.lead(holder uuid, seconds double precision) TO onbrand_dispatcher;
+
 REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text) TO authenticated;
 
@@ -2257,6 +2325,12 @@ GRANT INSERT(metadata) ON TABLE app.brand_assets TO authenticated;
 
 GRANT SELECT ON TABLE app.brand_limits TO authenticated;
 
+GRANT SELECT(brand_id) ON TABLE app.brand_limits TO onbrand_definer;
+
+GRANT SELECT(weight) ON TABLE app.brand_limits TO onbrand_definer;
+
+GRANT SELECT(max_running_trainings) ON TABLE app.brand_limits TO onbrand_definer;
+
 GRANT SELECT,INSERT ON TABLE app.brand_users TO onbrand_definer;
 GRANT SELECT,DELETE ON TABLE app.brand_users TO authenticated;
 GRANT SELECT ON TABLE app.brand_users TO onbrand_identity;
@@ -2277,6 +2351,8 @@ GRANT INSERT(name) ON TABLE app.brands TO authenticated;
 GRANT INSERT(home_region) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(user_id) ON TABLE app.brands TO authenticated;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE app.dispatch_lease TO onbrand_definer;
 
 GRANT SELECT,DELETE ON TABLE app.documents TO authenticated;
 
@@ -2541,6 +2617,23 @@ GRANT UPDATE(started_at) ON TABLE app.lora_training_jobs TO brand_system;
 
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO brand_system;
 GRANT UPDATE(completed_at) ON TABLE app.lora_training_jobs TO onbrand_definer;
+
+GRANT INSERT(num_workers) ON TABLE app.lora_training_jobs TO authenticated;
+GRANT SELECT(num_workers) ON TABLE app.lora_training_jobs TO onbrand_definer;
+
+GRANT UPDATE(waiting_for) ON TABLE app.lora_training_jobs TO brand_system;
+GRANT SELECT(waiting_for) ON TABLE app.lora_training_jobs TO onbrand_definer;
+
+GRANT UPDATE(waiting_since) ON TABLE app.lora_training_jobs TO brand_system;
+GRANT SELECT(waiting_since) ON TABLE app.lora_training_jobs TO onbrand_definer;
+
+GRANT INSERT(start_model_id) ON TABLE app.lora_training_jobs TO authenticated;
+
+GRANT INSERT(retry_of) ON TABLE app.lora_training_jobs TO authenticated;
+
+GRANT INSERT(run_id) ON TABLE app.lora_training_jobs TO authenticated;
+
+GRANT UPDATE(stop_requested_at) ON TABLE app.lora_training_jobs TO authenticated;
 
 GRANT SELECT,DELETE ON TABLE app.models TO authenticated;
 GRANT SELECT ON TABLE app.models TO brand_system;
