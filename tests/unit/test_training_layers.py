@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from onbrand.families import lora
-from onbrand.training.layers import frozen_base, fuse
+from onbrand.training.attention import NormedAndTurned, Projected, fuse_attention
+from onbrand.training.layers import TanhGelu, frozen_base, fuse, fuse_gelu
 from tests.unit.training_bases import FAMILIES, fresh_family
 
 
@@ -55,3 +56,68 @@ def test_a_layer_with_another_scale_stays_pefts():
     num_layers = sum(hasattr(module, "lora_A") for module in family.denoiser.modules())
     layer.scaling[lora.ADAPTER] = 0.5
     assert fuse(family.denoiser) == num_layers - 1
+
+
+@pytest.mark.parametrize("targets", ["attention", "strong"])
+def test_fluxs_attention_in_few_operations_has_pefts_losses_and_gradients(targets):
+    family, weights, loss = attached("flux", targets)
+    plain = loss()
+    wanted = torch.autograd.grad(plain.sum(), weights)
+    assert fuse_attention(family.denoiser) == 6
+    assert fuse_gelu(family.denoiser) == 8
+    fused = loss()
+    assert "NormedAndTurned" in names_of_nodes(fused)
+    assert "TanhGelu" in names_of_nodes(fused)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(fused.sum(), weights), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def names_of_nodes(loss: torch.Tensor) -> str:
+    """All operations behind a loss."""
+    found, todo = set(), [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [following for following, _ in node.next_functions]
+    return " ".join(type(node).__name__ for node in found)
+
+
+def test_drawing_flux_keeps_pefts_bits_with_the_adapter_and_without():
+    family, _, loss = attached("flux")
+    with torch.no_grad():
+        plain = loss()
+        with frozen_base(family.denoiser):
+            base = loss()
+        fuse_attention(family.denoiser)
+        assert torch.equal(loss(), plain)
+        with frozen_base(family.denoiser):
+            assert torch.equal(loss(), base)
+    with frozen_base(family.denoiser):
+        torch.testing.assert_close(loss().detach(), base, rtol=1e-5, atol=1e-6)
+
+
+def test_positions_are_computed_anew_for_another_shape():
+    family, _, _ = attached("flux")
+    fuse_attention(family.denoiser)
+    embedding = family.denoiser.pos_embed
+    one, other = torch.arange(12.0).view(4, 3), torch.arange(12.0, 24.0).view(4, 3)
+    for ids in (one, other, one):
+        for ours, theirs in zip(embedding(ids), type(embedding).forward(embedding, ids), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_slopes_that_are_written_out_are_those_of_the_functions():
+    draw = torch.Generator().manual_seed(3)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(TanhGelu.apply, (3 * drawn(4, 5),))
+    frozen = [drawn(6, 4).detach(), drawn(6).detach()]
+    parts = [*frozen, drawn(2, 4), drawn(6, 2), *frozen, None, None, frozen[0], None, drawn(2, 4), drawn(6, 2)]
+    assert torch.autograd.gradcheck(lambda x, *rest: Projected.apply(x, *rest), (drawn(2, 3, 4), *parts))
+    turn = torch.polar(torch.ones(3, 1, 1, 2, dtype=torch.float64), drawn(3, 1, 1, 2).detach())
+    placed = (drawn(3, 2, 1, 4).detach(), turn, 1e-6)
+    assert torch.autograd.gradcheck(lambda x: NormedAndTurned.apply(x, *placed), (drawn(2, 3, 3, 2, 4),))

@@ -201,10 +201,20 @@ def fitted(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
     """[3, H, W] in -1..1: transparent parts on white, scaled to cover `size` (a side, or height and width), the middle
     kept."""
     height, width = (size, size) if isinstance(size, int) else size
-    paper = Image.new("RGBA", image.size, "white")
-    paper.alpha_composite(image.convert("RGBA"))
-    cut = ImageOps.fit(paper.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    cut = ImageOps.fit(_on_white(image), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB; what is nowhere transparent needs no paper."""
+    if image.mode == "RGB":
+        return image
+    sheet = image.convert("RGBA")
+    if sheet.getchannel("A").getextrema() != (255, 255):
+        paper = Image.new("RGBA", sheet.size, "white")
+        paper.alpha_composite(sheet)
+        sheet = paper
+    return sheet.convert("RGB")
 
 
 def prior_pictures(trigger_word: str, num_pictures: int = NUM_PRIOR_PICTURES) -> list[Picture]:

@@ -6,15 +6,21 @@ is one node that keeps x and A x only. Drawing, and every layer that is not a pl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.activations import GELU
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from onbrand.families.lora import ADAPTER
+
+_LINEAR = 2 * math.sqrt(2 / math.pi)
+_CUBIC = 0.044715 * _LINEAR
 
 
 class LoraLinear(torch.autograd.Function):
@@ -40,12 +46,48 @@ class LoraLinear(torch.autograd.Function):
         return rows_gradient, None, None, low_gradient_NR.T @ rows_NI, out_NO.T @ low_NR
 
 
+class TanhGelu(torch.autograd.Function):
+    """x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form (Hendrycks & Gimpel 2016, sec. 2).
+
+    The sigmoid is kept, so that no tanh is computed for the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate = x.square().mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_()
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors
+        slope = x.square().mul_(3 * _CUBIC).add_(_LINEAR).mul_(x).mul_(gate)
+        return slope.addcmul_(slope, gate, value=-1).add_(gate).mul_(gradients[0])
+
+
+def _gelu(x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32:
+        return TanhGelu.apply(x)  # type: ignore[no-any-return]
+    return functional.gelu(x, approximate="tanh")
+
+
+def fuse_gelu(denoiser: nn.Module) -> int:
+    """Let the tanh form of GELU be `TanhGelu` while gradients are wanted on a CPU; returns how many there are."""
+    plain = [m for m in denoiser.modules() if type(m) is nn.GELU and m.approximate == "tanh"]
+    projected = [m for m in denoiser.modules() if type(m) is GELU and m.approximate == "tanh"]
+    for module in plain:
+        module.forward = _gelu  # type: ignore[method-assign]
+    for module in projected:
+        module.gelu = _gelu
+    return len(plain) + len(projected)
+
+
 def fuse(denoiser: nn.Module) -> int:
     """Let the attached LoRA's linear layers be one operation each while gradients are wanted; returns how many.
 
     Detaching the LoRA takes this away with it.
     """
-    fitting = [layer for layer in _lora_layers(denoiser) if _is_plain(layer)]
+    fitting = [layer for layer in _lora_layers(denoiser) if is_plain(layer)]
     for layer in fitting:
         layer.forward = _Fused(layer)  # type: ignore[method-assign, assignment]
     return len(fitting)
@@ -82,9 +124,9 @@ def _lora_layers(denoiser: nn.Module) -> list[Any]:
     return [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """A float32 linear layer with this adapter alone, alpha = rank, and nothing else that PEFT can do."""
-    base = layer.base_layer
+    base: Any = getattr(layer, "base_layer", None)
     return (
         type(base) is nn.Linear
         and base.weight.dtype == torch.float32

@@ -25,10 +25,11 @@ from onbrand.families import lora
 from onbrand.families.family import Conditioning, Family
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training import optimizers
+from onbrand.training.attention import fuse_attention
 from onbrand.training.dataset import Examples
 from onbrand.training.draws import Batch, draw_batch
 from onbrand.training.exchange import Alone, Exchange
-from onbrand.training.layers import frozen_base, fuse
+from onbrand.training.layers import frozen_base, fuse, fuse_gelu
 from onbrand.training.recipes import Plan
 from onbrand.training.validation import Judge, Verdicts
 
@@ -80,6 +81,8 @@ class Trainer:
         self.step = 0
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
         fuse(family.denoiser)
+        fuse_gelu(family.denoiser)
+        fuse_attention(family.denoiser)
         if _checkpoints_gradients(plan, family):
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         self.named = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
@@ -175,7 +178,7 @@ class Trainer:
         pieces = gradient_K.split([weight.numel() for weight in self.weights])
         for weight, piece in zip(self.weights, pieces, strict=True):
             weight.grad = piece.view_as(weight)
-        norm = nn.utils.clip_grad_norm_(self.weights, self.plan.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.weights, self.plan.clip_norm, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate_at(self.step)
         self.optimizer.step()
@@ -196,7 +199,7 @@ class Trainer:
 
     def _must_be_finite(self, losses_SL: Tensor, gradient_SK: Tensor, batch: Batch) -> None:
         bad_SR = ~torch.isfinite(losses_SL.unflatten(1, (2, -1))).all(1).cpu()
-        if not bad_SR.any() and torch.isfinite(gradient_SK).all():
+        if not bad_SR.any() and all(torch.isfinite(bound) for bound in gradient_SK.aminmax()):
             return
         rows = batch.rows_SR[bad_SR if bad_SR.any() else torch.ones_like(bad_SR)].tolist()
         names = sorted({self.examples.names[row] for row in rows if row < self.examples.num_own})

@@ -107,8 +107,10 @@ def _train(settings: Settings, client: SystemClient, tickets: TicketSource) -> N
     context = ray.train.get_context()
     spec = client.spec()
     with _line(settings, client, tickets, context.get_world_rank()) as heartbeat:
+        from onbrand.engine.kernels import keep_memory
         from onbrand.training.run import Run  # loads diffusers: the row says `training` meanwhile
 
+        keep_memory()
         plan, folder = read_plan(settings, spec)
         run = Run(client, spec, plan, folder, settings.encoded_folder, context.get_world_size(), heartbeat)
         run.train()

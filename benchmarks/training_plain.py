@@ -1,0 +1,264 @@
+"""What diffusers' training scripts do in a step, written out, in a process of its own, as a script is.
+
+`train_text_to_image_lora.py` and `_sdxl.py` decode and scale each picture and encode it and its caption in every step;
+`train_dreambooth_lora_flux.py` scales pictures once, and encodes them and their captions in every step. Left out, for
+they cost next to nothing here: accelerate's wrappers, the progress bar, the log of the loss. The sd15 script clips
+nothing (it hands an empty iterator to the clipping); this loop clips, as the other two do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, FluxPipeline
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from onbrand.families.bases import base_source
+from onbrand.families.family import Family, load_family
+from onbrand.training.recipes import Plan
+
+TURN_STEPS = 10
+TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
+
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def loaded(chosen: argparse.Namespace) -> Family:
+    dtype = torch.bfloat16 if chosen.device.startswith("cuda") else torch.float32
+    return load_family(chosen.family, base_source(chosen.family, {}), dtype=dtype, device=chosen.device)
+
+
+class Timed:
+    """Something that takes turns, and knows where its time went."""
+
+    def __init__(self, chosen: argparse.Namespace, plan: Plan) -> None:
+        self.plan, self._clock, self._cuda = plan, CLOCKS[chosen.clock], chosen.device.startswith("cuda")
+        self.spent: Counter[str] = Counter()
+        self.num_steps = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        began = self._now()
+        yield
+        self.spent[part] += self._now() - began  # type: ignore[assignment]
+
+    def _now(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return self._clock()
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.spent.values())
+
+    def parts(self) -> dict[str, float]:
+        return {part: round(seconds / self.plan.steps, 5) for part, seconds in self.spent.items()}
+
+    def turn(self) -> None:
+        for _ in range(min(TURN_STEPS, self.plan.steps - self.num_steps)):
+            self.step()
+            self.num_steps += 1
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+
+class Files(Dataset[dict[str, Any]]):
+    """What `imagefolder` and the scripts' transforms give: the file read, decoded, scaled and cut at every access."""
+
+    def __init__(self, files: list[tuple[Path, str]], side: int, in_memory: bool) -> None:
+        self._files, self._side = files, side
+        self._pixels = [self._read(path) for path, _ in files] if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, caption = self._files[index]
+        return {"pixels": self._pixels[index] if self._pixels else self._read(path), "caption": caption}
+
+    def _read(self, path: Path) -> Tensor:
+        """Resize (bilinear), CenterCrop, ToTensor, Normalize([0.5], [0.5])."""
+        image = Image.open(path).convert("RGB")
+        scale = self._side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        left, top = (image.width - self._side) // 2, (image.height - self._side) // 2
+        image = image.crop((left, top, left + self._side, top + self._side))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
+
+
+def _collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"pixels": torch.stack([row["pixels"] for row in rows]), "captions": [row["caption"] for row in rows]}
+
+
+class Plain(Timed):
+    """What diffusers' training scripts do in a step, written out."""
+
+    def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
+        super().__init__(chosen, plan)
+        self.family = loaded(chosen)
+        self.pipeline: Any = self.family.pipeline
+        self.denoiser: Any = self.family.denoiser
+        torch.manual_seed(plan.seed)
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        self.denoiser.add_adapter(
+            LoraConfig(r=plan.rank, lora_alpha=plan.rank, init_lora_weights="gaussian", target_modules=targets)
+        )
+        self.weights = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
+        for weight in self.weights:
+            weight.data = weight.data.float()
+        self.optimizer = torch.optim.AdamW(self.weights, lr=plan.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2)
+        self.schedule = get_scheduler("constant", self.optimizer)
+        with self.timed("read"):
+            dataset = Files(files, plan.resolution, in_memory=chosen.family == "flux")
+        self.loader = DataLoader(dataset, plan.batch_size, shuffle=True, collate_fn=_collated)
+        self.batches = self._endless()
+        self.noise_schedule = self.pipeline.scheduler
+        if chosen.family != "flux":
+            self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        self.denoiser.train()
+
+    def _endless(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield from self.loader
+
+    def step(self) -> None:
+        device = self.family.device
+        with self.timed("read"):
+            batch = next(self.batches)
+        with self.timed("encode_pictures"), torch.no_grad():
+            latents = self._latents(batch["pixels"].to(device))
+        with self.timed("encode_captions"), torch.no_grad():
+            text = self._text(batch["captions"])
+        with self.timed("train"):
+            loss = (self._flow_loss if self.plan.family == "flux" else self._unet_loss)(latents, text)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+            loss.detach().item()  # what the scripts log at every step
+
+    def _latents(self, pixels_BCHW: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents = vae.encode(pixels_BCHW.to(vae.dtype)).latent_dist.sample()
+        latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return latents.to(self.family.dtype)  # type: ignore[no-any-return]
+
+    def _ids(self, tokenizer: Any, captions: list[str], length: int) -> Tensor:
+        arguments = {"max_length": length, "padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return tokenizer(captions, **arguments).input_ids.to(self.family.device)  # type: ignore[no-any-return]
+
+    def _text(self, captions: list[str]) -> dict[str, Tensor]:
+        parts = self.pipeline
+        first = self._ids(parts.tokenizer, captions, parts.tokenizer.model_max_length)
+        if self.plan.family == "sd15":
+            return {"text": parts.text_encoder(first)[0]}
+        if self.plan.family == "sdxl":
+            second = self._ids(parts.tokenizer_2, captions, parts.tokenizer_2.model_max_length)
+            one = parts.text_encoder(first, output_hidden_states=True)
+            two = parts.text_encoder_2(second, output_hidden_states=True)
+            return {"text": torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), "pooled": two[0]}
+        second = self._ids(parts.tokenizer_2, captions, self.family.recommended.max_sequence_length or 512)
+        pooled = parts.text_encoder(first, output_hidden_states=False).pooler_output
+        return {"text": parts.text_encoder_2(second)[0], "pooled": pooled}
+
+    def _unet_loss(self, latents: Tensor, text: dict[str, Tensor]) -> Tensor:
+        noise = torch.randn_like(latents)
+        num_times = self.noise_schedule.config.num_train_timesteps
+        times = torch.randint(0, num_times, (len(latents),), device=latents.device)
+        noisy = self.noise_schedule.add_noise(latents, noise, times)
+        is_v = self.noise_schedule.config.prediction_type == "v_prediction"
+        target = self.noise_schedule.get_velocity(latents, noise, times) if is_v else noise
+        added = {}
+        if "pooled" in text:
+            side = self.plan.resolution
+            sizes = torch.tensor([[side, side, 0, 0, side, side]], device=latents.device, dtype=latents.dtype)
+            added = {"added_cond_kwargs": {"text_embeds": text["pooled"], "time_ids": sizes.repeat(len(latents), 1)}}
+        prediction = self.denoiser(noisy, times, text["text"], **added).sample
+        return functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+
+    def _flow_loss(self, latents: Tensor, text: dict[str, Tensor]) -> Tensor:
+        batch, channels, height, width = latents.shape
+        scheduler, device = self.noise_schedule, latents.device
+        ids = FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, latents.dtype)
+        noise = torch.randn_like(latents)
+        u = compute_density_for_timestep_sampling("none", batch, 0.0, 1.0, 1.29)
+        places = (u * scheduler.config.num_train_timesteps).long()
+        times = scheduler.timesteps[places].to(device)
+        sigmas = scheduler.sigmas[places].to(device, latents.dtype).view(-1, 1, 1, 1)
+        noisy = (1 - sigmas) * latents + sigmas * noise
+        prediction = self.denoiser(
+            hidden_states=FluxPipeline._pack_latents(noisy, batch, channels, height, width),
+            timestep=times / 1000,
+            guidance=torch.ones(batch, device=device),  # --guidance_scale=1, as ours is trained
+            pooled_projections=text["pooled"],
+            encoder_hidden_states=text["text"],
+            txt_ids=torch.zeros(text["text"].shape[1], 3, device=device, dtype=latents.dtype),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+        scale = self.family.vae_scale
+        prediction = FluxPipeline._unpack_latents(prediction, height * scale, width * scale, scale)
+        weights = compute_loss_weighting_for_sd3("none", sigmas=sigmas)
+        return (weights.float() * (prediction.float() - (noise - latents).float()) ** 2).flatten(1).mean(1).mean()
+
+    def write(self, folder: Path) -> None:
+        """The adapter as the scripts write it: a file that `load_lora_weights` reads."""
+        weights = {f"{self.family.spec.component}_lora_layers": get_peft_model_state_dict(self.denoiser)}
+        self.pipeline.save_lora_weights(folder, **weights)
+
+
+class PlainProcess:
+    """The plain loop in its own process, which takes its turns when told to: no setting of ours reaches it."""
+
+    def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._line, far_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far_end, chosen, plan, files), daemon=True)
+        self._process.start()
+        far_end.close()
+        self._line.recv()
+        self._num_steps = plan.steps
+
+    def turn(self) -> None:
+        self._ask("turn")
+
+    def finish(self, folder: Path) -> dict[str, float]:
+        """Write the adapter into `folder`; seconds by part, of the whole run."""
+        spent: dict[str, float] = self._ask(str(folder))
+        self._process.join()
+        return spent
+
+    def _ask(self, what: str) -> Any:
+        self._line.send(what)
+        return self._line.recv()
+
+
+def _serve(line: Connection, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
+    torch.set_num_threads(chosen.threads)
+    plain = Plain(chosen, plan, files)
+    line.send("ready")
+    while (told := line.recv()) == "turn":
+        plain.turn()
+        line.send("done")
+    plain.write(Path(told))
+    line.send(dict(plain.spent))
