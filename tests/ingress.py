@@ -40,12 +40,15 @@ class FakeGenerator:
     """Does what a replica does with its ticket, but paints one colour a picture instead of denoising.
 
     A prompt with ``[hang]`` runs until it is canceled, with ``[break]`` breaks off, with ``[away]`` finds no engine.
-    What lies in `refusals` is raised first, one at a call. Who asks for previews gets one of each picture.
+    What lies in `refusals` is raised first, one at a call. Who asks for previews gets one of each picture, and so does
+    who watches while it hangs. With `[silent]` nothing begins.
     """
 
     def __init__(self, client_for: Callable[[str], AsyncSystemClient]) -> None:
         self._client_for = client_for
         self._canceled: dict[str, asyncio.Event] = {}
+        self._shown: dict[str, RenderEvent] = {}
+        self.watched: list[tuple[str, str, str]] = []
         self.seen: list[RenderRequest] = []
         self.refusals: list[OnbrandError] = []
 
@@ -55,6 +58,8 @@ class FakeGenerator:
             raise self.refusals.pop(0)
         if "[away]" in request.prompt:
             raise Unavailable("no replica of the engine answers; try again")
+        if "[silent]" in request.prompt:
+            await asyncio.Event().wait()
         canceled = self._canceled.setdefault(request.generation_id, asyncio.Event())
         async with self._client_for(request.ticket) as client:
             await client.start_generation()
@@ -64,7 +69,9 @@ class FakeGenerator:
             yield RenderEvent("progress", {"progress": 50})
             if request.preview_every:
                 image = f"data:image/jpeg;base64,{request.generation_id}"
-                yield RenderEvent("preview", {"index": 0, "step": request.preview_every, "image": image})
+                preview = RenderEvent("preview", {"index": 0, "step": request.preview_every, "image": image})
+                self._shown[request.generation_id] = preview
+                yield preview
             if "[break]" in request.prompt:
                 raise RuntimeError(f"broke while drawing {request.prompt}")
             if "[hang]" in request.prompt:
@@ -77,6 +84,12 @@ class FakeGenerator:
                 yield RenderEvent("image", {"index": index})
             await client.finish_generation()
         yield RenderEvent("completed", {})
+
+    async def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        self.watched.append((generation_id, brand_id, user_id))
+        if generation_id in self._shown:
+            yield self._shown[generation_id]
+            await self._canceled[generation_id].wait()
 
     async def cancel(self, family: str, generation_id: str) -> None:
         if generation_id in self._canceled:

@@ -102,13 +102,27 @@ def create_app(
     return app
 
 
-def create_system_app(settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore) -> FastAPI:
-    """The internal routes: tickets only. Beside them runs what ends abandoned generations and uploads."""
+def create_system_app(
+    settings: Settings,
+    secrets: Secrets,
+    doors: Doors,
+    store: ObjectStore,
+    generator: Generator | None = None,
+    *,
+    client_for: SystemClientFor | None = None,
+) -> FastAPI:
+    """The internal routes: tickets only. Beside them runs what looks after abandoned generations and uploads.
+
+    Args:
+        generator: draws abandoned generations again; None: they are ended as failed.
+        client_for: as for `create_app`.
+    """
+    renderings = None if generator is None else Renderings(settings, secrets, generator, client_for)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = [
-            asyncio.create_task(abandoned.watch(doors), name="abandoned"),
+            asyncio.create_task(abandoned.Recovery(doors, renderings).run(), name="abandoned"),
             asyncio.create_task(sweeper.watch(doors, store), name="sweeper"),
         ]
         yield
@@ -116,6 +130,8 @@ def create_system_app(settings: Settings, secrets: Secrets, doors: Doors, store:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        if renderings is not None:
+            await renderings.close()
         checker.close()
 
     checker = Checker(settings.limits)

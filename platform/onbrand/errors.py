@@ -108,6 +108,12 @@ class Unavailable(OnbrandError):
     status, code, title = 503, "unavailable", "Not available now"
 
 
+class EngineLost(OnbrandError):
+    """What drew a generation died under it again and again; it is not begun any more."""
+
+    code, title = "engine_lost", "The engine was lost"
+
+
 class TicketRefused(Unauthenticated):
     """A system ticket is forged, expired, or for another brand or job."""
 

@@ -165,6 +165,10 @@ def _failure(path: str, code: str, message: str) -> _Call:
     return _Call("POST", path, json={"code": code, "message": message})
 
 
+def _progress(progress: int, lost: bool) -> _Call:
+    return _Call("POST", "/generation/report", json={"progress": progress, "lost": lost})
+
+
 def _image(index: int, seed: int, data: bytes, content_type: str, width: int, height: int, receipt: Any) -> _Call:
     facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
     return _Call("POST", "/generation/images", data={"facts": json.dumps(facts)}, file=(data, content_type))
@@ -325,9 +329,9 @@ class SystemClient:
         """The generation is `running` from now."""
         return Heard.model_validate(self._json(_Call("POST", "/generation/start")))
 
-    def report_generation(self, progress: int) -> Heard:
-        """Progress 0 to 100 of this generation, for those who watch its events."""
-        return Heard.model_validate(self._json(_Call("POST", "/generation/report", json={"progress": progress})))
+    def report_generation(self, progress: int, lost: bool = False) -> Heard:
+        """Progress 0 to 100, also the heartbeat. `lost`: an engine is; raises EngineLost when that was so too often."""
+        return Heard.model_validate(self._json(_progress(progress, lost)))
 
     def add_image(
         self,
@@ -448,8 +452,8 @@ class AsyncSystemClient:
     async def start_generation(self) -> Heard:
         return Heard.model_validate(await self._json(_Call("POST", "/generation/start")))
 
-    async def report_generation(self, progress: int) -> Heard:
-        return Heard.model_validate(await self._json(_Call("POST", "/generation/report", json={"progress": progress})))
+    async def report_generation(self, progress: int, lost: bool = False) -> Heard:
+        return Heard.model_validate(await self._json(_progress(progress, lost)))
 
     async def add_image(
         self,

@@ -138,3 +138,9 @@ def test_the_linter_finds_a_pickle_that_is_planted(tmp_path: Path) -> None:
 
 def _but_python(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if (Path(folder) / name).is_file() and not name.endswith(".py")}
+
+
+def test_reading_an_engines_options_loads_no_ray() -> None:
+    """`up` does so before it says in its environment how Ray is to be reached, which Ray reads when it is loaded."""
+    code = "import sys, onbrand.serving.generator; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

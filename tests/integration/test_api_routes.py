@@ -6,14 +6,12 @@ import asyncio
 import json
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 from onbrand import errors
-from onbrand.api import abandoned
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser
 from tests.ingress import Platform, upload, weights
 
@@ -532,24 +530,3 @@ async def test_bad_facts_of_a_worker_are_named(
         with pytest.raises(errors.InvalidInput) as caught:
             await worker.publish(weights(), facts)
     assert param is None or caught.value.param == param
-
-
-@pytest.mark.parametrize(("begun", "canceled", "status"), [(True, False, "failed"), (False, True, "canceled")])
-async def test_a_generation_that_nobody_draws_is_ended(
-    platform: Platform, acme: BrandOfPeople, begun: bool, canceled: bool, status: str
-) -> None:
-    async with platform.client(acme.member) as client:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(platform.app.state.parts.renderings, "start", lambda family, request: None)
-            path, body = f"/v1/brands/{acme.id}/generations", {"prompt": "p", "model_type": "sd15"}
-            made = (await client.post(path, json=body)).json()
-        if begun:
-            async with platform.system(acme.ticket(made["id"], "generation")) as worker:
-                await worker.start_generation()
-        if canceled:
-            await client.post(f"{path}/{made['id']}/cancel")
-        now = datetime.now(UTC)
-        await abandoned.end_abandoned(platform.doors, now + timedelta(seconds=100))
-        assert (await client.get(f"{path}/{made['id']}")).json()["status"] in ("pending", "running")
-        await abandoned.end_abandoned(platform.doors, now + timedelta(hours=1))
-        assert (await client.get(f"{path}/{made['id']}")).json()["status"] == status

@@ -425,8 +425,8 @@ async def test_previews_are_shown_to_the_asker_alone_and_kept_nowhere(platform, 
     caplog.set_level("DEBUG")
     made = (await ask(platform, brand, prompt="[hang]", preview_every=2)).json()
     path = f"{at(brand)}/{made['id']}"
-    renderings = platform.app.state.parts.renderings
-    while not renderings.previews(made["id"]):  # noqa: ASYNC110
+    running = platform.app.state.parts.renderings._running
+    while not running[made["id"]].previews.after(0):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     other = asyncio.create_task(told(platform, brand.member2, path))
     asker = await told(platform, brand.member, path, until="event: preview")
@@ -439,7 +439,7 @@ async def test_previews_are_shown_to_the_asker_alone_and_kept_nowhere(platform, 
         assert "event: preview" not in (await client.get(f"{path}/events")).text
     assert "event: progress" in await other
     assert "event: preview" not in await other
-    assert renderings.previews(made["id"]) == []
+    assert made["id"] not in running
     stored = owner.execute("select data::text from app.job_events where brand_id = %s", [brand.id]).fetchall()
     assert "base64" not in f"{stored}{caplog.text}{images.RenderEvent('preview', {'image': image})!r}"
 
@@ -458,3 +458,71 @@ async def told(platform: Platform, person: Any, path: str, until: str | None = N
             if until is not None and until in text:
                 break
     return text
+
+
+# clients that go away
+
+
+async def gone_while_waiting(platform: Platform, brand: BrandOfPeople, headers: dict[str, str]) -> str:
+    """Ask over a real connection, wait, and cut it once the generation is under way. Its address."""
+    token = {"authorization": f"Bearer {platform.token(brand.member)}"}
+    async with httpx.AsyncClient(base_url=platform.url, headers=token, timeout=30) as client:
+        body = BASE | {"prompt": "[hang]"}
+        waiting = asyncio.create_task(client.post(at(brand), json=body, headers={"prefer": "wait=60"} | headers))
+        async with asyncio.timeout(20), platform.client(brand.member) as other:
+            while not (rows := (await other.get(at(brand))).json()["data"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    return f"{at(brand)}/{rows[0]['id']}"
+
+
+async def test_a_client_that_goes_away_while_it_waits_cancels_its_generation(platform, make_brand):
+    brand = await make_brand("fickle")
+    path = await gone_while_waiting(platform, brand, {})
+    async with platform.client(brand.member) as client:
+        assert (await ended(client, path, 10))["status"] == "canceled"
+
+
+async def test_a_client_with_a_key_is_expected_back(platform, make_brand):
+    brand = await make_brand("loyal")
+    path = await gone_while_waiting(platform, brand, {"idempotency-key": "back"})
+    async with platform.client(brand.member) as client:
+        await asyncio.sleep(1.5)  # three looks at the connection
+        assert (await client.get(path)).json()["status"] == "running"
+        await client.post(f"{path}/cancel")
+        assert (await ended(client, path))["status"] == "canceled"
+
+
+async def test_who_closes_a_stream_of_events_cancels_nothing(platform, make_brand):
+    brand = await make_brand("glance")
+    made = (await ask(platform, brand, prompt="[hang]")).json()
+    path = f"{at(brand)}/{made['id']}"
+    assert "event: status" in await told(platform, brand.member, path, until="event: status")
+    async with platform.client(brand.member) as client:
+        await asyncio.sleep(1)  # two looks of a stream
+        assert (await client.get(path)).json()["status"] == "running"
+        await client.post(f"{path}/cancel")
+        assert (await ended(client, path))["status"] == "canceled"
+
+
+@pytest.mark.parametrize(("headers", "status"), [({}, "canceled"), ({"idempotency-key": "later"}, "running")])
+async def test_openais_client_that_waited_too_long_finds_its_pictures_by_its_key(
+    platform, make_brand, monkeypatch, headers, status
+):
+    monkeypatch.setattr("onbrand.api.openai._WAIT_SECONDS", 0.5)
+    brand = await make_brand("late")
+    body = {"prompt": "[hang]", "model": f"{brand.id}/sd15"}
+    async with platform.client(brand.member) as client:
+        answer = await client.post("/v1/images/generations", json=body, headers=headers)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+        (row,) = (await client.get(at(brand))).json()["data"]
+        path = f"{at(brand)}/{row['id']}"
+        if status == "canceled":
+            assert (await ended(client, path))["status"] == "canceled"
+            return
+        assert (await client.get(path)).json()["status"] == "running"
+        assert (await client.post("/v1/images/generations", json=body, headers=headers)).status_code == 503
+        assert len((await client.get(at(brand))).json()["data"]) == 1
+        await client.post(f"{path}/cancel")
+        assert (await ended(client, path))["status"] == "canceled"

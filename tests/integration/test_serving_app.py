@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import httpx
 import pytest
@@ -19,7 +19,9 @@ import pytest_asyncio
 
 from onbrand.adapter import routing_id
 from onbrand.config import Settings
-from onbrand.errors import ConfigurationError
+from onbrand.errors import ConfigurationError, NotFound
+from onbrand.services.images import RenderEvent
+from onbrand.serving.remote import ServeGenerator
 from tests.conftest import PASSWORD
 from tests.integration.serving_house import House
 from tests.numerics.bases import adapter_bytes, base_of, family_of
@@ -279,6 +281,59 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     ended = await until_ended(http, brand, headers, begun)
     assert (ended["status"], ended["error"]) == ("completed", None)
     assert ended["images"][0]["sha256"] == before["images"][0]["sha256"]
+
+
+async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, make_brand, served):
+    """By whoever has read its row: here with handles of another process than the ingress that asked."""
+    brand, other = await make_brand(), await make_brand()
+    headers = await member_of(http, brand)
+    generator = ServeGenerator(served.families)
+    long = {"model_type": "sd15", "num_inference_steps": 150, "num_images": 2, "preview_every": 1}
+    begun = [await generate(http, brand, headers, wait=0, **long) for _ in range(2)]
+    for generation in begun:  # on both replicas
+        shown = await first_preview(generator, generation["id"], brand.id, brand.member.user_id)
+        assert shown.data["image"].startswith("data:image/jpeg;base64,")
+        with pytest.raises(NotFound):
+            await first_preview(generator, generation["id"], other.id, other.member.user_id)
+        with pytest.raises(NotFound):
+            await first_preview(generator, generation["id"], brand.id, brand.admin.user_id)
+    for generation in begun:
+        path = f"/v1/brands/{brand.id}/generations/{generation['id']}/cancel"
+        (await http.post(path, headers=headers)).raise_for_status()
+    ended = [await until_ended(http, brand, headers, generation) for generation in begun]
+    assert {generation["status"] for generation in ended} == {"canceled"}
+    assert await first_preview(generator, begun[0]["id"], brand.id, brand.member.user_id) is None
+
+
+async def first_preview(generator: ServeGenerator, *asked: str) -> RenderEvent | None:
+    """None if nobody draws it now, once somebody did."""
+    async with asyncio.timeout(60):
+        while True:
+            heard = 0
+            async with aclosing(generator.watch("sd15", *asked)) as events:
+                async for event in events:
+                    heard += 1
+                    if event.kind == "preview":
+                        return event
+            if not heard and not any(said["under_way"] for _, said in await asyncio.to_thread(standings)):
+                return None
+            await asyncio.sleep(0.1)
+
+
+async def test_a_client_that_goes_away_while_it_waits_frees_its_rows(http, url, make_brand):
+    """Through Serve's proxy, which tells by canceling the call."""
+    brand = await make_brand()
+    headers = await member_of(http, brand)
+    asked = {"prompt": "a logo", "model_type": "sd15", "num_inference_steps": 150, "num_images": 8}
+    path = f"/v1/brands/{brand.id}/generations"
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
+        waiting = asyncio.create_task(client.post(path, json=asked, headers=headers | {"Prefer": "wait=60"}))
+        async with asyncio.timeout(60):
+            while not (rows := (await http.get(path, headers=headers)).json()["data"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert (await until_ended(http, brand, headers, rows[0]))["status"] == "canceled"
 
 
 def test_what_serve_is_told_holds_no_secret(served):

@@ -411,6 +411,35 @@ def test_who_follows_late_is_told_the_newest_preview_of_each_picture():
     assert asyncio.run(follow()) == ["1/1", "0/3"]
 
 
+async def test_a_drawing_is_watched_by_its_member_and_by_nobody_elses_name(house, renderer, make_brand, caplog):
+    ours, theirs = await make_brand("acme"), await make_brand("globex")
+    asked = await house.ask(ours, num_inference_steps=150)
+    stream = renderer.generate(asked)
+    first = await anext(stream)
+    assert (first.kind, first.data) == ("progress", {"progress": 0})
+    assert renderer.is_drawing(asked.generation_id)
+    drawing = renderer._renderings[asked.generation_id].task
+    watching = renderer.watch(asked.generation_id, ours.id, ours.member.user_id)
+    assert await anext(watching) == first
+    strangers = [(theirs.id, theirs.member.user_id), (theirs.id, ours.member.user_id), (ours.id, ours.admin.user_id)]
+    for brand_id, user_id in strangers:
+        with pytest.raises(NotFound):
+            await anext(renderer.watch(asked.generation_id, brand_id, user_id))
+    for brand_id, user_id in strangers:
+        named = Ticket.issue(brand_id, asked.generation_id, user_id, "generation", 60).sign("forged" * 10)
+        with pytest.raises(NotFound):
+            await anext(renderer.generate(replace(asked, ticket=named)))
+    events = [record for record in caplog.records if record.name == "onbrand.security"]
+    assert len(events) == 2 * len(strangers)
+    renderer.cancel(asked.generation_id)
+    assert [event async for event in watching] == [event async for event in stream]
+    await drawing
+    assert not renderer.is_drawing(asked.generation_id)
+    with pytest.raises(NotFound):
+        await anext(renderer.watch(asked.generation_id, ours.id, ours.member.user_id))
+    await stream.aclose()
+
+
 async def test_the_replica_serves_on_after_a_failure(house, renderer, make_brand):
     brand = await make_brand()
     bad = AdapterRef(brand.id, "00000000-0000-0000-0000-000000000000", "sd15", 1, "0" * 64)
@@ -435,7 +464,7 @@ async def test_a_generation_canceled_before_it_began_is_never_drawn(house, rende
     asked = await house.ask(brand)
     async with house.doors.user_session(brand.member.scope) as session:
         await images.cancel_generation(session, brand.id, asked.generation_id)
-    assert [event.kind for event in await told(renderer, asked)] == ["canceled"]
+    assert kinds(await told(renderer, asked)) == ["canceled"]
 
 
 async def test_a_generation_is_drawn_to_its_end_though_the_asker_left(house, renderer, make_brand):
@@ -482,7 +511,9 @@ async def test_a_brand_that_asks_for_too_much_is_told_when_to_come_back(house, r
     assert [event.kind async for event in stream][-1] == "canceled"
 
 
-async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(house, renderer, make_brand, adapter, tmp_path):
+async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(
+    house, renderer, make_brand, adapter, tmp_path, caplog
+):
     brand = await make_brand()
     name = await house.publish(brand, adapter)
     await told(renderer, await house.ask(brand, model=name))
@@ -499,6 +530,7 @@ async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(house, re
     again.close()
     assert fetched == [adapter]
     assert file.read_bytes() == adapter
+    assert [event for event in caplog.records if event.name == "onbrand.security" and ref.model_id in event.message]
 
 
 async def test_no_log_holds_a_prompt(house, renderer, make_brand, caplog):

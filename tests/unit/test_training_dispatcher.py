@@ -6,7 +6,7 @@ import pytest
 
 from onbrand.services.training import QueueEntry
 from onbrand.training.admission import fair_order
-from onbrand.training.dispatcher import CANCEL_SECONDS, MAX_ATTEMPTS, Sighting, abandoned, decide
+from onbrand.training.dispatcher import CANCEL_SECONDS, MAX_ATTEMPTS, Sighting, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -58,14 +58,3 @@ def test_a_brand_with_many_jobs_does_not_keep_another_waiting():
 def test_a_brand_whose_job_runs_comes_after_one_that_has_none():
     waiting = [job("a2"), job("b1", brand_id="bolt")]
     assert [each.job_id for each in fair_order(waiting, [job("a1")])] == ["b1", "a2"]
-
-
-def test_a_generation_of_which_nobody_speaks_is_abandoned_and_a_busy_or_new_one_is_not():
-    old, now = NOW - timedelta(hours=1), NOW
-    silent = job("silent", kind="generation", status="running", created_at=old, heartbeat_at=old)
-    busy = job("busy", kind="generation", status="running", created_at=old, heartbeat_at=now)
-    new = job("new", kind="generation", status="pending", created_at=now)
-    never_begun = job("never", kind="generation", status="pending", created_at=old)
-    training = job("training", created_at=old)
-    found = abandoned([silent, busy, new, never_begun, training], NOW)
-    assert [entry.job_id for entry in found] == ["silent", "never"]

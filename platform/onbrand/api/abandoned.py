@@ -1,63 +1,129 @@
-"""Generations that nobody draws any more, since their ingress or their replica died: they end honestly.
+"""Generations that nobody looks after any more, since their ingress died: drawn again, as they were asked for.
 
-Runs beside the internal routes. It learns ids and states from the dispatcher's queue, and ends a row with a ticket for
-just that one.
+Runs beside the internal routes. It learns ids and states from the dispatcher's queue, and takes over a row with a
+ticket for just that one. The same adapters and the same seed give the same pictures, and what was stored already stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from onbrand.api.rendering import RUNNING_MAX, Renderings
 from onbrand.brand import Ticket
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, NotFound, OnbrandError
-from onbrand.services import generation, training
+from onbrand.services import generation, images, training
+from onbrand.services.images import RenderRequest
 from onbrand.services.training import QueueEntry
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 20.0
-SILENT_SECONDS = 120.0
-"""A replica reports every few seconds; one that is silent for so long is gone."""
-UNBEGUN_SECONDS = 900.0
-"""A pending generation may wait for an engine to start, but not for ever."""
+LOOK_SECONDS = 5.0
+SILENT_SECONDS = 30.0
+"""Who looks after a generation says so every few seconds: who is silent for so long is gone."""
 
 
-async def watch(doors: Doors) -> None:
-    """End what is abandoned, again and again, until canceled."""
-    while True:
+class Recovery:
+    """Has abandoned generations drawn again.
+
+    Args:
+        renderings: what this process has drawn; None where it reaches no engine, and ends them as failed.
+    """
+
+    def __init__(self, doors: Doors, renderings: Renderings | None) -> None:
+        self._doors, self._renderings = doors, renderings
+        self._listening_since: datetime | None = None
+
+    async def run(self) -> None:
+        """Look, again and again, until canceled."""
+        while True:
+            try:
+                await self.look(datetime.now(UTC))
+            except OnbrandError as problem:
+                self._listening_since = None
+                log.warning("abandoned generations could not be looked for: %s", problem.code)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self, now: datetime) -> int:
+        """Take care of every generation that is abandoned at `now`; how many they were.
+
+        While this process or the database was away nobody could be heard: silence counts from the first look after.
+        """
+        self._listening_since = self._listening_since or now
+        found = abandoned(await self._queue(), self._listening_since, now)
+        room = RUNNING_MAX if self._renderings is None else self._renderings.room
+        for entry in found[:room]:
+            await self._take_care(entry)
+        return len(found)
+
+    async def _queue(self) -> list[QueueEntry]:
+        async with self._doors.dispatch_session() as session:
+            return await training.queue(session)
+
+    async def _take_care(self, entry: QueueEntry) -> None:
         try:
-            await end_abandoned(doors, datetime.now(UTC))
+            if self._renderings is not None and self._renderings.is_running(entry.job_id):
+                return  # its words do not get through
+            if self._renderings is None:
+                await self._end(entry, "engine_lost", "nothing was heard of the engine; try again")
+            elif entry.cancel_requested:
+                await self._end(entry, "canceled", "canceled")
+            else:
+                await self._draw(entry, self._renderings)
+        except (Conflict, NotFound):
+            pass  # it ended meanwhile, or was deleted
         except OnbrandError as problem:
-            log.warning("abandoned generations could not be looked for: %s", problem.code)
-        await asyncio.sleep(LOOK_SECONDS)
+            log.warning("generation %s is abandoned and could not be taken over: %s", entry.job_id, problem.code)
+
+    async def _draw(self, entry: QueueEntry, renderings: Renderings) -> None:
+        try:
+            request = await self._taken_over(entry, renderings)
+        except Conflict:
+            raise
+        except OnbrandError as problem:
+            if problem.status in (429, 503):
+                raise
+            await self._end(entry, problem.code, problem.message)
+            return
+        if request is not None:
+            log.warning("generation %s was abandoned; it is drawn again", entry.job_id)
+            renderings.start(*request)
+
+    async def _taken_over(self, entry: QueueEntry, renderings: Renderings) -> tuple[str, RenderRequest] | None:
+        """Family and request, the row being ours now; None when somebody was heard after all.
+
+        Raises Conflict (it has ended), NotFound (a model of it was deleted), EngineLost.
+        """
+        ticket = _ticket(entry)
+        signed = renderings.ticket_for(entry.brand_id, entry.job_id, entry.user_id)
+        async with self._doors.system_session(ticket) as session:
+            if not await generation.take_over(session, ticket, entry.heartbeat_at):
+                return None
+            row = await images.get_generation(session, entry.brand_id, entry.job_id)
+            return row.model_type, await images.render_request(session, row, signed)
+
+    async def _end(self, entry: QueueEntry, code: str, message: str) -> None:
+        ticket = _ticket(entry)
+        async with self._doors.system_session(ticket) as session:
+            await generation.fail_generation(session, ticket, code, message)
+        log.warning("generation %s was abandoned and is ended: %s", entry.job_id, code)
 
 
-async def end_abandoned(doors: Doors, now: datetime) -> int:
-    """End every generation that is abandoned at `now`; how many they were."""
-    async with doors.dispatch_session() as session:
-        queue = await training.queue(session)
-    abandoned = [entry for entry in queue if entry.kind == "generation" and is_abandoned(entry, now)]
-    for entry in abandoned:
-        await _end(doors, entry)
-    return len(abandoned)
+def abandoned(queue: Iterable[QueueEntry], listening_since: datetime, now: datetime) -> list[QueueEntry]:
+    """Generations of which nothing was heard for too long, oldest first, but each brand's first before any's second."""
+    turns: Counter[str] = Counter()
+    found: list[tuple[int, int, QueueEntry]] = []
+    for entry in queue:
+        heard_at = max(entry.heartbeat_at or entry.created_at, listening_since)
+        if entry.kind == "generation" and (now - heard_at).total_seconds() > SILENT_SECONDS:
+            found.append((turns[entry.brand_id], len(found), entry))
+            turns[entry.brand_id] += 1
+    return [entry for *_, entry in sorted(found, key=lambda each: each[:2])]
 
 
-def is_abandoned(entry: QueueEntry, now: datetime) -> bool:
-    """Whether nothing was heard of it for too long."""
-    if entry.heartbeat_at is None:
-        return (now - entry.created_at).total_seconds() > UNBEGUN_SECONDS
-    return (now - entry.heartbeat_at).total_seconds() > SILENT_SECONDS
-
-
-async def _end(doors: Doors, entry: QueueEntry) -> None:
-    ticket = Ticket.issue(entry.brand_id, entry.job_id, entry.user_id, "generation", 60)
-    code = "canceled" if entry.cancel_requested else "engine_lost"
-    try:
-        async with doors.system_session(ticket) as session:
-            await generation.fail_generation(session, ticket, code, "nothing was heard of the engine; try again")
-    except (Conflict, NotFound):
-        return  # it ended meanwhile
-    log.warning("generation %s was abandoned and is ended: %s", entry.job_id, code)
+def _ticket(entry: QueueEntry) -> Ticket:
+    return Ticket.issue(entry.brand_id, entry.job_id, entry.user_id, "generation", 60)

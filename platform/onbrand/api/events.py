@@ -39,6 +39,7 @@ class Seen:
 
 
 Look = Callable[[BrandCaller, int], Awaitable[Seen]]
+Close = Callable[[], Awaitable[None]]
 
 
 def _last_event_id(
@@ -54,13 +55,28 @@ def _last_event_id(
 After = Annotated[int, Depends(_last_event_id)]
 
 
-async def stream(access: Access, after: int, look: Look) -> StreamingResponse:
-    """The stream. Raises NotFound before it begins if the first look finds nothing."""
+async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> StreamingResponse:
+    """The stream. Raises NotFound before it begins if the first look finds nothing.
+
+    Args:
+        close: ends what looks began, when the stream has ended or its reader is gone.
+    """
     async with access.open() as caller:
         first = await look(caller, after)
+    text = _written(access, after, first, look)
     return StreamingResponse(
-        _written(access, after, first, look), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        text if close is None else _closed(text, close),
+        media_type="text/event-stream",
+        headers={"X-Accel-Buffering": "no"},
     )
+
+
+async def _closed(text: AsyncIterator[str], close: Close) -> AsyncIterator[str]:
+    try:
+        async for piece in text:
+            yield piece
+    finally:
+        await close()
 
 
 async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncIterator[str]:

@@ -74,18 +74,16 @@ async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: Onl
 @router.get("/generations/{generation_id}/events", response_class=StreamingResponse)
 async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
     """Progress and status as Server-Sent Events, to the generation's end; to its own member also previews."""
-    shown = 0
+    viewer = access.parts.renderings.viewer()
 
     async def look(caller: BrandCaller, after: int) -> events.Seen:
-        nonlocal shown
         generation = await images.get_generation(caller.session, caller.brand_id, str(generation_id))
         seen = await images.events(caller.session, caller.brand_id, str(generation_id), after)
         is_own = generation.user_id == caller.user_id
-        previews = caller.parts.renderings.previews(generation.id, shown) if is_own else []
-        shown = previews[-1].serial if previews else shown
+        previews = viewer.news(generation) if is_own else []
         return events.Seen(generation.status, list(seen), [("preview", preview.data) for preview in previews])
 
-    return await events.stream(access, after, look)
+    return await events.stream(access, after, look, viewer.close)
 
 
 @router.get("/images", response_model=Listed)

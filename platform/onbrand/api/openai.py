@@ -69,7 +69,7 @@ async def generate(
     wanted = _as_new_generation(body, model, parts.settings.families)
     generation_id = await waiting.begin(access, wanted, once)
     generation = await waiting.until_done(access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None)
-    await _must_be_completed(access, generation)
+    await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
         data = await _pictures(caller, generation, body.response_format or "url")
     return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data})
@@ -158,13 +158,14 @@ def _sides(size: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-async def _must_be_completed(access: Access, generation: images.Generation) -> None:
+async def _must_be_completed(access: Access, generation: images.Generation, *, abandon: bool) -> None:
     if generation.status == "completed":
         return
     if generation.status in ("failed", "canceled"):
         reason = (generation.error or {}).get("message", "the generation was canceled")
         raise OnbrandError(f"no pictures: {reason}")
-    await waiting.give_up(access, generation.id)
+    if abandon:
+        await waiting.give_up(access, generation.id)
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 

@@ -1,26 +1,29 @@
-"""Generations that run: one background task each in the ingress, from the committed row to its end.
+"""Generations that run: one background task each, from the committed row to its end.
 
 The replica that draws stores pictures and ends the row itself, with the ticket. What was admitted is drawn: while the
-engine is full or away its task waits here, and new ones are refused meanwhile. Only when that lasts, or drawing broke
-off, does this side end the row as failed: honestly, with the same ticket, through the internal routes.
+engine is full or away its task waits here, and new ones are refused meanwhile; when a replica dies, another is asked.
+Until a replica has begun, this side says in the row that somebody looks after it; if this process dies too, `abandoned`
+takes over. Only when waiting lasts, or drawing broke off, does this side end the row as failed: honestly, with the same
+ticket, through the internal routes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
+import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onbrand.api.previews import Previews, Viewer, serials
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
-from onbrand.errors import Conflict, NotFound, OnbrandError, TooManyRequests, Unavailable
-from onbrand.services.images import Generator, RenderRequest
+from onbrand.errors import Conflict, EngineLost, NotFound, OnbrandError, TooManyRequests, Unavailable
+from onbrand.services.images import Generator, RenderEvent, RenderRequest
 from onbrand.system_client import AsyncSystemClient
 
 log = logging.getLogger(__name__)
@@ -28,36 +31,31 @@ log = logging.getLogger(__name__)
 RUNNING_MAX = 512
 FULL_SECONDS, AWAY_SECONDS = 600.0, 120.0
 """How long an admitted generation waits while the engine is full, or away, since it last heard of it."""
+ALIVE_SECONDS = 5.0
+"""So often a row hears of who looks after it while no replica has begun it."""
 _REPORT_EVERY = 1.0
-_PAUSE_MAX = 20.0
+_PAUSE_MAX, _PAUSE_AFTER_LOSS = 20.0, 0.5
 _ENDINGS = frozenset({"completed", "failed", "canceled"})
-_NOBODY = ("engine_failed", "the engine stopped before the pictures were done; try again")
+_UNWANTED = RenderEvent("canceled")
 SystemClientFor = Callable[[str], AsyncSystemClient]
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """A small picture of what is being drawn; `serial` grows from one to the next. Kept here only, and shortly."""
-
-    serial: int
-    data: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(slots=True)
 class Running:
-    """A generation under way: what was heard of it, and its newest preview of each picture."""
+    """A generation under way, and what was heard of it."""
 
-    brand_id: str
+    ticket: Ticket
+    previews: Previews
     progress: int = 0
+    num_lost: int = 0
     heard_at: float = field(default_factory=time.monotonic)
     told_at: float = 0.0
-    previews: dict[int, Preview] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Renderings:
-    """The generations of this ingress that have not ended.
+    """The generations of this process that have not ended.
 
     Args:
         client_for: makes a client of the internal routes for a ticket.
@@ -72,12 +70,17 @@ class Renderings:
         self._client_for = client_for or (lambda ticket: AsyncSystemClient(settings.system_url, ticket))
         self._running: dict[str, Running] = {}
         self._refused: dict[str, tuple[float, OnbrandError]] = {}
-        self._serials = itertools.count(1)
+        self._serials = serials()
         self._others: set[asyncio.Task[None]] = set()
 
+    @property
+    def room(self) -> int:
+        """How many more generations this process takes."""
+        return max(0, RUNNING_MAX - len(self._running))
+
     def must_have_room(self) -> None:
-        """Raise TooManyRequests when this ingress has as many generations under way as it takes."""
-        if len(self._running) >= RUNNING_MAX:
+        """Raise TooManyRequests when this process has as many generations under way as it takes."""
+        if not self.room:
             raise TooManyRequests("too many generations are under way; try again soon", retry_after=5)
 
     def must_have_room_for(self, brand_id: str, family: str) -> None:
@@ -98,8 +101,8 @@ class Renderings:
 
     def start(self, family: str, request: RenderRequest) -> None:
         """Begin drawing a generation whose row is committed."""
-        brand_id = Ticket.verify(request.ticket, self._secrets.tickets).brand_id
-        running = self._running[request.generation_id] = Running(brand_id)
+        ticket = Ticket.verify(request.ticket, self._secrets.tickets)
+        running = self._running[request.generation_id] = Running(ticket, Previews(self._serials))
         running.task = asyncio.create_task(
             self._render(family, request, running), name=f"generation-{request.generation_id}"
         )
@@ -112,17 +115,16 @@ class Renderings:
             await asyncio.wait([running.task], timeout=seconds)
 
     def is_running(self, generation_id: str) -> bool:
-        """Whether this ingress runs it."""
+        """Whether this process runs it."""
         return generation_id in self._running
 
-    def previews(self, generation_id: str, after: int = 0) -> list[Preview]:
-        """The newest preview of each of its pictures, of those after a serial number; none if it does not run here.
+    def viewer(self) -> Viewer:
+        """For one stream of a generation's events, to be closed with it."""
+        return Viewer(self._generator, self._previews_here, self._serials)
 
-        Whose generation it is, and who asks, is for the caller to know.
-        """
+    def _previews_here(self, generation_id: str) -> Previews | None:
         running = self._running.get(generation_id)
-        found = running.previews.values() if running else ()
-        return sorted((each for each in found if each.serial > after), key=lambda preview: preview.serial)
+        return running.previews if running else None
 
     async def cancel(self, family: str, generation_id: str) -> None:
         """Tell the engine to give the rows free; the row itself already says that canceling was asked."""
@@ -150,8 +152,11 @@ class Renderings:
 
     async def _render(self, family: str, request: RenderRequest, running: Running) -> None:
         async with self._client_for(request.ticket) as client:
+            why = None
             try:
-                why = None if await self._drawn(family, request, running, client) else _NOBODY
+                await self._drawn(family, request, running, client)
+            except Conflict:
+                pass  # it has ended
             except OnbrandError as problem:
                 why = problem.code, problem.message
             except Exception as problem:
@@ -160,52 +165,105 @@ class Renderings:
             if why is not None:
                 await self._fail(client, request.generation_id, *why)
 
-    async def _drawn(self, family: str, request: RenderRequest, running: Running, client: AsyncSystemClient) -> bool:
-        """Follow the drawing to its end, waiting while the engine is full or away; True when the row has its end."""
+    async def _drawn(self, family: str, request: RenderRequest, running: Running, client: AsyncSystemClient) -> None:
+        """Follow the drawing until the row has its end: waiting while the engine is full or away, asking another
+        replica when one is lost. Raises what lasted too long."""
         while True:
             try:
                 return await self._follow(family, request, running, client)
             except (TooManyRequests, Unavailable) as problem:
-                is_full = isinstance(problem, TooManyRequests)
-                seconds = min(_PAUSE_MAX, float(problem.fields.get("retry_after", 2)))
-                patience = FULL_SECONDS if is_full else AWAY_SECONDS
-                if time.monotonic() + seconds > running.heard_at + patience:
-                    raise
-                self._note(_full(running.brand_id, family) if is_full else family, seconds, problem)
-            if not await self._is_wanted_after(seconds, running, client):
-                return True
+                seconds, lost = self._pause_after(family, problem, running), "elsewhere" in problem.fields
+            client.token = running.ticket.renewed(self._seconds).sign(self._secrets.tickets)
+            if not await self._is_wanted_after(seconds, running, client, lost):
+                return None
+            request = replace(request, ticket=client.token)
 
-    async def _follow(self, family: str, request: RenderRequest, running: Running, client: AsyncSystemClient) -> bool:
-        """Read events to the end; True when the replica said how it ended."""
-        async for event in self._generator.generate(family, request):
-            running.heard_at = time.monotonic()
-            if event.kind in _ENDINGS:
-                return True
-            if event.kind == "preview":
-                running.previews[int(event.data["index"])] = Preview(next(self._serials), event.data)
-            elif event.kind == "image":
-                running.previews.pop(int(event.data["index"]), None)
-            elif event.kind == "progress":
-                running.progress = int(event.data.get("progress", 0))
-                await self._report(running, client)
-        return False
+    def _pause_after(self, family: str, problem: OnbrandError, running: Running) -> float:
+        """Seconds until an engine is asked again. Raises the problem when it has lasted too long.
+
+        After a loss they are drawn by lot and double: if this generation is what kills engines, it soon does so alone.
+        """
+        is_full, is_lost = isinstance(problem, TooManyRequests), "elsewhere" in problem.fields
+        if is_lost:
+            seconds = min(_PAUSE_MAX, _PAUSE_AFTER_LOSS * 2**running.num_lost) * random.uniform(0.5, 1.0)
+            running.num_lost += 1
+        else:
+            seconds = min(_PAUSE_MAX, float(problem.fields.get("retry_after", 2)))
+        patience = FULL_SECONDS if is_full or is_lost else AWAY_SECONDS
+        if time.monotonic() + seconds > running.heard_at + patience:
+            raise problem
+        if not is_lost:
+            self._note(_full(running.ticket.brand_id, family) if is_full else family, seconds, problem)
+        return seconds
+
+    async def _follow(self, family: str, request: RenderRequest, running: Running, client: AsyncSystemClient) -> None:
+        """Read events to the end. Raises Unavailable when there is none, as after a lost replica."""
+        async with aclosing(self._generator.generate(family, request)) as events:  # type: ignore[type-var]
+            event = await self._first(events, running, client)
+            while event is not None and event.kind not in _ENDINGS:
+                running.heard_at = time.monotonic()
+                running.previews.take(event)
+                if event.kind == "progress":
+                    running.progress = int(event.data.get("progress", 0))
+                    await self._report(running, client)
+                event = await anext(events, None)
+        if event is None:
+            raise Unavailable("the engine broke off; try again", elsewhere=True)
+
+    async def _first(
+        self, events: AsyncIterator[RenderEvent], running: Running, client: AsyncSystemClient
+    ) -> RenderEvent | None:
+        """The first event, with which a replica has begun; until then the row hears from here. None: there is none.
+
+        `_UNWANTED` when it was canceled meanwhile. Raises Unavailable when no replica begins.
+        """
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while not await self._has_come(coming, running):
+                if time.monotonic() > running.heard_at + FULL_SECONDS:
+                    raise Unavailable("no engine began to draw; try again", retry_after=60)
+                if not await self._is_wanted(running, client):
+                    return _UNWANTED
+            return coming.result()
+        finally:
+            coming.cancel()
+            await asyncio.wait([coming])
+
+    async def _has_come(self, coming: asyncio.Future[Any], running: Running) -> bool:
+        """Wait for the event, for a cancel that is heard here, or for the time to speak."""
+        woken = asyncio.ensure_future(running.wake.wait())
+        try:
+            await asyncio.wait([coming, woken], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+        running.wake.clear()
+        return coming.done()
 
     def _note(self, key: str, seconds: float, problem: OnbrandError) -> None:
         now = time.monotonic()
         self._refused = {each: said for each, said in self._refused.items() if said[0] > now}
         self._refused[key] = now + seconds, problem
 
-    async def _is_wanted_after(self, seconds: float, running: Running, client: AsyncSystemClient) -> bool:
-        """Wait, and say that it is alive; False when it has ended meanwhile, which a cancel that is heard here does."""
+    async def _is_wanted_after(self, seconds: float, running: Running, client: AsyncSystemClient, lost: bool) -> bool:
+        """Wait; False when it has ended meanwhile, which a cancel that is heard here does."""
         with suppress(TimeoutError):
             await asyncio.wait_for(running.wake.wait(), seconds)
         running.wake.clear()
+        return await self._is_wanted(running, client, lost)
+
+    async def _is_wanted(self, running: Running, client: AsyncSystemClient, lost: bool = False) -> bool:
+        """Say in its row that somebody looks after it; False when it has ended, or ends now since it was canceled.
+
+        Raises EngineLost when engines were lost under it too often.
+        """
         try:
-            if (await client.report_generation(running.progress)).cancel_requested:
+            if (await client.report_generation(running.progress, lost)).cancel_requested:
                 await client.fail_generation("canceled", "canceled")
                 return False
         except (Conflict, NotFound):
             return False  # it has ended, or was deleted
+        except EngineLost:
+            raise
         except OnbrandError as problem:
             log.info("a waiting generation was not heard: %s", problem.code)
         return True

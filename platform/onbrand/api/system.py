@@ -131,6 +131,7 @@ class Report(Input):
 
 class Progress(Input):
     progress: int = Field(ge=0, le=100)
+    lost: bool = False
 
 
 class Failure(Input):
@@ -249,8 +250,8 @@ async def start_generation(worker: Drawer) -> training.Heard:
 
 @router.post("/generation/report")
 async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
-    """Progress, and the heartbeat."""
-    return await generation.report_generation(worker.session, worker.ticket, body.progress)
+    """Progress, and the heartbeat; or that what drew it is gone, and another engine is asked."""
+    return await generation.report_generation(worker.session, worker.ticket, body.progress, body.lost)
 
 
 @router.post("/generation/images", status_code=201)

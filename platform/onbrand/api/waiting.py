@@ -34,8 +34,12 @@ async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
 
 
 def _was_never_begun(access: Access, generation: images.Generation) -> bool:
-    """Its ingress died between committing and drawing; drawing twice would store each picture once."""
-    return generation.status == "pending" and not access.parts.renderings.is_running(generation.id)
+    """Its ingress died between committing and drawing; drawing twice would store each picture once.
+
+    One of which somebody was heard and is no more is drawn again by `abandoned`.
+    """
+    is_new = generation.status == "pending" and generation.heartbeat_at is None
+    return is_new and not access.parts.renderings.is_running(generation.id)
 
 
 async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:

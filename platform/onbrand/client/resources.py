@@ -491,11 +491,7 @@ class AuditEvents(Resource):
         return self._pages(objects.AuditEvent, brand_path(brand, "audit-events"), 100, order=order)
 
     def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
-        """Read the whole record and compute its chain anew, here.
-
-        Args:
-            head: what an earlier call found last (`verdict.head`); the record must still contain it.
-        """
+        """Read the whole record and compute its chain anew, here; it must contain `head`, an earlier `verdict.head`."""
         brand_id = brand.id if isinstance(brand, objects.Brand) else brand
         anchor = Head.parse(head) if isinstance(head, str) else head
         return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)

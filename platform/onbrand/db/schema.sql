@@ -1026,12 +1026,14 @@ CREATE TABLE app.generations (
     sampler text,
     exclusive boolean DEFAULT false NOT NULL,
     preview_every integer DEFAULT 0 NOT NULL,
+    num_lost integer DEFAULT 0 NOT NULL,
     CONSTRAINT generations_height_check CHECK ((height > 0)),
     CONSTRAINT generations_model_name_check CHECK ((char_length(model_name) <= 100)),
     CONSTRAINT generations_model_type_check CHECK ((model_type = ANY (ARRAY['sd15'::text, 'sdxl'::text, 'flux'::text]))),
     CONSTRAINT generations_negative_prompt_check CHECK ((char_length(negative_prompt) <= 20000)),
     CONSTRAINT generations_num_images_check CHECK (((num_images >= 1) AND (num_images <= 64))),
     CONSTRAINT generations_num_inference_steps_check CHECK ((num_inference_steps > 0)),
+    CONSTRAINT generations_num_lost_check CHECK ((num_lost >= 0)),
     CONSTRAINT generations_output_format_check CHECK ((output_format = ANY (ARRAY['png'::text, 'jpeg'::text, 'webp'::text]))),
     CONSTRAINT generations_preview_every_check CHECK (((preview_every >= 0) AND (preview_every <= 1000))),
     CONSTRAINT generations_progress_check CHECK (((progress >= 0) AND (progress <= 100))),
@@ -1889,6 +1891,10 @@ CREATE POLICY system_select ON app.brand_assets FOR SELECT TO brand_system USING
    FROM app.job_assets ja
   WHERE ((ja.brand_id = brand_assets.brand_id) AND (ja.asset_id = brand_assets.id)))));
 
+CREATE POLICY system_select ON app.brand_limits FOR SELECT TO brand_system USING ((EXISTS ( SELECT 1
+   FROM app.generations g
+  WHERE ((g.brand_id = brand_limits.brand_id) AND (g.status = ANY (ARRAY['pending'::text, 'running'::text]))))));
+
 CREATE POLICY system_select ON app.brands FOR SELECT TO brand_system USING (true);
 
 CREATE POLICY system_select ON app.generated_images FOR SELECT TO brand_system USING ((EXISTS ( SELECT 1
@@ -2324,6 +2330,7 @@ GRANT INSERT(height) ON TABLE app.brand_assets TO authenticated;
 GRANT INSERT(metadata) ON TABLE app.brand_assets TO authenticated;
 
 GRANT SELECT ON TABLE app.brand_limits TO authenticated;
+GRANT SELECT ON TABLE app.brand_limits TO brand_system;
 
 GRANT SELECT(brand_id) ON TABLE app.brand_limits TO onbrand_definer;
 
@@ -2487,6 +2494,8 @@ GRANT INSERT(sampler) ON TABLE app.generations TO authenticated;
 GRANT INSERT(exclusive) ON TABLE app.generations TO authenticated;
 
 GRANT INSERT(preview_every) ON TABLE app.generations TO authenticated;
+
+GRANT UPDATE(num_lost) ON TABLE app.generations TO brand_system;
 
 GRANT SELECT,DELETE ON TABLE app.idempotency_keys TO authenticated;
 

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, InvalidInput, TicketRefused
+from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
 from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.images import ENDED, Image
@@ -30,6 +30,8 @@ from onbrand.storage.store import BrandStore
 
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
+LOST_MAX = 8
+"""A generation under which an engine was lost so often is perhaps what kills engines: it is not begun again."""
 security_log = logging.getLogger("onbrand.security")
 
 
@@ -54,16 +56,46 @@ async def start_generation(session: Session, ticket: Ticket) -> Heard:
     return Heard(cancel_requested=before["cancel_requested_at"] is not None)
 
 
-async def report_generation(session: Session, ticket: Ticket, progress: int) -> Heard:
-    """Progress 0 to 100. Raises NotFound, Conflict (it has ended), InvalidInput."""
+async def report_generation(session: Session, ticket: Ticket, progress: int, lost: bool = False) -> Heard:
+    """Progress 0 to 100, told when it changed; and the sign that somebody has the generation drawn.
+
+    Args:
+        lost: what drew it is gone, and the caller asks another engine.
+
+    Raises NotFound, Conflict (it has ended), InvalidInput, EngineLost (it was lost too often already).
+    """
     if not 0 <= progress <= 100:
         raise InvalidInput("progress is 0 to 100", param="progress")
     before = await _lock_open(session, ticket)
-    await session.run(
-        "update app.generations set progress = %s, heartbeat_at = now() where id = %s", [progress, ticket.job_id]
-    )
-    await tell(session, ticket, "progress", {"progress": progress})
+    await _keep(session, ticket, before, lost, progress)
+    if progress != before["progress"]:
+        await tell(session, ticket, "progress", {"progress": progress})
     return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+
+
+async def take_over(session: Session, ticket: Ticket, heard_at: datetime | None) -> bool:
+    """Become the one who has a generation drawn of which nothing was heard since `heard_at`.
+
+    False when somebody spoke meanwhile. What was running counts as lost.
+
+    Raises NotFound, Conflict (it has ended), EngineLost (it was lost too often already).
+    """
+    row = await _lock_open(session, ticket)
+    if row["heartbeat_at"] != heard_at:
+        return False
+    await _keep(session, ticket, row, row["status"] == "running", row["progress"])
+    return True
+
+
+async def _keep(session: Session, ticket: Ticket, row: Mapping[str, Any], lost: bool, progress: int) -> None:
+    """Write that somebody has it drawn, and whether that is after a loss."""
+    num_lost = row["num_lost"] + lost
+    if num_lost > LOST_MAX:
+        raise EngineLost(f"the engine was lost {num_lost} times while it drew this; try again, or tell the operators")
+    await session.run(
+        "update app.generations set progress = %s, num_lost = %s, heartbeat_at = now() where id = %s",
+        [progress, num_lost, ticket.job_id],
+    )
 
 
 async def add_image(

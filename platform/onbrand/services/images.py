@@ -143,6 +143,7 @@ class Generation(Row):
     completed_at: datetime | None
     images: list[Image] = Field(default_factory=list)
     cancel_requested_at: datetime | None = Field(default=None, exclude=True)
+    heartbeat_at: datetime | None = Field(default=None, exclude=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,10 @@ class Generator(Protocol):
 
     def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """Draw; the last event is `completed`, `failed` or `canceled`."""
+        ...
+
+    def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        """The events of a drawing that is under way, for its brand and member; none when nobody draws it now."""
         ...
 
     async def cancel(self, family: str, generation_id: str) -> None:

@@ -88,6 +88,9 @@ class AdapterFiles:
         except OSError:  # most often there is none
             return None
         except AdapterRefused:
+            security_log.error(
+                "the file of model %s on this node is not what was published; it is fetched anew", ref.model_id
+            )
             path.unlink(missing_ok=True)
             return None
         return mapped

@@ -86,6 +86,19 @@ class EngineReplica:
         async for event in self._renderer.generate(request):
             yield event
 
+    async def watch(self, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        """The events of a drawing under way here; see `Renderer.watch`."""
+        async for event in self._renderer.watch(generation_id, brand_id, user_id):
+            yield event
+
+    async def where_is(self, generation_id: str) -> str | None:
+        """This replica's name if it draws the generation now."""
+        from ray import serve  # not above: `up` reads `EngineOptions` before it says how Ray is to be reached
+
+        if not self._renderer.is_drawing(generation_id):
+            return None
+        return str(serve.get_replica_context().replica_id.unique_id)
+
     async def cancel(self, generation_id: str) -> None:
         """End a generation at the next step; nothing happens if it is not here."""
         self._renderer.cancel(generation_id)

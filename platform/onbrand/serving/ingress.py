@@ -52,7 +52,7 @@ class Ingress:
 
 @serve.ingress()
 class System:
-    """The internal routes, and the dispatcher of training jobs beside them."""
+    """The internal routes; beside them the dispatcher of training jobs, and what has abandoned generations drawn."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
         self._open = AsyncExitStack()
@@ -62,7 +62,8 @@ class System:
         urls = await asyncio.to_thread(read_urls, known)
         doors = await Doors.open(system_url=urls.system_url)
         self._open.push_async_callback(doors.close)
-        self._app = create_system_app(known, secrets, doors, ObjectStore.from_settings(known, secrets))
+        store = ObjectStore.from_settings(known, secrets)
+        self._app = create_system_app(known, secrets, doors, store, ServeGenerator(known.families))
         dispatcher = Dispatcher(known, secrets, doors, [RayProvider(known)])
         dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
         self._open.push_async_callback(_ended, dispatching)

@@ -49,8 +49,11 @@ class EngineLoop:
         """Routing ids of the adapters in slots."""
         return self._engine.residency.holdings()
 
-    async def draw(self, request: Request) -> AsyncIterator[Event]:
+    async def draw(self, request: Request, on_taken: Callable[[], object] | None = None) -> AsyncIterator[Event]:
         """The request's events up to its end. Leaving early cancels it.
+
+        Args:
+            on_taken: called once the engine has taken the request, however long it then waits for its turn.
 
         Raises what `Engine.add` raises; Unavailable when the loop is closing.
         """
@@ -58,6 +61,8 @@ class EngineLoop:
         here = asyncio.get_running_loop()
         await asyncio.wrap_future(self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event)))
         try:
+            if on_taken is not None:
+                on_taken()
             while True:
                 event = await events.get()
                 yield event

@@ -15,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from onbrand.adapter import combined_sha256, routing_id
 from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests, Unavailable
 from onbrand.services.images import RenderEvent, RenderRequest
+from onbrand.serving.router import address_of
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENGINE = "Engine"
-_ATTEMPTS = 5
-_FIRST_DELAY = 0.5
-_CANCEL_SECONDS = 10.0
+_CANCEL_SECONDS = _ASK_SECONDS = 10.0
 
 
 def engine_app(family: str) -> str:
@@ -36,8 +35,8 @@ class ServeGenerator:
     """Draws with the replicas of `engine-<family>`.
 
     Each call says which adapter it is about, by an opaque digest of the row that the ingress authorised, and
-    `EngineRouter` sends it where that adapter is. A replica that dies loses no generation: it is asked of another one,
-    which draws the same pictures, since a picture is a function of base, adapter, numbers and seed.
+    `EngineRouter` sends it where that adapter is. Of a replica that died it says "elsewhere": another one draws the
+    same pictures, since a picture is a function of base, adapter, numbers and seed.
 
     Args:
         families: those that this platform serves.
@@ -53,21 +52,35 @@ class ServeGenerator:
         Raises:
             InvalidInput: this platform does not serve the family.
             TooManyRequests: the engine's queue is full; `retry_after` holds seconds.
-            Unavailable: no replica could be reached, or each died.
+            Unavailable: no replica could be reached; with `elsewhere`, the one that drew is gone, and another would do.
         """
         handle = self._engine(family).options(stream=True, multiplexed_model_id=routing_id_of(request))
-        told: set[int] = set()
-        for attempt in range(_ATTEMPTS):
-            try:
-                async for event in handle.generate.remote(request):
-                    if _is_news(event, told):
-                        yield event
-                return
-            except Exception as problem:
-                if attempt == _ATTEMPTS - 1 or not _was_lost(problem):
-                    raise translated(problem) from None
-                logger.warning("generation %s: its replica is gone; asking another", request.generation_id)
-            await asyncio.sleep(_FIRST_DELAY * 2**attempt)
+        async for event in _streamed(handle.generate.remote(request)):
+            yield event
+
+    async def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        """The events of a drawing that is under way on some replica; none if it is on none.
+
+        Raises Unavailable: no replica could be reached, or the one that draws is gone.
+        """
+        engine = self._engine(family)
+        replica = await self._replica_of(engine, generation_id)
+        if replica is None:
+            return
+        handle = engine.options(stream=True, multiplexed_model_id=address_of(replica))
+        async for event in _streamed(handle.watch.remote(generation_id, brand_id, user_id)):
+            yield event
+
+    async def _replica_of(self, engine: DeploymentHandle[Any], generation_id: str) -> str | None:
+        """Which replica draws it: each is asked, for it was sent where it fitted, and moves when one dies."""
+        try:
+            asked = engine.broadcast("where_is", generation_id)
+            told = await asked.results_async(timeout_s=_ASK_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            return None
+        except Exception as problem:
+            raise translated(problem) from None
+        return next((name for name in told if isinstance(name, str)), None)
 
     async def cancel(self, family: str, generation_id: str) -> None:
         """Have the generation's rows freed at the next step, whichever replica draws it.
@@ -98,21 +111,16 @@ def routing_id_of(request: RenderRequest) -> str:
     return routing_id(request.adapters[0][0].brand_id, combined_sha256(parts))
 
 
-def _is_news(event: RenderEvent, told: set[int]) -> bool:
-    """False for a picture that was told before the generation moved to another replica."""
-    if event.kind != "image":
-        return True
-    index = int(event.data["index"])
-    if index in told:
-        return False
-    told.add(index)
-    return True
-
-
-def _was_lost(problem: Exception) -> bool:
-    """Whether another replica would do: this one died, or is stopping."""
-    known = translated(problem)
-    return isinstance(problem, RayActorError) or (isinstance(known, Unavailable) and "elsewhere" in known.fields)
+async def _streamed(response: Any) -> AsyncIterator[RenderEvent]:
+    """A call's events, its errors in our words. A reader that is canceled takes the call back."""
+    try:
+        async for event in response:
+            yield event
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except Exception as problem:
+        raise translated(problem) from None
 
 
 def translated(problem: Exception) -> Exception:
@@ -122,6 +130,8 @@ def translated(problem: Exception) -> Exception:
         return cause
     if isinstance(cause, BackPressureError):
         return TooManyRequests("the engine has as much as it takes; try again soon", retry_after=2)
+    if isinstance(cause, RayActorError):
+        return Unavailable("what drew this is gone; another replica draws the same", retry_after=1, elsewhere=True)
     if isinstance(cause, RayError | DeploymentUnavailableError):
         return Unavailable("the engine cannot be reached or broke off; try again", retry_after=5)
     return problem

@@ -88,14 +88,38 @@ class Renderer:
         """The generation's events up to its end; asking again for one under way follows the same drawing.
 
         Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the asker ends the row then.
+        NotFound when one under way is another brand's or member's than the ticket says.
         """
         must_be_for(request)
         rendering = self._renderings.get(request.generation_id)
         if rendering is None:
             rendering = self._renderings[request.generation_id] = Rendering(request)
             rendering.task = asyncio.create_task(self._run(rendering))
+        claims = _claims(request.ticket)
+        async for event in self._followed(rendering, claims["brand_id"], claims["sub"]):
+            yield event
+
+    async def watch(self, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        """The events of a drawing that is under way here, from its first, for the member whose it is.
+
+        Raises NotFound when it is not here, or is another brand's or member's: whoever asks has read its row.
+        """
+        async for event in self._followed(self._renderings.get(generation_id), brand_id, user_id):
+            yield event
+
+    async def _followed(self, rendering: Rendering | None, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        if rendering is not None and not rendering.is_of(brand_id, user_id):
+            named = rendering.request.generation_id
+            security_log.error("generation %s: its events were asked for in another's name", named)
+            rendering = None
+        if rendering is None:
+            raise NotFound("there is no such generation")
         async for event in rendering.follow():
             yield event
+
+    def is_drawing(self, generation_id: str) -> bool:
+        """Whether it is under way here."""
+        return generation_id in self._renderings
 
     def cancel(self, generation_id: str) -> None:
         """End a generation at the next step; unknown or finished ids change nothing."""
@@ -142,7 +166,8 @@ class Renderer:
             if rendering.cancel_requested:
                 await self._ended(rendering, client, Canceled(request.generation_id))
                 return
-            async with aclosing(self._loop.draw(work)) as events:  # type: ignore[type-var]
+            begun = partial(rendering.tell, "progress", {"progress": 0})
+            async with aclosing(self._loop.draw(work, on_taken=begun)) as events:  # type: ignore[type-var]
                 async for event in events:
                     await self._pass_on(rendering, client, event)
         except TooManyRequests:
@@ -266,6 +291,11 @@ class Rendering:
         self._previews: dict[int, int] = {}
         self._problem: OnbrandError | None = None
         self._changed = asyncio.Event()
+
+    def is_of(self, brand_id: str, user_id: str) -> bool:
+        """Whether it is drawn for this brand and member, by its ticket."""
+        claims = _claims(self.request.ticket)
+        return (claims["brand_id"], claims["sub"]) == (brand_id, user_id)
 
     def tell(self, kind: EventKind, data: dict[str, object]) -> None:
         """Add an event."""

@@ -17,10 +17,16 @@ from onbrand.serving.placement import Placement, PlacementOptions
 
 SLOTS, MEMORY, UNDER_WAY = "slots", "memory", "under_way"
 """What a replica publishes: routing ids in slots, routing ids in memory, generations under way."""
+_ADDRESS = "replica:"
+
+
+def address_of(replica: str) -> str:
+    """What stands in place of a routing id to reach one replica by its name."""
+    return f"{_ADDRESS}{replica}"
 
 
 class EngineRouter(RequestRouter):
-    """Sends each generation where its adapter is or belongs; see `Placement`.
+    """Sends each generation where its adapter is or belongs; see `Placement`. An address reaches just that replica.
 
     The order is a preference: a replica that has as many requests as it takes is passed over by Serve, for the next.
     """
@@ -50,6 +56,8 @@ class EngineRouter(RequestRouter):
         """The replicas, the best first, each a rank of its own."""
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         routing_id = pending_request.metadata.multiplexed_model_id if pending_request else ""
+        if routing_id.startswith(_ADDRESS) and (named := routing_id.removeprefix(_ADDRESS)) in by_name:
+            return [[by_name[named]]]
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
         loads = {name: self._load(replica) for name, replica in by_name.items()}
@@ -58,6 +66,8 @@ class EngineRouter(RequestRouter):
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """A replica took a request."""
         routing_id = pending_request.metadata.multiplexed_model_id
+        if routing_id.startswith(_ADDRESS):
+            return
         self._placement.sent(routing_id, replica_id.unique_id, time.monotonic())
 
     def _load(self, replica: RunningReplica) -> float:

@@ -14,14 +14,14 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, NotFound, OnbrandError
-from onbrand.services import generation, training
+from onbrand.services import training
 from onbrand.services.training import QueueEntry, WaitingFor
 from onbrand.training.admission import Bounds, admit, is_too_large
 from onbrand.training.providers.provider import ENDED, Capacity, Provider, ProviderStatus
@@ -39,9 +39,6 @@ CANCEL_SECONDS = 45.0
 """How long a worker may take to end a canceled job by itself before the provider is told to stop it."""
 STALLED_SECONDS = 900.0
 """Without a heartbeat for so long, a running job is stopped and started again."""
-
-ABANDONED_SECONDS = 600.0
-"""A generation of which nobody spoke for so long is failed: what drew it, or was to, is gone."""
 
 Verb = Literal["wait", "submit", "stop", "cancel", "fail"]
 
@@ -79,13 +76,6 @@ def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, a
 def silent_seconds(job: QueueEntry, now: datetime) -> float:
     """Since the worker's last report, or since its submission."""
     return (now - job.heartbeat_at).total_seconds() if job.heartbeat_at else 0.0
-
-
-def abandoned(queue: Iterable[QueueEntry], now: datetime) -> list[QueueEntry]:
-    """Generations of which nothing was heard for too long, as after a hard end of the platform."""
-    generations = (entry for entry in queue if entry.kind == "generation")
-    limit = timedelta(seconds=ABANDONED_SECONDS)
-    return [entry for entry in generations if now - (entry.heartbeat_at or entry.created_at) > limit]
 
 
 class Dispatcher:
@@ -152,10 +142,7 @@ class Dispatcher:
             self._sightings.clear()
             return
         await self._end_orphaned()
-        everything = await self._queue()
-        for entry in abandoned(everything, datetime.now(UTC)):
-            await self._guarded(entry, self._fail_generation)
-        queue = [entry for entry in everything if entry.kind == "training"]
+        queue = [entry for entry in await self._queue() if entry.kind == "training"]
         self._forget_all_but(queue)
         for job in queue:
             if job.provider not in self._providers:
@@ -330,12 +317,6 @@ class Dispatcher:
     async def _refuse(self, job: QueueEntry) -> None:
         known = ", ".join(sorted(self._providers))
         await self._end(job, "unknown_provider", f"this platform has no provider '{job.provider}'; it has: {known}")
-
-    async def _fail_generation(self, entry: QueueEntry) -> None:
-        ticket = replace(self._ticket(entry), kind="generation")
-        message = "the platform was interrupted while it drew; ask for the pictures again"
-        async with self._doors.system_session(ticket) as session:
-            await generation.fail_generation(session, ticket, "interrupted", message)
 
     async def _end(self, job: QueueEntry, code: str, message: str) -> None:
         ticket = self._ticket(job)
