@@ -187,9 +187,14 @@ async def take_the_model_along(visitor: Visitor, dice: random.Random) -> int:
     return 2
 
 
+def _caption(visitor: Visitor) -> str:
+    """With the trigger word's placeholder: data without it is refused to a job."""
+    return f"photo of [brand] {mark(visitor.number)}"
+
+
 async def add_a_picture(visitor: Visitor, dice: random.Random) -> int:
     asset = await upload(
-        visitor.client, visitor.brand.id, painted(visitor.number, visitor.next_seed()), captions=mark(visitor.number)
+        visitor.client, visitor.brand.id, painted(visitor.number, visitor.next_seed()), captions=_caption(visitor)
     )
     visitor.eyes.own(visitor.number, asset["id"])
     visitor.assets.append(asset["id"])
@@ -201,7 +206,7 @@ async def upload_by_link(visitor: Visitor, dice: random.Random) -> int:
     data = painted(visitor.number, visitor.next_seed())
     body = {
         "kind": "image", "filename": "logo.png", "content_type": "image/png", "bytes": len(data),
-        "caption": mark(visitor.number),
+        "caption": _caption(visitor),
     }  # fmt: skip
     made = (await visitor.call("POST", f"{visitor.at}/uploads", 201, json=body)).json()
     visitor.eyes.own(visitor.number, made["id"])
@@ -231,7 +236,7 @@ async def add_a_document(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def recaption(visitor: Visitor, dice: random.Random) -> int:
-    body = {"caption": f"{mark(visitor.number)} {dice.random()}"}
+    body = {"caption": f"{_caption(visitor)} {dice.random()}"}
     await visitor.call("PATCH", f"{visitor.at}/assets/{dice.choice(visitor.assets)}", 200, 409, json=body)
     return 1
 
