@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import objects, resources, uploads
+from onbrand.client import objects, record, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
@@ -67,7 +67,7 @@ class Onbrand:
         self.images = resources.Images(self)
         self.documents = resources.Documents(self)
         self.uploads = uploads.Uploads(self)
-        self.audit_events = resources.AuditEvents(self)
+        self.audit_events = record.AuditEvents(self)
 
     def __repr__(self) -> str:
         return f"Onbrand({self.base_url!r})"

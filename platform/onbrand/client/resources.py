@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from onbrand.client import monitor, objects
-from onbrand.client.chain import Head, Verdict, check_chain
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Assets",
-    "AuditEvents",
     "Brands",
     "Documents",
     "Generations",
@@ -482,16 +480,3 @@ class Images(Resource):
 
     def delete(self, brand: BrandLike, image_id: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "images", image_id))
-
-
-class AuditEvents(Resource):
-    def list(self, brand: BrandLike, *, oldest_first: bool = False) -> Iterator[objects.AuditEvent]:
-        """The brand's record, for its admins; newest first unless said otherwise."""
-        order = "asc" if oldest_first else None
-        return self._pages(objects.AuditEvent, brand_path(brand, "audit-events"), 100, order=order)
-
-    def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
-        """Read the whole record and compute its chain anew, here; it must contain `head`, an earlier `verdict.head`."""
-        brand_id = brand.id if isinstance(brand, objects.Brand) else brand
-        anchor = Head.parse(head) if isinstance(head, str) else head
-        return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)
