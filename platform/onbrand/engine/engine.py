@@ -21,8 +21,9 @@ from torch import Tensor
 from onbrand.engine.adapters import Residency, composed
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
 from onbrand.engine.fairness import FairQueue
-from onbrand.engine.kernels import compile_passes, use_onednn
+from onbrand.engine.kernels import compile_passes
 from onbrand.engine.leases import Leases
+from onbrand.engine.onednn import use_onednn
 from onbrand.engine.request import (
     Canceled,
     Completed,
@@ -77,7 +78,8 @@ class Engine:
         self.classes = classes or size_classes(max_batch)
         self._max_waiting, self._max_waiting_per_brand = max_waiting, max_waiting_per_brand
         self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.classes) if compile else None)
-        use_onednn(family.denoiser)
+        for part in (family.denoiser, family.vae):
+            use_onednn(part)
         if compile:
             compile_passes(family.denoiser)
         self.residency = Residency(self._slots)
@@ -175,8 +177,10 @@ class Engine:
         request, plan, family = job.request, job.plan, self.family
         sampler = family.samplers[request.sampler] if request.sampler else family.sampler
         with self._encoding:
-            positive = family.encode_prompts([request.prompt])
-            negative = family.encode_negatives([request.negative_prompt]) if plan.guided else None
+            if plan.guided:
+                positive, negative = family.encode_pair(request.prompt, request.negative_prompt)
+            else:
+                positive, negative = family.encode_prompts([request.prompt]), None
         return Prepared(
             sampler=sampler,
             schedule=sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width)),

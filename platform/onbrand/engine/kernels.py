@@ -1,4 +1,4 @@
-"""How a denoiser's passes run fast on this machine: oneDNN and kept memory on a CPU, compiled graphs anywhere.
+"""How a denoiser's passes run fast: kept memory on a CPU, where `onednn` does the rest, and compiled graphs anywhere.
 
 None of it changes what is computed beyond rounding, and every row is computed alike whatever the others are.
 """
@@ -8,40 +8,14 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _MMAP_BYTES = 32 * 2**20
 _KEPT_BYTES = 2**30
 _MOST_COMPILED = 64
-
-
-def use_onednn(denoiser: nn.Module) -> None:
-    """Compute linear layers of a float32 base on a CPU with oneDNN, as convolutions are anyway; again changes nothing.
-
-    PyTorch takes MKL for them, which uses AVX2 on CPUs that are not Intel's. Training is left as it is.
-    """
-    weight = next(denoiser.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_onednn():
-        return
-    for module in denoiser.modules():
-        if type(module) is nn.Linear:
-            module.forward = partial(_linear, module)  # type: ignore[method-assign]
-
-
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        return F.linear(x, module.weight, module.bias)
-    return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
 
 
 def keep_memory() -> bool:

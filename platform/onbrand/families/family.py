@@ -98,7 +98,16 @@ class Family(ABC):
 
     def encode_negatives(self, prompts: Sequence[str | None]) -> Conditioning:
         """Conditioning of the negative branch; None is no negative prompt."""
-        return self.encode_prompts([prompt or "" for prompt in prompts])
+        return self._negatives(self.encode_prompts([prompt or "" for prompt in prompts]), prompts)
+
+    def encode_pair(self, prompt: str, negative: str | None) -> tuple[Conditioning, Conditioning]:
+        """Conditioning of a prompt and of its negative branch, by one pass through the text encoders."""
+        both = self.encode_prompts([prompt, negative or ""])
+        return both.rows([0]), self._negatives(both.rows([1]), [negative])
+
+    def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
+        """What the base makes of negative prompts that were encoded as any others, "" where there is none."""
+        return encoded
 
     # --- pictures -----------------------------------------------------------------------------------------------
 

@@ -24,9 +24,8 @@ class SDXL(UNetFamily):
         )
         return Conditioning({"text": text, "pooled": pooled})
 
-    def encode_negatives(self, prompts: Sequence[str | None]) -> Conditioning:
+    def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
         """None becomes zeros where the base says so (`force_zeros_for_empty_prompt`)."""
-        encoded = self.encode_prompts([prompt or "" for prompt in prompts])
         if not self.pipeline.config.force_zeros_for_empty_prompt:
             return encoded
         absent = torch.tensor([prompt is None for prompt in prompts], device=self.device)
