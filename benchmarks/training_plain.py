@@ -9,12 +9,15 @@ nothing (it hands an empty iterator to the clipping); this loop clips, as the ot
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -228,15 +231,17 @@ class Plain(Timed):
 
 
 class PlainProcess:
-    """The plain loop in its own process, which takes its turns when told to: no setting of ours reaches it."""
+    """The plain loop in its own process, which takes its turns when told to: no setting of ours reaches it.
+
+    The two speak in lines of JSON. Raises RuntimeError when the process ends before its time.
+    """
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._line, far_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far_end, chosen, plan, files), daemon=True)
-        self._process.start()
-        far_end.close()
-        self._line.recv()
+        command = [sys.executable, "-m", "benchmarks.training_plain"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        told = {name: getattr(chosen, name) for name in ("family", "device", "threads", "clock")}
+        named = [(str(path), caption) for path, caption in files]
+        self._ask({"chosen": told, "plan": asdict(plan), "files": named})
         self._num_steps = plan.steps
 
     def turn(self) -> None:
@@ -245,20 +250,38 @@ class PlainProcess:
     def finish(self, folder: Path) -> dict[str, float]:
         """Write the adapter into `folder`; seconds by part, of the whole run."""
         spent: dict[str, float] = self._ask(str(folder))
-        self._process.join()
+        self._process.wait()
         return spent
 
-    def _ask(self, what: str) -> Any:
-        self._line.send(what)
-        return self._line.recv()
+    def _ask(self, what: object) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"the plain loop's process ended with {self._process.wait()}; it said why on stderr")
+        return json.loads(answer)
 
 
-def _serve(line: Connection, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
+def main() -> None:
+    """The other end of a `PlainProcess`: what libraries print goes to stderr, for stdout is the line to it."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def answer(what: object) -> None:
+        print(json.dumps(what), file=answers, flush=True)
+
+    told = json.loads(sys.stdin.readline())
+    chosen, plan = argparse.Namespace(**told["chosen"]), Plan(**told["plan"])
     torch.set_num_threads(chosen.threads)
-    plain = Plain(chosen, plan, files)
-    line.send("ready")
-    while (told := line.recv()) == "turn":
+    plain = Plain(chosen, plan, [(Path(path), caption) for path, caption in told["files"]])
+    answer("ready")
+    while (asked := json.loads(sys.stdin.readline())) == "turn":
         plain.turn()
-        line.send("done")
-    plain.write(Path(told))
-    line.send(dict(plain.spent))
+        answer("done")
+    plain.write(Path(asked))
+    answer(dict(plain.spent))
+
+
+if __name__ == "__main__":
+    main()
