@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,7 @@ from onbrand.errors import ConfigurationError
 
 FamilyName = Literal["sd15", "sdxl", "flux"]
 FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
+NumWorkers = Annotated[int, Field(ge=1, le=64)]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
@@ -124,8 +125,13 @@ class Settings(BaseSettings):
     """Run on a Ray that lets everybody in. For development on a machine of one's own, and nowhere else."""
     private_network: bool = False
     """All addresses of Ray's nodes are private (pods): its dashboard may then listen on every address of its node."""
-    train_workers: int = Field(default=1, ge=1, le=64)
-    """Ray Train workers per job."""
+    train_workers: NumWorkers | tuple[NumWorkers, NumWorkers] = 1
+    """Ray Train workers per job; `[1, 4]` is as many of these as there is room for, at any time."""
+    train_resize_seconds: float = Field(default=60.0, gt=0)
+    """How often a run that may have more workers looks whether there is room for them."""
+    train_memory_gb: float | None = Field(default=None, gt=0)
+    """What a training worker may take of its device's memory, in 10^9 bytes: jobs that need more are done more
+    thriftily, or refused. None: what its GPU has; on a CPU no bound."""
     train_jobs: int = Field(default=2, ge=0, le=1000)
     """Training jobs that run at once; with 0 none is started, and jobs wait."""
     train_jobs_per_brand: int = Field(default=2, ge=1, le=1000)

@@ -150,6 +150,16 @@ class TrainingFailed(OnbrandError):
     code, title = "training_failed", "Training failed"
 
 
+class OutOfMemory(TrainingFailed):
+    """The device's memory is not enough for the run, however thrifty."""
+
+    code, title = "out_of_memory", "Not enough memory"
+
+
+class RanOutOfMemory(OutOfMemory):
+    """A run that was thought to fit did not; it may be tried again with less."""
+
+
 class Canceled(OnbrandError):
     """The owner asked for the end, and it ended."""
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -53,8 +54,8 @@ class Member:
         return everyone
 
 
-def trained_together(trainers: list[Trainer]) -> None:
-    threads = [threading.Thread(target=trained, args=(trainer,)) for trainer in trainers]
+def trained_together(trainers: list[Trainer], until: int | None = None) -> None:
+    threads = [threading.Thread(target=trained, args=(trainer, until)) for trainer in trainers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -116,6 +117,33 @@ def test_two_workers_end_with_the_bits_of_one(name):
     assert pair[0].done
     assert same_bits(pair[0], alone)
     assert same_bits(pair[1], alone)
+
+
+def test_a_run_that_changes_its_number_of_workers_on_the_way_ends_with_the_bits_of_one(tmp_path):
+    """Four shards by three workers (one has none), then by two, then by one, each from the checkpoint before."""
+    plan = small_plan(prior_rows=4, num_workers=(1, 4))
+    assert plan.num_shards == 4
+    alone = trained(small_trainer(plan=plan))
+    for num_workers, until in ((3, 2), (2, 4), (1, 6)):
+        group = Together(num_workers)
+        some = [small_trainer(exchange=group.worker(rank), plan=plan) for rank in range(num_workers)]
+        for trainer in some:
+            assert until == 2 or trainer.resume(tmp_path)
+        trained_together(some, until)
+        some[-1].save(tmp_path)
+    assert some[-1].step == 6
+    assert same_bits(some[-1], alone)
+
+
+def test_a_worker_without_a_shard_is_heard_too():
+    plan = small_plan(prior_rows=4, num_workers=(1, 4))
+    group = Together(3)
+    some = [small_trainer(exchange=group.worker(rank), plan=plan) for rank in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        asked = list(pool.map(lambda each: each.train_step(ask=each.exchange.rank == 2).ask, some))
+        stopped = list(pool.map(lambda each: each.train_step(stop=each.exchange.rank == 2).stop, some))
+    assert asked == stopped == [True] * 3
+    assert {each.step for each in some} == {1}
 
 
 def test_the_number_of_shards_changes_the_weights_by_rounding_only():

@@ -1,6 +1,7 @@
 """What a job's plan is made of."""
 
 import pytest
+from pydantic import ValidationError
 
 from onbrand.errors import InvalidInput
 from onbrand.families.spec import SPECS, Recommended, TrainingConfig, with_family_defaults
@@ -97,3 +98,24 @@ def test_the_placeholder_in_sample_prompts_becomes_the_trigger_word():
 
 def test_without_a_trigger_word_the_brands_id_is_it():
     assert plan().trigger_word == "acme"
+
+
+def test_a_range_of_workers_cuts_a_step_for_the_most_of_them():
+    elastic = plan(num_workers=(1, 4))
+    assert (elastic.min_workers, elastic.num_workers, elastic.num_shards) == (1, 4, 4)
+    assert plan(num_workers=(2, 4)).identity() == elastic.identity() == plan(num_workers=4).identity()
+
+
+def test_the_clusters_range_is_cut_to_what_can_share_the_batch():
+    some = plan(train_workers=(3, 8), batch_size=2)
+    assert (some.min_workers, some.num_workers) == (2, 2)
+
+
+@pytest.mark.parametrize("wish", [(4, 1), (0, 2), (1, 65), (1, 2, 3)])
+def test_a_range_that_is_none_is_refused(wish):
+    with pytest.raises(ValidationError, match="num_workers"):
+        plan(num_workers=wish)
+
+
+def test_how_memory_is_saved_is_not_part_of_what_a_checkpoint_belongs_to():
+    assert plan(quantization="int8", gradient_checkpointing=True).identity() == plan().identity()

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 from PIL import Image
+from ray.train import PreemptionInfo
 
 from onbrand.errors import AdapterRefused, Canceled, InvalidInput
 from onbrand.families.family import draw
@@ -20,6 +21,7 @@ from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.logs import Line
 from onbrand.system_client import StartModel, TrainingAsset, TrainingSpec
 from onbrand.training import dataset, encoding, samples
+from onbrand.training.preemption import Notice
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
 from tests.unit.training_bases import base_of, drawn, fresh_family, small_plan
@@ -76,6 +78,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
 
 
 def run_of(platform: Platform, cache: Path, start: StartModel | None = None, **wishes: Any) -> Run:
@@ -224,3 +227,13 @@ def test_pictures_that_are_too_small_are_refused_by_their_id(tmp_path, monkeypat
     monkeypatch.setattr(Platform, "read_asset", lambda self, asset_id: _png(drawn(0).image.resize((12, 12))))
     with pytest.raises(InvalidInput, match="id-0 is 12 x 12 pixels"):
         run_of(Platform(), tmp_path, held_out=0)
+
+
+def test_a_notice_that_a_node_leaves_keeps_a_checkpoint_at_once(tmp_path, monkeypatch):
+    kept: list[int] = []
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **_: kept.append(metrics["step"]))
+    run = run_of(Platform(), tmp_path, checkpoint_every=3)
+    told = iter([None, PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]}), None])
+    run.notice = Notice(lambda: next(told), interval=0)
+    run.train()
+    assert kept == [2, 3]

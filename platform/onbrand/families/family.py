@@ -7,7 +7,8 @@ Shapes: B rows, C latent channels, H x W latents, L text tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,64 @@ class Family(ABC):
         self.sampler: Sampler = sampler_for(pipeline.scheduler)
         self.samplers: dict[str, Sampler] = samplers_for(pipeline.scheduler)
         self.vae_scale: int = pipeline.vae_scale_factor
+        self._turns_on: torch.device | None = None
+        self._denoiser_moves = True
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        """Where it computes; the VAE is never parked elsewhere."""
+        return next(self.vae.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
+
+    # --- one device for more than it holds ------------------------------------------------------------------------
+
+    def take_turns(self, device: torch.device, denoiser: bool = True) -> None:
+        """From now on text encoders and denoiser are on `device` in turns, the other in the host's memory; a base that
+        was loaded on the CPU is brought there. On a CPU nothing ever moves.
+
+        Args:
+            denoiser: False: it takes no part; somebody else says where it is.
+        """
+        self._turns_on, self._denoiser_moves = device, denoiser
+        self.vae.to(device)
+        if denoiser:
+            self.denoiser.to(device)
+
+    @contextmanager
+    def text_at_hand(self) -> Iterator[None]:
+        """The text encoders' turn, inside."""
+        if self._turns_on is None:
+            yield
+            return
+        with self.denoiser_away():
+            for encoder in self._text_encoders():
+                encoder.to(self._turns_on)
+            try:
+                yield
+            finally:
+                for encoder in self._text_encoders():
+                    encoder.to("cpu")
+
+    @contextmanager
+    def denoiser_away(self) -> Iterator[None]:
+        """The denoiser leaves its place to others, inside, where parts take turns."""
+        if self._turns_on is None or not self._denoiser_moves:
+            yield
+            return
+        self.denoiser.to("cpu")
+        try:
+            yield
+        finally:
+            self.denoiser.to(self._turns_on)
+
+    def _text_encoders(self) -> list[nn.Module]:
+        return [part for name, part in self.pipeline.components.items() if name.startswith("text_encoder") and part]
 
     # --- text ---------------------------------------------------------------------------------------------------
 
@@ -224,9 +272,10 @@ def draw(
     height, width = height or advice.resolution, width or advice.resolution
     schedule = family.sampler.schedule(num_steps or advice.num_inference_steps, family.image_tokens(height, width))
     scale = family_guidance(family)
-    rows = family.encode_prompts(prompts)
-    if scale > 1:
-        rows = Conditioning.cat([family.encode_negatives([negative_prompt] * len(prompts)), rows])
+    with family.text_at_hand():
+        rows = family.encode_prompts(prompts)
+        if scale > 1:
+            rows = Conditioning.cat([family.encode_negatives([negative_prompt] * len(prompts)), rows])
     latents = torch.cat([family.prepare_noise(seed, height, width) for seed in seeds]) * schedule.init_scale
     clean = torch.zeros_like(latents)
     copies = len(rows) // len(prompts)
@@ -262,14 +311,19 @@ def load_family(
         BaseModelRefused: `source` is not a base of this family.
     """
     _quiet_libraries()
+    folder = base_folder(name, str(source), cache, storage_options)
+    pipeline = load_pipeline(name, folder, dtype=dtype).to(device)
+    return family_class(name)(pipeline, recommended(name, folder), revision(folder))
+
+
+def family_class(name: str) -> type[Family]:
+    """The class of family `name`."""
     from onbrand.families.flux import Flux
     from onbrand.families.sd15 import SD15
     from onbrand.families.sdxl import SDXL
 
     kinds: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "flux": Flux}
-    folder = base_folder(name, str(source), cache, storage_options)
-    pipeline = load_pipeline(name, folder, dtype=dtype).to(device)
-    return kinds[name](pipeline, recommended(name, folder), revision(folder))
+    return kinds[name]
 
 
 def load_pipeline(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:

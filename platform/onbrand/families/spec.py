@@ -6,18 +6,20 @@ What depends on the base (resolution, steps, guidance it likes) comes from the b
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from onbrand.config import FamilyName
+from onbrand.config import FamilyName, NumWorkers
 from onbrand.errors import InvalidInput
 
 TargetPreset = Literal["attention", "strong", "all"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 TimestepSampling = Literal["uniform", "logit_normal", "shift"]
+Quantization = Literal["none", "int8", "nf4"]
 LEARNING_RATE_MAX = 0.1
 _TRIGGER_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -57,6 +59,9 @@ class TrainingConfig(BaseModel):
         None, ge=1, le=64, description="In how many parts a worker goes through its share of a batch: less memory."
     )
     gradient_checkpointing: bool | None = Field(None, description="Less memory for time; None: large bases on a GPU.")
+    quantization: Quantization | None = Field(
+        None, description="Bits of the frozen base's weights while it is trained; None: fewer where memory asks for it."
+    )
     targets: TargetPreset | None = None
     trigger_word: str | None = Field(None, description="What `[brand]` in captions and prompts stands for.")
     seed: int = Field(0, ge=0, le=2**32 - 1)
@@ -78,7 +83,9 @@ class TrainingConfig(BaseModel):
     sample_prompts: tuple[str, ...] = Field((), max_length=8)
     sample_every: int | None = Field(None, ge=1, le=20_000)
     checkpoint_every: int | None = Field(None, ge=1, le=20_000)
-    num_workers: int | None = Field(None, ge=1, le=64)
+    num_workers: NumWorkers | tuple[NumWorkers, NumWorkers] | None = Field(
+        None, description="A number, or the fewest and the most: as many as there is room for, at any time."
+    )
     continue_from: str | None = Field(
         None, min_length=1, max_length=100, description="A model of the brand, by name or id, to begin with."
     )
@@ -89,6 +96,13 @@ class TrainingConfig(BaseModel):
         if rate is not None and rate > LEARNING_RATE_MAX and info.data.get("optimizer") != "prodigy":
             raise ValueError(f"must be at most {LEARNING_RATE_MAX} (a factor up to 10 with the optimizer prodigy)")
         return rate
+
+    @field_validator("num_workers")
+    @classmethod
+    def _fewest_come_first(cls, wanted: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        if isinstance(wanted, tuple) and wanted[0] > wanted[1]:
+            raise ValueError("must be a number, or the fewest and then the most")
+        return wanted
 
     @field_validator("trigger_word")
     @classmethod
@@ -108,6 +122,21 @@ class TrainingConfig(BaseModel):
 def most_that_share(most: int, batch_size: int) -> int:
     """The largest number of workers, up to `most`, that can share a batch equally."""
     return max(number for number in range(1, most + 1) if batch_size % number == 0)
+
+
+def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | int, batch_size: int) -> tuple[int, int]:
+    """The fewest and the most workers: what the owner says, else what the cluster has and can share a batch."""
+    fewest, most = _range(usual if asked is None else asked)
+    if asked is None:
+        most = most_that_share(most, batch_size)
+    return min(fewest, most), most
+
+
+def _range(wanted: Sequence[int] | int) -> tuple[int, int]:
+    if isinstance(wanted, int):
+        return wanted, wanted
+    fewest, most = wanted
+    return fewest, most
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,7 +327,8 @@ def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]
     except (ValidationError, TypeError) as problem:
         raise _named(problem) from None
     SPECS[model_type].must_be_size(checked.resolution, "training_config.resolution")  # type: ignore[index]
-    if checked.num_workers and checked.batch_size and checked.batch_size % checked.num_workers:
+    most = checked.num_workers[1] if isinstance(checked.num_workers, tuple) else checked.num_workers
+    if most and checked.batch_size and checked.batch_size % most:
         raise InvalidInput(
             f"num_workers must divide batch_size ({checked.batch_size})", param="training_config.num_workers"
         )

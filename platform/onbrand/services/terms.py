@@ -11,7 +11,7 @@ from typing import Any, cast
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import SPECS, Recommended, most_that_share
+from onbrand.families.spec import SPECS, Recommended, workers_between
 from onbrand.services.doctor import Patient, aim_of, must_be_fit, seen_in_rows
 
 _ROWS = """
@@ -27,12 +27,12 @@ class Terms:
 
     Args:
         recommended: what each base that is served says of itself; empty: not known here, and then not checked.
-        train_workers: workers of a job that does not say how many.
+        train_workers: workers of a job that does not say how many, or the fewest and the most.
     """
 
     recommended: Mapping[FamilyName, Recommended] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-    train_workers: int = 1
+    train_workers: int | tuple[int, int] = 1
 
 
 def num_workers_of(model_type: str, config: Mapping[str, Any], terms: Terms) -> int:
@@ -42,14 +42,14 @@ def num_workers_of(model_type: str, config: Mapping[str, Any], terms: Terms) -> 
     """
     family = cast(FamilyName, model_type)
     if not terms.recommended:
-        return int(config.get("num_workers") or 1)
+        return workers_between(config.get("num_workers"), 1, 1)[0]
     if family not in terms.recommended:
         raise InvalidInput(f"{family} is not served here; served: {', '.join(terms.recommended)}", param="model_type")
     advice = terms.recommended[family].training
     batch_size = int(config.get("batch_size") or advice.batch_size or SPECS[family].recipe.batch_size)
-    num_workers = int(config.get("num_workers") or most_that_share(terms.train_workers, batch_size))
-    _must_share(batch_size, num_workers, config.get("accumulation"))
-    return num_workers
+    fewest, most = workers_between(config.get("num_workers"), terms.train_workers, batch_size)
+    _must_share(batch_size, most, config.get("accumulation"))
+    return fewest
 
 
 def _must_share(batch_size: int, num_workers: int, accumulation: int | None) -> None:

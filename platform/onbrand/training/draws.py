@@ -34,12 +34,14 @@ class Batch:
     u_SR: Tensor
     noise: tuple[tuple[Tensor, ...], ...]
 
-    def parts(self, shard: int) -> Iterator[list[int]]:
-        """Places of a shard's rows, by shape: what one forward pass can hold."""
+    def parts(self, shard: int, most: int | None = None) -> Iterator[list[int]]:
+        """Places of a shard's rows, by shape and at most `most`: what one forward pass can hold."""
         shapes: dict[torch.Size, list[int]] = {}
         for place, noise_CHW in enumerate(self.noise[shard]):
             shapes.setdefault(noise_CHW.shape, []).append(place)
-        return iter(shapes.values())
+        for places in shapes.values():
+            size = most or len(places)
+            yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
 def generator_for(seed: int, step: int, purpose: str) -> torch.Generator:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from onbrand import errors
-from onbrand.errors import OnbrandError
+from onbrand.errors import OnbrandError, RanOutOfMemory
+from onbrand.training.thrift import is_out_of_memory
 
 T = TypeVar("T")
 Tensors = Mapping[str, Tensor]
@@ -70,7 +71,7 @@ def shared(exchange: Exchange, things: Sequence[T], make: Callable[[T], Tensors]
     """
     own = range(exchange.rank, len(things), exchange.num_workers)
     if exchange.num_workers == 1:
-        return [_on_cpu(make(things[place])) for place in own]
+        return [_made(things[place], make) for place in own]
     parts = [_unpacked(part) for part in gather_bytes(exchange, _packed(own, things, make))]
     made = {place: tensors for part in parts for place, tensors in part.items()}
     return [made[place] for place in range(len(things))]
@@ -88,11 +89,20 @@ def gather_bytes(exchange: Exchange, own: bytes) -> list[bytes]:
 
 def _packed(own: Sequence[int], things: Sequence[T], make: Callable[[T], Tensors]) -> bytes:
     try:
-        made = {f"{place}/{name}": value for place in own for name, value in _on_cpu(make(things[place])).items()}
+        made = {f"{place}/{name}": value for place in own for name, value in _made(things[place], make).items()}
     except OnbrandError as problem:
         told = {"kind": type(problem).__name__, "message": problem.message, "fields": problem.fields}
         return _PROBLEM + json.dumps(told, default=str).encode()
     return _MADE + safetensors.torch.save(made)
+
+
+def _made(thing: T, make: Callable[[T], Tensors]) -> Tensors:
+    try:
+        return {name: value.detach().cpu().contiguous() for name, value in make(thing).items()}
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    raise RanOutOfMemory("encoding or drawing a picture ran out of memory")
 
 
 def _unpacked(part: bytes) -> dict[int, dict[str, Tensor]]:
@@ -104,7 +114,3 @@ def _unpacked(part: bytes) -> dict[int, dict[str, Tensor]]:
         place, name = label.split("/", 1)
         made.setdefault(int(place), {})[name] = value
     return made
-
-
-def _on_cpu(tensors: Tensors) -> Tensors:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

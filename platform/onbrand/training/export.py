@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
 from onbrand.families.family import Family, draw, family_guidance, load_family
-from onbrand.families.spec import FamilySpec
+from onbrand.families.spec import FamilySpec, Quantization
+from onbrand.training.quantization import quantize
 from onbrand.training.recipes import Plan
 
 _KOHYA_BASES = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
@@ -89,7 +90,15 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def export(family: Family, folder: Path, plan: Plan, state: Mapping[str, Tensor], prompt: str, title: str) -> Export:
+def export(
+    family: Family,
+    folder: Path,
+    plan: Plan,
+    state: Mapping[str, Tensor],
+    prompt: str,
+    title: str,
+    quantization: Quantization = "none",
+) -> Export:
     """Serialize the adapter and prove it.
 
     Args:
@@ -97,6 +106,7 @@ def export(family: Family, folder: Path, plan: Plan, state: Mapping[str, Tensor]
         folder: the base's folder, from which the fresh pipeline is loaded.
         state: the adapter's tensors by PEFT key.
         prompt: what the proving picture shows.
+        quantization: of the family's denoiser; the fresh one gets the same.
 
     Raises:
         TrainingFailed: plain diffusers does not load the same tensors, or does not draw the same picture.
@@ -104,14 +114,32 @@ def export(family: Family, folder: Path, plan: Plan, state: Mapping[str, Tensor]
     targets = family.spec.targets[plan.targets]
     label = Label(title, plan.trigger_word, plan.rank, plan.resolution, plan.steps)
     data = lora.serialize(family, state, plan.rank, targets, header(family.spec, label, state))
-    fresh = load_family(family.spec.name, folder, dtype=family.dtype, device=family.device)
-    lora.read_adapter(data, fresh)
-    load_into(fresh.pipeline, data)
-    must_be_same_tensors(fresh.denoiser, state)
-    size = {"height": plan.resolution, "width": plan.resolution}
-    ours = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)[0].permute(1, 2, 0).cpu().numpy()
-    theirs = diffusers_picture(fresh.pipeline, family, prompt, plan.seed, plan.resolution)
+    ours = proof_picture(family, plan, prompt)
+    with family.denoiser_away():
+        fresh = load_family(family.spec.name, folder, dtype=family.dtype)
+        lora.read_adapter(data, fresh)
+        load_into(fresh.pipeline, data)
+        quantize(fresh.denoiser, quantization)
+        must_be_same_tensors(fresh.denoiser, state)
+        _bring(fresh.pipeline, family.device)
+        theirs = diffusers_picture(fresh.pipeline, family, prompt, plan.seed, plan.resolution)
     return Export(data, must_be_same_pictures(ours, theirs, family.dtype))
+
+
+def proof_picture(family: Family, plan: Plan, prompt: str) -> np.ndarray:
+    """[side, side, 3] in 0..1: what the family draws with the adapter it has."""
+    size = {"height": plan.resolution, "width": plan.resolution}
+    [picture] = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)
+    drawn: np.ndarray = picture.permute(1, 2, 0).cpu().numpy()
+    return drawn
+
+
+def _bring(pipeline: Any, device: torch.device) -> None:
+    """To the device, one part at a time on a GPU, as its memory was weighed."""
+    if device.type == "cuda":
+        pipeline.enable_model_cpu_offload(gpu_id=device.index)
+    else:
+        pipeline.to(device)
 
 
 def load_into(pipeline: Any, data: bytes) -> None:

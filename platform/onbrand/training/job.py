@@ -33,6 +33,7 @@ from onbrand.training.examination import must_be_fit_to_train
 from onbrand.training.machines import wants_gpu
 from onbrand.training.providers.ray import job_environment
 from onbrand.training.recipes import Plan
+from onbrand.training.second_try import fit_within_memory, root_of
 from onbrand.training.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
 from onbrand.training.turns import must_be_our_turn, own_submission
 from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
@@ -85,7 +86,7 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
             family = SPECS[plan.family]
             step = bucket_step(family, recommended(family.name, folder).resolution)
             must_be_fit_to_train(client, spec, plan, settings.limits, step)
-            return fit(settings, plan, brand_id, job_id, spec.run)
+            return fit_within_memory(client, partial(fit, settings, plan, brand_id, job_id, spec.run))
         except (NotFound, Conflict):
             return "gone"
         except PASSING:
@@ -121,8 +122,12 @@ def import_file(client: SystemClient, settings: Settings, brand_id: str, job_id:
     return outcome
 
 
-def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str) -> Outcome | None:
-    """Ray Train's part. It resumes by the run's name: the job's id, or that of the job whose run it goes on with."""
+def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str, steps_down: int = 0) -> Outcome | None:
+    """Ray Train's part. It resumes by the run's name: the job's id, or that of the job whose run it goes on with.
+
+    Args:
+        steps_down: how many rungs more thrifty than what should fit the device's memory.
+    """
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     if runs_bucket(settings) is None and mend(Path(run_url(settings, brand_id, run_id).removeprefix("file://"))):
         log.warning("the list of the run's checkpoints was broken and was made anew")
@@ -130,8 +135,8 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str)
     tickets = handed_out(settings, brand_id, job_id)
     trainer = TorchTrainer(
         partial(train_worker, tickets),
-        train_loop_config={"brand": brand_id, "job": job_id},
-        scaling_config=ScalingConfig(num_workers=plan.num_workers, use_gpu=use_gpu),
+        train_loop_config={"brand": brand_id, "job": job_id, "steps_down": str(steps_down)},
+        scaling_config=scaling(settings, plan, use_gpu),
         run_config=RunConfig(
             name=run_id,
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
@@ -140,6 +145,16 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str)
         ),
     )
     return trainer.fit().return_value  # type: ignore[no-any-return]
+
+
+def scaling(settings: Settings, plan: Plan, use_gpu: bool) -> ScalingConfig:
+    """So many workers, or as many of a range as there is room for: the bits of the run do not depend on it."""
+    fewest, most = plan.min_workers or plan.num_workers, plan.num_workers
+    return ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=use_gpu,
+        elastic_resize_monitor_interval_s=settings.train_resize_seconds,
+    )
 
 
 def run_storage(settings: Settings, brand_id: str, tickets: TicketSource) -> dict[str, Any]:
@@ -158,16 +173,6 @@ def passing(problem: BaseException) -> OnbrandError:
     if isinstance(problem, OnbrandError):
         return problem
     return Unavailable(f"the training's controller ended ({type(problem).__name__}); the job is submitted again")
-
-
-def root_of(problem: BaseException) -> BaseException:
-    """The error that began it: Ray Train wraps a worker's exception in its own, and keeps it by rank."""
-    failures = getattr(problem, "worker_failures", None)
-    if failures:
-        return root_of(next(iter(failures.values())))
-    inner = getattr(problem, "_base_exc", None) or getattr(problem, "controller_failure", None)
-    inner = inner or getattr(problem, "cause", None)
-    return root_of(inner) if isinstance(inner, BaseException) else problem
 
 
 def reason(failure: BaseException) -> str:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from onbrand.errors import AdapterRefused, TrainingFailed
+from onbrand.errors import AdapterRefused, RanOutOfMemory, TrainingFailed
 from onbrand.families import lora
 from onbrand.families.family import Conditioning, Family
 from onbrand.safetensors_header import must_be_plain_safetensors
@@ -31,11 +30,13 @@ from onbrand.training.draws import Batch, draw_batch
 from onbrand.training.exchange import Alone, Exchange
 from onbrand.training.layers import frozen_base, fuse, fuse_gelu
 from onbrand.training.recipes import Plan
+from onbrand.training.sharding import share_out
+from onbrand.training.thrift import Thrift, is_out_of_memory, rungs
 from onbrand.training.validation import Judge, Verdicts
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
-_LARGE_BASE = 2_000_000_000
-"""Parameters of a denoiser whose activations do not fit beside it on most GPUs."""
+_GO_ON, _ASK, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
+"""What a worker's packet says beside its numbers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class StepFacts:
         kept_loss: mean distance to the frozen base on captions without the trigger word; None when not asked for.
         validation_loss: on the held-out pictures, at steps that end with a look at them.
         stop: some worker was asked to stop.
+        ask: some worker wants all to ask Ray about their nodes.
     """
 
     step: int
@@ -59,6 +61,7 @@ class StepFacts:
     stop: bool
     kept_loss: float | None = None
     validation_loss: float | None = None
+    ask: bool = False
 
 
 class Trainer:
@@ -66,6 +69,7 @@ class Trainer:
 
     Args:
         held_out: pictures that are never trained on; None: nothing is judged, and the last step is the best.
+        thrift: what is done to take less memory; None: what the plan wishes.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Trainer:
         examples: Examples,
         exchange: Exchange | None = None,
         held_out: Examples | None = None,
+        thrift: Thrift | None = None,
     ) -> None:
         self.family, self.plan, self.examples = family, plan, examples
         self.exchange: Exchange = exchange or Alone()
@@ -83,8 +88,11 @@ class Trainer:
         fuse(family.denoiser)
         fuse_gelu(family.denoiser)
         fuse_attention(family.denoiser)
-        if _checkpoints_gradients(plan, family):
+        self.thrift = thrift or next(rungs(plan, large=False))
+        if self.thrift.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        if self.thrift.sharded:
+            share_out(family.denoiser, family.device)
         self.named = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
         self.weights: list[nn.Parameter] = list(self.named.values())
         self.average = [weight.detach().clone() for weight in self.weights]
@@ -111,51 +119,96 @@ class Trainer:
         """All steps, or patience with the held-out pictures, are at their end."""
         return self.step >= self.plan.steps or self.verdicts.exhausted
 
-    def train_step(self, stop: bool = False) -> StepFacts:
+    def train_step(self, stop: bool = False, ask: bool = False) -> StepFacts:
         """Do one step, unless a worker wants to stop.
 
         Args:
             stop: this worker was asked to stop; all workers learn it in the same step, which then changes nothing.
+            ask: this worker would ask Ray about its nodes; all learn that too.
 
         Raises:
             TrainingFailed: a loss or a gradient is not finite; the message names the step and the pictures.
+            RanOutOfMemory: on some worker; raised on all, and nothing was changed.
         """
         batch = draw_batch(self.plan, self.examples, self.step)
-        own = [self._packet(batch, shard, stop) for shard in self._own_shards()]
-        packets_SK = self.exchange.gather(torch.stack(own))
+        said = _STOP if stop else _ASK if ask else _GO_ON
+        own = [self._packet(batch, shard, said) for shard in self._own_shards(self.exchange.rank)]
+        self._keep_step(batch)
+        packets_SK = self._gathered(own, batch, said)
         size = self._num_gradients
-        gradient, losses_SL, stops = packets_SK[:, :size], packets_SK[:, size:-1], packets_SK[:, -1]
+        gradient, losses_SL, told_S = packets_SK[:, :size], packets_SK[:, size:-1], packets_SK[:, -1]
+        self._must_have_memory(told_S)
         self._must_be_finite(losses_SL, gradient, batch)
-        if stops.any():
+        if (told_S == _STOP).any():
             return self._facts(losses_SL, 0.0, stop=True)
         norm = self._update(_sum_in_order(gradient))
         self.step += 1
-        return self._facts(losses_SL, norm, stop=False, validation_loss=self._validate_if_due())
+        facts = self._facts(losses_SL, norm, stop=False, validation_loss=self._validate_if_due())
+        return replace(facts, ask=bool((told_S == _ASK).any()))
 
     @property
     def _num_gradients(self) -> int:
         return sum(weight.numel() for weight in self.weights)
 
-    def _own_shards(self) -> range:
-        share = self.plan.num_shards // self.exchange.num_workers
-        return range(self.exchange.rank * share, (self.exchange.rank + 1) * share)
+    def _own_shards(self, rank: int) -> range:
+        first = rank * self._share
+        return range(first, min(first + self._share, self.plan.num_shards))
 
-    def _packet(self, batch: Batch, shard: int, stop: bool) -> Tensor:
-        """[K]: a shard's share of the gradient, the losses of each of its rows, and whether to stop.
+    @property
+    def _share(self) -> int:
+        """Shards of a worker; the last ones may have fewer, or none."""
+        return -(-self.plan.num_shards // self.exchange.num_workers)
+
+    def _packet(self, batch: Batch, shard: int, said: float) -> Tensor:
+        """[K]: a shard's share of the gradient, the losses of each of its rows, and a word to all workers.
 
         A row's losses are its own, and its distance to the frozen base (0 where that is not asked for).
         """
+        try:
+            return self._computed(batch, shard, said)
+        except (RuntimeError, MemoryError) as problem:
+            if self.thrift.sharded or not is_out_of_memory(problem):
+                raise  # the others wait inside a pass: only the end of the group frees them
+        return self._word(batch, _NO_MEMORY)
+
+    def _word(self, batch: Batch, said: float) -> Tensor:
+        """[K]: a packet that adds nothing."""
+        packet_K = torch.zeros(self._num_gradients + 2 * batch.rows_SR.shape[1] + 1, device=self.family.device)
+        packet_K[-1] = said
+        return packet_K
+
+    def _keep_step(self, batch: Batch) -> None:
+        """With a base that is shared out, do as many passes as the worker that has most to do."""
+        if not self.thrift.sharded:
+            return
+        passes = [
+            sum(len(list(batch.parts(shard, self.thrift.micro_rows))) for shard in self._own_shards(rank))
+            for rank in range(self.exchange.num_workers)
+        ]
+        spare = next(batch.parts(0, self.thrift.micro_rows))
+        for _ in range(max(passes) - passes[self.exchange.rank]):
+            torch.autograd.grad(sum(self._losses(batch, 0, spare)).sum(), self.weights)  # type: ignore[union-attr]
+
+    def _gathered(self, own: list[Tensor], batch: Batch, said: float) -> Tensor:
+        """[S, K]: all shards' packets in order; what workers with fewer shards send beside comes last and is left off,
+        but for its word."""
+        spare = [self._word(batch, said)] * (self._share - len(own))
+        packets = self.exchange.gather(torch.stack([*own, *spare]))
+        packets[0, -1] = packets[:, -1].max()
+        return packets[: self.plan.num_shards]
+
+    def _computed(self, batch: Batch, shard: int, said: float) -> Tensor:
         total: list[Tensor] | None = None
         num_rows = batch.rows_SR.shape[1]
         losses_2R = torch.zeros(2, num_rows, device=self.family.device)
-        for places in batch.parts(shard):
+        for places in batch.parts(shard, self.thrift.micro_rows):
             own, kept = self._losses(batch, shard, places)
             aim = own.sum() / self.plan.num_rows + self.plan.prior_weight * kept.sum() / self.plan.batch_size
             gradients = torch.autograd.grad(aim, self.weights)
             total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
             losses_2R[:, places] = torch.stack([own.detach(), kept.detach()])
         flat = [gradient.flatten() for gradient in total or ()]
-        return torch.cat([*flat, losses_2R.flatten(), losses_2R.new_tensor([float(stop)])])
+        return torch.cat([*flat, losses_2R.flatten(), losses_2R.new_tensor([said])])
 
     def _losses(self, batch: Batch, shard: int, places: list[int]) -> tuple[Tensor, Tensor]:
         """Both losses of the rows at `places` of a shard, which have one shape."""
@@ -192,10 +245,16 @@ class Trainer:
         if self.judge is None or (self.step % self.plan.validate_every and self.step < self.plan.steps):
             return None
         with self.averaged():
-            loss = self.judge.loss(self.exchange.rank, self.exchange.num_workers, self.exchange.gather)
+            loss = self.judge.loss(
+                self.exchange.rank, self.exchange.num_workers, self.exchange.gather, self.thrift.sharded
+            )
         if self.verdicts.add(self.step, loss):
             self.best = [average.clone() for average in self.average]
         return loss
+
+    def _must_have_memory(self, told_S: Tensor) -> None:
+        if (told_S == _NO_MEMORY).any():
+            raise RanOutOfMemory(f"step {self.step + 1} ran out of memory", step=self.step + 1)
 
     def _must_be_finite(self, losses_SL: Tensor, gradient_SK: Tensor, batch: Batch) -> None:
         bad_SR = ~torch.isfinite(losses_SL.unflatten(1, (2, -1))).all(1).cpu()
@@ -320,12 +379,6 @@ def _distance_to_base(family: Family, noisy: Tensor, t_B: Tensor, plain: Conditi
     return (family.denoise(noisy, t_B, plain).float() - wanted.float()).pow(2).flatten(1).mean(1)
 
 
-def _checkpoints_gradients(plan: Plan, family: Family) -> bool:
-    if plan.gradient_checkpointing is not None:
-        return plan.gradient_checkpointing
-    return family.device.type == "cuda" and sum(p.numel() for p in family.denoiser.parameters()) > _LARGE_BASE
-
-
 def _sum_in_order(packets_SK: Tensor) -> Tensor:
     """The sum over shards, always in the same order, so that it has the same bits for any number of workers."""
     total = packets_SK[0].clone()
@@ -335,6 +388,6 @@ def _sum_in_order(packets_SK: Tensor) -> Tensor:
 
 
 def must_share(plan: Plan, num_workers: int) -> None:
-    """Raise TrainingFailed unless `num_workers` can share the plan's shards equally."""
-    if math.gcd(plan.num_shards, num_workers) != num_workers:
-        raise TrainingFailed(f"{num_workers} workers cannot share {plan.num_shards} shards; num_workers must divide it")
+    """Raise TrainingFailed unless each of `num_workers` can have a shard."""
+    if num_workers > plan.num_shards:
+        raise TrainingFailed(f"{num_workers} workers cannot share {plan.num_shards} shards; lower num_workers")

@@ -11,12 +11,13 @@ from onbrand.errors import InvalidInput
 from onbrand.families.spec import (
     FamilySpec,
     OptimizerName,
+    Quantization,
     Recommended,
     ScheduleName,
     TargetPreset,
     TimestepSampling,
     TrainingConfig,
-    most_that_share,
+    workers_between,
 )
 
 PLACEHOLDER = "[brand]"
@@ -35,9 +36,11 @@ class Plan:
         batch_size: rows of the brand's pictures in a step, over all workers.
         prior_rows: rows of the base's own world added to them (0: none).
         num_shards: a step's rows are cut into so many equal shards, whose gradients are added in order. Workers share
-            the shards, so any number of workers that divides them gives the same bits.
+            the shards, so any number of workers gives the same bits.
+        num_workers, min_workers: the most and the fewest that share the run.
         resolution: of samples, and the largest that is trained at; `more_resolutions` are the others.
         gradient_checkpointing: None leaves it to the base's size and device. It changes memory, not bits.
+        quantization: of the frozen base; None leaves it to the device's memory.
         min_snr_gamma: None: every timestep counts the same.
         prior_weight: of the error against the frozen base on captions without the trigger word (0: none).
         held_out: how many pictures judge the run; None leaves it to their number.
@@ -69,9 +72,11 @@ class Plan:
     optimizer: OptimizerName = "adamw"
     lr_schedule: ScheduleName = "cosine"
     gradient_checkpointing: bool | None = None
+    quantization: Quantization | None = None
     shuffle_captions: bool = False
     min_snr_gamma: float | None = 5.0
     timestep_sampling: TimestepSampling | None = None
+    min_workers: int | None = None
     prior_weight: float = 0.0
     held_out: int | None = None
     patience: int = 0
@@ -102,17 +107,22 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that continues it: not the number of workers, nor what is shown."""
-        shown = {"num_workers", "checkpoint_every", "sample_every", "sample_prompts", "gradient_checkpointing"}
-        return {name: value for name, value in asdict(self).items() if name not in shown}
+        shown = {"num_workers", "min_workers", "checkpoint_every", "sample_every", "sample_prompts"}
+        thrifty = {"gradient_checkpointing", "quantization"}
+        return {name: value for name, value in asdict(self).items() if name not in shown | thrifty}
 
 
 def make_plan(
-    spec: FamilySpec, recommended: Recommended, config: TrainingConfig, brand_id: str, train_workers: int = 1
+    spec: FamilySpec,
+    recommended: Recommended,
+    config: TrainingConfig,
+    brand_id: str,
+    train_workers: int | tuple[int, int] = 1,
 ) -> Plan:
     """The plan of a job. Raises InvalidInput naming the field when wishes contradict each other.
 
     Args:
-        train_workers: the cluster's number of workers per job, where the owner does not say.
+        train_workers: the cluster's number of workers per job (or fewest and most), where the owner does not say.
     """
 
     def chosen(name: str) -> Any:
@@ -123,7 +133,7 @@ def make_plan(
     resolution = config.resolution or recommended.training.resolution or recommended.resolution
     spec.must_be_size(resolution, "resolution")
     said = config.resolution or recommended.training.resolution
-    num_workers = _workers(config.num_workers, train_workers, batch_size)
+    min_workers, num_workers = _workers(config.num_workers, train_workers, batch_size)
     num_shards = _shards(num_workers, config.accumulation, batch_size)
     trigger_word = config.trigger_word or brand_id
     return Plan(
@@ -137,6 +147,7 @@ def make_plan(
         prior_rows=_prior_rows(batch_size, num_shards) if recommended.prior else 0,
         num_shards=num_shards,
         num_workers=num_workers,
+        min_workers=min_workers,
         seed=config.seed,
         trigger_word=trigger_word,
         caption_dropout=config.caption_dropout,
@@ -149,6 +160,7 @@ def make_plan(
         optimizer=config.optimizer,
         lr_schedule=config.lr_schedule,
         gradient_checkpointing=config.gradient_checkpointing,
+        quantization=config.quantization,
         shuffle_captions=config.shuffle_captions,
         min_snr_gamma=config.min_snr_gamma or None,
         timestep_sampling=config.timestep_sampling,
@@ -164,13 +176,13 @@ def _learning_rate(config: TrainingConfig, usual: float) -> float:
     return (config.learning_rate or _PRODIGY_FACTOR) if config.optimizer == "prodigy" else usual
 
 
-def _workers(asked: int | None, usual: int, batch_size: int) -> int:
-    """The owner's number if so many can share the batch, else the largest that the cluster allows and that can."""
-    if asked is not None and batch_size % asked:
+def _workers(asked: int | tuple[int, int] | None, usual: int | tuple[int, int], batch_size: int) -> tuple[int, int]:
+    fewest, most = workers_between(asked, usual, batch_size)
+    if batch_size % most:
         raise InvalidInput(
-            f"num_workers must divide batch_size ({batch_size}); {asked} does not", param="training_config.num_workers"
+            f"num_workers must divide batch_size ({batch_size}); {most} does not", param="training_config.num_workers"
         )
-    return asked or most_that_share(usual, batch_size)
+    return fewest, most
 
 
 def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:

@@ -22,9 +22,12 @@ from onbrand.training.cache import DiskCache, prune
 from onbrand.training.dataset import Examples, JobPictures, Wording
 from onbrand.training.encoding import encode
 from onbrand.training.exchange import Alone, Exchange, ProcessGroup
-from onbrand.training.export import export
+from onbrand.training.export import export, proof_picture
 from onbrand.training.heartbeat import Heartbeat
 from onbrand.training.loop import StepFacts, Trainer, must_share
+from onbrand.training.memory import Allowance, admit_together
+from onbrand.training.preemption import Notice
+from onbrand.training.quantization import quantize
 from onbrand.training.recipes import PLACEHOLDER, Plan
 
 _LOSS_WINDOW = 20
@@ -38,6 +41,7 @@ class Run:
         folder: the base's.
         cache: the folder of what was encoded before, on this node.
         heartbeat: rank 0's, who alone speaks to the platform.
+        allowance: what this worker may take of its device's memory.
     """
 
     def __init__(
@@ -49,27 +53,37 @@ class Run:
         cache: Path,
         num_workers: int,
         heartbeat: Heartbeat | None,
+        allowance: Allowance = Allowance(),
     ) -> None:
         must_share(plan, num_workers)
         self.num_workers = num_workers
         self.client, self.spec, self.plan, self.folder, self.heartbeat = client, spec, plan, folder, heartbeat
+        self.allowance = allowance
         self.prompts = samples.sample_prompts(plan.sample_prompts, [asset.caption for asset in spec.assets])
         self.trainer = self._trainer(cache, num_workers)
         self.losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self.likeness: dict[str, Any] | None = None
+        self.notice = Notice()
         self.began, self.began_at_step = time.monotonic(), 0
 
     def _trainer(self, cache: Path, num_workers: int) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        family = load_family(self.plan.family, self.folder, dtype=dtype, device=device)
         exchange = ProcessGroup(device) if num_workers > 1 else Alone()
+        self.admission = admit_together(self.plan, self.folder, dtype, self.allowance, device, exchange)
+        thrift = self.admission.thrift
+        if self.admission.steps_down:
+            self._say("thrifty", steps_down=self.admission.steps_down)
+        family = load_family(self.plan.family, self.folder, dtype=dtype)
+        quantize(family.denoiser, thrift.quantization)
+        family.take_turns(device, denoiser=not thrift.sharded)
         prune(cache)
         disk = DiskCache(cache, self.spec.brand_id, family.revision, str(dtype))
-        examples, held_out = self._examples(family, disk, exchange)
+        with family.text_at_hand():
+            examples, held_out = self._examples(family, disk, exchange)
         num_held_out = len(held_out.latents) if held_out else 0
         self._say("pictures", num_trained=len(self.spec.assets) - num_held_out, num_held_out=num_held_out)
-        return Trainer(family, self.plan, examples, exchange, held_out)
+        return Trainer(family, self.plan, examples, exchange, held_out, thrift)
 
     def _examples(self, family: Family, cache: DiskCache, exchange: Exchange) -> tuple[Examples, Examples | None]:
         """What is trained on, and what judges it, if there are enough pictures."""
@@ -91,7 +105,7 @@ class Run:
         self._show_base()
         self.began, self.began_at_step = time.monotonic(), self.trainer.step
         while not self.trainer.done:
-            facts = self.trainer.train_step(stop=self._should_end())
+            facts = self.trainer.train_step(stop=self._should_end(), ask=self.notice.due)
             if facts.stop:
                 if self._should_publish():
                     self._say("stopped", step=self.trainer.step, best_step=self.trainer.published_step)
@@ -99,7 +113,11 @@ class Run:
                 raise self._why_stopped()
             self._sample_if_due()
             self._tell(facts)
-            self._checkpoint_if_due()
+            leaving = facts.ask and self.notice.heard()
+            if leaving or self._is_due(self.plan.checkpoint_every):
+                self._checkpoint()
+            if leaving:
+                self._say("leaving", step=self.trainer.step)
         self._say_why_done()
 
     def _should_end(self) -> bool:
@@ -184,10 +202,8 @@ class Run:
             )
         return facts
 
-    def _checkpoint_if_due(self) -> None:
+    def _checkpoint(self) -> None:
         """`report` is a barrier over all workers that waits for the controller: at checkpoints only, never per step."""
-        if not self._is_due(self.plan.checkpoint_every):
-            return
         metrics = {"step": self.trainer.step}
         if self.heartbeat is None:
             ray.train.report(metrics)
@@ -221,6 +237,7 @@ class Run:
             "samples_per_s": round(self.plan.batch_size / per_step, 3),
             "eta_seconds": round(per_step * (self.plan.steps - facts.step), 1),
             "resumed_at_step": self.began_at_step or None,
+            "memory": self.admission.facts(),
             "kept_loss": None if facts.kept_loss is None else round(facts.kept_loss, 6),
             **self._verdict(),
         }
@@ -236,12 +253,18 @@ class Run:
             told |= {"validation_loss": round(verdicts.history[-1][1], 6), "validated_at_step": verdicts.history[-1][0]}
         return told
 
-    def prove(self) -> bytes:
-        """The adapter's file, of the best step, proved against plain diffusers."""
+    def prove(self) -> bytes | None:
+        """The adapter's file, of the best step, proved against plain diffusers; None on workers that do not speak."""
         prompt = self.prompts[0] if self.prompts else self.plan.trigger_word
+        if self.heartbeat is None:
+            if self.trainer.thrift.sharded:  # its part of the base is needed
+                with self.trainer.published():
+                    proof_picture(self.trainer.family, self.plan, prompt)
+            return None
         title = f"{self.spec.brand_id} {self.plan.family} LoRA"
         with self.trainer.published():
-            made = export(self.trainer.family, self.folder, self.plan, self.trainer.adapter(), prompt, title)
+            state, how = self.trainer.adapter(), self.trainer.thrift.quantization
+            made = export(self.trainer.family, self.folder, self.plan, state, prompt, title, how)
         self._say("proved", step=self.trainer.published_step, difference=made.difference)
         return made.data
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from onbrand.families.family import draw
-from onbrand.training.exchange import shared
+from onbrand.training.exchange import Alone, shared
 from onbrand.training.layers import frozen_base
 from onbrand.training.loop import Trainer
 
@@ -43,7 +43,8 @@ def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
         [picture] = draw(trainer.family, [prompts[number]], [plan.seed + number], height=side, width=side)
         return {"picture": picture}
 
-    return torch.stack([made["picture"] for made in shared(trainer.exchange, range(len(prompts)), drawn)])
+    sharers = Alone() if trainer.thrift.sharded else trainer.exchange  # who share a base must draw all at the same time
+    return torch.stack([made["picture"] for made in shared(sharers, range(len(prompts)), drawn)])
 
 
 def png(picture_CHW: Tensor) -> bytes:

@@ -35,15 +35,19 @@ class Judge:
         self.family, self.held_out = family, held_out
         self._noise = [_noise(seed, row, latents.shape) for row, latents in enumerate(held_out.latents)]
 
-    def loss(self, rank: int, num_workers: int, gather: Callable[[Tensor], Tensor]) -> float:
+    def loss(self, rank: int, num_workers: int, gather: Callable[[Tensor], Tensor], in_step: bool = False) -> float:
         """The mean error over pictures, sigmas and draws, with the denoiser's weights as they are; unweighted.
 
         Args:
             gather: all workers' [1, P] in the order of ranks, as [num_workers, P].
+            in_step: all workers do the same number of passes.
         """
         errors_P = torch.zeros(len(self.held_out.latents), device=self.family.device)
-        for row in range(rank, len(errors_P), num_workers):
+        own = range(rank, len(errors_P), num_workers)
+        for row in own:
             errors_P[row] = self._errors(row).mean()
+        for _ in range(-(-len(errors_P) // num_workers) - len(own) if in_step else 0):
+            self._errors(0)
         return float(gather(errors_P[None]).sum(0).double().mean())
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from onbrand.errors import (
     InvalidInput,
     NotFound,
     OnbrandError,
+    RanOutOfMemory,
     StorageError,
     TicketRefused,
     Unavailable,
@@ -33,16 +34,20 @@ from onbrand.training.heartbeat import Heartbeat
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.tickets import TicketSource
 
-Outcome = Literal["completed", "failed", "canceled", "gone"]
+Outcome = Literal["completed", "failed", "canceled", "gone", "out_of_memory"]
 PASSING = (Unavailable, StorageError, TicketRefused)
 """Errors that say nothing about the job: another try is right."""
 
 
 def train_worker(tickets: TicketSource, config: Mapping[str, str]) -> Outcome:
-    """What Ray Train runs on every worker. `config` holds the brand's and the job's id; the dashboard shows it."""
-    settings = Settings()
+    """What Ray Train runs on every worker.
+
+    Args:
+        config: the brand's and the job's id, and how many steps of thrift to go down; the dashboard shows it.
+    """
+    settings, steps_down = Settings(), int(config.get("steps_down", 0))
     with connect(settings, tickets) as client:
-        return _ending(client, lambda: _train(settings, client, tickets))
+        return _ending(client, lambda: _train(settings, client, tickets, steps_down))
 
 
 def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
@@ -61,6 +66,8 @@ def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
             if speaks:
                 client.canceled()
             return "canceled"
+        except RanOutOfMemory:
+            return "out_of_memory"  # the driver decides what comes of it
         except (*PASSING, NotFound, Conflict):
             raise
         except OnbrandError as problem:
@@ -103,18 +110,20 @@ def _start_of(config: TrainingConfig, spec: TrainingSpec, folder: Path) -> str |
     return spec.start.sha256
 
 
-def _train(settings: Settings, client: SystemClient, tickets: TicketSource) -> None:
+def _train(settings: Settings, client: SystemClient, tickets: TicketSource, steps_down: int) -> None:
     context = ray.train.get_context()
     spec = client.spec()
     with _line(settings, client, tickets, context.get_world_rank()) as heartbeat:
-        from onbrand.engine.kernels import keep_memory
-        from onbrand.training.run import Run  # loads diffusers: the row says `training` meanwhile
+        from onbrand.engine.kernels import keep_memory  # loads diffusers: the row says `training` meanwhile
+        from onbrand.training.memory import Allowance
+        from onbrand.training.run import Run
 
         keep_memory()
         plan, folder = read_plan(settings, spec)
-        run = Run(client, spec, plan, folder, settings.encoded_folder, context.get_world_size(), heartbeat)
+        allowance = Allowance(settings.train_memory_gb, steps_down)
+        run = Run(client, spec, plan, folder, settings.encoded_folder, context.get_world_size(), heartbeat, allowance)
         run.train()
-        proof = run.prove() if heartbeat else None
+        proof = run.prove()
     if proof:
         run.publish(proof)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ _STATUS: dict[JobStatus, ProviderStatus] = {
     JobStatus.FAILED: "failed",
     JobStatus.STOPPED: "stopped",
 }
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 STOP_SECONDS = 30
 """How long Ray waits after SIGINT before it kills a job; its own default (SIGTERM, 3 s) leaves Train no time."""
 
@@ -133,12 +135,14 @@ def job_environment(settings: Settings) -> dict[str, str]:
         "RAY_TRAIN_V2_ENABLED": 1,
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.2,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 600,
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": 0 if settings.device == "cpu" else 1,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(_WATCHER, str(int(settings.device != "cpu"))),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "ONBRAND_DATA_DIR": settings.folder,
         "ONBRAND_RUN_STORAGE": settings.runs_url,
         "ONBRAND_INTERNAL_URL": settings.system_url,
-        "ONBRAND_TRAIN_WORKERS": settings.train_workers,
+        "ONBRAND_TRAIN_WORKERS": json.dumps(settings.train_workers),
+        "ONBRAND_TRAIN_RESIZE_SECONDS": settings.train_resize_seconds,
+        "ONBRAND_TRAIN_MEMORY_GB": settings.train_memory_gb,
         "ONBRAND_TICKET_SECONDS": settings.ticket_seconds,
         "ONBRAND_DEVICE": settings.device,
         "ONBRAND_S3_ENDPOINT": settings.s3_endpoint,

@@ -1,0 +1,23 @@
+"""A node that will be taken away: asked about now and then, by all workers at once, and the run's state is kept."""
+
+from __future__ import annotations
+
+from ray.train import PreemptionInfo
+
+from onbrand.training.preemption import Notice
+
+
+def leaving(*nodes: str) -> PreemptionInfo:
+    return PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={node: [0] for node in nodes})
+
+
+def test_only_a_node_that_was_not_named_before_is_news():
+    told = iter([None, leaving("a"), leaving("a"), leaving("a", "b")])
+    notice = Notice(lambda: next(told), interval=0)
+    assert [notice.heard() for _ in range(4)] == [False, True, False, True]
+
+
+def test_it_is_time_to_ask_when_the_last_answer_is_old():
+    notice = Notice(lambda: None, interval=1000)
+    assert not notice.due
+    assert Notice(lambda: None, interval=0).due
