@@ -47,8 +47,15 @@ def test_a_resolution_that_the_family_cannot_draw_is_refused_by_name():
         plan(resolution=2048)
 
 
-def test_the_learning_rate_rises_and_falls_to_a_tenth():
+def test_the_learning_rate_rises_and_stays_unless_asked_to_fall():
     made = plan(learning_rate=1e-3)
+    rates = [made.learning_rate_at(step) for step in range(made.steps)]
+    assert rates[0] == pytest.approx(1e-3 / made.warmup_steps, rel=1e-2)
+    assert set(rates[made.warmup_steps :]) == {1e-3}
+
+
+def test_the_learning_rate_may_fall_to_a_tenth_in_half_a_cosine():
+    made = plan(learning_rate=1e-3, lr_schedule="cosine")
     rates = [made.learning_rate_at(step) for step in range(made.steps)]
     assert rates[0] == pytest.approx(1e-3 / made.warmup_steps, rel=1e-2)
     assert max(rates) == pytest.approx(1e-3, rel=0.05)

@@ -51,7 +51,7 @@ class TrainingConfig(BaseModel):
     learning_rate: float | None = Field(
         None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 where not said."
     )
-    lr_schedule: ScheduleName = "cosine"
+    lr_schedule: ScheduleName = Field("constant", description="What the learning rate does after its warm-up.")
     rank: int | None = Field(None, ge=1, le=128)
     resolution: int | None = Field(None, ge=64, le=2048, multiple_of=64)
     batch_size: int | None = Field(None, ge=1, le=64)

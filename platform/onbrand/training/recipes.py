@@ -46,8 +46,8 @@ class Plan:
         held_out: how many pictures judge the run; None leaves it to their number.
         patience: validations without a new best, after which the run ends; 0: never before its last step.
         start_sha256: the published file whose weights it begins with; None: it begins at nothing.
-        warmup_steps, floor: learning rate rises over the first, then falls to `floor` of its peak (or stays, or falls
-            in a line, by `lr_schedule`).
+        warmup_steps, floor: learning rate rises over the first, then stays (or falls to `floor` of its peak, in half a
+            cosine or a line, by `lr_schedule`).
     """
 
     family: FamilyName
@@ -70,7 +70,7 @@ class Plan:
     validate_every: int
     more_resolutions: tuple[int, ...] = ()
     optimizer: OptimizerName = "adamw"
-    lr_schedule: ScheduleName = "cosine"
+    lr_schedule: ScheduleName = "constant"
     gradient_checkpointing: bool | None = None
     quantization: Quantization | None = None
     shuffle_captions: bool = False
@@ -96,7 +96,7 @@ class Plan:
         return (*self.more_resolutions, self.resolution)
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a half cosine (Loshchilov & Hutter 2017, eq. 5) or a line down to `floor`, or neither.
+        """Linear warm-up, then as it is, or a half cosine (Loshchilov & Hutter 2017, eq. 5) or a line down to `floor`.
 
         Steps count from 0.
         """
