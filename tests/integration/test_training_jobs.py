@@ -19,7 +19,7 @@ from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.families.kohya import kohya_file
-from onbrand.services import assets, imports
+from onbrand.services import assets, imports, logs
 from onbrand.storage.store import ObjectStore
 from onbrand.training.providers.ray import job_environment, submission_id
 from onbrand.training.turns import submission_that_asks
@@ -71,6 +71,18 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
 
 
 RESUMED = [False, True, True, False]
+
+
+async def test_a_run_out_of_memory_goes_on_from_its_checkpoint_one_step_more_thrifty_and_says_so(cluster, owner):
+    """With as many workers as there is room for, up to two, which all go the same way. See `starved/`."""
+    job_id = await owner.create(sample_every=49, num_workers=[1, 2])
+    job = await owner.until(job_id, is_completed)
+    assert job.metrics["memory"] == {"way": "1 row at a time", "steps_down": 1}
+    assert job.metrics["resumed_at_step"] == CONFIG["checkpoint_every"]
+    assert job.provider_job_id == submission_id(job_id, 1)
+    async with cluster.doors.user_session(owner.scope) as session:
+        said = [line.code for line in await logs.lines_of(session, owner.brand_id, job_id, 0, 100)]
+    assert said.index("out_of_memory") < said.index("resumed") < said.index("trained")
 
 
 async def test_a_long_job_is_there_once_shows_no_secret_can_be_canceled_retried_and_stopped(cluster, owner, secrets):

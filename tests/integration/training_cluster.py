@@ -99,7 +99,8 @@ async def running_cluster(
     await fail_all_open_jobs(doors)
     before = dict(os.environ)
     neighbours = frozenset(children(os.getpid()))
-    ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1"})
+    starved = Path(__file__).parent / "starved"
+    ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(starved)})
     server = uvicorn.Server(
         uvicorn.Config(create_system_app(known, secrets, doors, store), port=port, log_level="error")
     )
