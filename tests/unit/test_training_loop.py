@@ -235,7 +235,7 @@ def test_a_step_with_pictures_of_two_shapes_has_the_gradient_of_its_rows_one_by_
     trainer = of_two_shapes(small_plan(prior_rows=0, accumulation=1))
     batch = draw_batch(trainer.plan, trainer.examples, 0)
     assert len(list(batch.parts(0))) == 2
-    packet = trainer._packet(batch, 0, stop=False)
+    packet = trainer._packet(batch, 0, said=0.0)
     total = torch.zeros_like(packet)
     for place in range(4):
         one = trainer._losses(batch, 0, [place])[0].sum() / 4
