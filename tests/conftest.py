@@ -32,6 +32,25 @@ pytest_plugins = ["tests.processes", "tests.s3.fixture", "tests.ingress", "tests
 PASSWORD = "a long enough password"
 
 
+MINUTES = {
+    "demo": "runs the whole of 'onbrand demo'",
+    "long": "kills or starves trainings on a real Ray",
+}
+"""What takes minutes, and runs only where `-m` names it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, what in MINUTES.items():
+        config.addinivalue_line("markers", f"{name}: {what} (minutes; only with -m {name})")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in MINUTES:
+            if item.get_closest_marker(name) and name not in config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"takes minutes; run it with -m {name}"))
+
+
 @dataclass(frozen=True)
 class Person:
     """Someone with an account; their password is `PASSWORD`."""

@@ -19,18 +19,12 @@ STEPS = 40
 """Of training: enough to move every weight; how well it learns is the demo's question."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "demo: runs the whole of 'onbrand demo' (minutes)")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
-        if item.get_closest_marker("demo") and "demo" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="takes minutes; run it with -m demo, or 'make demo'"))
 
 
 @contextmanager

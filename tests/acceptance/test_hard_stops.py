@@ -40,6 +40,7 @@ def end_of(person: Person, job_id: str, seconds: float = 400) -> dict[str, Any]:
     return dict(wait_for(ended, seconds, f"the end of job {job_id}"))
 
 
+@pytest.mark.long
 def test_a_training_whose_controller_and_dispatcher_are_killed_ends_with_the_bits_of_the_unbroken_one(
     platform: Running,
 ) -> None:

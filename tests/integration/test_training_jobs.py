@@ -73,6 +73,7 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
 RESUMED = [False, True, True, False]
 
 
+@pytest.mark.long
 async def test_a_run_out_of_memory_goes_on_from_its_checkpoint_one_step_more_thrifty_and_says_so(cluster, owner):
     """With as many workers as there is room for, up to two, which all go the same way. See `starved/`."""
     job_id = await owner.create(sample_every=49, num_workers=[1, 2])
@@ -112,6 +113,7 @@ async def test_a_long_job_is_there_once_shows_no_secret_can_be_canceled_retried_
     assert "resumed" in str(await owner.events(again))
 
 
+@pytest.mark.long
 async def test_a_job_that_an_engineer_submits_waits_for_its_turn_and_is_then_that_submission(cluster, owner):
     """It ends at its pictures, which is enough to see that it was read."""
     async with cluster.doors.user_session(owner.scope) as session:
