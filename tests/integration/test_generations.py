@@ -323,7 +323,8 @@ def test_an_operator_sets_limits_in_the_database_and_the_record_says_so(
         said = capsys.readouterr().out
         return left.value.code or 0, json.loads(said)
 
-    none = {"brand_id": brand.id, "weight": 1.0, "max_waiting_pictures": None, "slot_quota": None}
+    bounds = ("max_waiting_pictures", "slot_quota", "max_running_trainings", "max_open_trainings")
+    none = {"brand_id": brand.id, "weight": 1.0, **dict.fromkeys(bounds)}
     assert limits() == (0, none)
     set_to = none | {"weight": 0.5, "max_waiting_pictures": 9}
     assert limits("--weight", "0.5", "--max-waiting", "9") == (0, set_to)

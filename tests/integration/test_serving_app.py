@@ -288,7 +288,7 @@ async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, ma
     brand, other = await make_brand(), await make_brand()
     headers = await member_of(http, brand)
     generator = ServeGenerator(served.families)
-    long = {"model_type": "sd15", "num_inference_steps": 150, "num_images": 2, "preview_every": 1}
+    long = {"model_type": "sd15", "num_inference_steps": 150, "num_images": 8, "preview_every": 1}
     begun = [await generate(http, brand, headers, wait=0, **long) for _ in range(2)]
     for generation in begun:  # on both replicas
         shown = await first_preview(generator, generation["id"], brand.id, brand.member.user_id)

@@ -154,7 +154,7 @@ async def test_a_job_canceled_before_it_began_never_starts(cluster, owner):
 
 
 async def test_a_config_that_contradicts_the_bases_advice_fails_the_job_with_the_fields_name(cluster, owner):
-    job_id = await owner.create(batch_size=None, num_workers=63)
+    job_id = await owner.create(batch_size=None, num_workers=3)
     job = await owner.until(job_id, lambda job: job.status == "failed")
     assert job.error["code"] == "invalid_input"
     assert "num_workers" in job.error["message"]
