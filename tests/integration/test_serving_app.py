@@ -267,7 +267,7 @@ async def test_a_cancel_finds_the_replica_that_draws(http, house, make_brand):
 
 
 async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, adapter):
-    """Drawn again by its successor: the same bytes for the same seed."""
+    """Drawn again by its successor: the same picture for the same seed, though its receipt may tell of another slot."""
     import ray
 
     brand = await make_brand()
@@ -280,7 +280,8 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     await asyncio.to_thread(ray.kill, drawing)
     ended = await until_ended(http, brand, headers, begun)
     assert (ended["status"], ended["error"]) == ("completed", None)
-    assert ended["images"][0]["sha256"] == before["images"][0]["sha256"]
+    again, first = [await house.pixels(brand, drawn["id"]) for drawn in (ended, before)]
+    assert abs(again - first).max() <= 1, "more than rounding in a batch of another size"
 
 
 async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, make_brand, served):
