@@ -261,11 +261,9 @@ async def test_a_cancel_finds_the_replica_that_draws(http, house, make_brand):
     begun = [await generate(http, brand, headers, **long) for _ in range(4)]
     for generation in begun:
         path = f"/v1/brands/{brand.id}/generations/{generation['id']}/cancel"
-        assert (await http.post(path, headers=headers)).status_code in (200, 202, 409), (
-            "409: on a slow machine it is through"
-        )
+        (await http.post(path, headers=headers)).raise_for_status()
     ended = [await until_ended(http, brand, headers, generation) for generation in begun]
-    assert {generation["status"] for generation in ended} <= {"canceled", "completed"}
+    assert {generation["status"] for generation in ended} == {"canceled"}
 
 
 async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, adapter):
@@ -283,7 +281,7 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     ended = await until_ended(http, brand, headers, begun)
     assert (ended["status"], ended["error"]) == ("completed", None)
     again, first = [await house.pixels(brand, drawn["id"]) for drawn in (ended, before)]
-    assert abs(again - first).max() <= 1, "more than rounding in a batch of another size"
+    assert (again == first).all()
 
 
 async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, make_brand, served):
