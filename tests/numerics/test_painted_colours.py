@@ -44,7 +44,7 @@ def painted(paints: list[Paint], **numbers: Any) -> list[Colour]:
     return [colour_of(drawn[request.id, 0].permute(1, 2, 0).numpy() * 255) for request in requests]
 
 
-@pytest.mark.parametrize("num_steps", [1, MOST_STEPS])
+@pytest.mark.parametrize("num_steps", range(1, MOST_STEPS + 1))
 @pytest.mark.parametrize(("guidance", "sampler"), WAYS)
 def test_adapters_of_all_ranks_paint_their_colours_in_one_batch(
     paints: list[Paint], num_steps: int, guidance: float, sampler: str | None
