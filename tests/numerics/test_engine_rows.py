@@ -39,6 +39,36 @@ def test_another_batch_size_changes_a_picture_by_rounding_only(family, make_adap
     assert largest_difference(mixed, alone) < 1e-5
 
 
+def test_keys_that_are_kept_change_no_bit(family, make_adapter, monkeypatch):
+    """Rows join and leave, so that keys are made anew for other rows, with other adapters, at other places."""
+    uses = [make_adapter(family, rank, seed=rank, brand=f"brand-{n}").use for n, rank in enumerate((4, 8, 16))]
+    requests = [
+        request(str(n), n, adapters=(use,), num_inference_steps=2 + n, num_images=1 + n % 2)
+        for n, use in enumerate(uses)
+    ]
+    kept = pictures(run(Engine(family, max_batch=4, num_slots=2), requests))
+    monkeypatch.setattr("onbrand.engine.blocks._BYTES_KEPT", 0)
+    made_anew = pictures(run(Engine(family, max_batch=4, num_slots=2), requests))
+    assert all(torch.equal(kept[place], image) for place, image in made_anew.items())
+
+
+def test_keys_are_made_once_for_rows_that_stay_and_forgotten_with_their_request(sd15, make_adapter):
+    engine = Engine(sd15, max_batch=2)
+    layer = next(m for name, m in sd15.denoiser.named_modules() if name.endswith("attn2.to_k"))
+    passes: list[int] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    try:
+        engine.add(request("long", 0, adapters=(make_adapter(sd15, brand="brand-0").use,), num_inference_steps=6))
+        for _ in range(3):
+            engine.step()
+        engine.add(request("short", 1, num_inference_steps=2))
+        run(engine)
+    finally:
+        hook.remove()
+    assert passes == [2, 4, 2]  # alone, with another, alone again; both branches of guidance
+    assert engine._stepper._company is None
+
+
 def test_a_request_joins_at_the_next_step_and_leaves_when_it_is_done(sd15, make_adapter):
     early = request("early", 0, num_inference_steps=5, adapters=(make_adapter(sd15, brand="brand-0").use,))
     late = request("late", 1, num_inference_steps=2, adapters=(make_adapter(sd15, seed=1, brand="brand-1").use,))

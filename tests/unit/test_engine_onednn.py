@@ -66,7 +66,7 @@ def test_onednn_takes_part_only_where_nothing_is_learned(layers):
     assert x.grad is not None
 
 
-@pytest.mark.parametrize("name", ["wide", "up.conv"])
+@pytest.mark.parametrize("name", ["wide", "conv", "up.conv"])
 def test_weights_changed_in_place_are_what_onednn_reads(layers, name):
     use_onednn(layers)
     layer, x = layers.get_submodule(name), torch.randn(2, 64, 4, 4)
@@ -78,6 +78,15 @@ def test_weights_changed_in_place_are_what_onednn_reads(layers, name):
         after = layers(x)
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_small_picture_is_convolved_by_onednn(layers, monkeypatch):
+    x = torch.randn(1, 64, 8, 8)
+    expected = layers(x)
+    use_onednn(layers)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)  # PyTorch's own choice would be im2col
+    with torch.inference_mode():
+        torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def _plain(layers: Layers) -> Layers:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from onbrand.engine.adapters import Residency, composed
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
+from onbrand.engine.blocks import use_blocks
 from onbrand.engine.fairness import FairQueue
 from onbrand.engine.kernels import compile_passes
 from onbrand.engine.leases import Leases
@@ -80,13 +81,14 @@ class Engine:
         self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.classes) if compile else None)
         for part in (family.denoiser, family.vae):
             use_onednn(part)
+            use_blocks(part)
         if compile:
             compile_passes(family.denoiser)
         self.residency = Residency(self._slots)
         self._jobs: dict[str, Job] = {}
         self._queue = FairQueue(max_batch, self.classes)
         self._leases = Leases(self.residency, self._queue.served)
-        self._stepper = Stepper(family, self._slots, self.classes)
+        self._stepper = Stepper(family, self._slots, self.classes, keep_keys=not compile)
         self._colors = LatentColors(family)
         self._encoding = Lock()  # tokenizers are not safe to share between threads
         self._canceled: list[str] = []
@@ -236,6 +238,7 @@ class Engine:
         self._jobs.pop(job.request.id, None)
         self._queue.remove(job)
         self._leases.give_back(job)
+        self._stepper.forget(job)
         job.rows.clear()
         job.prepared = None
 

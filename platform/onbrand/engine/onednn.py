@@ -13,12 +13,17 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_SMALL = 20_480
+"""Numbers of one picture up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
+_FEW_CHANNELS = 16
+
 
 def use_onednn(part: nn.Module) -> None:
-    """Compute a float32 part's linear layers on a CPU with oneDNN, as convolutions are anyway; fold its upsampling.
+    """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway; fold its doublings.
 
-    PyTorch takes MKL for linear layers, which uses AVX2 on CPUs that are not Intel's. Training and compiled passes are
-    left as they are; again changes nothing.
+    PyTorch takes MKL for linear layers, which uses AVX2 on CPUs that are not Intel's, and im2col for convolutions of
+    one small picture, which two threads make slower than one. Training and compiled passes are left as they are; again
+    changes nothing.
     """
     weight = next(part.parameters(), None)
     if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_onednn():
@@ -28,10 +33,12 @@ def use_onednn(part: nn.Module) -> None:
             _use(module, _Linear)
         elif isinstance(module, Upsample2D) and _doubles(module):
             _use(module.conv, _Folded)
+        elif type(module) is nn.Conv2d and _is_wide(module):
+            _use(module, _Convolution)
 
 
 def _has_onednn() -> bool:
-    names = ("_linear_pointwise", "_reorder_linear_weight")
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise")
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
@@ -39,6 +46,14 @@ def _doubles(up: Upsample2D) -> bool:
     """Whether a 3x3 convolution follows its doubling."""
     conv: Any = getattr(up, "conv", None)
     return type(conv) is nn.Conv2d and up.interpolate and conv.kernel_size == (3, 3) and conv.padding == (1, 1)
+
+
+def _is_wide(conv: nn.Conv2d) -> bool:
+    """Whether oneDNN computes one picture of it faster than im2col and a product do."""
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return (
+        plain and isinstance(conv.padding, tuple) and conv.kernel_size == (3, 3) and conv.in_channels >= _FEW_CHANNELS
+    )
 
 
 def _use(module: Any, kind: type[_Laid]) -> None:
@@ -80,6 +95,24 @@ class _Linear(_Laid):
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._module.bias, "none", [], "")
 
 
+class _Convolution(_Laid):
+    """A convolution that is computed by oneDNN also where PyTorch would take im2col: of one small picture."""
+
+    def _laid(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def _computed(self, x: Tensor) -> Tensor:
+        return _convolved(self._module, x, self._weight, self._module.padding)
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    if len(x) > 1 or x.numel() > _SMALL:
+        return F.conv2d(x, weight, conv.bias, conv.stride, padding)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, conv.bias, padding, conv.stride, (1, 1), 1, "none", [], ""
+    )
+
+
 class _Folded(_Laid):
     """A 3x3 convolution of what was doubled by nearest neighbours, as four 2x2 convolutions of what it was before.
 
@@ -98,7 +131,7 @@ class _Folded(_Laid):
         y = x.new_empty(len(x), self._module.out_channels, height, width)
         for (a, b), part in zip(_PLACES, self._weight, strict=True):
             seen = small[:, :, a : a + height // 2 + 1, b : b + width // 2 + 1]
-            y[:, :, a::2, b::2] = F.conv2d(seen, part, self._module.bias)
+            y[:, :, a::2, b::2] = _convolved(self._module, seen, part, (0, 0))
         return y
 
 

@@ -6,14 +6,39 @@ Shapes: B rows of a batch, C latent channels, H x W latents, K columns of a samp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from onbrand.engine.batch import Row, size_class
-from onbrand.engine.slots import Slots
+from onbrand.engine.batch import Job, Row, size_class
+from onbrand.engine.blocks import CrossAttention, KeptKeys
+from onbrand.engine.slots import RowAdapter, Slots
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.sampling import Sampler, guided
+
+
+class _Company:
+    """What rows that pass together have in common from step to step.
+
+    Args:
+        rows: of the pass, dummies included.
+        adapters: what each binds.
+    """
+
+    def __init__(self, rows: Sequence[Row], adapters: Sequence[RowAdapter | None], device: torch.device) -> None:
+        self.jobs, self.adapters = [row.job for row in rows], list(adapters)
+        positive = [row.prepared.positive for row in rows]
+        negative = [row.prepared.negative for row in rows if row.prepared.negative]
+        self.guided = bool(negative)
+        self.conditioning = Conditioning.cat(negative + positive)
+        self.embedded_N = torch.tensor([job.plan.embedded_guidance for job in self.jobs]).repeat(1 + self.guided)
+        self.scale_B = torch.tensor([job.plan.cfg_scale for job in self.jobs])
+        self.embedded_N, self.scale_B = self.embedded_N.to(device), self.scale_B.to(device)
+        self.keys = KeptKeys()
+
+    def is_of(self, rows: Sequence[Row], adapters: Sequence[RowAdapter | None]) -> bool:
+        return self.jobs == [row.job for row in rows] and self.adapters == list(adapters)
 
 
 class Stepper:
@@ -24,10 +49,13 @@ class Stepper:
 
     Args:
         classes: the sizes that batches come in; the rest is filled with dummy rows.
+        keep_keys: keep the keys and values of text while the same rows pass; not for compiled passes.
     """
 
-    def __init__(self, family: Family, slots: Slots, classes: Sequence[int]) -> None:
+    def __init__(self, family: Family, slots: Slots, classes: Sequence[int], keep_keys: bool = True) -> None:
         self._family, self._slots, self._classes = family, slots, classes
+        self._crossing = CrossAttention(family.denoiser) if keep_keys else None
+        self._company: _Company | None = None
         self._last_pass: torch.cuda.Event | None = None
 
     def advance(self, rows: list[Row]) -> int:
@@ -42,29 +70,37 @@ class Stepper:
             row.slot_generation = row.job.lease.generation if row.job.lease else None
         return size
 
+    def forget(self, job: Job) -> None:
+        """Keep nothing that was made of this job's prompt or adapter."""
+        if self._company is not None and job in self._company.jobs:
+            self._company = None
+
     def _stepped(self, rows: list[Row], size: int) -> tuple[Tensor, Tensor]:
         """(latents, foreseen clean latents) of `rows` one step later."""
         num_dummies = size - len(rows)
         latents_BCHW = torch.cat([row.latents_1CHW for row in rows])
         seen_BCHW = self._seen(rows, latents_BCHW).to(self._family.dtype)
         filled = torch.cat([seen_BCHW, seen_BCHW[:1].expand(num_dummies, -1, -1, -1)]) if num_dummies else seen_BCHW
-        with self._slots.bind([*(row.adapter() for row in rows), *[None] * num_dummies]):
-            prediction_BCHW = self._predicted(rows + [rows[0]] * num_dummies, filled)[: len(rows)]
+        adapters = [*(row.adapter() for row in rows), *[None] * num_dummies]
+        with self._slots.bind(adapters):
+            prediction_BCHW = self._predicted(rows + [rows[0]] * num_dummies, adapters, filled)[: len(rows)]
         return self._sampled(rows, prediction_BCHW.float(), latents_BCHW)
 
-    def _predicted(self, rows: list[Row], seen_BCHW: Tensor) -> Tensor:
+    def _predicted(self, rows: list[Row], adapters: list[RowAdapter | None], seen_BCHW: Tensor) -> Tensor:
         """The denoiser's prediction, with classifier-free guidance as [negative rows..., positive rows...]."""
+        company = self._company_of(rows, adapters)
         times_B = self._on_device(torch.stack([row.prepared.schedule.timesteps[row.step] for row in rows]))
-        embedded_B = self._on_device(torch.tensor([row.job.plan.embedded_guidance for row in rows]))
-        positive = [row.prepared.positive for row in rows]
-        negative = [row.prepared.negative for row in rows if row.prepared.negative]
-        if not negative:
-            return self._family.denoise(seen_BCHW, times_B, Conditioning.cat(positive), embedded_B)
-        prediction_2BCHW = self._family.denoise(
-            seen_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), Conditioning.cat(negative + positive), embedded_B.repeat(2)
-        )
-        scale_B = self._on_device(torch.tensor([row.job.plan.cfg_scale for row in rows]))
-        return guided(prediction_2BCHW, scale_B)
+        copies = 1 + company.guided
+        with self._crossing.keeping(company.keys) if self._crossing else nullcontext():
+            prediction_NCHW = self._family.denoise(
+                seen_BCHW.repeat(copies, 1, 1, 1), times_B.repeat(copies), company.conditioning, company.embedded_N
+            )
+        return guided(prediction_NCHW, company.scale_B) if company.guided else prediction_NCHW
+
+    def _company_of(self, rows: list[Row], adapters: list[RowAdapter | None]) -> _Company:
+        if self._company is None or not self._company.is_of(rows, adapters):
+            self._company = _Company(rows, adapters, self._family.device)
+        return self._company
 
     # --- samplers -----------------------------------------------------------------------------------------------
 

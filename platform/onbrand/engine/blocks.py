@@ -1,0 +1,179 @@
+"""Blocks of a base's UNet and VAE as passes need them: in place, and without what comes out the same at every step.
+
+They compute what diffusers' blocks compute, to the bit. Training and compiled passes are left as they are.
+Shapes: N rows of a pass, C channels, T image tokens, L text tokens, H heads, d inputs of one head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_BYTES_KEPT = 2**26
+
+
+def use_blocks(part: nn.Module) -> None:
+    """Have the part's residual blocks, doublings and attention computed by what is here. Again changes nothing."""
+    for module in part.modules():
+        if isinstance(module, ResnetBlock2D) and _is_plain_residual(module):
+            _use(module, _Residual)
+        elif isinstance(module, Upsample2D) and _is_plain_doubling(module):
+            _use(module, _Doubling)
+        elif isinstance(module, Attention) and _is_plain_attention(module):
+            _use(module, _Attention)
+
+
+def _is_plain_residual(block: ResnetBlock2D) -> bool:
+    plain = block.upsample is None and block.downsample is None and isinstance(block.nonlinearity, nn.SiLU)
+    return (
+        plain
+        and block.time_embedding_norm == "default"
+        and not block.skip_time_act
+        and _is_one(block.output_scale_factor)
+    )
+
+
+def _is_plain_doubling(up: Upsample2D) -> bool:
+    return up.interpolate and up.use_conv and up.name == "conv" and up.norm is None and not up.use_conv_transpose
+
+
+def _is_plain_attention(attention: Attention) -> bool:
+    parts = (attention.spatial_norm, attention.group_norm, attention.norm_q, attention.norm_k, attention.norm_cross)
+    plain = type(attention.processor) is AttnProcessor2_0 and not any(parts) and not attention.residual_connection
+    return plain and _is_one(attention.rescale_output_factor)
+
+
+def _is_one(factor: float) -> bool:
+    return factor == 1.0
+
+
+def _use(module: Any, kind: type[_Block]) -> None:
+    if not isinstance(vars(module).get("forward"), _Block):
+        module.forward = kind(module)
+
+
+class _Block(ABC):
+    """A block's forward; diffusers' own where something is learned, compiled, or asked for that is not done here."""
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._plain = module, module.forward
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        learning = not torch.is_inference_mode_enabled() or self._module.training
+        if learning or torch.compiler.is_compiling():
+            return self._plain(x, *args, **kwargs)
+        return self._computed(x, *args, **kwargs)
+
+    @abstractmethod
+    def _computed(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the block makes of `x`."""
+
+
+class _Residual(_Block):
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), written over what it is made of; nothing is divided by 1."""
+
+    def _computed(self, x_NCHW: Tensor, temb: Tensor | None = None) -> Tensor:
+        block = self._module
+        h_NCHW = block.conv1(F.silu(block.norm1(x_NCHW), inplace=True))
+        if block.time_emb_proj is not None:
+            h_NCHW += block.time_emb_proj(F.silu(temb))[:, :, None, None]
+        h_NCHW = block.conv2(F.silu(block.norm2(h_NCHW), inplace=True))
+        return h_NCHW.add_(x_NCHW if block.conv_shortcut is None else block.conv_shortcut(x_NCHW))
+
+
+class _Doubling(_Block):
+    """A doubling by nearest neighbours, and a convolution.
+
+    PyTorch doubles small pictures on a CPU in another memory format, there and back. All channels as one tall picture
+    are not small, and rows of a picture double alike whatever is above and below.
+    """
+
+    def _computed(self, x: Tensor, output_size: Any = None) -> Tensor:
+        if output_size is not None or x.device.type != "cpu":
+            return self._plain(x, output_size)
+        num, channels, height, width = x.shape
+        doubled = F.interpolate(x.reshape(1, 1, -1, width), scale_factor=2.0, mode="nearest")
+        return self._module.conv(doubled.view(num, channels, 2 * height, 2 * width))
+
+
+class _Attention(_Block):
+    """Attention of image tokens to themselves, or to text whose keys and values may be known already."""
+
+    kept: KeptKeys | None = None
+
+    def _computed(
+        self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        attention, text = self._module, encoder_hidden_states
+        if attention_mask is not None or more or x.dim() != 3:
+            return self._plain(x, encoder_hidden_states=text, attention_mask=attention_mask, **more)
+        query_NHTd = _heads(attention.to_q(x), attention.heads)
+        if text is None:
+            key_NHLd, value_NHLd = _keys_and_values(attention, x)
+        elif self.kept is None:
+            key_NHLd, value_NHLd = _keys_and_values(attention, text)
+        else:
+            key_NHLd, value_NHLd = self.kept.of(attention, text)
+        y_NHTd = F.scaled_dot_product_attention(query_NHTd, key_NHLd, value_NHLd)
+        return attention.to_out[0](y_NHTd.transpose(1, 2).flatten(2))
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _keys_and_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return _heads(attention.to_k(x), attention.heads), _heads(attention.to_v(x), attention.heads)
+
+
+class KeptKeys:
+    """Keys and values that cross-attention made of one text, adapters included, for the rows that brought it.
+
+    They take 2 N L C numbers a layer, 1 MiB for eight guided rows of the tiny bases. At most 64 MiB are kept; layers
+    beyond are computed at every step. (SDXL of full size would take 51 MB a guided row in half precision, to save less
+    than 1 % of its products: text is short beside its pictures.)
+    """
+
+    def __init__(self) -> None:
+        self._pairs: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = {}
+        self._num_bytes = 0
+
+    def of(self, attention: nn.Module, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values of `text`, computed when it is not the very tensor that they were made of."""
+        known = self._pairs.get(attention)
+        if known is not None and known[0] is text:
+            return known[1], known[2]
+        key, value = _keys_and_values(attention, text)
+        num_bytes = key.nbytes + value.nbytes
+        if known is None and self._num_bytes + num_bytes <= _BYTES_KEPT:
+            self._num_bytes += num_bytes
+            self._pairs[attention] = (text, key, value)
+        return key, value
+
+
+class CrossAttention:
+    """The layers of a denoiser that attend to text."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        forwards = [vars(module).get("forward") for module in denoiser.modules()]
+        self._layers = [forward for forward in forwards if isinstance(forward, _Attention)]
+
+    @contextmanager
+    def keeping(self, kept: KeptKeys | None) -> Iterator[None]:
+        """Within the context, passes take the keys and values that are kept, and keep those that they compute."""
+        for layer in self._layers:
+            layer.kept = kept
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.kept = None
