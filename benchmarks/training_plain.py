@@ -1,9 +1,11 @@
 """What diffusers' training scripts do in a step, written out, in a process of its own, as a script is.
 
-`train_text_to_image_lora.py` and `_sdxl.py` decode and scale each picture and encode it and its caption in every step;
-`train_dreambooth_lora_flux.py` scales pictures once, and encodes them and their captions in every step. Left out, for
-they cost next to nothing here: accelerate's wrappers, the progress bar, the log of the loss. The sd15 script clips
-nothing (it hands an empty iterator to the clipping); this loop clips, as the other two do.
+`train_text_to_image_lora.py` and `_sdxl.py` decode and scale each picture (Lanczos) and encode it and its caption in
+every step; `train_dreambooth_lora_flux.py` scales pictures once (bilinear), and encodes them and their captions, CLIP's
+at 77 tokens, in every step. Optimizer, schedule, loader and clipping are accelerate's, as theirs are: the sdxl script
+clips what is trained, the FLUX script looks through every weight for it, and the sd15 script clips nothing, for it
+hands an iterator to the clipping that the optimizer has used up. Left out: the progress bar, trackers, and what
+`datasets` adds to reading a file. SDXL is told the trained size, not the uploaded one: the tiny base knows no other.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,30 +26,39 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler, FluxPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.training_script import CLIP_TOKENS, with_long_captions
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.training.recipes import Plan
 
 TURN_STEPS = 10
-TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def loaded(chosen: argparse.Namespace) -> Family:
+def loaded(chosen: argparse.Namespace, source: str | Path | None = None) -> Family:
     dtype = torch.bfloat16 if chosen.device.startswith("cuda") else torch.float32
-    return load_family(chosen.family, base_source(chosen.family, {}), dtype=dtype, device=chosen.device)
+    return load_family(chosen.family, source or base_source(chosen.family, {}), dtype=dtype, device=chosen.device)
+
+
+def _loaded_for_a_script(chosen: argparse.Namespace) -> Family:
+    """The FLUX script gives CLIP more tokens than a tiny base's takes."""
+    if chosen.family != "flux":
+        return loaded(chosen)
+    with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder:
+        return loaded(chosen, with_long_captions(Path(base_source("flux", {})), Path(folder) / "base"))
 
 
 class Timed:
@@ -89,6 +101,7 @@ class Files(Dataset[dict[str, Any]]):
 
     def __init__(self, files: list[tuple[Path, str]], side: int, in_memory: bool) -> None:
         self._files, self._side = files, side
+        self._how = Image.Resampling.BILINEAR if in_memory else Image.Resampling.LANCZOS
         self._pixels = [self._read(path) for path, _ in files] if in_memory else None
 
     def __len__(self) -> int:
@@ -99,10 +112,10 @@ class Files(Dataset[dict[str, Any]]):
         return {"pixels": self._pixels[index] if self._pixels else self._read(path), "caption": caption}
 
     def _read(self, path: Path) -> Tensor:
-        """Resize (bilinear), CenterCrop, ToTensor, Normalize([0.5], [0.5])."""
+        """Resize, CenterCrop, ToTensor, Normalize([0.5], [0.5])."""
         image = Image.open(path).convert("RGB")
         scale = self._side / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), self._how)
         left, top = (image.width - self._side) // 2, (image.height - self._side) // 2
         image = image.crop((left, top, left + self._side, top + self._side))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
@@ -117,27 +130,35 @@ class Plain(Timed):
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
         super().__init__(chosen, plan)
-        self.family = loaded(chosen)
+        self.family = _loaded_for_a_script(chosen)
         self.pipeline: Any = self.family.pipeline
-        self.denoiser: Any = self.family.denoiser
+        self.accelerator = Accelerator(cpu=not self._cuda, mixed_precision="bf16" if self._cuda else "no")
         torch.manual_seed(plan.seed)
-        targets = ["to_k", "to_q", "to_v", "to_out.0"]
-        self.denoiser.add_adapter(
-            LoraConfig(r=plan.rank, lora_alpha=plan.rank, init_lora_weights="gaussian", target_modules=targets)
-        )
-        self.weights = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
-        for weight in self.weights:
-            weight.data = weight.data.float()
-        self.optimizer = torch.optim.AdamW(self.weights, lr=plan.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2)
-        self.schedule = get_scheduler("constant", self.optimizer)
+        weights = self._attached(self.family.denoiser)
+        self._clipped = {"sd15": [], "sdxl": weights}.get(plan.family)  # None: all of them
+        optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2)
         with self.timed("read"):
             dataset = Files(files, plan.resolution, in_memory=chosen.family == "flux")
-        self.loader = DataLoader(dataset, plan.batch_size, shuffle=True, collate_fn=_collated)
+        loader = DataLoader(dataset, plan.batch_size, shuffle=True, collate_fn=_collated)
+        prepared = self.accelerator.prepare(
+            self.family.denoiser, optimizer, loader, get_scheduler("constant", optimizer)
+        )
+        self.denoiser, self.optimizer, self.loader, self.schedule = prepared
         self.batches = self._endless()
         self.noise_schedule = self.pipeline.scheduler
         if chosen.family != "flux":
             self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         self.denoiser.train()
+
+    def _attached(self, denoiser: Any) -> list[nn.Parameter]:
+        """The weights of a LoRA on the attention, in float32."""
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        rank = self.plan.rank
+        denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
+        weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
+        for weight in weights:
+            weight.data = weight.data.float()
+        return weights
 
     def _endless(self) -> Iterator[dict[str, Any]]:
         while True:
@@ -151,10 +172,11 @@ class Plain(Timed):
             latents = self._latents(batch["pixels"].to(device))
         with self.timed("encode_captions"), torch.no_grad():
             text = self._text(batch["captions"])
-        with self.timed("train"):
+        with self.timed("train"), self.accelerator.accumulate(self.denoiser):
             loss = (self._flow_loss if self.plan.family == "flux" else self._unet_loss)(latents, text)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+            self.accelerator.backward(loss)
+            clipped = self.denoiser.parameters() if self._clipped is None else self._clipped
+            self.accelerator.clip_grad_norm_(clipped, 1.0)
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
@@ -172,7 +194,8 @@ class Plain(Timed):
 
     def _text(self, captions: list[str]) -> dict[str, Tensor]:
         parts = self.pipeline
-        first = self._ids(parts.tokenizer, captions, parts.tokenizer.model_max_length)
+        length = CLIP_TOKENS if self.plan.family == "flux" else parts.tokenizer.model_max_length
+        first = self._ids(parts.tokenizer, captions, length)
         if self.plan.family == "sd15":
             return {"text": parts.text_encoder(first)[0]}
         if self.plan.family == "sdxl":
@@ -196,8 +219,10 @@ class Plain(Timed):
             side = self.plan.resolution
             sizes = torch.tensor([[side, side, 0, 0, side, side]], device=latents.device, dtype=latents.dtype)
             added = {"added_cond_kwargs": {"text_embeds": text["pooled"], "time_ids": sizes.repeat(len(latents), 1)}}
-        prediction = self.denoiser(noisy, times, text["text"], **added).sample
-        return functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+        prediction = self.denoiser(noisy, times, text["text"], **added, return_dict=False)[0]
+        loss = functional.mse_loss(prediction.float(), target.float(), reduction="mean")
+        self.accelerator.gather(loss.repeat(self.plan.batch_size)).mean().item()
+        return loss
 
     def _flow_loss(self, latents: Tensor, text: dict[str, Tensor]) -> Tensor:
         batch, channels, height, width = latents.shape
@@ -205,14 +230,14 @@ class Plain(Timed):
         ids = FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, latents.dtype)
         noise = torch.randn_like(latents)
         u = compute_density_for_timestep_sampling("none", batch, 0.0, 1.0, 1.29)
-        places = (u * scheduler.config.num_train_timesteps).long()
-        times = scheduler.timesteps[places].to(device)
-        sigmas = scheduler.sigmas[places].to(device, latents.dtype).view(-1, 1, 1, 1)
+        times = scheduler.timesteps[(u * scheduler.config.num_train_timesteps).long()].to(device)
+        sigmas = self._sigmas(times, latents.dtype)
         noisy = (1 - sigmas) * latents + sigmas * noise
+        knows_guidance = self.accelerator.unwrap_model(self.denoiser).config.guidance_embeds
         prediction = self.denoiser(
             hidden_states=FluxPipeline._pack_latents(noisy, batch, channels, height, width),
             timestep=times / 1000,
-            guidance=torch.ones(batch, device=device),  # --guidance_scale=1, as ours is trained
+            guidance=torch.ones(batch, device=device) if knows_guidance else None,  # --guidance_scale=1, as for ours
             pooled_projections=text["pooled"],
             encoder_hidden_states=text["text"],
             txt_ids=torch.zeros(text["text"].shape[1], 3, device=device, dtype=latents.dtype),
@@ -223,6 +248,12 @@ class Plain(Timed):
         prediction = FluxPipeline._unpack_latents(prediction, height * scale, width * scale, scale)
         weights = compute_loss_weighting_for_sd3("none", sigmas=sigmas)
         return (weights.float() * (prediction.float() - (noise - latents).float()) ** 2).flatten(1).mean(1).mean()
+
+    def _sigmas(self, times: Tensor, dtype: torch.dtype) -> Tensor:
+        scheduler, device = self.noise_schedule, times.device
+        known = scheduler.timesteps.to(device)
+        places = [(known == time).nonzero().item() for time in times]
+        return scheduler.sigmas.to(device, dtype)[places].view(-1, 1, 1, 1)
 
     def write(self, folder: Path) -> None:
         """The adapter as the scripts write it: a file that `load_lora_weights` reads."""

@@ -30,7 +30,7 @@ SCRIPTS = {
     "flux": "train_dreambooth_lora_flux.py",
 }
 FEW_STEPS = 20
-_CLIP_TOKENS = 77
+CLIP_TOKENS = 77
 _FLUX_TARGETS = "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0"
 _LAUNCHER = """
 import runpy, sys, torch
@@ -60,7 +60,7 @@ class Script:
         self.chosen, self.plan, self.folder = chosen, plan, folder
         base = Path(base_source(plan.family, {}))
         self._length = recommended(plan.family, base).max_sequence_length or 512
-        self.base = _with_long_captions(base, folder / "base") if plan.family == "flux" else base
+        self.base = with_long_captions(base, folder / "base") if plan.family == "flux" else base
         self.pictures = files[0][0].parent
         lines = [json.dumps({"file_name": path.name, "text": caption}) for path, caption in files]
         (self.pictures / "metadata.jsonl").write_text("\n".join(lines) + "\n")
@@ -131,7 +131,7 @@ class Script:
         }
 
 
-def _with_long_captions(base: Path, copy: Path) -> Path:
+def with_long_captions(base: Path, copy: Path) -> Path:
     """A copy of a base whose CLIP takes as many tokens as the FLUX script always gives it, 77.
 
     The places that are added come after a caption's end, which no token before them sees: the pooled text is the same.
@@ -139,14 +139,14 @@ def _with_long_captions(base: Path, copy: Path) -> Path:
     shutil.copytree(base, copy)
     about = copy / "text_encoder" / "config.json"
     config = json.loads(about.read_text())
-    if config["max_position_embeddings"] < _CLIP_TOKENS:
+    if config["max_position_embeddings"] < CLIP_TOKENS:
         weights = about.with_name("model.safetensors")
         tensors = safetensors.torch.load_file(weights)
         [places] = [name for name in tensors if name.endswith("position_embedding.weight")]
-        missing = _CLIP_TOKENS - len(tensors[places])
+        missing = CLIP_TOKENS - len(tensors[places])
         tensors[places] = functional.pad(tensors[places], (0, 0, 0, missing))
         safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
-        about.write_text(json.dumps(config | {"max_position_embeddings": _CLIP_TOKENS}))
+        about.write_text(json.dumps(config | {"max_position_embeddings": CLIP_TOKENS}))
     return copy
 
 

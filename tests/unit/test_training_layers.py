@@ -5,21 +5,22 @@ import torch
 
 from onbrand.families import lora
 from onbrand.training.attention import NormedAndTurned, Projected, fuse_attention
+from onbrand.training.blocks import fuse_blocks
 from onbrand.training.layers import TanhGelu, frozen_base, fuse, fuse_gelu
 from tests.unit.training_bases import FAMILIES, fresh_family
 
 
-def attached(name: str, targets: str = "all"):
+def attached(name: str, targets: str = "all", num_rows: int = 2):
     family = fresh_family(name)
     lora.attach(family.denoiser, 4, family.spec.targets[targets], seed=1)
     random = torch.Generator().manual_seed(2)
     weights = lora.trainable(family.denoiser)
     for weight in weights:
         weight.data = 0.05 * torch.randn(weight.shape, generator=random)
-    latents = torch.randn(2, *family.latent_shape(64, 64), generator=random)
+    latents = torch.randn(num_rows, *family.latent_shape(64, 64), generator=random)
     noise = torch.randn(latents.shape, generator=random)
-    told = family.encode_prompts(["photo of acme logo", "a red circle"])
-    times = family.training_times(torch.tensor([0.3, 0.7]))
+    told = family.encode_prompts(["photo of acme logo", "a red circle"][:num_rows])
+    times = family.training_times(torch.tensor([0.3, 0.7])[:num_rows])
     return family, weights, lambda: family.loss(latents, told, times, noise)
 
 
@@ -58,19 +59,44 @@ def test_a_layer_with_another_scale_stays_pefts():
     assert fuse(family.denoiser) == num_layers - 1
 
 
+@pytest.mark.parametrize("num_rows", [1, 2])
 @pytest.mark.parametrize("targets", ["attention", "strong"])
-def test_fluxs_attention_in_few_operations_has_pefts_losses_and_gradients(targets):
-    family, weights, loss = attached("flux", targets)
+def test_flux_in_few_operations_has_pefts_losses_and_gradients(targets, num_rows):
+    family, weights, loss = attached("flux", targets, num_rows)
     plain = loss()
     wanted = torch.autograd.grad(plain.sum(), weights)
-    assert fuse_attention(family.denoiser) == 6
+    assert fuse_attention(family.denoiser) == fuse_blocks(family.denoiser) == 6
     assert fuse_gelu(family.denoiser) == 8
     fused = loss()
-    assert "NormedAndTurned" in names_of_nodes(fused)
-    assert "TanhGelu" in names_of_nodes(fused)
+    names = names_of_nodes(fused)
+    assert all(name in names for name in ("NormedAndTurned", "Projected", "TanhGelu", "Addcmul"))
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(torch.autograd.grad(fused.sum(), weights), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_the_last_block_computes_nothing_of_the_text_that_nobody_reads():
+    family, _, loss = attached("flux", "attention", num_rows=1)
+    fuse_blocks(family.denoiser)
+    seen = []
+    for block in family.denoiser.single_transformer_blocks:
+        block.proj_mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    loss()
+    num_text = family.recommended.max_sequence_length
+    assert seen == [seen[0]] * (len(seen) - 1) + [seen[0] - num_text]
+
+
+def test_flux_without_its_lora_is_the_base_again_and_one_of_another_scale_stays_pefts():
+    family, _, loss = attached("flux", "attention")
+    with frozen_base(family.denoiser):
+        base = loss().detach()
+    family.denoiser.single_transformer_blocks[0].attn.to_q.scaling[lora.ADAPTER] = 0.5
+    plain = loss().detach()
+    fuse_attention(family.denoiser)
+    torch.testing.assert_close(loss().detach(), plain, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(plain, base)
+    lora.detach(family.denoiser)
+    torch.testing.assert_close(loss(), base, rtol=1e-5, atol=1e-6)
 
 
 def names_of_nodes(loss: torch.Tensor) -> str:
@@ -91,6 +117,7 @@ def test_drawing_flux_keeps_pefts_bits_with_the_adapter_and_without():
         with frozen_base(family.denoiser):
             base = loss()
         fuse_attention(family.denoiser)
+        fuse_blocks(family.denoiser)
         assert torch.equal(loss(), plain)
         with frozen_base(family.denoiser):
             assert torch.equal(loss(), base)
@@ -115,9 +142,10 @@ def test_the_slopes_that_are_written_out_are_those_of_the_functions():
         return torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True)
 
     assert torch.autograd.gradcheck(TanhGelu.apply, (3 * drawn(4, 5),))
-    frozen = [drawn(6, 4).detach(), drawn(6).detach()]
-    parts = [*frozen, drawn(2, 4), drawn(6, 2), *frozen, None, None, frozen[0], None, drawn(2, 4), drawn(6, 2)]
-    assert torch.autograd.gradcheck(lambda x, *rest: Projected.apply(x, *rest), (drawn(2, 3, 4), *parts))
+    frozen = [drawn(*shape).detach() for shape in ((6, 4), (6, 4), (6, 4), (6,), (6,), (6,))]
+    trained = [drawn(*shape) for shape in ((2, 4), (2, 4), (2, 4), (6, 2), (6, 2), (6, 2))]
+    for parts in ([*frozen, *trained], frozen):
+        assert torch.autograd.gradcheck(lambda x, *rest: Projected.apply(x, *rest), (drawn(2, 3, 4), *parts))
     turn = torch.polar(torch.ones(3, 1, 1, 2, dtype=torch.float64), drawn(3, 1, 1, 2).detach())
     placed = (drawn(3, 2, 1, 4).detach(), turn, 1e-6)
-    assert torch.autograd.gradcheck(lambda x: NormedAndTurned.apply(x, *placed), (drawn(2, 3, 3, 2, 4),))
+    assert torch.autograd.gradcheck(lambda x: NormedAndTurned.apply(x, *placed), (drawn(2, 3, 2, 2, 4),))

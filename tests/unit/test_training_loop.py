@@ -212,6 +212,23 @@ def test_a_worker_that_was_asked_to_stop_stops_all_before_anything_changes():
     assert pair[0].step == pair[1].step == 0
 
 
+@pytest.mark.parametrize("length", [0.5, 20.0])
+def test_gradients_are_clipped_together_as_torch_clips_them(length):
+    trainer = small_trainer()
+    before = [weight.detach().clone() for weight in trainer.weights]
+    flat = torch.randn(sum(weight.numel() for weight in before), generator=torch.Generator().manual_seed(3))
+    flat *= length / flat.norm()
+    pieces = flat.split([weight.numel() for weight in before])
+    for weight, piece in zip(before, pieces, strict=True):
+        weight.grad = piece.view_as(weight).clone()
+    torch.nn.utils.clip_grad_norm_(before, trainer.plan.clip_norm)
+    trainer.optimizer = torch.optim.SGD(trainer.weights)
+    assert trainer._update(flat.clone()) == pytest.approx(length)
+    rate = trainer.plan.learning_rate_at(0)
+    for weight, was in zip(trainer.weights, before, strict=True):
+        torch.testing.assert_close(weight.detach(), was - rate * was.grad)
+
+
 def test_training_lowers_the_loss_of_the_same_draws():
     trainer = small_trainer(plan=small_plan(steps=20, learning_rate=5e-3, rank=4, targets="all"))
     first = trainer.train_step().loss
@@ -268,9 +285,10 @@ def test_every_way_to_train_is_resumed_with_the_same_bits(wishes, tmp_path):
     assert same_bits(trained(heir), unbroken)
 
 
-def test_gradient_checkpointing_gives_the_same_bits():
-    plain = trained(small_trainer(), until=2)
-    thrifty = trained(small_trainer(plan=small_plan(gradient_checkpointing=True)), until=2)
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_gradient_checkpointing_gives_the_same_bits(name):
+    plain = trained(small_trainer(name), until=2)
+    thrifty = trained(small_trainer(name, plan=small_plan(name, gradient_checkpointing=True)), until=2)
     assert thrifty.family.denoiser.is_gradient_checkpointing
     assert same_bits(plain, thrifty)
 

@@ -94,6 +94,10 @@ class Family(ABC):
     def dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
 
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype  # diffusers' own property looks at every module first
+
     # --- one device for more than it holds ------------------------------------------------------------------------
 
     def take_turns(self, device: torch.device, denoiser: bool = True) -> None:
@@ -163,7 +167,7 @@ class Family(ABC):
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
         """Latents (the posterior's mean) of pictures in -1..1, shifted and scaled as the denoiser knows them."""
         config = self.vae.config
-        mean = self.vae.encode(images_BCHW.to(self.vae.dtype)).latent_dist.mean.float()
+        mean = self.vae.encode(images_BCHW.to(self._vae_dtype)).latent_dist.mean.float()
         return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
 
     @torch.no_grad()
@@ -171,7 +175,7 @@ class Family(ABC):
         """Pictures in 0..1 of latents."""
         config = self.vae.config
         latents = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
-        return (self.vae.decode(latents.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        return (self.vae.decode(latents.to(self._vae_dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

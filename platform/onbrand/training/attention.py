@@ -21,90 +21,79 @@ from onbrand.training.layers import is_plain
 
 
 class Projected(torch.autograd.Function):
-    """[B, L, 3, O]: W x + b + B A x for each of three frozen W and b, with a LoRA or without (None).
+    """Queries and keys [B, L, 2, O], values [B, L, O]: W x + b + B A x for three frozen W and b, LoRA or none.
 
-    Gradients of x, A and B, as in `layers.LoraLinear`, without a sum over the three for x.
+    Gradients of x, A and B, as in `layers.LoraLinear`, with one product for all A and without a sum for x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_BLI: Tensor, *parts: Tensor | None) -> Tensor:
-        rows_NI, kept = x_BLI.reshape(-1, x_BLI.shape[-1]), []
-        weights, biases, downs, ups = _columns(parts)
-        out_N3O = rows_NI.new_empty(len(rows_NI), 3, len(weights[0]))
-        for place, (weight, bias, a, b) in enumerate(zip(weights, biases, downs, ups, strict=True)):
-            out_NO = out_N3O[:, place]
-            if bias is None:
-                torch.mm(rows_NI, weight.T, out=out_NO)
-            else:
-                torch.addmm(bias, rows_NI, weight.T, out=out_NO)
-            if a is not None:
-                low_NR = rows_NI @ a.T
-                out_NO.addmm_(low_NR, b.T)
-                kept += [a, b, low_NR]
+    def forward(ctx: Any, x_BLI: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        rows_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
+        weights, biases, downs, ups = (parts[start : start + 3] for start in range(0, 12, 3))
+        both_N2O = rows_NI.new_empty(len(rows_NI), 2, len(weights[0]))
+        value_NO = rows_NI.new_empty(len(rows_NI), len(weights[0]))
+        outs = (*both_N2O.unbind(1), value_NO)
+        for out_NO, weight, bias in zip(outs, weights, biases, strict=True):
+            torch.addmm(bias, rows_NI, weight.T, out=out_NO)
+        kept: list[Tensor] = []
+        if downs:
+            down_3RI = torch.cat(downs)
+            low_N3R = rows_NI @ down_3RI.T
+            for out_NO, low_NR, up in zip(outs, low_N3R.chunk(3, 1), ups, strict=True):
+                out_NO.addmm_(low_NR, up.T)
+            kept = [down_3RI, low_N3R, *ups]
         ctx.save_for_backward(rows_NI, *weights, *kept)
-        ctx.adapted = [a is not None for a in downs]
-        return out_N3O.view(*x_BLI.shape[:-1], 3, -1)
+        shape = x_BLI.shape[:-1]
+        return both_N2O.view(*shape, 2, -1), value_NO.view(*shape, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows_NI, *rest = ctx.saved_tensors
-        weights, kept = rest[:3], iter(rest[3:])
-        out_N3O = gradients[0].reshape(len(rows_NI), 3, -1)
-        wanted: list[Tensor | None] = []
-        x_gradient = torch.zeros_like(rows_NI) if ctx.needs_input_grad[0] else None
-        for place, weight in enumerate(weights):
-            out_NO = out_N3O[:, place]
+        weights, kept = rest[:3], rest[3:]
+        outs = (*gradients[0].reshape(len(rows_NI), 2, -1).unbind(1), gradients[1].reshape(len(rows_NI), -1))
+        wanted: list[Tensor | None] = [None] * 6
+        x_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = outs[0] @ weights[0]
+            x_gradient.addmm_(outs[1], weights[1]).addmm_(outs[2], weights[2])
+        if kept:
+            down_3RI, low_N3R, *ups = kept
+            low_gradient_N3R = torch.cat([out_NO @ up for out_NO, up in zip(outs, ups, strict=True)], 1)
+            wanted += (low_gradient_N3R.T @ rows_NI).chunk(3)
+            wanted += [out_NO.T @ low_NR for out_NO, low_NR in zip(outs, low_N3R.chunk(3, 1), strict=True)]
             if x_gradient is not None:
-                x_gradient.addmm_(out_NO, weight)
-            wanted += [None, None]
-            if not ctx.adapted[place]:
-                wanted += [None, None]
-                continue
-            a, b, low_NR = next(kept), next(kept), next(kept)
-            low_gradient_NR = out_NO @ b
-            if x_gradient is not None:
-                x_gradient.addmm_(low_gradient_NR, a)
-            wanted += [low_gradient_NR.T @ rows_NI, out_NO.T @ low_NR]
-        shape = (*gradients[0].shape[:-2], -1)
-        return (None if x_gradient is None else x_gradient.view(shape), *wanted)
-
-
-def _columns(parts: Sequence[Tensor | None]) -> list[Any]:
-    """Weights, biases, A and B of three projections, which come one projection after the other."""
-    return [parts[kind::4] for kind in range(4)]
+                x_gradient.addmm_(low_gradient_N3R, down_3RI)
+        return (None if x_gradient is None else x_gradient.view(*gradients[1].shape[:-1], -1), *wanted)
 
 
 class NormedAndTurned(torch.autograd.Function):
-    """Queries, keys and values [B, H, L, D]: RMSNorm of each head of the first two (Zhang & Sennrich 2019, eq. 4), then
-    its rotary position (Su et al. 2021, sec. 3.4.1).
+    """Queries and keys [B, H, L, D]: RMSNorm of each head (Zhang & Sennrich 2019, eq. 4), then its rotary position (Su
+    et al. 2021, sec. 3.4.1).
 
     Args:
-        all_BL3HD, weight_L21D: what was projected, and the frozen weights of the norms, by token.
+        both_BL2HD, weight_L21D: what was projected, and the frozen weights of the norms, by token (or 1 for L).
         turn_L11C: complex numbers of magnitude 1.
     """
 
     @staticmethod
-    def forward(ctx: Any, all_BL3HD: Tensor, weight_L21D: Tensor, turn_L11C: Tensor, eps: float) -> tuple[Tensor, ...]:
-        both = all_BL3HD[:, :, :2]
-        scale = both.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        unit = both * scale
+    def forward(ctx: Any, both_BL2HD: Tensor, weight_L21D: Tensor, turn_L11C: Tensor, eps: float) -> tuple[Tensor, ...]:
+        scale = both_BL2HD.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        unit = both_BL2HD * scale
         ctx.save_for_backward(unit, scale, weight_L21D, turn_L11C)
-        turned = _turned(unit * weight_L21D, turn_L11C)
-        every = (turned[:, :, 0], turned[:, :, 1], all_BL3HD[:, :, 2].clone())
-        return tuple(each.transpose(1, 2) for each in every)
+        query, key = _turned(unit * weight_L21D, turn_L11C).unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         unit, scale, weight_L21D, turn_L11C = ctx.saved_tensors
-        query, key, value = (gradient.transpose(1, 2) for gradient in gradients)
-        gradient = _turned(torch.stack([query, key], 2), turn_L11C.conj()).mul_(weight_L21D)
+        both = torch.stack([gradient.transpose(1, 2) for gradient in gradients], 2)
+        gradient = _turned(both, turn_L11C.conj()).mul_(weight_L21D)
         along = (gradient * unit).mean(-1, keepdim=True)
-        gradient.addcmul_(unit, along, value=-1).mul_(scale)
-        return torch.cat([gradient, value[:, :, None]], 2), None, None, None
+        return gradient.addcmul_(unit, along, value=-1).mul_(scale), None, None, None
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
@@ -114,27 +103,12 @@ def fuse_attention(denoiser: nn.Module) -> int:
     Of other families: none. It computes the same with a LoRA and without one, so nothing takes it away again.
     """
     layers = [module for module in denoiser.modules() if isinstance(module, FluxAttention)]
-    for layer in layers:
-        layer.forward = _Fused(layer)  # type: ignore[method-assign, assignment]
     if layers:
-        denoiser.pos_embed.forward = _Positions(denoiser.pos_embed)  # type: ignore[union-attr, method-assign, assignment]
+        positions = _Positions(denoiser.pos_embed)
+        denoiser.pos_embed.forward = positions  # type: ignore[union-attr, method-assign, assignment]
+    for layer in layers:
+        layer.forward = _Fused(layer, positions)  # type: ignore[method-assign, assignment]
     return len(layers)
-
-
-def _fits(layer: Any) -> bool:
-    """On a CPU in float32, with norms that have weights, and projections that are frozen or a plain LoRA's."""
-    weight = layer.norm_q.weight
-    if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return False
-    return all(type(each) is nn.Linear or is_plain(each) for each in (*_own(layer), *_added(layer)))
-
-
-def _own(layer: Any) -> tuple[Any, ...]:
-    return layer.to_q, layer.to_k, layer.to_v
-
-
-def _added(layer: Any) -> tuple[Any, ...]:
-    return (layer.add_q_proj, layer.add_k_proj, layer.add_v_proj) if layer.added_kv_proj_dim is not None else ()
 
 
 class _Positions:
@@ -142,19 +116,34 @@ class _Positions:
 
     def __init__(self, embedding: Any) -> None:
         self._embedding, self._plain = embedding, type(embedding).forward
-        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._last: tuple[Tensor, tuple[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         if self._last is None or not torch.equal(self._last[0], ids):
-            self._last = ids.clone(), self._plain(self._embedding, ids)
+            found = self._plain(self._embedding, ids)
+            self._last = ids.clone(), found, _turn(*found)
         return self._last[1]
+
+    def turn_L11C(self, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
+        """The same as complex numbers."""
+        if self._last is not None and cos_LD is self._last[1][0]:
+            return self._last[2]
+        return _turn(cos_LD, sin_LD)
+
+
+def _turn(cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
+    """[L, 1, 1, C]"""
+    return torch.complex(cos_LD[:, ::2], sin_LD[:, ::2])[:, None, None]
 
 
 class _Fused:
     """What an attention layer calls instead of its class's `forward`."""
 
-    def __init__(self, layer: Any) -> None:
-        self._layer, self._plain = layer, type(layer).forward
+    def __init__(self, layer: Any, positions: _Positions) -> None:
+        self._layer, self._plain, self._positions = layer, type(layer).forward, positions
+        self._own = _Projections(layer, ("to_q", "to_k", "to_v"))
+        self._added = _Projections(layer, ("add_q_proj", "add_k_proj", "add_v_proj"))
+        self._has_norms = layer.norm_q.weight is not None
 
     def __call__(
         self,
@@ -164,47 +153,71 @@ class _Fused:
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        usual = attention_mask is None and not kwargs and torch.is_grad_enabled() and _fits(self._layer)
+        usual = attention_mask is None and not kwargs and torch.is_grad_enabled() and self._fits(hidden_states)
         if image_rotary_emb is None or not usual:
             kwargs |= {"attention_mask": attention_mask, "image_rotary_emb": image_rotary_emb}
             return self._plain(self._layer, hidden_states, encoder_hidden_states, **kwargs)
-        out = self._attend(hidden_states, encoder_hidden_states, *image_rotary_emb)
+        out = self._attend(hidden_states, encoder_hidden_states, self._positions.turn_L11C(*image_rotary_emb))
         if encoder_hidden_states is None:
             return out
         layer, num_text = self._layer, encoder_hidden_states.shape[1]
         text, image = out.split_with_sizes([num_text, out.shape[1] - num_text], 1)
         return layer.to_out[1](layer.to_out[0](image)), layer.to_add_out(text)
 
-    def _attend(self, image: Tensor, text: Tensor | None, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
+    def _fits(self, x: Tensor) -> bool:
+        """On a CPU in float32, with norms that have weights, and projections that are frozen or a plain LoRA's."""
+        on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+        all_fit = self._own.fit and (self._layer.added_kv_proj_dim is None or self._added.fit)
+        return on_cpu and self._has_norms and all_fit
+
+    def _attend(self, image: Tensor, text: Tensor | None, turn_L11C: Tensor) -> Tensor:
         layer = self._layer
-        all_BL3O = _projected(image, _own(layer))
-        weight_L2D = _weights(layer.norm_q, layer.norm_k, image.shape[1])
+        both, value = self._own(image)
+        weight = _weights(layer.norm_q, layer.norm_k)
         if text is not None:
-            all_BL3O = torch.cat([_projected(text, _added(layer)), all_BL3O], 1)
-            of_text = _weights(layer.norm_added_q, layer.norm_added_k, text.shape[1])
-            weight_L2D = torch.cat([of_text, weight_L2D])
-        turn_LC = torch.complex(cos_LD[:, ::2], sin_LD[:, ::2])
-        all_BL3HD = all_BL3O.unflatten(-1, (-1, layer.head_dim))
-        placed = (weight_L2D[:, :, None], turn_LC[:, None, None])
-        query, key, value = NormedAndTurned.apply(all_BL3HD, *placed, layer.norm_q.eps)
+            both_of_text, value_of_text = self._added(text)
+            both, value = torch.cat([both_of_text, both], 1), torch.cat([value_of_text, value], 1)
+            of_text = _weights(layer.norm_added_q, layer.norm_added_k)
+            weight = torch.cat([each.expand(x.shape[1], -1, -1, -1) for each, x in ((of_text, text), (weight, image))])
+        both_BL2HD = both.view(*both.shape[:3], -1, layer.head_dim)
+        query, key = NormedAndTurned.apply(both_BL2HD, weight, turn_L11C, layer.norm_q.eps)
+        value = value.view(*value.shape[:2], -1, layer.head_dim).transpose(1, 2)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def _projected(states: Tensor, layers: Sequence[Any]) -> Tensor:
-    parts = [part for layer in layers for part in _parts(layer)]
-    return Projected.apply(states, *parts)  # type: ignore[no-any-return]
+class _Projections:
+    """Three layers that are one operation; looked at again when others stand in their place (a LoRA came or went)."""
+
+    def __init__(self, layer: Any, names: Sequence[str]) -> None:
+        self._layer, self._names = layer, names
+        self._known: list[Any] = []
+        self._all_fit = False
+        self._frozen: list[Tensor] = []
+        self._trained: list[Tensor] = []
+
+    @property
+    def fit(self) -> bool:
+        """Whether all are frozen, or all a plain LoRA's; with biases."""
+        layers = [self._layer._modules.get(name) for name in self._names]
+        if layers != self._known:
+            self._look(layers)
+        return self._all_fit
+
+    def _look(self, layers: list[Any]) -> None:
+        self._known, adapted = layers, all(is_plain(layer) for layer in layers)
+        bases: list[Any] = [layer.base_layer if adapted else layer for layer in layers]
+        self._all_fit = all(type(base) is nn.Linear and base.bias is not None for base in bases)
+        if self._all_fit:
+            self._frozen = [base.weight for base in bases] + [base.bias for base in bases]
+            loras = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in layers if adapted]
+            self._trained = [a for a, _ in loras] + [b for _, b in loras]
+
+    def __call__(self, x_BLI: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, 2, O] and [B, L, O]"""
+        disabled = any(getattr(layer, "disable_adapters", False) for layer in self._known)
+        return Projected.apply(x_BLI, *self._frozen, *(() if disabled else self._trained))  # type: ignore[no-any-return]
 
 
-def _parts(layer: Any) -> tuple[Tensor | None, ...]:
-    """Weight, bias, A and B."""
-    if type(layer) is nn.Linear:
-        return layer.weight, layer.bias, None, None
-    base = layer.base_layer
-    if layer.disable_adapters:
-        return base.weight, base.bias, None, None
-    return base.weight, base.bias, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-
-
-def _weights(norm_q: nn.RMSNorm, norm_k: nn.RMSNorm, num_tokens: int) -> Tensor:
-    """[L, 2, D]"""
-    return torch.stack([norm_q.weight, norm_k.weight]).expand(num_tokens, -1, -1)
+def _weights(norm_q: nn.RMSNorm, norm_k: nn.RMSNorm) -> Tensor:
+    """[1, 2, 1, D]"""
+    return torch.stack([norm_q.weight, norm_k.weight])[None, :, None]

@@ -7,7 +7,8 @@ depend neither on what was in the cache, nor on what is in the job beside it, no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -80,19 +81,20 @@ class _Encoder:
         width, height = picture.image.size
         found = {crop_of(height, width, side, self.step, f"the picture {picture.name}") for side in sides}
         crops, content = sorted(found, key=lambda crop: crop.size), picture.sha256
-        latents = {f"latents{number}": self._latents(picture, content, crop) for number, crop in enumerate(crops)}
+        cut = cache(partial(fitted, picture.image))
+        latents = {f"latents{number}": self._latents(cut, content, crop) for number, crop in enumerate(crops)}
         return {
             **latents,
             "sizes": torch.tensor([crop.sizes for crop in crops]),
-            "thumb": thumbnail(fitted(picture.image, crops[-1].size)),
+            "thumb": thumbnail(cut(crops[-1].size)),
             "sha256": _bytes(content),
             "caption": _bytes(picture.caption.encode()),
             "name": _bytes(picture.name.encode()),
         }
 
-    def _latents(self, picture: Picture, content: bytes, crop: Crop) -> Tensor:
+    def _latents(self, cut: Callable[[tuple[int, int]], Tensor], content: bytes, crop: Crop) -> Tensor:
         def made() -> Tensors:
-            return {"latents": _latents(self.family, [fitted(picture.image, crop.size)])[0]}
+            return {"latents": _latents(self.family, [cut(crop.size)])[0]}
 
         return self.cache.tensors(content, f"latents {crop}", made)["latents"]
 

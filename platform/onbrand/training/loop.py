@@ -25,6 +25,7 @@ from onbrand.families.family import Conditioning, Family
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training import optimizers
 from onbrand.training.attention import fuse_attention
+from onbrand.training.blocks import fuse_blocks
 from onbrand.training.dataset import Examples
 from onbrand.training.draws import Batch, draw_batch
 from onbrand.training.exchange import Alone, Exchange
@@ -37,6 +38,7 @@ from onbrand.training.validation import Judge, Verdicts
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 _GO_ON, _ASK, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
 """What a worker's packet says beside its numbers."""
+_LEAST_NORM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Trainer:
         fuse(family.denoiser)
         fuse_gelu(family.denoiser)
         fuse_attention(family.denoiser)
+        fuse_blocks(family.denoiser)
         self.thrift = thrift or next(rungs(plan, large=False))
         if self.thrift.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -203,7 +206,9 @@ class Trainer:
         losses_2R = torch.zeros(2, num_rows, device=self.family.device)
         for places in batch.parts(shard, self.thrift.micro_rows):
             own, kept = self._losses(batch, shard, places)
-            aim = own.sum() / self.plan.num_rows + self.plan.prior_weight * kept.sum() / self.plan.batch_size
+            aim = own.sum() / self.plan.num_rows
+            if self.plan.prior_weight:
+                aim = aim + self.plan.prior_weight * kept.sum() / self.plan.batch_size
             gradients = torch.autograd.grad(aim, self.weights)
             total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
             losses_2R[:, places] = torch.stack([own.detach(), kept.detach()])
@@ -228,10 +233,11 @@ class Trainer:
 
     def _update(self, gradient_K: Tensor) -> float:
         """Clip, step, average. The same on every worker, bit for bit."""
+        norm = torch.linalg.vector_norm(gradient_K)
+        gradient_K *= (self.plan.clip_norm / (norm + _LEAST_NORM)).clamp(max=1.0)
         pieces = gradient_K.split([weight.numel() for weight in self.weights])
         for weight, piece in zip(self.weights, pieces, strict=True):
             weight.grad = piece.view_as(weight)
-        norm = nn.utils.clip_grad_norm_(self.weights, self.plan.clip_norm, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate_at(self.step)
         self.optimizer.step()
