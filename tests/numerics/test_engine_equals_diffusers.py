@@ -6,11 +6,13 @@ import json
 
 import pytest
 import safetensors.torch
+import torch
 from safetensors import safe_open
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.families.lora import METADATA_KEY, read_adapter
+from tests.numerics.bases import family_of
 from tests.numerics.drawing import PROMPTS, largest_difference, pictures, request, run
 
 TOLERANCE = 1e-4
@@ -85,3 +87,14 @@ def test_alpha_of_the_file_counts(sd15, make_adapter, diffusers_picture, tmp_pat
     drawn = pictures(run(Engine(sd15, max_batch=2), [asked(sd15, "r", 0, 3.0, adapters=(use,))]))
     expected = diffusers_picture(sd15, data, 1.0, 100, num_inference_steps=3, **arguments(sd15, 3.0, 0))
     assert largest_difference(drawn["r", 0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_prompts_are_encoded_as_by_the_pipeline(name):
+    family = family_of(name)
+    prompts = ["a red square on blue", "", "a yellow star beside a ring " * 40]
+    made = family.pipeline.encode_prompt(
+        prompts, device=family.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    ours = family.encode_prompts(prompts).tensors
+    assert [torch.equal(value, made[2 * place]) for place, value in enumerate(ours.values())] == [True] * len(ours)

@@ -13,6 +13,7 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, TooManyRequests
 from onbrand.families.lora import AdapterWeights, LayerWeights
+from tests.numerics.bases import family_of
 from tests.numerics.drawing import largest_difference, pictures, request, run
 
 
@@ -50,6 +51,29 @@ def test_keys_that_are_kept_change_no_bit(family, make_adapter, monkeypatch):
     monkeypatch.setattr("onbrand.engine.blocks._BYTES_KEPT", 0)
     made_anew = pictures(run(Engine(family, max_batch=4, num_slots=2), requests))
     assert all(torch.equal(kept[place], image) for place, image in made_anew.items())
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_parts_before_text_see_nothing_of_a_prompt(name):
+    """Rows at the same latents and step, with other prompts: equal there to the bit, and different in the end."""
+    family = family_of(name)
+    seen: list[torch.Tensor] = []
+
+    def look(module, inputs, output):
+        seen.append((output[0] if isinstance(output, tuple) else output).clone())
+
+    hooks = [part.register_forward_hook(look) for part in family.parts_before_text()]
+    try:
+        with torch.inference_mode():
+            texts = family.encode_prompts(["a red square on blue", "nothing"])
+            latents = torch.randn(1, *family.latent_shape(64, 64)).repeat(2, 1, 1, 1)
+            told = family.denoise(latents, torch.tensor([500.0, 500.0]), texts)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(seen) == 2
+    assert all(torch.equal(one, other) for one, other in seen)
+    assert not torch.equal(told[0], told[1])
 
 
 def test_keys_are_made_once_for_rows_that_stay_and_forgotten_with_their_request(sd15, make_adapter):

@@ -14,7 +14,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from onbrand.engine import blocks
-from onbrand.engine.blocks import CrossAttention, KeptKeys, use_blocks
+from onbrand.engine.blocks import KeptKeys, Passes, use_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -149,12 +149,12 @@ class Counted:
 def test_keys_of_a_text_that_stays_are_computed_once():
     model, kept = crossing(), KeptKeys()
     use_blocks(model)
-    crossed, (x, text) = CrossAttention(model), tokens_and_text()
+    passes, (x, text) = Passes(model, []), tokens_and_text()
     keys, values, own = (Counted(layer) for layer in (model.text.to_k, model.text.to_v, model.own.to_k))
     with torch.inference_mode():
         for _ in range(3):
             expected = model.text(x, text)
-            with crossed.keeping(kept):
+            with passes.of(kept, 1):
                 assert torch.equal(model.text(x, text), expected)
                 model.own(x)
     assert (keys.num, values.num, own.num) == (3 + 1, 3 + 1, 3)
@@ -163,10 +163,10 @@ def test_keys_of_a_text_that_stays_are_computed_once():
 def test_another_text_has_other_keys_though_its_place_is_kept():
     model, kept = crossing(), KeptKeys()
     use_blocks(model)
-    crossed, (x, text), other = CrossAttention(model), tokens_and_text(), torch.randn(3, 7, 24)
+    passes, (x, text), other = Passes(model, []), tokens_and_text(), torch.randn(3, 7, 24)
     with torch.inference_mode():
         expected = model.text(x, other)
-        with crossed.keeping(kept):
+        with passes.of(kept, 1):
             model.text(x, text)
             assert torch.equal(model.text(x, other), expected)
 
@@ -175,9 +175,9 @@ def test_keys_are_kept_up_to_a_number_of_bytes(monkeypatch):
     monkeypatch.setattr(blocks, "_BYTES_KEPT", 2 * 3 * 7 * 32 * 4)
     model, kept = ready(nn.ModuleList([attention(cross_attention_dim=24) for _ in range(2)])), KeptKeys()
     use_blocks(model)
-    crossed, (x, text) = CrossAttention(model), tokens_and_text()
+    passes, (x, text) = Passes(model, []), tokens_and_text()
     first, second = (Counted(layer.to_k) for layer in model)
-    with torch.inference_mode(), crossed.keeping(kept):
+    with torch.inference_mode(), passes.of(kept, 1):
         for _ in range(2):
             for layer in model:
                 layer(x, text)
@@ -187,11 +187,11 @@ def test_keys_are_kept_up_to_a_number_of_bytes(monkeypatch):
 def test_nothing_is_kept_outside_of_a_pass():
     model = crossing()
     use_blocks(model)
-    crossed, (x, text) = CrossAttention(model), tokens_and_text()
+    passes, (x, text) = Passes(model, []), tokens_and_text()
     keys = Counted(model.text.to_k)
 
     def fail() -> None:
-        with crossed.keeping(KeptKeys()):
+        with passes.of(KeptKeys(), 1):
             model.text(x, text)
             raise RuntimeError("a pass fails")
 
@@ -200,3 +200,43 @@ def test_nothing_is_kept_outside_of_a_pass():
             fail()
         model.text(x, text)
     assert keys.num == 2
+
+
+# --- both branches of guidance ----------------------------------------------------------------------------------
+
+
+class Halves(nn.Module):
+    """A part that tells a picture and what it went through, as the blocks of a UNet do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+        self.rows: list[int] = []
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self.rows.append(len(x))
+        y = self.conv(x) + temb[:, :, None, None]
+        return y, (x, y)
+
+
+def test_what_both_branches_share_is_computed_for_the_rows_of_one():
+    part = ready(Halves())
+    passes, x, temb = Passes(part, [part]), torch.randn(3, 4, 8, 8), torch.randn(3, 6)
+    doubled = x.repeat(2, 1, 1, 1), temb.repeat(2, 1)
+    expected, (_, went) = part(*doubled)
+    with passes.of(KeptKeys(), 2):
+        y, (given, through) = part(doubled[0], temb=doubled[1])
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(through, went)
+    assert torch.equal(given, doubled[0])
+    part(*doubled)
+    assert part.rows == [6, 3, 6]
+
+
+def test_a_part_is_shared_once_however_many_engines_use_its_base():
+    part = ready(Halves())
+    Passes(part, [part])
+    passes = Passes(part, [part])
+    with passes.of(KeptKeys(), 2):
+        part(torch.randn(4, 4, 8, 8), torch.randn(4, 6))
+    assert part.rows == [2]

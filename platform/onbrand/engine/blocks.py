@@ -7,7 +7,7 @@ Shapes: N rows of a pass, C channels, T image tokens, L text tokens, H heads, d 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ def _is_one(factor: float) -> bool:
 
 
 def _use(module: Any, kind: type[_Block]) -> None:
-    if not isinstance(vars(module).get("forward"), _Block):
+    if "forward" not in vars(module):
         module.forward = kind(module)
 
 
@@ -160,20 +160,61 @@ class KeptKeys:
         return key, value
 
 
-class CrossAttention:
-    """The layers of a denoiser that attend to text."""
+class _Shared:
+    """A part of which both branches of guidance ask the same: computed for the rows of one, and repeated."""
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
+        self._plain = module.forward
+        self.copies = 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.copies == 1 or torch.compiler.is_compiling():
+            return self._plain(*args, **kwargs)
+        once = {name: self._once(value) for name, value in kwargs.items()}
+        return self._repeated(self._plain(*map(self._once, args), **once))
+
+    def _once(self, value: Any) -> Any:
+        return value[: len(value) // self.copies] if isinstance(value, Tensor) else value
+
+    def _repeated(self, made: Any) -> Any:
+        if isinstance(made, tuple):
+            return tuple(map(self._repeated, made))
+        return made.repeat(self.copies, *[1] * (made.dim() - 1))
+
+
+class Passes:
+    """What passes of a denoiser need not compute: what their rows have kept, and what both branches share.
+
+    Args:
+        before_text: parts of the denoiser whose results no text changes; none is a part of another.
+    """
+
+    def __init__(self, denoiser: nn.Module, before_text: Sequence[nn.Module]) -> None:
         forwards = [vars(module).get("forward") for module in denoiser.modules()]
-        self._layers = [forward for forward in forwards if isinstance(forward, _Attention)]
+        self._crossing = [forward for forward in forwards if isinstance(forward, _Attention)]
+        self._shared = [_shared(part) for part in before_text]
 
     @contextmanager
-    def keeping(self, kept: KeptKeys | None) -> Iterator[None]:
-        """Within the context, passes take the keys and values that are kept, and keep those that they compute."""
-        for layer in self._layers:
-            layer.kept = kept
+    def of(self, kept: KeptKeys, copies: int) -> Iterator[None]:
+        """Within the context, a pass takes the keys and values that are kept, and keeps those that it computes.
+
+        Args:
+            copies: its rows are as many times the same pictures at the same steps, with other texts.
+        """
+        self._say(kept, copies)
         try:
             yield
         finally:
-            for layer in self._layers:
-                layer.kept = None
+            self._say(None, 1)
+
+    def _say(self, kept: KeptKeys | None, copies: int) -> None:
+        for layer in self._crossing:
+            layer.kept = kept
+        for part in self._shared:
+            part.copies = copies
+
+
+def _shared(part: Any) -> _Shared:
+    if not isinstance(vars(part).get("forward"), _Shared):
+        part.forward = _Shared(part)
+    return part.forward

@@ -88,7 +88,7 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._queue = FairQueue(max_batch, self.classes)
         self._leases = Leases(self.residency, self._queue.served)
-        self._stepper = Stepper(family, self._slots, self.classes, keep_keys=not compile)
+        self._stepper = Stepper(family, self._slots, self.classes, compiled=compile)
         self._colors = LatentColors(family)
         self._encoding = Lock()  # tokenizers are not safe to share between threads
         self._canceled: list[str] = []

@@ -15,15 +15,14 @@ from torch.nn import functional as F
 
 _SMALL = 20_480
 """Numbers of one picture up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
-_FEW_CHANNELS = 16
 
 
 def use_onednn(part: nn.Module) -> None:
     """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway; fold its doublings.
 
     PyTorch takes MKL for linear layers, which uses AVX2 on CPUs that are not Intel's, and im2col for convolutions of
-    one small picture, which two threads make slower than one. Training and compiled passes are left as they are; again
-    changes nothing.
+    one small picture: two threads make it slower than one, and its rounding is not that of the same picture among
+    others. Training and compiled passes are left as they are; again changes nothing.
     """
     weight = next(part.parameters(), None)
     if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_onednn():
@@ -33,7 +32,7 @@ def use_onednn(part: nn.Module) -> None:
             _use(module, _Linear)
         elif isinstance(module, Upsample2D) and _doubles(module):
             _use(module.conv, _Folded)
-        elif type(module) is nn.Conv2d and _is_wide(module):
+        elif type(module) is nn.Conv2d and _is_plain(module):
             _use(module, _Convolution)
 
 
@@ -48,16 +47,14 @@ def _doubles(up: Upsample2D) -> bool:
     return type(conv) is nn.Conv2d and up.interpolate and conv.kernel_size == (3, 3) and conv.padding == (1, 1)
 
 
-def _is_wide(conv: nn.Conv2d) -> bool:
-    """Whether oneDNN computes one picture of it faster than im2col and a product do."""
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it is a 3x3 convolution of the kind that oneDNN computes in one picture as it does in many."""
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    return (
-        plain and isinstance(conv.padding, tuple) and conv.kernel_size == (3, 3) and conv.in_channels >= _FEW_CHANNELS
-    )
+    return plain and isinstance(conv.padding, tuple) and conv.kernel_size == (3, 3)
 
 
 def _use(module: Any, kind: type[_Laid]) -> None:
-    if not isinstance(vars(module).get("forward"), _Laid):
+    if "forward" not in vars(module):
         module.forward = kind(module)
 
 

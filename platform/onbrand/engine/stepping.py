@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.batch import Job, Row, size_class
-from onbrand.engine.blocks import CrossAttention, KeptKeys
+from onbrand.engine.blocks import KeptKeys, Passes
 from onbrand.engine.slots import RowAdapter, Slots
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.sampling import Sampler, guided
@@ -49,12 +49,12 @@ class Stepper:
 
     Args:
         classes: the sizes that batches come in; the rest is filled with dummy rows.
-        keep_keys: keep the keys and values of text while the same rows pass; not for compiled passes.
+        compiled: passes are compiled, and compute everything at every step.
     """
 
-    def __init__(self, family: Family, slots: Slots, classes: Sequence[int], keep_keys: bool = True) -> None:
+    def __init__(self, family: Family, slots: Slots, classes: Sequence[int], compiled: bool = False) -> None:
         self._family, self._slots, self._classes = family, slots, classes
-        self._crossing = CrossAttention(family.denoiser) if keep_keys else None
+        self._passes = None if compiled else Passes(family.denoiser, family.parts_before_text())
         self._company: _Company | None = None
         self._last_pass: torch.cuda.Event | None = None
 
@@ -91,7 +91,8 @@ class Stepper:
         company = self._company_of(rows, adapters)
         times_B = self._on_device(torch.stack([row.prepared.schedule.timesteps[row.step] for row in rows]))
         copies = 1 + company.guided
-        with self._crossing.keeping(company.keys) if self._crossing else nullcontext():
+        shared = copies if len(rows) > 1 else 1  # one row alone is convolved in other ways, and rounds otherwise
+        with self._passes.of(company.keys, shared) if self._passes else nullcontext():
             prediction_NCHW = self._family.denoise(
                 seen_BCHW.repeat(copies, 1, 1, 1), times_B.repeat(copies), company.conditioning, company.embedded_N
             )

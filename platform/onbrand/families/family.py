@@ -192,6 +192,10 @@ class Family(ABC):
         noise = torch.randn((1, *self.latent_shape(height, width)), generator=generator, dtype=self.dtype)
         return noise.to(self.device)
 
+    def parts_before_text(self) -> list[nn.Module]:
+        """Parts of the denoiser that see nothing a prompt decides: rows at the same latents and step agree there."""
+        return []
+
     # --- the two entrances --------------------------------------------------------------------------------------
 
     @abstractmethod

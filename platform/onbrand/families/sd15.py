@@ -19,8 +19,8 @@ class SD15(UNetFamily):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        text, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
-        return Conditioning({"text": text})
+        read = self._read(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts)
+        return Conditioning({"text": read.last_hidden_state.to(self.device)})
 
     def denoise(
         self, latents_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, guidance_B: Tensor | None = None

@@ -19,10 +19,10 @@ class SDXL(UNetFamily):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        text, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return Conditioning({"text": text, "pooled": pooled})
+        first = self._read(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts)
+        second = self._read(self.pipeline.tokenizer_2, self.pipeline.text_encoder_2, prompts)
+        text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return Conditioning({"text": text.to(self.device), "pooled": second.text_embeds.to(self.device)})
 
     def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
         """None becomes zeros where the base says so (`force_zeros_for_empty_prompt`)."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from onbrand.families.family import MIN_SNR_GAMMA, Family, spread
 from onbrand.families.spec import TimestepSampling
@@ -19,8 +22,23 @@ class UNetFamily(Family):
         self._alphas_cumprod: Tensor = noise_schedule.alphas_cumprod.double()
         self._prediction_type: str = self.pipeline.scheduler.config.prediction_type
 
+    def _read(self, tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Any:
+        """What a CLIP encoder makes of prompts, cut or filled to its length. The pipelines' `encode_prompt` calls it
+        alike, and tokenizes all again, uncut, to tell what was cut off."""
+        length = tokenizer.model_max_length
+        cut = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return encoder(cut.input_ids.to(encoder.device), output_hidden_states=True)
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.denoiser.config.in_channels, height // self.vae_scale, width // self.vae_scale  # type: ignore[union-attr]
+
+    def parts_before_text(self) -> list[nn.Module]:
+        """As far as the first attention to text, or the first use of a time embedding that knows the text."""
+        unet: Any = self.denoiser
+        first = unet.down_blocks[0]
+        if unet.config.addition_embed_type is not None:
+            return [unet.conv_in, first.resnets[0].conv1]
+        return [unet.conv_in, first.resnets[0] if hasattr(first, "attentions") else first]
 
     def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
         """Uniform over 0..T-1 where nothing else is said."""
