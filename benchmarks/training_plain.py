@@ -281,7 +281,7 @@ class PlainProcess:
     def finish(self, folder: Path) -> dict[str, float]:
         """Write the adapter into `folder`; seconds by part, of the whole run."""
         spent: dict[str, float] = self._ask(str(folder))
-        self._process.wait()
+        self._process.communicate()
         return spent
 
     def _ask(self, what: object) -> Any:

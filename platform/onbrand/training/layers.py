@@ -54,14 +54,14 @@ class TanhGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        gate = x.square().mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_()
+        gate = torch.addcmul(x.new_full((), _LINEAR), x, x, value=_CUBIC).mul_(x).sigmoid_()
         ctx.save_for_backward(x, gate)
         return x * gate
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         x, gate = ctx.saved_tensors
-        slope = x.square().mul_(3 * _CUBIC).add_(_LINEAR).mul_(x).mul_(gate)
+        slope = torch.addcmul(x.new_full((), _LINEAR), x, x, value=3 * _CUBIC).mul_(x).mul_(gate)
         return slope.addcmul_(slope, gate, value=-1).add_(gate).mul_(gradients[0])
 
 
