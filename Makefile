@@ -22,7 +22,7 @@ up: $(RUN) ## Run the platform here, until Ctrl-C
 	.venv/bin/onbrand up $(ARGS)
 
 test: $(TEST) ## All tests, against a real PostgreSQL and a real object store
-	.venv/bin/python -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
 
 check: $(TEST) ## Style, types and floors
 	.venv/bin/ruff check

@@ -1,7 +1,8 @@
 """Runs one command as the child of another process, and ends with all its descendants when either of the two is gone.
 
 `python -m onbrand.keeper PARENT FOLDER COMMAND...` is how `onbrand up` starts Ray: even after `kill -9` nothing of it
-stays, and FOLDER is removed. Standard library only, so that it costs nothing to keep.
+stays, and FOLDER is removed. So is what the command's processes left in their temporary folder, which is theirs alone:
+one that is killed tidies nothing up. Standard library only, so that it costs nothing to keep.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,9 @@ def main(parent: int, folder: Path, command: list[str]) -> int:
     asked = _listen()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans below us become our children, so that none is lost
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent)  # noqa: PLW1509 - this process has one thread
+    scratch = tempfile.mkdtemp(prefix="onbrand-")
+    environment = os.environ | {"TMPDIR": scratch}
+    child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)  # noqa: PLW1509 - one thread here
     try:
         while not asked and child.poll() is None and os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
@@ -35,7 +39,8 @@ def main(parent: int, folder: Path, command: list[str]) -> int:
         return child.returncode or 0
     finally:
         end_tree(os.getpid())
-        shutil.rmtree(folder, ignore_errors=True)
+        for gone in (folder, scratch):
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def end_tree(root: int) -> None:

@@ -120,6 +120,8 @@ class RayHead:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
             "PYTHONPATH": _python_path(),
+            # what torch compiled is worth keeping, and its default is the temporary folder, which goes with the cluster
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(self._folder / "inductor"),
         }
 
     def _command(self) -> list[str]:

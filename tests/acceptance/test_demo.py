@@ -25,7 +25,6 @@ def demo(folder: Path, *options: str, **env: str) -> dict[str, Any]:
             timeout=840,
             ONBRAND_TEST_MARK=marked.mark,
             TMPDIR=str(scratch),
-            TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"),  # torch makes it at import, for all of its processes
             **env,
         )
         assert done.returncode == 0, done.stderr

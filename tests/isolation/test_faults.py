@@ -20,9 +20,9 @@ def test_there_are_enough_faults_of_every_area() -> None:
     assert {area: found.count(area) >= SOME[area] for area in AREAS} == dict.fromkeys(AREAS, True)
 
 
-def test_the_part_that_is_tried_has_forty_different_ones() -> None:
+def test_the_part_that_is_tried_has_different_ones_of_every_area() -> None:
     tried = some(read_catalogue())
-    assert len({fault.id for fault in tried}) == len(tried) == sum(SOME.values()) >= 40
+    assert len({fault.id for fault in tried}) == len(tried) == sum(SOME.values()) >= 17
     assert {area: sum(fault.area == area for fault in tried) for area in AREAS} == SOME
 
 

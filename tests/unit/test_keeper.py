@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreapers are 
 PLATFORM = Path(__file__).parents[2] / "platform"
 
 STRAYS = """
-import os, subprocess, sys, time
+import os, subprocess, sys, tempfile, time
+tempfile.mkdtemp()
 stray = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
 subprocess.run(["sh", "-c", "exec \\"$@\\" & echo $!", "sh", *stray], start_new_session=True)
 print("up", flush=True)
@@ -33,16 +34,23 @@ sys.exit(keeper.wait())
 def start(folder: Path) -> tuple[subprocess.Popen[str], int]:
     """A parent with a keeper; and the pid of a stray in a session of its own that ignores SIGTERM."""
     folder.mkdir()
+    scratch_of(folder).mkdir()
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(folder), STRAYS],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(PLATFORM)},
+        env=os.environ | {"PYTHONPATH": str(PLATFORM), "TMPDIR": str(scratch_of(folder))},
     )
     assert parent.stdout is not None
     stray = int(parent.stdout.readline())
     assert parent.stdout.readline() == "up\n"
+    assert len(list(scratch_of(folder).iterdir())) == 1
     return parent, stray
+
+
+def scratch_of(folder: Path) -> Path:
+    """The parent's temporary folder."""
+    return folder.with_name("scratch")
 
 
 def is_gone(pid: int) -> bool:
@@ -54,11 +62,13 @@ def is_gone(pid: int) -> bool:
 
 
 def must_clear_up(folder: Path, stray: int) -> None:
+    def left() -> list[object]:
+        return [*([] if is_gone(stray) else [stray]), *folder.parent.glob(folder.name), *scratch_of(folder).iterdir()]
+
     end = time.monotonic() + 20
-    while not (is_gone(stray) and not folder.exists()) and time.monotonic() < end:
+    while left() and time.monotonic() < end:
         time.sleep(0.05)
-    assert is_gone(stray)
-    assert not folder.exists()
+    assert left() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
