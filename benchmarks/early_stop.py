@@ -35,13 +35,15 @@ from onbrand.training.loop import Trainer
 from onbrand.training.validation import Judge, Verdicts
 
 NUM_UNSEEN = 24
+NUM_STEPS = 1500
+"""What trainers' recipes say for a dozen pictures, whatever the base."""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--family", choices=FAMILIES, default="sd15")
     options.add_argument("--brand", choices=list(BRANDS), default=next(iter(BRANDS)))
-    options.add_argument("--steps", type=int, help="the fixed last step; the base's own advice if left out")
+    options.add_argument("--steps", type=int, default=NUM_STEPS, help=f"the fixed last step (default {NUM_STEPS})")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--json", action="store_true", help="one compact line")
     chosen = options.parse_args()

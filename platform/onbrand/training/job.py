@@ -33,13 +33,17 @@ from onbrand.training.examination import must_be_fit_to_train
 from onbrand.training.machines import wants_gpu
 from onbrand.training.providers.ray import job_environment
 from onbrand.training.recipes import Plan
+from onbrand.training.room import RangeTrainer
 from onbrand.training.second_try import fit_within_memory, root_of
 from onbrand.training.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
 from onbrand.training.turns import must_be_our_turn, own_submission
 from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
 
 MAX_FAILURES = 3
-"""How often Ray Train starts the workers again within one attempt."""
+"""How often Ray Train starts the workers again within one attempt; as often again where they die while they start."""
+RANGE_START_SECONDS, RANGE_STARTS = 30, 10
+"""For a range of workers: how long Ray Train waits for as many as there seemed to be room for, and how often it counts
+anew. A node that is being taken away is counted until it is gone."""
 NUM_CHECKPOINTS = 2
 
 log = logging.getLogger(__name__)
@@ -133,13 +137,18 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str,
         log.warning("the list of the run's checkpoints was broken and was made anew")
     use_gpu = wants_gpu(settings)
     tickets = handed_out(settings, brand_id, job_id)
-    trainer = TorchTrainer(
+    is_range = has_range(plan)
+    if is_range:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(RANGE_START_SECONDS)
+    trainer = (RangeTrainer if is_range else TorchTrainer)(
         partial(train_worker, tickets),
         train_loop_config={"brand": brand_id, "job": job_id, "steps_down": str(steps_down)},
         scaling_config=scaling(settings, plan, use_gpu),
         run_config=RunConfig(
             name=run_id,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=RANGE_STARTS if is_range else MAX_FAILURES
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=NUM_CHECKPOINTS),
             **run_storage(settings, brand_id, tickets),
         ),
@@ -147,11 +156,15 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str,
     return trainer.fit().return_value  # type: ignore[no-any-return]
 
 
+def has_range(plan: Plan) -> bool:
+    """Whether the number of workers may change on the way."""
+    return plan.min_workers not in (None, plan.num_workers)
+
+
 def scaling(settings: Settings, plan: Plan, use_gpu: bool) -> ScalingConfig:
     """So many workers, or as many of a range as there is room for: the bits of the run do not depend on it."""
-    fewest, most = plan.min_workers or plan.num_workers, plan.num_workers
     return ScalingConfig(
-        num_workers=most if fewest == most else (fewest, most),
+        num_workers=(plan.min_workers, plan.num_workers) if has_range(plan) else plan.num_workers,
         use_gpu=use_gpu,
         elastic_resize_monitor_interval_s=settings.train_resize_seconds,
     )

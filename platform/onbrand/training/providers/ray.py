@@ -134,7 +134,7 @@ def job_environment(settings: Settings) -> dict[str, str]:
         "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS,
         "RAY_TRAIN_V2_ENABLED": 1,
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.2,
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 600,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 300,
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(_WATCHER, str(int(settings.device != "cpu"))),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "ONBRAND_DATA_DIR": settings.folder,

@@ -1,0 +1,55 @@
+"""How many workers of a range there is room for, on a cluster that engines and other runs share.
+
+Ray counts what the nodes have, whoever uses it: a run would grow into GPUs that engines hold, stop, and wait for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
+
+Resources = Mapping[str, float]
+
+
+class FreeRoom(ElasticScalingPolicy):
+    """Ray's own policy for a range of workers, but for what others hold."""
+
+    _own: tuple[str, ...] = ()
+    """The node of each worker of ours that may still hold its resources."""
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Workers that are about to be stopped count once: should they be gone already, the next count is right."""
+        decision = super().make_decision_for_non_running_worker_group()
+        self._own = ()
+        return decision
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """As Ray's; the workers of now are remembered."""
+        self._own = tuple(worker.metadata.node_id for worker in worker_group_state.workers)
+        return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        counted = super()._count_possible_workers(reserved_resources)
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        room = num_that_fit(available_resources_per_node().values(), self.scaling_config._resources_per_worker_not_none)
+        return min(counted, room + sum(node in alive for node in self._own))
+
+
+def num_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
+    """Workers that need `worker` each, on nodes with so much left."""
+    needed = {name: amount for name, amount in worker.items() if amount > 0}
+    return sum(int(min(free.get(name, 0.0) // amount for name, amount in needed.items())) for free in nodes)
+
+
+class RangeTrainer(TorchTrainer):
+    """A trainer whose number of workers changes by `FreeRoom`; Ray has no argument for it."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        return super()._initialize_and_run_controller(**parts | {"scaling_policy": FreeRoom(self.scaling_config)})
