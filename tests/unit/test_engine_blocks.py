@@ -121,6 +121,18 @@ def test_blocks_learn_as_they_did(name):
     assert inputs[0].grad is not None
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_compiled_whole_as_they_were(name):
+    make, given = BLOCKS[name]
+    block, inputs = ready(make()), given()
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        expected = block(*inputs)
+        use_blocks(block)
+        Passes(block, [block])
+        assert torch.equal(torch.compile(block, fullgraph=True, backend="eager")(*inputs), expected)
+
+
 def test_a_mask_is_seen():
     block, (x,) = ready(attention()), tokens()
     mask = torch.zeros(3, 1, 20)

@@ -68,8 +68,7 @@ class _Block(ABC):
         self._module, self._plain = module, module.forward
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        learning = not torch.is_inference_mode_enabled() or self._module.training
-        if learning or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or self._module.training:
             return self._plain(x, *args, **kwargs)
         return self._computed(x, *args, **kwargs)
 
