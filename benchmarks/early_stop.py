@@ -5,7 +5,7 @@ and looks at the held-out pictures on the way, as a job does; the steps up to th
 are the same, bit for bit. Then the average of the best step and that of the last one are judged by pictures that
 neither training nor the choice has seen, with other noise. Prints one JSON object:
 
-- `best_over_last`: the best step's loss on unseen pictures over the last step's (wanted: <= 1);
+- `best_over_last`: the best step's loss on unseen pictures over the last step's (wanted: < 1);
 - `loss_base`, `loss_best`, `loss_last`: of the bare base, and of either;
 - `held_out_best`, `held_out_last`: the loss on the held-out pictures, by which the step was chosen;
 - `best_step`, `stopped_at`, `steps`: which step is published, where patience ends the run, the fixed last one;
@@ -53,7 +53,7 @@ def main() -> None:
     print(json.dumps(found, indent=None if chosen.json else 1), flush=True)
 
 
-def measure(family: Family, brand: str, steps: int | None) -> dict[str, Any]:
+def measure(family: Family, brand: str, steps: int) -> dict[str, Any]:
     """Train to the last step, then judge what patience would have published, and the last step, by unseen pictures."""
     patience = TrainingConfig().patience
     trainer = trainer_of(family, brand, TrainingConfig(steps=steps, patience=0))
