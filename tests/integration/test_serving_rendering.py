@@ -545,16 +545,17 @@ async def test_no_log_holds_a_prompt(house, renderer, make_brand, caplog):
 
 def test_the_libraries_do_not_log_the_end_of_a_long_prompt(caplog):
     """diffusers warns with the words that it cuts off: heard before `quiet_libraries`, and not after."""
-    library, long = logging.getLogger("diffusers"), ["a very secret word " * 60]
+    library, family, long = logging.getLogger("diffusers"), family_of("sd15"), "a very secret word " * 60
     level = library.level
     library.addHandler(caplog.handler)
     try:
         library.setLevel(logging.WARNING)
-        family_of("sd15").encode_prompts(long)
+        family.pipeline.encode_prompt(long, "cpu", 1, False)
         assert "secret" in caplog.text
         caplog.clear()
         quiet_libraries()
-        family_of("sd15").encode_prompts(long)
+        family.pipeline.encode_prompt(long, "cpu", 1, False)
+        family.encode_prompts([long])
         assert "secret" not in caplog.text
     finally:
         library.removeHandler(caplog.handler)
