@@ -203,6 +203,15 @@ async def until_told(holds) -> list[tuple]:
     raise AssertionError("no replica told so")
 
 
+async def until_idle() -> None:
+    """Until no replica draws: what was canceled or has ended is let go a moment after its row says so."""
+    for _ in range(600):
+        if not any(said["under_way"] for _, said in await asyncio.to_thread(standings)):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("a replica still draws")
+
+
 async def where(brand, data: bytes) -> list[bool]:
     """Which of the two replicas have the adapter in a slot."""
     ours = routing_id(brand.id, hashlib.sha256(data).hexdigest())
@@ -275,6 +284,7 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     headers = await member_of(http, brand)
     numbers = {"model": name, "num_inference_steps": 40}
     before = await generate(http, brand, headers, **numbers)
+    await until_idle()
     begun = await generate(http, brand, headers, wait=0, **numbers)
     (drawing,) = [replica for replica, said in await until_told(lambda told: told["under_way"]) if said["under_way"]]
     await asyncio.to_thread(ray.kill, drawing)
