@@ -34,9 +34,9 @@ def place_for_a_platform() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def platform() -> Iterator[Running]:
-    """`onbrand up` with the tiny sd15 and two engines."""
+    """`onbrand up` with the tiny sd15 and two engines, until the last test of this folder has ended."""
     with place_for_a_platform() as folder:
         running = Running(folder / "data", more={"ONBRAND_ENGINE__NUM_REPLICAS": "2"})
         running.start()
@@ -78,7 +78,7 @@ def join(platform: Running, folder: Path, name: str) -> Person:
     return person
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The five steps, as somebody types them."""
     folder = tmp_path_factory.mktemp("acme")
@@ -94,7 +94,7 @@ def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained
     return Trained(ada, "acme", uploaded, job, model, generation)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rival(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Somebody of another brand."""
     person = join(platform, tmp_path_factory.mktemp("rival"), "rita")

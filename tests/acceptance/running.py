@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -69,6 +70,11 @@ class Person:
     def tries(self, *arguments: str | Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         """A command that may fail."""
         return onbrand(*arguments, config=self.config, timeout=timeout, **({"ONBRAND_URL": self.url} | env))
+
+    def reads(self, path: str) -> Any:
+        """What a route answers, asked by HTTP as who the command line is logged in as; it must succeed."""
+        answer = httpx.get(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"}, timeout=60)
+        return answer.raise_for_status().json()
 
     @property
     def token(self) -> str:

@@ -20,7 +20,8 @@ LONG = ("train", "--model-type", "sd15", "--steps", "90", "--rank", "4", "--no-w
 
 
 def job_of(person: Person, job_id: str) -> dict[str, Any]:
-    return dict(person.says("job", "get", job_id))
+    """The job as it is now. By HTTP: a command line started again and again would take the processor it waits for."""
+    return dict(person.reads(f"/v1/brands/acme/training-jobs/{job_id}"))
 
 
 def is_under_way(person: Person, job_id: str) -> bool:
@@ -31,10 +32,13 @@ def is_under_way(person: Person, job_id: str) -> bool:
 
 def end_of(person: Person, job_id: str, seconds: float = 400) -> dict[str, Any]:
     def ended() -> dict[str, Any] | None:
-        done = person.tries("job", "get", job_id, "--json")
-        if done.returncode == 7:  # the platform is still on its way
+        try:
+            job = job_of(person, job_id)
+        except httpx.TransportError:  # the platform is still on its way
             return None
-        job = job_of(person, job_id)
+        except httpx.HTTPStatusError as error:
+            assert error.response.status_code == 503, error
+            return None
         return job if job["status"] in ("completed", "failed", "canceled") else None
 
     return dict(wait_for(ended, seconds, f"the end of job {job_id}"))
