@@ -275,25 +275,6 @@ async def test_a_cancel_finds_the_replica_that_draws(http, house, make_brand):
     assert {generation["status"] for generation in ended} == {"canceled"}
 
 
-async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, adapter):
-    """Drawn again by its successor: the same picture for the same seed, though its receipt may tell of another slot."""
-    import ray
-
-    brand = await make_brand()
-    name = await house.publish(brand, adapter)
-    headers = await member_of(http, brand)
-    numbers = {"model": name, "num_inference_steps": 40}
-    before = await generate(http, brand, headers, **numbers)
-    await until_idle()
-    begun = await generate(http, brand, headers, wait=0, **numbers)
-    (drawing,) = [replica for replica, said in await until_told(lambda told: told["under_way"]) if said["under_way"]]
-    await asyncio.to_thread(ray.kill, drawing)
-    ended = await until_ended(http, brand, headers, begun)
-    assert (ended["status"], ended["error"]) == ("completed", None)
-    again, first = [await house.pixels(brand, drawn["id"]) for drawn in (ended, before)]
-    assert (again == first).all()
-
-
 async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, make_brand, served):
     """By whoever has read its row: here with handles of another process than the ingress that asked."""
     brand, other = await make_brand(), await make_brand()
@@ -347,6 +328,28 @@ async def test_a_client_that_goes_away_while_it_waits_frees_its_rows(http, url, 
         waiting.cancel()
         await asyncio.wait([waiting])
     assert (await until_ended(http, brand, headers, rows[0]))["status"] == "canceled"
+
+
+async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, adapter):
+    """Drawn again by its successor: the same picture for the same seed, though its receipt may tell of another slot.
+
+    After all others: its successor takes a while to come.
+    """
+    import ray
+
+    brand = await make_brand()
+    name = await house.publish(brand, adapter)
+    headers = await member_of(http, brand)
+    numbers = {"model": name, "num_inference_steps": 40}
+    before = await generate(http, brand, headers, **numbers)
+    await until_idle()
+    begun = await generate(http, brand, headers, wait=0, **numbers)
+    (drawing,) = [replica for replica, said in await until_told(lambda told: told["under_way"]) if said["under_way"]]
+    await asyncio.to_thread(ray.kill, drawing)
+    ended = await until_ended(http, brand, headers, begun)
+    assert (ended["status"], ended["error"]) == ("completed", None)
+    again, first = [await house.pixels(brand, drawn["id"]) for drawn in (ended, before)]
+    assert (again == first).all()
 
 
 def test_what_serve_is_told_holds_no_secret(served):
