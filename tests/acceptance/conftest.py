@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 
 from tests.acceptance.running import Person, Running
 
-STEPS = 40
-"""Of training: enough to move every weight; how well it learns is the demo's question."""
+SMALL = ("--steps", "40", "--rank", "4", "--batch-size", "2")
+"""A training: enough to move every weight; how well it learns is the demo's question."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -87,7 +87,7 @@ def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained
     draw_pictures(folder / "pictures")
     caption = "photo of [brand] logo"
     uploaded = ada.says("asset", "upload", folder / "pictures", "--caption", caption, "--object", "logo")["data"]
-    job = ada.says("train", "--model-type", "sd15", "--steps", str(STEPS), "--rank", "4", timeout=500)
+    job = ada.says("train", "--model-type", "sd15", *SMALL, timeout=500)
     model = ada.says("model", "get", "sd15-lora-v1")
     drawing = ["generate", "photo of [brand] logo", "--model", "sd15-lora-v1", "-n", "2", "--seed", "11"]
     generation = ada.says(*drawing, "--out", folder / "drawn")

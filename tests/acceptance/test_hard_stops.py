@@ -16,7 +16,7 @@ from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platfo
 from tests.acceptance.running import Person, Running, command_line, wait_for
 
 pytestmark = pytest.mark.timeout(900)
-LONG = ("train", "--model-type", "sd15", "--steps", "90", "--rank", "4", "--no-wait")
+LONG = ("train", "--model-type", "sd15", "--steps", "90", "--rank", "4", "--batch-size", "4", "--no-wait")
 
 
 def job_of(person: Person, job_id: str) -> dict[str, Any]:
