@@ -1,7 +1,7 @@
 # `make help` lists the verbs. Needs Python 3.11 to 3.13, make and git; everything else goes into .venv.
 SHELL := /bin/bash
 ARGS ?=
-PROCESSES ?= 2
+PROCESSES ?= 3
 RUN := .venv/.ready-to-run
 TEST := .venv/.ready-to-test
 
@@ -11,7 +11,7 @@ TEST := .venv/.ready-to-test
 help: ## What there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Arguments go in ARGS: make demo ARGS="--model-type flux", make test ARGS="tests/unit -k layout"'
-	@echo '  make test runs in two processes; PROCESSES=0 is one, as pytest alone'
+	@echo '  make test runs in three processes; PROCESSES=0 is one, as pytest alone'
 
 setup: $(TEST) ## Make .venv and install everything into it (once)
 

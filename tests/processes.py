@@ -1,4 +1,4 @@
-"""Tests in several processes (`make test`, or `-n 2 --no-loadscope-reorder`): which go together, which go first.
+"""Tests in several processes (`make test`, or `-n 3 --no-loadscope-reorder`): which go together, which go first.
 
 A file stays in one process, and so does all of tests/acceptance, which speaks to one platform.
 """

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
+import safetensors.torch
+import torch
 
 from tests.acceptance import killed
 from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
@@ -17,6 +19,7 @@ from tests.acceptance.running import Person, Running, command_line, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 LONG = ("train", "--model-type", "sd15", "--steps", "90", "--rank", "4", "--batch-size", "4", "--no-wait")
+FIRST = "sd15-lora-v1"
 
 
 def job_of(person: Person, job_id: str) -> dict[str, Any]:
@@ -58,8 +61,9 @@ def test_a_training_whose_controller_and_dispatcher_are_killed_ends_with_the_bit
 def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
     platform: Running, acme: Trained, tmp_path: Path
 ) -> None:
+    """What was running had begun with the adapter of the job before it, and is that one trained further."""
     models = {model["id"] for model in acme.person.says("model", "list")["data"]}
-    job = acme.person.says(*LONG)
+    job = acme.person.says(*LONG, "--continue", FIRST)
     wait_for(lambda: is_under_way(acme.person, job["id"]), 240, "some progress")
 
     platform.send(signal.SIGKILL)
@@ -71,6 +75,17 @@ def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
     assert saved.read_bytes() == Path(acme.generation["paths"][0]).read_bytes()
     ended = end_of(acme.person, job["id"])
     assert ended["status"] == "completed", ended["error"]
+    further = acme.person.says("model", "get", ended["model_id"])["name"]
+    began, became = [directions(acme.person, name, tmp_path) for name in (FIRST, further)]
+    likeness = torch.nn.functional.cosine_similarity(began, became, dim=0)
+    assert 0.9 < likeness < 0.99999, "drawn by lot anew, it would be near 0; left as it was, 1"
+
+
+def directions(person: Person, model: str, folder: Path) -> torch.Tensor:
+    """Every A of an adapter as one vector: drawn by lot at a run's first step, and moved little by little."""
+    path = person.says("model", "download", model, "--out", folder / model)["path"]
+    weights = safetensors.torch.load_file(path)
+    return torch.cat([weights[key].float().flatten() for key in sorted(weights) if "lora_A" in key])
 
 
 def test_ctrl_c_ends_all_that_up_started_and_nothing_else(platform: Running) -> None:

@@ -33,7 +33,7 @@ from tests.isolation import world as worlds
 from tests.isolation.crowd import furnish
 from tests.isolation.world import World
 
-NUM_CASES = int(os.environ.get("ONBRAND_FUZZ_CASES", "500"))
+NUM_CASES = int(os.environ.get("ONBRAND_FUZZ_CASES", "250"))
 SEED = int(os.environ.get("ONBRAND_FUZZ_SEED", "1"))
 _TABLES = """
 select c.oid::regclass::text, exists (select from pg_attribute s where s.attrelid = c.oid and s.attname = 'status')
