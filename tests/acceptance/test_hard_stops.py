@@ -75,10 +75,9 @@ def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
     assert saved.read_bytes() == Path(acme.generation["paths"][0]).read_bytes()
     ended = end_of(acme.person, job["id"])
     assert ended["status"] == "completed", ended["error"]
-    further = acme.person.says("model", "get", ended["model_id"])["name"]
-    began, became = [directions(acme.person, name, tmp_path) for name in (FIRST, further)]
+    began, became = [directions(acme.person, name, tmp_path) for name in (FIRST, Path(ended["model_url"]).stem)]
     likeness = torch.nn.functional.cosine_similarity(began, became, dim=0)
-    assert 0.9 < likeness < 0.99999, "drawn by lot anew, it would be near 0; left as it was, 1"
+    assert 0.5 < likeness < 0.99999, "drawn by lot anew, it would be near 0; left as it was, 1"
 
 
 def directions(person: Person, model: str, folder: Path) -> torch.Tensor:
