@@ -161,10 +161,15 @@ def _sum(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor, A_NRihw: Tensor) -> Tensor:
-    """A x of every row, [N, R, P]: one group per row; where the kernel is 1x1, a product."""
-    num, rank = A_NRihw.shape[:2]
+    """A x of every row, [N, R, P]: one group per row; where the kernel is 1x1, a product.
+
+    A row alone is two groups of the same: one group is a convolution of another kind, which rounds otherwise.
+    """
     if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
         return torch.bmm(A_NRihw.flatten(2), x.flatten(2))
+    if len(x) == 1:
+        return _convolved(conv, x.expand(2, -1, -1, -1), A_NRihw.expand(2, -1, -1, -1, -1))[:1]
+    num, rank = A_NRihw.shape[:2]
     grouped = F.conv2d(
         x.reshape(1, -1, *x.shape[2:]), A_NRihw.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, num
     )
