@@ -192,6 +192,21 @@ def test_a_row_has_the_same_bits_whatever_ranks_its_neighbours_have(toy, num_nei
         assert torch.equal(toy(x, t)[0], alone)
 
 
+@pytest.mark.parametrize(("rank", "side", "stride"), [(16, 16, 1), (8, 24, 2), (8, 12, 1), (64, 16, 1)])
+def test_a_row_alone_has_the_bits_of_the_same_row_among_others(rank, side, stride):
+    """Of a convolution's delta: what the base makes of it, zero here, is another question (`onednn`)."""
+    alone = nn.Sequential(nn.Conv2d(64, 64, 3, stride=stride, padding=1)).requires_grad_(False)
+    nn.init.zeros_(alone[0].weight)
+    nn.init.zeros_(alone[0].bias)
+    slots = Slots(alone, 2, 64)
+    row = put(slots, {"0": LayerWeights(torch.randn(rank, 64, 3, 3), torch.randn(64, rank))}, rank)
+    x_3CHW = torch.randn(3, 64, side, side)
+    with slots.bind([row] * 3):
+        among = alone(x_3CHW)[:1]
+    with slots.bind([row]):
+        assert torch.equal(alone(x_3CHW[:1]), among)
+
+
 def test_what_was_gathered_for_a_slot_is_not_used_for_its_next_adapter(toy):
     """Rows keep what they gathered from step to step; the next adapter of the same slot must not be drawn with it."""
     slots = Slots(toy, num_slots=1)
