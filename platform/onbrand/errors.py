@@ -126,6 +126,12 @@ class AdapterRefused(OnbrandError):
     status, code, title = 422, "adapter_refused", "Adapter refused"
 
 
+class NotAsPublished(AdapterRefused):
+    """Stored bytes are not those of the row: a fault of the store, which may be mended, and not of the content."""
+
+    code, title = "not_as_published", "Not what was published"
+
+
 class BaseModelRefused(OnbrandError):
     """A configured base model is not a folder (or URL, or id) of a pipeline of its family."""
 

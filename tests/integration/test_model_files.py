@@ -15,6 +15,8 @@ from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, weights
 
+SECURITY = "onbrand.security"
+
 
 @pytest.fixture(scope="module")
 async def acme(platform: Platform, make_brand: MakeBrand, pictures: Any) -> BrandOfPeople:
@@ -63,7 +65,7 @@ async def test_another_brand_hears_of_no_such_model(platform: Platform, acme: Br
 
 
 async def test_bytes_that_were_changed_in_the_store_are_not_handed_out(
-    platform: Platform, make_brand: MakeBrand, pictures: Any
+    platform: Platform, make_brand: MakeBrand, pictures: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     brand = await make_brand("changed")
     await platform.train(brand, pictures(1))
@@ -71,7 +73,8 @@ async def test_bytes_that_were_changed_in_the_store_are_not_handed_out(
     await asyncio.to_thread(platform.store.brand(brand.id).write, key, weights("other"))
     async with platform.client(brand.member) as client:
         answer = await client.get(f"/v1/brands/{brand.id}/models/sd15-lora-v1/download?format=kohya")
-    assert (answer.status_code, answer.json()["code"]) == (422, "adapter_refused")
+    assert (answer.status_code, answer.json()["code"]) == (422, "not_as_published")
+    assert [line.name for line in caplog.records if "not those that were published" in line.message] == [SECURITY]
 
 
 async def test_the_sdk_saves_both(platform: Platform, acme: BrandOfPeople, tmp_path: Path) -> None:

@@ -79,12 +79,13 @@ async def test_a_file_becomes_a_model_by_its_job_and_is_gone_then(
     ],
 )
 async def test_a_file_that_cannot_be_served_is_refused_at_the_door_and_nothing_is_created(
-    platform: Platform, make_brand: MakeBrand, kohya: bytes, change: Any, why: str
+    platform: Platform, make_brand: MakeBrand, kohya: bytes, change: Any, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     brand = await make_brand("refused")
     answer = await send(platform, brand, safetensors.torch.save(change(safetensors.torch.load(kohya))))
     assert (answer.status_code, answer.json()["code"]) == (422, "adapter_refused")
     assert why in answer.json()["detail"]
+    assert [brand.id in line.message for line in caplog.records if line.name == "onbrand.security"] == [True]
     async with platform.client(brand.member) as client:
         assert (await client.get(f"/v1/brands/{brand.id}/training-jobs")).json()["data"] == []
 
@@ -204,11 +205,14 @@ def test_the_cluster_publishes_what_it_proved(kohya: bytes, monkeypatch: pytest.
     [(None, "import it again"), (weights(), "no layer 'mid'")],
     ids=["gone", "of another base"],
 )
-def test_the_cluster_says_why_it_did_not(data: bytes | None, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cluster_says_why_it_did_not(
+    data: bytes | None, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     worker = Worker(data)
     assert outcome_of(worker, monkeypatch) == "failed"
     assert worker.ended[0][0] == "adapter_refused"
     assert told in worker.ended[0][1]
+    assert "onbrand.security" in [line.name for line in caplog.records]
 
 
 def test_a_canceled_import_publishes_nothing(kohya: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ async def test_a_file_that_is_not_what_the_row_says_fails_the_generation(house, 
     asked = await house.ask(brand, model=await house.publish(brand, adapter))
     wrong = replace(asked, adapters=((replace(asked.adapters[0][0], sha256="0" * 64), 1.0),))
     events = await told(renderer, wrong)
-    assert (kinds(events), events[-1].data["code"]) == (["failed"], "adapter_refused")
+    assert (kinds(events), events[-1].data["code"]) == (["failed"], "not_as_published")
     assert (await house.row(brand, asked)).error["message"].startswith("the weights of sd15-lora-v1")
 
 

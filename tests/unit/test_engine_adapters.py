@@ -13,7 +13,7 @@ from torch import nn
 from onbrand.adapter import combined_sha256, routing_id
 from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Lease, Residency, composed
 from onbrand.engine.slots import Slots
-from onbrand.errors import AdapterRefused, NotFound
+from onbrand.errors import AdapterRefused, NotAsPublished, NotFound
 from onbrand.families.lora import AdapterWeights, LayerWeights
 
 
@@ -339,6 +339,17 @@ def test_a_refused_file_is_remembered():
         cache.get(key("a"), refuse)
     with pytest.raises(AdapterRefused, match="not for this base"):
         cache.get(key("a"), weights)
+
+
+def test_what_only_the_store_has_wrong_is_looked_at_again():
+    cache = HostCache(2**20)
+
+    def changed() -> AdapterWeights:
+        raise NotAsPublished("the weights are not those that were published")
+
+    with pytest.raises(NotAsPublished):
+        cache.get(key("a"), changed)
+    assert cache.get(key("a"), weights) is not None
 
 
 def test_one_brands_failed_load_is_not_anothers():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onbrand.engine import kernels
 from onbrand.engine.kernels import compile_passes, keep_memory, uncompile_passes
 
 
@@ -44,4 +45,18 @@ def test_compiling_is_undone(layers):
     uncompile_passes(layers)
     torch.testing.assert_close(layers(x), expected)
     assert layers._compiled_call_impl is None
+    torch._dynamo.reset()
+
+
+def test_a_shape_beyond_the_last_graph_is_computed_without_one(layers, monkeypatch):
+    calls = []
+    torch._dynamo.reset()
+    monkeypatch.setattr(kernels, "_MOST_COMPILED", 2)
+    compile_passes(layers, lambda graph, inputs: calls.append(graph) or graph.forward)
+    inputs = [torch.randn(num, 64) for num in (1, 2, 3, 4, 1)]
+    drawn = [layers(x) for x in inputs]
+    uncompile_passes(layers)
+    for x, y in zip(inputs, drawn, strict=True):
+        torch.testing.assert_close(layers(x), y)
+    assert len(calls) == 2
     torch._dynamo.reset()

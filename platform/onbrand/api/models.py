@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -19,9 +20,11 @@ from onbrand.api.input import must_be_storable
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.api.problems import as_own_error
-from onbrand.errors import InvalidInput
+from onbrand.errors import AdapterRefused, InvalidInput
 from onbrand.families.kohya import kohya_name
 from onbrand.services import imports, jobs, models
+
+security_log = logging.getLogger("onbrand.security")
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/models", tags=["models"])
 
@@ -71,7 +74,11 @@ async def import_model(
     new = _new_import(form)
     imports.must_be_importable(new, parts.recommended)
     _, data = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")
-    await checker.run(checker.weights, data, True)
+    try:
+        await checker.run(checker.weights, data, True)
+    except AdapterRefused:
+        security_log.warning("a file to import into brand %s was refused", access.brand_id)
+        raise
     async with access.open() as caller:
 
         async def create() -> jobs.TrainingJob:

@@ -20,7 +20,7 @@ import torch
 from onbrand.adapter import combined_sha256, routing_id
 from onbrand.engine.slots import RowAdapter, Slot, Slots, rank_class
 from onbrand.engine.usage import Usage
-from onbrand.errors import AdapterRefused
+from onbrand.errors import AdapterRefused, NotAsPublished
 from onbrand.families.lora import AdapterWeights, LayerWeights
 
 _REFUSALS_REMEMBERED = 1024
@@ -318,7 +318,7 @@ class HostCache:
             weights = load()
         except BaseException as problem:
             with self._lock:
-                if isinstance(problem, AdapterRefused):
+                if isinstance(problem, AdapterRefused) and not isinstance(problem, NotAsPublished):
                     self._refuse(key, problem)
                 del self._loading[key]
             flight.set_exception(problem)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _MMAP_BYTES = 32 * 2**20
@@ -37,6 +38,19 @@ def compile_passes(denoiser: nn.Module, backend: str | Callable[..., Any] = "ind
     on_gpu = next(denoiser.parameters()).device.type == "cuda"
     mode = "reduce-overhead" if on_gpu and backend == "inductor" else None
     denoiser.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode, recompile_limit=_MOST_COMPILED)
+    denoiser._compiled_call_impl = _plain_beyond_the_limit(denoiser, denoiser._compiled_call_impl)
+
+
+def _plain_beyond_the_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Passes of shapes that came after the last graph that is kept, computed without one: slower, and drawn."""
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        try:
+            return compiled(*inputs, **named)
+        except FailOnRecompileLimitHit:
+            return denoiser._call_impl(*inputs, **named)
+
+    return call
 
 
 def uncompile_passes(denoiser: nn.Module) -> None:

@@ -240,8 +240,8 @@ class Slots:
         group.names[slot.index] = tuple(layers)
         for name, layer in layers.items():
             stack = self._stack(group, slot.rank_class, name)
-            stack.A[slot.index, : len(layer.a)].copy_(layer.a)
-            stack.B[slot.index, :, : len(layer.a)].copy_(layer.b)
+            stack.A[slot.index, : len(layer.a)].copy_(layer.a, non_blocking=True)
+            stack.B[slot.index, :, : len(layer.a)].copy_(layer.b, non_blocking=True)
             self._use(name)
         group.generations[slot.index] += 1
         return group.generations[slot.index]

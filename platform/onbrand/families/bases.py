@@ -11,6 +11,8 @@ from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused
 from onbrand.families.spec import SPECS, Recommended, with_family_defaults
 
+_COMPLETE = "complete"
+"""A file in the folder of a downloaded base, once all of it is there."""
 _WHOLE_HASH_BYTES = 2**30
 _SAMPLE_BYTES = 2**20
 _WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
@@ -45,7 +47,7 @@ def base_folder(
     Raises:
         BaseModelRefused: nothing there, or not a diffusers pipeline of this family.
     """
-    cache = cache or Path("~/.cache/onbrand/bases").expanduser()
+    cache = cache or _usual_cache()
     if source.startswith("s3://"):
         folder = _download_s3(family, source, cache, storage_options or {})
     elif Path(source).expanduser().exists() or source.startswith(("/", ".", "~")):
@@ -53,6 +55,32 @@ def base_folder(
     else:
         folder = _download_hub(family, source, cache)
     return must_be_base(family, folder, source)
+
+
+def folder_at_hand(source: str, cache: Path | None = None) -> Path | None:
+    """The folder of the base at `source` if it is on this machine; nothing is fetched. Arguments as `base_folder`'s."""
+    cache = cache or _usual_cache()
+    if source.startswith("s3://"):
+        folder = _s3_folder(source, cache)
+        return folder if (folder / _COMPLETE).is_file() else None
+    local = Path(source).expanduser()
+    if local.is_dir():
+        return local
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        index = try_to_load_from_cache(source, "model_index.json", cache_dir=cache / "hub")
+    except ValueError:  # no name of a repository
+        return None
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _usual_cache() -> Path:
+    return Path("~/.cache/onbrand/bases").expanduser()
+
+
+def _s3_folder(source: str, cache: Path) -> Path:
+    return cache / hashlib.sha256(source.encode()).hexdigest()[:24]
 
 
 def must_be_base(family: str, folder: Path, source: str | None = None) -> Path:
@@ -108,20 +136,21 @@ def _ends(path: Path) -> bytes:
 
 def _download_s3(family: str, source: str, cache: Path, storage_options: dict[str, Any]) -> Path:
     import fsspec
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    folder = cache / hashlib.sha256(source.encode()).hexdigest()[:24]
-    if (folder / "complete").is_file():
+    folder = _s3_folder(source, cache)
+    if (folder / _COMPLETE).is_file():
         return folder
     try:
         filesystem, root = fsspec.core.url_to_fs(source, **storage_options)
         filesystem.get(root.rstrip("/") + "/", str(folder) + "/", recursive=True)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, BotoCoreError, ClientError) as problem:
         raise BaseModelRefused(
             f"the base model for {family} cannot be read from {source} ({type(problem).__name__}); "
             "check the URL and the credentials",
             param=f"bases.{family}",
         ) from None
-    (folder / "complete").touch()
+    (folder / _COMPLETE).touch()
     return folder
 
 

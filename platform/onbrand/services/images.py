@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import anyio.to_thread
@@ -203,11 +202,11 @@ class Generator(Protocol):
 
 
 def recommended_of(settings: Settings) -> dict[FamilyName, Recommended]:
-    """What each served family's base says of itself where it is a folder here, else the family's defaults."""
+    """What each served family's base says of itself where it is on this machine, else the family's defaults."""
     found = {}
     for family in settings.families:
-        source = Path(bases.base_source(family, settings.bases)).expanduser()
-        found[family] = bases.recommended(family, source) if source.is_dir() else with_family_defaults(family, {})
+        folder = bases.folder_at_hand(bases.base_source(family, settings.bases))
+        found[family] = bases.recommended(family, folder) if folder else with_family_defaults(family, {})
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from datetime import datetime
 from functools import partial
@@ -13,12 +14,14 @@ import anyio.to_thread
 
 from onbrand.adapter import AdapterRef
 from onbrand.db.session import Session
-from onbrand.errors import AdapterRefused, Forbidden, NotFound
+from onbrand.errors import Forbidden, NotAsPublished, NotFound
 from onbrand.families.kohya import kohya_file
 from onbrand.services.brands import record
 from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import BrandStore
+
+security_log = logging.getLogger("onbrand.security")
 
 _NAME = re.compile(r"[a-z0-9]{1,10}-lora-v[1-9][0-9]{0,8}")
 FileFormat = Literal["diffusers", "kohya"]
@@ -94,18 +97,19 @@ async def delete_model(session: Session, store: BrandStore, brand_id: str, name_
 async def read_weights(session: Session, store: BrandStore, brand_id: str, model_id: str) -> tuple[Model, bytes]:
     """Row and bytes of a model that the session may see (for a generation's ticket: the one it draws with).
 
-    Raises NotFound; AdapterRefused if the stored bytes are not those that were published.
+    Raises NotFound; NotAsPublished, a security event, if the stored bytes are not those that were published.
     """
     model = await get_model(session, brand_id, known_id(model_id, "model"))
     data = await anyio.to_thread.run_sync(store.read, model.key)
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     if digest != model.sha256:
-        raise AdapterRefused(f"the stored bytes of {model.name} are not those that were published; train it again")
+        security_log.error("the stored bytes of model %s are not those that were published", model.id)
+        raise NotAsPublished(f"the stored bytes of {model.name} are not those that were published; train it again")
     return model, data
 
 
 async def read_kohya(session: Session, store: BrandStore, model: Model) -> bytes:
-    """The adapter as kohya's trainers name it; the download is recorded. Raises NotFound, AdapterRefused."""
+    """The adapter as kohya's trainers name it; the download is recorded. Raises NotFound, NotAsPublished."""
     _, data = await read_weights(session, store, model.brand_id, model.id)
     written = await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, model.model_type)))
     await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, HostCache
-from onbrand.errors import AdapterRefused, ModelGone
+from onbrand.errors import AdapterRefused, ModelGone, NotAsPublished
 from onbrand.families.family import Family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
 
@@ -39,9 +39,9 @@ Check = Callable[[bytes | memoryview], AdapterWeights]
 
 
 def must_be_content(data: bytes | memoryview, ref: AdapterRef) -> None:
-    """Raise AdapterRefused unless `data` is the file that the row names."""
+    """Raise NotAsPublished unless `data` is the file that the row names."""
     if hashlib.sha256(data).hexdigest() != ref.sha256:
-        raise AdapterRefused(f"the weights of {ref.name} are not those that were published; train or publish it again")
+        raise NotAsPublished(f"the weights of {ref.name} are not those that were published; train or publish it again")
 
 
 class AdapterFiles:

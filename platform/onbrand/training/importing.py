@@ -5,6 +5,7 @@ A job like a training, but for what is done: the same ticket, queue, row and end
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from onbrand.training.export import (
 from onbrand.training.heartbeat import Heartbeat
 from onbrand.training.tickets import TicketSource
 from onbrand.training.worker import PASSING, Outcome
+
+security_log = logging.getLogger("onbrand.security")
 
 _PROOF_SIDE_MAX = 512
 
@@ -91,6 +94,8 @@ def import_worker(tickets: TicketSource) -> Outcome:
         except PASSING:
             raise
         except OnbrandError as problem:
+            if isinstance(problem, AdapterRefused):
+                security_log.warning("the file of an import was refused")
             client.fail(problem.code, problem.message)
             return "failed"
 
