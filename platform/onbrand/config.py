@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ FamilyName = Literal["sd15", "sdxl", "flux"]
 FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
 NumWorkers = Annotated[int, Field(ge=1, le=64)]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+FREE_BYTES_MIN = 256 * 2**20
+"""What a start may take of the data directory: an empty database and its log, and as much again."""
 
 
 class Limits(BaseModel):
@@ -200,6 +203,17 @@ def must_be_writable(folder: Path) -> Path:
             param="data_dir",
         ) from None
     return folder
+
+
+def must_have_space(folder: Path) -> None:
+    """Raise ConfigurationError unless `folder` has room for a start."""
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES_MIN:
+        raise ConfigurationError(
+            f"the data directory {folder} has {free // 2**20} MiB left, and a start takes {FREE_BYTES_MIN // 2**20}; "
+            "free space, or choose another with ONBRAND_DATA_DIR",
+            param="data_dir",
+        )
 
 
 def load_secrets(settings: Settings) -> Secrets:

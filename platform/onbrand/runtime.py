@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onbrand.config import Secrets, Settings, load_secrets, must_be_writable
+from onbrand.config import Secrets, Settings, load_secrets, must_be_writable, must_have_space
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
 from onbrand.logins import SECRET_SETTINGS, write_logins
 from onbrand.rayhead import RayHead, free_ports
@@ -94,11 +94,13 @@ class Platform:
         from onbrand.serving.generator import EngineOptions
 
         settings, folder = self.settings, must_be_writable(self.settings.folder)
+        must_have_space(folder)
         must_be_closed_environment(settings)
         EngineOptions.checked(settings.engine)
         OidcIssuer.from_settings(settings)  # refuses one that could be impersonated
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
+        must_be_bases(settings)
         secrets = load_secrets(settings)
         self._tell("Starting the database")
         urls = self._open_database(secrets)
@@ -108,7 +110,6 @@ class Platform:
         self._ray = RayHead(folder, environment(settings), kept_open=(lock,), is_open=_is_open(settings))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
-        must_be_bases(settings)
         must_be_store(settings)
         with self._ray.connected():
             self._tell(f"Loading {', '.join(settings.families)}")

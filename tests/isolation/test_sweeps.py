@@ -9,10 +9,15 @@ import psycopg
 import pytest
 
 OURS = "('app', 'storage', 'audit', 'identity', 'private')"
-MAY_BYPASS = ("onbrand_definer",)
+LEDGER = "onbrand_migrations"
+"""Where yoyo keeps which migrations were applied."""
 MINE = "(brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))"
 
 SWEEPS = {
+    "no table lies where the other sweeps do not look": f"""
+        select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname not in {OURS}
+          and n.nspname not in ('pg_catalog', 'pg_toast', 'information_schema', '{LEDGER}')""",
     "a table with brand_id has forced row security": f"""
         select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
         join pg_attribute a on a.attrelid = c.oid and a.attname = 'brand_id' and not a.attisdropped
@@ -139,6 +144,7 @@ SWEEPS = {
 }  # fmt: skip
 
 PLANT = {
+    "no table lies where the other sweeps do not look": "create table public.careless (brand_id text)",
     "a table with brand_id has forced row security": "create table app.careless (brand_id text)",
     "every table has forced row security": "alter table app.models no force row level security",
     "a table with brand_id has the users' wall": "drop policy wall_user on app.models",

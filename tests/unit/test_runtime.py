@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from onbrand.config import Limits, Settings
 from onbrand.errors import BaseModelRefused, ConfigurationError
 from onbrand.logins import SECRET_SETTINGS
 from onbrand.rayhead import free_ports
-from onbrand.runtime import REVIVALS, Platform, environment, locked, must_be_bases, must_be_free
+from onbrand.runtime import REVIVALS, Platform, environment, locked, must_be_free
 
 
 def test_a_port_in_use_is_refused_with_the_remedy() -> None:
@@ -47,8 +48,21 @@ def test_a_data_directory_can_be_used_again_after_its_holder_died(tmp_path: Path
 
 
 def test_a_base_folder_without_a_pipeline_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", port=0, families=("sd15",), bases={"sd15": str(tmp_path)})
     with pytest.raises(BaseModelRefused, match="model_index"):
-        must_be_bases(Settings(families=("sd15",), bases={"sd15": str(tmp_path)}))
+        Platform(settings).__enter__()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["up.lock"]
+
+
+def test_a_data_directory_without_room_is_refused_with_both_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = SimpleNamespace(total=2**40, used=2**40 - 2**20, free=2**20)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: left)
+    with pytest.raises(ConfigurationError, match=r"has 1 MiB left, and a start takes 256") as refused:
+        Platform(Settings(data_dir=tmp_path / "data", port=0)).__enter__()
+    assert refused.value.param == "data_dir"
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_port_zero_becomes_a_free_one() -> None:
