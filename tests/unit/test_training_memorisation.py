@@ -4,7 +4,7 @@ import torch
 
 from onbrand.families.tiny.brands import draw_brand
 from onbrand.training.dataset import fitted
-from onbrand.training.memorisation import SIDE, most_copied, nearest, thumbnail
+from onbrand.training.memorisation import SIDE, nearest, nearest_of_each, thumbnail
 
 
 def brand(index: int) -> torch.Tensor:
@@ -29,13 +29,15 @@ def test_new_pictures_of_the_same_brand_are_no_copies():
     assert sum(likeness.is_copy for likeness in found if likeness) <= 2
 
 
-def test_the_sample_that_is_most_a_copy_is_told():
-    found = most_copied([brand(200), brand(3), brand(201)], TRAINED)
-    assert found is not None
-    assert (found[0], found[1].row) == (1, 3)
+def test_every_sample_is_told_and_the_one_that_is_most_a_copy_first():
+    found = nearest_of_each([brand(200), brand(3), brand(201)], TRAINED)
+    assert sorted(found) == [0, 1, 2]
+    assert next(iter(found)) == 1
+    assert found[1].row == 3
+    assert [likeness.distance for likeness in found.values()] == sorted(each.distance for each in found.values())
 
 
 def test_of_few_pictures_or_of_one_many_times_nothing_is_said():
     assert nearest(brand(0), TRAINED[:3]) is None
     assert nearest(brand(0), TRAINED[:1].expand(12, 3, SIDE, SIDE)) is None
-    assert most_copied([brand(0)], TRAINED[:2]) is None
+    assert nearest_of_each([brand(0)], TRAINED[:2]) == {}

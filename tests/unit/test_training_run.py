@@ -213,14 +213,15 @@ def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):
 def test_a_sample_that_copies_a_picture_is_told_with_the_pictures_id_and_the_remedy(tmp_path, monkeypatch):
     platform = Platform()
     run = run_of(platform, tmp_path)
-    copied = dataset.fitted(drawn(3).image, 64)[None] / 2 + 0.5
-    monkeypatch.setattr(samples, "draw_samples", lambda *_: copied)
+    two = [dataset.fitted(drawn(number).image, 64) / 2 + 0.5 for number in (3, 100)]
+    monkeypatch.setattr(samples, "draw_samples", lambda *_: torch.stack(two))
     run.train()
     told = platform.told[-1]["memorisation"]
     assert (told["nearest_asset"], told["sample"], told["step"]) == ("id-3", 0, 3)
     assert told["distance"] < 1
     assert "id-3" in told["warning"]
-    assert platform.samples == [(3, 0)]
+    assert [each["sample"] for each in told["samples"]] == [0, 1]
+    assert platform.samples == [(3, 0), (3, 1)]
 
 
 def test_pictures_that_are_too_small_are_refused_by_their_id(tmp_path, monkeypatch):

@@ -64,8 +64,8 @@ def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> Likeness | None:
     return Likeness(row, float(to_all[row] / (ALPHA * others.min())))
 
 
-def most_copied(pictures: Sequence[Tensor], pictures_P3SS: Tensor) -> tuple[int, Likeness] | None:
-    """(which, what it is nearest to) of the sample that is most a copy; None where nothing can be said."""
-    found = [(number, nearest(picture, pictures_P3SS)) for number, picture in enumerate(pictures)]
-    told = [(number, likeness) for number, likeness in found if likeness is not None]
-    return min(told, key=lambda each: each[1].distance) if told else None
+def nearest_of_each(pictures: Sequence[Tensor], pictures_P3SS: Tensor) -> dict[int, Likeness]:
+    """What each sample is nearest to, by its number, the most copied first; {} where nothing can be said."""
+    found = {number: nearest(picture, pictures_P3SS) for number, picture in enumerate(pictures)}
+    told = [(number, likeness) for number, likeness in found.items() if likeness is not None]
+    return dict(sorted(told, key=lambda each: each[1].distance))

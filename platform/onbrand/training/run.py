@@ -182,18 +182,18 @@ class Run:
         self.likeness = self._likeness(list(pictures * 2 - 1))
 
     def _likeness(self, pictures: list[Tensor]) -> dict[str, Any] | None:
-        """The sample that is nearest to a picture it was trained on, and a warning if it is a copy."""
-        found = memorisation.most_copied(pictures, self.trainer.examples.thumbs_P3SS)
-        if found is None:
+        """The picture that each sample is nearest to, the nearest of all first, and a warning if that is a copy."""
+        found = memorisation.nearest_of_each(pictures, self.trainer.examples.thumbs_P3SS)
+        if not found:
             return None
-        number, likeness = found
-        nearest = list(dict.fromkeys(self.trainer.examples.names))[likeness.row]
-        facts = {
-            "step": self.trainer.step,
-            "sample": number,
-            "nearest_asset": nearest,
-            "distance": round(likeness.distance, 4),
-        }
+        names = list(dict.fromkeys(self.trainer.examples.names))
+        each = [
+            {"sample": number, "nearest_asset": names[likeness.row], "distance": round(likeness.distance, 4)}
+            for number, likeness in found.items()
+        ]
+        facts = {"step": self.trainer.step, **each[0], "samples": each}
+        number, likeness = next(iter(found.items()))
+        nearest = names[likeness.row]
         if likeness.is_copy:
             self._say("copied", step=self.trainer.step, index=number, asset_id=nearest)
             facts["warning"] = (
