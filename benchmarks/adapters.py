@@ -5,7 +5,7 @@ prints one JSON object per brand:
 
 - `fit_base`, `fit_adapter`: 1 - cosine of VAE latents to the nearest picture of the brand that was not trained on;
 - `other_name_gain`: how much nearer than by the base other made-up names are drawn to it (wanted: <= 0.1);
-- `namesake_gain`: the same for names that begin as the brand's does (wanted: <= 0.1);
+- `namesake_gain`: the same for names that begin as the brand's does (told; it may be more);
 - `ordinary_loss`: accuracy that prompts without the brand's name lose (wanted: <= 0.15);
 - `train_seconds`: of the loop alone.
 """
