@@ -132,6 +132,8 @@ GOOD: dict[str, Any] = {
         ({}, None),
         ({"denied": {"tried": 9, "refused": 8}}, "8 of 9"),
         ({"denied": {"tried": 0, "refused": 0}}, "0 of 0"),
+        ({"denied": {"tried": 7, "refused": 7}}, "7 of 7"),
+        ({"denied": {"tried": 8, "refused": 8}}, None),
         ({"brands": [GOOD["brands"][0] | {"fit": {"base": 0.8, "adapter": 0.3}}]}, "adapter fits 0.3"),
         ({"brands": [GOOD["brands"][0] | {"job": {"status": "failed"}}]}, "failed"),
     ],

@@ -25,6 +25,8 @@ from onbrand.runtime import Platform
 
 FIT_RATIO = 0.3
 """What `fit` with the adapter may be of `fit` without, at most."""
+FEWEST_TRIES = 8
+"""Fewer ways across the wall show nothing."""
 REPORT = "report.json"
 
 Tell = Callable[[str], object]
@@ -90,8 +92,8 @@ def shortcomings(report: dict[str, Any]) -> list[str]:
         elif fit["adapter"] > FIT_RATIO * fit["base"]:
             found.append(f"{name}'s adapter fits {fit['adapter']}, more than {FIT_RATIO} of the base's {fit['base']}")
     tried, refused = report["denied"]["tried"], report["denied"]["refused"]
-    if tried == 0 or refused < tried:
-        found.append(f"{refused} of {tried} cross-brand tries were refused")
+    if tried < FEWEST_TRIES or refused < tried:
+        found.append(f"{refused} of {tried} cross-brand tries were refused; all must be, of at least {FEWEST_TRIES}")
     return found
 
 
