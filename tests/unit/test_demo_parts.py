@@ -6,14 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from onbrand.client import Onbrand
+from onbrand.client import Asset, Onbrand
 from onbrand.demo import play, run_demo, shortcomings
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
-from onbrand.demo.intruder import Try
+from onbrand.demo.intruder import Try, _files
 from onbrand.demo.kits import Kit, Upload, choose_kits, own_kit
 from onbrand.errors import ConfigurationError, InvalidInput
 
@@ -148,3 +149,33 @@ def test_what_is_broken_for_the_owner_too_does_not_count_as_refused() -> None:
     assert not Try("a missing route", lambda: 404, frozenset({404}), lambda: 404).is_refused()
     assert not Try("a hole", lambda: 200, frozenset({404}), lambda: 200).is_refused()
     assert not Try("a crash", lambda: 500, frozenset({404}), lambda: 200).is_refused()
+
+
+def player(brand_id: str) -> play.Player:
+    """A member with one picture, behind a link of a store that the test stands in for."""
+    link = SimpleNamespace(url=f"http://store/{brand_id}/logo.png?signature={brand_id}")
+    member = cast(Onbrand, SimpleNamespace(assets=SimpleNamespace(link=lambda brand, asset: link)))
+    asset = cast(Asset, SimpleNamespace(id="logo"))
+    return play.Player(Kit(brand_id, "", "", (), (), ()), member, member, [asset])
+
+
+@pytest.mark.parametrize(
+    ("served", "refused"),
+    [
+        ({"theirs"}, [True, True]),
+        ({"theirs", ""}, [True, False]),
+        ({"theirs", "mine"}, [False, True]),
+        (set(), [False, False]),
+    ],
+    ids=["a wall", "no signature needed", "any signature will do", "broken for the owner"],
+)
+def test_a_file_is_refused_only_where_its_owner_gets_it(
+    monkeypatch: pytest.MonkeyPatch, served: set[str], refused: list[bool]
+) -> None:
+    def get(url: str) -> httpx.Response:
+        asked = httpx.URL(url)
+        is_served = asked.path == "/theirs/logo.png" and asked.params.get("signature", "") in served
+        return httpx.Response(200 if is_served else 403)
+
+    monkeypatch.setattr(httpx, "get", get)
+    assert [attempt.is_refused() for attempt in _files(player("mine"), player("theirs"))] == refused
