@@ -68,11 +68,11 @@ def _origin(text: str) -> str:
 
 
 @every_family
-@pytest.mark.parametrize("held", [False, True], ids=["seen", "held-out"])
-def test_a_base_draws_what_it_is_asked(family: str, held: bool):
+@pytest.mark.parametrize(("held", "fewest"), [(False, 11), (True, 10)], ids=["seen", "held-out"])
+def test_a_base_draws_what_it_is_asked(family: str, held: bool, fewest: int):
     torch.set_num_threads(1)
     verdict = score_base(load_family(family, tiny_base(family)), prompts(12, 3, held=held), 3)
-    assert verdict["all3"] >= 0.75
+    assert round(verdict["all3"] * 12) >= fewest
 
 
 def test_an_unknown_family_is_refused_by_name():
