@@ -70,5 +70,12 @@ def save_at(path: str | Path, name: str, chunks: Iterable[Any]) -> Path:
 def _target(path: str | Path, name: str) -> Path:
     is_folder = isinstance(path, str) and path.endswith(("/", os.sep))
     if is_folder:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(path))
     return Path(path) / name if is_folder or Path(path).is_dir() else Path(path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InvalidArgument(f"{path} cannot be made a folder: {problem.strerror}; choose another") from None
