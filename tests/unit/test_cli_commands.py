@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
 
@@ -16,7 +17,7 @@ from onbrand.cli.assets import expand, with_sidecars
 from onbrand.cli.exits import Refused
 from onbrand.cli.generate import adapters
 from onbrand.cli.train import _field, show_check
-from onbrand.client import DataCheck, Finding
+from onbrand.client import DataCheck, Finding, Onbrand
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -114,6 +115,28 @@ def test_a_family_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[s
     code, _, err = run(capsys, "tiny", "score", "sd3")
     assert code == 5
     assert "sd15, sdxl, flux" in err
+
+
+def test_a_seed_promises_no_more_than_its_card(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "tiny", "train", "--help")
+    assert "same model" not in out
+    assert "Chooses the pictures and noise" in " ".join(out.replace("│", " ").split())
+
+
+def test_an_upload_shows_how_far_it_is_unless_its_output_is_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = Onbrand(
+        "http://test", "token", transport=httpx.MockTransport(lambda _: httpx.Response(201, json={"data": []}))
+    )
+    monkeypatch.setattr("onbrand.cli.assets.connect", lambda: client)
+    for name in ("one.png", "two.png"):
+        (tmp_path / name).write_bytes(b"a picture")
+    code, _, err = run(capsys, "asset", "upload", str(tmp_path), "--brand", "acme")
+    assert code == 0
+    assert "Uploading 2 pictures" in err
+    assert "100%" in err
+    assert run(capsys, "asset", "upload", str(tmp_path), "--brand", "acme", "--json")[::2] == (0, "")
 
 
 def test_the_command_line_loads_neither_torch_nor_ray() -> None:

@@ -11,6 +11,7 @@ from onbrand.families.family import load_family
 from onbrand.families.spec import SPECS
 from onbrand.families.tiny import TINY_FAMILIES, tiny_base
 from onbrand.families.tiny.assembly import weigh
+from onbrand.families.tiny.card import Facts, card
 from onbrand.families.tiny.score import prompts, score_base
 
 every_family = pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -47,17 +48,31 @@ def test_no_configuration_tells_where_it_was_made(family: str):
 
 @every_family
 def test_a_base_has_a_card_with_its_figures(family: str):
-    card = (tiny_base(family) / "README.md").read_text()
-    assert "held out" in card
-    assert "trained from scratch" in card
+    shipped = (tiny_base(family) / "README.md").read_text()
+    assert "held out" in shipped
+    assert "trained from scratch" in shipped
 
 
 @every_family
-@pytest.mark.parametrize("held", [False, True], ids=["seen", "held-out"])
-def test_a_base_draws_what_it_is_asked(family: str, held: bool):
+def test_a_card_is_what_training_writes_and_names_no_licence_that_is_not_there(family: str):
+    shipped = (tiny_base(family) / "README.md").read_text()
+    shares = dict.fromkeys(("all3", "colour", "shape", "ground"), 1.0)
+    written = card(family, Facts(1, 1.0, 1, 1.0), {"n": 1, "seen": shares, "held_out": shares}, 1)
+    assert _origin(shipped) == _origin(written)
+    assert "They have no separate licence." in _origin(shipped)
+
+
+def _origin(text: str) -> str:
+    """What a card says of where its weights come from, but for the figures."""
+    return text.partition("## Made from")[2].partition("| | |")[0]
+
+
+@every_family
+@pytest.mark.parametrize(("held", "fewest"), [(False, 11), (True, 10)], ids=["seen", "held-out"])
+def test_a_base_draws_what_it_is_asked(family: str, held: bool, fewest: int):
     torch.set_num_threads(1)
     verdict = score_base(load_family(family, tiny_base(family)), prompts(12, 3, held=held), 3)
-    assert verdict["all3"] >= 0.75
+    assert round(verdict["all3"] * 12) >= fewest
 
 
 def test_an_unknown_family_is_refused_by_name():

@@ -9,7 +9,7 @@ import typer
 
 from onbrand.cli.exits import Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect
-from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.output import AsJson, progress_bar, show, show_rows
 
 app = typer.Typer(name="asset", help="Training pictures.", no_args_is_help=True)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -29,7 +29,10 @@ def upload(
     client = connect()
     pictures = expand(files)
     captions = with_sidecars(pictures, caption)
-    assets = client.assets.upload(chosen_brand(client, brand), pictures, captions, object=object)
+    brand_id, title = chosen_brand(client, brand), f"Uploading {len(pictures)} pictures"
+    with progress_bar(title, as_json) as move:
+        assets = client.assets.upload(brand_id, pictures, captions, object=object)
+        move(100, title)
     document = {"object": "list", "data": [asset.model_dump(mode="json") for asset in assets]}
     show(document, f"Uploaded {len(assets)} pictures.", as_json)
 

@@ -27,7 +27,7 @@ def train(
         Path | None, typer.Option(help="Keeps what is done, so that a second call goes on; OUT-work.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the denoiser; as for the shipped one.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed trains the same model.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the pictures and noise that it is trained on.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a tiny base from scratch on pictures drawn here."""

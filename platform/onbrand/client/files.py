@@ -51,8 +51,11 @@ def as_captions(captions: Captions, names: Sequence[str]) -> list[str | None]:
 
 
 def save_at(path: str | Path, name: str, chunks: Iterable[Any]) -> Path:
-    """Write `chunks` at `path`, or under `name` in the folder `path`; a broken download leaves nothing."""
-    target = Path(path) / name if Path(path).is_dir() else Path(path)
+    """Write `chunks` at `path`, or under `name` in the folder `path`; a broken download leaves nothing.
+
+    A string that ends in a slash is a folder, which is made if it is missing.
+    """
+    target = _target(path, name)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with draft.open("wb") as file:
@@ -62,3 +65,17 @@ def save_at(path: str | Path, name: str, chunks: Iterable[Any]) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+def _target(path: str | Path, name: str) -> Path:
+    is_folder = isinstance(path, str) and path.endswith(("/", os.sep))
+    if is_folder:
+        _make_folder(Path(path))
+    return Path(path) / name if is_folder or Path(path).is_dir() else Path(path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InvalidArgument(f"{path} cannot be made a folder: {problem.strerror}; choose another") from None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from onbrand.brand import must_be_brand_id
 from onbrand.errors import InvalidInput
@@ -68,9 +71,22 @@ def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if len(found) < FEWEST_OWN:
         raise InvalidInput(f"{folder} holds {len(found)} pictures; at least {FEWEST_OWN} are needed", param="images")
+    for path in found:
+        _must_be_whole(path)
     held_out = found[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     uploads = tuple(Upload(path, "photo of [brand] product", "product") for path in found if path not in held_out)
     return Kit(word + suffix, name, word, uploads, tuple(held_out), ("photo of [brand] product",))
+
+
+def _must_be_whole(path: Path) -> None:
+    """Raise InvalidInput unless all of the picture can be decoded."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+        raise InvalidInput(
+            f"{path} cannot be read as a PNG, JPEG or WEBP picture; save it anew or take it out", param="images"
+        ) from None
 
 
 def choose_kits(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[Kit]:

@@ -64,15 +64,17 @@ def enter(url: str, kit: Kit) -> Player:
     return Player(kit, admin, member)
 
 
-def upload(player: Player) -> None:
-    """Step 1."""
+def upload(player: Player, most: int) -> None:
+    """Step 1; at most `most` pictures a request."""
     uploads = sorted(player.kit.uploads, key=lambda one: one.object)
     for shown, group in groupby(uploads, key=lambda one: one.object):
-        some = list(group)
-        captions = [one.caption for one in some]
-        player.assets += player.member.upload_training_images(
-            player.brand_id, [one.path for one in some], captions, object=shown
-        )
+        same = list(group)
+        for start in range(0, len(same), most):
+            some = same[start : start + most]
+            captions = [one.caption for one in some]
+            player.assets += player.member.upload_training_images(
+                player.brand_id, [one.path for one in some], captions, object=shown
+            )
 
 
 def train(players: Sequence[Player], model_type: str, steps: int | None, tell: Callable[[Player], object]) -> None:

@@ -40,8 +40,8 @@ a laptop's CPU. It is no substitute for {title} and contains none of its weights
 
 Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` makes:
 {len(SHAPES)} shapes in {len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another.
-No photograph, no text and no weights of anybody else were used, so no third party's licence applies to them; they come
-under Onbrand's own.
+No photograph, no text, no data and no weights of anybody else were used, so no third party's licence applies to these
+weights. They have no separate licence.
 
 | | |
 |---|---|
