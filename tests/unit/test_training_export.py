@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
+from onbrand.families.kohya import kohya_file
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training.export import content_hash, export, must_be_same_tensors
 from tests.unit.training_bases import FAMILIES, base_of, small_plan, small_trainer, trained
@@ -52,6 +54,17 @@ def test_a_file_that_loads_differently_is_not_published():
     state[key] = state[key] + 1
     with pytest.raises(TrainingFailed, match="1 of"):
         must_be_same_tensors(trainer.family.denoiser, state)
+
+
+def test_a_file_that_kohyas_form_would_tell_otherwise_is_not_published(monkeypatch):
+    def with_another_first_tensor(data, family):
+        tensors = safetensors.torch.load(b"".join(kohya_file(data, family)))
+        first = next(key for key in sorted(tensors) if "lora_up" in key)
+        yield safetensors.torch.save(tensors | {first: tensors[first] + 1})
+
+    monkeypatch.setattr("onbrand.training.export.kohya_file", with_another_first_tensor)
+    with pytest.raises(TrainingFailed, match="1 of"):
+        exported()
 
 
 def test_a_picture_that_differs_is_not_published():
