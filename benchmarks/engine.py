@@ -10,7 +10,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, WITH_PROCESSES, Peer
 from benchmarks.recompiles import brand_switches
 from benchmarks.workload import Workload, random_adapter, workload
 from onbrand.engine.engine import Engine
@@ -53,8 +53,12 @@ def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str
     return {name: min(values) for name, values in taken.items()}
 
 
-def measure(work: Workload, peers: dict[str, Peer], repeats: int) -> dict[str, Any]:
-    """Ratios, the largest difference to any peer's picture, and seconds of all parts."""
+def measure(work: Workload, peers: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Ratios, the largest difference to any peer's picture, and seconds of all parts.
+
+    Peers with processes of their own come last, each against a mixed batch beside it: Ray takes part of a processor
+    also while it waits, which would be taken from all others.
+    """
     num = len(work.requests)
     one_brand = [
         replace(request, id=str(n), brand_id="b0", adapters=work.requests[0].adapters)
@@ -63,23 +67,32 @@ def measure(work: Workload, peers: dict[str, Peer], repeats: int) -> dict[str, A
     base = [replace(request, adapters=()) for request in work.requests]
     engine = Engine(work.family, max_batch=num, num_slots=num)
     ours = through_engine(engine, work.requests)
-    error = max((_difference(ours, peer.draw()) for peer in peers.values()), default=None)
-    seconds = seconds_of(
-        {
-            "mixed": lambda: through_engine(engine, work.requests),
-            "single": lambda: through_engine(engine, one_brand),
-            "base": lambda: through_engine(engine, base),
-            **{name: peer.draw for name, peer in peers.items()},
-        },
-        repeats,
-    )
+    mixed = {"mixed": lambda: through_engine(engine, work.requests)}
+    variants = {"single": lambda: through_engine(engine, one_brand), "base": lambda: through_engine(engine, base)}
+    beside = [name for name in peers if name in WITH_PROCESSES]
+    seconds: dict[str, float] = {}
+    over: dict[str, float] = {}
+    errors = []
+    for names in [[name for name in peers if name not in beside], *([name] for name in beside)]:
+        with ExitStack() as stack:
+            here = {name: PEERS[name](work) for name in names}
+            for peer in here.values():
+                stack.callback(peer.close)
+            errors += [_difference(ours, peer.draw()) for peer in here.values()]
+            found = seconds_of({**mixed, **({} if seconds else variants), **_draws(here)}, repeats)
+        over |= {f"over_{name}": round(found[name] / found["mixed"], 3) for name in here}
+        seconds = found | seconds
     return {
         "mixed_over_single": round(seconds["single"] / seconds["mixed"], 3),
-        **{f"over_{name}": round(seconds[name] / seconds["mixed"], 3) for name in peers},
-        "max_error": error,
+        **over,
+        "max_error": max(errors, default=None),
         "mixed_over_base": round(seconds["base"] / seconds["mixed"], 3),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
+
+
+def _draws(peers: dict[str, Peer]) -> dict[str, Callable[[], object]]:
+    return {name: peer.draw for name, peer in peers.items()}
 
 
 def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -123,12 +136,7 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank}
     facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets}
     facts |= {"threads": chosen.threads, "torch": torch.__version__}
-    with ExitStack() as stack:
-        peers = {}
-        for name in chosen.peers:
-            peers[name] = PEERS[name](work)
-            stack.callback(peers[name].close)
-        figures = measure(work, peers, chosen.repeats)
+    figures = measure(work, chosen.peers, chosen.repeats)
     switches = brand_switches(family, chosen.switches)
     return {**facts, "device": platform.processor() or platform.machine(), **figures, **switches}
 

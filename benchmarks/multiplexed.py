@@ -14,7 +14,10 @@ from onbrand.families.family import load_pipeline
 
 
 class LoadedAdapter:
-    """An adapter in the replica's pipeline; Serve calls `__del__` when it evicts it."""
+    """An adapter in the replica's pipeline; Serve awaits `__del__` when it evicts it.
+
+    Were it no coroutine, Serve would call it in another thread, in the middle of a drawing.
+    """
 
     def __init__(self, pipeline: Any, data: bytes, name: str) -> None:
         self._pipeline, self.name, self._is_loaded = pipeline, name, True
@@ -22,7 +25,7 @@ class LoadedAdapter:
             (Path(folder) / "adapter.safetensors").write_bytes(data)
             pipeline.load_lora_weights(folder, weight_name="adapter.safetensors", adapter_name=name)
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
         if self._is_loaded:
             self._is_loaded = False
             self._pipeline.delete_adapters(self.name)

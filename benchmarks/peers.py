@@ -161,6 +161,8 @@ class ServeMultiplexed:
         ray.shutdown()  # the cluster is ours alone; ending Serve first makes Ray complain of it on standard output
 
 
+WITH_PROCESSES = ("serve_multiplexed",)
+"""Peers that are not in this process alone."""
 PEERS: dict[str, Callable[[Workload], Peer]] = {
     "set_adapters": SetAdapters,
     "hotswap": Hotswap,

@@ -21,6 +21,7 @@ from torch import Tensor
 from onbrand.engine.adapters import Residency, composed
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
 from onbrand.engine.blocks import use_blocks
+from onbrand.engine.decoding import Decoder
 from onbrand.engine.fairness import FairQueue
 from onbrand.engine.kernels import compile_passes
 from onbrand.engine.leases import Leases
@@ -89,7 +90,7 @@ class Engine:
         self._queue = FairQueue(max_batch, self.classes)
         self._leases = Leases(self.residency, self._queue.served)
         self._stepper = Stepper(family, self._slots, self.classes, compiled=compile)
-        self._colors = LatentColors(family)
+        self._colors, self._decoder = LatentColors(family), Decoder(family)
         self._encoding = Lock()  # tokenizers are not safe to share between threads
         self._canceled: list[str] = []
         self._seconds_per_cost = 0.0
@@ -277,23 +278,26 @@ class Engine:
             return [event for row in rows if not row.job.ended for event in self._advance([row])]
         self._seconds_per_cost = (time.perf_counter() - began) / (size * rows[0].job.plan.step_cost)
         for row in rows:
-            self._send_on(row)
+            row.job.steps_done += 1
+            every = row.job.request.preview_every
+            if every and not row.finished and row.step % every == 0:
+                self._stages.submit(partial(self._colors.image, row.clean_1CHW), partial(self._shown, row, row.step))
+        self._send_on([row for row in rows if row.finished])
         return self._progress(rows)
 
-    def _send_on(self, row: Row) -> None:
-        """After a step: have the row decoded when it is through, or shown when that was asked."""
-        job, request = row.job, row.job.request
-        job.steps_done += 1
-        if row.finished:
+    def _send_on(self, rows: list[Row]) -> None:
+        """Have rows decoded that are through; with its last one a job gives back what it holds."""
+        if not rows:
+            return
+        latents, receipts = [row.latents_1CHW for row in rows], [self._receipt(row) for row in rows]
+        self._stages.submit(partial(self._decoder.pictures, latents), partial(self._told, rows, receipts))
+        for row in rows:
+            job = row.job
             job.rows.remove(row)
             job.num_stepped += 1
-            receipt = self._receipt(row)
-            self._stages.submit(partial(self._decoded, row.latents_1CHW), partial(self._told, row, receipt))
-            if job.num_stepped == request.num_images:
+            if job.num_stepped == job.request.num_images:
                 self._leases.give_back(job)
                 job.prepared = None
-        elif request.preview_every and row.step % request.preview_every == 0:
-            self._stages.submit(partial(self._colors.image, row.clean_1CHW), partial(self._shown, row, row.step))
 
     def _progress(self, rows: list[Row]) -> list[Event]:
         jobs = dict.fromkeys(row.job for row in rows)
@@ -304,18 +308,22 @@ class Engine:
             return []
         return [Preview(row.job.request.id, row.index, step, image.result())]
 
-    def _decoded(self, latents_1CHW: Tensor) -> Tensor:
-        if not torch.isfinite(latents_1CHW).all():
-            raise OnbrandError("the picture holds values that are not finite; lower lora_scale or guidance_scale")
-        return self.family.decode(latents_1CHW)[0].cpu()
+    def _told(self, rows: list[Row], receipts: list[Receipt], images: Future[list[Tensor | Exception]]) -> list[Event]:
+        problem = images.exception()
+        found = [problem] * len(rows) if problem else images.result()
+        return [
+            event
+            for row, receipt, image in zip(rows, receipts, found, strict=True)
+            for event in self._finished(row, receipt, image)
+        ]
 
-    def _told(self, row: Row, receipt: Receipt, image: Future[Tensor]) -> list[Event]:
+    def _finished(self, row: Row, receipt: Receipt, image: Tensor | BaseException) -> list[Event]:
         job = row.job
         if job.ended:
             return []
-        if problem := image.exception():
-            return [self._fail(job, problem)]
-        picture = Picture(job.request.id, row.index, row.seed, image.result(), receipt)
+        if isinstance(image, BaseException):
+            return [self._fail(job, image)]
+        picture = Picture(job.request.id, row.index, row.seed, image, receipt)
         job.num_finished += 1
         if not job.finished:
             return [picture]
