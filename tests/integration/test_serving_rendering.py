@@ -317,17 +317,17 @@ async def swap(house: House, brand, name: str, data: bytes, database, *, row_too
 
 
 @pytest.mark.parametrize(
-    ("change", "row_too", "reason"),
+    ("change", "row_too", "code", "reason"),
     [
-        (spoil, False, "not those that were published"),
-        (rename, True, "nowhere"),
-        (widen, True, "shape"),
-        (spoil, True, "not finite"),
+        (spoil, False, "not_as_published", "not those that were published"),
+        (rename, True, "adapter_refused", "nowhere"),
+        (widen, True, "adapter_refused", "shape"),
+        (spoil, True, "adapter_refused", "not finite"),
     ],
     ids=["hash", "keys", "shapes", "nan"],
 )
 async def test_a_bad_file_is_refused_with_its_reason_and_disturbs_no_slot(
-    house, internal_url, tmp_path, make_brand, adapter, database, caplog, change, row_too, reason
+    house, internal_url, tmp_path, make_brand, adapter, database, caplog, change, row_too, code, reason
 ):
     """Row and file of the brand itself, spoiled behind the platform: logged, failed, and the replica serves on."""
     engine = Engine(family_of("sd15"), num_slots=1, max_batch=4)
@@ -341,7 +341,7 @@ async def test_a_bad_file_is_refused_with_its_reason_and_disturbs_no_slot(
     asked = await house.ask(bad, model=spoiled)
     events = await told(renderer, asked)
     row = await house.row(bad, asked)
-    assert (kinds(events), row.status, row.error["code"], row.images) == (["failed"], "failed", "adapter_refused", [])
+    assert (kinds(events), row.status, row.error["code"], row.images) == (["failed"], "failed", code, [])
     assert reason in row.error["message"]
     assert [record for record in caplog.records if record.name == "onbrand.security" and reason in record.message]
     assert engine.residency.holdings() == held
