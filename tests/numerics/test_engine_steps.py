@@ -162,6 +162,22 @@ def test_with_stages_every_bit_is_as_without(sd15, make_adapter, pool):
     assert all(torch.equal(inline[key], beside[key]) for key in inline)
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(2**17, [3, 1, 1, 1, 3]), (0, [1] * 6)])
+def test_small_pictures_that_end_together_are_decoded_together_and_large_ones_each_by_itself(
+    sd15, monkeypatch, most, sizes
+):
+    """The first time both ways, to see that no bit changes."""
+    monkeypatch.setattr("onbrand.engine.decoding._MOST_AT_ONCE", most)
+    real, seen = sd15.decode, []
+    monkeypatch.setattr(sd15, "decode", lambda latents: seen.append(len(latents)) or real(latents))
+    engine = Engine(sd15, max_batch=3, classes=(3,))
+    first, again = [
+        pictures(run(engine, [request(str(n), n, num_inference_steps=2) for n in range(3)])) for _ in range(2)
+    ]
+    assert seen == sizes
+    assert all(torch.equal(again[key], first[key]) for key in first)
+
+
 def test_others_step_on_while_a_picture_is_decoded(sd15, pool, monkeypatch):
     gate = Gate(monkeypatch, sd15, "decode")
     engine = Engine(sd15, max_batch=4, stages=pool)

@@ -36,7 +36,7 @@ class Decoder:
 
     def _at_once(self, latents_1CHW: Sequence[Tensor]) -> list[Tensor] | None:
         """None where they are to be decoded one by one."""
-        if len(latents_1CHW) < 2 or not self._may_be_at_once(latents_1CHW):
+        if len(latents_1CHW) < 2 or not self.may_be_at_once(latents_1CHW):
             return None
         known = (len(latents_1CHW), *latents_1CHW[0].shape[1:])
         if self._is_exact.get(known) is False:
@@ -51,7 +51,8 @@ class Decoder:
             return alone
         return list(pictures_N3HW)
 
-    def _may_be_at_once(self, latents_1CHW: Sequence[Tensor]) -> bool:
+    def may_be_at_once(self, latents_1CHW: Sequence[Tensor]) -> bool:
+        """Whether they are small, and on a CPU: what is not is better handed over one by one, each done by itself."""
         pixels = sum(each.shape[-2] * each.shape[-1] for each in latents_1CHW) * self._family.vae_scale**2
         return self._family.device.type == "cpu" and pixels <= _MOST_AT_ONCE
 

@@ -289,8 +289,10 @@ class Engine:
         """Have rows decoded that are through; with its last one a job gives back what it holds."""
         if not rows:
             return
-        latents, receipts = [row.latents_1CHW for row in rows], [self._receipt(row) for row in rows]
-        self._stages.submit(partial(self._decoder.pictures, latents), partial(self._told, rows, receipts))
+        at_once = self._decoder.may_be_at_once([row.latents_1CHW for row in rows])
+        for some in [rows] if at_once else [[row] for row in rows]:
+            latents, receipts = [row.latents_1CHW for row in some], [self._receipt(row) for row in some]
+            self._stages.submit(partial(self._decoder.pictures, latents), partial(self._told, some, receipts))
         for row in rows:
             job = row.job
             job.rows.remove(row)
