@@ -16,6 +16,9 @@ default; ours goes as any job's (`--schedule`). Ours keeps a sixth of the pictur
 The plain loop (`training_plain.py`) is a process of its own, and both take turns of some steps, so that a busy machine
 is busy for both. A script (`training_script.py`) runs as a whole, twice: what starting takes is not counted. Ours has
 its settings of a worker (`keep_memory`), the others theirs.
+
+`--real-shapes`, on a CUDA GPU: the same with a base of the family's full size and random weights (`random_base.py`),
+whose losses say nothing; name few `--steps`, and one `--resolution`.
 """
 
 from __future__ import annotations
@@ -31,12 +34,13 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 
+from benchmarks.random_base import random_base
 from benchmarks.training_plain import CLOCKS, TURN_STEPS, PlainProcess, Timed, loaded
-from benchmarks.training_script import Script
+from benchmarks.training_script import Script, base_of
 from onbrand.config import FAMILIES
 from onbrand.engine.kernels import keep_memory
-from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
+from onbrand.families.bases import recommended
+from onbrand.families.family import Family
 from onbrand.families.spec import SPECS, ScheduleName, TrainingConfig
 from onbrand.families.tiny.brands import brand_caption, draw_brand, kind_of
 from onbrand.training.cache import DiskCache
@@ -56,6 +60,11 @@ def main() -> None:
     options.add_argument("--steps", type=int, help="instead of the base's advice")
     options.add_argument("--batch", type=int, help="instead of the family's recipe")
     options.add_argument("--side", type=int, default=1024, help="pixels of the uploaded pictures")
+    options.add_argument("--resolution", type=int, help="trained at; default: the base's own")
+    options.add_argument("--base", type=Path, help="a folder with a base; default: the tiny flavour")
+    options.add_argument(
+        "--real-shapes", action="store_true", help="a full-size base with random weights, in bfloat16, on a CUDA GPU"
+    )
     options.add_argument("--device", default="cpu")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
@@ -65,6 +74,10 @@ def main() -> None:
     options.add_argument("--packages", type=Path, help="a folder with what the script needs and is not installed")
     options.add_argument("--json", action="store_true", help="one compact line only")
     chosen = options.parse_args()
+    if chosen.real_shapes:
+        if not torch.cuda.is_available():
+            raise SystemExit("--real-shapes needs a CUDA GPU; there is none here")
+        chosen.device = "cuda"
     torch.set_num_threads(chosen.threads)
     keep_memory()
     with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder:
@@ -74,6 +87,8 @@ def main() -> None:
 def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train both in turns, then let both be judged by the same pictures and noise."""
     files = written_pictures(folder / "pictures", chosen.side)
+    if chosen.real_shapes:
+        chosen.base = random_base(chosen.family, folder / "base", device=chosen.device, dtype=torch.bfloat16)
     plan = plan_of(chosen)
     theirs = Script(chosen, plan, files, folder) if chosen.script else PlainProcess(chosen, plan, files)
     ours = Ours(chosen, plan, files, folder / "encoded")
@@ -93,6 +108,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "samples_per_s": round(plan.steps * plan.batch_size / ours.seconds, 2),
         "seconds_of_a_step": ours.parts()
         | {f"diffusers_{name}": round(each / plan.steps, 5) for name, each in spent.items()},
+        "base": "random, full size" if chosen.real_shapes else chosen.base and chosen.base.name,
         "script": chosen.script and chosen.script.name,
         "steps": plan.steps,
         "batch": plan.batch_size,
@@ -101,6 +117,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "schedule": plan.lr_schedule,
         "seed": plan.seed,
         "side": chosen.side,
+        "resolution": plan.resolution,
         "dtype": str(ours.trainer.family.dtype),
         "device": chosen.device,
         "clock": chosen.clock,
@@ -124,12 +141,13 @@ def judged(chosen: argparse.Namespace, plan: Plan, trainer: Trainer, written: Pa
 def plan_of(chosen: argparse.Namespace) -> Plan:
     """The family's rank and batch, the base's learning rate and steps, all steps, in one part."""
     spec = SPECS[chosen.family]
-    advice = load_family(chosen.family, base_source(chosen.family, {})).recommended
+    advice = recommended(chosen.family, base_of(chosen))
     batch = chosen.batch or spec.recipe.batch_size
     config = TrainingConfig(
         steps=chosen.steps,
         rank=spec.recipe.rank,
         batch_size=batch,
+        resolution=chosen.resolution or advice.resolution,
         targets="attention",
         patience=0,
         accumulation=1,

@@ -37,8 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.training_script import CLIP_TOKENS, with_long_captions
-from onbrand.families.bases import base_source
+from benchmarks.training_script import CLIP_TOKENS, base_of, with_long_captions
 from onbrand.families.family import Family, load_family
 from onbrand.training.recipes import Plan
 
@@ -50,7 +49,7 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 def loaded(chosen: argparse.Namespace, source: str | Path | None = None) -> Family:
     dtype = torch.bfloat16 if chosen.device.startswith("cuda") else torch.float32
-    return load_family(chosen.family, source or base_source(chosen.family, {}), dtype=dtype, device=chosen.device)
+    return load_family(chosen.family, source or base_of(chosen), dtype=dtype, device=chosen.device)
 
 
 def _loaded_for_a_script(chosen: argparse.Namespace) -> Family:
@@ -58,7 +57,7 @@ def _loaded_for_a_script(chosen: argparse.Namespace) -> Family:
     if chosen.family != "flux":
         return loaded(chosen)
     with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder:
-        return loaded(chosen, with_long_captions(Path(base_source("flux", {})), Path(folder) / "base"))
+        return loaded(chosen, with_long_captions(base_of(chosen), Path(folder) / "base"))
 
 
 class Timed:
@@ -271,6 +270,7 @@ class PlainProcess:
         command = [sys.executable, "-m", "benchmarks.training_plain"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         told = {name: getattr(chosen, name) for name in ("family", "device", "threads", "clock")}
+        told["base"] = str(base_of(chosen))
         named = [(str(path), caption) for path, caption in files]
         self._ask({"chosen": told, "plan": asdict(plan), "files": named})
         self._num_steps = plan.steps

@@ -58,7 +58,7 @@ class Script:
         if chosen.script.name != SCRIPTS[chosen.family]:
             raise SystemExit(f"{chosen.family} is compared with {SCRIPTS[chosen.family]}; got {chosen.script.name}")
         self.chosen, self.plan, self.folder = chosen, plan, folder
-        base = Path(base_source(plan.family, {}))
+        base = base_of(chosen)
         self._length = recommended(plan.family, base).max_sequence_length or 512
         self.base = with_long_captions(base, folder / "base") if plan.family == "flux" else base
         self.pictures = files[0][0].parent
@@ -132,22 +132,27 @@ class Script:
 
 
 def with_long_captions(base: Path, copy: Path) -> Path:
-    """A copy of a base whose CLIP takes as many tokens as the FLUX script always gives it, 77.
+    """A base whose CLIP takes as many tokens as the FLUX script always gives it, 77: `base` itself, or a copy.
 
     The places that are added come after a caption's end, which no token before them sees: the pooled text is the same.
     """
+    config = json.loads((base / "text_encoder" / "config.json").read_text())
+    if config["max_position_embeddings"] >= CLIP_TOKENS:
+        return base
     shutil.copytree(base, copy)
-    about = copy / "text_encoder" / "config.json"
-    config = json.loads(about.read_text())
-    if config["max_position_embeddings"] < CLIP_TOKENS:
-        weights = about.with_name("model.safetensors")
-        tensors = safetensors.torch.load_file(weights)
-        [places] = [name for name in tensors if name.endswith("position_embedding.weight")]
-        missing = CLIP_TOKENS - len(tensors[places])
-        tensors[places] = functional.pad(tensors[places], (0, 0, 0, missing))
-        safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
-        about.write_text(json.dumps(config | {"max_position_embeddings": CLIP_TOKENS}))
+    weights = copy / "text_encoder" / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    [places] = [name for name in tensors if name.endswith("position_embedding.weight")]
+    missing = CLIP_TOKENS - len(tensors[places])
+    tensors[places] = functional.pad(tensors[places], (0, 0, 0, missing))
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    weights.with_name("config.json").write_text(json.dumps(config | {"max_position_embeddings": CLIP_TOKENS}))
     return copy
+
+
+def base_of(chosen: argparse.Namespace) -> Path:
+    """The folder of the base that both sides train on: the one that was named, or the tiny flavour's."""
+    return Path(chosen.base or base_source(chosen.family, {}))
 
 
 def _processor_seconds() -> float:

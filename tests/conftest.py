@@ -42,6 +42,7 @@ MINUTES = {
 def pytest_configure(config: pytest.Config) -> None:
     for name, what in MINUTES.items():
         config.addinivalue_line("markers", f"{name}: {what} (minutes; only with -m {name})")
+    config.addinivalue_line("markers", "ends_the_platform: comes last of the acceptance tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

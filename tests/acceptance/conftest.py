@@ -20,9 +20,10 @@ SMALL = ("--steps", "40", "--rank", "4", "--batch-size", "2")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent not in item.path.parents:
-            continue
+    places = [n for n, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    here = sorted((items[n] for n in places), key=lambda item: item.get_closest_marker("ends_the_platform") is not None)
+    for n, item in zip(places, here, strict=True):
+        items[n] = item
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import safetensors.torch
 import torch
 
 from tests.acceptance import killed
-from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
-from tests.acceptance.running import Person, Running, command_line, wait_for
+from tests.acceptance.conftest import Trained, draw_pictures
+from tests.acceptance.running import Person, Running, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 LONG = ("train", "--model-type", "sd15", "--steps", "90", "--rank", "4", "--batch-size", "4", "--no-wait")
@@ -85,21 +84,6 @@ def directions(person: Person, model: str, folder: Path) -> torch.Tensor:
     path = person.says("model", "download", model, "--out", folder / model)["path"]
     weights = safetensors.torch.load_file(path)
     return torch.cat([weights[key].float().flatten() for key in sorted(weights) if "lora_A" in key])
-
-
-def test_ctrl_c_ends_all_that_up_started_and_nothing_else(platform: Running) -> None:
-    with place_for_a_platform() as folder:
-        own = Running(folder / "data")
-        own.start()
-        assert len(own.processes()) > 5
-        others = set(platform.processes())
-        assert own.send(signal.SIGINT) == 0
-        end = time.monotonic() + 10
-        while own.processes() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert [command_line(pid) for pid in own.processes()] == []
-    assert httpx.get(f"{platform.url}/healthz").is_success
-    assert len(others & set(platform.processes())) > 5
 
 
 def test_a_database_that_dies_under_a_running_platform_is_started_again(platform: Running, acme: Trained) -> None:

@@ -50,9 +50,12 @@ async def owner(cluster: Cluster, make_brand, pictures) -> Owner:
 
 
 async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the_same_bits(cluster, owner):
-    """One test, for the runs share the machine: undisturbed; first the worker killed, then the driver; two workers."""
-    job_ids = [await owner.create(), await owner.create(), await owner.create(num_workers=2)]
-    _, killed, _ = job_ids
+    """One test, for the runs share the machine: first the worker killed, then the driver; two workers, undisturbed.
+
+    (One worker, undisturbed, against two: `test_training_loop`.)
+    """
+    job_ids = [await owner.create(), await owner.create(num_workers=2)]
+    killed, _ = job_ids
     await owner.until(killed, is_past_a_checkpoint)
     os.kill(await cluster.worker_of(killed), signal.SIGKILL)
     job = await owner.until(killed, lambda job: "resumed_at_step" in job.metrics)
@@ -62,13 +65,14 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
     for pid in cluster.processes(f"--job {killed}"):
         os.kill(pid, signal.SIGKILL)
     done = [await owner.until(job_id, is_completed) for job_id in job_ids]
-    assert [job.metrics.get("resumed_at_step", 0) > first for job in done] == [False, True, False]
+    assert [job.metrics.get("resumed_at_step", 0) > first for job in done] == [True, False]
     assert [job.provider_job_id for job in done] == [
         submission_id(job_id, 2 if job_id == killed else 1) for job_id in job_ids
     ]
-    first, *others = [await owner.adapter(job) for job in done]
-    assert all(torch.equal(first[key], other[key]) for other in others for key in first)
-    names = {f"models/{owner.brand_id}/sd15-lora-v{number}.safetensors" for number in range(1, 4)}
+    one, other = [await owner.adapter(job) for job in done]
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    names = {f"models/{owner.brand_id}/sd15-lora-v{number}.safetensors" for number in (1, 2)}
     assert {job.model_url for job in done} == names
     assert all(len(job.sample_images_urls) == 2 + 2 * 2 for job in done), "two of the base, two twice of the adapter"
 

@@ -10,10 +10,9 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from threading import Lock
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from onbrand.engine.adapters import Residency, composed
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
 from onbrand.engine.blocks import use_blocks
 from onbrand.engine.decoding import Decoder
+from onbrand.engine.encoding import MOST_AT_ONCE, Asked, Branches, Encoder
 from onbrand.engine.fairness import FairQueue
 from onbrand.engine.kernels import compile_passes
 from onbrand.engine.leases import Leases
@@ -91,7 +91,7 @@ class Engine:
         self._leases = Leases(self.residency, self._queue.served)
         self._stepper = Stepper(family, self._slots, self.classes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
-        self._encoding = Lock()  # tokenizers are not safe to share between threads
+        self._encoder = Encoder(family)
         self._canceled: list[str] = []
         self._seconds_per_cost = 0.0
         self._stalled = False
@@ -172,33 +172,45 @@ class Engine:
         return [Canceled(job.request.id) for job in jobs]
 
     def _prepare_next(self) -> None:
-        for job in list(self._queue.unprepared()):
-            job.preparing = True
-            self._stages.submit(partial(self._prepared, job), partial(self._joined, job))
+        for jobs in _encoded_together(self._queue.unprepared()):
+            for job in jobs:
+                job.preparing = True
+            self._stages.submit(partial(self._prepared, jobs), partial(self._joined, jobs))
 
-    def _prepared(self, job: Job) -> Prepared:
+    def _prepared(self, jobs: Sequence[Job]) -> list[Prepared | Exception]:
+        asked = [Asked(job.request.prompt, job.request.negative_prompt, job.plan.guided) for job in jobs]
+        found = self._encoder.branches(asked)
+        return [self._made_ready(job, branches) for job, branches in zip(jobs, found, strict=True)]
+
+    def _made_ready(self, job: Job, branches: Branches | Exception) -> Prepared | Exception:
+        if isinstance(branches, Exception):
+            return branches
         request, plan, family = job.request, job.plan, self.family
         sampler = family.samplers[request.sampler] if request.sampler else family.sampler
-        with self._encoding:
-            if plan.guided:
-                positive, negative = family.encode_pair(request.prompt, request.negative_prompt)
-            else:
-                positive, negative = family.encode_prompts([request.prompt]), None
-        return Prepared(
-            sampler=sampler,
-            schedule=sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width)),
-            positive=positive,
-            negative=negative,
-            use=composed(request.adapters) if request.adapters else None,
-        )
+        positive, negative = branches
+        try:
+            return Prepared(
+                sampler=sampler,
+                schedule=sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width)),
+                positive=positive,
+                negative=negative,
+                use=composed(request.adapters) if request.adapters else None,
+            )
+        except Exception as problem:
+            return problem
 
-    def _joined(self, job: Job, made: Future[Prepared]) -> list[Event]:
-        if job.ended:
-            return []
-        if problem := made.exception():
-            return [self._fail(job, problem)]
-        job.prepared = made.result()
-        return []
+    def _joined(self, jobs: Sequence[Job], made: Future[list[Prepared | Exception]]) -> list[Event]:
+        problem = made.exception()
+        events: list[Event] = []
+        for job, prepared in zip(jobs, [problem] * len(jobs) if problem else made.result(), strict=True):
+            if job.ended:
+                continue
+            if isinstance(prepared, Prepared):
+                job.prepared = prepared
+            else:
+                assert prepared is not None
+                events.append(self._fail(job, prepared))
+        return events
 
     def _next_rows(self) -> tuple[list[Row], list[Event]]:
         """The rows that step now, and who failed to join."""
@@ -349,3 +361,17 @@ class Engine:
             batch_sizes=tuple(sorted(row.batch_sizes)),
             slot_generation=row.slot_generation,
         )
+
+
+def _encoded_together(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs in groups that are encoded by one pass: all guided or none, and whoever asked to be alone is alone."""
+    open_groups: dict[bool, list[Job]] = {}
+    groups: list[list[Job]] = []
+    for job in jobs:
+        group = None if job.request.exclusive else open_groups.get(job.plan.guided)
+        if group is None or len(group) == MOST_AT_ONCE:
+            groups.append(group := [])
+            if not job.request.exclusive:
+                open_groups[job.plan.guided] = group
+        group.append(job)
+    return groups

@@ -119,12 +119,12 @@ class Family(ABC):
             yield
             return
         with self.denoiser_away():
-            for encoder in self._text_encoders():
+            for encoder in self.text_encoders():
                 encoder.to(self._turns_on)
             try:
                 yield
             finally:
-                for encoder in self._text_encoders():
+                for encoder in self.text_encoders():
                     encoder.to("cpu")
 
     @contextmanager
@@ -139,7 +139,8 @@ class Family(ABC):
         finally:
             self.denoiser.to(self._turns_on)
 
-    def _text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[nn.Module]:
+        """All of the base, in the order of its parts."""
         return [part for name, part in self.pipeline.components.items() if name.startswith("text_encoder") and part]
 
     # --- text ---------------------------------------------------------------------------------------------------
@@ -152,10 +153,12 @@ class Family(ABC):
         """Conditioning of the negative branch; None is no negative prompt."""
         return self._negatives(self.encode_prompts([prompt or "" for prompt in prompts]), prompts)
 
-    def encode_pair(self, prompt: str, negative: str | None) -> tuple[Conditioning, Conditioning]:
-        """Conditioning of a prompt and of its negative branch, by one pass through the text encoders."""
-        both = self.encode_prompts([prompt, negative or ""])
-        return both.rows([0]), self._negatives(both.rows([1]), [negative])
+    def encode_pairs(
+        self, prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> tuple[Conditioning, Conditioning]:
+        """Conditioning of B prompts and of their negative branches, by one pass through the text encoders."""
+        both = self.encode_prompts([*prompts, *(negative or "" for negative in negatives)])
+        return both.rows(slice(len(prompts))), self._negatives(both.rows(slice(len(prompts), None)), negatives)
 
     def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
         """What the base makes of negative prompts that were encoded as any others, "" where there is none."""
