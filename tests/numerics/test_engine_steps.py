@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress
 from onbrand.errors import InvalidInput
-from onbrand.families.family import Family, load_family, load_pipeline
+from onbrand.families.family import Conditioning, Family, load_family, load_pipeline
 from tests.numerics.bases import base_of, family_of
 from tests.numerics.drawing import PROMPTS, largest_difference, pictures, request, run
 
@@ -231,3 +231,25 @@ def test_what_a_stage_raises_fails_its_own_request_only(sd15, pool, monkeypatch,
     assert failure.request_id == "bad"
     assert "secret" not in failure.error.message
     assert [event.request_id for event in events if isinstance(event, Completed)] == ["good"]
+
+
+def test_prompts_that_wait_are_encoded_at_once_and_one_that_cannot_be_fails_its_own_request_only(sd15, monkeypatch):
+    """Who asked to be drawn alone is encoded alone."""
+    real, seen = sd15.encode_prompts, []
+
+    def breaks(prompts: Sequence[str]) -> Conditioning:
+        seen.append(list(prompts))
+        if "bad" in prompts:
+            raise RuntimeError("a secret prompt")
+        return real(prompts)
+
+    monkeypatch.setattr(sd15, "encode_prompts", breaks)
+    engine = Engine(sd15, max_batch=4)
+    short = {"guidance_scale": 1.0, "num_inference_steps": 1}
+    prompts = {"a": "a red circle", "b": "a blue star", "bad": "bad", "alone": "a green ring"}
+    asked = [request(name, 0, prompt=text, exclusive=name == "alone", **short) for name, text in prompts.items()]
+    events = run(engine, asked)
+    assert [event.request_id for event in events if isinstance(event, Failed)] == ["bad"]
+    assert {event.request_id for event in events if isinstance(event, Completed)} == {"a", "b", "alone"}
+    assert seen[0] == ["a red circle", "a blue star", "bad"]
+    assert [each for each in seen if "a green ring" in each] == [["a green ring"]]
