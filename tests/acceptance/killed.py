@@ -176,15 +176,15 @@ class Killing:
     def __init__(self, running: Running, plan: Plan, kinds: Sequence[str] = KINDS) -> None:
         self._running, self._plan, self._kinds = running, plan, kinds
         self._dice = random.Random(plan.seed)
-        self._owner = Owner.join(running.url, pictures())
+        self.owner = Owner.join(running.url, pictures())
         self.verdict = Verdict(plan.points)
 
     def run(self) -> Verdict:
         """Once undisturbed, then with kills until all points are used up."""
         began = time.monotonic()
-        unbroken = self._end_of(self._owner.train())
+        unbroken = self._end_of(self.owner.train())
         self.verdict.unbroken_seconds = round(time.monotonic() - began, 1)
-        self.verdict.unbroken_sha256 = self._owner.adapter_sha256(unbroken)
+        self.verdict.unbroken_sha256 = self.owner.adapter_sha256(unbroken)
         waiting = self._deaths()
         while waiting and not self.verdict.wrong:
             waiting = self._train_and_kill(waiting)
@@ -203,7 +203,7 @@ class Killing:
         """One training with as many of the waiting deaths as it can bear; what is left."""
         deaths = bearable(waiting, self._plan.per_training)
         points = sorted(self._dice.randrange(int(CONFIG["steps"])) for _ in deaths)
-        job_id = self._owner.train()
+        job_id = self.owner.train()
         num_killed = 0
         for kind, point in zip(deaths, points, strict=True):
             if not self._kill_at(job_id, kind, point):
@@ -216,7 +216,7 @@ class Killing:
         """Kill once the job has done `point` steps; False when it ended before."""
 
         def due() -> dict[str, Any] | None:
-            job = self._owner.job(job_id)
+            job = self.owner.job(job_id)
             is_due = job["provider_job_id"] is not None and job["metrics"].get("step", 0) >= point
             return job if is_due or job["status"] in ENDED else None
 
@@ -250,7 +250,7 @@ class Killing:
             of_kind = [pid for pid in all_of_them if words.get(kind, RAYLET) in command_line(pid)]
             if kind == "driver":
                 of_kind = [pid for pid in of_kind if job_id in command_line(pid)]
-            return of_kind or ([] if self._owner.job(job_id)["status"] in ENDED else None)
+            return of_kind or ([] if self.owner.job(job_id)["status"] in ENDED else None)
 
         end = time.monotonic() + KILL_SECONDS
         while (pids := found()) is None:
@@ -265,16 +265,16 @@ class Killing:
             self.verdict.resumed_at.append(job["metrics"]["resumed_at_step"])
         if job["status"] != "completed":
             self.verdict.wrong.append(f"job {job_id} {job['status']}: {job['error']}")
-        elif (ends := self._owner.ends_of(job_id)) != ["completed"]:
+        elif (ends := self.owner.ends_of(job_id)) != ["completed"]:
             self.verdict.wrong.append(f"job {job_id} ended as {ends}")
-        elif (found := self._owner.adapter_sha256(job)) != self.verdict.unbroken_sha256:
+        elif (found := self.owner.adapter_sha256(job)) != self.verdict.unbroken_sha256:
             self.verdict.wrong.append(f"job {job_id}: the adapter's tensors are {found}")
         else:
             self.verdict.identical += 1
 
     def _end_of(self, job_id: str) -> dict[str, Any]:
         def ended() -> dict[str, Any] | None:
-            job = self._owner.job(job_id)
+            job = self.owner.job(job_id)
             return job if job["status"] in ENDED else None
 
         return dict(wait_for(ended, END_SECONDS, f"the end of job {job_id}"))
@@ -316,7 +316,9 @@ def pictures() -> list[bytes]:
 
 def kill(running: Running, plan: Plan, kinds: Sequence[str] = KINDS) -> Verdict:
     """Trainings and kills on a platform that is up."""
-    return Killing(running, plan, kinds).run()
+    killing = Killing(running, plan, kinds)
+    with contextlib.closing(killing.owner.http):
+        return killing.run()
 
 
 def main(arguments: list[str] | None = None) -> int:
