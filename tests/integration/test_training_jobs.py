@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -31,6 +32,7 @@ from tests.integration.training_cluster import (
     is_past_a_checkpoint,
     running_cluster,
 )
+from tests.integration.training_s3 import CANARY, PREFIX, SECRET_VARIABLES, objects_of, runs_on_s3, secrets_seen_by
 from tests.numerics.bases import adapter_bytes, family_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
@@ -38,10 +40,21 @@ pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def cluster(
-    tmp_path_factory: pytest.TempPathFactory, settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: Settings,
+    secrets: Secrets,
+    doors: Doors,
+    store: ObjectStore,
 ) -> AsyncIterator[Cluster]:
-    async with running_cluster(tmp_path_factory.mktemp("cluster"), settings, secrets, doors, store) as running:
-        yield running
+    """Runs on S3 (acceptance's are in a folder); the platform's environment is full of secrets as it starts Ray."""
+    changes = runs_on_s3(request, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SECRET_VARIABLES:
+            patch.setenv(name, f"{CANARY}-{name}")
+        folder = tmp_path_factory.mktemp("cluster")
+        async with running_cluster(folder, settings, secrets, doors, store, **changes) as running:
+            yield running
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -49,7 +62,7 @@ async def owner(cluster: Cluster, make_brand, pictures) -> Owner:
     return await Owner.with_pictures(cluster, await make_brand("trained"), pictures)
 
 
-async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the_same_bits(cluster, owner):
+async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the_same_bits(cluster, owner, secrets):
     """One test, for the runs share the machine: first the worker killed, then the driver; two workers, undisturbed.
 
     (One worker, undisturbed, against two: `test_training_loop`.)
@@ -57,6 +70,8 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
     job_ids = [await owner.create(), await owner.create(num_workers=2)]
     killed, _ = job_ids
     await owner.until(killed, is_past_a_checkpoint)
+    assert len(cluster.processes("ray::")) >= 2
+    assert secrets_seen_by(cluster, secrets) == {}
     os.kill(await cluster.worker_of(killed), signal.SIGKILL)
     job = await owner.until(killed, lambda job: "resumed_at_step" in job.metrics)
     first = job.metrics["resumed_at_step"]
@@ -75,6 +90,24 @@ async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the
     names = {f"models/{owner.brand_id}/sd15-lora-v{number}.safetensors" for number in (1, 2)}
     assert {job.model_url for job in done} == names
     assert all(len(job.sample_images_urls) == 2 + 2 * 2 for job in done), "two of the base, two twice of the adapter"
+    if cluster.settings.run_storage.startswith("s3:"):
+        keys = await asyncio.to_thread(objects_of, cluster)
+        assert any(
+            key.startswith(f"{PREFIX}/{owner.brand_id}/{killed}/") and key.endswith("state.safetensors") for key in keys
+        )
+        runs = tuple(f"{PREFIX}/{owner.brand_id}/{job_id}/" for job_id in job_ids)
+        assert [key for key in keys if not key.startswith(runs) or key.endswith("ticket")] == []
+
+
+async def test_a_task_of_ray_finds_no_secret_in_its_environment(cluster):
+    @ray.remote(num_cpus=0)
+    def environment() -> str:
+        return Path("/proc/self/environ").read_bytes().decode()
+
+    seen = await asyncio.to_thread(ray.get, environment.remote())
+    assert "RAY_AUTH_MODE" in seen
+    assert CANARY not in seen
+    assert not cluster.settings.s3_secret_key or cluster.settings.s3_secret_key not in seen
 
 
 @pytest.mark.long
