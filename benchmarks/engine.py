@@ -2,6 +2,9 @@
 
 `python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. Ratios come from one run, whose
 parts take turns, so that a busy machine slows all of them alike.
+
+`--real-shapes`, on a CUDA GPU: engine and peers draw the same way with a base of the family's full size and random
+weights (`random_base.py`) in bfloat16, compiled; an object for each side and number of steps, and one of switches.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +23,21 @@ from typing import Any
 
 import torch
 
+from benchmarks.architectures import ARCHITECTURES
 from benchmarks.peers import PEERS, WITH_PROCESSES, Peer
+from benchmarks.random_base import random_base
 from benchmarks.recompiles import brand_switches
 from benchmarks.workload import Workload, random_adapter, workload
 from onbrand.engine.engine import Engine
 from onbrand.engine.kernels import keep_memory
 from onbrand.engine.request import Picture, Request
 from onbrand.families.bases import base_source
-from onbrand.families.family import load_family
+from onbrand.families.family import Family, load_family
 
 __all__ = ["measure", "random_adapter", "through_engine", "workload"]
+
+_STEPS = (4, 28)
+"""Few and many, where the base does not say it."""
 
 
 def through_engine(engine: Engine, requests: list[Request]) -> list[torch.Tensor]:
@@ -53,19 +63,17 @@ def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str
     return {name: min(values) for name, values in taken.items()}
 
 
-def measure(work: Workload, peers: Sequence[str], repeats: int) -> dict[str, Any]:
+def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) -> dict[str, Any]:
     """Ratios, the largest difference to any peer's picture, and seconds of all parts.
 
     Peers with processes of their own come last, each against a mixed batch beside it: Ray takes part of a processor
     also while it waits, which would be taken from all others.
     """
-    num = len(work.requests)
     one_brand = [
         replace(request, id=str(n), brand_id="b0", adapters=work.requests[0].adapters)
         for n, request in enumerate(work.requests)
     ]
     base = [replace(request, adapters=()) for request in work.requests]
-    engine = Engine(work.family, max_batch=num, num_slots=num)
     ours = through_engine(engine, work.requests)
     mixed = {"mixed": lambda: through_engine(engine, work.requests)}
     variants = {"single": lambda: through_engine(engine, one_brand), "base": lambda: through_engine(engine, base)}
@@ -105,7 +113,9 @@ def main() -> None:
     parser.add_argument("--brands", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, help="default: what the base recommends")
-    parser.add_argument("--targets", default="all", choices=("attention", "strong", "all"))
+    parser.add_argument(
+        "--targets", choices=("attention", "strong", "all"), help="default: all; with --real-shapes attention"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="of engine and peers; default: as many as cores"
@@ -115,19 +125,17 @@ def main() -> None:
         "--switches", type=int, default=10_000, help="rows that change brands in the count of recompiles"
     )
     parser.add_argument("--base", help="a folder with a base; default: the tiny flavour that ships with Onbrand")
-    parser.add_argument("--real-shapes", action="store_true", help="full-size denoisers with random weights, on a GPU")
+    parser.add_argument("--real-shapes", action="store_true", help="full-size bases with random weights, on a GPU")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
-    if chosen.real_shapes:
-        from benchmarks.real_shapes import main as real_shapes
-
-        real_shapes(chosen.family, chosen.brands, chosen.rank, chosen.repeats)
-        return
-    print(json.dumps(on_cpu(chosen), indent=None if chosen.json else 2))
+    chosen.targets = chosen.targets or ("attention" if chosen.real_shapes else "all")
+    lines = at_real_shapes(chosen) if chosen.real_shapes else on_cpu(chosen)
+    for line in lines:
+        print(json.dumps(line, indent=None if chosen.json else 2), flush=True)
 
 
-def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one run with a small base."""
+def on_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All figures of one run with a small base, in one object."""
     torch.set_num_threads(chosen.threads)
     keep_memory()
     base = Path(chosen.base or base_source(chosen.family, {}))
@@ -136,9 +144,41 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank}
     facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets}
     facts |= {"threads": chosen.threads, "torch": torch.__version__}
-    figures = measure(work, chosen.peers, chosen.repeats)
+    engine = Engine(family, max_batch=chosen.brands, num_slots=chosen.brands)
+    figures = measure(work, engine, chosen.peers, chosen.repeats)
     switches = brand_switches(family, chosen.switches)
-    return {**facts, "device": platform.processor() or platform.machine(), **figures, **switches}
+    yield {**facts, "device": platform.processor() or platform.machine(), **figures, **switches}
+
+
+def at_real_shapes(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Figures of the family's full-size shapes with random weights, in bfloat16; ends where there is no CUDA GPU."""
+    if not torch.cuda.is_available():
+        sys.exit(
+            "--real-shapes draws with full-size models and needs a CUDA GPU; this machine has none. Leave it out for "
+            "the tiny flavours on a CPU"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        base = random_base(chosen.family, Path(folder) / "base", device="cuda", dtype=torch.bfloat16)
+        family = load_family(chosen.family, base, dtype=torch.bfloat16, device="cuda")
+        yield from of_shapes(chosen, family, base, ARCHITECTURES[chosen.family].sides)
+
+
+def of_shapes(
+    chosen: argparse.Namespace, family: Family, base: Path, sides: Sequence[int], is_compiled: bool = True
+) -> Iterator[dict[str, Any]]:
+    """An object for each side of pictures and number of steps, few and many, and one of switches."""
+    facts = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank, "targets": chosen.targets}
+    facts |= {"dtype": str(family.dtype), "torch": torch.__version__, "device": _name(family.device)}
+    engine = Engine(family, max_batch=chosen.brands, num_slots=chosen.brands, compile=is_compiled)
+    for side in sides:
+        for steps in [chosen.steps] if chosen.steps else _STEPS:
+            work = workload(family, base, chosen.brands, chosen.rank, steps, chosen.targets, side)
+            yield {**facts, "side": side, "steps": steps, **measure(work, engine, chosen.peers, chosen.repeats)}
+    yield facts | brand_switches(family, chosen.switches, num_rows=2 * chosen.brands, preset=chosen.targets)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

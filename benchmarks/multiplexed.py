@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,29 @@ from onbrand.engine.kernels import keep_memory
 from onbrand.families.family import load_pipeline
 
 
+@dataclass(frozen=True)
+class Base:
+    """Which base, where, and in what numbers."""
+
+    family: str
+    folder: str
+    device: str
+    dtype: torch.dtype
+
+    def pipeline(self) -> Any:
+        """diffusers' own."""
+        return load_pipeline(self.family, Path(self.folder), self.dtype).to(self.device)
+
+
 class LoadedAdapter:
     """An adapter in the replica's pipeline; Serve awaits `__del__` when it evicts it.
 
     Were it no coroutine, Serve would call it in another thread, in the middle of a drawing.
     """
 
-    def __init__(self, pipeline: Any, data: bytes, name: str) -> None:
-        self._pipeline, self.name, self._is_loaded = pipeline, name, True
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "adapter.safetensors").write_bytes(data)
-            pipeline.load_lora_weights(folder, weight_name="adapter.safetensors", adapter_name=name)
+    def __init__(self, pipeline: Any, folder: str, model_id: str) -> None:
+        self._pipeline, self.name, self._is_loaded = pipeline, f"b{model_id}", True
+        pipeline.load_lora_weights(folder, weight_name=f"{model_id}.safetensors", adapter_name=self.name)
 
     async def __del__(self) -> None:
         if self._is_loaded:
@@ -31,27 +43,21 @@ class LoadedAdapter:
             self._pipeline.delete_adapters(self.name)
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 1})
+@serve.deployment
 class Pipelines:
     """One base; the requested brand's adapter is loaded when it is not among the last three."""
 
     def __init__(
-        self,
-        family: str,
-        base: str,
-        files: list[bytes],
-        arguments: list[dict[str, Any]],
-        seeds: list[int],
-        threads: int,
+        self, base: Base, folder: str, arguments: list[dict[str, Any]], seeds: list[int], threads: int
     ) -> None:
         torch.set_num_threads(threads)
         keep_memory()
-        self._pipeline = load_pipeline(family, Path(base))
-        self._files, self._arguments, self._seeds = files, arguments, seeds
+        self._pipeline = base.pipeline()
+        self._folder, self._arguments, self._seeds = folder, arguments, seeds
 
     @serve.multiplexed(max_num_models_per_replica=3)
     async def adapter(self, model_id: str) -> LoadedAdapter:
-        return LoadedAdapter(self._pipeline, self._files[int(model_id)], f"b{model_id}")
+        return LoadedAdapter(self._pipeline, self._folder, model_id)
 
     async def draw(self, n: int) -> Any:
         """The picture of request n, [H, W, 3]. Nothing awaits between switching and drawing, so none is mixed up."""

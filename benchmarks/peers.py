@@ -18,7 +18,6 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from benchmarks.workload import Workload
-from onbrand.families.family import load_pipeline
 
 
 class Peer(Protocol):
@@ -41,7 +40,7 @@ def drawn(pipeline: Any, work: Workload, indices: list[int]) -> list[Tensor]:
 
 def pipeline_with_adapters(work: Workload, names: range) -> Any:
     """diffusers' pipeline with the adapters `b<n>` loaded."""
-    pipeline = load_pipeline(work.family.spec.name, work.base)
+    pipeline: Any = work.pipeline()
     with tempfile.TemporaryDirectory() as folder:
         for n in names:
             (Path(folder) / f"{n}.safetensors").write_bytes(work.files[n])
@@ -71,15 +70,20 @@ class SetAdapters:
 
 
 class Hotswap:
-    """diffusers with one adapter, whose weights `load_lora_weights(..., hotswap=True)` changes before each request."""
+    """diffusers with one adapter, whose weights `load_lora_weights(..., hotswap=True)` changes before each request.
+
+    On a GPU its denoiser is compiled, which is what hotswapping is for; adapters that are set or named compile anew.
+    """
 
     def __init__(self, work: Workload) -> None:
         self._work = work
         self._states = [safetensors.torch.load(data) for data in work.files]
-        self._pipeline = load_pipeline(work.family.spec.name, work.base)
+        self._pipeline: Any = work.pipeline()
         ranks = {len(value) for key, value in self._states[0].items() if ".lora_A." in key}
         self._pipeline.enable_lora_hotswap(target_rank=max(ranks))
         self._pipeline.load_lora_weights(dict(self._states[0]), adapter_name="brand")
+        if work.family.device.type == "cuda":
+            getattr(self._pipeline, work.family.spec.component).compile(mode="reduce-overhead")
 
     def switch(self, n: int) -> None:
         """What happens between two brands' requests."""
@@ -129,12 +133,17 @@ class ServeMultiplexed:
         import ray
         from ray import serve
 
-        from benchmarks.multiplexed import Pipelines
+        from benchmarks.multiplexed import Base, Pipelines
 
         self._num = len(work.requests)
+        self._folder = tempfile.TemporaryDirectory()
+        for n, data in enumerate(work.files):
+            (Path(self._folder.name) / f"{n}.safetensors").write_bytes(data)
+        num_gpus = int(work.family.device.type == "cuda")
         ray.init(
             address="local",
             num_cpus=1,
+            num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -142,10 +151,12 @@ class ServeMultiplexed:
             runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
         )
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        base = Base(work.family.spec.name, str(work.base), str(work.family.device), work.family.dtype)
         arguments = [work.arguments([request]) for request in work.requests]
         seeds = [request.seed for request in work.requests]
-        threads = torch.get_num_threads()
-        app = Pipelines.bind(work.family.spec.name, str(work.base), work.files, arguments, seeds, threads)
+        app = Pipelines.options(ray_actor_options={"num_cpus": 1, "num_gpus": num_gpus}).bind(
+            base, self._folder.name, arguments, seeds, torch.get_num_threads()
+        )
         self._handle = serve.run(app, name="multiplexed", route_prefix=None)
 
     def draw(self) -> list[Tensor]:
@@ -159,6 +170,7 @@ class ServeMultiplexed:
         import ray
 
         ray.shutdown()  # the cluster is ours alone; ending Serve first makes Ray complain of it on standard output
+        self._folder.cleanup()
 
 
 WITH_PROCESSES = ("serve_multiplexed",)

@@ -32,13 +32,15 @@ class CountingBackend:
         return graph.forward
 
 
-def brand_switches(family: Family, num: int, num_rows: int = _NUM_ROWS, seed: int = 0) -> dict[str, Any]:
+def brand_switches(
+    family: Family, num: int, num_rows: int = _NUM_ROWS, seed: int = 0, preset: str = "all"
+) -> dict[str, Any]:
     """Change the brands of rows `num` times in passes of a denoiser compiled with `fullgraph=True`.
 
     Between passes rows also change scale and rank (4 to 16, two rank classes), and slots are written anew.
     """
     chance = random.Random(seed)
-    adapters = [read_adapter(random_adapter(family, rank, rank, "all"), family) for rank in _RANKS]
+    adapters = [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in _RANKS]
     slots = Slots(family.denoiser, _NUM_SLOTS, max_rows=num_rows)
     inputs = _inputs(family, num_rows)
     resident = [_put(slots, adapter) for adapter in adapters * 2]
@@ -66,12 +68,13 @@ def brand_switches(family: Family, num: int, num_rows: int = _NUM_ROWS, seed: in
     }
 
 
-def _inputs(family: Family, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, Conditioning, torch.Tensor]:
+def _inputs(family: Family, num_rows: int) -> tuple[torch.Tensor | Conditioning, ...]:
     channels = family.latent_shape(64, 64)[0]
     latents = torch.randn((num_rows, channels, _LATENT_SIDE, _LATENT_SIDE), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         conditioning = family.encode_prompts(["a red square"]).rows([0] * num_rows)
-    return latents, torch.full((num_rows,), 500.0), conditioning, torch.ones(num_rows)
+    inputs = latents.to(family.dtype), torch.full((num_rows,), 500.0), conditioning, torch.ones(num_rows)
+    return tuple(each.to(family.device) for each in inputs)
 
 
 def _put(slots: Slots, adapter: AdapterWeights) -> RowAdapter:
@@ -93,8 +96,12 @@ def _slot(row: RowAdapter | None) -> Any:
 @torch.inference_mode()
 def _pass(family: Family, slots: Slots, rows: list[RowAdapter | None], inputs: Any) -> float:
     """One pass; returns the seconds that giving all rows their adapters took."""
+    if family.device.type == "cuda":
+        torch.cuda.synchronize()
     began = time.perf_counter()
     with slots.bind(rows):
+        if family.device.type == "cuda":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         family.denoise(*inputs)
     return seconds

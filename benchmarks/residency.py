@@ -40,6 +40,8 @@ from onbrand.serving.placement import Placement, PlacementOptions
 LAWS = Path(__file__).parent / "adapter_popularity.json"
 _NUM_ADAPTERS = 4500
 _PICTURE_SECONDS, _TELL_SECONDS = 1.0, 1.0
+_WINDOW = 2_000
+"""Requests; a replica's part of them is seen to a few per cent."""
 
 
 def popularity(law: str) -> list[float]:
@@ -139,7 +141,7 @@ class Tally:
     num: int = 0
     hits: int = 0
     fetches: int = 0
-    served: Counter[str] = field(default_factory=Counter)
+    served: list[str] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
 
@@ -183,7 +185,7 @@ def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = No
         if counted:
             tally.num += 1
             tally.fetches += not here
-            tally.served[name] += 1
+            tally.served.append(name)
         at(now if here else now + traffic.fetch_seconds, lambda now: loaded(name, asked, now))
 
     def tell(now: float) -> None:
@@ -217,13 +219,22 @@ def routed(traffic: Traffic) -> dict[str, Any]:
     lots = simulated(traffic, lambda _, loads, __: dice.choice(list(loads)))
     return {
         "hit_rate": round(ours.hits / ours.num, 4),
-        "max_over_mean_load": round(max(ours.served.values()) * traffic.num_replicas / ours.num, 4),
+        "max_over_mean_load": _imbalance(ours.served, traffic.num_replicas),
+        "max_over_mean_load_of_any_window": max(
+            _imbalance(ours.served[at : at + _WINDOW], traffic.num_replicas)
+            for at in range(0, max(1, ours.num - _WINDOW + 1), _WINDOW)
+        ),
         "fetches_per_request": round(ours.fetches / ours.num, 4),
         "mean_wait_pictures": round(statistics.fmean(ours.waits) / _PICTURE_SECONDS, 4),
         "hit_rate_by_lot": round(lots.hits / lots.num, 4),
         "fetches_per_request_by_lot": round(lots.fetches / lots.num, 4),
         "mean_wait_pictures_by_lot": round(statistics.fmean(lots.waits) / _PICTURE_SECONDS, 4),
     }
+
+
+def _imbalance(served: Sequence[str], num_replicas: int) -> float:
+    """Requests of the replica that got most, over the mean."""
+    return round(max(Counter(served).values()) * num_replicas / len(served), 4)
 
 
 # --- one replica for real -------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
+from torch import nn
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.request import Request
-from onbrand.families.family import Family
+from onbrand.families.family import Family, load_pipeline
 from onbrand.families.lora import attach, detach, extract, read_adapter, serialize
 
 _SUBJECTS = ("square", "circle", "star", "triangle", "ring", "cross", "heart", "moon")
@@ -25,6 +27,14 @@ class Workload:
     base: Path
     files: list[bytes]
     requests: list[Request]
+
+    def pipeline(self) -> DiffusionPipeline:
+        """diffusers' pipeline of the base, where the family is, in its dtype; on a GPU the weights are the family's
+        own, of which there is no room for one copy a peer."""
+        pipeline = load_pipeline(self.family.spec.name, self.base, self.family.dtype)
+        if self.family.device.type != "cpu":
+            share_weights(pipeline, self.family.pipeline)
+        return pipeline.to(self.family.device)
 
     def arguments(self, requests: list[Request]) -> dict[str, Any]:
         """The requests as one call of the diffusers pipeline; their numbers are all the same."""
@@ -43,6 +53,13 @@ class Workload:
         return said
 
 
+def share_weights(pipeline: DiffusionPipeline, owner: DiffusionPipeline) -> None:
+    """Have all parts of `pipeline` compute with the very tensors of `owner`, a pipeline of the same base."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            part.load_state_dict(owner.components[name].state_dict(), assign=True)
+
+
 def random_adapter(family: Family, rank: int, seed: int, preset: str) -> bytes:
     """The file of a LoRA with random weights on the targets of `preset`."""
     targets = family.spec.targets[preset]
@@ -56,12 +73,18 @@ def random_adapter(family: Family, rank: int, seed: int, preset: str) -> bytes:
     return serialize(family, state, rank, targets, {})
 
 
-def workload(family: Family, base: Path, num_brands: int, rank: int, steps: int | None, preset: str) -> Workload:
-    """A picture of each brand, small, with the steps (None: the base's own) and the guidance that the base likes."""
+def workload(
+    family: Family, base: Path, num_brands: int, rank: int, steps: int | None, preset: str, side: int | None = None
+) -> Workload:
+    """A picture of each brand with the steps (None: the base's own) and the guidance that the base likes.
+
+    Args:
+        side: of the pictures, in pixels; None: small.
+    """
     files = [random_adapter(family, rank, seed, preset) for seed in range(num_brands)]
     uses = [AdapterUse(AdapterKey(f"b{n}", str(n)), read_adapter(data, family)) for n, data in enumerate(files)]
     advice = family.recommended
-    side = min(advice.resolution or 512, 64)
+    side = side or min(advice.resolution or 512, 64)
     numbers: dict[str, Any] = {"height": side, "width": side, "negative_prompt": "blurry"}
     numbers |= {"num_inference_steps": steps or advice.num_inference_steps, "guidance_scale": advice.guidance_scale}
     numbers |= {"true_cfg_scale": advice.true_cfg_scale or 1.0}

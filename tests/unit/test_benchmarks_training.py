@@ -5,8 +5,8 @@ import argparse
 import safetensors.torch
 import torch
 
+from benchmarks.architectures import ARCHITECTURES
 from benchmarks.random_base import FULL_SIZE, random_base
-from benchmarks.real_shapes import ARCHITECTURES
 from benchmarks.training import measure, plan_of, written_pictures
 from benchmarks.training_plain import PlainProcess
 

@@ -286,10 +286,10 @@ def test_a_compiled_pass_of_base_rows_alone_is_the_base(toy, graphs):
         torch.testing.assert_close(model(x, t), toy(x, t), rtol=0, atol=0)
 
 
-def test_reserved_layers_and_classes_are_in_the_first_graph(toy, graphs):
+def test_layers_and_classes_that_were_used_once_stay_in_the_graph(toy, graphs):
     slots, model = Slots(toy, num_slots=2, max_rows=2), compiled(toy, graphs)
-    slots.reserve(8, LAYERS)
-    slots.reserve(16, LAYERS)
+    for rank in (8, 16):
+        slots.release(put(slots, weights(toy, rank), rank).slot)
     x, t = inputs(2)
     with slots.bind([None, None]):
         model(x, t)
@@ -314,8 +314,3 @@ def test_compiled_passes_read_the_same_tensors_for_ever(toy):
     slots.release(row.slot)
     with slots.bind([put(slots, weights(toy, 8), 8)]):
         assert addresses() == before
-
-
-def test_an_unknown_layer_cannot_be_reserved(toy):
-    with pytest.raises(AdapterRefused, match="attic"):
-        Slots(toy, num_slots=1, max_rows=1).reserve(8, ["attic"])

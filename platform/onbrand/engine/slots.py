@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -216,16 +216,6 @@ class Slots:
         rank_class(rank)
         for name, weights in layers.items():
             _must_fit_layer(name, self._layers.get(name), weights)
-
-    @torch.inference_mode()
-    def reserve(self, rank: int, names: Iterable[str]) -> None:
-        """Make the stacks of a rank class and of layers now, so that a compiled pass has them from the start."""
-        group = self._group(rank_class(rank))
-        for name in names:
-            if name not in self._layers:
-                raise AdapterRefused(f"the base does not have the layer {name}")
-            self._stack(group, rank_class(rank), name)
-            self._use(name)
 
     def allocate(self, rank: int) -> Slot | None:
         """Take a free slot for an adapter of `rank`, or None when all are taken."""
