@@ -5,6 +5,8 @@ PROCESSES ?= 3
 RUN := .venv/.ready-to-run
 TEST := .venv/.ready-to-test
 
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test check prove-wall bench schema docs
 
