@@ -17,7 +17,7 @@ from tests.acceptance.conftest import Trained, draw_pictures
 from tests.acceptance.running import Person, Running, wait_for
 
 pytestmark = pytest.mark.timeout(900)
-LONG = ("train", "--model-type", "sd15", "--steps", "90", "--rank", "4", "--batch-size", "4", "--no-wait")
+LONG = ("train", "--model-type", "sd15", "--steps", "70", "--rank", "4", "--batch-size", "4", "--no-wait")
 FIRST = "sd15-lora-v1"
 
 

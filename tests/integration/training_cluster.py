@@ -31,7 +31,7 @@ from tests.integration.training_queue import fail_all_open_jobs
 from tests.unit.training_bases import base_of
 
 NUM_PICTURES = 5
-CONFIG = {"steps": 100, "batch_size": 4, "rank": 2, "resolution": 64, "targets": "attention", "checkpoint_every": 20}
+CONFIG = {"steps": 80, "batch_size": 4, "rank": 2, "resolution": 64, "targets": "attention", "checkpoint_every": 16}
 
 
 @dataclass

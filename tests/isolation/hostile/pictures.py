@@ -84,7 +84,7 @@ def commented(text: bytes, kind: str) -> bytes:
 
 def bomb_text(kind: bytes, megabytes: int) -> bytes:
     body = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind]
-    more = chunk(kind, body + zlib.compress(bytes(megabytes * 2**20), 9))
+    more = chunk(kind, body + zlib.compress(bytes(megabytes * 2**20), 1))
     return png(64, 64, bytes((64 * 3 + 1) * 64), more)
 
 
