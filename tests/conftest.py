@@ -34,7 +34,7 @@ PASSWORD = "a long enough password"
 
 MINUTES = {
     "demo": "runs the whole of 'onbrand demo'",
-    "long": "kills or starves trainings on a real Ray",
+    "long": "kills or starves trainings on a real Ray, or compiles with inductor",
 }
 """What takes minutes, and runs only where `-m` names it."""
 

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
 
 from benchmarks.recompiles import CountingBackend, brand_switches
+from onbrand.engine.adapters import AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.kernels import compile_passes, uncompile_passes
+from onbrand.engine.request import Request
 from tests.numerics.bases import family_of
 from tests.numerics.drawing import largest_difference, pictures, request, run
 
@@ -50,3 +53,30 @@ def test_a_compiled_engine_draws_the_pictures_of_a_plain_one(name, make_adapter,
     assert backend.num_graphs == 1
     for picture, image in plain.items():
         assert largest_difference(drawn[picture], image) < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_inductor_makes_draws_the_same_bits_whoever_shares_the_batch(name, make_adapter):
+    """With rank classes and layers in use that others bring; what is compiled once is not compiled anew for them."""
+    family = family_of(name)
+    mine, small, large = [
+        make_adapter(family, rank, seed=rank, brand=f"brand-{rank}").use for rank in (6, 4, 16)
+    ]  # two rank classes
+    plain = pictures(run(Engine(family, max_batch=2), [asked("me", 0, mine)]))["me", 0]
+    engine = Engine(family, max_batch=2, classes=(2,), compile=True)
+    try:
+        run(engine, [asked("warm", 1, large), asked("up", 2, small)])
+        neighbours = [[], [asked("a", 1, small)], [asked("b", 2, large)], [asked("c", 3, None)]]
+        drawn = [pictures(run(engine, [asked("me", 0, mine), *others]))["me", 0] for others in neighbours]
+    finally:
+        uncompile_passes(family.denoiser)
+    assert all(torch.equal(picture, drawn[0]) for picture in drawn)
+    assert largest_difference(drawn[0], plain) < 1e-4
+
+
+def asked(id: str, number: int, use: AdapterUse | None) -> Request:
+    brand = {"brand_id": use.key.brand_id} if use else {}
+    return request(id, number, adapters=(use,) if use else (), num_inference_steps=2, **brand)
