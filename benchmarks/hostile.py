@@ -27,7 +27,7 @@ from typing import Any
 from onbrand.config import Settings, load_secrets
 from onbrand.db.embedded import start
 from onbrand.db.session import Doors as DatabaseDoors
-from onbrand.storage import checking
+from onbrand.storage.children import Child
 from tests.conftest import PASSWORD, BrandOfPeople, Person
 from tests.ingress import Platform, serving
 from tests.isolation.hostile.corpus import Hostile, corpus
@@ -114,21 +114,21 @@ class Watch:
         self._pids: list[int] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
-        self._first = checking.Child.__init__
+        self._first = Child.must_be_ready
 
     def __enter__(self) -> Watch:
         first, pids = self._first, self._pids
 
-        def noted(child: checking.Child, *args: Any) -> None:
-            first(child, *args)
+        def noted(child: Child) -> None:
+            first(child)
             pids.append(child.pid)
 
-        checking.Child.__init__ = noted  # type: ignore[method-assign]
+        Child.must_be_ready = noted  # type: ignore[method-assign]
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        checking.Child.__init__ = self._first  # type: ignore[method-assign]
+        Child.must_be_ready = self._first  # type: ignore[method-assign]
         self._ended.set()
         self._thread.join()
 

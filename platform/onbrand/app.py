@@ -68,13 +68,11 @@ def create_app(
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)
     renderings = Renderings(settings, secrets, generator, client_for)
-    checker = Checker(settings.limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await renderings.close()
-        checker.close()
 
     app = _bare_app(lifespan=lifespan)
     oidc = OidcIssuer.from_settings(settings)
@@ -95,7 +93,7 @@ def create_app(
         audit,
         files,
     )
-    app.state.checker = checker
+    app.state.checker = Checker(settings.limits)
     for room in rooms:
         app.include_router(room.router)
     app.add_middleware(edge.Edge, body_limit=_limit_of_users)
@@ -132,11 +130,9 @@ def create_system_app(
                 await task
         if renderings is not None:
             await renderings.close()
-        checker.close()
 
-    checker = Checker(settings.limits)
     app = _bare_app(lifespan=lifespan)
-    app.state.checker = checker
+    app.state.checker = Checker(settings.limits)
     app.state.parts = system.SystemParts(
         settings, secrets, doors, store, credentials=CredentialIssuer.from_settings(settings)
     )

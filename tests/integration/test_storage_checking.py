@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,9 @@ from PIL import Image
 
 from onbrand.config import Limits
 from onbrand.errors import AdapterRefused, InvalidInput, TooLarge, Unavailable, UnsupportedMedia
-from onbrand.storage import checking
-from onbrand.storage.checking import Checker, Trade
+from onbrand.storage import children
+from onbrand.storage.checking import Checker
+from onbrand.storage.children import Child, end_servers, fork_child
 from onbrand.storage.layout import CONTENT_TYPES
 from tests.isolation.hostile import papers
 from tests.isolation.hostile.pictures import picture
@@ -32,42 +35,66 @@ only_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 @pytest.fixture
-def checker() -> Iterator[Checker]:
-    with Checker() as made:
-        yield made
+def checker() -> Checker:
+    return Checker()
 
 
-def child_of(checker: Checker, trade: Trade = "pictures") -> checking.Child:
-    """The child that waits for work."""
-    return [child for child in checker._idle[trade] if child.owner is not None][-1]
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Used]:
+    """The children that were let go, in their order."""
+    gone: list[Used] = []
+    close = Child.close
+
+    def noted(child: Child) -> None:
+        gone.append(Used(child.pid, child._server.pid, megabytes(child.pid)))
+        close(child)
+
+    monkeypatch.setattr(Child, "close", noted)
+    return gone
+
+
+@dataclass(frozen=True)
+class Used:
+    pid: int
+    server: int
+    megabytes: float
+
+
+@pytest.fixture
+def a_child() -> Iterator[Child]:
+    with closing(fork_child("pictures", Limits().check_bytes)) as child:
+        yield child
 
 
 def megabytes(pid: int) -> float:
     """The most that the process ever had in memory."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()):
+            return int(found[1]) * 1024 / 1e6
+    return 0.0
 
 
 # what a child may do
 
 
 @only_linux
-def test_a_child_inherits_neither_environment_nor_files(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_inherits_neither_environment_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_servers()
     monkeypatch.setenv("ONBRAND_S3_SECRET_KEY", "canary-secret")
-    checker.picture(picture())
-    proc = Path(f"/proc/{child_of(checker).pid}")
-    environment = (proc / "environ").read_bytes()
-    assert b"canary" not in environment
-    assert b"ONBRAND" not in environment
-    assert sorted(os.listdir(proc / "fd")) == ["0", "1", "2"]
-    assert os.readlink(proc / "cwd") == "/"
+    with closing(fork_child("pictures", 2**28)) as first, closing(fork_child("pictures", 2**28)) as second:
+        for child in (first, second):
+            proc = Path(f"/proc/{child.pid}")
+            environment = (proc / "environ").read_bytes()
+            assert b"canary" not in environment
+            assert b"ONBRAND" not in environment
+            assert sorted(os.listdir(proc / "fd")) == ["0", "1", "2"]
+            assert os.readlink(proc / "cwd") == "/"
+            assert os.getsid(child.pid) == child.pid
 
 
 @only_linux
-def test_a_child_has_its_limits(checker: Checker) -> None:
-    checker.picture(picture())
-    said = Path(f"/proc/{child_of(checker).pid}/limits").read_text()
+def test_a_child_has_its_limits(a_child: Child) -> None:
+    said = Path(f"/proc/{a_child.pid}/limits").read_text()
     limits = {
         name: re.search(rf"{name}\s+(\S+)\s+(\S+)", said) for name in ("core file size", "file size", "open files")
     }
@@ -77,6 +104,14 @@ def test_a_child_has_its_limits(checker: Checker) -> None:
     space = re.search(r"address space\s+(\d+)\s+(\d+)", said)
     assert space is not None
     assert int(space[1]) == int(space[2]) < 350e6
+
+
+@only_linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_a_child_is_nobody(a_child: Child) -> None:
+    said = Path(f"/proc/{a_child.pid}/status").read_text()
+    assert "Uid:\t65534\t65534\t65534\t65534" in said
+    assert "Gid:\t65534\t65534\t65534\t65534" in said
 
 
 @pytest.mark.parametrize(
@@ -115,7 +150,7 @@ def code_of(deed: str) -> int:
 
 
 @only_linux
-def test_the_largest_picture_fits_into_the_memory(checker: Checker) -> None:
+def test_the_largest_picture_fits_into_the_memory(checker: Checker, used: list[Used]) -> None:
     """25 million pixels that must be turned: two copies of them."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -123,154 +158,146 @@ def test_the_largest_picture_fits_into_the_memory(checker: Checker) -> None:
     Image.new("RGB", (6250, 4000), (20, 90, 160)).save(out, "JPEG", exif=exif, progressive=True)
     clean = checker.picture(out.getvalue())
     assert (clean.width, clean.height) == (4000, 6250)
-    assert megabytes(child_of(checker).pid) <= 300
+    assert 25 < used[-1].megabytes <= 300
 
 
 @only_linux
-def test_the_largest_webp_fits_into_the_memory(checker: Checker) -> None:
+def test_the_largest_webp_fits_into_the_memory(checker: Checker, used: list[Used]) -> None:
     out = io.BytesIO()
     Image.new("RGB", (4096, 3072), (20, 90, 160)).save(out, "WEBP", method=0)
     assert checker.picture(out.getvalue()).width == 4096
-    assert megabytes(child_of(checker).pid) <= 300
+    assert 25 < used[-1].megabytes <= 300
 
 
 def test_a_file_that_needs_more_memory_is_refused() -> None:
-    with Checker(Limits(check_bytes=60_000_000)) as checker:
-        out = io.BytesIO()
-        Image.new("RGB", (5000, 4000)).save(out, "PNG")
-        with pytest.raises(TooLarge, match="more memory"):
-            checker.picture(out.getvalue(), "a.png")
+    out = io.BytesIO()
+    Image.new("RGB", (5000, 4000)).save(out, "PNG")
+    with pytest.raises(TooLarge, match="more memory"):
+        Checker(Limits(check_bytes=60_000_000)).picture(out.getvalue(), "a.png")
 
 
 # children come and go
 
 
-def test_a_child_is_asked_again_after_a_good_file(checker: Checker) -> None:
+def test_no_child_reads_two_files_and_none_starts_anew(checker: Checker, used: list[Used]) -> None:
     checker.picture(picture())
-    first = child_of(checker).pid
-    checker.picture(picture("JPEG"))
-    assert child_of(checker).pid == first
-
-
-def test_a_child_that_refused_a_file_is_never_asked_again(checker: Checker) -> None:
-    checker.picture(picture())
-    first = child_of(checker)
     with pytest.raises(UnsupportedMedia):
         checker.picture(b"no picture")
-    assert not first.is_alive
-    checker.picture(picture())
-    assert child_of(checker).pid != first.pid
+    checker.picture(picture("JPEG"))
+    assert len({each.pid for each in used}) == 3
+    assert len({each.server for each in used}) == 1
 
 
-def test_a_child_is_asked_so_often_only(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_FILES_PER_CHILD", 2)
-    checker.picture(picture())
-    first = child_of(checker)
-    checker.picture(picture())
-    assert not first.is_alive
+@only_linux
+def test_a_child_ends_when_it_is_let_go() -> None:
+    child = fork_child("pictures", 2**28)
+    os.kill(child.pid, signal.SIGSTOP)  # it does not help it
+    child.close()
+    gone_soon(child.pid)
 
 
-def test_a_child_that_died_while_it_waited_is_no_fault_of_the_next_file(checker: Checker) -> None:
-    checker.picture(picture())
-    child = child_of(checker)
-    os.kill(child.pid, signal.SIGKILL)
+@only_linux
+def test_a_server_and_its_children_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import os, signal\nfrom onbrand.storage.children import fork_child\n"
+        "child = fork_child('zips', 2**28)\nprint(child.pid, child._server.pid, flush=True)\n"
+        "os.kill(child.pid, signal.SIGSTOP); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    for pid in done.stdout.split():
+        gone_soon(int(pid))
+
+
+def gone_soon(pid: int) -> None:
     until = time.monotonic() + 10
-    while child.is_alive and time.monotonic() < until:
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < until, f"process {pid} is still there"
+        time.sleep(0.01)
+
+
+def test_a_server_that_died_is_no_fault_of_the_next_file(checker: Checker, used: list[Used]) -> None:
+    checker.picture(picture())
+    os.kill(used[-1].server, signal.SIGKILL)
+    until = time.monotonic() + 10
+    while children._servers["pictures"].is_alive and time.monotonic() < until:
         time.sleep(0.01)
     assert checker.picture(picture()).width == 96
-
-
-def test_no_child_reads_for_two_brands(checker: Checker) -> None:
-    acme, globex = checker.of("acme"), checker.of("globex")
-    pids: dict[str, set[int]] = {"acme": set(), "globex": set()}
-    for _ in range(3):
-        for name, bound in (("acme", acme), ("globex", globex)):
-            bound.picture(picture())
-            pids[name].add(child_of(checker).pid)
-    assert [len(each) for each in pids.values()] == [1, 1]
-    assert not pids["acme"] & pids["globex"]
-
-
-def test_of_many_brands_only_few_children_wait(checker: Checker) -> None:
-    for number in range(5):
-        checker.of(f"brand-{number}").picture(picture())
-    owners = [child.owner for child in checker._idle["pictures"]]
-    assert sorted(owner for owner in owners if owner is not None) == ["brand-3", "brand-4"]
-    assert owners.count(None) == 1
-
-
-def test_a_child_that_lied_is_never_asked_again(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(checking, "_RUN", PUPPET + LIES["other bytes"])
-        with pytest.raises(UnsupportedMedia):
-            checker.picture(picture())
-    assert [child.owner for child in checker._idle["pictures"]] == [None]
-    checker._idle["pictures"].pop().end()
-    assert checker.picture(picture()).width == 96
-
-
-def test_closing_ends_the_children_that_wait(checker: Checker) -> None:
-    checker.picture(picture())
-    child = child_of(checker)
-    checker.close()
-    assert not child.is_alive
+    assert used[-1].server != used[0].server
 
 
 def test_many_threads_share_a_checker() -> None:
-    with Checker(num_children=2) as checker:
-        widths: list[int] = []
-        threads = [
-            threading.Thread(target=lambda size=size: widths.append(checker.picture(picture("PNG", size)).width))
-            for size in range(40, 52)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    checker, widths = Checker(num_children=2), []
+    threads = [
+        threading.Thread(target=lambda size=size: widths.append(checker.picture(picture("PNG", size)).width))
+        for size in range(40, 52)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert sorted(widths) == list(range(40, 52))
 
 
 # what a child's end means
 
 
-def told_while_stopped(checker: Checker, end: signal.Signals | None) -> str:
-    """What is said of a picture whose child is stopped, and then ended by a signal."""
-    checker.picture(picture())
-    pid = child_of(checker).pid
-    os.kill(pid, signal.SIGSTOP)
-    if end is not None:
-        timer = threading.Timer(0.3, lambda: (os.kill(pid, end), os.kill(pid, signal.SIGCONT)))
-        timer.start()
-    try:
-        with pytest.raises((UnsupportedMedia, TooLarge)) as told:
-            checker.picture(picture(), "logo.png")
-    finally:
-        if end is not None:
-            timer.join()
+def stop_children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """From now on, children are stopped before they are asked: they are added to the list."""
+    stopped: list[Child] = []
+    be_ready = Child.must_be_ready
+
+    def noted(child: Child) -> None:
+        be_ready(child)
+        os.kill(child.pid, signal.SIGSTOP)
+        stopped.append(child)
+
+    monkeypatch.setattr(Child, "must_be_ready", noted)
+    return stopped
+
+
+def told_of_one_that_is_ended(stopped: list[Child], end: signal.Signals) -> str:
+    def end_it() -> None:
+        while not stopped:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(stopped[0].pid, end)
+        os.kill(stopped[0].pid, signal.SIGCONT)
+
+    ending = threading.Thread(target=end_it, daemon=True)
+    ending.start()
+    with pytest.raises((UnsupportedMedia, TooLarge)) as told:
+        Checker().picture(picture(), "logo.png")
+    ending.join()
     return told.value.message
 
 
 @pytest.mark.parametrize(
-    ("end", "why"),
+    ("end", "why", "is_crash"),
     [
-        (signal.SIGSEGV, r"logo\.png makes its reader fail"),
-        (signal.SIGABRT, r"logo\.png makes its reader fail"),
-        (signal.SIGPROF, r"logo\.png takes too long"),
-        (signal.SIGKILL, r"logo\.png needs more memory"),
+        (signal.SIGSEGV, r"logo\.png makes its reader fail", True),
+        (signal.SIGABRT, r"logo\.png makes its reader fail", True),
+        (signal.SIGPROF, r"logo\.png takes too long", False),
+        (signal.SIGKILL, r"logo\.png needs more memory", False),
     ],
 )
-def test_a_child_that_is_ended_says_why(checker: Checker, end: signal.Signals, why: str) -> None:
-    assert re.search(why, told_while_stopped(checker, end))
+def test_a_childs_end_says_why_and_a_crash_retires_its_server(
+    end: signal.Signals, why: str, is_crash: bool, a_child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = children._servers["pictures"]
+    assert re.search(why, told_of_one_that_is_ended(stop_children(monkeypatch), end))
+    assert (children._servers.get("pictures") is not server) == is_crash
+    assert server.is_alive
+    asked = {"name": "a", "shown": "a", "param": "files", "limits": Limits().model_dump(), "facts_only": True}
+    assert len(list(a_child.answers(asked, picture(), 0))) == 1, "a neighbour suffered"
 
 
-def test_a_child_that_says_nothing_is_ended(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    checker.picture(picture())
-    child = child_of(checker)
-    monkeypatch.setattr(checking, "WALL_SECONDS", 0.3)
-    os.kill(child.pid, signal.SIGSTOP)
+def test_a_child_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = stop_children(monkeypatch)
+    monkeypatch.setattr(children, "WALL_SECONDS", 0.3)
     with pytest.raises(UnsupportedMedia, match="takes too long"):
-        checker.picture(picture())
-    assert not child.is_alive
+        Checker().picture(picture())
+    gone_soon(stopped[0].pid)
 
 
 def test_processor_time_is_bounded(checker: Checker) -> None:
@@ -296,34 +323,50 @@ LIES = {
 }
 PUPPET = """
 import json, os, struct, sys
+sys.path.insert(0, sys.argv[1])
+from onbrand.storage.fork_server import serve
 def say(said, data=b""):
     text = json.dumps(said).encode()
     os.write(1, struct.pack("<IQ", len(text), len(data)) + text + data)
-say({"ready": True})
-os.read(0, 2**16)
+def be(_):
+    say({"ready": True})
+    os.read(0, 2**16)
+    LIE
+serve(be)
 """
+
+
+@pytest.fixture
+def run_instead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Servers run this program."""
+    end_servers()
+    yield lambda program: monkeypatch.setattr(children, "_RUN", program)
+    end_servers()
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_child_that_was_taken_over_is_not_believed(
-    lie: str, checker: Checker, monkeypatch: pytest.MonkeyPatch
+    lie: str, checker: Checker, run_instead: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(checking, "_RUN", PUPPET + LIES[lie])
+    run_instead(PUPPET.replace("LIE", LIES[lie]))
     with pytest.raises(UnsupportedMedia, match="makes its reader fail"):
         checker.picture(picture(), "a.png")
 
 
-def test_a_refusals_words_are_shown_harmlessly(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusals_words_are_shown_harmlessly(checker: Checker, run_instead: Callable[[str], None]) -> None:
     lie = 'say({"refused": "InvalidInput", "message": "a\\u202e\\x1b" + "x" * 9000, "param": "files"})'
-    monkeypatch.setattr(checking, "_RUN", PUPPET + lie)
+    run_instead(PUPPET.replace("LIE", lie))
     with pytest.raises(InvalidInput) as told:
         checker.picture(picture())
     assert told.value.message.isprintable()
     assert len(told.value.message) <= 1000
 
 
-def test_a_child_that_does_not_start_is_our_fault(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_RUN", "raise SystemExit(3)")
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", PUPPET.replace('say({"ready": True})', "os._exit(3)")])
+def test_a_child_that_does_not_start_is_our_fault(
+    program: str, checker: Checker, run_instead: Callable[[str], None]
+) -> None:
+    run_instead(program)
     with pytest.raises(Unavailable, match="try again"):
         checker.picture(picture())
 
@@ -422,13 +465,13 @@ def test_weights_are_read_to_the_last_number(checker: Checker) -> None:
 
 
 @only_linux
-def test_the_largest_picture_is_measured_within_the_same_limits(checker: Checker) -> None:
+def test_the_largest_picture_is_measured_within_the_same_limits(checker: Checker, used: list[Used]) -> None:
     """25 million pixels with alpha: 100 MB of them, and a second time while they are scaled."""
     out = io.BytesIO()
     Image.new("RGBA", (5000, 5000), (10, 200, 30, 100)).save(out, "PNG", compress_level=1)
     seen = checker.features(out.getvalue())
     assert (seen.width, seen.sides[-1], seen.opaque, seen.visible) == (5000, 1024, 0.0, 1.0)
-    assert megabytes(child_of(checker, "features").pid) < 400
+    assert 100 < used[-1].megabytes < 400
 
 
 def test_a_picture_that_does_not_decode_is_refused_by_the_child_that_measures(checker: Checker) -> None:

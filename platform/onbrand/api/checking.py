@@ -11,9 +11,7 @@ from onbrand.storage.checking import Checker
 
 def _checker(request: Request) -> Checker:
     checker: Checker = request.app.state.checker
-    return checker.of(str(request.path_params.get("brand_id", "")))
+    return checker
 
 
 FileChecker = Annotated[Checker, Depends(_checker)]
-"""Bound to the brand that the path names: no child reads for two. The internal routes, whose paths name none, have
-workers' files looked at only, and get nothing but numbers back."""

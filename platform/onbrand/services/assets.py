@@ -18,7 +18,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge
 from onbrand.services.brands import record
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.storage.checking import Checker, borrowed
+from onbrand.storage.checking import Checker
 from onbrand.storage.findings import CleanImage, is_zip, shown
 from onbrand.storage.layout import Key, training_image
 from onbrand.storage.store import BrandStore
@@ -93,8 +93,7 @@ async def upload(
     checker: Checker | None = None,
 ) -> list[Asset]:
     """`check` and `store_checked` in one transaction: for few files. Raises what they raise."""
-    with borrowed(checker, limits) as reader:
-        checked = await check(reader, files, limits)
+    checked = await check(checker or Checker(limits), files, limits)
     return await store_checked(session, store, brand_id, user_id, checked)
 
 

@@ -24,7 +24,7 @@ from onbrand.services.events import must_be_finite, tell
 from onbrand.services.images import ENDED, Image
 from onbrand.services.rows import must_be_there
 from onbrand.services.training import Heard
-from onbrand.storage.checking import Checker, borrowed
+from onbrand.storage.checking import Checker
 from onbrand.storage.layout import Key, generated_image
 from onbrand.storage.store import BrandStore
 
@@ -117,8 +117,8 @@ async def add_image(
     Raises NotFound, Conflict (it is not running), InvalidInput, UnsupportedMedia, and TicketRefused for a receipt that
     names another brand, or other adapters than were asked for: such a picture is never shown to anybody.
     """
-    with borrowed(checker, limits or Limits()) as reader:
-        facts = await reader.run(reader.picture_facts, data, "the picture")
+    checker = checker or Checker(limits)
+    facts = await checker.run(checker.picture_facts, data, "the picture")
     if (facts.content_type, facts.width, facts.height) != (content_type, width, height):
         raise InvalidInput("the picture is not of the type and size that is said of it", param="file")
     generation = await _lock_open(session, ticket)

@@ -29,7 +29,7 @@ from onbrand.services.jobs import ENDED
 from onbrand.services.logs import Line, write
 from onbrand.services.models import Model, find_model_of_job, write_metadata
 from onbrand.services.rows import Row, known_id, must_be_there
-from onbrand.storage.checking import Checker, borrowed
+from onbrand.storage.checking import Checker
 from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
 from onbrand.storage.store import BrandStore
 
@@ -285,8 +285,8 @@ async def add_sample(
     """
     if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
         raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
-    with borrowed(checker, limits or Limits()) as reader:
-        await reader.run(reader.picture_facts, data, "the sample")
+    checker = checker or Checker(limits)
+    await checker.run(checker.picture_facts, data, "the sample")
     job = await _lock_open_job(session, ticket)
     key = sample_image(ticket.brand_id, ticket.job_id, Drawn(drawn_by, step, index), _EXT[content_type])
     url = f"{key.bucket}/{key.name}"
@@ -321,8 +321,8 @@ async def publish(
     """
     checked = _checked(facts)
     try:
-        with borrowed(checker, Limits()) as reader:
-            await reader.run(reader.weights, data)
+        checker = checker or Checker()
+        await checker.run(checker.weights, data)
     except AdapterRefused as problem:
         security_log.warning("adapter of job %s refused: %s", ticket.job_id, problem.message)
         raise

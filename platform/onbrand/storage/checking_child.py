@@ -1,8 +1,8 @@
 """The child that reads files from outside: it can do nothing but read its input, compute and answer.
 
-`onbrand.storage.checking` starts it with a trade (`pictures`, `features`, `zips`, `documents`, `weights`). A file of
-its own is read first, so that all libraries are loaded before the limits close: afterwards no file can be opened.
-Every file has a bound of processor time.
+A server (`fork_server`) with a trade (`pictures`, `features`, `zips`, `documents`, `weights`) reads a file of its own,
+so that all libraries are loaded. Its children close themselves in, after which they can open no file, and read one
+file from outside each, within a bound of processor time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.storage.fork_server import serve
 from onbrand.storage.frames import head_of, read_head
 
 READ_SECONDS = 1.5
@@ -29,14 +30,11 @@ _SECONDS_PER_GIGABYTE_UNPACKED = 30.0
 _PIPE_BYTES = 2**20
 _NOBODY = 65534
 _ROUNDED = 8 * 2**20
+Said = tuple[dict[str, Any], bytes]
 
 
-def main(trade: str, memory: int) -> None:
-    """Answer until the input ends.
-
-    Args:
-        memory: bytes that the process may have in memory.
-    """
+def main(trade: str) -> None:
+    """Fork children of this trade until the input ends. They are asked for with the bytes of memory they may have."""
     warm_up, answer = {
         "pictures": (_warm_up_pictures, _picture),
         "features": (_warm_up_features, _features),
@@ -45,18 +43,26 @@ def main(trade: str, memory: int) -> None:
         "weights": (_warm_up_weights, _weights),
     }[trade]
     warm_up()
+    _, resident = _pages()
+    serve(lambda memory: _read_one(answer, memory - resident))
+
+
+def _read_one(answer: Callable[[Any, int], Iterator[Said]], memory: int) -> None:
     confine(memory)
     _send({"ready": True})
     with contextlib.suppress(EOFError):
-        while True:
-            asked, num_bytes = read_head(_exactly, 2**40)
-            _answer(answer, asked, num_bytes)
+        _answer(answer, *read_head(_exactly, 2**40))
+        _exactly(1)  # until it is let go
 
 
 def confine(memory: int) -> None:
-    """Close every way out: memory, files, programs, processes, core dumps; become nobody where that is possible."""
-    size, resident = _pages()
-    _bound(resource.RLIMIT_AS, size + max(_ROUNDED, memory - resident - _ROUNDED))
+    """Close every way out: memory, files, programs, processes, core dumps; become nobody where that is possible.
+
+    Args:
+        memory: bytes that the process may take from now on.
+    """
+    size, _ = _pages()
+    _bound(resource.RLIMIT_AS, size + max(_ROUNDED, memory - _ROUNDED))
     _bound(resource.RLIMIT_CORE, 0)
     _bound(resource.RLIMIT_FSIZE, 0)
     if os.geteuid() == 0:
@@ -88,7 +94,7 @@ def _allow(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _answer(answer: Callable[[Any, int], Iterator[tuple[dict[str, Any], bytes]]], asked: Any, num_bytes: int) -> None:
+def _answer(answer: Callable[[Any, int], Iterator[Said]], asked: Any, num_bytes: int) -> None:
     _allow(READ_SECONDS)
     known = SimpleNamespace(**(asked | {"limits": SimpleNamespace(**asked["limits"])}))
     try:
@@ -105,12 +111,12 @@ def _answer(answer: Callable[[Any, int], Iterator[tuple[dict[str, Any], bytes]]]
 
 
 def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
-    """Say why, and go: a process that has read such a file reads no other."""
+    """Say why, and go."""
     _send({"refused": kind, "message": problem.message, "param": problem.param})
     os._exit(0)
 
 
-def _picture(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _picture(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.storage.images import clean_image, inspect_image
 
     data = _exactly(num_bytes)
@@ -121,7 +127,7 @@ def _picture(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes
     yield _facts_of(clean), clean.bytes
 
 
-def _features(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _features(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.storage.features import measure
 
     yield _facts_of(measure(_exactly(num_bytes), asked.limits, asked.name, _allow_encoding)), b""
@@ -131,7 +137,7 @@ def _allow_encoding(num_pixels: int) -> None:
     _allow(READ_SECONDS + num_pixels / 1e6 * _SECONDS_PER_MEGAPIXEL)
 
 
-def _zip(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _zip(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.storage.zips import unpack
 
     _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_UNPACKED)
@@ -139,14 +145,14 @@ def _zip(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
         yield _facts_of(packed), packed.data
 
 
-def _document(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _document(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.storage.documents import clean_document
 
     clean = clean_document(_exactly(num_bytes), asked.ext, asked.limits, asked.shown)
     yield _facts_of(clean), clean.bytes
 
 
-def _weights(asked: Any, num_bytes: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _weights(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.storage.weights import check_weights
 
     _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
@@ -244,4 +250,4 @@ def _send(said: dict[str, Any], data: bytes = b"") -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1])

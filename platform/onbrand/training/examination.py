@@ -42,14 +42,13 @@ def must_be_fit_to_train(client: Line, spec: TrainingSpec, plan: Plan, limits: L
 def examine_data(client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int) -> list[Finding]:
     """What the data doctor says of this job's pictures, one of which is in memory at a time."""
     aim = Aim(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step))
-    with Checker(limits, has_spares=False) as checker:
-        reader = checker.of(spec.brand_id)
-        examined = [
-            doctor.measure(
-                reader,
-                Patient(asset.id, asset.file, asset.caption, asset.sha256),
-                partial(client.read_asset, asset.id),
-            )
-            for asset in spec.assets
-        ]
+    checker = Checker(limits)
+    examined = [
+        doctor.measure(
+            checker,
+            Patient(asset.id, asset.file, asset.caption, asset.sha256),
+            partial(client.read_asset, asset.id),
+        )
+        for asset in spec.assets
+    ]
     return doctor.examine(examined, aim)

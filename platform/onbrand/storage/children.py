@@ -1,0 +1,290 @@
+"""The parent's end of checking children: the servers that fork them, and the pipes to each.
+
+A process has one server for each trade, started when it is first needed, which lives as long as the process does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import onbrand
+from onbrand.errors import AdapterRefused, InvalidInput, OnbrandError, TooLarge, Unavailable, UnsupportedMedia
+from onbrand.storage.fork_server import ASKED, TOLD
+from onbrand.storage.frames import BrokenFrame, head_of, read_head
+
+log = logging.getLogger(__name__)
+
+Trade = Literal["pictures", "features", "zips", "documents", "weights"]
+WALL_SECONDS = 40.0
+"""A child that has not answered by then is ended; its bounds of processor time are much narrower."""
+
+_START_SECONDS = 60.0
+_END_SECONDS = 5.0
+_PIECE = 2**20
+_RUN = (
+    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root);"
+    "from onbrand.storage.checking_child import main; main(sys.argv[1])"
+)
+_OUR_SIGNALS = (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
+"""What ends a child that takes too long or too much; any other signal is a crash."""
+_REFUSALS: dict[str, type[OnbrandError]] = {
+    kind.__name__: kind for kind in (AdapterRefused, InvalidInput, TooLarge, UnsupportedMedia)
+}
+Said = tuple[dict[str, Any], bytes]
+
+
+class Gone(Exception):
+    """The child ended before it had answered."""
+
+
+def fork_child(trade: Trade, memory: int) -> Child:
+    """A new child that may have `memory` bytes, closed in and ready. Raises Unavailable if none can be started."""
+    for _ in range(2):  # a server may have ended since it was last asked
+        server = _server_of(trade)
+        try:
+            child = server.fork(memory)
+        except OSError:
+            _retire(server)
+            continue
+        child.must_be_ready()
+        return child
+    raise _no_child()
+
+
+class Server:
+    """A process of `onbrand.storage.fork_server` that has loaded what a trade needs."""
+
+    def __init__(self, trade: Trade) -> None:
+        self.trade: Trade = trade
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _RUN, str(Path(onbrand.__file__).parents[1]), trade],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                cwd="/",
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self, memory: int) -> Child:
+        """A child that begins. Raises OSError if the server is gone."""
+        with contextlib.ExitStack() as theirs:
+            leash, other_end = socket.socketpair()
+            theirs.enter_context(other_end)
+            their_input, to = os.pipe()
+            theirs.callback(os.close, their_input)
+            come_from, their_output = os.pipe()
+            theirs.callback(os.close, their_output)
+            child = Child(self, leash, to, come_from)
+            try:
+                socket.send_fds(self._socket, [ASKED.pack(memory)], [their_input, their_output, other_end.fileno()])
+            except OSError:
+                child.close()
+                raise
+            return child
+
+    def let_go(self) -> None:
+        """Ask for no more: it ends when its last child has."""
+        self._socket.close()
+
+    def end(self, patience: float) -> None:
+        """End it, by force if it does not by itself within `patience`."""
+        self.let_go()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+_servers: dict[Trade, Server] = {}
+_retired: list[Server] = []
+_lock = threading.Lock()
+
+
+def _server_of(trade: Trade) -> Server:
+    with _lock:
+        _retired[:] = [server for server in _retired if server.is_alive]
+        if trade not in _servers:
+            try:
+                _servers[trade] = Server(trade)
+            except OSError as problem:
+                log.error("no checking process can be started: %s", problem)
+                raise _no_child() from None
+        return _servers[trade]
+
+
+def _retire(server: Server) -> None:
+    """Ask it for no more children: the next one comes from a new server."""
+    with _lock:
+        if _servers.get(server.trade) is server:
+            del _servers[server.trade]
+            _retired.append(server)
+            server.let_go()
+
+
+@atexit.register
+def end_servers() -> None:
+    """End all servers of this process; they start again when they are needed."""
+    with _lock:
+        ending = [*_servers.values(), *_retired]
+        _servers.clear()
+        _retired.clear()
+    for server in ending:
+        server.let_go()
+    for server in ending:
+        server.end(_END_SECONDS)
+
+
+class Child:
+    """One process of `checking_child`: the two pipes to it, and its leash. It reads one file."""
+
+    def __init__(self, server: Server, leash: socket.socket, to: int, come_from: int) -> None:
+        self.pid = 0
+        self._server = server
+        self._leash, self._to, self._from = leash, to, come_from
+        self._leash.settimeout(_END_SECONDS)
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+        self._left: list[memoryview] = []
+        self._got = bytearray()
+
+    def must_be_ready(self) -> None:
+        """Wait until it has closed itself in. Raises Unavailable if it does not."""
+        self._until = time.monotonic() + _START_SECONDS
+        try:
+            self._frame(0)
+            self.pid = self._told()
+        except (Gone, BrokenFrame, TimeoutError):
+            self.close()
+            _retire(self._server)
+            raise _no_child() from None
+
+    def answers(self, asked: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Said]:
+        """What the child says about `data`, until it is done.
+
+        Raises:
+            TooLarge, UnsupportedMedia, InvalidInput, AdapterRefused: what it refused, in its words.
+            Gone, BrokenFrame, TimeoutError: it ended, said something else, or nothing.
+        """
+        self._until = time.monotonic() + WALL_SECONDS
+        self._left = [memoryview(head_of(asked, len(data))), memoryview(data)]
+        while True:
+            said, given = self._frame(bytes_max)
+            if "refused" in said:
+                raise _refusal(said)
+            if said.get("done") is True:
+                return
+            yield said, given
+
+    def code(self) -> int:
+        """The exit code of a child that has ended (of a signal: its number, negative).
+
+        Raises:
+            Unavailable: whoever could say it is gone.
+        """
+        try:
+            code = self._told()
+        except TimeoutError:
+            return 1  # it has only closed its output
+        except Gone:
+            _retire(self._server)
+            raise _no_child() from None
+        if code < 0 and code not in _OUR_SIGNALS:
+            _retire(self._server)  # children of one server look alike inside, and nobody may try twice to guess how
+        return code
+
+    def close(self) -> None:
+        """Let go of it, which ends it. Again, it does nothing."""
+        self._leash.close()
+        for pipe in (self._to, self._from):
+            if pipe >= 0:
+                os.close(pipe)
+        self._to = self._from = -1
+
+    def _told(self) -> int:
+        """What the server says next: the pid, and at the end the exit code. Raises Gone, TimeoutError."""
+        said = self._leash.recv(TOLD.size)
+        if len(said) != TOLD.size:
+            raise Gone
+        return int(TOLD.unpack(said)[0])
+
+    def _frame(self, bytes_max: int) -> Said:
+        said, num_bytes = read_head(self._exactly, bytes_max)
+        return said, self._exactly(num_bytes)
+
+    def _exactly(self, num_bytes: int) -> bytes:
+        while len(self._got) < num_bytes:
+            self._move()
+        taken = bytes(memoryview(self._got)[:num_bytes])
+        del self._got[:num_bytes]
+        return taken
+
+    def _move(self) -> None:
+        """Write what is left to be written, and read what there is to read: whichever is possible first."""
+        poll = select.poll()
+        poll.register(self._from, select.POLLIN)
+        if self._left:
+            poll.register(self._to, select.POLLOUT)
+        ready = dict(poll.poll(max(0.0, self._until - time.monotonic()) * 1000))
+        if not ready:
+            raise TimeoutError
+        if self._to in ready:
+            self._write()
+        if self._from in ready:
+            piece = os.read(self._from, _PIECE)
+            if not piece:
+                raise Gone
+            self._got += piece
+
+    def _write(self) -> None:
+        try:
+            while self._left:
+                self._left[0] = self._left[0][os.write(self._to, self._left[0][:_PIECE]) :]
+                if not self._left[0]:
+                    self._left.pop(0)
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it has answered already, or is gone: reading tells
+            self._left = []
+
+
+def _no_child() -> Unavailable:
+    return Unavailable("files cannot be checked now; try again", retry_after=5)
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of ours but how programs are loaded and that one thread is enough."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    return kept | {"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _refusal(said: dict[str, Any]) -> OnbrandError:
+    kind, message, param = said["refused"], said.get("message"), said.get("param")
+    if kind not in _REFUSALS or not isinstance(message, str) or not isinstance(param, str | None):
+        raise BrokenFrame("the refusal has not the form of one")
+    plain = "".join(c if c.isprintable() else "?" for c in message[:1000])
+    return _REFUSALS[kind](plain, **({"param": param[:40]} if param else {}))
