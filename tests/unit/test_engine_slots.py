@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from onbrand.engine.blocks import use_blocks
+from onbrand.engine.onednn import use_onednn
 from onbrand.engine.slots import RowAdapter, Slot, Slots, StaleSlot, rank_class
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import LayerWeights
@@ -61,7 +65,7 @@ def put(slots: Slots, layers: dict[str, LayerWeights], rank: int, scale: float =
 
 def merged(toy: nn.Module, layers: dict[str, LayerWeights], scale: float) -> nn.Module:
     """The base with the update added to its weights: what one row must look like."""
-    alone = Toy().eval().requires_grad_(False)
+    alone = type(toy)().eval().requires_grad_(False)
     alone.load_state_dict(toy.state_dict())
     for name, module in alone.named_modules():
         if name in layers:
@@ -205,6 +209,34 @@ def test_a_row_alone_has_the_bits_of_the_same_row_among_others(rank, side, strid
         among = alone(x_3CHW)[:1]
     with slots.bind([row]):
         assert torch.equal(alone(x_3CHW[:1]), among)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_layers_that_are_computed_otherwise_are_adapted_alike(num):
+    """A 1x1 convolution that makes tokens, one that takes them, and a 3x3 one that doubles what it sees."""
+    base = Pictures().eval().requires_grad_(False)
+    layers = weights(base, 4, "seen.proj_in", "seen.proj_out", "point", "up.conv")
+    x = torch.randn(num, 16, 6, 4)
+    plain = merged(base, layers, 0.5)(x)
+    use_onednn(base)
+    use_blocks(base)
+    slots = Slots(base, 2)
+    row = put(slots, layers, 4, 0.5)
+    with torch.inference_mode(), slots.bind([row] * num):
+        torch.testing.assert_close(base(x), plain, rtol=1e-3, atol=1e-3)
+
+
+class Pictures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Transformer2DModel(2, 8, in_channels=16, norm_num_groups=4, cross_attention_dim=8)
+        self.point, self.up = nn.Conv2d(16, 8, 1), Upsample2D(8, use_conv=True)
+        self.register_buffer("text", torch.randn(1, 3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.seen(x, encoder_hidden_states=self.text.expand(len(x), -1, -1), return_dict=False)[0]
+        doubled: Tensor = self.up(self.point(seen))
+        return doubled
 
 
 def test_what_was_gathered_for_a_slot_is_not_used_for_its_next_adapter(toy):

@@ -1,6 +1,7 @@
 """Blocks of a base's UNet and VAE as passes need them: in place, and without what comes out the same at every step.
 
-They compute what diffusers' blocks compute, to the bit. Training and compiled passes are left as they are.
+They compute what diffusers' blocks compute, to the bit but for attention of few tokens. Training and compiled passes
+are left as they are.
 Shapes: N rows of a pass, C channels, T image tokens, L text tokens, H heads, d inputs of one head.
 """
 
@@ -12,13 +13,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onbrand.engine.onednn import Folded, Pointwise
+
 _BYTES_KEPT = 2**26
+_WEIGHTS_MULTIPLIED = 64 * 64
+"""Tokens times tokens of one head up to which attention is faster as two products."""
 
 
 def use_blocks(part: nn.Module) -> None:
@@ -30,6 +38,12 @@ def use_blocks(part: nn.Module) -> None:
             _use(module, _Doubling)
         elif isinstance(module, Attention) and _is_plain_attention(module):
             _use(module, _Attention)
+        elif isinstance(module, BasicTransformerBlock) and _is_plain_transformer(module):
+            _use(module, _Transformer)
+        elif isinstance(module, GEGLU):
+            _use(module, _Gated)
+        elif isinstance(module, Transformer2DModel) and module.is_input_continuous:
+            _use(module, _Output, "_get_output_for_continuous_inputs")
 
 
 def _is_plain_residual(block: ResnetBlock2D) -> bool:
@@ -52,29 +66,36 @@ def _is_plain_attention(attention: Attention) -> bool:
     return plain and _is_one(attention.rescale_output_factor)
 
 
+def _is_plain_transformer(block: BasicTransformerBlock) -> bool:
+    attentions = [block.attn1, block.attn2]
+    plain = all(isinstance(each, Attention) and _is_plain_attention(each) for each in attentions)
+    others = block.only_cross_attention or block.pos_embed is not None or hasattr(block, "fuser")
+    return plain and block.norm_type == "layer_norm" and not others and block._chunk_size is None
+
+
 def _is_one(factor: float) -> bool:
     return factor == 1.0
 
 
-def _use(module: Any, kind: type[_Block]) -> None:
-    if "forward" not in vars(module):
-        module.forward = kind(module)
+def _use(module: Any, kind: type[_Block], method: str = "forward") -> None:
+    if method not in vars(module):
+        setattr(module, method, kind(module, getattr(module, method)))
 
 
 class _Block(ABC):
-    """A block's forward; diffusers' own where something is learned, compiled, or asked for that is not done here."""
+    """A block's method; diffusers' own where something is learned, compiled, or asked for that is not done here."""
 
-    def __init__(self, module: Any) -> None:
-        self._module, self._plain = module, module.forward
+    def __init__(self, module: Any, plain: Any) -> None:
+        self._module, self._plain = module, plain
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or self._module.training:
-            return self._plain(x, *args, **kwargs)
-        return self._computed(x, *args, **kwargs)
+            return self._plain(*args, **kwargs)
+        return self._computed(*args, **kwargs)
 
     @abstractmethod
-    def _computed(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What the block makes of `x`."""
+    def _computed(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the block makes of what it is given."""
 
 
 class _Residual(_Block):
@@ -90,7 +111,7 @@ class _Residual(_Block):
 
 
 class _Doubling(_Block):
-    """A doubling by nearest neighbours, and a convolution.
+    """A doubling by nearest neighbours, and a convolution, which may do both at once.
 
     PyTorch doubles small pictures on a CPU in another memory format, there and back. All channels as one tall picture
     are not small, and rows of a picture double alike whatever is above and below.
@@ -99,6 +120,8 @@ class _Doubling(_Block):
     def _computed(self, x: Tensor, output_size: Any = None) -> Tensor:
         if output_size is not None or x.device.type != "cpu":
             return self._plain(x, output_size)
+        if isinstance(vars(self._module.conv).get("forward"), Folded):
+            return self._module.conv(x, is_small=True)
         num, channels, height, width = x.shape
         doubled = F.interpolate(x.reshape(1, 1, -1, width), scale_factor=2.0, mode="nearest")
         return self._module.conv(doubled.view(num, channels, 2 * height, 2 * width))
@@ -122,8 +145,47 @@ class _Attention(_Block):
             key_NHLd, value_NHLd = _keys_and_values(attention, text)
         else:
             key_NHLd, value_NHLd = self.kept.of(attention, text)
-        y_NHTd = F.scaled_dot_product_attention(query_NHTd, key_NHLd, value_NHLd)
+        y_NHTd = _attended(query_NHTd, key_NHLd, value_NHLd)
         return attention.to_out[0](y_NHTd.transpose(1, 2).flatten(2))
+
+
+class _Transformer(_Block):
+    """Attention to itself and to text, and a gated layer, each of something normed, and each added to it."""
+
+    def _computed(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Tensor:
+        block, text = self._module, encoder_hidden_states
+        x = block.attn1(block.norm1(x), attention_mask=attention_mask, **(cross_attention_kwargs or {})).add_(x)
+        x = block.attn2(
+            block.norm2(x), text, attention_mask=encoder_attention_mask, **(cross_attention_kwargs or {})
+        ).add_(x)
+        return block.ff(block.norm3(x)).add_(x)
+
+
+class _Gated(_Block):
+    """GELU of one half times the other half."""
+
+    def _computed(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        hidden, gate = self._module.proj(x).chunk(2, dim=-1)
+        return F.gelu(gate).mul_(hidden)
+
+
+class _Output(_Block):
+    """How a transformer's tokens become a picture again, and are added to the one they were made of."""
+
+    def _computed(self, hidden_states: Tensor, residual: Tensor, height: int, width: int, **given: Any) -> Tensor:
+        project = self._module.proj_out
+        if not isinstance(vars(project).get("forward"), Pointwise):
+            return self._plain(hidden_states, residual, height=height, width=width, **given)
+        return project(hidden_states.transpose(1, 2).unflatten(2, (height, width))).add_(residual)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -132,6 +194,19 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 def _keys_and_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return _heads(attention.to_k(x), attention.heads), _heads(attention.to_v(x), attention.heads)
+
+
+def _attended(query_NHTd: Tensor, key_NHLd: Tensor, value_NHLd: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V: of few tokens, in float32 on a CPU, by two products; else by PyTorch's kernel, which
+    then takes blocks of 32 tokens, too small to be fast."""
+    num, heads, tokens, width = query_NHTd.shape
+    is_plain = query_NHTd.device.type == "cpu" and query_NHTd.dtype == torch.float32
+    if not is_plain or tokens * key_NHLd.shape[2] > _WEIGHTS_MULTIPLIED:
+        return F.scaled_dot_product_attention(query_NHTd, key_NHLd, value_NHLd)
+    query, key, value = (each.reshape(-1, *each.shape[2:]) for each in (query_NHTd, key_NHLd, value_NHLd))
+    weights = query.new_empty(len(query), tokens, key.shape[1])
+    weights.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=width**-0.5)
+    return torch.bmm(weights.softmax(-1), value).view(num, heads, tokens, width)
 
 
 class KeptKeys:
@@ -151,7 +226,7 @@ class KeptKeys:
         known = self._pairs.get(attention)
         if known is not None and known[0] is text:
             return known[1], known[2]
-        key, value = _keys_and_values(attention, text)
+        key, value = (each.contiguous() for each in _keys_and_values(attention, text))
         num_bytes = key.nbytes + value.nbytes
         if known is None and self._num_bytes + num_bytes <= _BYTES_KEPT:
             self._num_bytes += num_bytes

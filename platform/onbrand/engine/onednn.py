@@ -9,16 +9,20 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SMALL = 20_480
 """Numbers of one picture up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
+_PIXELS_MULTIPLIED = 1024
+"""Pixels of one picture up to which a 1x1 convolution is faster as a product."""
 
 
 def use_onednn(part: nn.Module) -> None:
-    """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway; fold its doublings.
+    """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway; prepare it to fold
+    doublings (`blocks`), and multiply where a kernel is 1x1.
 
     PyTorch takes MKL for linear layers, which uses AVX2 on CPUs that are not Intel's, and im2col for convolutions of
     one small picture: two threads make it slower than one, and its rounding is not that of the same picture among
@@ -31,7 +35,11 @@ def use_onednn(part: nn.Module) -> None:
         if type(module) is nn.Linear:
             _use(module, _Linear)
         elif isinstance(module, Upsample2D) and _doubles(module):
-            _use(module.conv, _Folded)
+            _use(module.conv, Folded)
+        elif isinstance(module, Transformer2DModel) and _is_pointwise(getattr(module, "proj_in", None)):
+            _use(module.proj_in, _IntoTokens)
+        elif _is_pointwise(module):
+            _use(module, Pointwise)
         elif type(module) is nn.Conv2d and _is_plain(module):
             _use(module, _Convolution)
 
@@ -53,6 +61,11 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return plain and isinstance(conv.padding, tuple) and conv.kernel_size == (3, 3)
 
 
+def _is_pointwise(module: Any) -> bool:
+    plain = type(module) is nn.Conv2d and module.groups == 1
+    return plain and module.kernel_size == module.stride == (1, 1) and module.padding == (0, 0)
+
+
 def _use(module: Any, kind: type[_Laid]) -> None:
     if "forward" not in vars(module):
         module.forward = kind(module)
@@ -66,21 +79,21 @@ class _Laid(ABC):
         self._known: tuple[int, int] | None = None
         self._weight: Any = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, **how: Any) -> Tensor:
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            return self._plain(x)
+            return self._plain(x, **how)
         weight = self._module.weight
         known = weight.data_ptr(), weight._version
         if known != self._known:
             self._weight, self._known = self._laid(weight.detach()), known
-        return self._computed(x)
+        return self._computed(x, **how)
 
     @abstractmethod
     def _laid(self, weight: Tensor) -> Any:
         """The weight as `_computed` wants it."""
 
     @abstractmethod
-    def _computed(self, x: Tensor) -> Tensor:
+    def _computed(self, x: Tensor, **how: Any) -> Tensor:
         """What the layer makes of `x`."""
 
 
@@ -88,7 +101,7 @@ class _Linear(_Laid):
     def _laid(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
-    def _computed(self, x: Tensor) -> Tensor:
+    def _computed(self, x: Tensor, **_: Any) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._module.bias, "none", [], "")
 
 
@@ -98,7 +111,7 @@ class _Convolution(_Laid):
     def _laid(self, weight: Tensor) -> Tensor:
         return weight
 
-    def _computed(self, x: Tensor) -> Tensor:
+    def _computed(self, x: Tensor, **_: Any) -> Tensor:
         return _convolved(self._module, x, self._weight, self._module.padding)
 
 
@@ -110,25 +123,57 @@ def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: tuple[int, i
     )
 
 
-class _Folded(_Laid):
+class Pointwise(_Laid):
+    """A 1x1 convolution of small pictures as a product, which needs no other layout of them."""
+
+    def _laid(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    def _computed(self, x: Tensor, **_: Any) -> Tensor:
+        if x.shape[2] * x.shape[3] > _PIXELS_MULTIPLIED:
+            return self._plain(x.contiguous())
+        return self._product(x.flatten(2), self._weight.expand(len(x), -1, -1)).unflatten(2, x.shape[2:])
+
+    def _product(self, x_NiP: Tensor, weight_Noi: Tensor) -> Tensor:
+        """[N, o, P]."""
+        bias_o = self._module.bias
+        return _product(None if bias_o is None else bias_o[:, None], weight_Noi, x_NiP)
+
+
+class _IntoTokens(Pointwise):
+    """The same, its result laid out as the tokens [N, P, o] that it is about to become."""
+
+    def _product(self, x_NiP: Tensor, weight_Noi: Tensor) -> Tensor:
+        return _product(self._module.bias, x_NiP.transpose(1, 2), weight_Noi.transpose(1, 2)).transpose(1, 2)
+
+
+def _product(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)
+
+
+class Folded(_Laid):
     """A 3x3 convolution of what was doubled by nearest neighbours, as four 2x2 convolutions of what it was before.
 
     Output (2i + a, 2j + b) sees two rows and two columns of the small picture, of which one counts twice: 16 products
-    where there were 36. A picture that was halved to an odd size is no doubling, and is computed as it is.
+    where there were 36.
+
+    Args (of a call):
+        is_small: the picture is not doubled yet.
     """
 
     def _laid(self, weight: Tensor) -> list[Tensor]:
         return [part.contiguous() for rows in _summed(weight, 2) for part in _summed(rows, 3)]
 
-    def _computed(self, x: Tensor) -> Tensor:
+    def _computed(self, x: Tensor, is_small: bool = False, **_: Any) -> Tensor:
+        conv = self._module
+        if not is_small:
+            return _convolved(conv, x, conv.weight, conv.padding)
         height, width = x.shape[2:]
-        if height % 2 or width % 2:
-            return self._plain(x)
-        small = F.pad(x[:, :, ::2, ::2], (1, 1, 1, 1))
-        y = x.new_empty(len(x), self._module.out_channels, height, width)
+        padded = F.pad(x, (1, 1, 1, 1))
+        y = x.new_empty(len(x), conv.out_channels, 2 * height, 2 * width)
         for (a, b), part in zip(_PLACES, self._weight, strict=True):
-            seen = small[:, :, a : a + height // 2 + 1, b : b + width // 2 + 1]
-            y[:, :, a::2, b::2] = _convolved(self._module, seen, part, (0, 0))
+            seen = padded[:, :, a : a + height + 1, b : b + width + 1]
+            y[:, :, a::2, b::2] = _convolved(conv, seen, part, (0, 0))
         return y
 
 

@@ -141,12 +141,20 @@ def _scales(rows: Sequence[RowAdapter | None]) -> list[float]:
 def _added(module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B_NoR: Tensor, scale_N11: Tensor | None) -> Tensor:
     """y + scale * B A x of every row, written into `y` where its layout allows: it is the layer's fresh output."""
     if isinstance(module, nn.Conv2d):
-        h_NRP = _convolved(module, x, A)
-        y_NoP = y.reshape(len(y), y.shape[1], -1)
-        return _sum(y_NoP, B_NoR, h_NRP if scale_N11 is None else h_NRP * scale_N11).view(y.shape)
+        h_NRP = _convolved(module, x, A, y.shape[2])
+        h_NRP = h_NRP if scale_N11 is None else h_NRP * scale_N11
+        if _is_of_tokens(y):
+            y_NPo = y.flatten(2).transpose(1, 2)
+            return _sum(y_NPo, h_NRP.transpose(1, 2), B_NoR.transpose(1, 2)).transpose(1, 2).view(y.shape)
+        return _sum(y.reshape(len(y), y.shape[1], -1), B_NoR, h_NRP).view(y.shape)
     h_NTR = _multiplied(x.reshape(len(x), -1, x.shape[-1]), A)
     y_NTo = y.reshape(len(y), -1, y.shape[-1])
     return _sum(y_NTo, h_NTR if scale_N11 is None else h_NTR * scale_N11, B_NoR.transpose(1, 2)).view(y.shape)
+
+
+def _is_of_tokens(y: Tensor) -> bool:
+    """Whether a picture is laid out as tokens, one pixel's channels next to each other (`onednn`)."""
+    return not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
 
 
 def _multiplied(x_NTi: Tensor, A_NRi: Tensor) -> Tensor:
@@ -160,15 +168,20 @@ def _sum(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return torch.baddbmm(y, left, right) if torch.compiler.is_compiling() else y.baddbmm_(left, right)
 
 
-def _convolved(conv: nn.Conv2d, x: Tensor, A_NRihw: Tensor) -> Tensor:
+def _convolved(conv: nn.Conv2d, x: Tensor, A_NRihw: Tensor, height: int) -> Tensor:
     """A x of every row, [N, R, P]: one group per row; where the kernel is 1x1, a product.
 
     A row alone is two groups of the same: one group is a convolution of another kind, which rounds otherwise.
+
+    Args:
+        height: of what the layer makes; it may double what it sees by itself (`onednn.Folded`).
     """
+    if height == 2 * x.shape[2]:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
     if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
         return torch.bmm(A_NRihw.flatten(2), x.flatten(2))
     if len(x) == 1:
-        return _convolved(conv, x.expand(2, -1, -1, -1), A_NRihw.expand(2, -1, -1, -1, -1))[:1]
+        return _convolved(conv, x.expand(2, -1, -1, -1), A_NRihw.expand(2, -1, -1, -1, -1), height)[:1]
     num, rank = A_NRihw.shape[:2]
     grouped = F.conv2d(
         x.reshape(1, -1, *x.shape[2:]), A_NRihw.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, num
