@@ -108,7 +108,9 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], Given]] = {
     "transformer of pictures": (lambda: OfPictures(is_linear=False), pictures_and_text),
     "transformer of pictures with linear layers": (lambda: OfPictures(is_linear=True), pictures_and_text),
 }
-ROUNDED = {name for name in BLOCKS if name.startswith(("attention", "transformer"))} - {"attention of many tokens"}
+ROUNDED = [
+    name for name in BLOCKS if name.startswith(("attention", "transformer")) and name != "attention of many tokens"
+]
 OTHERS: dict[str, tuple[Callable[[], nn.Module], Given]] = {
     "divided residual": (lambda: residual(output_scale_factor=2.0), timed),
     "scaled and shifted residual": (lambda: residual(time_embedding_norm="scale_shift"), timed),
