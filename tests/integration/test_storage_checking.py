@@ -31,6 +31,7 @@ from onbrand.storage.layout import CONTENT_TYPES
 from tests.isolation.hostile import papers
 from tests.isolation.hostile.pictures import picture
 
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a child, or become nobody")
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
@@ -78,6 +79,7 @@ def megabytes(pid: int) -> float:
 
 
 @only_linux
+@only_root
 def test_a_child_inherits_neither_environment_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
     end_servers()
     monkeypatch.setenv("ONBRAND_S3_SECRET_KEY", "canary-secret")
@@ -99,7 +101,7 @@ def test_a_child_has_its_limits(a_child: Child) -> None:
         name: re.search(rf"{name}\s+(\S+)\s+(\S+)", said) for name in ("core file size", "file size", "open files")
     }
     assert {name: found and found.groups() for name, found in limits.items()} == {
-        "core file size": ("0", "0"), "file size": ("0", "0"), "open files": ("3", "3"),
+        "core file size": ("0", "0"), "file size": ("0", "0"), "open files": ("0", "0"),
     }  # fmt: skip
     space = re.search(r"address space\s+(\d+)\s+(\d+)", said)
     assert space is not None
@@ -107,7 +109,7 @@ def test_a_child_has_its_limits(a_child: Child) -> None:
 
 
 @only_linux
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+@only_root
 def test_a_child_is_nobody(a_child: Child) -> None:
     said = Path(f"/proc/{a_child.pid}/status").read_text()
     assert "Uid:\t65534\t65534\t65534\t65534" in said
@@ -121,7 +123,9 @@ def test_a_child_is_nobody(a_child: Child) -> None:
         "open('/tmp/onbrand-evil', 'w')",
         "__import__('socket').socket()",
         "__import__('socket').create_connection(('127.0.0.1', 1))",
-        "os.pipe()",
+        "os.close(2) or open('/etc/passwd')",
+        "os.close(2) or __import__('socket').socket()",
+        "os.closerange(0, 3) or os.pipe()",
         "os.listdir('/')",
         "bytes(400 * 2**20)",
         "os.setuid(0) if os.getuid() else open('/etc/passwd')",
@@ -212,6 +216,72 @@ def test_a_server_and_its_children_end_when_their_parent_is_killed() -> None:
 def gone_soon(pid: int) -> None:
     until = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < until, f"process {pid} is still there"
+        time.sleep(0.01)
+
+
+@only_linux
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_child_whose_server_was_ended_or_stopped_ends_all_the_same(end: signal.Signals) -> None:
+    child = fork_child("pictures", 2**28)
+    server = child._server
+    os.kill(child.pid, signal.SIGSTOP)
+    os.kill(server.pid, end)
+    child.close()
+    ended(child.pid)
+    end_servers(patience=0.1)
+
+
+@only_linux
+def test_a_server_that_hangs_is_ended_and_replaced(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_child("pictures", 2**28).close()
+    server = children._servers["pictures"]
+    os.kill(server.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(children, "_START_SECONDS", 0.3)
+        with pytest.raises(Unavailable, match="try again"):
+            checker.picture(picture())
+    assert checker.picture(picture()).width == 96
+    assert not server.is_alive
+
+
+@only_linux
+def test_nothing_stays_open(checker: Checker) -> None:
+    checker.picture(picture())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        checker.picture(picture())
+        with pytest.raises(UnsupportedMedia):
+            checker.picture(b"no picture")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@only_linux
+def test_without_descriptors_it_is_our_fault_and_none_is_lost(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checker.picture(picture())
+    server, pipe, before = children._servers["pictures"], os.pipe, len(os.listdir("/proc/self/fd"))
+    made: list[tuple[int, int]] = []
+
+    def one_pipe() -> tuple[int, int]:
+        if made:
+            raise OSError(24, "Too many open files")
+        made.append(pipe())
+        return made[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe", one_pipe)
+        with pytest.raises(Unavailable, match="try again"):
+            checker.picture(picture())
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert children._servers["pictures"] is server
+
+
+def ended(pid: int) -> None:
+    """Wait until the process is gone, or at least dead: whose parent is stopped is not waited for."""
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < until, f"process {pid} is still there"
         time.sleep(0.01)
 

@@ -226,7 +226,9 @@ class KeptKeys:
         known = self._pairs.get(attention)
         if known is not None and known[0] is text:
             return known[1], known[2]
-        key, value = (each.contiguous() for each in _keys_and_values(attention, text))
+        key, value = _keys_and_values(attention, text)
+        if text.device.type == "cpu":  # there they are multiplied
+            key, value = key.contiguous(), value.contiguous()
         num_bytes = key.nbytes + value.nbytes
         if known is None and self._num_bytes + num_bytes <= _BYTES_KEPT:
             self._num_bytes += num_bytes

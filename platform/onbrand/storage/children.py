@@ -31,7 +31,7 @@ Trade = Literal["pictures", "features", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its bounds of processor time are much narrower."""
 
-_START_SECONDS = 60.0
+_START_SECONDS = 20.0
 _END_SECONDS = 5.0
 _PIECE = 2**20
 _RUN = (
@@ -52,16 +52,23 @@ class Gone(Exception):
 
 def fork_child(trade: Trade, memory: int) -> Child:
     """A new child that may have `memory` bytes, closed in and ready. Raises Unavailable if none can be started."""
-    for _ in range(2):  # a server may have ended since it was last asked
+    for _ in range(2):
         server = _server_of(trade)
         try:
             child = server.fork(memory)
-        except OSError:
+        except _ServerGone:  # it may have ended since it was last asked
             _retire(server)
             continue
+        except OSError as problem:
+            log.error("a checking child cannot be reached: %s", problem)
+            raise _no_child() from None
         child.must_be_ready()
         return child
     raise _no_child()
+
+
+class _ServerGone(Exception):
+    """A server takes no more requests."""
 
 
 class Server:
@@ -90,25 +97,30 @@ class Server:
         return self._process.poll() is None
 
     def fork(self, memory: int) -> Child:
-        """A child that begins. Raises OSError if the server is gone."""
-        with contextlib.ExitStack() as theirs:
-            leash, other_end = socket.socketpair()
-            theirs.enter_context(other_end)
+        """A child that begins. Raises _ServerGone, and OSError if there are no descriptors left."""
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            leash, other_end = map(theirs.enter_context, socket.socketpair())
             their_input, to = os.pipe()
             theirs.callback(os.close, their_input)
+            ours.callback(os.close, to)
             come_from, their_output = os.pipe()
             theirs.callback(os.close, their_output)
-            child = Child(self, leash, to, come_from)
+            ours.callback(os.close, come_from)
             try:
                 socket.send_fds(self._socket, [ASKED.pack(memory)], [their_input, their_output, other_end.fileno()])
             except OSError:
-                child.close()
-                raise
-            return child
+                raise _ServerGone from None
+            ours.pop_all()
+            return Child(self, socket.socket(fileno=leash.detach()), to, come_from)
 
     def let_go(self) -> None:
         """Ask for no more: it ends when its last child has."""
-        self._socket.close()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """End it at once; its children end when they are let go."""
+        self._process.kill()
 
     def end(self, patience: float) -> None:
         """End it, by force if it does not by itself within `patience`."""
@@ -118,6 +130,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._socket.close()
 
 
 _servers: dict[Trade, Server] = {}
@@ -127,7 +140,9 @@ _lock = threading.Lock()
 
 def _server_of(trade: Trade) -> Server:
     with _lock:
-        _retired[:] = [server for server in _retired if server.is_alive]
+        for server in [server for server in _retired if not server.is_alive]:
+            server.end(0)
+            _retired.remove(server)
         if trade not in _servers:
             try:
                 _servers[trade] = Server(trade)
@@ -147,7 +162,7 @@ def _retire(server: Server) -> None:
 
 
 @atexit.register
-def end_servers() -> None:
+def end_servers(patience: float = _END_SECONDS) -> None:
     """End all servers of this process; they start again when they are needed."""
     with _lock:
         ending = [*_servers.values(), *_retired]
@@ -156,7 +171,7 @@ def end_servers() -> None:
     for server in ending:
         server.let_go()
     for server in ending:
-        server.end(_END_SECONDS)
+        server.end(patience)
 
 
 class Child:
@@ -169,6 +184,7 @@ class Child:
         self._leash.settimeout(_END_SECONDS)
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
+        self._process: int | None = None
         self._left: list[memoryview] = []
         self._got = bytearray()
 
@@ -177,10 +193,13 @@ class Child:
         self._until = time.monotonic() + _START_SECONDS
         try:
             self._frame(0)
-            self.pid = self._told()
-        except (Gone, BrokenFrame, TimeoutError):
+            self._be_told_of_it()
+        except (Gone, BrokenFrame, TimeoutError) as problem:
+            log.error("a checking child of %s does not start (%s)", self._server.trade, type(problem).__name__)
             self.close()
             _retire(self._server)
+            if isinstance(problem, TimeoutError):
+                self._server.kill()  # it hangs
             raise _no_child() from None
 
     def answers(self, asked: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Said]:
@@ -209,7 +228,10 @@ class Child:
         try:
             code = self._told()
         except TimeoutError:
-            return 1  # it has only closed its output
+            if not self._has_ended():
+                return 1  # it has only closed its output
+            _retire(self._server)
+            raise _no_child() from None
         except Gone:
             _retire(self._server)
             raise _no_child() from None
@@ -218,15 +240,37 @@ class Child:
         return code
 
     def close(self) -> None:
-        """Let go of it, which ends it. Again, it does nothing."""
+        """Let go of it, which ends it, and end it: a child that was taken over may have stopped its server. Again, it
+        does nothing."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            os.close(self._process)
+            self._process = None
         self._leash.close()
         for pipe in (self._to, self._from):
             if pipe >= 0:
                 os.close(pipe)
         self._to = self._from = -1
 
+    def _has_ended(self) -> bool:
+        """Whether it is known that the process has ended."""
+        if self._process is None:
+            return False
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _be_told_of_it(self) -> None:
+        """Its pid and, where the system has such a thing, its process. Raises Gone, TimeoutError."""
+        said, descriptors, _, _ = socket.recv_fds(self._leash, TOLD.size, 1)
+        self._process = descriptors[0] if descriptors else None
+        if len(said) != TOLD.size:
+            raise Gone
+        self.pid = int(TOLD.unpack(said)[0])
+
     def _told(self) -> int:
-        """What the server says next: the pid, and at the end the exit code. Raises Gone, TimeoutError."""
+        """The exit code, from the server. Raises Gone, TimeoutError."""
         said = self._leash.recv(TOLD.size)
         if len(said) != TOLD.size:
             raise Gone

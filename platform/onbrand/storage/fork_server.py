@@ -2,13 +2,15 @@
 
 It reads nothing from outside. Over its one socket come, for each child, a number and three descriptors: the child's
 input, its output and its leash. On the leash the server tells the child's pid when it begins and its exit code when
-it has ended. Who lets go of a leash ends its child; who lets go of the socket ends the server with its last child.
+it has ended; with the pid comes a descriptor of the process, for whoever must end it although the server cannot. Who
+lets go of a leash ends its child; who lets go of the socket ends the server with its last child.
 `onbrand.storage.children` is the other end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -25,6 +27,7 @@ TOLD = struct.Struct("<i")
 NUM_DESCRIPTORS = 3
 _STDIN, _STDOUT, _FIRST_OTHER = 0, 1, 3
 _NUM_DESCRIPTORS_MAX = 1024
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def serve(run: Callable[[int], None]) -> NoReturn:
@@ -34,6 +37,7 @@ def serve(run: Callable[[int], None]) -> NoReturn:
         run: what a child does, given the number it was asked with; it has its input and output as descriptors 0 and 1
             and no other but 2. It ends with 0 if this returns, with 1 if it raises.
     """
+    _be_unreadable()
     requests = socket.socket(fileno=_STDIN)
     woken = _wakes_at_a_childs_end()
     most = min(_NUM_DESCRIPTORS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -55,12 +59,16 @@ def serve(run: Callable[[int], None]) -> NoReturn:
         if requests in ready:
             asked, given, _, _ = socket.recv_fds(requests, ASKED.size, NUM_DESCRIPTORS)
             is_asked = len(asked) == ASKED.size and len(given) == NUM_DESCRIPTORS
-            if is_asked:
+            if not is_asked:
+                requests.close()
+                for descriptor in given:
+                    os.close(descriptor)
+            else:
                 leash = socket.socket(fileno=given[2])
                 with contextlib.suppress(OSError):  # without a process, the leash is let go: that tells
                     pid = _fork(run, ASKED.unpack(asked)[0], *given[:2])
                     leashes[pid] = leash
-                    leash.send(TOLD.pack(pid))
+                    _tell_of(pid, leash)
     os._exit(0)
 
 
@@ -74,6 +82,26 @@ def _fork(run: Callable[[int], None], number: int, to_read: int, to_write: int) 
     finally:
         os.close(to_read)
         os.close(to_write)
+
+
+def _tell_of(pid: int, leash: socket.socket) -> None:
+    """The child's pid, and where the system has such a thing, a descriptor of it. Raises OSError."""
+    descriptors = []
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            descriptors.append(os.pidfd_open(pid))
+    try:
+        socket.send_fds(leash, [TOLD.pack(pid)], descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _be_unreadable() -> None:
+    """No process of the same user may look into this one or its children: they read for different brands."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _wakes_at_a_childs_end() -> socket.socket:
