@@ -1,7 +1,8 @@
 """Mixed-brand batches against one brand's batch, and against four other ways to draw the same requests.
 
-`python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. Ratios come from one run, whose
-parts take turns, so that a busy machine slows all of them alike.
+`python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. Parts take turns, and a ratio is
+the median of what it was in each turn: a machine whose pace changes from minute to minute slows all parts of a turn
+alike. `quartiles` tells how far turns differ; `seconds` are the least of each part.
 
 `--real-shapes`, on a CUDA GPU: engine and peers draw the same way with a base of the family's full size and random
 weights (`random_base.py`) in bfloat16, compiled; an object for each side and number of steps, and one of switches.
@@ -19,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import quantiles
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,8 +52,8 @@ def through_engine(engine: Engine, requests: list[Request]) -> list[torch.Tensor
     return [drawn[request.id] for request in requests]
 
 
-def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The least seconds of each part, which take turns: what a part needs; the rest is the machine's other work."""
+def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """The seconds of each part in each turn, after one that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in parts}
     for part in parts.values():
         part()
@@ -60,14 +62,28 @@ def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str
             began = time.perf_counter()
             part()
             taken[name].append(time.perf_counter() - began)
-    return {name: min(values) for name, values in taken.items()}
+    return taken
+
+
+class Ratio(NamedTuple):
+    median: float
+    quartiles: tuple[float, float]
+
+
+def over(mixed: Sequence[float], other: Sequence[float]) -> Ratio:
+    """How much longer another part took than a mixed batch in the same turn."""
+    first, median, third = quantiles([b / a for a, b in zip(mixed, other, strict=True)], n=4, method="inclusive")
+    return Ratio(round(median, 3), (round(first, 3), round(third, 3)))
 
 
 def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Ratios, the largest difference to any peer's picture, and seconds of all parts.
+    """Ratios, the largest difference to any peer's picture, and the least seconds of all parts.
 
     Peers with processes of their own come last, each against a mixed batch beside it: Ray takes part of a processor
     also while it waits, which would be taken from all others.
+
+    Args:
+        repeats: turns, at least 2.
     """
     one_brand = [
         replace(request, id=str(n), brand_id="b0", adapters=work.requests[0].adapters)
@@ -79,7 +95,7 @@ def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) 
     variants = {"single": lambda: through_engine(engine, one_brand), "base": lambda: through_engine(engine, base)}
     beside = [name for name in peers if name in WITH_PROCESSES]
     seconds: dict[str, float] = {}
-    over: dict[str, float] = {}
+    ratios: dict[str, Ratio] = {}
     errors = []
     for names in [[name for name in peers if name not in beside], *([name] for name in beside)]:
         with ExitStack() as stack:
@@ -88,14 +104,14 @@ def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) 
                 stack.callback(peer.close)
             errors += [_difference(ours, peer.draw()) for peer in here.values()]
             found = seconds_of({**mixed, **({} if seconds else variants), **_draws(here)}, repeats)
-        over |= {f"over_{name}": round(found[name] / found["mixed"], 3) for name in here}
-        seconds = found | seconds
+        keys = {name: f"over_{name}" for name in here} | {name: f"mixed_over_{name}" for name in variants}
+        ratios |= {key: over(found["mixed"], found[name]) for name, key in keys.items() if name in found}
+        seconds = {name: round(min(values), 3) for name, values in found.items()} | seconds
     return {
-        "mixed_over_single": round(seconds["single"] / seconds["mixed"], 3),
-        **over,
+        **{name: ratio.median for name, ratio in ratios.items()},
         "max_error": max(errors, default=None),
-        "mixed_over_base": round(seconds["base"] / seconds["mixed"], 3),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "quartiles": {name: ratio.quartiles for name, ratio in ratios.items()},
+        "seconds": seconds,
     }
 
 
@@ -116,7 +132,7 @@ def main() -> None:
     parser.add_argument(
         "--targets", choices=("attention", "strong", "all"), help="default: all; with --real-shapes attention"
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="turns, at least 2; default: 11; with --real-shapes 5")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="of engine and peers; default: as many as cores"
     )
@@ -128,6 +144,7 @@ def main() -> None:
     parser.add_argument("--real-shapes", action="store_true", help="full-size bases with random weights, on a GPU")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
+    chosen.repeats = max(2, chosen.repeats or (5 if chosen.real_shapes else 11))
     chosen.targets = chosen.targets or ("attention" if chosen.real_shapes else "all")
     lines = at_real_shapes(chosen) if chosen.real_shapes else on_cpu(chosen)
     for line in lines:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import engine
 from benchmarks.architectures import ARCHITECTURES
-from benchmarks.engine import of_shapes
+from benchmarks.engine import of_shapes, over
 from benchmarks.random_base import FULL_SIZE, random_base
 from benchmarks.workload import share_weights
 from onbrand.families.family import load_family, load_pipeline
@@ -21,6 +21,11 @@ def test_the_architectures_have_the_published_numbers_of_parameters(family, num)
     with torch.device("meta"):
         denoiser = ARCHITECTURES[family].build()
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == num
+
+
+def test_a_ratio_is_the_median_of_what_it_was_in_each_turn():
+    """One turn in which the machine stood still for one part is not the figure."""
+    assert over([1.0, 2.0, 1.0, 5.0, 1.0], [3.0, 6.2, 3.1, 3.0, 9.0]) == (3.1, (3.0, 3.1))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def test_the_path_of_real_shapes_draws_what_its_peers_draw(small, monkeypatch):
     base, family = small
     monkeypatch.setattr(engine, "_STEPS", (1, 2))
     chosen = argparse.Namespace(
-        family="sd15", brands=2, rank=4, steps=None, targets="attention", repeats=1, switches=8,
+        family="sd15", brands=2, rank=4, steps=None, targets="attention", repeats=2, switches=8,
         peers=["set_adapters", "hotswap", "peft_rows"],
     )  # fmt: skip
     *lines, switches = of_shapes(chosen, family, base, sides=(64,), is_compiled=False)

@@ -31,7 +31,7 @@ Trade = Literal["pictures", "features", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its bounds of processor time are much narrower."""
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _END_SECONDS = 5.0
 _PIECE = 2**20
 _RUN = (
