@@ -31,6 +31,9 @@ pytest_plugins = ["tests.processes", "tests.s3.fixture", "tests.ingress", "tests
 
 PASSWORD = "a long enough password"
 
+os.environ.setdefault("RAY_worker_niceness", "0")
+"""Ray gives its workers way to everything else (niceness 15): beside other tests, replicas would get no turn."""
+
 
 MINUTES = {
     "demo": "runs the whole of 'onbrand demo'",
