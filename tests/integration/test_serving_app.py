@@ -300,8 +300,8 @@ async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, ma
 
 
 async def first_preview(generator: ServeGenerator, *asked: str) -> RenderEvent | None:
-    """None if nobody draws it now, once somebody did. Replicas have a low priority, and may wait."""
-    async with asyncio.timeout(180):
+    """None if nobody draws it now, once somebody did."""
+    async with asyncio.timeout(60):
         while True:
             heard = 0
             async with aclosing(generator.watch("sd15", *asked)) as events:
