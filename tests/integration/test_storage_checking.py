@@ -114,6 +114,7 @@ def test_a_child_is_nobody(a_child: Child) -> None:
     said = Path(f"/proc/{a_child.pid}/status").read_text()
     assert "Uid:\t65534\t65534\t65534\t65534" in said
     assert "Gid:\t65534\t65534\t65534\t65534" in said
+    assert "Seccomp:\t2" in said
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,70 @@ def code_of(deed: str) -> int:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     return done.returncode
+
+
+DEEDS = {
+    "signal": "os.kill(victim, signal.SIGCONT)",
+    "signal a group": "os.killpg(os.getpgid(0), signal.SIGCONT)",
+    "trace": "must(libc.ptrace(0x4206, victim, None, None))",  # PTRACE_SEIZE
+    "bounds": "resource.prlimit(victim, resource.RLIMIT_CPU, (1000, 1000))",
+    "priority": "os.setpriority(os.PRIO_PROCESS, victim, 19)",
+    "processors": "os.sched_setaffinity(victim, os.sched_getaffinity(0))",
+    "shared memory": "must(libc.shmctl(libc.shmget(0, 4096, 0o1600), 0, None))",
+    "messages": "must(libc.msgctl(libc.msgget(0, 0o1600), 0, None))",
+    "see": "os.stat(path)",
+    "rename": "os.rename(path, path + '2') or os.rename(path + '2', path)",
+    "cut": "os.truncate(path, 1)",
+    "permit": "os.chmod(path, 0o600)",
+    "folder": "os.mkdir(path + '.d') or os.rmdir(path + '.d')",
+    "link": "os.symlink('/', path + '.l') or os.unlink(path + '.l')",
+    "remove": "os.unlink(path)",
+}
+TRIES = """
+import ctypes, encodings.ascii, os, resource, signal, tempfile
+from onbrand.storage.checking_child import _NOBODY, confine
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(_NOBODY); os.setuid(_NOBODY)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(4, 1, 0, 0, 0)  # whoever changed its user may not be looked into: this one and its victim may
+def must(code):
+    if code < 0:
+        raise OSError(ctypes.get_errno(), "")
+path = tempfile.mkstemp()[1]
+ours, its = os.pipe()
+os.setpgid(0, 0)
+if not (victim := os.fork()):
+    os.close(its)
+    os.read(ours, 1)
+    if os.path.exists(path):
+        os.unlink(path)
+    os._exit(0)
+CONFINE
+for name, deed in DEEDS.items():
+    try:
+        eval(deed)
+        print(name, flush=True)
+    except PermissionError:
+        pass
+"""
+
+
+@only_linux
+def test_a_confined_process_reaches_nothing_of_its_own_user() -> None:
+    """Bounds of resources do not bound these: what is confined only by them does them all."""
+    tries = TRIES.replace("DEEDS", repr(DEEDS))
+    assert done_of(tries.replace("CONFINE", "")) == list(DEEDS)
+    assert done_of(tries.replace("CONFINE", "confine(300_000_000)")) == []
+
+
+def done_of(program: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True, timeout=60)
+    return done.stdout.splitlines()
+
+
+@only_linux
+def test_a_confined_process_that_crashes_ends_as_what_it_is() -> None:
+    assert code_of("os.abort()") == -signal.SIGABRT
 
 
 @only_linux

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
 from onbrand.storage.fork_server import serve
 from onbrand.storage.frames import head_of, read_head
+from onbrand.storage.syscalls import allow_only_computing
 
 READ_SECONDS = 1.5
 """Processor time for reading a file; what is left after that depends on the size of what was read."""
@@ -58,6 +59,8 @@ def _read_one(answer: Callable[[Any, int], Iterator[Said]], memory: int) -> None
 def confine(memory: int) -> None:
     """Close every way out: memory, files, programs, processes, core dumps; become nobody where that is possible.
 
+    The bounds of resources are POSIX's. Where the system can, only what computes may be asked of it (`syscalls`).
+
     Args:
         memory: bytes that the process may take from now on.
     """
@@ -72,6 +75,7 @@ def confine(memory: int) -> None:
             os.setuid(_NOBODY)
     _bound(resource.RLIMIT_NPROC, 0)
     _bound(resource.RLIMIT_NOFILE, 0)  # of numbers: who closes one of the three that are open can open no other
+    allow_only_computing()
 
 
 def _bound(what: int, most: int) -> None:

@@ -10,7 +10,6 @@ lets go of a leash ends its child; who lets go of the socket ends the server wit
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import resource
@@ -21,13 +20,14 @@ import struct
 from collections.abc import Callable
 from typing import NoReturn
 
+from onbrand.storage.syscalls import be_unreadable
+
 ASKED = struct.Struct("<Q")
 TOLD = struct.Struct("<i")
 """First the pid, then the exit code (of a signal: its number, negative)."""
 NUM_DESCRIPTORS = 3
 _STDIN, _STDOUT, _FIRST_OTHER = 0, 1, 3
 _NUM_DESCRIPTORS_MAX = 1024
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def serve(run: Callable[[int], None]) -> NoReturn:
@@ -37,7 +37,7 @@ def serve(run: Callable[[int], None]) -> NoReturn:
         run: what a child does, given the number it was asked with; it has its input and output as descriptors 0 and 1
             and no other but 2. It ends with 0 if this returns, with 1 if it raises.
     """
-    _be_unreadable()
+    be_unreadable()
     requests = socket.socket(fileno=_STDIN)
     woken = _wakes_at_a_childs_end()
     most = min(_NUM_DESCRIPTORS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -95,13 +95,6 @@ def _tell_of(pid: int, leash: socket.socket) -> None:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-def _be_unreadable() -> None:
-    """No process of the same user may look into this one or its children: they read for different brands."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _wakes_at_a_childs_end() -> socket.socket:
