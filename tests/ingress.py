@@ -32,6 +32,7 @@ from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.storage.store import ObjectStore
 from onbrand.system_client import AsyncSystemClient, PublishedModel
+from tests.receipts import receipt_for
 
 _PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
@@ -102,7 +103,7 @@ class FakeGenerator:
         picture = Image.new("RGB", (request.width, request.height), (digest[0], digest[1], digest[2]))
         picture.save(out, _PIL[request.output_format])
         content_type = f"image/{request.output_format}"
-        await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, {"base": "fake"})
+        await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, receipt_for(request))
 
 
 @dataclass

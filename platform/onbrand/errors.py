@@ -28,10 +28,20 @@ class OnbrandError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.fields))
 
+    def anew(self) -> OnbrandError:
+        """The same to be raised again: one that was raised holds on to all that was under way then."""
+        return _rebuild(type(self), self.message, self.fields)
+
     @property
     def param(self) -> str | None:
         """The input that was wrong, as the caller named it, or None."""
         return self.fields.get("param")
+
+
+def of_code(code: str, message: str, **fields: Any) -> OnbrandError:
+    """The class whose `code` it is, as it was before it became words; OnbrandError for a code that is nobody's."""
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, OnbrandError)]
+    return next((kind for kind in kinds if kind.code == code), OnbrandError)(message, **fields)
 
 
 def _rebuild(kind: type[OnbrandError], message: str, fields: dict[str, Any]) -> OnbrandError:

@@ -199,14 +199,9 @@ def _as_error(answer: httpx.Response) -> errors.OnbrandError:
     if not _is_ours(answer):
         return errors.Unavailable(f"the platform's internal routes answered {answer.status_code}; is it starting?")
     body = answer.json()
-    kinds = {kind.code: kind for kind in vars(errors).values() if _is_error_class(kind)}
-    kind = kinds.get(body.get("code", ""), errors.OnbrandError)
     fields = {"param": body["param"]} if body.get("param") else {}
-    return kind(body.get("detail") or body.get("title") or "the platform refused", **fields)
-
-
-def _is_error_class(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, errors.OnbrandError)
+    said = body.get("detail") or body.get("title") or "the platform refused"
+    return errors.of_code(body.get("code", ""), said, **fields)
 
 
 def _must_be_good(answer: httpx.Response) -> httpx.Response:
@@ -341,10 +336,10 @@ class SystemClient:
         content_type: str,
         width: int,
         height: int,
-        receipt: Mapping[str, Any] | None = None,
+        receipt: Mapping[str, Any],
     ) -> StoredImage:
         """Store picture `index`; sending the same one again changes nothing."""
-        answer = self._json(_image(index, seed, data, content_type, width, height, receipt or {}))
+        answer = self._json(_image(index, seed, data, content_type, width, height, receipt))
         return StoredImage.model_validate(answer)
 
     def finish_generation(self) -> None:
@@ -463,9 +458,9 @@ class AsyncSystemClient:
         content_type: str,
         width: int,
         height: int,
-        receipt: Mapping[str, Any] | None = None,
+        receipt: Mapping[str, Any],
     ) -> StoredImage:
-        answer = await self._json(_image(index, seed, data, content_type, width, height, receipt or {}))
+        answer = await self._json(_image(index, seed, data, content_type, width, height, receipt))
         return StoredImage.model_validate(answer)
 
     async def finish_generation(self) -> None:

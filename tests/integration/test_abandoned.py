@@ -28,6 +28,7 @@ from onbrand.services import generation
 from onbrand.services.training import QueueEntry
 from tests.conftest import BrandOfPeople
 from tests.ingress import Platform
+from tests.receipts import receipt_of
 
 BODY = {"prompt": "photo of [brand] logo", "width": 64, "height": 64, "seed": 11}
 DRAWN = {"prefer": "wait=20"}
@@ -143,7 +144,7 @@ async def test_pictures_that_were_stored_before_stay_and_are_told_once(platform,
     begun = await left(platform, brand, num_images=3)
     async with platform.system(brand.ticket(begun["id"], "generation")) as worker:
         await worker.start_generation()
-        kept = await worker.add_image(1, 12, png(), "image/png", 64, 64)
+        kept = await worker.add_image(1, 12, png(), "image/png", 64, 64, receipt_of(brand.id))
     await look(recovery, brand)
     done = await until_ended(platform, brand, begun)
     assert [(image["index"], image["seed"]) for image in done["images"]] == [(0, 11), (1, 12), (2, 13)]

@@ -373,14 +373,21 @@ async def test_a_bad_generation_names_the_field(
 async def test_a_full_ingress_says_when_to_come_back_and_writes_nothing(
     platform: Platform, make_brand: MakeBrand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    brand = await make_brand("full")
-    monkeypatch.setattr("onbrand.api.rendering.RUNNING_MAX", 0)
-    async with platform.client(brand.member) as client:
+    """Who has some under way already: a brand that has none finds room, however busy others are."""
+    brand, other = await make_brand("full"), await make_brand("fresh")
+    monkeypatch.setattr("onbrand.api.rendering.RUNNING_MAX", 1)
+    hangs = {"prompt": "[hang] up", "model_type": "sd15"}
+    async with platform.client(brand.member) as client, platform.client(other.member) as theirs:
         path = f"/v1/brands/{brand.id}/generations"
-        answer = await client.post(path, json={"prompt": "p", "model_type": "sd15"})
+        first = await client.post(path, json=hangs)
+        answer = await client.post(path, json=hangs)
         assert problem_of(answer) == (429, "too_many_requests", None)
         assert int(answer.headers["retry-after"]) > 0
-        assert (await client.get(path)).json()["data"] == []
+        assert [each["id"] for each in (await client.get(path)).json()["data"]] == [first.json()["id"]]
+        asked = await theirs.post(f"/v1/brands/{other.id}/generations", json=hangs)
+        assert asked.status_code == 202
+        await theirs.post(f"/v1/brands/{other.id}/generations/{asked.json()['id']}/cancel")
+        await client.post(f"{path}/{first.json()['id']}/cancel")
 
 
 async def ended(client: httpx.AsyncClient, path: str, seconds: float = 10) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 import onbrand.client as sdk
+from onbrand.brand import Ticket
+from onbrand.errors import BaseModelRefused, EngineLost, ModelGone, NotAsPublished, OnbrandError, TicketRefused
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand
 from tests.ingress import Platform, weights
 
@@ -87,8 +89,6 @@ async def test_from_signing_up_to_a_picture(
         assert len(list(client.images.list(job.brand_id))) == 2
 
     client, user_id, job = await asyncio.to_thread(before_training)
-    from onbrand.brand import Ticket
-
     ticket = Ticket.issue(job.brand_id, job.id, user_id, "training", 60)
     async with platform.system(ticket) as worker:
         await worker.report(50)
@@ -219,3 +219,39 @@ async def test_openai_understands_refusals(
     with pytest.raises(kind) as caught:
         await asyncio.to_thread(lambda: clients.openai(acme.member).images.generate(**arguments))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "may_retry"),
+    [
+        (ModelGone("there is no such model any more"), openai.NotFoundError, False),
+        (NotAsPublished("the weights are not those that were published"), openai.UnprocessableEntityError, False),
+        (EngineLost("it killed three engines"), openai.InternalServerError, False),
+        (BaseModelRefused("the base is not there"), openai.InternalServerError, True),
+        (TicketRefused("a ticket of another"), openai.InternalServerError, False),
+    ],
+    ids=lambda value: getattr(value, "code", ""),
+)
+async def test_openai_hears_what_ended_a_generation(
+    clients: Clients, platform: Platform, acme: BrandOfPeople, problem: OnbrandError, kind: Any, may_retry: bool
+) -> None:
+    platform.generator.refusals = [problem]
+    with pytest.raises(kind, match=problem.message) as caught:
+        await asyncio.to_thread(clients.openai(acme.member).images.generate, model=f"{acme.id}/sd15", prompt="p")
+    assert (caught.value.response.headers.get("x-should-retry") != "false") == may_retry
+
+
+async def test_openai_hears_of_a_cancel_and_does_not_ask_again(
+    clients: Clients, platform: Platform, acme: BrandOfPeople
+) -> None:
+    client = clients.openai(acme.member).with_options(max_retries=2)
+    num_asked = len(platform.generator.seen)
+    asked = asyncio.create_task(asyncio.to_thread(client.images.generate, model=f"{acme.id}/sd15", prompt="[hang]"))
+    while len(platform.generator.seen) == num_asked:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    async with platform.client(acme.member) as other:
+        path = f"/v1/brands/{acme.id}/generations/{platform.generator.seen[-1].generation_id}"
+        await other.post(f"{path}/cancel")
+    with pytest.raises(openai.ConflictError, match="canceled"):
+        await asked
+    assert len(platform.generator.seen) == num_asked + 1

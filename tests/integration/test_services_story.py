@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -15,6 +15,7 @@ from onbrand.families.spec import with_family_defaults
 from onbrand.services import assets, generation, images, jobs, models, training
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import ObjectStore
+from tests.receipts import receipt_of
 from tests.small_adapter import FACTS, safetensors
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64, "num_inference_steps": 4})}
@@ -55,12 +56,15 @@ class Story:
                 session, self.brand.id, self.brand.member.user_id, new, RECOMMENDED, Limits()
             )
 
-    async def draw(self, generation_id: str, index: int = 0) -> images.Image:
-        ticket = self.brand.ticket(generation_id, "generation")
+    async def draw(
+        self, generation_id: str, index: int = 0, adapters: Iterable[tuple[str, float]] = ()
+    ) -> images.Image:
+        ticket, picture = self.brand.ticket(generation_id, "generation"), self.pictures(index)
+        receipt = receipt_of(self.brand.id, adapters)
         async with self.doors.system_session(ticket) as session:
             await generation.start_generation(session, ticket)
             return await generation.add_image(
-                session, self.store, ticket, index, 7, self.pictures(index), "image/png", 64, 64, {"steps": 4}
+                session, self.store, ticket, index, 7, picture, "image/png", 64, 64, receipt
             )
 
     def as_user(self, person=None):
@@ -108,7 +112,7 @@ async def test_the_five_steps(story: Story):
     assert request.adapters == ((models.adapter_ref(model), 1.0),)
     assert "zorgle" not in repr(request)
     assert "ticket" not in repr(request)
-    pictures = [await story.draw(drawn.id, index) for index in (0, 1)]
+    pictures = [await story.draw(drawn.id, index, [(model.sha256, 1.0)]) for index in (0, 1)]
     assert pictures[1].object_name.endswith("-002.png")
     ticket = story.brand.ticket(drawn.id, "generation")
     async with story.doors.system_session(ticket) as session:

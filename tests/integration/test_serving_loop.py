@@ -12,9 +12,9 @@ import pytest
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import InvalidInput, Unavailable
-from onbrand.serving.loop import EngineLoop, drawn
+from onbrand.serving.loop import EngineLoop
 from tests.numerics.bases import family_of
-from tests.numerics.drawing import request
+from tests.numerics.drawing import drawn, request
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -80,6 +80,28 @@ async def test_the_thread_sleeps_while_all_there_is_is_being_encoded(loop, monke
     assert isinstance((await story)[-1], Completed)
 
 
+async def test_who_is_encoded_begins_while_others_are_still_decoded(loop, monkeypatch):
+    """Also where the thread slept: nobody waits for another's picture."""
+    family, decoding, go_on = family_of("sd15"), threading.Event(), threading.Event()
+    real, slept = family.decode, []
+
+    def slowly(*latents):
+        decoding.set()
+        slept.append(go_on.wait(60))
+        return real(*latents)
+
+    monkeypatch.setattr(family, "decode", slowly)
+    first = asyncio.create_task(drawn(loop, request("first")))
+    assert await asyncio.to_thread(decoding.wait, 60)
+    await asyncio.sleep(0.2)
+    async with aclosing(loop.draw(request("second", 1))) as events:
+        assert isinstance(await asyncio.wait_for(anext(events), 60), Progress)
+        assert not slept
+        go_on.set()
+        assert isinstance([event async for event in events][-1], Completed)
+    assert isinstance((await first)[-1], Completed)
+
+
 async def test_cancel_while_the_prompt_is_encoded_ends_at_once(loop, monkeypatch):
     family, encoding, go_on = family_of("sd15"), threading.Event(), threading.Event()
     real = family.encode_prompts
@@ -99,6 +121,37 @@ async def test_who_leaves_early_frees_the_rows(loop):
     for name in ("next", "gone"):  # the id is free again as well
         story = await drawn(loop, request(name, num_inference_steps=1))
         assert isinstance(story[-1], Completed)
+
+
+async def test_who_goes_before_the_engine_took_the_request_leaves_nothing(loop, monkeypatch):
+    taking, go_on, real = threading.Event(), threading.Event(), loop._engine.add
+    monkeypatch.setattr(loop._engine, "add", lambda asked: taking.set() or (go_on.wait(60) and real(asked)))
+    first = asyncio.create_task(drawn(loop, request("first", num_inference_steps=150)))
+    assert await asyncio.to_thread(taking.wait, 60)
+    second = asyncio.create_task(drawn(loop, request("second", num_inference_steps=150)))
+    await asyncio.sleep(0.05)
+    for each in (first, second):
+        each.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await each
+    go_on.set()
+    monkeypatch.undo()
+    assert isinstance((await drawn(loop, request("third")))[-1], Completed)
+    assert not loop._engine.has_work
+    assert not loop._sinks
+
+
+async def test_a_thread_that_breaks_tells_those_who_wait(monkeypatch):
+    loop = EngineLoop(Engine(family_of("sd15"), max_batch=4))
+    async with aclosing(loop.draw(request("r", num_inference_steps=150))) as events:
+        await anext(events)
+        monkeypatch.setattr(loop._engine, "step", lambda: 1 / 0)
+        last = [event async for event in events][-1]
+    assert isinstance(last, Failed)
+    assert not loop.is_alive
+    with pytest.raises(Unavailable):
+        await drawn(loop, request("late"))
+    loop.close()
 
 
 async def test_closing_tells_those_who_wait_and_refuses_those_who_come():

@@ -28,19 +28,21 @@ from onbrand.brand import Ticket
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture
-from onbrand.errors import AdapterRefused, NotFound, TicketRefused, TooManyRequests, Unavailable
+from onbrand.errors import AdapterRefused, InvalidInput, NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
 from onbrand.services import generation, images, models
 from onbrand.services.images import RenderRequest
 from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
 from onbrand.serving.assembly import quiet_libraries
-from onbrand.serving.loop import EngineLoop, drawn
+from onbrand.serving.loop import EngineLoop
 from onbrand.serving.pictures import RECEIPT_KEY
 from onbrand.serving.rendering import Renderer, Rendering
 from onbrand.system_client import AsyncSystemClient, SystemClient
 from tests.integration.serving_house import House
 from tests.numerics.bases import adapter_bytes, family_of
+from tests.numerics.drawing import drawn
 from tests.numerics.drawing import request as engine_request
+from tests.receipts import receipt_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -206,7 +208,7 @@ async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(house, make_bra
     brand = await make_brand()
     asked = await house.ask(brand, model=await house.publish(brand, adapter))
     ticket = brand.ticket(asked.generation_id, "generation")
-    honest = {"brand_id": brand.id, "adapters": [{"sha256": hashlib.sha256(adapter).hexdigest(), "scale": 1.0}]}
+    honest = receipt_of(brand.id, [(hashlib.sha256(adapter).hexdigest(), 1.0)])
     async with house.doors.system_session(ticket) as session:
         await generation.start_generation(session, ticket)
 
@@ -219,6 +221,8 @@ async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(house, make_bra
 
     with pytest.raises(TicketRefused):
         await add(honest | lie)
+    with pytest.raises(InvalidInput, match="lacks sampler"):
+        await add({name: said for name, said in honest.items() if name != "sampler"})
     assert (await house.row(brand, asked)).images == []
     assert [record.name for record in caplog.records if record.name == "onbrand.security"]
     assert (await add(honest)).receipt == honest

@@ -32,6 +32,7 @@ from onbrand.services import (
 )
 from onbrand.storage.findings import CleanDocument
 from tests.conftest import BrandOfPeople
+from tests.receipts import receipt_of
 from tests.small_adapter import FACTS, safetensors
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
@@ -148,7 +149,9 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
     drawing = acme.ticket(drawn.id, "generation")
     async with doors.system_session(drawing) as session:
         await generation.start_generation(session, drawing)
-        image = await generation.add_image(session, bytes_of, drawing, 0, 1, pictures(7), "image/png", 64, 64)
+        image = await generation.add_image(
+            session, bytes_of, drawing, 0, 1, pictures(7), "image/png", 64, 64, receipt_of(acme.id)
+        )
     set_limits(database.owner_url, acme.id, {"weight": 2.0})
     ids = {
         "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,

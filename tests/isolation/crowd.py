@@ -25,6 +25,7 @@ from onbrand.services.images import RenderRequest
 from onbrand.system_client import AsyncSystemClient
 from tests.conftest import BrandOfPeople
 from tests.ingress import FakeGenerator, Platform, upload, weights
+from tests.receipts import receipt_for
 
 _MARK = re.compile(r"mark-(\d{3})-")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -38,7 +39,8 @@ class MarkingGenerator(FakeGenerator):
     async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
         number = number_in(request.prompt)
         data = painted(number, request.seed + index, request.width)
-        await client.add_image(index, request.seed + index, data, "image/png", request.width, request.height, {})
+        size = (request.width, request.height)
+        await client.add_image(index, request.seed + index, data, "image/png", *size, receipt_for(request))
 
 
 def mark(number: int) -> str:

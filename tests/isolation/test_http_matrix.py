@@ -75,7 +75,7 @@ def content_of(world: World, body: Any, things: dict[str, str]) -> dict[str, Any
     if "file" in body:
         picture = ("a.png", world.picture(), "image/png")
         file = picture if "picture" in body["file"] else ("a", weights(), "application/octet-stream")
-        rest = {k: json.dumps(v) if k == "facts" else str(v) for k, v in body.items() if k != "file"}
+        rest = {k: filled(json.dumps(v), things) if k == "facts" else str(v) for k, v in body.items() if k != "file"}
         return {"files": [("file", file)], "data": rest}
     return {"json": json.loads(filled(json.dumps(body), things))} if _has_names(body) else {"json": body}
 

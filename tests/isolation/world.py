@@ -16,6 +16,7 @@ from onbrand.brand import Ticket, TicketKind
 from onbrand.services import brands, generation, images, training
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person
 from tests.ingress import Platform, upload, weights
+from tests.receipts import receipt_of
 
 Draw = Callable[..., bytes]
 _seeds = itertools.count(10_000)
@@ -262,6 +263,6 @@ async def add_image(world: World, session: Any, ticket: Ticket, index: int) -> s
     store, checker = world.platform.store.brand(world.acme.id), world.platform.system_app.state.checker
     picture = world.picture()
     made = await generation.add_image(
-        session, store, ticket, index, index, picture, "image/png", 64, 64, checker=checker
+        session, store, ticket, index, index, picture, "image/png", 64, 64, receipt_of(ticket.brand_id), checker=checker
     )
     return made.id

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import aclosing
 from typing import Any
 
 import torch
 
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Failed, Picture, Request
+from onbrand.serving.loop import EngineLoop
 
 Pictures = dict[tuple[str, int], torch.Tensor]
 
@@ -41,15 +43,21 @@ def run(engine: Engine, requests: Iterable[Request] = ()) -> list[Event]:
     return events
 
 
+async def drawn(loop: EngineLoop, request: Request) -> list[Event]:
+    """All events of one request of a loop."""
+    async with aclosing(loop.draw(request)) as events:  # type: ignore[type-var]
+        return [event async for event in events]
+
+
 def pictures(events: Iterable[Event]) -> Pictures:
     """Images by (request, index). A failed request fails the test."""
-    drawn: Pictures = {}
+    found: Pictures = {}
     for event in events:
         assert not isinstance(event, Failed), event.error
         if isinstance(event, Picture):
-            assert (event.request_id, event.index) not in drawn
-            drawn[event.request_id, event.index] = event.image_CHW
-    return drawn
+            assert (event.request_id, event.index) not in found
+            found[event.request_id, event.index] = event.image_CHW
+    return found
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -238,14 +238,25 @@ def test_an_adapter_of_another_brand_is_refused_at_once(sd15, make_adapter):
 
 
 def test_a_full_queue_says_when_to_come_back(sd15):
-    engine = Engine(sd15, max_batch=1, max_waiting=3, max_waiting_per_brand=2)
+    engine = Engine(sd15, max_batch=1, max_waiting_per_brand=2)
     engine.add(request("a", 0, num_images=2))
     with pytest.raises(TooManyRequests, match="this brand") as refusal:
         engine.add(request("b", 0))
     assert refusal.value.fields["retry_after"] >= 1
-    engine.add(request("c", 1))
-    with pytest.raises(TooManyRequests, match="3 pictures"):
-        engine.add(request("d", 2))
+
+
+def test_a_queue_that_others_fill_has_room_for_a_brands_share(sd15):
+    """Who is refused hears of its own pictures only: how busy others are is theirs."""
+    engine = Engine(sd15, max_batch=1, max_waiting=6)
+    engine.add(request("a", 0, num_images=4))
+    engine.add(request("b", 1, num_images=2))
+    with pytest.raises(TooManyRequests, match="4 pictures of this brand"):
+        engine.add(request("c", 0))
+    engine.add(request("d", 1))
+    engine.add(request("e", 2, num_images=2))
+    with pytest.raises(TooManyRequests, match="3 pictures of this brand"):
+        engine.add(request("f", 1))
+    assert engine.num_waiting == 9
 
 
 def test_one_id_is_drawn_once(sd15):

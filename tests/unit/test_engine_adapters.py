@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import traceback
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
 
@@ -246,6 +249,42 @@ def test_a_slot_that_could_not_be_written_is_free_again(monkeypatch):
     assert residency.pin(key("a"), weights()) is not None
 
 
+@pytest.mark.parametrize("broken", ["allocating", "copying"])
+def test_an_adapter_that_breaks_off_half_way_takes_nothing_from_its_neighbours(monkeypatch, broken):
+    """No memory at the second of three layers: the slot is free again and clean, others are drawn as before."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)).requires_grad_(False)
+    slots = Slots(base, 2)
+    residency = Residency(slots)
+
+    def of(*names: str) -> AdapterWeights:
+        return AdapterWeights({n: LayerWeights(torch.randn(4, 6), torch.randn(6, 4)) for n in names}, 4, {})
+
+    def seen(lease: Lease) -> torch.Tensor:
+        with slots.bind([lease.row(1.0)]):
+            return base(torch.ones(1, 6))
+
+    neighbour = residency.pin(key("a"), of("2") if broken == "allocating" else of("0", "1", "2"))
+    before = seen(neighbour)
+    weights_of_three = of("0", "1", "2")
+    if broken == "copying":
+        layers = weights_of_three.layers
+        layers["1"] = LayerWeights(layers["1"].a, torch.empty(6, 4, device="meta"))  # there is nothing to copy
+    with monkeypatch.context() as patched:
+        if broken == "allocating":
+            real = slots._stack
+            patched.setattr(
+                slots, "_stack", lambda group, size, name: 1 / 0 if name == "1" else real(group, size, name)
+            )
+        with pytest.raises((ZeroDivisionError, NotImplementedError, RuntimeError)):
+            residency.pin(key("b"), weights_of_three)
+    assert torch.equal(seen(neighbour), before)
+    small = AdapterWeights({"0": LayerWeights(torch.ones(1, 6), torch.ones(6, 1))}, 1, {})
+    lease = residency.pin(key("c"), small)
+    assert lease is not None
+    torch.testing.assert_close(seen(lease), base[2](base[1](base[0](torch.ones(1, 6)) + 6.0)))
+
+
 def test_a_replica_publishes_digests_of_what_is_in_slots():
     residency, _ = house(2)
     use(residency, key("a"), key("b"), key("c"))
@@ -339,6 +378,29 @@ def test_a_refused_file_is_remembered():
         cache.get(key("a"), refuse)
     with pytest.raises(AdapterRefused, match="not for this base"):
         cache.get(key("a"), weights)
+
+
+def test_a_remembered_refusal_holds_nothing_of_those_it_was_told():
+    cache, kept = HostCache(2**20), []
+
+    class Bytes:
+        pass
+
+    def refuse() -> AdapterWeights:
+        data = Bytes()
+        kept.append(weakref.ref(data))
+        raise AdapterRefused("not for this base", param="model")
+
+    def lengths() -> list[int]:
+        with pytest.raises(AdapterRefused) as told:
+            cache.get(key("a"), refuse)
+        assert told.value.param == "model"
+        return len(traceback.extract_tb(told.value.__traceback__))
+
+    lengths()
+    gc.collect()
+    assert [each() for each in kept] == [None]
+    assert len({lengths() for _ in range(5)}) == 1
 
 
 def test_what_only_the_store_has_wrong_is_looked_at_again():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -102,3 +103,27 @@ def test_the_base_alone_needs_no_slot(leases):
     plain.prepared = SimpleNamespace(use=None)
     assert leases.take(plain, ())
     assert plain.lease is None
+
+
+def test_nothing_is_recalled_that_would_help_nobody(leases, residency):
+    """A brand at its quota is not given another's slot, so nobody loses theirs for it."""
+    mine, other = job("behind"), job("ahead")
+    leases.take(mine, ())
+    leases.take(other, ())
+    second = job("behind")
+    second.request = replace(second.request, slot_quota=1)
+    second.prepared.use = replace(second.prepared.use, key=AdapterKey("behind", "second"))
+    assert not leases.take(second, {mine})
+    assert other.lease is not None
+
+
+def test_all_who_share_a_slot_are_recalled_together_or_none(leases):
+    first, second, even, behind = job("ahead"), job("ahead"), job("even"), job("behind")
+    for each in (first, second, even):
+        leases.take(each, ())
+    assert leases.take(behind, {first})
+    assert [each.lease is None for each in (first, second, even)] == [False, False, True]
+    leases.give_back(behind)
+    leases.take(even, {first, second})
+    assert leases.take(behind, {even})
+    assert [each.lease is None for each in (first, second, even)] == [True, True, False]

@@ -107,6 +107,16 @@ def test_a_value_that_is_not_finite_is_refused(sd15, value):
         lora.read_adapter(rewritten(file_of(sd15), poison), sd15)
 
 
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e300])
+def test_an_alpha_that_makes_a_value_not_finite_is_refused(sd15, alpha):
+    def change(header):
+        config = json.loads(header[lora.METADATA_KEY])
+        return header | {lora.METADATA_KEY: json.dumps(config | {"unet.lora_alpha": alpha})}
+
+    with pytest.raises(AdapterRefused, match="not finite"):
+        lora.read_adapter(rewritten(file_of(sd15), metadata=change), sd15)
+
+
 def test_half_a_pair_is_refused(sd15):
     def drop(tensors):
         return {key: value for key, value in tensors.items() if key != sorted(tensors)[0]}

@@ -10,6 +10,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
+from onbrand.errors import BaseModelRefused
 from onbrand.families.sampling import guided, sampler_for, samplers_for
 from onbrand.families.spec import SPECS
 
@@ -100,6 +101,11 @@ def test_a_request_may_name_the_samplers_that_its_family_says():
     names = {"sd15": "ddim-v", "sdxl": "euler-v", "flux": "flow"}
     for family, base in names.items():
         assert set(samplers_for(schedulers()[base])) == set(SPECS[family].samplers)
+
+
+def test_a_base_that_predicts_what_is_not_known_here_is_refused():
+    with pytest.raises(BaseModelRefused, match="'sample'"):
+        sampler_for(EulerDiscreteScheduler(**BETAS, prediction_type="sample"))
 
 
 def test_second_order_needs_what_the_step_before_foresaw(noise):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier, Event
 from types import SimpleNamespace
@@ -136,6 +137,65 @@ def test_loads_of_different_adapters_overlap(folder):
     loads = [library.prefetch(ref_of(data), lambda data=data: fetched(data)) for data in files]
     assert [float(load.result(WAIT).layers["x"].a[0, 0]) for load in loads] == [1.0, 2.0]
     library.close()
+
+
+def test_one_brands_slow_loads_hold_up_neither_what_is_in_memory_nor_another_brand(folder):
+    """Sixteen requests for one adapter that does not come, sixteen for others: other brands have theirs."""
+    library, release, begun = replica(folder), Event(), []
+
+    def slow() -> bytes:
+        begun.append(1)
+        assert release.wait(WAIT)
+        return slow_data
+
+    here, slow_data = published(1.0), published(2.0)
+    assert library.weights(ref_of(here, "globex"), lambda: here).rank == 2
+    waiting = [library.prefetch(ref_of(slow_data), slow) for _ in range(16)]
+    waiting += [library.prefetch(ref_of(published(10.0 + n)), slow) for n in range(16)]
+    assert library.prefetch(ref_of(here, "globex"), never).done()
+    assert library.weights(ref_of(published(3.0), "globex"), lambda: published(3.0)).rank == 2
+    assert len(begun) <= 4
+    assert not any(each.done() for each in waiting)
+    release.set()
+    assert [each.result(WAIT).rank for each in waiting[:16]] == [2] * 16
+    assert all(isinstance(each.exception(WAIT), AdapterRefused) for each in waiting[16:])
+    library.close()
+
+
+def test_a_load_that_nobody_wants_any_more_is_not_begun(folder):
+    library, release = replica(folder), Event()
+    busy = held_loads(library, 4, release)
+    unwanted = published(9.0)
+    first = library.prefetch(ref_of(unwanted), never)
+    second = library.prefetch(ref_of(unwanted), lambda: unwanted)  # who waits with them begins for itself
+    assert first.cancel()
+    release.set()
+    assert second.result(WAIT).rank == 2
+    assert [each.result(WAIT).rank for each in busy] == [2] * 4
+    library.close()
+
+
+def held_loads(library: AdapterLibrary, num: int, release: Event) -> list[Future[AdapterWeights]]:
+    """Loads of adapters 0, 1, ... that come when `release` is set."""
+
+    def held(data: bytes) -> bytes:
+        assert release.wait(WAIT)
+        return data
+
+    files = [published(float(n)) for n in range(num)]
+    return [library.prefetch(ref_of(data), partial(held, data)) for data in files]
+
+
+def test_who_waits_for_a_load_is_told_when_the_library_closes(folder):
+    library, release = replica(folder), Event()
+    loads = held_loads(library, 6, release)
+    loads.append(library.prefetch(ref_of(published(5.0)), never))
+    library.close()
+    assert all(isinstance(load.exception(WAIT), Unavailable) for load in loads[4:])
+    release.set()
+    assert [load.result(WAIT).rank for load in loads[:4]] == [2] * 4
+    with pytest.raises(Unavailable):
+        library.weights(ref_of(published(7.0)), never)
 
 
 def test_a_prefetched_adapter_is_not_fetched_again(folder):

@@ -46,6 +46,9 @@ class Recovery:
             except OnbrandError as problem:
                 self._listening_since = None
                 log.warning("abandoned generations could not be looked for: %s", problem.code)
+            except Exception as problem:
+                self._listening_since = None
+                log.error("abandoned generations could not be looked for: %s", type(problem).__name__)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self, now: datetime) -> int:

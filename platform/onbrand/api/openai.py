@@ -21,7 +21,7 @@ from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
 from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
-from onbrand.errors import InvalidInput, NotFound, OnbrandError, Unavailable
+from onbrand.errors import InvalidInput, NotFound, OnbrandError, Unavailable, of_code
 from onbrand.services import brands, images, models
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -162,11 +162,21 @@ async def _must_be_completed(access: Access, generation: images.Generation, *, a
     if generation.status == "completed":
         return
     if generation.status in ("failed", "canceled"):
-        reason = (generation.error or {}).get("message", "the generation was canceled")
-        raise OnbrandError(f"no pictures: {reason}")
+        raise _why_none(generation)
     if abandon:
         await waiting.give_up(access, generation.id)
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
+
+
+def _why_none(generation: images.Generation) -> OnbrandError:
+    """What ended it, with its own status. Trying again is of use only where a part of the platform was away."""
+    error = generation.error or {}
+    code = "canceled" if generation.status == "canceled" else error.get("code", "")
+    problem = of_code(code, f"no pictures: {error.get('message', 'the generation was canceled')}")
+    if problem.status in (401, 403):  # between parts of the platform: the caller's own right is not in doubt
+        problem = OnbrandError(problem.message)
+    problem.fields["should_retry"] = problem.status == 503
+    return problem
 
 
 async def _pictures(caller: BrandCaller, generation: images.Generation, response_format: str) -> list[dict[str, Any]]:

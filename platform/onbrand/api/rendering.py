@@ -14,6 +14,7 @@ import logging
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -75,13 +76,17 @@ class Renderings:
 
     @property
     def room(self) -> int:
-        """How many more generations this process takes."""
+        """How many more generations this process takes from whoever asks."""
         return max(0, RUNNING_MAX - len(self._running))
 
-    def must_have_room(self) -> None:
-        """Raise TooManyRequests when this process has as many generations under way as it takes."""
-        if not self.room:
-            raise TooManyRequests("too many generations are under way; try again soon", retry_after=5)
+    def must_have_room(self, brand_id: str) -> None:
+        """Raise TooManyRequests when this process has as many generations under way as it takes, and this brand its
+        share of them: what a brand that has none asks for is always taken."""
+        if self.room:
+            return
+        held = Counter(running.ticket.brand_id for running in self._running.values())
+        if held[brand_id] and held[brand_id] + 1 > RUNNING_MAX / len(held):
+            raise TooManyRequests("too many generations of this brand are under way; try again soon", retry_after=5)
 
     def must_have_room_for(self, brand_id: str, family: str) -> None:
         """Raise what the engine said a moment ago, with the time that is left of it.

@@ -25,6 +25,8 @@ async def watch(doors: Doors, store: ObjectStore) -> None:
             await sweep(doors, store)
         except OnbrandError as problem:
             log.warning("old uploads could not be swept: %s", problem.code)
+        except Exception as problem:
+            log.error("old uploads could not be swept: %s", type(problem).__name__)
         await asyncio.sleep(LOOK_SECONDS)
 
 

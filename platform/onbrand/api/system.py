@@ -150,7 +150,7 @@ class ImageFacts(Input):
     seed: int = Field(ge=0, le=2**63 - 1)
     width: int = Field(ge=1, le=16_384)
     height: int = Field(ge=1, le=16_384)
-    receipt: dict[str, Any] = Field(default_factory=dict)
+    receipt: dict[str, Any]
 
 
 # training tickets

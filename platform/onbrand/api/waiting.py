@@ -20,7 +20,6 @@ _LOOK_EVERY = 0.5
 async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
     """Write the row, commit, and start drawing; a repeated call finds the generation of the first. Returns its id."""
     renderings = access.parts.renderings
-    renderings.must_have_room()
     render: images.RenderRequest | None = None
     async with access.open() as caller:
         done = await once.do(caller, 202, lambda: _written(caller, body))
@@ -44,6 +43,7 @@ def _was_never_begun(access: Access, generation: images.Generation) -> bool:
 
 async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:
     parts = caller.parts
+    parts.renderings.must_have_room(caller.brand_id)
     made = await images.create_generation(
         caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
     )

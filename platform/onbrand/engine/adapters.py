@@ -20,7 +20,7 @@ import torch
 from onbrand.adapter import combined_sha256, routing_id
 from onbrand.engine.slots import RowAdapter, Slot, Slots, rank_class
 from onbrand.engine.usage import Usage
-from onbrand.errors import AdapterRefused, NotAsPublished
+from onbrand.errors import AdapterRefused, NotAsPublished, OnbrandError
 from onbrand.families.lora import AdapterWeights, LayerWeights
 
 _REFUSALS_REMEMBERED = 1024
@@ -168,6 +168,14 @@ class Residency:
         """Nobody waits for `key` any more: the counterpart of a `pin` that answered None."""
         self._claims.pop(key, None)
 
+    def would_yield(self, key: AdapterKey, num_holders: int, to: AdapterKey, rank: int) -> bool:
+        """Whether the slot of `key` would be that of `to`, an adapter of `rank`, if so many let go of it."""
+        size = rank_class(rank)
+        if self._leases[key].slot.rank_class != size or self.num_pins(key) > num_holders:
+            return False
+        drained = self._drained()
+        return drained[key] == to if key in drained else bool(self._takeable(to, size, [key]))
+
     # --- taking a slot ------------------------------------------------------------------------------------------
 
     def _put(self, key: AdapterKey, weights: AdapterWeights) -> Lease | None:
@@ -282,7 +290,7 @@ class HostCache:
         self._kept: OrderedDict[AdapterKey, AdapterWeights] = OrderedDict()
         self._num_bytes: dict[AdapterKey, int] = {}
         self._loading: dict[AdapterKey, Future[AdapterWeights]] = {}
-        self._refused: OrderedDict[AdapterKey, AdapterRefused] = OrderedDict()
+        self._refused: OrderedDict[AdapterKey, OnbrandError] = OrderedDict()
 
     def get(self, key: AdapterKey, load: Callable[[], AdapterWeights]) -> AdapterWeights:
         """The weights of `key`; calls `load` unless they are here or on their way.
@@ -291,29 +299,30 @@ class HostCache:
         waited for it try with their own `load`.
         """
         while True:
-            with self._lock:
-                if key in self._refused:
-                    raise self._refused[key]
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-                flight = self._loading.get(key)
-                if flight is None:
-                    mine = self._loading[key] = Future()
-                    break
-            problem = flight.exception()
-            if problem is None:
+            flight, is_mine = self.join(key)
+            if is_mine:
+                self.fly(key, flight, load)
+            if is_mine or flight.exception() is None:
                 return flight.result()
-        return self._load(key, load, mine)
 
-    def kept(self) -> list[AdapterKey]:
-        """What is here, most recently used first."""
+    def join(self, key: AdapterKey) -> tuple[Future[AdapterWeights], bool]:
+        """The weights of `key`, there already or to come, and whether the caller is to load them (`fly`).
+
+        Raises AdapterRefused when they were refused before.
+        """
         with self._lock:
-            return list(reversed(self._kept))
+            if key in self._refused:
+                raise self._refused[key].anew()
+            flight: Future[AdapterWeights] = Future()
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                flight.set_result(self._kept[key])
+                return flight, False
+            under_way = self._loading.setdefault(key, flight)
+            return under_way, under_way is flight
 
-    def _load(
-        self, key: AdapterKey, load: Callable[[], AdapterWeights], flight: Future[AdapterWeights]
-    ) -> AdapterWeights:
+    def fly(self, key: AdapterKey, flight: Future[AdapterWeights], load: Callable[[], AdapterWeights]) -> None:
+        """Load what `join` gave to the caller to load; what comes of it, also what `load` raises, is in `flight`."""
         try:
             weights = load()
         except BaseException as problem:
@@ -322,12 +331,16 @@ class HostCache:
                     self._refuse(key, problem)
                 del self._loading[key]
             flight.set_exception(problem)
-            raise
+            return
         with self._lock:
             self._keep(key, weights)
             del self._loading[key]
         flight.set_result(weights)
-        return weights
+
+    def kept(self) -> list[AdapterKey]:
+        """What is here, most recently used first."""
+        with self._lock:
+            return list(reversed(self._kept))
 
     def _keep(self, key: AdapterKey, weights: AdapterWeights) -> None:
         self._kept[key], self._num_bytes[key] = weights, weights.num_bytes
@@ -335,6 +348,6 @@ class HostCache:
             del self._num_bytes[self._kept.popitem(last=False)[0]]
 
     def _refuse(self, key: AdapterKey, problem: AdapterRefused) -> None:
-        self._refused[key] = problem
+        self._refused[key] = problem.anew()
         while len(self._refused) > _REFUSALS_REMEMBERED:
             self._refused.popitem(last=False)

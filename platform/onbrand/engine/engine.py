@@ -56,7 +56,8 @@ class Engine:
         max_batch: most rows of one forward pass.
         classes: the batch sizes that occur; smaller batches are filled with dummy rows. Within one class a picture's
             bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
-        max_waiting: most pictures that may wait, of all brands.
+        max_waiting: pictures that may wait before brands are held to equal shares of so many; what a brand that has
+            none waiting asks for is always taken.
         max_waiting_per_brand: most pictures of one brand that may wait.
         stages: where text is encoded and pictures are decoded; None: in `step`, in a fixed order.
         compile: draw with compiled graphs, one per batch size and shape, which brands and ranks leave as they are.
@@ -127,7 +128,7 @@ class Engine:
 
         Raises:
             InvalidInput: a number is out of the family's bounds; the field is named.
-            TooManyRequests: the queue, or this brand's part of it, is full.
+            TooManyRequests: this brand's part of the queue is full.
             Conflict: a request of this id is here already.
         """
         plan = planned(request, self.family)
@@ -207,6 +208,7 @@ class Engine:
                 continue
             if isinstance(prepared, Prepared):
                 job.prepared = prepared
+                self._stalled = False
             else:
                 assert prepared is not None
                 events.append(self._fail(job, prepared))
@@ -254,6 +256,7 @@ class Engine:
         self._stepper.forget(job)
         job.rows.clear()
         job.prepared = None
+        self._stalled = False  # somebody may wait for its slot
 
     def _fail(self, job: Job, problem: BaseException) -> Failed:
         self._end(job)
@@ -269,8 +272,12 @@ class Engine:
             raise TooManyRequests(
                 f"{of_brand} pictures of this brand wait already; try again later", retry_after=self._retry_after()
             )
-        if waiting + request.num_images > self._max_waiting and waiting:
-            raise TooManyRequests(f"{waiting} pictures wait already; try again later", retry_after=self._retry_after())
+        share = self._max_waiting / len(self._queue.brands() | {request.brand_id})
+        if waiting + request.num_images > self._max_waiting and of_brand + request.num_images > share and of_brand:
+            raise TooManyRequests(
+                f"{of_brand} pictures of this brand wait already, and no more would be drawn soon; try again later",
+                retry_after=self._retry_after(),
+            )
 
     def _retry_after(self) -> int:
         """Seconds until about half of the pictures that wait will have begun."""

@@ -83,6 +83,10 @@ class FairQueue:
         account = self._accounts.get(brand_id)
         return self._floor if account is None else max(account.served, self._floor)
 
+    def brands(self) -> set[str]:
+        """Those with jobs here."""
+        return {brand_id for brand_id, account in self._accounts.items() if account.jobs}
+
     def num_pictures(self, brand_id: str | None = None) -> int:
         """Pictures that have not begun, of one brand or of all."""
         accounts = self._accounts.values() if brand_id is None else filter(None, [self._accounts.get(brand_id)])

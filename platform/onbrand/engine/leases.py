@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from onbrand.engine.adapters import Residency
+from onbrand.engine.adapters import AdapterKey, Residency
 from onbrand.engine.batch import Job
-from onbrand.engine.slots import rank_class
 
 
 class Leases:
@@ -32,10 +31,9 @@ class Leases:
         if job.lease is not None or job.prepared.use is None:
             return True
         if not self._pin(job) and job.prepared.use.key not in self._residency.resident:
-            for other in self._pausing(job, stepping):
+            for other in self._recallable(job, stepping):
                 self.give_back(other)
-                if self._pin(job):
-                    break
+            self._pin(job)
         job.claiming = job.lease is None
         return not job.claiming
 
@@ -57,14 +55,17 @@ class Leases:
             self._holders[job] = None
         return job.lease is not None
 
-    def _pausing(self, job: Job, stepping: Collection[Job]) -> list[Job]:
-        """Those who hold a slot that would fit, and do not step now; who is farthest ahead comes first."""
+    def _recallable(self, job: Job, stepping: Collection[Job]) -> list[Job]:
+        """All who hold one slot that would be this job's without them, and do not step now; of such slots, that of
+        whoever is farthest ahead. None: recalling would help nobody."""
         assert job.prepared is not None
-        assert job.prepared.use is not None
-        size = rank_class(job.prepared.use.weights.rank)
-        pausing = [other for other in self._holders if other not in stepping and _size(other) == size]
-        return sorted(pausing, key=lambda other: -self._served(other.brand_id))
-
-
-def _size(job: Job) -> int:
-    return job.lease.slot.rank_class if job.lease else 0
+        use = job.prepared.use
+        assert use is not None
+        pausing: dict[AdapterKey, list[Job]] = {}
+        for other in sorted(self._holders, key=lambda other: -self._served(other.brand_id)):
+            if other not in stepping and other.lease is not None:
+                pausing.setdefault(other.lease.key, []).append(other)
+        for key, holders in pausing.items():
+            if self._residency.would_yield(key, len(holders), use.key, use.weights.rank):
+                return holders
+        return []

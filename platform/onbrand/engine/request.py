@@ -115,11 +115,11 @@ def _within(param: str, value: float | None, default: float, low: float, high: f
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a picture came to be: enough to draw it again.
+    """How a picture came to be: with its prompt, enough to draw it again; where one size class was enough, to the bit.
 
     Args:
         batch_sizes: the size classes of the forward passes it took part in.
-        slot_generation: of the slot its adapter sat in; None without an adapter.
+        slot_generation: of the slot its adapter sat in at its last step; None without an adapter.
     """
 
     brand_id: str

@@ -90,7 +90,7 @@ class _Group:
     free: list[int]
     index_M: Tensor | None = None
     stacks: dict[str, _Stack] = field(default_factory=dict)
-    names: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    names: dict[int, list[str]] = field(default_factory=dict)
 
 
 class _Binding:
@@ -238,14 +238,18 @@ class Slots:
 
     @torch.inference_mode()
     def write(self, slot: Slot, layers: Mapping[str, LayerWeights]) -> int:
-        """Copy an adapter into an allocated slot; returns the slot's new generation."""
+        """Copy an adapter into an allocated slot; returns the slot's new generation.
+
+        What it raises (no memory) leaves a slot that `release` can give back, and other slots as they were.
+        """
         group = self._groups[slot.rank_class]
-        group.names[slot.index] = tuple(layers)
+        names = group.names[slot.index] = []
         for name, layer in layers.items():
             stack = self._stack(group, slot.rank_class, name)
+            self._use(name)
+            names.append(name)
             stack.A[slot.index, : len(layer.a)].copy_(layer.a, non_blocking=True)
             stack.B[slot.index, :, : len(layer.a)].copy_(layer.b, non_blocking=True)
-            self._use(name)
         group.generations[slot.index] += 1
         return group.generations[slot.index]
 

@@ -183,11 +183,12 @@ def _layer(name: str, a: Tensor, b: Tensor, modules: dict[str, nn.Module], scale
             f"layer '{name[:120]}' has shapes {tuple(a.shape)} and {tuple(b.shape)}; this base needs "
             f"{('r', *wanted_a[1:])} and {(wanted_b[0], 'r', *wanted_b[2:])}: it was made for another base"
         )
-    a, b = a.float(), b.float()
+    scale = scales.of(name, rank)
+    a, b = a.float(), b.float().flatten(1)
+    b = b if scale == 1 else b * scale
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise AdapterRefused(f"layer '{name[:120]}' holds values that are not finite")
-    scale = scales.of(name, rank)
-    return LayerWeights(a, b.flatten(1) if scale == 1 else b.flatten(1) * scale)
+    return LayerWeights(a, b)
 
 
 def pair_shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

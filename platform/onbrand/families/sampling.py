@@ -7,6 +7,7 @@ of the same configuration. Shapes: B rows, C channels, H x W latents, K columns 
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,12 @@ from diffusers import (
     SchedulerMixin,
 )
 from torch import Tensor
+
+from onbrand.errors import BaseModelRefused
+
+log = logging.getLogger(__name__)
+
+_PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -210,14 +217,23 @@ class FlowEuler(Sampler):
 
 
 def sampler_for(scheduler: SchedulerMixin) -> Sampler:
-    """The sampler of a base's own scheduler. Those that draw random numbers or are not known here become Euler."""
+    """The sampler of a base's own scheduler. Those that draw random numbers or are not known here become Euler.
+
+    Raises BaseModelRefused for a base that predicts neither noise nor velocity.
+    """
     config = dict(scheduler.config)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return FlowEuler(config)
+    if config.get("prediction_type", "epsilon") not in _PREDICTIONS:
+        raise BaseModelRefused(
+            f"the base's scheduler says prediction_type {config['prediction_type']!r}; known are {_PREDICTIONS}"
+        )
     if isinstance(scheduler, DDIMScheduler):
         return DDIM(config)
     if isinstance(scheduler, DPMSolverMultistepScheduler) and config["algorithm_type"] == "dpmsolver++":
         return DPMSolver2M(config)
+    if not isinstance(scheduler, EulerDiscreteScheduler):
+        log.info("the base's %s is none that the engine has; it draws with Euler", type(scheduler).__name__)
     return Euler(config)
 
 

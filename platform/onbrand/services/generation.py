@@ -34,6 +34,18 @@ LOST_MAX = 8
 """A generation under which an engine was lost so often is perhaps what kills engines: it is not begun again."""
 security_log = logging.getLogger("onbrand.security")
 
+RECEIPT_NAMES = (
+    "brand_id",
+    "adapters",
+    "base_revision",
+    "sampler",
+    "num_inference_steps",
+    "seed",
+    "batch_sizes",
+    "slot_generation",
+)
+"""What every picture's receipt says."""
+
 
 async def must_be_open(session: Session, ticket: Ticket) -> None:
     """Raise NotFound, or Conflict when the ticket's generation has ended."""
@@ -108,14 +120,15 @@ async def add_image(
     content_type: str,
     width: int,
     height: int,
-    receipt: Mapping[str, Any] | None = None,
+    receipt: Mapping[str, Any],
     limits: Limits | None = None,
     checker: Checker | None = None,
 ) -> Image:
     """Store picture `index`, row and bytes; the same index again returns what is stored.
 
-    Raises NotFound, Conflict (it is not running), InvalidInput, UnsupportedMedia, and TicketRefused for a receipt that
-    names another brand, or other adapters than were asked for: such a picture is never shown to anybody.
+    Raises NotFound, Conflict (it is not running), UnsupportedMedia, InvalidInput (also for a receipt that lacks one of
+    `RECEIPT_NAMES`), and TicketRefused for a receipt that names another brand, or other adapters than were asked for:
+    such a picture is never shown to anybody.
     """
     checker = checker or Checker(limits)
     facts = await checker.run(checker.picture_facts, data, "the picture")
@@ -127,10 +140,10 @@ async def add_image(
     there = await _find_image(session, ticket, index)
     if there is not None:
         return there
-    await _must_be_drawn_as_asked(session, ticket, receipt or {})
+    await _must_be_drawn_as_asked(session, ticket, receipt)
     if generation["status"] != "running":
         raise Conflict("the generation has not started")
-    return await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt or {})
+    return await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt)
 
 
 async def finish_generation(session: Session, ticket: Ticket) -> None:
@@ -194,13 +207,16 @@ def _must_be_open(row: Mapping[str, Any]) -> None:
 
 
 async def _must_be_drawn_as_asked(session: Session, ticket: Ticket, receipt: Mapping[str, Any]) -> None:
-    """What the receipt says of brand and adapters must be what the rows say."""
+    """The receipt must be whole, and what it says of brand and adapters what the rows say."""
+    missing = [name for name in RECEIPT_NAMES if name not in receipt]
+    if missing:
+        raise InvalidInput(f"the picture's receipt lacks {', '.join(missing)}", param="receipt")
     rows = await session.all(
         "select sha256, scale from app.generation_adapters where brand_id = %s and generation_id = %s order by index",
         [ticket.brand_id, ticket.job_id],
     )
     asked = {"brand_id": ticket.brand_id, "adapters": [dict(row) for row in rows]}
-    wrong = [name for name, value in asked.items() if name in receipt and receipt[name] != value]
+    wrong = [name for name, value in asked.items() if receipt[name] != value]
     if wrong:
         security_log.error("generation %s: a picture's receipt says another %s", ticket.job_id, wrong[0])
         raise TicketRefused("the picture was not drawn as its generation was asked for")

@@ -13,9 +13,10 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, HostCache
-from onbrand.errors import AdapterRefused, ModelGone, NotAsPublished
+from onbrand.errors import AdapterRefused, ModelGone, NotAsPublished, OnbrandError, Unavailable
 from onbrand.families.family import Family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
+from onbrand.serving.loaders import Loaders
 
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
@@ -189,7 +191,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 class AdapterLibrary:
     """Checked weights by reference, loaded once however many ask; what was refused or deleted is remembered.
 
-    Blocking: call `weights` from a thread. `prefetch` returns at once.
+    What is in memory is there at once, whatever else is being loaded; who waits for a load takes no thread.
 
     Args:
         host_bytes: the most memory for adapters that nobody asked for lately. Mapped files count, though the replicas
@@ -200,10 +202,11 @@ class AdapterLibrary:
         self._family, self._files = family, files
         self._memory = HostCache(host_bytes)
         self._gone: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._loaders = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="adapter")
+        self._loaders = Loaders(_NUM_LOADERS)
+        self._closed = False
 
     def weights(self, ref: AdapterRef, fetch: Fetch) -> AdapterWeights:
-        """The weights that `ref` names.
+        """The weights that `ref` names; waits for them.
 
         Args:
             fetch: gets the file's bytes with the caller's own ticket; called when neither memory nor disk has them.
@@ -211,42 +214,97 @@ class AdapterLibrary:
         Raises:
             AdapterRefused: another family's, not the published content, or not a LoRA for this base.
             ModelGone: `fetch` said so, now or before.
+            Unavailable: closed.
         """
-        if ref.family != self._family.spec.name:
-            raise AdapterRefused(f"{ref.name} is a model of {ref.family}, not of {self._family.spec.name}")
-        asked = (ref.brand_id, ref.model_id)
-        if asked in self._gone:
-            raise ModelGone(f"the model {ref.name} was deleted")
-        try:
-            return self._memory.get(AdapterKey(ref.brand_id, ref.sha256), lambda: self._load(ref, fetch))
-        except AdapterRefused as problem:
-            security_log.warning("adapter of model %s refused: %s", ref.model_id, problem.message)
-            raise
-        except ModelGone:
-            self._gone[asked] = None  # ids never come back
-            while len(self._gone) > _GONE_REMEMBERED:
-                self._gone.popitem(last=False)
-            raise
+        return self.prefetch(ref, fetch).result()
 
     def prefetch(self, ref: AdapterRef, fetch: Fetch) -> Future[AdapterWeights]:
-        """Begin to load, in a thread; loads of different adapters overlap. What `weights` raises is in the future."""
-        return self._loaders.submit(self.weights, ref, fetch)
+        """The weights to come; loads of different adapters overlap. What `weights` raises is in the future.
+
+        Who cancels it wants them no more: a load that was not begun for anybody else is not begun.
+        """
+        wanted: Future[AdapterWeights] = Future()
+        self._seek(wanted, ref, fetch)
+        return wanted
 
     def holdings(self) -> list[str]:
         """Routing ids of the adapters in memory, most recently used first. From any thread."""
         return [key.routing_id for key in self._memory.kept()]
 
     def close(self) -> None:
-        """Begin no more loads."""
-        self._loaders.shutdown(wait=False, cancel_futures=True)
+        """Begin no more loads; who waits for one is told."""
+        self._closed = True
+        for work in self._loaders.close():
+            work()
 
-    def _load(self, ref: AdapterRef, fetch: Fetch) -> AdapterWeights:
-        weights = self._files.weights(ref, fetch, lambda data: read_adapter(data, self._family))
-        return page_locked(weights) if self._on_gpu else weights
+    def _seek(self, wanted: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch) -> None:
+        try:
+            self._must_be_here(ref)
+            flight, is_mine = self._memory.join(AdapterKey(ref.brand_id, ref.sha256))
+        except OnbrandError as problem:
+            self._fail(wanted, ref, problem)
+            return
+        if is_mine:
+            work = partial(self._fly, wanted, flight, ref, fetch)
+            if not self._loaders.submit(ref.brand_id, work):
+                work()
+        flight.add_done_callback(partial(self._landed, wanted, ref, fetch, is_mine))
+
+    def _must_be_here(self, ref: AdapterRef) -> None:
+        if ref.family != self._family.spec.name:
+            raise AdapterRefused(f"{ref.name} is a model of {ref.family}, not of {self._family.spec.name}")
+        if (ref.brand_id, ref.model_id) in self._gone:
+            raise ModelGone(f"the model {ref.name} was deleted")
+        if self._closed:
+            raise _closed()
+
+    def _fly(
+        self, wanted: Future[AdapterWeights], flight: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch
+    ) -> None:
+        """In a loader's thread: load, unless who began it went away meanwhile (others then begin for themselves)."""
+
+        def load() -> AdapterWeights:
+            if self._closed or wanted.cancelled():
+                raise _closed()
+            weights = self._files.weights(ref, fetch, lambda data: read_adapter(data, self._family))
+            return page_locked(weights) if self._on_gpu else weights
+
+        self._memory.fly(AdapterKey(ref.brand_id, ref.sha256), flight, load)
+
+    def _landed(
+        self,
+        wanted: Future[AdapterWeights],
+        ref: AdapterRef,
+        fetch: Fetch,
+        is_mine: bool,
+        flight: Future[AdapterWeights],
+    ) -> None:
+        problem = flight.exception()
+        if problem is None:
+            if wanted.set_running_or_notify_cancel():
+                wanted.set_result(flight.result())
+        elif is_mine:
+            self._fail(wanted, ref, problem)
+        elif not wanted.cancelled():
+            self._seek(wanted, ref, fetch)  # with its own ticket
+
+    def _fail(self, wanted: Future[AdapterWeights], ref: AdapterRef, problem: BaseException) -> None:
+        if isinstance(problem, AdapterRefused):
+            security_log.warning("adapter of model %s refused: %s", ref.model_id, problem.message)
+        if isinstance(problem, ModelGone):
+            self._gone[ref.brand_id, ref.model_id] = None  # ids never come back
+            while len(self._gone) > _GONE_REMEMBERED:
+                self._gone.popitem(last=False)
+        if wanted.set_running_or_notify_cancel():
+            wanted.set_exception(problem)
 
     @property
     def _on_gpu(self) -> bool:
         return str(getattr(self._family, "device", "cpu")).startswith("cuda")
+
+
+def _closed() -> Unavailable:
+    return Unavailable("this replica is stopping; try again", retry_after=1)
 
 
 def page_locked(weights: AdapterWeights) -> AdapterWeights:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing
+from functools import partial
 
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Event, Failed, Request
@@ -42,8 +43,8 @@ class EngineLoop:
 
     @property
     def is_alive(self) -> bool:
-        """False when the thread has ended, which it only does when closed."""
-        return self._thread.is_alive()
+        """False when the thread ends: closed, or broken by what no request accounts for."""
+        return self._thread.is_alive() and not self._closing
 
     def holdings(self) -> list[str]:
         """Routing ids of the adapters in slots."""
@@ -59,7 +60,12 @@ class EngineLoop:
         """
         events: asyncio.Queue[Event] = asyncio.Queue()
         here = asyncio.get_running_loop()
-        await asyncio.wrap_future(self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event)))
+        told = self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event))
+        try:
+            await asyncio.wrap_future(told)
+        except asyncio.CancelledError:
+            told.add_done_callback(partial(self._cancel_taken, request.id))
+            raise
         try:
             if on_taken is not None:
                 on_taken()
@@ -81,24 +87,34 @@ class EngineLoop:
         self._thread.join(_CLOSE_SECONDS)
         self._stages.shutdown(wait=False, cancel_futures=True)
 
+    def _cancel_taken(self, request_id: str, told: Future[None]) -> None:
+        if not told.cancelled() and told.exception() is None:
+            self.cancel(request_id)
+
     def _add(self, request: Request, sink: Sink) -> Future[None]:
         told: Future[None] = Future()
         self._inbox.put(lambda: self._take(request, sink, told))
-        if not self.is_alive:
+        if not self._thread.is_alive():
             self._refuse_rest()
         return told
 
     # --- in the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closing:
-            self._listen()
-            self._tell(self._engine.collect())
-            if self._engine.can_step and not self._closing:
-                self._tell(self._engine.step())
-        for request_id in list(self._sinks):
-            self._tell([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
-        self._refuse_rest()
+        try:
+            while not self._closing:
+                self._listen()
+                self._tell(self._engine.collect())
+                if self._engine.can_step and not self._closing:
+                    self._tell(self._engine.step())
+        except Exception as problem:
+            frames = "".join(traceback.format_tb(problem.__traceback__))
+            logger.critical("the engine's thread ends: %s\n%s", type(problem).__name__, frames)
+        finally:
+            self._closing = True
+            for request_id in list(self._sinks):
+                self._tell([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
+            self._refuse_rest()
 
     def _listen(self) -> None:
         """Do what was asked; wait when the engine has nothing to step."""
@@ -111,6 +127,8 @@ class EngineLoop:
             wait = False
 
     def _take(self, request: Request, sink: Sink, told: Future[None]) -> None:
+        if not told.set_running_or_notify_cancel():
+            return  # who asked is gone
         try:
             if self._closing:
                 raise Unavailable("the engine is stopping; try again", retry_after=2)
@@ -143,9 +161,3 @@ class EngineLoop:
 
 def _look_again() -> None:
     """Wakes the thread: something was encoded or decoded."""
-
-
-async def drawn(loop: EngineLoop, request: Request) -> list[Event]:
-    """All events of one request: for tools and benchmarks."""
-    async with aclosing(loop.draw(request)) as events:  # type: ignore[type-var]
-        return [event async for event in events]

@@ -68,6 +68,10 @@ def _stopping() -> Unavailable:
     return Unavailable("this replica is stopping; another one draws the same", elsewhere=True, retry_after=1)
 
 
+def _broken() -> Unavailable:
+    return Unavailable("the engine broke off; try again")
+
+
 class Renderer:
     """Draws generations with one engine.
 
@@ -91,6 +95,8 @@ class Renderer:
         NotFound when one under way is another brand's or member's than the ticket says.
         """
         must_be_for(request)
+        if self._closing:
+            raise _stopping()
         rendering = self._renderings.get(request.generation_id)
         if rendering is None:
             rendering = self._renderings[request.generation_id] = Rendering(request)
@@ -153,13 +159,25 @@ class Renderer:
                 await self._draw(rendering, client)
         except OnbrandError as problem:
             rendering.end_with(problem)
+        except Exception as problem:
+            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
+            rendering.end_with(_stopping() if self._closing else _broken())
         finally:
             del self._renderings[request.generation_id]
 
     async def _draw(self, rendering: Rendering, client: AsyncSystemClient) -> None:
+        loads = self._prefetched(rendering.request)
+        try:
+            rendering.cancel_requested |= (await client.start_generation()).cancel_requested
+            await self._draw_begun(rendering, client, loads)
+        finally:
+            for load in loads:
+                load.cancel()
+
+    async def _draw_begun(
+        self, rendering: Rendering, client: AsyncSystemClient, loads: Sequence[Future[AdapterWeights]]
+    ) -> None:
         request = rendering.request
-        loads = self._prefetched(request)
-        rendering.cancel_requested |= (await client.start_generation()).cancel_requested
         attending = asyncio.create_task(self._attend(rendering, client))
         try:
             work = await self._work(request, loads)
@@ -178,8 +196,7 @@ class Renderer:
             await self._ended(rendering, client, Failed(request.generation_id, problem))
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
-            broken = Unavailable("the engine broke off; try again")
-            await self._ended(rendering, client, Failed(request.generation_id, broken))
+            await self._ended(rendering, client, Failed(request.generation_id, _broken()))
         finally:
             attending.cancel()
 
@@ -234,7 +251,7 @@ class Renderer:
             rendering.show(event.index, event.step, as_data_url(event.image_CHW))
         elif isinstance(event, Picture):
             await self._store(rendering, client, event)
-        elif isinstance(event, Failed) and self._closing:
+        elif isinstance(event, Failed) and (self._closing or not self._loop.is_alive):
             raise _stopping()
         else:
             await self._ended(rendering, client, event)

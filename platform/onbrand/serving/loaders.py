@@ -1,0 +1,67 @@
+"""Threads in which brands take turns."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+Work = Callable[[], object]
+
+
+class Loaders:
+    """Threads that load adapters: brands take turns, and one has at most half of the threads.
+
+    So a brand whose loads are many, or hang, holds up no other's. What is submitted must not raise.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._most_of_a_brand = max(1, num_threads // 2)
+        self._num_free = num_threads
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="adapter")
+        self._waiting: OrderedDict[str, deque[Work]] = OrderedDict()
+        self._num_running: Counter[str] = Counter()
+        self._closed = False
+        self._lock = Lock()
+
+    def submit(self, brand_id: str, work: Work) -> bool:
+        """Do `work` in a thread when it is the brand's turn. False: closed, it will not be done."""
+        with self._lock:
+            if not self._closed:
+                self._waiting.setdefault(brand_id, deque()).append(work)
+                self._begin()
+            return not self._closed
+
+    def close(self) -> list[Work]:
+        """Begin nothing more; returns what was not begun."""
+        with self._lock:
+            self._closed = True
+            left = [work for waiting in self._waiting.values() for work in waiting]
+            self._waiting.clear()
+        self._threads.shutdown(wait=False)
+        return left
+
+    def _begin(self) -> None:
+        """Begin what may begin; the lock is held."""
+        while self._num_free and not self._closed:
+            brand_id = next((each for each in self._waiting if self._num_running[each] < self._most_of_a_brand), None)
+            if brand_id is None:
+                return
+            work = self._waiting[brand_id].popleft()
+            self._waiting.move_to_end(brand_id)
+            if not self._waiting[brand_id]:
+                del self._waiting[brand_id]
+            self._num_free -= 1
+            self._num_running[brand_id] += 1
+            self._threads.submit(self._do, brand_id, work)
+
+    def _do(self, brand_id: str, work: Work) -> None:
+        try:
+            work()
+        finally:
+            with self._lock:
+                self._num_free += 1
+                self._num_running[brand_id] -= 1
+                self._num_running += Counter()  # forgets those at zero
+                self._begin()

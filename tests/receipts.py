@@ -1,0 +1,31 @@
+"""Receipts of pictures that no engine drew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jwt
+
+from onbrand.services.images import RenderRequest
+
+
+def receipt_of(brand_id: str, adapters: Iterable[tuple[str, float]] = ()) -> dict[str, Any]:
+    """A whole receipt; adapters are the hashes of their files, with scales."""
+    used = [{"sha256": sha256, "scale": scale} for sha256, scale in adapters]
+    return {
+        "brand_id": brand_id,
+        "adapters": used,
+        "base_revision": "fake",
+        "sampler": "euler",
+        "num_inference_steps": 4,
+        "seed": 7,
+        "batch_sizes": [1],
+        "slot_generation": 1 if used else None,
+    }
+
+
+def receipt_for(request: RenderRequest) -> dict[str, Any]:
+    """The receipt that an engine would give a picture of this request."""
+    claims = jwt.decode(request.ticket, options={"verify_signature": False})
+    return receipt_of(claims["brand_id"], [(ref.sha256, scale) for ref, scale in request.adapters])
