@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import Any, NamedTuple
 
 import torch
@@ -30,11 +32,13 @@ from benchmarks.peers import PEERS, WITH_PROCESSES, Peer
 from benchmarks.random_base import random_base
 from benchmarks.recompiles import brand_switches
 from benchmarks.workload import Workload, random_adapter, workload
+from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.kernels import keep_memory
 from onbrand.engine.request import Picture, Request
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
+from onbrand.families.lora import read_adapter
 
 __all__ = ["measure", "random_adapter", "through_engine", "workload"]
 
@@ -76,7 +80,15 @@ def over(mixed: Sequence[float], other: Sequence[float]) -> Ratio:
     return Ratio(round(median, 3), (round(first, 3), round(third, 3)))
 
 
-def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) -> dict[str, Any]:
+def of_ranks(family: Family, ranks: Sequence[int], preset: str) -> list[AdapterUse]:
+    """An adapter of each rank, each of a brand of its own."""
+    read = [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in ranks]
+    return [AdapterUse(AdapterKey(f"rank-{weights.rank}", str(weights.rank)), weights) for weights in read]
+
+
+def measure(
+    work: Workload, engine: Engine, peers: Sequence[str], repeats: int, ranked: Sequence[AdapterUse] = ()
+) -> dict[str, Any]:
     """Ratios, the largest difference to any peer's picture, and the least seconds of all parts.
 
     Peers with processes of their own come last, each against a mixed batch beside it: Ray takes part of a processor
@@ -84,6 +96,7 @@ def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) 
 
     Args:
         repeats: turns, at least 2.
+        ranked: adapters of different ranks; a batch of them all is compared with batches of each alone.
     """
     one_brand = [
         replace(request, id=str(n), brand_id="b0", adapters=work.requests[0].adapters)
@@ -93,6 +106,10 @@ def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) 
     ours = through_engine(engine, work.requests)
     mixed = {"mixed": lambda: through_engine(engine, work.requests)}
     variants = {"single": lambda: through_engine(engine, one_brand), "base": lambda: through_engine(engine, base)}
+    for use in ranked:
+        variants[f"rank {use.weights.rank}"] = partial(through_engine, engine, _with(work.requests, [use]))
+    if ranked:
+        variants["ranks"] = partial(through_engine, engine, _with(work.requests, ranked))
     beside = [name for name in peers if name in WITH_PROCESSES]
     seconds: dict[str, float] = {}
     ratios: dict[str, Ratio] = {}
@@ -104,8 +121,11 @@ def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) 
                 stack.callback(peer.close)
             errors += [_difference(ours, peer.draw()) for peer in here.values()]
             found = seconds_of({**mixed, **({} if seconds else variants), **_draws(here)}, repeats)
-        keys = {name: f"over_{name}" for name in here} | {name: f"mixed_over_{name}" for name in variants}
+        keys = {name: f"over_{name}" for name in here} | {name: f"mixed_over_{name}" for name in ("single", "base")}
         ratios |= {key: over(found["mixed"], found[name]) for name, key in keys.items() if name in found}
+        if "ranks" in found:
+            alone = [found[f"rank {use.weights.rank}"] for use in ranked]
+            ratios["mixed_ranks_over_single"] = over(found["ranks"], [fmean(turn) for turn in zip(*alone, strict=True)])
         seconds = {name: round(min(values), 3) for name, values in found.items()} | seconds
     return {
         **{name: ratio.median for name, ratio in ratios.items()},
@@ -113,6 +133,14 @@ def measure(work: Workload, engine: Engine, peers: Sequence[str], repeats: int) 
         "quartiles": {name: ratio.quartiles for name, ratio in ratios.items()},
         "seconds": seconds,
     }
+
+
+def _with(requests: Sequence[Request], uses: Sequence[AdapterUse]) -> list[Request]:
+    """The requests with these adapters, in turn."""
+    return [
+        replace(request, id=str(n), brand_id=use.key.brand_id, adapters=(use,))
+        for n, (request, use) in enumerate(zip(requests, cycle(uses), strict=False))
+    ]
 
 
 def _draws(peers: dict[str, Peer]) -> dict[str, Callable[[], object]]:
@@ -128,6 +156,9 @@ def main() -> None:
     parser.add_argument("--family", default="sd15", choices=("sd15", "sdxl", "flux"))
     parser.add_argument("--brands", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument(
+        "--ranks", type=int, nargs="*", default=[4, 16, 64], help="of a batch of different ranks; not on a GPU"
+    )
     parser.add_argument("--steps", type=int, help="default: what the base recommends")
     parser.add_argument(
         "--targets", choices=("attention", "strong", "all"), help="default: all; with --real-shapes attention"
@@ -162,7 +193,8 @@ def on_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets}
     facts |= {"threads": chosen.threads, "torch": torch.__version__}
     engine = Engine(family, max_batch=chosen.brands, num_slots=chosen.brands)
-    figures = measure(work, engine, chosen.peers, chosen.repeats)
+    ranked = of_ranks(family, chosen.ranks, chosen.targets)
+    figures = measure(work, engine, chosen.peers, chosen.repeats, ranked)
     switches = brand_switches(family, chosen.switches)
     yield {**facts, "device": platform.processor() or platform.machine(), **figures, **switches}
 

@@ -2,13 +2,17 @@
 
 `python -m benchmarks.fairness --json` prints one JSON object. Two parts, on the real engine:
 
-- Nine brands ask as Poisson processes, with and without a tenth that sends 50 times as much as they do together; all
-  passes have the same size class. Both worlds get the same arrivals of the nine and take turns step by step.
+- Nine brands ask as Poisson processes, with and without a tenth that sends 50 times as much as they do together. Both
+  worlds get the same arrivals of the nine and take turns step by step; `--runs` such pairs are put together.
 - Ten brands with different weights and two shapes all have more than can be served.
 
 `max_service_gap_steps` is, over both parts, by how much a brand was ever served more than another since both began to
 be left something to wait for: rows times work over weight, counted from the engine's events, in batch steps of the
 brand ahead. See `benchmarks/traffic.py` for what counts as time.
+
+All passes have one fixed size, as compiled graphs have. With `--classes doubling` a pass of few rows costs less, on a
+CPU as much less as it has fewer rows: alone, the nine then have the machine's whole speed to themselves, of which a
+fair share is less, whoever shares it out.
 """
 
 from __future__ import annotations
@@ -18,19 +22,29 @@ import json
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
 
 import torch
 
-from benchmarks.traffic import Arrival, Brands, World, base, capacity, percentile, poisson, run_together
+from benchmarks.traffic import (
+    CLASSES,
+    MAX_BATCH,
+    Arrival,
+    Brands,
+    World,
+    base,
+    capacity,
+    percentile,
+    poisson,
+    run_together,
+)
 from onbrand.engine.adapters import AdapterUse
 from onbrand.engine.batch import Job
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Progress, Request
 
-MAX_BATCH = 8
 NUM_VICTIMS = 9
 FLOOD = NUM_VICTIMS
 FLOOD_FACTOR = 50
@@ -82,9 +96,9 @@ class Ledger:
                 self.gap_steps = max(self.gap_steps, ahead / self._batch_step[a])
 
 
-def world(brands: Brands, rate: float, num: int, seed: int, flooded: bool) -> World:
+def world(brands: Brands, rate: float, num: int, seed: int, classes: tuple[int, ...], flooded: bool) -> World:
     """The nine, each with its own stream of requests, and the flood where it is wanted."""
-    engine = Engine(base(brands.family_name), max_batch=MAX_BATCH, classes=(MAX_BATCH,))
+    engine = Engine(base(brands.family_name), max_batch=MAX_BATCH, classes=classes)
     uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS + 1)]
     arrivals = _stream(random.Random(seed), uses[:FLOOD], rate, num, "victim")
     if flooded:
@@ -99,21 +113,38 @@ def _stream(dice: random.Random, uses: list[AdapterUse], rate: float, num: int, 
     return list(poisson(dice, rate, requests))
 
 
-def under_flood(brands: Brands, rate: float, num: int, seed: int) -> tuple[dict[str, Any], float]:
-    """What the nine wait with and without the flood, and the largest gap."""
-    worlds = {name: world(brands, rate, num, seed, name == "flooded") for name in ("solo", "flooded")}
-    run_together(list(worlds.values()), until=lambda: all(_victims_told(each) == num for each in worlds.values()))
-    facts: dict[str, Any] = {}
-    for name, each in worlds.items():
-        latencies = each.latencies(lambda request: request.id.startswith("victim"))
-        facts[name] = {
+def under_flood(
+    brands: Brands, rate: float, num: int, seeds: Sequence[int], classes: tuple[int, ...]
+) -> tuple[dict[str, Any], float]:
+    """What the nine wait with and without the flood, over all seeds, and the largest gap."""
+    waited: dict[str, list[float]] = {"solo": [], "flooded": []}
+    num_steps: Counter[str] = Counter()
+    flood = {"drawn": 0, "refused": 0}
+    gap = 0.0
+    for seed in seeds:
+        worlds = {name: world(brands, rate, num, seed, classes, name == "flooded") for name in waited}
+        run_together(
+            list(worlds.values()),
+            until=lambda worlds=worlds: all(_victims_told(each) == num for each in worlds.values()),
+        )
+        for name, each in worlds.items():
+            latencies = each.latencies(lambda request: request.id.startswith("victim"))
+            assert len(latencies) == num, f"{num - len(latencies)} of the nine were refused"
+            waited[name] += latencies
+            num_steps[name] += each.num_steps
+        flooded = worlds["flooded"]
+        flood["drawn"] += len(flooded.told) - num
+        flood["refused"] += flooded.num_refused
+        gap = max(gap, flooded.watch.gap_steps)
+    facts: dict[str, Any] = {
+        name: {
             "p50_seconds": round(statistics.median(latencies), 4),
             "p99_seconds": round(percentile(latencies, 0.99), 4),
-            "steps": each.num_steps,
+            "steps": num_steps[name],
         }
-    flooded = worlds["flooded"]
-    facts["flood"] = {"drawn": len(flooded.told) - num, "refused": flooded.num_refused}
-    return facts, flooded.watch.gap_steps
+        for name, latencies in waited.items()
+    }
+    return {**facts, "flood": flood}, gap
 
 
 def _victims_told(each: World) -> int:
@@ -136,15 +167,17 @@ def all_wait(brands: Brands, num_steps: int) -> float:
     return ledger.gap_steps
 
 
-def measure(family_name: str, num: int, load: float, seed: int) -> dict[str, Any]:
-    """All figures of one run."""
+def measure(
+    family_name: str, num: int, load: float, seeds: Sequence[int], classes: tuple[int, ...] = (MAX_BATCH,)
+) -> dict[str, Any]:
+    """All figures, of a run for each seed."""
     brands = Brands.new(family_name, NUM_VICTIMS + 1)
     for num_sampled in (8, 64):  # the first steps of a process are slow, and not counted
-        engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=(MAX_BATCH,))
+        engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=classes)
         uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS)]
-        sample = _stream(random.Random(seed + 2), uses, 1.0, num_sampled, "sample")
+        sample = _stream(random.Random(-1), uses, 1.0, num_sampled, "sample")
         most = capacity(engine, [arrival.request for arrival in sample])
-    facts, gap = under_flood(brands, load * most, num, seed)
+    facts, gap = under_flood(brands, load * most, num, seeds, classes)
     gaps = {"under_flood": round(gap, 3), "all_wait": round(all_wait(brands, num // 2), 3)}
     return {
         "victim_p99_over_solo": round(facts["flooded"]["p99_seconds"] / facts["solo"]["p99_seconds"], 3),
@@ -159,15 +192,17 @@ def measure(family_name: str, num: int, load: float, seed: int) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", default="sd15", choices=("sd15", "sdxl", "flux"))
-    parser.add_argument("--requests", type=int, default=300, help="of the nine together")
+    parser.add_argument("--requests", type=int, default=300, help="of the nine together, in each run")
     parser.add_argument("--load", type=float, default=0.4, help="of the nine together, as a share of the capacity")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=3, help="pairs of worlds, each with arrivals of its own")
+    parser.add_argument("--classes", default="fixed", choices=tuple(CLASSES), help="the sizes that batches come in")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"family": chosen.family, "requests": chosen.requests, "load": chosen.load, "max_batch": MAX_BATCH}
     facts |= {"flood_factor": FLOOD_FACTOR}
-    figures = measure(chosen.family, chosen.requests, chosen.load, chosen.seed)
+    facts |= {"runs": chosen.runs, "classes": chosen.classes}
+    figures = measure(chosen.family, chosen.requests, chosen.load, range(chosen.runs), CLASSES[chosen.classes])
     print(json.dumps({**facts, **figures}, indent=None if chosen.json else 2))
 
 

@@ -1,7 +1,9 @@
 """Joining and leaving at any step against request-level batching, on the same engine.
 
 `python -m benchmarks.latency --json` prints one JSON object. Requests of several brands with mixed numbers of steps
-come as a Poisson process at 80 % of what the engine can do when all are there at once. Request-level batching lets as
+come as a Poisson process at 80 % of what the engine can do when all are there at once; a second time at 80 % of what
+request-level batching can (`p99_at_request_levels_load`), which is less: the first load may be more than it can serve,
+and how late its last ones are is then a question of how long one looks. Request-level batching lets as
 many as fit into a batch in together, and the next when all of them are told; it is given that rows of one batch may
 have different adapters and numbers of steps, and that who is through is told at once. The same arrivals go to both, and
 the two take turns step by step; see `benchmarks/traffic.py` for what counts as time.
@@ -21,14 +23,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.traffic import Brands, World, base, capacity, percentile, poisson, run_together
-from onbrand.engine.batch import size_classes
+from benchmarks.traffic import CLASSES, MAX_BATCH, Brands, World, base, capacity, percentile, poisson, run_together
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Request
 from onbrand.families.family import Family
 
 STEPS = (4, 8, 20)
-MAX_BATCH = 8
 NUM_BRANDS = 8
 
 
@@ -57,9 +57,6 @@ def mixed_requests(family: Family, brands: Brands, num: int, seed: int) -> list[
     return requests
 
 
-CLASSES = {"fixed": (MAX_BATCH,), "doubling": size_classes(MAX_BATCH)}
-
-
 def compare(brands: Brands, num: int, rate: float, seed: int, classes: tuple[int, ...]) -> dict[str, Any]:
     """The same arrivals through both."""
     worlds = {}
@@ -81,9 +78,7 @@ def compare(brands: Brands, num: int, rate: float, seed: int, classes: tuple[int
     return facts
 
 
-def measure(
-    family_name: str, num: int, load: float, seed: int, classes: tuple[int, ...], own_load: bool
-) -> dict[str, Any]:
+def measure(family_name: str, num: int, load: float, seed: int, classes: tuple[int, ...]) -> dict[str, Any]:
     """All figures of one run."""
     brands = Brands.new(family_name, NUM_BRANDS)
     most = {}
@@ -92,17 +87,16 @@ def measure(
         num_sampled = 8 if name == "first" else 48  # the first steps of a process are slow, and not counted
         most[name] = capacity(engine, mixed_requests(engine.family, brands, num_sampled, seed + 1), num_at_once)
     ours = compare(brands, num, load * most["step_level"], seed, classes)
-    figures = {
+    theirs = compare(brands, num, load * most["request_level"], seed, classes)
+    return {
         "p99_over_request_level": _ratio(ours, "p99_seconds"),
         "throughput_over_request_level": _ratio(ours, "per_second"),
+        "p99_at_request_levels_load": _ratio(theirs, "p99_seconds"),
         "capacity_over_request_level": round(most["step_level"] / most["request_level"], 3),
         "capacity_per_second": round(most["step_level"], 3),
         "at_load": ours,
+        "at_request_levels_load": theirs,
     }
-    if own_load:
-        theirs = compare(brands, num, load * most["request_level"], seed, classes)
-        figures |= {"p99_at_request_levels_load": _ratio(theirs, "p99_seconds"), "at_request_levels_load": theirs}
-    return figures
 
 
 def _ratio(facts: dict[str, Any], name: str) -> float:
@@ -115,16 +109,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--load", type=float, default=0.8, help="share of the measured capacity")
     parser.add_argument("--classes", default="fixed", choices=tuple(CLASSES), help="the sizes that batches come in")
-    parser.add_argument("--own-load", action="store_true", help="also at that share of request-level's own capacity")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"family": chosen.family, "requests": chosen.requests, "load": chosen.load, "max_batch": MAX_BATCH}
     facts |= {"steps": STEPS, "brands": NUM_BRANDS, "classes": chosen.classes}
-    figures = measure(
-        chosen.family, chosen.requests, chosen.load, chosen.seed, CLASSES[chosen.classes], chosen.own_load
-    )
+    figures = measure(chosen.family, chosen.requests, chosen.load, chosen.seed, CLASSES[chosen.classes])
     print(json.dumps({**facts, **figures}, indent=None if chosen.json else 2))
 
 

@@ -64,6 +64,7 @@ def brand_switches(
     return {
         "recompiles": backend.num_graphs - first,
         "brand_switches": num_switched,
+        "passes": num_passes,
         "switch_ms": round(1000 * seconds / num_passes, 3),
     }
 

@@ -6,28 +6,34 @@
   replica's own `Residency`, `Slots` and `HostCache`, over a base of one small layer, in simulated time: requests come
   as a Poisson process, a replica advances `--rows` of them together, and the first third is not counted.
 - One replica for real (tiny sd15, `--slots` slots): pictures of one brand against pictures of a thousand brands, so
-  that nearly every one is a miss; blocks of both take turns.
+  that nearly every one is a miss, most of them in host memory too (`--host` adapters), and read from disk; blocks of
+  both take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import heapq
 import json
 import random
 import statistics
+import tempfile
 import time
+import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from benchmarks.engine import random_adapter
+from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Lease, Residency
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture, Request
@@ -35,6 +41,7 @@ from onbrand.engine.slots import Slots
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
+from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
 from onbrand.serving.placement import Placement, PlacementOptions
 
 LAWS = Path(__file__).parent / "adapter_popularity.json"
@@ -240,60 +247,89 @@ def _imbalance(served: Sequence[str], num_replicas: int) -> float:
 # --- one replica for real -------------------------------------------------------------------------------------------
 
 
-def uses(family: Family, num_brands: int, rank: int) -> list[AdapterUse]:
-    """An adapter of its own for each brand, each in memory of its own."""
-    weights = read_adapter(random_adapter(family, rank, 1, "attention"), family)
-    return [AdapterUse(AdapterKey(f"brand-{n}", f"{n:064x}"), _another(weights)) for n in range(num_brands)]
+class Shelf:
+    """An adapter of its own for each brand, published on this node, more of them than its memory keeps.
+
+    Args:
+        num_kept: adapters in host memory; the others are read from disk and checked when they are asked for.
+    """
+
+    def __init__(self, family: Family, folder: Path, num_brands: int, rank: int, num_kept: int) -> None:
+        plain, header = random_adapter(family, rank, 1, "attention"), {"format": "pt"}
+        tensors = safetensors.torch.load(plain)
+        files = [safetensors.torch.save(tensors, header | {"brand": str(n)}) for n in range(num_brands)]
+        self._refs = [
+            AdapterRef(f"brand-{n}", str(uuid.UUID(int=n)), family.spec.name, 1, hashlib.sha256(file).hexdigest())
+            for n, file in enumerate(files)
+        ]
+        num_bytes = read_adapter(plain, family).num_bytes
+        self._library = AdapterLibrary(family, AdapterFiles(folder, 2**40), num_kept * num_bytes)
+        for ref, file in zip(self._refs, files, strict=True):
+            self._library.weights(ref, lambda file=file: file)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def key(self, n: int) -> AdapterKey:
+        return AdapterKey(self._refs[n].brand_id, self._refs[n].sha256)
+
+    def use(self, n: int) -> AdapterUse:
+        """The adapter of brand n, loaded as for a request."""
+        return AdapterUse(self.key(n), self._library.weights(self._refs[n], _nowhere_else))
+
+    def close(self) -> None:
+        self._library.close()
 
 
-def _another(weights: AdapterWeights) -> AdapterWeights:
-    return replace(weights, layers={k: LayerWeights(v.a.clone(), v.b.clone()) for k, v in weights.layers.items()})
+def _nowhere_else() -> bytes:
+    raise AssertionError("the node's disk has every adapter")
 
 
-def seconds_for(engine: Engine, asked: Sequence[Request]) -> float:
-    """Of the processor, which one thread keeps busy all the time: a busy machine does not count."""
+def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
+    """Of the processor, all threads together: a busy machine does not count. Requests are made as they are asked."""
     began, num = time.process_time(), 0
-    for request in asked:
-        engine.add(request)
+    names = [engine.add(request) for request in asked]
     while engine.has_work:
         num += sum(isinstance(event, Picture) for event in engine.step())
-    assert num == len(asked), "a picture was lost"
+    assert num == len(names), "a picture was lost"
     return time.process_time() - began
 
 
 def loss(chosen: argparse.Namespace) -> dict[str, Any]:
-    """1 - (throughput with a thousand brands / throughput with one)."""
+    """1 - (throughput with a thousand brands / throughput with one), with what it takes to load their adapters."""
     family = load_family("sd15", base_source("sd15", {}))
-    each = uses(family, chosen.brands, chosen.rank)
     engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, classes=(chosen.rows,))
     dice, serial, size = random.Random(0), count(), 2 * chosen.rows
     steps = chosen.steps or family.recommended.num_inference_steps
+    with tempfile.TemporaryDirectory() as folder:
+        shelf = Shelf(family, Path(folder) / "adapters", chosen.brands, chosen.rank, chosen.host)
 
-    def block(from_brands: Sequence[AdapterUse]) -> list[Request]:
-        numbered = [(next(serial), use) for use in from_brands]
-        return [
-            Request(str(n), use.key.brand_id, f"a red square {n}", n, num_inference_steps=steps, adapters=(use,))
-            for n, use in numbered
-        ]
+        def block(brands: Sequence[int]) -> Iterator[Request]:
+            for brand in brands:
+                n, use = next(serial), shelf.use(brand)
+                said = f"a red square {n}"
+                yield Request(str(n), use.key.brand_id, said, n, num_inference_steps=steps, adapters=(use,))
 
-    seconds: dict[str, list[float]] = {"one": [], "many": []}
-    misses = 0
-    for warm in range(-1, chosen.blocks):
-        order = ("one", "many") if warm % 2 else ("many", "one")
-        for side in order:
-            asked = block([each[0]] * size if side == "one" else dice.sample(each[1:], size))
-            missing = len({r.adapters[0].key for r in asked} - set(engine.residency.resident))
-            taken = seconds_for(engine, asked)
-            if warm >= 0:
-                seconds[side].append(taken)
-                misses += missing if side == "many" else 0
+        seconds: dict[str, list[float]] = {"one": [], "many": []}
+        misses = 0
+        for warm in range(-1, chosen.blocks):
+            order = ("one", "many") if warm % 2 else ("many", "one")
+            for side in order:
+                brands = [0] * size if side == "one" else dice.sample(range(1, len(shelf)), size)
+                missing = len({shelf.key(n) for n in brands} - set(engine.residency.resident))
+                taken = seconds_for(engine, block(brands))
+                if warm >= 0:
+                    seconds[side].append(taken)
+                    misses += missing if side == "many" else 0
+        copy = copy_ms(engine, [shelf.use(n) for n in range(min(200, len(shelf)))])
+        shelf.close()
     ratios = [one / many for one, many in zip(seconds["one"], seconds["many"], strict=True)]
     return {
         "loss_at_1000_brands": round(1 - statistics.median(ratios), 4),
         "loss_quartiles": [round(1 - q, 4) for q in reversed(statistics.quantiles(ratios, n=4))][::2],
         "miss_rate_of_many": round(misses / (size * chosen.blocks), 3),
         "pictures_per_processor_second_of_one": round(size / statistics.median(seconds["one"]), 3),
-        "copy_ms": round(copy_ms(engine, each), 3),
+        "copy_ms": round(copy, 3),
         "steps": steps,
     }
 
@@ -301,7 +337,7 @@ def loss(chosen: argparse.Namespace) -> dict[str, Any]:
 def copy_ms(engine: Engine, each: Sequence[AdapterUse]) -> float:
     """Milliseconds to put an adapter where another one was."""
     taken = []
-    for use in each[:200]:
+    for use in each:
         began = time.process_time()
         lease = engine.residency.pin(use.key, use.weights)
         taken.append(time.process_time() - began)
@@ -324,7 +360,7 @@ def main() -> None:
     parser.add_argument("--brands", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, help="of the real pictures; default: what the base recommends")
-    parser.add_argument("--blocks", type=int, default=16, help="of each kind, for the loss; 0: leave it out")
+    parser.add_argument("--blocks", type=int, default=24, help="of each kind, for the loss; 0: leave it out")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(1)

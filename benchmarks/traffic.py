@@ -21,12 +21,17 @@ from typing import Any
 
 from benchmarks.workload import random_adapter
 from onbrand.engine.adapters import AdapterKey, AdapterUse
+from onbrand.engine.batch import size_classes
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Completed, Event, Failed, Request
 from onbrand.errors import TooManyRequests
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.families.lora import read_adapter
+
+MAX_BATCH = 8
+CLASSES = {"fixed": (MAX_BATCH,), "doubling": size_classes(MAX_BATCH)}
+"""The sizes that batches come in: one, as compiled graphs have, or each twice the one before."""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,11 @@ def place_for_a_platform() -> Iterator[Path]:
 
 @pytest.fixture(scope="package")
 def platform() -> Iterator[Running]:
-    """`onbrand up` with the tiny sd15 and two engines, until the last test of this folder has ended."""
+    """`onbrand up` with the tiny sd15 and two engines of two slots, so that adapters take each other's, until the last
+    test of this folder has ended."""
     with place_for_a_platform() as folder:
-        running = Running(folder / "data", more={"ONBRAND_ENGINE__NUM_REPLICAS": "2"})
+        few = {"ONBRAND_ENGINE__NUM_REPLICAS": "2", "ONBRAND_ENGINE__NUM_SLOTS": "2"}
+        running = Running(folder / "data", more=few)
         running.start()
         yield running
         if running.process is not None:

@@ -15,5 +15,6 @@ def test_every_request_is_answered_once_and_every_picture_is_its_own_adapters(pl
     verdict = unleash(platform, SHORT)
     assert verdict.is_good, verdict.as_json()
     assert (verdict.answered, verdict.killed) == (SHORT.requests, SHORT.kills)
-    assert min(verdict.under_way_at_kills) > 0, "nobody was drawing when the replica was killed"
+    assert min(verdict.under_way_at_kills) > 0, "nobody was asking when the replica was killed"
+    assert verdict.reseated > 0, "no adapter took another's slot"
     assert min(verdict.published - 2 * SHORT.brands, verdict.deleted, verdict.compared, verdict.answers["404"]) > 0

@@ -11,6 +11,7 @@ import pytest
 from tests.acceptance.chaos import Judge, Model, Verdict
 from tests.acceptance.colours import SIDE, Colour, Paint
 from tests.acceptance.customers import Drawn
+from tests.receipts import receipt_of
 
 RED, BLUE = (230, 26, 26), (26, 77, 230)
 PAINT = Paint(RED, 4, b"the weights")
@@ -27,7 +28,7 @@ class Plain(Drawn):
 
 
 def picture(colour: Colour = RED, brand: str = "acme", sha256: str = PAINT.sha256) -> Plain:
-    receipt = {"adapters": [{"sha256": sha256, "scale": 1.0}], "brand_id": brand}
+    receipt = receipt_of(brand, [(sha256, 1.0)])
     return Plain({"brand_id": brand, "seed": 11, "receipt": receipt}, bytes(colour))
 
 

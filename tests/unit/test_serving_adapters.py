@@ -166,12 +166,14 @@ def test_a_load_that_nobody_wants_any_more_is_not_begun(folder):
     library, release = replica(folder), Event()
     busy = held_loads(library, 4, release)
     unwanted = published(9.0)
-    first = library.prefetch(ref_of(unwanted), never)
+    begun: list[int] = []
+    first = library.prefetch(ref_of(unwanted), lambda: begun.append(1) or unwanted)
     second = library.prefetch(ref_of(unwanted), lambda: unwanted)  # who waits with them begins for itself
     assert first.cancel()
     release.set()
     assert second.result(WAIT).rank == 2
     assert [each.result(WAIT).rank for each in busy] == [2] * 4
+    assert not begun
     library.close()
 
 

@@ -30,6 +30,7 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Re
         num_slots=options.num_slots,
         max_rank=options.max_rank,
         max_batch=options.max_batch,
+        classes=options.batch_sizes,
         max_waiting=options.max_waiting,
         max_waiting_per_brand=options.max_waiting_per_brand,
         compile=options.compile,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onbrand.config import FamilyName, Settings
 from onbrand.errors import ConfigurationError, Unavailable
@@ -21,6 +21,8 @@ class EngineOptions(BaseModel):
     Args:
         num_slots: adapters on the device at once, in each rank class.
         max_batch: most pictures that one denoising step advances.
+        batch_sizes: the sizes that passes come in, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up
+            to it. One size alone makes a picture's time, and its bits, the same however few are drawn beside it.
         num_threads: torch's; None: `OMP_NUM_THREADS`, else 1 on a CPU, for cores are shared.
         dtype: None: float32 on a CPU, bfloat16 on a GPU.
         compile: draw with compiled graphs (on a GPU: CUDA graphs); the first pass of a shape, of a batch size and of a
@@ -34,6 +36,7 @@ class EngineOptions(BaseModel):
     num_slots: int = Field(16, ge=1)
     max_rank: int = Field(128, ge=1, le=128)
     max_batch: int = Field(8, ge=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
     max_waiting: int = Field(512, ge=1)
     max_waiting_per_brand: int = Field(128, ge=1)
     host_bytes: int = 2 * 2**30
@@ -54,6 +57,14 @@ class EngineOptions(BaseModel):
         except TypeError as problem:
             raise ValueError(str(problem)) from None
         return placement
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _fit(cls, sizes: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        most = info.data.get("max_batch", 1)
+        if sizes is not None and (list(sizes) != sorted(set(sizes)) or sizes[-1] < most):
+            raise ValueError(f"sizes are to ascend, up to max_batch ({most}) or more")
+        return sizes
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> EngineOptions:
