@@ -13,6 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from onbrand.engine import slots as slots_module
 from onbrand.engine.blocks import use_blocks
 from onbrand.engine.onednn import use_onednn
 from onbrand.engine.slots import RowAdapter, Slot, Slots, StaleSlot, rank_class
@@ -101,6 +102,57 @@ def test_guidance_repeats_whole_copies_of_the_batch(toy):
         with slots.bind(rows):
             single = toy(x[2 * copy : 2 * copy + 2], t[2 * copy : 2 * copy + 2])
         torch.testing.assert_close(doubled[2 * copy : 2 * copy + 2], single, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each addition of deltas was for."""
+    nums: list[int] = []
+    real = slots_module._added
+    monkeypatch.setattr(slots_module, "_added", lambda *asked: nums.append(len(asked[2])) or real(*asked))
+    return nums
+
+
+def of_two_classes(toy: nn.Module) -> tuple[Slots, list[RowAdapter | None]]:
+    slots = Slots(toy, num_slots=4)
+    wide, first, second = (put(slots, weights(toy, rank), rank) for rank in (13, 2, 8))
+    return slots, [None, first, second, wide]
+
+
+def test_deltas_are_made_for_the_rows_of_their_class_once_that_was_seen_to_change_no_bit(toy, added, monkeypatch):
+    slots, rows = of_two_classes(toy)
+    x, t = inputs(8)
+    drawn = []
+    for _ in range(3):
+        added.clear()
+        with slots.bind(rows):
+            drawn.append(toy(x, t))
+    is_exact = list(slots._is_exact.values())
+    assert len(is_exact) == 2 * len(LAYERS)
+    assert any(is_exact)
+    assert added.count(8) == is_exact.count(False)
+    assert added.count(2) + added.count(1) == 2 * is_exact.count(True)
+    monkeypatch.setattr(slots_module, "_is_dense", lambda y: False)
+    with slots.bind(rows):
+        drawn.append(toy(x, t))
+    assert all(torch.equal(each, drawn[0]) for each in drawn)
+
+
+def test_where_a_bit_would_change_deltas_are_made_for_all_rows(toy, monkeypatch):
+    slots, rows = of_two_classes(toy)
+    x, t = inputs(8)
+    with slots.bind(rows):
+        toy(x, t)  # seen to be exact, but not of what comes now
+    slots._is_exact.clear()
+    real = slots_module._added
+    monkeypatch.setattr(slots_module, "_added", lambda *asked: real(*asked).mul_(1 + len(asked[2]) * 1e-6))
+    drawn = []
+    for _ in range(3):
+        with slots.bind(rows):
+            drawn.append(toy(x, t))
+    assert slots._is_exact
+    assert not any(slots._is_exact.values())
+    assert all(torch.equal(each, drawn[0]) for each in drawn)
 
 
 def test_rows_that_are_no_multiple_of_the_batch_are_refused(toy):

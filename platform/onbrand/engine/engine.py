@@ -234,6 +234,7 @@ class Engine:
                 rows += self._rows(job, num_rows[job])
             except Exception as problem:
                 problems[job] = problem
+        rows.sort(key=_rank_class)  # rows of one class side by side: what they add is added together
         return rows, [self._fail(job, problem) for job, problem in problems.items()]
 
     def _rows(self, job: Job, num: int) -> list[Row]:
@@ -368,6 +369,10 @@ class Engine:
             batch_sizes=tuple(sorted(row.batch_sizes)),
             slot_generation=row.slot_generation,
         )
+
+
+def _rank_class(row: Row) -> int:
+    return row.job.lease.slot.rank_class if row.job.lease else 0
 
 
 def _encoded_together(jobs: Iterable[Job]) -> list[list[Job]]:
