@@ -3,10 +3,11 @@
 `python -m benchmarks.latency --json` prints one JSON object. Requests of several brands with mixed numbers of steps
 come as a Poisson process at 80 % of what the engine can do when all are there at once; a second time at 80 % of what
 request-level batching can (`p99_at_request_levels_load`), which is less: the first load may be more than it can serve,
-and how late its last ones are is then a question of how long one looks. Request-level batching lets as
-many as fit into a batch in together, and the next when all of them are told; it is given that rows of one batch may
-have different adapters and numbers of steps, and that who is through is told at once. The same arrivals go to both, and
-the two take turns step by step; see `benchmarks/traffic.py` for what counts as time.
+and how late its last ones are is then a question of how long one looks.
+
+Request-level batching lets as many as fit into a batch in together, and the next when all of them are told; it is given
+that rows of one batch may have different adapters and numbers of steps, and that who is through is told at once. The
+same arrivals go to both, and the two take turns step by step; see `benchmarks/traffic.py` for what counts as time.
 
 All passes have one fixed size, as compiled graphs have, so that a row that is through leaves a dummy in its place. With
 `--classes doubling` a batch shrinks as its rows leave, and on a CPU a pass costs what its rows cost: then a batch that

@@ -6,12 +6,15 @@ None of it changes what is computed beyond rounding, and every row is computed a
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
+
+log = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _MMAP_BYTES = 32 * 2**20
@@ -43,11 +46,16 @@ def compile_passes(denoiser: nn.Module, backend: str | Callable[..., Any] = "ind
 
 def _plain_beyond_the_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
     """Passes of shapes that came after the last graph that is kept, computed without one: slower, and drawn."""
+    is_told = False
 
     def call(*inputs: Any, **named: Any) -> Any:
+        nonlocal is_told
         try:
             return compiled(*inputs, **named)
         except FailOnRecompileLimitHit:
+            if not is_told:
+                log.warning("%d graphs are compiled, and no more: passes of further shapes are slower", _MOST_COMPILED)
+            is_told = True
             return denoiser._call_impl(*inputs, **named)
 
     return call
