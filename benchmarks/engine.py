@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any, NamedTuple
@@ -124,7 +124,8 @@ def measure(
         keys = {name: f"over_{name}" for name in here} | {name: f"mixed_over_{name}" for name in ("single", "base")}
         ratios |= {key: over(found["mixed"], found[name]) for name, key in keys.items() if name in found}
         if "ranks" in found:
-            alone = [found[f"rank {use.weights.rank}"] for use in ranked]
+            of_rows = islice(cycle(ranked), len(work.requests))  # a part of each for each of its rows
+            alone = [found[f"rank {use.weights.rank}"] for use in of_rows]
             ratios["mixed_ranks_over_single"] = over(found["ranks"], [fmean(turn) for turn in zip(*alone, strict=True)])
         seconds = {name: round(min(values), 3) for name, values in found.items()} | seconds
     return {

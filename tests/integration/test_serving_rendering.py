@@ -503,6 +503,26 @@ async def test_what_a_closing_replica_breaks_off_another_one_finishes(house, ren
     assert kinds(await told(other, asked)) == ["image", "completed"]
 
 
+async def test_what_an_engine_that_breaks_leaves_another_one_finishes(house, renderer, other, make_brand, monkeypatch):
+    """Not only what was under way: who asks this replica now is sent on at once."""
+    brand = await make_brand()
+    asked, late = await house.ask(brand, num_inference_steps=20), await house.ask(brand)
+    stream = renderer.generate(asked)
+    await anext(stream)
+    monkeypatch.setattr(renderer._loop._engine, "step", lambda: 1 / 0)
+    with pytest.raises(Unavailable) as told_off:
+        async for _ in stream:
+            pass
+    assert told_off.value.fields["elsewhere"]
+    assert not renderer.is_alive
+    with pytest.raises(Unavailable) as told_off:
+        await told(renderer, late)
+    assert told_off.value.fields["elsewhere"]
+    assert [(await house.row(brand, each)).status for each in (asked, late)] == ["running", "pending"]
+    for each in (asked, late):
+        assert kinds(await told(other, each)) == ["image", "completed"]
+
+
 async def test_a_brand_that_asks_for_too_much_is_told_when_to_come_back(house, renderer, make_brand):
     brand = await make_brand()
     large = await house.ask(brand, num_images=8, num_inference_steps=100)

@@ -479,6 +479,24 @@ def run_instead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
     end_servers()
 
 
+def test_where_nothing_is_filtered_operators_are_told_once(
+    checker: Checker, run_instead: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    children._tell_that_nothing_is_filtered.cache_clear()
+    run_instead(PUPPET.replace("LIE", LIES["nothing"]))
+    for _ in range(2):
+        with pytest.raises(UnsupportedMedia):
+            checker.picture(picture())
+    assert ["seccomp" in record.message for record in caplog.records].count(True) == 1
+
+
+@only_linux
+def test_here_it_is_filtered(checker: Checker, caplog: pytest.LogCaptureFixture) -> None:
+    children._tell_that_nothing_is_filtered.cache_clear()
+    checker.picture(picture())
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_a_child_that_was_taken_over_is_not_believed(
     lie: str, checker: Checker, run_instead: Callable[[str], None]

@@ -88,6 +88,10 @@ async def _keys(doors: Doors, acme: BrandOfPeople, globex: BrandOfPeople) -> dic
     return made
 
 
+def _a_picture(brand_id: str, sha256: str, data: bytes) -> tuple[Any, ...]:
+    return 0, 1, data, "image/png", 64, 64, receipt_of(brand_id, [(sha256, 1.0)])
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def world(database, doors, store, make_brand, make_user, pictures) -> World:
     """Made once, through the services."""
@@ -149,9 +153,7 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
     drawing = acme.ticket(drawn.id, "generation")
     async with doors.system_session(drawing) as session:
         await generation.start_generation(session, drawing)
-        image = await generation.add_image(
-            session, bytes_of, drawing, 0, 1, pictures(7), "image/png", 64, 64, receipt_of(acme.id)
-        )
+        image = await generation.add_image(session, bytes_of, drawing, *_a_picture(acme.id, model.sha256, pictures(7)))
     set_limits(database.owner_url, acme.id, {"weight": 2.0})
     ids = {
         "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,

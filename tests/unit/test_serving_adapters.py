@@ -8,7 +8,7 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import Barrier, Event
+from threading import Barrier, Event, Semaphore
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,14 +178,18 @@ def test_a_load_that_nobody_wants_any_more_is_not_begun(folder):
 
 
 def held_loads(library: AdapterLibrary, num: int, release: Event) -> list[Future[AdapterWeights]]:
-    """Loads of adapters 0, 1, ... that come when `release` is set."""
+    """Loads of adapters 0, 1, ... that come when `release` is set; the first four are under way."""
+    under_way = Semaphore(0)
 
     def held(data: bytes) -> bytes:
+        under_way.release()
         assert release.wait(WAIT)
         return data
 
     files = [published(float(n)) for n in range(num)]
-    return [library.prefetch(ref_of(data), partial(held, data)) for data in files]
+    loads = [library.prefetch(ref_of(data), partial(held, data)) for data in files]
+    assert all(under_way.acquire(timeout=WAIT) for _ in range(4))
+    return loads
 
 
 def test_who_waits_for_a_load_is_told_when_the_library_closes(folder):

@@ -21,7 +21,17 @@ from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
 from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
-from onbrand.errors import InvalidInput, NotFound, OnbrandError, Unavailable, of_code
+from onbrand.errors import (
+    AdapterRefused,
+    BaseModelRefused,
+    Canceled,
+    InvalidInput,
+    NotFound,
+    OnbrandError,
+    StorageError,
+    Unavailable,
+    of_code,
+)
 from onbrand.services import brands, images, models
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -173,9 +183,9 @@ def _why_none(generation: images.Generation) -> OnbrandError:
     error = generation.error or {}
     code = "canceled" if generation.status == "canceled" else error.get("code", "")
     problem = of_code(code, f"no pictures: {error.get('message', 'the generation was canceled')}")
-    if problem.status in (401, 403):  # between parts of the platform: the caller's own right is not in doubt
-        problem = OnbrandError(problem.message)
-    problem.fields["should_retry"] = problem.status == 503
+    if not isinstance(problem, NotFound | AdapterRefused | Canceled | Unavailable | BaseModelRefused | StorageError):
+        problem = OnbrandError(problem.message)  # between parts of the platform: the call itself was right
+    problem.fields["should_retry"] = problem.status == 503 or code == "engine_failed"
     return problem
 
 

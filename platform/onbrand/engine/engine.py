@@ -271,18 +271,19 @@ class Engine:
         waiting, of_brand = self._queue.num_pictures(), self._queue.num_pictures(request.brand_id)
         if of_brand + request.num_images > self._max_waiting_per_brand and of_brand:
             raise TooManyRequests(
-                f"{of_brand} pictures of this brand wait already; try again later", retry_after=self._retry_after()
+                f"{of_brand} pictures of this brand wait already; try again later",
+                retry_after=self._retry_after(request.brand_id),
             )
         share = self._max_waiting / len(self._queue.brands() | {request.brand_id})
         if waiting + request.num_images > self._max_waiting and of_brand + request.num_images > share and of_brand:
             raise TooManyRequests(
                 f"{of_brand} pictures of this brand wait already, and no more would be drawn soon; try again later",
-                retry_after=self._retry_after(),
+                retry_after=self._retry_after(request.brand_id),
             )
 
-    def _retry_after(self) -> int:
-        """Seconds until about half of the pictures that wait will have begun."""
-        cost = sum(job.num_waiting * job.plan.cost for job in self._jobs.values())
+    def _retry_after(self, brand_id: str) -> int:
+        """Seconds until about half of the brand's pictures that wait would have begun, were nobody else served."""
+        cost = sum(job.num_waiting * job.plan.cost for job in self._jobs.values() if job.brand_id == brand_id)
         return min(60, max(1, math.ceil(cost * self._seconds_per_cost / 2)))
 
     # --- one step -----------------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ class AdapterLibrary:
     def _seek(self, wanted: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch) -> None:
         try:
             self._must_be_here(ref)
-            flight, is_mine = self._memory.join(AdapterKey(ref.brand_id, ref.sha256))
+            flight, is_mine = self._memory.join(_key_of(ref))
         except OnbrandError as problem:
             self._fail(wanted, ref, problem)
             return
@@ -269,7 +269,7 @@ class AdapterLibrary:
             weights = self._files.weights(ref, fetch, lambda data: read_adapter(data, self._family))
             return page_locked(weights) if self._on_gpu else weights
 
-        self._memory.fly(AdapterKey(ref.brand_id, ref.sha256), flight, load)
+        self._memory.fly(_key_of(ref), flight, load)
 
     def _landed(
         self,
@@ -301,6 +301,10 @@ class AdapterLibrary:
     @property
     def _on_gpu(self) -> bool:
         return str(getattr(self._family, "device", "cpu")).startswith("cuda")
+
+
+def _key_of(ref: AdapterRef) -> AdapterKey:
+    return AdapterKey(ref.brand_id, ref.sha256)
 
 
 def _closed() -> Unavailable:

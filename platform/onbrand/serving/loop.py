@@ -37,7 +37,7 @@ class EngineLoop:
         self._stages = ThreadPoolExecutor(num_stage_threads, thread_name_prefix="stage")
         engine.use(self._stages, on_done=lambda: self._inbox.put(_look_again))
         self._sinks: dict[str, Sink] = {}
-        self._closing = False
+        self._closing = self._is_deaf = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -94,7 +94,7 @@ class EngineLoop:
     def _add(self, request: Request, sink: Sink) -> Future[None]:
         told: Future[None] = Future()
         self._inbox.put(lambda: self._take(request, sink, told))
-        if not self._thread.is_alive():
+        if self._is_deaf:  # the thread may have looked into the inbox for the last time
             self._refuse_rest()
         return told
 
@@ -114,6 +114,7 @@ class EngineLoop:
             self._closing = True
             for request_id in list(self._sinks):
                 self._tell([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
+            self._is_deaf = True
             self._refuse_rest()
 
     def _listen(self) -> None:

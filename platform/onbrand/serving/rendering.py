@@ -65,11 +65,11 @@ def _claims(ticket: str) -> dict[str, Any]:
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("this replica is stopping; another one draws the same", elsewhere=True, retry_after=1)
+    return _elsewhere("this replica is stopping; another one draws the same")
 
 
-def _broken() -> Unavailable:
-    return Unavailable("the engine broke off; try again")
+def _elsewhere(message: str) -> Unavailable:
+    return Unavailable(message, elsewhere=True, retry_after=1)
 
 
 class Renderer:
@@ -95,7 +95,7 @@ class Renderer:
         NotFound when one under way is another brand's or member's than the ticket says.
         """
         must_be_for(request)
-        if self._closing:
+        if not self.is_alive:
             raise _stopping()
         rendering = self._renderings.get(request.generation_id)
         if rendering is None:
@@ -140,17 +140,17 @@ class Renderer:
 
     @property
     def is_alive(self) -> bool:
-        """False once the engine's thread has ended."""
-        return self._loop.is_alive
+        """False once the engine's thread ends, or is to end: others then draw what is under way."""
+        return self._loop.is_alive and not self._closing
 
     async def close(self) -> None:
         """Break off what is under way; its rows stay running, and its askers are told to ask another replica."""
         self._closing = True
         await asyncio.to_thread(self._loop.close)
+        self._library.close()
         tasks = [rendering.task for rendering in self._renderings.values() if rendering.task]
         if tasks:
             await asyncio.wait(tasks, timeout=10)
-        self._library.close()
 
     async def _run(self, rendering: Rendering) -> None:
         request = rendering.request
@@ -161,7 +161,7 @@ class Renderer:
             rendering.end_with(problem)
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
-            rendering.end_with(_stopping() if self._closing else _broken())
+            rendering.end_with(_elsewhere("this replica broke off; another one draws the same"))
         finally:
             del self._renderings[request.generation_id]
 
@@ -191,12 +191,13 @@ class Renderer:
         except TooManyRequests:
             raise
         except OnbrandError as problem:
-            if self._closing:
+            if not self.is_alive:
                 raise _stopping() from None
             await self._ended(rendering, client, Failed(request.generation_id, problem))
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
-            await self._ended(rendering, client, Failed(request.generation_id, _broken()))
+            broken = Unavailable("the engine broke off; try again")
+            await self._ended(rendering, client, Failed(request.generation_id, broken))
         finally:
             attending.cancel()
 
@@ -251,7 +252,7 @@ class Renderer:
             rendering.show(event.index, event.step, as_data_url(event.image_CHW))
         elif isinstance(event, Picture):
             await self._store(rendering, client, event)
-        elif isinstance(event, Failed) and (self._closing or not self._loop.is_alive):
+        elif isinstance(event, Failed) and not self.is_alive:
             raise _stopping()
         else:
             await self._ended(rendering, client, event)

@@ -49,20 +49,22 @@ def main(trade: str) -> None:
 
 
 def _read_one(answer: Callable[[Any, int], Iterator[Said]], memory: int) -> None:
-    confine(memory)
-    _send({"ready": True})
+    _send({"ready": True, "filtered": confine(memory)})
     with contextlib.suppress(EOFError):
         _answer(answer, *read_head(_exactly, 2**40))
         _exactly(1)  # until it is let go
 
 
-def confine(memory: int) -> None:
+def confine(memory: int) -> bool:
     """Close every way out: memory, files, programs, processes, core dumps; become nobody where that is possible.
 
     The bounds of resources are POSIX's. Where the system can, only what computes may be asked of it (`syscalls`).
 
     Args:
         memory: bytes that the process may take from now on.
+
+    Returns:
+        Whether the system filters what is asked of it.
     """
     size, _ = _pages()
     _bound(resource.RLIMIT_AS, size + max(_ROUNDED, memory - _ROUNDED))
@@ -75,7 +77,7 @@ def confine(memory: int) -> None:
             os.setuid(_NOBODY)
     _bound(resource.RLIMIT_NPROC, 0)
     _bound(resource.RLIMIT_NOFILE, 0)  # of numbers: who closes one of the three that are open can open no other
-    allow_only_computing()
+    return allow_only_computing()
 
 
 def _bound(what: int, most: int) -> None:

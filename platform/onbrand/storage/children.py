@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,12 @@ def fork_child(trade: Trade, memory: int) -> Child:
         child.must_be_ready()
         return child
     raise _no_child()
+
+
+@cache
+def _tell_that_nothing_is_filtered() -> None:
+    """Once: operators may want another system."""
+    log.warning("this system does not filter what checking children ask of it (seccomp): bounds of resources hold them")
 
 
 class _ServerGone(Exception):
@@ -192,8 +199,10 @@ class Child:
         """Wait until it has closed itself in. Raises Unavailable if it does not."""
         self._until = time.monotonic() + _START_SECONDS
         try:
-            self._frame(0)
+            said, _ = self._frame(0)
             self._be_told_of_it()
+            if said.get("filtered") is not True:
+                _tell_that_nothing_is_filtered()
         except (Gone, BrokenFrame, TimeoutError) as problem:
             log.error("a checking child of %s does not start (%s)", self._server.trade, type(problem).__name__)
             self.close()
