@@ -249,8 +249,8 @@ def test_a_slot_that_could_not_be_written_is_free_again(monkeypatch):
     assert residency.pin(key("a"), weights()) is not None
 
 
-@pytest.mark.parametrize("broken", ["allocating", "copying"])
-def test_an_adapter_that_breaks_off_half_way_takes_nothing_from_its_neighbours(monkeypatch, broken):
+@pytest.mark.parametrize(("broken", "problem"), [("allocating", ZeroDivisionError), ("copying", NotImplementedError)])
+def test_an_adapter_that_breaks_off_half_way_takes_nothing_from_its_neighbours(monkeypatch, broken, problem):
     """No memory at the second of three layers: the slot is free again and clean, others are drawn as before."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)).requires_grad_(False)
@@ -276,7 +276,7 @@ def test_an_adapter_that_breaks_off_half_way_takes_nothing_from_its_neighbours(m
             patched.setattr(
                 slots, "_stack", lambda group, size, name: 1 / 0 if name == "1" else real(group, size, name)
             )
-        with pytest.raises((ZeroDivisionError, NotImplementedError, RuntimeError)):
+        with pytest.raises(problem):
             residency.pin(key("b"), weights_of_three)
     assert torch.equal(seen(neighbour), before)
     small = AdapterWeights({"0": LayerWeights(torch.ones(1, 6), torch.ones(6, 1))}, 1, {})
