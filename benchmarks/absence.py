@@ -144,7 +144,7 @@ def _described(pair: Pair, theirs: Call, nobodys: Call) -> dict[str, Any]:
 
 async def run(platform: Crowd, tries: int, only: str) -> dict[str, Any]:
     """All figures."""
-    doors = await Doors.open(platform.database.web_url)
+    doors = await Doors.open(platform.database.web_url, claims_key=platform.secrets.claims)
     app = platform.app(doors)
     headers = {"authorization": f"Bearer {platform.token(platform.scope('admin', MINE))}"}
     asked = [

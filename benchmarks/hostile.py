@@ -62,7 +62,7 @@ async def measure() -> dict[str, Any]:
         database = start(settings, secrets)
         stack.callback(database.stop)
         watched = stack.enter_context(Watch())
-        doors = await DatabaseDoors.open(database.web_url, database.system_url)
+        doors = await DatabaseDoors.open(database.web_url, database.system_url, claims_key=secrets.claims)
         try:
             async with serving(settings, secrets, doors) as platform:
                 async with open_doors(platform, await _brand(platform)) as opened:

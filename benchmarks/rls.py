@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -31,7 +32,8 @@ from benchmarks.crowd import Crowd, crowd, known_id
 from benchmarks.described import PICTURE, operations
 from onbrand.brand import Scope
 from onbrand.db import session as doors_module
-from onbrand.db.session import Doors, Session
+from onbrand.db.logins import login_name
+from onbrand.db.session import Doors, Identity, Session
 
 PLAIN = "onbrand_plain"
 ROLES = ("member", "admin", "agency", "key", "page")
@@ -54,6 +56,7 @@ class Read:
 
     asked_by: str
     role: str
+    scope: Scope
     statement: str
     params: Any = field(repr=False)
 
@@ -79,12 +82,12 @@ class ListeningDoors(Doors):
     @asynccontextmanager
     async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
         async with super().user_session(scope) as session:
-            yield _Heard(session, self._note)
+            yield _Heard(session, partial(self._note, scope))
 
-    def _note(self, statement: str, params: Any) -> None:
+    def _note(self, scope: Scope, statement: str, params: Any) -> None:
         route, role = self.asked_by
         if not _WRITES.search(statement) and "from" in statement.lower():
-            self.reads.setdefault((role, statement), Read(route, role, " ".join(statement.split()), params))
+            self.reads.setdefault((role, statement), Read(route, role, scope, " ".join(statement.split()), params))
 
 
 class PlainDoors(Doors):
@@ -93,7 +96,7 @@ class PlainDoors(Doors):
     @asynccontextmanager
     async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
         claims = scope.claims() if scope else {}
-        async with doors_module._transaction(self._web, "web", PLAIN, claims) as session:
+        async with doors_module._transaction(self._web, "web", Identity(PLAIN, claims, self._signer)) as session:
             yield session
 
 
@@ -101,7 +104,7 @@ def make_plain_role(owner_url: str) -> None:
     """A role that may read everything of this throwaway database, for the comparison."""
     with psycopg.connect(owner_url) as connection:
         connection.execute(f"create role {PLAIN} nologin bypassrls")
-        connection.execute(f"grant {PLAIN} to onbrand_web")
+        connection.execute(f"grant {PLAIN} to {login_name('web', connection.info.dbname)}")
         for schema in ("app", "private", "storage", "audit", "identity"):
             connection.execute(f"grant usage on schema {schema} to {PLAIN}")
             connection.execute(f"grant select on all tables in schema {schema} to {PLAIN}")
@@ -110,7 +113,7 @@ def make_plain_role(owner_url: str) -> None:
 
 async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
     """Every query that the app's reading routes send, for each kind of caller."""
-    doors = await ListeningDoors.open(platform.database.web_url)
+    doors = await ListeningDoors.open(platform.database.web_url, claims_key=platform.secrets.claims)
     doors.reads = {}
     app = platform.app(doors)
     things = platform.things(_NUMBER)
@@ -173,14 +176,14 @@ async def _look_before_writing(client: httpx.AsyncClient, doors: ListeningDoors,
 
 async def measure(platform: Crowd, reads: list[Read], tries: int) -> list[dict[str, Any]]:
     """Each read's times under the wall and without it. All once, then all again: a bad moment meets every one."""
-    walled = await Doors.open(platform.database.web_url, pool=(1, 1))
-    plain = await PlainDoors.open(platform.database.web_url, pool=(1, 1))
+    walled = await Doors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
+    plain = await PlainDoors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     taken = [Taken() for _ in reads]
     for each in range(tries + WARM_UP):
         order = [("wall", walled), ("plain", plain)]
         for read, times in zip(reads, taken, strict=True):
             for name, doors in order if each % 2 else order[::-1]:
-                times.add(name, await _timed(doors, platform.scope(read.role, _NUMBER), read))
+                times.add(name, await _timed(doors, read))
     await walled.close()
     await plain.close()
     return [_described(read, times) for read, times in zip(reads, taken, strict=True)]
@@ -218,9 +221,9 @@ def _quickest(times: list[float]) -> float:
     return statistics.quantiles(times, n=10)[0]
 
 
-async def _timed(doors: Doors, scope: Scope, read: Read) -> tuple[float, float, int]:
+async def _timed(doors: Doors, read: Read) -> tuple[float, float, int]:
     began = time.perf_counter()
-    async with doors.user_session(scope) as session:
+    async with doors.user_session(read.scope) as session:
         asked = time.perf_counter()
         rows = await session.all(read.statement, read.params)
         answered = time.perf_counter()

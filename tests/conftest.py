@@ -11,7 +11,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -20,6 +20,7 @@ import pytest_asyncio
 
 from onbrand.brand import Scope, Ticket
 from onbrand.config import Secrets, Settings, load_secrets
+from onbrand.db.claims import install_key
 from onbrand.db.embedded import EmbeddedDatabase, start
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
@@ -57,14 +58,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @dataclass(frozen=True)
 class Person:
-    """Someone with an account; their password is `PASSWORD`."""
+    """Someone with an account; their password is `PASSWORD`. Their transactions are about the brand `at`, if any."""
 
     user_id: str
     email: str
+    at: str | None = None
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.user_id)
+        return Scope(self.user_id, within=self.at)
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,14 @@ def without_waiting_for_the_disk(owner_url: str) -> None:
 def database(settings: Settings, secrets: Secrets) -> Iterator[DatabaseUrls]:
     """A migrated database: its owner's DSN and those of the two logins."""
     if known := os.environ.get("ONBRAND_TEST_DATABASE_LOGINS"):
-        yield DatabaseUrls(*known.split("\n"))
+        urls = DatabaseUrls(*known.split("\n"))
+        install_key(urls.owner_url, secrets.claims)
+        yield urls
         return
     if url := os.environ.get("ONBRAND_TEST_DATABASE_URL"):
-        urls = prepare(url)
+        urls = prepare(url, reset=True)
         migrate(url)
+        install_key(url, secrets.claims)
         yield urls
         return
     running: EmbeddedDatabase = start(settings, secrets)
@@ -129,9 +134,9 @@ def database(settings: Settings, secrets: Secrets) -> Iterator[DatabaseUrls]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def doors(database: DatabaseUrls) -> AsyncIterator[Doors]:
+async def doors(database: DatabaseUrls, secrets: Secrets) -> AsyncIterator[Doors]:
     """Both doors."""
-    opened = await Doors.open(database.web_url, database.system_url)
+    opened = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims)
     yield opened
     await opened.close()
 
@@ -173,9 +178,10 @@ def make_brand(doors: Doors, make_user: MakeUser) -> MakeBrand:
         people = [await make_user(role) for role in ("admin", "member", "member2")]
         async with doors.user_session(people[0].scope) as session:
             await brands.create_brand(session, brand_id, name.title())
-            for person in people[1:]:
-                await brands.add_member(session, brand_id, person.email, "member")
-        return BrandOfPeople(brand_id, *people)
+            async with session.in_brand(brand_id):
+                for person in people[1:]:
+                    await brands.add_member(session, brand_id, person.email, "member")
+        return BrandOfPeople(brand_id, *(replace(person, at=brand_id) for person in people))
 
     return make
 

@@ -27,7 +27,7 @@ from onbrand.storage.links import UploadLink
 from onbrand.storage.store import ObjectStore
 from tests.s3.ceph import CephS3
 
-SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64)
+SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64, claims="c" * 64)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Scope:
 
     Args:
         brand_id: the one brand that a brand-bound credential reaches.
+        within: the one brand that a transaction is about (`in_brand`); of others the database shows nothing.
         key_id: the API key that acts for the user; the database looks up whether it lives, and its scopes, by it.
         scopes: what the key may do; None for a credential that may all that its user may.
         session_id: the session of a page; the database looks up whether it lives.
@@ -55,6 +56,7 @@ class Scope:
     scopes: frozenset[KeyScope] | None = None
     session_id: str | None = None
     purpose: KeyScope | None = None
+    within: str | None = None
 
     @property
     def is_in_person(self) -> bool:
@@ -69,12 +71,17 @@ class Scope:
         """The same credential, used for that and nothing else."""
         return replace(self, purpose=what)
 
+    def in_brand(self, brand_id: str) -> Scope:
+        """The same credential, for a transaction about this brand."""
+        return replace(self, within=brand_id)
+
     def claims(self) -> dict[str, Any]:
-        """What the database is told of the caller."""
+        """What the database is told of the caller; `brand_id` is the brand that the transaction is about."""
         scopes = None if self.scopes is None else sorted(self.scopes)
         said = {
             "sub": self.user_id,
-            "brand_id": self.brand_id,
+            "brand_id": self.within or self.brand_id,
+            "bound_to": self.brand_id,
             "key_id": self.key_id,
             "scopes": scopes,
             "session_id": self.session_id,

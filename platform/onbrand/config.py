@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     """DSN of the web tier's login; made with the embedded database when None."""
     system_database_url: str | None = None
     """DSN of the internal routes' login; made with the embedded database when None."""
+    reset_logins: bool = False
+    """With `database_url`: give the database's two logins new passwords although they exist. Another platform that uses
+    them is locked out."""
 
     storage_url: str | None = None
     """`file:///folder`, or `s3://` (buckets at the endpoint's root; `s3://prefix-` puts a prefix before each bucket's
@@ -175,13 +178,15 @@ class Settings(BaseSettings):
 
 
 class Secrets(BaseModel):
-    """Keys that sign tokens, tickets and links; in `data_dir/secrets.json` (0600), never in logs or Ray's state."""
+    """Keys that sign tokens, tickets, links and the database's claims, hex. They are in `data_dir/secrets.json` (0600),
+    never in logs or Ray's state."""
 
     model_config = ConfigDict(frozen=True)
 
     tokens: str
     tickets: str
     links: str
+    claims: str
 
     def __repr__(self) -> str:
         return "Secrets(...)"
@@ -217,14 +222,30 @@ def must_have_space(folder: Path) -> None:
 
 
 def load_secrets(settings: Settings) -> Secrets:
-    """Read the secrets of this data directory, or make them at the first start."""
+    """Read the secrets of this data directory, or make them at the first start; one that is missing is made, too.
+
+    Raises ConfigurationError for a file that is not ours.
+    """
     path = must_be_writable(settings.folder) / "secrets.json"
     if not path.exists():
-        made = Secrets(**{name: secrets.token_hex(32) for name in Secrets.model_fields})
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.touch(mode=0o600)
-        draft.write_text(made.model_dump_json())
         with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
+            os.link(draft := _draft_of(path, {}), path)
         draft.unlink()
-    return Secrets(**json.loads(path.read_text()))
+    try:
+        known = json.loads(path.read_text())
+        if known.keys() < Secrets.model_fields.keys():
+            _draft_of(path, known).replace(path)
+        return Secrets(**json.loads(path.read_text()))
+    except (ValueError, AttributeError):
+        raise ConfigurationError(
+            f"{path} is not a file of secrets; move it away, or restore it", param="data_dir"
+        ) from None
+
+
+def _draft_of(path: Path, known: dict[str, str]) -> Path:
+    """A file beside `path` (0600) with these secrets and fresh ones for those that are missing."""
+    made = {name: secrets.token_hex(32) for name in Secrets.model_fields} | known
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(made))
+    return draft

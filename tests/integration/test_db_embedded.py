@@ -15,15 +15,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Settings
+from onbrand.config import Settings, load_secrets
 from onbrand.db import embedded
+from onbrand.db.logins import login_name
 from onbrand.db.session import Doors
 from onbrand.errors import ConfigurationError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from onbrand.config import Settings
+from onbrand.config import Settings, load_secrets
 from onbrand.db import embedded
 running = embedded.start(Settings(data_dir=Path(sys.argv[1])))
 print(running.folder, flush=True)
@@ -108,7 +109,7 @@ def test_after_a_hard_stop_of_everything_committed_rows_are_there(fresh: Setting
 
 async def test_a_server_that_dies_is_started_again_and_open_pools_go_on(fresh: Settings):
     running = embedded.start(fresh)
-    doors = await Doors.open(running.web_url, pool=(1, 2))
+    doors = await Doors.open(running.web_url, claims_key=load_secrets(fresh).claims, pool=(1, 2))
     try:
         async with doors.user_session(None) as session:
             await session.one("select * from private.sign_up('ada@example.com', 'x')")
@@ -166,17 +167,17 @@ def test_a_long_path_gets_a_short_socket(data_folder: Callable[[], Path]):
     running = embedded.start(settings)
     try:
         with psycopg.connect(running.web_url) as connection:
-            assert connection.execute("select current_user").fetchone() == ("onbrand_web",)
+            assert connection.execute("select current_user").fetchone() == (login_name("web", "onbrand"),)
     finally:
         running.stop()
 
 
-@pytest.mark.parametrize("login", ["postgres", "onbrand_web", "onbrand_system"])
+@pytest.mark.parametrize("login", ["postgres", "onbrand_web_onbrand", "onbrand_system_onbrand"])
 def test_nobody_gets_in_without_the_right_password(login: str, database):
     if not isinstance(database, embedded.EmbeddedDatabase):
         pytest.skip("the server's own rules of admission are its operator's")
     for password in ("", "wrong", conninfo_to_dict(database.web_url)["password"]):
-        if login == "onbrand_web" and len(str(password)) > 10:
+        if login == "onbrand_web_onbrand" and len(str(password)) > 10:
             continue
         url = make_conninfo(database.owner_url, user=login, password=str(password))
         with pytest.raises(psycopg.OperationalError):

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from onbrand.config import Settings
 from onbrand.db import embedded
-from onbrand.db.logins import must_be_new_enough, prepare
+from onbrand.db.logins import LOGINS, login_name, must_be_new_enough, prepare
 from onbrand.db.migrate import dump_schema, migrate
 from onbrand.errors import ConfigurationError, Unavailable
 
@@ -33,7 +33,9 @@ def test_processes_that_migrate_at_the_same_time_wait_for_each_other(database):
     try:
         url = make_conninfo(database.owner_url, dbname="race")
         with ThreadPoolExecutor(3) as threads:
-            applied = list(threads.map(lambda _: (prepare(url, *passwords(database)), migrate(url))[1], range(3)))
+            applied = list(
+                threads.map(lambda _: (prepare(url, *passwords(database), reset=True), migrate(url))[1], range(3))
+            )
         assert sorted(applied)[:2] == [0, 0]
         assert max(applied) >= 2
     finally:
@@ -57,9 +59,10 @@ def test_another_postgresql_is_prepared_by_its_owners_address(database, data_fol
     )
     urls = embedded.open_database(settings)
     assert not isinstance(urls, embedded.EmbeddedDatabase)
-    for url, login in ((urls.web_url, "onbrand_web"), (urls.system_url, "onbrand_system")):
+    for login, url in zip(LOGINS, (urls.web_url, urls.system_url), strict=True):
         with psycopg.connect(url) as connection:
-            assert connection.execute("select current_user").fetchone() == (login,)
+            name = login_name(login, connection.info.dbname)
+            assert connection.execute("select current_user").fetchone() == (name,)
 
 
 def test_a_replica_with_one_address_gets_that_one_only(database, data_folder):

@@ -136,23 +136,25 @@ async def test_a_lost_connection_is_unavailable_and_the_next_request_works(doors
         await session.one("select 1")
 
 
-async def test_a_database_that_is_not_there_is_unavailable():
+async def test_a_database_that_is_not_there_is_unavailable(secrets):
     with pytest.raises(Unavailable, match="does not answer"):
-        await Doors.open("host=/nowhere user=x dbname=x connect_timeout=1", pool=(1, 1), patience=1)
+        await Doors.open(
+            "host=/nowhere user=x dbname=x connect_timeout=1", claims_key=secrets.claims, pool=(1, 1), patience=1
+        )
 
 
-async def test_a_door_without_a_login_is_a_configuration_error(database):
-    doors = await Doors.open(system_url=database.system_url, pool=(1, 1))
+async def test_a_door_without_a_login_is_a_configuration_error(database, secrets):
+    doors = await Doors.open(system_url=database.system_url, claims_key=secrets.claims, pool=(1, 1))
     with pytest.raises(ConfigurationError, match="no web login"):
         async with doors.user_session(Scope("00000000-0000-4000-8000-000000000000")):
             pass
     await doors.close()
 
 
-async def test_two_processes_may_hold_doors_at_the_same_time(database, make_brand):
+async def test_two_processes_may_hold_doors_at_the_same_time(database, make_brand, secrets):
     brand = await make_brand()
-    first = await Doors.open(database.web_url, pool=(1, 1))
-    second = await Doors.open(database.web_url, pool=(1, 1))
+    first = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    second = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     async with first.user_session(brand.admin.scope) as a, second.user_session(brand.member.scope) as b:
         assert await a.one("select private.uid() as me") != await b.one("select private.uid() as me")
     await first.close()

@@ -17,7 +17,7 @@ from onbrand.storage import backends, layout
 from onbrand.storage.layout import Key
 from onbrand.storage.store import BrandStore, ObjectStore
 
-SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64)
+SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64, claims="c" * 64)
 LOGO = layout.training_image("acme", "logo", 1, "png")
 
 
@@ -146,7 +146,7 @@ def test_a_really_full_disk_leaves_nothing_half_written(acme: BrandStore, object
         "from onbrand.errors import StorageError\n"
         "from onbrand.storage import layout\n"
         "from onbrand.storage.store import ObjectStore\n"
-        "secrets = Secrets(tokens='', tickets='', links='')\n"
+        "secrets = Secrets(tokens='', tickets='', links='', claims='')\n"
         "store = ObjectStore.from_settings(Settings(data_dir=Path(sys.argv[1])), secrets)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -14,6 +13,7 @@ from psycopg import sql
 
 from onbrand.brand import KEY_SCOPES
 from onbrand.config import Limits
+from onbrand.db.claims import ClaimsSigner
 from onbrand.db.limits import set_limits
 from onbrand.db.session import Doors
 from onbrand.families.spec import with_family_defaults
@@ -33,8 +33,10 @@ from onbrand.services import (
 from onbrand.storage.findings import CleanDocument
 from tests.conftest import BrandOfPeople
 from tests.receipts import receipt_of
+from tests.signing import become, forge
 from tests.small_adapter import FACTS, safetensors
 
+UNSIGNED = ("forged_admin", "forged_ticket")
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 
 
@@ -44,7 +46,8 @@ class World:
 
     ids: dict[str, str]
     claims: dict[str, tuple[str, str | None, dict[str, str]]]
-    """Persona: login (`web` or `system`), role (None: the login's own), claims."""
+    """Persona: login (`web` or `system`), role (None: the login's own), claims, all about ACME."""
+    signer: ClaimsSigner = field(repr=False)
 
     def composed(self, statement: str, persona: str) -> sql.Composed:
         """`statement` with ids in place; `:me` is the persona's own id."""
@@ -65,11 +68,10 @@ class Tries:
         connection = self._logins[login]
         try:
             with connection.transaction(force_rollback=True):
-                if role is not None:
-                    connection.execute(
-                        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)",
-                        [role, json.dumps(claims)],
-                    )
+                if persona in UNSIGNED:
+                    forge(connection, str(role), claims)
+                elif role is not None:
+                    become(connection, self._world.signer, role, **claims)
                 done = connection.execute(self._world.composed(statement, persona))
                 return "rows" if done.rowcount > 0 else "none"
         except psycopg.errors.InsufficientPrivilege:
@@ -93,7 +95,7 @@ def _a_picture(brand_id: str, sha256: str, data: bytes) -> tuple[Any, ...]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(database, doors, store, make_brand, make_user, pictures) -> World:
+async def world(database, doors, store, make_brand, make_user, pictures, secrets) -> World:
     """Made once, through the services."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, newcomer = await make_user("removed"), await make_user("newcomer")
@@ -169,11 +171,11 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
     }  # fmt: skip
 
     def user(user_id: str, **more: Any) -> tuple[str, str, dict[str, Any]]:
-        return "web", "authenticated", {"sub": user_id, **more}
+        return "web", "authenticated", {"sub": user_id, "brand_id": acme.id, **more}
 
     def key(made: keys.ApiKey, purpose: str) -> tuple[str, str, dict[str, Any]]:
         return user(
-            made.user_id, brand_id=made.brand_id, key_id=made.id, scopes=list(made.scopes), purpose=purpose or "read"
+            made.user_id, bound_to=made.brand_id, key_id=made.id, scopes=list(made.scopes), purpose=purpose or "read"
         )
 
     def ticket(job_id: str, kind: str = "training", brand: str = acme.id, who: str = member.user_id) -> Any:
@@ -187,9 +189,14 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
         "removed": user(removed.user_id),
         "other_member": user(globex.member.user_id),
         "other_admin": user(globex.admin.user_id),
-        "bound": user(member.user_id, brand_id=globex.id),
+        "bound": user(member.user_id, bound_to=globex.id),
+        "at_home": user(globex.member.user_id, brand_id=globex.id),
+        "nowhere": ("web", "authenticated", {"sub": member.user_id}),
+        "forged_admin": user(acme.admin.user_id),
+        "forged_ticket": ticket(trains),
         **{name: key(each, name.partition(":")[2]) for name, each in made.items()},
         "anonymous": ("web", "anon", {}),
+        "logging_in": ("web", "anon", {"email": member.email}),
         "no_claims": ("web", "authenticated", {}),
         "no_role": ("web", None, {}),
         "system": ticket(trains),
@@ -204,7 +211,7 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
         "dispatcher": ("system", "onbrand_dispatcher", {}),
         "system_no_role": ("system", None, {}),
     }
-    return World(ids, claims)
+    return World(ids, claims, ClaimsSigner(secrets.claims))
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ async def test_twenty_brands_on_three_connections_see_nothing_of_each_other(
     make_brand: MakeBrand,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    doors = await Doors.open(database.web_url, database.system_url, pool=POOL)
+    doors = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL)
     eyes = Eyes()
     async with serving(settings, secrets, doors, MarkingGenerator) as platform:
         async with visitors_of(platform, make_brand, NUM_BRANDS, eyes) as visitors:
@@ -83,11 +83,13 @@ async def test_a_session_of_somebody_else_is_noticed(
     settings: Settings, secrets: Secrets, database: DatabaseUrls, make_brand: MakeBrand
 ) -> None:
     """The test of the test: behind doors that mix people up, somebody soon sees another brand, or not their own."""
-    sound = await Doors.open(database.web_url, database.system_url, pool=POOL)
+    sound = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL)
     async with serving(settings, secrets, sound, MarkingGenerator) as platform:
         async with visitors_of(platform, make_brand, 3, Eyes()) as visitors:
             await settle(platform, visitors)
-            mixed_up = await MixedUpDoors.open(database.web_url, database.system_url, pool=POOL)
+            mixed_up = await MixedUpDoors.open(
+                database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL
+            )
             async with serving(settings, secrets, mixed_up, MarkingGenerator) as broken:
                 for visitor in visitors:
                     visitor.client.base_url = httpx.URL(broken.url)

@@ -11,19 +11,18 @@ import pytest
 
 from onbrand.brand import Scope, Ticket
 from onbrand.config import Limits
+from onbrand.db.logins import login_name
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError
 from onbrand.services import assets, brands, images, jobs, models
+from tests import signing
 
 CANARY = "canary-4b1d0c7e"
 
 
-def become(connection: psycopg.Connection, user_id: str, **claims: object) -> None:
-    """Let the owner's connection act as a user for the rest of its transaction."""
-    connection.execute(
-        "select set_config('role', 'authenticated', true), set_config('request.jwt.claims', %s, true)",
-        [json.dumps({"sub": user_id, **claims})],
-    )
+def become(connection: psycopg.Connection, world, user_id: str, **claims: object) -> None:
+    """Let a connection act as a user for the rest of its transaction, which is about ACME unless said otherwise."""
+    signing.become(connection, world.signer, sub=user_id, **{"brand_id": world.ids["brand"], **claims})
 
 
 CARELESS = {
@@ -37,7 +36,7 @@ CARELESS = {
 @pytest.mark.parametrize("policy", CARELESS.values(), ids=list(CARELESS))
 def test_a_careless_policy_does_not_cross_brands(policy: str, owner, world):
     owner.execute(policy)
-    become(owner, world.ids["other_member"])
+    become(owner, world, world.ids["other_member"])
     assert owner.execute("select id from app.models").fetchall() == []
 
 
@@ -47,11 +46,11 @@ def test_the_owner_of_the_tables_sees_nothing(owner, world):
         assert owner.execute(f"select 1 from app.{table}").fetchall() == []
 
 
-async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, world):
-    doors = await Doors.open(database.web_url, database.system_url, pool=(1, 1))
+async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, world, secrets):
+    doors = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=(1, 1))
     try:
         for name in ("member", "other_member") * 8:  # beyond the fifth time psycopg prepares the statement
-            async with doors.user_session(Scope(world.ids[name])) as session:
+            async with doors.user_session(Scope(world.ids[name], within=world.ids["brand"])) as session:
                 rows = await session.all("select id from app.models")
                 assert [row["id"] for row in rows] == ([world.ids["model"]] if name == "member" else [])
         with pytest.raises(Forbidden):
@@ -63,14 +62,14 @@ async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, world):
         await doors.close()
 
 
-async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database, world):
-    doors = await Doors.open(database.web_url, pool=(1, 1))
+async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database, world, secrets):
+    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     claims = json.dumps({"sub": world.ids["member"]})
     try:
-        async with doors.user_session(Scope(world.ids["other_member"])) as session:
+        async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
             await session.run("select set_config('request.jwt.claims', %s, false)", [claims])
             await session.run("select set_config('role', 'authenticated', false)")
-        async with doors.user_session(Scope(world.ids["other_member"])) as session:
+        async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
             assert await session.all("select id from app.models") == []
         with pytest.raises(Forbidden):
             async with doors.user_session(None) as session:
@@ -79,26 +78,26 @@ async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database
         await doors.close()
 
 
-async def test_a_door_leaves_nothing_on_its_connection(database, world):
-    doors = await Doors.open(database.web_url, pool=(1, 1))
+async def test_a_door_leaves_nothing_on_its_connection(database, world, secrets):
+    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     try:
-        async with doors.user_session(Scope(world.ids["member"])) as session:
+        async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
             assert await session.all("select id from app.models")
         async with doors._web.connection() as connection:
             cursor = await connection.execute(
                 "select current_user::text as role, current_setting('request.jwt.claims', true) as claims"
             )
-            assert await cursor.fetchone() == {"role": "onbrand_web", "claims": ""}
+            assert await cursor.fetchone() == {"role": login_name("web", "onbrand"), "claims": ""}
     finally:
         await doors.close()
 
 
-async def test_after_a_transaction_the_context_is_gone(database, world):
+async def test_after_a_transaction_the_context_is_gone(database, world, secrets):
     with psycopg.connect(database.web_url, autocommit=True) as connection:
         with connection.transaction():
-            become(connection, world.ids["member"])
+            become(connection, world, world.ids["member"])
         left = connection.execute("select current_setting('request.jwt.claims', true), current_user").fetchone()
-    assert left == ("", "onbrand_web")
+    assert left == ("", login_name("web", "onbrand"))
 
 
 @pytest.mark.parametrize(
@@ -119,13 +118,13 @@ def test_the_system_login_becomes_no_user(role: str, database):
 @pytest.mark.parametrize(
     "statement",
     [
-        "set session authorization onbrand_system",
+        "set session authorization onbrand_system_onbrand",
         "create temporary table x (i int)",
         "create table app.x (i int)",
         "create function private.uid2() returns int language sql as 'select 1'",
         "create schema mine",
         "alter table app.models disable row level security",
-        "alter role onbrand_web bypassrls",
+        "alter role current_user bypassrls",
         "set session_replication_role = 'replica'",
         "copy app.models to '/tmp/x'",
         "select pg_read_file('/etc/passwd')",
@@ -138,7 +137,7 @@ def test_a_login_cannot_change_what_holds_it(statement: str, database):
 
 def test_turning_row_security_off_gives_an_error_and_no_row(database, world):
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world.ids["other_member"])
+        become(connection, world, world.ids["other_member"])
         connection.execute("set row_security = off")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("select id from app.models")
@@ -147,7 +146,7 @@ def test_turning_row_security_off_gives_an_error_and_no_row(database, world):
 @pytest.mark.parametrize("column", ["status", "model_url", "progress", "metrics", "user_id", "training_config"])
 async def test_the_owner_of_a_job_forges_nothing(column: str, doors, world):
     with pytest.raises(Forbidden):
-        async with doors.user_session(Scope(world.ids["member"])) as session:
+        async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
             await session.run(
                 f"update app.lora_training_jobs set {column} = {column} where id = %s", [world.ids["job"]]
             )
@@ -176,7 +175,7 @@ async def test_anothers_thing_and_nothing_get_the_same_answer(thing: str, doors,
     for brand_id in (world.ids["other_brand"], world.ids["brand"]):
         for thing_id in (world.ids[thing], str(uuid.uuid4())):
             with pytest.raises(NotFound) as refused:
-                async with doors.user_session(Scope(world.ids["other_member"])) as session:
+                async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
                     await GETTERS[thing](session, brand_id, thing_id)
             answers.append(said(refused.value, thing_id))
     assert len(set(answers)) == 1
@@ -187,7 +186,7 @@ async def test_a_job_with_anothers_asset_and_with_none_get_the_same_answer(doors
     for asset_id in (world.ids["asset"], str(uuid.uuid4()), "no-id"):
         new = jobs.NewJob(name="x", model_type="sd15", training_asset_ids=[asset_id])
         with pytest.raises(NotFound) as refused:
-            async with doors.user_session(Scope(world.ids["other_member"])) as session:
+            async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
                 await jobs.create_job(session, world.ids["other_brand"], world.ids["other_member"], new)
         answers.append(said(refused.value, asset_id))
     assert len(set(answers)) == 1
@@ -197,12 +196,12 @@ async def test_a_brand_of_others_and_none_get_the_same_answer(doors, world):
     answers = []
     for brand_id in (world.ids["brand"], "never-was-there"):
         with pytest.raises(NotFound) as refused:
-            async with doors.user_session(Scope(world.ids["other_admin"])) as session:
+            async with doors.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
                 await brands.list_members(session, brand_id)
         answers.append(said(refused.value, brand_id))
         for email in (world.ids["member_email"], "nobody@example.com"):
             with pytest.raises(NotFound) as refused:
-                async with doors.user_session(Scope(world.ids["other_admin"])) as session:
+                async with doors.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
                     await brands.add_member(session, brand_id, email)
             answers.append(said(refused.value, brand_id))
     assert len(set(answers)) == 1
@@ -222,7 +221,7 @@ def test_a_foreign_key_tells_nothing_of_other_brands(name: str, thing: str, data
     answers = []
     for thing_id in (world.ids[thing], str(uuid.uuid4())):
         with psycopg.connect(database.web_url) as connection:
-            become(connection, world.ids["other_member"])
+            become(connection, world, world.ids["other_member"], brand_id=world.ids["other_brand"])
             with pytest.raises(psycopg.errors.ForeignKeyViolation) as refused:
                 connection.execute(
                     FOREIGN_KEYS[name],
@@ -259,7 +258,7 @@ def test_not_even_its_owner_moves_a_row_to_another_brand(table: str, owner, worl
 
 def test_an_id_cannot_be_chosen_so_it_cannot_collide_with_anothers(database, world):
     with psycopg.connect(database.web_url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):  # noqa: PT012
-        become(connection, world.ids["other_member"])
+        become(connection, world, world.ids["other_member"])
         connection.execute(
             "insert into app.lora_training_jobs (id, brand_id, user_id, name, model_type)"
             " values (%s, %s, %s, 'x', 'sd15')",
@@ -313,7 +312,7 @@ def test_an_object_row_has_a_plain_key(name: str, owner, world):
 
 async def test_an_error_of_the_database_tells_no_value(doors, world):
     with pytest.raises(OnbrandError) as refused:
-        async with doors.user_session(Scope(world.ids["member"])) as session:
+        async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
             await session.run(
                 "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id)"
                 " values (%s, %s, -1, %s, %s)",
@@ -330,7 +329,7 @@ async def test_the_servers_log_tells_no_caption(doors, world, settings, database
         pytest.skip("the database is not the embedded one; its log is its operator's")
     for version in (-1, 1, 99999999999):
         with pytest.raises(OnbrandError):
-            async with doors.user_session(Scope(world.ids["member"])) as session:
+            async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
                 await session.run(
                     "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id)"
                     f" values (%s, %s, {version}, '{CANARY}', %s)",
@@ -378,8 +377,8 @@ async def test_the_dispatcher_learns_ids_states_and_numbers_only(doors, world):
     assert "a picture" not in str(rows)
 
 
-async def test_a_process_without_a_login_cannot_open_its_door(database):
-    doors = await Doors.open(web_url=database.web_url)
+async def test_a_process_without_a_login_cannot_open_its_door(database, secrets):
+    doors = await Doors.open(web_url=database.web_url, claims_key=secrets.claims)
     try:
         ticket = Ticket.issue("acme", str(uuid.uuid4()), str(uuid.uuid4()), "training", 60)
         with pytest.raises(OnbrandError, match="no system login"):
@@ -417,7 +416,7 @@ async def test_two_admins_who_drop_each_other_leave_one(doors, make_brand):
 def test_a_revoked_key_reaches_nothing_from_the_next_statement_on(owner, world):
     _, _, claims = world.claims["key:manage"]
     read = "select id from app.models"
-    become(owner, claims["sub"], **{name: claims[name] for name in ("brand_id", "key_id", "scopes", "purpose")})
+    become(owner, world, claims["sub"], **{name: claims[name] for name in ("brand_id", "key_id", "scopes", "purpose")})
     assert len(owner.execute(read).fetchall()) == 1
     owner.execute("reset role")
     owner.execute("update app.api_keys set revoked_at = now() where id = %s", [claims["key_id"]])

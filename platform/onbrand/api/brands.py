@@ -11,7 +11,7 @@ from pydantic import Field
 
 from onbrand.api.caller import Admin, AnyReader, Member, Person
 from onbrand.api.input import Input
-from onbrand.api.lists import Listed, all_of
+from onbrand.api.lists import Listed, Paging, all_of, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
 from onbrand.services import brands
@@ -48,9 +48,9 @@ async def create_brand(body: NewBrand, caller: Person, once: OnlyOnce) -> JSONRe
 
 
 @router.get("", response_model=Listed)
-async def list_brands(caller: AnyReader) -> dict[str, Any]:
-    """The caller's brands."""
-    return all_of(await brands.list_brands(caller.session))
+async def list_brands(caller: AnyReader, paging: Paging) -> dict[str, Any]:
+    """The caller's brands, by id."""
+    return listed(await brands.list_brands(caller.session, paging.limit, paging.cursor))
 
 
 @router.get("/{brand_id}")

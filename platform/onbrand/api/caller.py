@@ -15,7 +15,7 @@ again, so that a removed member or a revoked key is out at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,49 +155,14 @@ Person = Annotated[Caller, Depends(_person)]
 
 
 async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller:
-    """The caller as a member of the brand, with a credential that may do what they `need`.
+    """The caller as a member of the brand that their transaction is about, with a credential for what they `need`.
 
     Raises NotFound for a brand that is not there or not theirs, Forbidden to a key without that scope.
     """
-    try:
-        must_be_brand_id(brand_id)
-    except InvalidInput:
-        raise NotFound("there is no such brand") from None
     if caller.scope.brand_id in (None, brand_id):  # to a key that may not, the database shows no brand
         caller.must_be_allowed(need)
     brand = await brands.get_brand(caller.session, brand_id)
     return BrandCaller(caller.scope, caller.session, caller.parts, brand.id, brand.role)
-
-
-def _member_who_may(need: KeyScope) -> Callable[[str, Caller], Awaitable[BrandCaller]]:
-    async def member(brand_id: str, caller: Caller = _COMES_TO[need]) -> BrandCaller:
-        return await in_brand(caller, brand_id, need)
-
-    return member
-
-
-Member = Annotated[BrandCaller, Depends(_member_who_may("read"))]
-Uploader = Annotated[BrandCaller, Depends(_member_who_may("upload"))]
-Trainer = Annotated[BrandCaller, Depends(_member_who_may("train"))]
-Artist = Annotated[BrandCaller, Depends(_member_who_may("generate"))]
-Manager = Annotated[BrandCaller, Depends(_member_who_may("manage"))]
-
-
-async def _admin(member: Manager) -> BrandCaller:
-    if member.role != "admin":
-        raise Forbidden("only an admin of the brand may do this; ask one of them")
-    return member
-
-
-Admin = Annotated[BrandCaller, Depends(_admin)]
-
-
-async def _admin_in_person(admin: Admin) -> BrandCaller:
-    must_be_in_person(admin.scope, "make or revoke keys")
-    return admin
-
-
-AdminInPerson = Annotated[BrandCaller, Depends(_admin_in_person)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +180,45 @@ class Access:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[BrandCaller]:
-        """One transaction. Raises NotFound once the membership has ended."""
-        async with _opened(self.scope, self.need, self.parts) as caller:
+        """One transaction, about this brand. Raises NotFound once the membership has ended."""
+        try:
+            scope = self.scope.in_brand(must_be_brand_id(self.brand_id))
+        except InvalidInput:
+            raise NotFound("there is no such brand") from None
+        async with _opened(scope, self.need, self.parts) as caller:
             yield await in_brand(caller, self.brand_id, self.need)
+
+
+def _member_who_may(need: KeyScope) -> Any:
+    async def member(brand_id: str, scope: TokenHolder, parts: AppParts) -> AsyncIterator[BrandCaller]:
+        async with Access(scope, brand_id, parts, need).open() as caller:
+            yield caller
+
+    return Depends(member, scope="function")
+
+
+Member = Annotated[BrandCaller, _member_who_may("read")]
+Uploader = Annotated[BrandCaller, _member_who_may("upload")]
+Trainer = Annotated[BrandCaller, _member_who_may("train")]
+Artist = Annotated[BrandCaller, _member_who_may("generate")]
+Manager = Annotated[BrandCaller, _member_who_may("manage")]
+
+
+async def _admin(member: Manager) -> BrandCaller:
+    if member.role != "admin":
+        raise Forbidden("only an admin of the brand may do this; ask one of them")
+    return member
+
+
+Admin = Annotated[BrandCaller, Depends(_admin)]
+
+
+async def _admin_in_person(admin: Admin) -> BrandCaller:
+    must_be_in_person(admin.scope, "make or revoke keys")
+    return admin
+
+
+AdminInPerson = Annotated[BrandCaller, Depends(_admin_in_person)]
 
 
 def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Access]:

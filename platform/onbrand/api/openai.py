@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import waiting
-from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder, in_brand
+from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
@@ -32,12 +32,11 @@ from onbrand.errors import (
     Unavailable,
     of_code,
 )
-from onbrand.services import brands, images, models
+from onbrand.services import images, models
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 _WAIT_SECONDS = 300
-_PAGE = 100
 _OPENAI_NAMES = {"num_images": "n", "width": "size", "height": "size", "model_type": "model"}
 _SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 
@@ -86,27 +85,29 @@ async def generate(
 
 
 @router.get("/models")
-async def list_models(caller: AnyReader) -> dict[str, Any]:
-    """Every adapter and base that this token reaches."""
-    data: list[dict[str, Any]] = []
-    for brand in await brands.list_brands(caller.session):
-        member = await in_brand(caller, brand.id, "read")
-        data += await _models_of(member)
-    return {"object": "list", "data": data}
+async def list_models(
+    caller: AnyReader,
+    limit: Annotated[int, Query(ge=1, le=models.REACHED_MAX)] = models.REACHED_MAX,
+    cursor: Annotated[str | None, Query(max_length=500)] = None,
+) -> dict[str, Any]:
+    """Every adapter and base that this token reaches, by brand; a page of at most 1,000."""
+    found = await models.list_reached(caller.session, caller.parts.settings.families, limit, cursor)
+    data = [_described(caller.scope, model) for model in found.data]
+    return {"object": "list", "data": data, "has_more": found.has_more, "next_cursor": found.next_cursor}
 
 
 @router.get("/models/{model:path}")
-async def get_model(model: str, caller: AnyReader) -> dict[str, Any]:
+async def get_model(model: str, scope: TokenHolder, parts: AppParts) -> dict[str, Any]:
     """One model by the id that the list gives it."""
     try:
-        brand_id, name = split_model(model, caller.scope)
+        brand_id, name = split_model(model, scope)
     except InvalidInput:
         raise NotFound("there is no such model") from None
-    member = await in_brand(caller, brand_id, "read")
-    if name in caller.parts.settings.families:
-        return _described(member, name, 0, "onbrand")
-    found = await models.get_model(member.session, member.brand_id, name)
-    return _described(member, found.name, int(found.created_at.timestamp()), member.brand_id)
+    async with Access(scope, brand_id, parts, "read").open() as member:
+        if name in parts.settings.families:
+            return _described(scope, models.Reached(brand_id=brand_id, name=name, is_base=True))
+        found = await models.get_model(member.session, member.brand_id, name)
+    return _described(scope, models.Reached(brand_id=brand_id, name=found.name, created_at=found.created_at))
 
 
 def split_model(model: str, scope: Scope) -> tuple[str, str]:
@@ -198,24 +199,10 @@ async def _pictures(caller: BrandCaller, generation: images.Generation, response
     return [{"b64_json": base64.b64encode(each).decode()} for each in data]
 
 
-async def _models_of(member: BrandCaller) -> list[dict[str, Any]]:
-    """The brand's adapters, newest first, then the bases."""
-    found: list[dict[str, Any]] = []
-    cursor: str | None = None
-    while True:
-        page = await models.list_models(member.session, member.brand_id, _PAGE, cursor)
-        found += [_described(member, m.name, int(m.created_at.timestamp()), member.brand_id) for m in page.data]
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return found + [_described(member, family, 0, "onbrand") for family in member.parts.settings.families]
-
-
-def _described(member: BrandCaller, name: str, created: int, owner: str) -> dict[str, Any]:
-    is_bound = member.scope.brand_id is not None
+def _described(scope: Scope, model: models.Reached) -> dict[str, Any]:
     return {
-        "id": name if is_bound else f"{member.brand_id}/{name}",
+        "id": model.name if scope.brand_id is not None else f"{model.brand_id}/{model.name}",
         "object": "model",
-        "created": created,
-        "owned_by": owner,
+        "created": int(model.created_at.timestamp()) if model.created_at else 0,
+        "owned_by": "onbrand" if model.is_base else model.brand_id,
     }

@@ -53,7 +53,8 @@ async def me(caller: AnyUser) -> Any:
     scope = caller.scope
     return as_json(user) | {
         "brand_id": scope.brand_id,
-        "brands": [as_json(brand) for brand in mine],
+        "brands": [as_json(brand) for brand in mine.data],
+        "has_more_brands": mine.has_more,
         "key_id": scope.key_id,
         "scopes": None if scope.scopes is None else sorted(scope.scopes),
     }

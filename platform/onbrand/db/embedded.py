@@ -26,8 +26,9 @@ from typing import IO, Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Secrets, Settings, must_be_writable
-from onbrand.db.logins import SYSTEM, WEB, DatabaseUrls, connect_as_owner, prepare
+from onbrand.config import Secrets, Settings, load_secrets, must_be_writable
+from onbrand.db.claims import install_key
+from onbrand.db.logins import LOGINS, DatabaseUrls, Login, connect_as_owner, login_name, prepare
 from onbrand.db.migrate import migrate
 from onbrand.errors import ConfigurationError
 
@@ -40,7 +41,7 @@ _START_SECONDS = 60
 _STOP_SECONDS = 20
 
 _HBA = f"""# Written by onbrand at every start. Nobody else, nothing over a network, never without a password.
-local {DATABASE} {WEB},{SYSTEM} scram-sha-256
+local {DATABASE} {",".join(login_name(login, DATABASE) for login in LOGINS)} scram-sha-256
 local all {OWNER} scram-sha-256
 """
 
@@ -90,8 +91,8 @@ class EmbeddedDatabase(DatabaseUrls):
 def start(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabase:
     """Start the server of this data directory, make its roles, bring its schema up to date.
 
-    A server that a killed process left behind is taken over. `secrets` is not needed: the logins have passwords of
-    their own, in `database.json` (0600).
+    A server that a killed process left behind is taken over. The logins have passwords of their own, in `database.json`
+    (0600); `secrets` are those of the data directory.
 
     Raises ConfigurationError: the folder is in use by a living process, not writable, or not a usable database.
     """
@@ -104,7 +105,7 @@ def start(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabas
         if not (pgdata / "PG_VERSION").exists():
             _init(pgdata, passwords[OWNER])
         _run(pgdata, _socket_folder(folder))
-        return _ready(folder, lock, passwords)
+        return _ready(folder, lock, passwords, secrets or load_secrets(settings))
     except BaseException:
         lock.close()
         raise
@@ -125,7 +126,7 @@ def read_urls(settings: Settings) -> DatabaseUrls:
             f"there is no database in {settings.folder}; start the platform with 'onbrand up'", param="data_dir"
         ) from None
     if settings.database_url is not None:
-        return prepare(settings.database_url, found[WEB], found[SYSTEM])
+        return prepare(settings.database_url, found["web"], found["system"])
     return _urls(settings.folder, found)
 
 
@@ -136,28 +137,31 @@ def open_database(settings: Settings, secrets: Secrets | None = None) -> Embedde
     if settings.database_url is None:
         return read_urls(settings)
     passwords = _passwords(must_be_writable(settings.folder))
-    web = _password_in(settings.web_database_url, WEB) or passwords[WEB]
-    system = _password_in(settings.system_database_url, SYSTEM) or passwords[SYSTEM]
-    urls = prepare(settings.database_url, web, system)
+    web = _password_in(settings.web_database_url, "web") or passwords["web"]
+    system = _password_in(settings.system_database_url, "system") or passwords["system"]
+    urls = prepare(settings.database_url, web, system, reset=settings.reset_logins)
     migrate(settings.database_url)
+    install_key(settings.database_url, (secrets or load_secrets(settings)).claims)
     return DatabaseUrls(
         urls.owner_url, settings.web_database_url or urls.web_url, settings.system_database_url or urls.system_url
     )
 
 
-def _password_in(url: str | None, login: str) -> str | None:
+def _password_in(url: str | None, login: Login) -> str | None:
     """The password that a configured address has for this login; it is then the one that the login gets."""
     parts = conninfo_to_dict(url or "")
-    return str(parts["password"]) if parts.get("user") == login and parts.get("password") else None
+    is_ours = parts.get("user") == login_name(login, str(parts.get("dbname") or ""))
+    return str(parts["password"]) if is_ours and parts.get("password") else None
 
 
-def _ready(folder: Path, lock: IO[bytes], passwords: dict[str, str]) -> EmbeddedDatabase:
+def _ready(folder: Path, lock: IO[bytes], passwords: dict[str, str], secrets: Secrets) -> EmbeddedDatabase:
     urls = _urls(folder, passwords)
     with connect_as_owner(_url(folder, OWNER, passwords[OWNER], "postgres"), autocommit=True) as connection:
         if connection.execute("select 1 from pg_database where datname = %s", [DATABASE]).fetchone() is None:
             connection.execute(f"create database {DATABASE}")  # type: ignore[arg-type]
-    prepare(urls.owner_url, passwords[WEB], passwords[SYSTEM])
+    prepare(urls.owner_url, passwords["web"], passwords["system"])
     migrate(urls.owner_url)
+    install_key(urls.owner_url, secrets.claims)
     return EmbeddedDatabase(urls.owner_url, urls.web_url, urls.system_url, folder, lock)
 
 
@@ -189,15 +193,22 @@ def _passwords(folder: Path) -> dict[str, str]:
     if not path.exists():
         draft = folder / f"database.{os.getpid()}.tmp"
         draft.touch(mode=0o600)
-        draft.write_text(json.dumps({login: random.token_hex(24) for login in (OWNER, WEB, SYSTEM)}))
+        draft.write_text(json.dumps({login: random.token_hex(24) for login in (OWNER, *LOGINS)}))
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
         draft.unlink()
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    if not {OWNER, *LOGINS} <= found.keys():
+        raise ConfigurationError(
+            f"{path} was made by a version from before the first release; begin with another data directory",
+            param="data_dir",
+        )
+    return dict(found)
 
 
 def _urls(folder: Path, passwords: dict[str, str]) -> DatabaseUrls:
-    return DatabaseUrls(*(_url(folder, login, passwords[login], DATABASE) for login in (OWNER, WEB, SYSTEM)))
+    web, system = (_url(folder, login_name(login, DATABASE), passwords[login], DATABASE) for login in LOGINS)
+    return DatabaseUrls(_url(folder, OWNER, passwords[OWNER], DATABASE), web, system)
 
 
 def _url(folder: Path, login: str, password: str, database: str) -> str:

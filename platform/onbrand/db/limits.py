@@ -38,7 +38,7 @@ def limits_of(owner_url: str, brand_id: str) -> dict[str, Any]:
     """A brand's limits. Raises NotFound, Unavailable, ConfigurationError.
 
     Args:
-        owner_url: DSN of an owner that row security does not hold back (a superuser, or BYPASSRLS).
+        owner_url: DSN of the owner that ran the migrations.
     """
     return set_limits(owner_url, brand_id, {})
 
@@ -70,8 +70,9 @@ def _must_be_within(name: str, value: Any) -> None:
 
 
 def _changed(connection: psycopg.Connection[Any], brand_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-    connection.execute("set local row_security = off")  # refuse instead of showing nothing
-    if connection.execute("select 1 from app.brands where id = %s for no key update", [brand_id]).fetchone() is None:
+    connection.execute("set local role onbrand_operator")
+    connection.execute("select pg_advisory_xact_lock(hashtextextended('limits:' || %s, 0))", [brand_id])
+    if connection.execute("select 1 from app.brands where id = %s", [brand_id]).fetchone() is None:
         raise NotFound(f"there is no brand {brand_id}")
     with connection.cursor(row_factory=dict_row) as cursor:
         before = cursor.execute(_ROW, [brand_id]).fetchone() or DEFAULTS

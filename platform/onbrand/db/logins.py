@@ -1,12 +1,15 @@
-"""The roles of a PostgreSQL cluster that Onbrand runs on, and the two logins that can never become each other.
+"""The roles that Onbrand uses on a PostgreSQL server, and the two logins of each of its databases.
 
-Roles belong to the cluster, so they are made here and not in the migrations of one database.
+Roles belong to the server, so they are made here and not in the migrations of one database. Roles that cannot log in
+are shared by all of the server's databases; a login belongs to one database and cannot connect to another platform's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import Literal
 
 import psycopg
 from psycopg import sql
@@ -14,10 +17,16 @@ from psycopg.conninfo import make_conninfo
 
 from onbrand.errors import ConfigurationError, Unavailable
 
-WEB, SYSTEM = "onbrand_web", "onbrand_system"
-_NOLOGIN = ("onbrand_owner", "onbrand_identity", "anon", "authenticated", "brand_system", "onbrand_dispatcher")
-_MAY_BECOME = {WEB: ("anon", "authenticated"), SYSTEM: ("brand_system", "onbrand_dispatcher")}
-_STATEMENT_TIMEOUT = {WEB: "20s", SYSTEM: "60s"}
+Login = Literal["web", "system"]
+LOGINS: tuple[Login, Login] = ("web", "system")
+_NOLOGIN = (
+    "onbrand_owner", "onbrand_identity", "onbrand_definer", "onbrand_operator", "anon", "authenticated", "brand_system",
+    "onbrand_dispatcher",
+)  # fmt: skip
+_OWNERS = ("onbrand_owner", "onbrand_identity", "onbrand_definer", "onbrand_operator")
+_MAY_BECOME = {"web": ("anon", "authenticated"), "system": ("brand_system", "onbrand_dispatcher")}
+_STATEMENT_TIMEOUT = {"web": "20s", "system": "60s"}
+_NAME_BYTES = 63
 _OLDEST = {15: 150014, 16: 160010, 17: 170006}
 _LOCK = 0x0B4A4D
 
@@ -34,33 +43,66 @@ class DatabaseUrls:
         return "DatabaseUrls(...)"
 
 
-def prepare(owner_url: str, web_password: str | None = None, system_password: str | None = None) -> DatabaseUrls:
-    """Make the roles and logins that are missing in the cluster of `owner_url`, and set the logins' passwords.
+def login_name(login: Login, database: str) -> str:
+    """The name of a database's login: it carries the database's name, or the hash of one that is too long."""
+    name = f"onbrand_{login}_{database}"
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    return f"onbrand_{login}_{hashlib.sha256(database.encode()).hexdigest()[:16]}"
 
-    Passwords that are not given are generated. Safe to repeat and to race.
+
+def prepare(
+    owner_url: str, web_password: str | None = None, system_password: str | None = None, *, reset: bool = False
+) -> DatabaseUrls:
+    """Make the roles and the database's logins where they are missing. Safe to repeat and to race.
+
+    Passwords that are not given are generated.
+
+    Args:
+        reset: give logins that exist these passwords; without it, theirs must be the right ones already.
 
     Raises:
-        ConfigurationError: the server is too old, or the owner may not make roles.
+        ConfigurationError: the server is too old; the owner may not make roles or does not own the database; or a login
+            exists with another password.
         Unavailable: nobody answers.
     """
-    passwords = {WEB: web_password or secrets.token_hex(24), SYSTEM: system_password or secrets.token_hex(24)}
+    passwords: dict[Login, str] = {
+        "web": web_password or secrets.token_hex(24),
+        "system": system_password or secrets.token_hex(24),
+    }
     with connect_as_owner(owner_url) as connection:
         must_be_new_enough(connection.info.server_version)
         connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
         try:
             _make_roles(connection)
-            for login, password in passwords.items():
-                _let_in(connection, login, password)
+            _close_to_others(connection)
+            existing = {
+                login for login, password in passwords.items() if not _let_in(connection, login, password, reset)
+            }
         except psycopg.errors.InsufficientPrivilege:
             raise ConfigurationError(
-                "the owner of the database may not make roles; give it CREATEROLE and BYPASSRLS, or use a superuser",
+                "the owner of the database may not make roles; let it own the database and give it CREATEROLE "
+                "(alter role ... createrole), nothing more",
                 param="database_url",
             ) from None
-    return DatabaseUrls(
-        owner_url,
-        _as_login(owner_url, WEB, passwords[WEB]),
-        _as_login(owner_url, SYSTEM, passwords[SYSTEM]),
-    )
+        database = connection.info.dbname
+    urls = {login: _as_login(owner_url, login_name(login, database), password) for login, password in passwords.items()}
+    for login in existing:
+        _must_open(urls[login], login_name(login, database))
+    return DatabaseUrls(owner_url, urls["web"], urls["system"])
+
+
+def _must_open(url: str, name: str) -> None:
+    """Raise ConfigurationError if an existing login has another password; no password is changed unasked."""
+    try:
+        psycopg.connect(url, connect_timeout=10).close()
+    except psycopg.OperationalError:
+        raise ConfigurationError(
+            f"the login {name} exists and has another password than this data directory knows: another platform may "
+            "use it. Set ONBRAND_WEB_DATABASE_URL and ONBRAND_SYSTEM_DATABASE_URL, or ONBRAND_RESET_LOGINS=true to "
+            "give it a new password",
+            param="database_url",
+        ) from None
 
 
 def connect_as_owner(owner_url: str, *, autocommit: bool = False) -> psycopg.Connection:
@@ -83,33 +125,56 @@ def must_be_new_enough(version: int) -> None:
 def _make_roles(connection: psycopg.Connection) -> None:
     for role in _NOLOGIN:
         _make_role(connection, role, "nologin noinherit")
-    _make_role(connection, "onbrand_definer", "nologin noinherit bypassrls")
     connection.execute(
-        "do $$ begin if not (select rolsuper from pg_roles where rolname = current_user) then "
-        "execute format('grant onbrand_owner, onbrand_identity, onbrand_definer to %I', current_user); "
-        "end if; end $$"
+        sql.SQL(
+            "do $$ begin if not (select rolsuper from pg_roles where rolname = current_user) then "
+            "execute format('grant {} to %I', current_user); end if; end $$"
+        ).format(sql.SQL(", ").join(map(sql.Identifier, _OWNERS)))
     )
 
 
-def _make_role(connection: psycopg.Connection, role: str, attributes: str) -> None:
-    if connection.execute("select 1 from pg_roles where rolname = %s", [role]).fetchone() is None:
-        connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(role), sql.SQL(attributes)))  # type: ignore[arg-type]
+def _make_role(connection: psycopg.Connection, role: str, attributes: str) -> bool:
+    """Whether the role was missing, and is made now."""
+    if connection.execute("select 1 from pg_roles where rolname = %s", [role]).fetchone() is not None:
+        return False
+    connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(role), sql.SQL(attributes)))  # type: ignore[arg-type]
+    return True
 
 
-def _let_in(connection: psycopg.Connection, login: str, password: str) -> None:
-    """Make `login` able to connect, and to become its own roles and no others."""
-    _make_role(connection, login, "login noinherit")
-    name = sql.Identifier(login)
-    verifier = connection.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256").decode()
-    connection.execute(sql.SQL("alter role {} with login noinherit password {}").format(name, sql.Literal(verifier)))
-    for role in _MAY_BECOME[login]:
-        connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), name))
-    timeout = sql.Literal(_STATEMENT_TIMEOUT[login])
-    connection.execute(sql.SQL("alter role {} set statement_timeout = {}").format(name, timeout))
-    connection.execute(sql.SQL("alter role {} set idle_in_transaction_session_timeout = '5min'").format(name))
+def _close_to_others(connection: psycopg.Connection) -> None:
+    """Nobody connects to this database but its owner, its logins, and whom somebody gave the right by name."""
     database = sql.Identifier(connection.info.dbname)
-    connection.execute(sql.SQL("revoke temporary on database {} from public").format(database))
+    connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(database))
+    row = connection.execute("select has_database_privilege('public', current_database(), 'connect')").fetchone()
+    if row is None or row[0]:
+        raise ConfigurationError(
+            "every role of the server may connect to this database, and the owner's login cannot change that; "
+            f'run as a superuser: alter database "{connection.info.dbname}" owner to <the owner\'s login>',
+            param="database_url",
+        )
+
+
+def _let_in(connection: psycopg.Connection, login: Login, password: str, reset: bool) -> bool:
+    """Make `login` able to connect, and to become its own roles and no others. Whether it has this password now."""
+    role = login_name(login, connection.info.dbname)
+    is_new = _make_role(connection, role, "login noinherit")
+    name, database = sql.Identifier(role), sql.Identifier(connection.info.dbname)
+    if is_new or reset:
+        verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+        connection.execute(
+            sql.SQL("alter role {} with login noinherit password {}").format(name, sql.Literal(verifier))
+        )
+    for other in _MAY_BECOME[login]:
+        connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(other), name))
     connection.execute(sql.SQL("grant connect on database {} to {}").format(database, name))
+    for setting, value in (
+        ("statement_timeout", _STATEMENT_TIMEOUT[login]),
+        ("idle_in_transaction_session_timeout", "5min"),
+        ("timezone", "UTC"),
+    ):
+        statement = sql.SQL("alter role {} set {} = {}")
+        connection.execute(statement.format(name, sql.Identifier(setting), sql.Literal(value)))
+    return is_new or reset
 
 
 def _as_login(owner_url: str, login: str, password: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterable
 from importlib.resources import as_file, files
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -41,6 +42,7 @@ def _apply_missing(owner_url: str, folder: Path) -> int:
     migrations = read_migrations(str(folder))
     backend = get_backend(_yoyo_url(owner_url))
     with backend:
+        _must_be_known(backend.get_applied_migration_hashes(), {each.hash for each in migrations})
         missing = backend.to_apply(migrations)
         for migration in missing:
             try:
@@ -49,6 +51,16 @@ def _apply_missing(owner_url: str, folder: Path) -> int:
                 reason = problem.diag.message_primary or type(problem).__name__
                 raise ConfigurationError(f"migration {migration.id} failed: {reason}", migration=migration.id) from None
     return len(missing)
+
+
+def _must_be_known(applied: Iterable[str], known: set[str]) -> None:
+    """Raise ConfigurationError if another version made this schema: then this one's would not fit on it."""
+    if unknown := set(applied) - known:
+        raise ConfigurationError(
+            f"the database has {len(unknown)} migrations that this version does not know: a newer version made it, or "
+            "one from before the first release; use that version, or begin with an empty database (or data directory)",
+            param="database_url",
+        )
 
 
 def _yoyo_url(owner_url: str) -> str:

@@ -22,7 +22,7 @@ class Record:
     """The lines of all brands, within one snapshot; a context. Raises Unavailable, ConfigurationError.
 
     Args:
-        owner_url: DSN of an owner that row security does not hold back (a superuser, or BYPASSRLS).
+        owner_url: DSN of the owner that ran the migrations.
     """
 
     def __init__(self, owner_url: str) -> None:
@@ -32,7 +32,7 @@ class Record:
         self._connection = connect_as_owner(self._owner_url)
         try:
             self._connection.execute("set transaction isolation level repeatable read, read only")
-            self._connection.execute("set local row_security = off")  # refuse instead of showing nothing
+            self._connection.execute("set local role onbrand_operator")
             self.brand_ids()
         except psycopg.Error as problem:
             self._connection.close()

@@ -26,16 +26,33 @@ begin
   execute format('alter table %s enable row level security', t);
   execute format('alter table %s force row level security', t);
   execute format('create policy wall_user on %s as restrictive for all to authenticated '
-    'using (coalesce(brand_id = any ((select private.my_brands())::text[]), false)) '
-    'with check (brand_id = any ((select private.my_brands())::text[]))', t);
+    'using (%s) with check (brand_id = (select private.my_brand()))', t,
+    app.wall_reads('brand_id', 'private.my_brand()'));
   execute format('create policy wall_system on %s as restrictive for all to brand_system '
-    'using (brand_id = (select private.ticket_brand())) '
-    'with check (brand_id = (select private.ticket_brand()))', t);
+    'using (%s) with check (brand_id = (select private.ticket_brand()))', t,
+    app.wall_reads('brand_id', 'private.ticket_brand()'));
+  execute format('create policy own_code on %s to onbrand_definer using (true) with check (true)', t);
   execute format('create trigger brand_immutable before update on %s '
     'for each row execute function app.tg_brand_immutable()', t);
+  call app.keep_no_statistics(t);
 end $$;
 
 ALTER PROCEDURE app.build_wall(IN t regclass) OWNER TO onbrand_owner;
+
+CREATE PROCEDURE app.keep_no_statistics(IN t regclass)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare col name;
+begin
+  for col in select a.attname from pg_catalog.pg_attribute a
+    where a.attrelid = t and a.attnum > 0 and not a.attisdropped
+  loop
+    execute format('alter table %s alter column %I set statistics 0', t, col);
+  end loop;
+end $$;
+
+ALTER PROCEDURE app.keep_no_statistics(IN t regclass) OWNER TO onbrand_owner;
 
 CREATE PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text)
     LANGUAGE plpgsql
@@ -139,6 +156,16 @@ end $$;
 
 ALTER FUNCTION app.tg_upload_guard() OWNER TO onbrand_owner;
 
+CREATE FUNCTION app.wall_reads(col text, says text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO ''
+    AS $_$
+  select format('(%1$I, true) = (select s.brand, s.brand is not null from (select %2$s offset 0) as s (brand)) '
+    'and ((select private.claimed_brand()))[%1$I] is not null', col, says)
+$_$;
+
+ALTER FUNCTION app.wall_reads(col text, says text) OWNER TO onbrand_owner;
+
 CREATE FUNCTION audit.field(v text) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO ''
@@ -193,6 +220,16 @@ CREATE TABLE audit.events (
     CONSTRAINT seq_counts CHECK (((seq > 0) AND ((seq = 1) = (prev IS NULL)))),
     CONSTRAINT someone_acted CHECK (((user_id IS NOT NULL) OR (actor = 'system'::text)))
 );
+ALTER TABLE ONLY audit.events ALTER COLUMN seq SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN at SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN actor SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN action SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN detail SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN prev SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN hash SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY audit.events ALTER COLUMN credential SET STATISTICS 0;
 
 ALTER TABLE ONLY audit.events FORCE ROW LEVEL SECURITY;
 
@@ -232,7 +269,7 @@ begin
     raise exception 'no invitation for this credential' using errcode = '42501';
   end if;
   select i.brand_id, i.role into invited from app.invitations i
-    where i.id = accept_invitation.id and i.hash = accept_invitation.hash and i.email = private.my_email()
+    where uuid_send(i.id) = uuid_send(accept_invitation.id) and i.hash = accept_invitation.hash and i.email = private.my_email()
       and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
       and exists (select 1 from app.brand_users bu
         where bu.brand_id = i.brand_id and bu.user_id = i.user_id and bu.role = 'admin')
@@ -241,7 +278,7 @@ begin
   insert into app.brand_users (brand_id, user_id, role) values (invited.brand_id, private.uid(), invited.role)
     on conflict do nothing;
   update app.invitations i set accepted_at = statement_timestamp(), accepted_by = private.uid()
-    where i.id = accept_invitation.id;
+    where i.brand_id = invited.brand_id and i.id = accept_invitation.id;
   return invited.brand_id;
 end $$;
 
@@ -252,7 +289,7 @@ CREATE FUNCTION private.acts_in(b text) RETURNS boolean
     SET search_path TO ''
     AS $$
   select case current_setting('role', true)
-    when 'authenticated' then b = any (private.my_brands())
+    when 'authenticated' then b = private.my_brand()
     when 'brand_system' then b = private.ticket_brand()
     else false end
 $$;
@@ -290,13 +327,47 @@ end $$;
 
 ALTER FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.claimed_brand() RETURNS jsonb
+    LANGUAGE sql STABLE
+    RETURN jsonb_build_object(COALESCE(((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'brand_id'::text), ''::text), true);
+
+ALTER FUNCTION private.claimed_brand() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.claimed_caller() RETURNS jsonb
+    LANGUAGE sql STABLE
+    RETURN jsonb_build_object(COALESCE((SELECT ((COALESCE((said.c ->> 'brand_id'::text), ''::text) || ' '::text) || (said.c ->> 'sub'::text)) FROM (SELECT (NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb AS "nullif") said(c)), ''::text), true);
+
+ALTER FUNCTION private.claimed_caller() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.claims() RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  said text := nullif(current_setting('request.jwt.claims', true), '');
+  c jsonb := said::jsonb;
+  signed text;
+begin
+  if c is null then return null; end if;
+  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(said, 'UTF8'))), 'hex') into signed
+    from private.claim_keys k where k.id = c ->> 'kid';
+  if signed = current_setting('request.claims_signature', true) and c ->> 'role' = current_setting('role', true)
+     and (c ->> 'exp')::bigint > extract(epoch from statement_timestamp()) then
+    return c;
+  end if;
+  return null;
+end $$;
+
+ALTER FUNCTION private.claims() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.credential_lives() RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+  c jsonb := private.claims();
 begin
+  if c is null then return false; end if;
   if c ->> 'key_id' is not null then  -- apart from what follows: an expression with a query in it is always a query
     if not exists (select 1 from app.api_keys k
         where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
@@ -312,7 +383,7 @@ ALTER FUNCTION private.credential_lives() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.ctx(k text) RETURNS text
     LANGUAGE sql STABLE
-    RETURN ((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> k);
+    RETURN (private.claims() ->> k);
 
 ALTER FUNCTION private.ctx(k text) OWNER TO onbrand_definer;
 
@@ -324,6 +395,7 @@ declare
   gone record;
   why jsonb;
 begin
+  perform private.must_be_signed();
   for gone in
     select j.id, j.brand_id, j.provider, j.provider_job_id from app.lora_training_jobs j
     where j.status in ('pending', 'training') and not exists (
@@ -384,6 +456,7 @@ CREATE FUNCTION private.external_user(issuer text, subject text, email text) RET
     AS $$
 declare who uuid;
 begin
+  perform private.must_be_signed();
   select s.user_id into who from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
   if who is not null then return who; end if;
@@ -406,12 +479,11 @@ CREATE FUNCTION private.find_key(id uuid, hash text) RETURNS TABLE(brand_id text
     SET search_path TO ''
     AS $$
   update app.api_keys k set last_used_at = statement_timestamp()
-  where k.id = find_key.id and k.hash = find_key.hash and k.revoked_at is null
-    and (k.expires_at is null or k.expires_at > statement_timestamp())
-    and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
+  where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
+    and private.key_stands(k.revoked_at, k.expires_at) and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
-  where k.id = find_key.id and k.hash = find_key.hash and k.revoked_at is null
-    and (k.expires_at is null or k.expires_at > statement_timestamp())
+  where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
+    and private.key_stands(k.revoked_at, k.expires_at)
     and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
 $$;
 
@@ -421,7 +493,8 @@ CREATE FUNCTION private.find_login(email text) RETURNS TABLE(id uuid, password_h
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select u.id, u.password_hash from identity.users u where u.email = lower(find_login.email)
+  select u.id, u.password_hash from identity.users u
+  where u.email = lower(find_login.email) and private.claims() ->> 'email' = u.email
 $$;
 
 ALTER FUNCTION private.find_login(email text) OWNER TO onbrand_identity;
@@ -431,12 +504,12 @@ CREATE FUNCTION private.find_session(hash text) RETURNS TABLE(id uuid, user_id u
     SET search_path TO ''
     AS $$
   update identity.sessions s set last_seen_at = statement_timestamp()
-  where s.hash = find_session.hash and s.ended_at is null and s.expires_at > statement_timestamp()
-    and s.last_seen_at + s.idle > statement_timestamp()
+  where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
     and s.last_seen_at < statement_timestamp() - least(interval '1 minute', s.idle / 4);
   select s.id, s.user_id, s.expires_at from identity.sessions s
-  where s.hash = find_session.hash and s.ended_at is null and s.expires_at > statement_timestamp()
-    and s.last_seen_at + s.idle > statement_timestamp()
+  where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
 $$;
 
 ALTER FUNCTION private.find_session(hash text) OWNER TO onbrand_identity;
@@ -445,7 +518,8 @@ CREATE FUNCTION private.find_user(b text, email text) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select u.id from identity.users u where u.email = lower(find_user.email) and b = any (private.my_admin_brands())
+  select u.id from identity.users u
+  where u.email = lower(find_user.email) and b = private.my_brand() and private.is_admin()
 $$;
 
 ALTER FUNCTION private.find_user(b text, email text) OWNER TO onbrand_identity;
@@ -455,14 +529,26 @@ CREATE FUNCTION private.in_person() RETURNS boolean
     SET search_path TO ''
     AS $$
   select private.uid() is not null
-    and num_nonnulls(private.ctx('brand_id'), private.ctx('key_id'), private.ctx('scopes')) = 0
+    and num_nonnulls(private.ctx('bound_to'), private.ctx('key_id'), private.ctx('scopes')) = 0
 $$;
 
 ALTER FUNCTION private.in_person() OWNER TO onbrand_identity;
 
+CREATE FUNCTION private.is_admin() RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare c jsonb := private.claims();
+begin
+  if c ?| array['key_id', 'scopes'] and not private.may('manage') then return false; end if;
+  return coalesce(private.role_of(c) = 'admin', false);
+end $$;
+
+ALTER FUNCTION private.is_admin() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.is_unlimited() RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN (NOT COALESCE(((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ?| ARRAY['key_id'::text, 'scopes'::text]), true));
+    RETURN (NOT COALESCE((private.claims() ?| ARRAY['key_id'::text, 'scopes'::text]), true));
 
 ALTER FUNCTION private.is_unlimited() OWNER TO onbrand_definer;
 
@@ -477,6 +563,7 @@ CREATE FUNCTION private.lead(holder uuid, seconds double precision) RETURNS bool
     SET search_path TO ''
     AS $$
 begin
+  perform private.must_be_signed();
   insert into app.dispatch_lease as l (holder, until)
     values (lead.holder, clock_timestamp() + make_interval(secs => least(greatest(seconds, 0), 60)))
     on conflict (one) do update set holder = excluded.holder, until = excluded.until
@@ -504,9 +591,9 @@ CREATE FUNCTION private.may(what text) RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+declare c jsonb := private.claims();
 begin
+  if c is null then return false; end if;
   if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- the user themselves, by a token
   if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
   if c ? 'session_id' then
@@ -516,10 +603,10 @@ begin
   end if;
   if c ? 'key_id' then
     return exists (select 1 from app.api_keys k
-      where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id' and k.user_id = (c ->> 'sub')::uuid
+      where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
         and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
   end if;
-  return c is not null;
+  return true;
 end $$;
 
 ALTER FUNCTION private.may(what text) OWNER TO onbrand_definer;
@@ -542,54 +629,59 @@ $$;
 
 ALTER FUNCTION private.member_emails(b text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.my_admin_brands() RETURNS text[]
+CREATE FUNCTION private.must_be_signed() RETURNS void
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
 begin
-  if c ?| array['key_id', 'session_id', 'scopes'] then
-    if c ? 'session_id' and not c ?| array['key_id', 'scopes'] then
-      return array(select bu.brand_id from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
-        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
-          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle)
-          and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
-    end if;
-    if not private.may('manage') then return '{}'; end if;
+  if private.claims() is null then
+    raise exception 'the platform did not sign these claims' using errcode = '42501';
   end if;
-  return array(select bu.brand_id from app.brand_users bu
-    where bu.user_id = (c ->> 'sub')::uuid and bu.role = 'admin'
-      and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
 end $$;
 
-ALTER FUNCTION private.my_admin_brands() OWNER TO onbrand_definer;
+ALTER FUNCTION private.must_be_signed() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.my_brands() RETURNS text[]
+CREATE FUNCTION private.my_brand() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+declare c jsonb := private.claims();
 begin
-  if c ?| array['key_id', 'session_id'] then
-    if c ? 'session_id' then
-      return array(select bu.brand_id from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
-        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle)
-          and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
-    end if;
-    return array(select bu.brand_id from app.api_keys k
-      join app.brand_users bu on bu.brand_id = k.brand_id and bu.user_id = k.user_id
-      where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id' and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at) and c ->> 'purpose' = any (k.scopes)
-        and (c -> 'scopes' is null or c -> 'scopes' ? (c ->> 'purpose')));
-  end if;
-  return array(select bu.brand_id from app.brand_users bu
-    where bu.user_id = (c ->> 'sub')::uuid and (c ->> 'brand_id' is null or bu.brand_id = c ->> 'brand_id'));
+  if private.role_of(c) is null then return null; end if;
+  return c ->> 'brand_id';
 end $$;
 
-ALTER FUNCTION private.my_brands() OWNER TO onbrand_definer;
+ALTER FUNCTION private.my_brand() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.my_brands(after text, n integer) RETURNS TABLE(id text, name text, home_region text, role text, created_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare c jsonb := private.claims();
+begin
+  return query
+    select b.id, b.name, b.home_region, bu.role, b.created_at
+    from app.brand_users bu join app.brands b on b.id = bu.brand_id
+    where uuid_send(bu.user_id) = uuid_send((c ->> 'sub')::uuid) and bu.brand_id > coalesce(my_brands.after, '')
+      and (c ->> 'bound_to' is null or bu.brand_id = c ->> 'bound_to')
+      and private.role_of(c || jsonb_build_object('brand_id', bu.brand_id)) is not null
+    order by bu.brand_id limit my_brands.n;
+end $$;
+
+ALTER FUNCTION private.my_brands(after text, n integer) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.my_caller() RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare c jsonb := private.claims();
+begin
+  if c ? 'brand_id' then return private.my_brand() || ' ' || (c ->> 'sub'); end if;
+  if private.credential_lives() then return ' ' || (c ->> 'sub'); end if;
+  return null;
+end $$;
+
+ALTER FUNCTION private.my_caller() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.my_email() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -599,6 +691,24 @@ CREATE FUNCTION private.my_email() RETURNS text
 $$;
 
 ALTER FUNCTION private.my_email() OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) RETURNS TABLE(brand_id text, is_base boolean, age numeric, name text, created_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select x.brand_id, x.is_base, x.age, x.name, x.created_at from (
+    select b.id as brand_id, false as is_base, -extract(epoch from m.created_at) as age, m.name, m.created_at
+    from private.my_brands(null, null) b join app.models m on m.brand_id = b.id
+    union all
+    select b.id, true, f.at, f.name, null
+    from private.my_brands(null, null) b cross join unnest(my_models.families) with ordinality f (name, at)
+  ) x
+  where my_models.after_brand is null or (x.brand_id, x.is_base, x.age, x.name)
+    > (my_models.after_brand, my_models.after_base, my_models.after_age, my_models.after_name)
+  order by x.brand_id, x.is_base, x.age, x.name limit least(my_models.n, 1001)
+$$;
+
+ALTER FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.my_sessions() RETURNS TABLE(id uuid, created_at timestamp with time zone, last_seen_at timestamp with time zone, expires_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -653,11 +763,11 @@ CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id u
     j.cancel_requested_at is not null, j.heartbeat_at, j.created_at, j.num_workers, j.waiting_for, j.waiting_since,
     coalesce(l.weight, 1), l.max_running_trainings
   from app.lora_training_jobs j left join app.brand_limits l on l.brand_id = j.brand_id
-  where j.status in ('pending', 'training')
+  where private.claims() is not null and j.status in ('pending', 'training')
   union all
   select 'generation', g.brand_id, g.id, g.user_id, g.status, null, null, 0,
     g.cancel_requested_at is not null, g.heartbeat_at, g.created_at, 0, null, null, 1, null
-  from app.generations g where g.status in ('pending', 'running')
+  from app.generations g where private.claims() is not null and g.status in ('pending', 'running')
   order by created_at
 $$;
 
@@ -681,6 +791,31 @@ end $$;
 
 ALTER FUNCTION private.record(b text, what text, d jsonb) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.role_of(c jsonb) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  b text := c ->> 'brand_id';
+begin
+  if b is null or c ->> 'bound_to' <> b then return null; end if;
+  if c ?| array['key_id', 'session_id'] then
+    if c ? 'session_id' then
+      return (select bu.role from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
+        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
+          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle) and bu.brand_id = b);
+    end if;
+    return (select bu.role from app.api_keys k
+      join app.brand_users bu on bu.brand_id = k.brand_id and bu.user_id = k.user_id
+      where k.brand_id = b and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
+        and private.key_stands(k.revoked_at, k.expires_at) and c ->> 'purpose' = any (k.scopes)
+        and (c -> 'scopes' is null or c -> 'scopes' ? (c ->> 'purpose')));
+  end if;
+  return (select bu.role from app.brand_users bu where bu.brand_id = b and bu.user_id = (c ->> 'sub')::uuid);
+end $$;
+
+ALTER FUNCTION private.role_of(c jsonb) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.session_lives(session_id uuid, me uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -700,12 +835,14 @@ CREATE FUNCTION private.session_stands(ended_at timestamp with time zone, expire
 ALTER FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id uuid, created_at timestamp with time zone)
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  insert into identity.users as u (email, password_hash) values (lower(sign_up.email), sign_up.password_hash)
-  returning u.id, u.created_at
-$$;
+begin
+  perform private.must_be_signed();
+  return query insert into identity.users as u (email, password_hash)
+    values (lower(sign_up.email), sign_up.password_hash) returning u.id, u.created_at;
+end $$;
 
 ALTER FUNCTION private.sign_up(email text, password_hash text) OWNER TO onbrand_identity;
 
@@ -715,12 +852,13 @@ CREATE FUNCTION private.sweep_uploads() RETURNS TABLE(brand_id text, upload_id u
     AS $$
 declare old record;
 begin
+  perform private.must_be_signed();
   for old in
     select u.id, u.brand_id, u.kind, u.status, u.expires_at < clock_timestamp() - interval '1 day' as is_old
     from app.uploads u
-    where (u.swept_at is null and u.expires_at < clock_timestamp() - interval '1 hour')
-      or u.expires_at < clock_timestamp() - interval '1 day'
-    order by u.expires_at limit 200 for update of u skip locked
+    where u.expires_at at time zone 'UTC' < (clock_timestamp() - interval '1 hour') at time zone 'UTC'
+      and (u.swept_at is null or u.expires_at < clock_timestamp() - interval '1 day')
+    order by u.expires_at at time zone 'UTC' limit 200 for update of u skip locked
   loop
     if old.status = 'pending' then
       update app.uploads u set status = 'expired', ended_at = clock_timestamp()
@@ -783,17 +921,17 @@ CREATE FUNCTION private.ticket_brand() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+declare c jsonb := private.claims();
 begin
   return (select bu.brand_id from app.brand_users bu
-    where bu.brand_id = claims ->> 'brand_id' and bu.user_id = (claims ->> 'on_behalf_of')::uuid);
+    where bu.brand_id = c ->> 'brand_id' and bu.user_id = (c ->> 'on_behalf_of')::uuid);
 end $$;
 
 ALTER FUNCTION private.ticket_brand() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.uid() RETURNS uuid
     LANGUAGE sql STABLE
-    RETURN (((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'sub'::text))::uuid;
+    RETURN ((private.claims() ->> 'sub'::text))::uuid;
 
 ALTER FUNCTION private.uid() OWNER TO onbrand_definer;
 
@@ -814,6 +952,17 @@ CREATE TABLE app.api_keys (
     CONSTRAINT api_keys_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
     CONSTRAINT api_keys_scopes_check CHECK ((((cardinality(scopes) >= 1) AND (cardinality(scopes) <= 5)) AND (array_position(scopes, NULL::text) IS NULL) AND (scopes <@ ARRAY['read'::text, 'upload'::text, 'train'::text, 'generate'::text, 'manage'::text])))
 );
+ALTER TABLE ONLY app.api_keys ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN prefix SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN hash SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN scopes SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN expires_at SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN last_used_at SET STATISTICS 0;
+ALTER TABLE ONLY app.api_keys ALTER COLUMN revoked_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.api_keys FORCE ROW LEVEL SECURITY;
 
@@ -829,6 +978,12 @@ CREATE TABLE app.asset_captions (
     CONSTRAINT asset_captions_caption_check CHECK ((char_length(caption) <= 5000)),
     CONSTRAINT asset_captions_version_check CHECK ((version > 0))
 );
+ALTER TABLE ONLY app.asset_captions ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.asset_captions ALTER COLUMN asset_id SET STATISTICS 0;
+ALTER TABLE ONLY app.asset_captions ALTER COLUMN version SET STATISTICS 0;
+ALTER TABLE ONLY app.asset_captions ALTER COLUMN caption SET STATISTICS 0;
+ALTER TABLE ONLY app.asset_captions ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.asset_captions ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.asset_captions FORCE ROW LEVEL SECURITY;
 
@@ -860,6 +1015,20 @@ CREATE TABLE app.brand_assets (
     CONSTRAINT brand_assets_type_check CHECK ((type = 'image'::text)),
     CONSTRAINT brand_assets_width_check CHECK ((width > 0))
 );
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN type SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN object SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN object_name SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN content_type SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN bytes SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN width SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN height SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN metadata SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.brand_assets FORCE ROW LEVEL SECURITY;
 
@@ -879,6 +1048,13 @@ CREATE TABLE app.brand_limits (
     CONSTRAINT brand_limits_slot_quota_check CHECK (((slot_quota >= 1) AND (slot_quota <= 10000))),
     CONSTRAINT brand_limits_weight_check CHECK (((weight >= (0.1)::double precision) AND (weight <= (10)::double precision)))
 );
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN weight SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN max_waiting_pictures SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN slot_quota SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN updated_at SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN max_running_trainings SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_limits ALTER COLUMN max_open_trainings SET STATISTICS 0;
 
 ALTER TABLE ONLY app.brand_limits FORCE ROW LEVEL SECURITY;
 
@@ -891,6 +1067,10 @@ CREATE TABLE app.brand_users (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT brand_users_role_check CHECK ((role = ANY (ARRAY['member'::text, 'admin'::text])))
 );
+ALTER TABLE ONLY app.brand_users ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_users ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_users ALTER COLUMN role SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_users ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.brand_users FORCE ROW LEVEL SECURITY;
 
@@ -906,6 +1086,11 @@ CREATE TABLE app.brands (
     CONSTRAINT brands_id_check CHECK (((id ~ '^[a-z0-9][a-z0-9-]{1,62}$'::text) AND (id !~ '^(us|eu|ap|sa|ca|me|af|il)-'::text))),
     CONSTRAINT brands_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200)))
 );
+ALTER TABLE ONLY app.brands ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.brands ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY app.brands ALTER COLUMN home_region SET STATISTICS 0;
+ALTER TABLE ONLY app.brands ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brands ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.brands FORCE ROW LEVEL SECURITY;
 
@@ -945,6 +1130,18 @@ CREATE TABLE app.documents (
     CONSTRAINT documents_title_check CHECK (((char_length(title) >= 1) AND (char_length(title) <= 200))),
     CONSTRAINT documents_version_check CHECK ((version > 0))
 );
+ALTER TABLE ONLY app.documents ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN version SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN title SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN object_name SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN content_type SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN bytes SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN num_pages SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.documents ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.documents FORCE ROW LEVEL SECURITY;
 
@@ -974,6 +1171,21 @@ CREATE TABLE app.generated_images (
     CONSTRAINT generated_images_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT generated_images_width_check CHECK ((width > 0))
 );
+ALTER TABLE ONLY app.generated_images ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN generation_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN model_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN index SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN seed SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN object_name SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN content_type SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN width SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN height SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN bytes SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN receipt SET STATISTICS 0;
+ALTER TABLE ONLY app.generated_images ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.generated_images FORCE ROW LEVEL SECURITY;
 
@@ -992,6 +1204,13 @@ CREATE TABLE app.generation_adapters (
     CONSTRAINT generation_adapters_scale_check CHECK (((scale >= ('-10'::integer)::double precision) AND (scale <= (10)::double precision))),
     CONSTRAINT generation_adapters_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text))
 );
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN generation_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN index SET STATISTICS 0;
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN model_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN model_name SET STATISTICS 0;
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.generation_adapters ALTER COLUMN scale SET STATISTICS 0;
 
 ALTER TABLE ONLY app.generation_adapters FORCE ROW LEVEL SECURITY;
 
@@ -1043,6 +1262,35 @@ CREATE TABLE app.generations (
     CONSTRAINT generations_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'running'::text, 'completed'::text, 'failed'::text, 'canceled'::text]))),
     CONSTRAINT generations_width_check CHECK ((width > 0))
 );
+ALTER TABLE ONLY app.generations ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN model_id SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN model_type SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN model_name SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN prompt SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN negative_prompt SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN num_images SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN width SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN height SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN seed SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN num_inference_steps SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN guidance_scale SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN true_cfg_scale SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN lora_scale SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN output_format SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN status SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN progress SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN error SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN cancel_requested_at SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN heartbeat_at SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN started_at SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN completed_at SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN sampler SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN exclusive SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN preview_every SET STATISTICS 0;
+ALTER TABLE ONLY app.generations ALTER COLUMN num_lost SET STATISTICS 0;
 
 ALTER TABLE ONLY app.generations FORCE ROW LEVEL SECURITY;
 
@@ -1051,6 +1299,7 @@ ALTER TABLE app.generations OWNER TO onbrand_owner;
 CREATE TABLE app.idempotency_keys (
     brand_id text,
     user_id uuid NOT NULL,
+    caller text GENERATED ALWAYS AS (((COALESCE(brand_id, ''::text) || ' '::text) || (user_id)::text)) STORED NOT NULL,
     key text NOT NULL,
     route text NOT NULL,
     request_sha256 text NOT NULL,
@@ -1061,6 +1310,15 @@ CREATE TABLE app.idempotency_keys (
     CONSTRAINT idempotency_keys_request_sha256_check CHECK ((request_sha256 ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT idempotency_keys_route_check CHECK ((char_length(route) <= 200))
 );
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN caller SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN key SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN route SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN request_sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN status SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN body SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.idempotency_keys FORCE ROW LEVEL SECURITY;
 
@@ -1085,6 +1343,17 @@ CREATE TABLE app.invitations (
     CONSTRAINT invitations_hash_check CHECK ((hash ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT invitations_role_check CHECK ((role = ANY (ARRAY['member'::text, 'admin'::text])))
 );
+ALTER TABLE ONLY app.invitations ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN email SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN role SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN hash SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN expires_at SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN accepted_at SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN accepted_by SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN revoked_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.invitations FORCE ROW LEVEL SECURITY;
 
@@ -1095,6 +1364,9 @@ CREATE TABLE app.job_assets (
     job_id uuid NOT NULL,
     asset_id uuid NOT NULL
 );
+ALTER TABLE ONLY app.job_assets ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.job_assets ALTER COLUMN job_id SET STATISTICS 0;
+ALTER TABLE ONLY app.job_assets ALTER COLUMN asset_id SET STATISTICS 0;
 
 ALTER TABLE ONLY app.job_assets FORCE ROW LEVEL SECURITY;
 
@@ -1114,6 +1386,14 @@ CREATE TABLE app.job_events (
     CONSTRAINT job_events_kind_check CHECK ((kind ~ '^[a-z_]{1,40}$'::text)),
     CONSTRAINT job_events_seq_check CHECK ((seq > 0))
 );
+ALTER TABLE ONLY app.job_events ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN subject_id SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN seq SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN job_id SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN generation_id SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN at SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN kind SET STATISTICS 0;
+ALTER TABLE ONLY app.job_events ALTER COLUMN data SET STATISTICS 0;
 
 ALTER TABLE ONLY app.job_events FORCE ROW LEVEL SECURITY;
 
@@ -1161,6 +1441,34 @@ CREATE TABLE app.lora_training_jobs (
     CONSTRAINT lora_training_jobs_training_config_check CHECK (((jsonb_typeof(training_config) = 'object'::text) AND (octet_length((training_config)::text) <= 100000))),
     CONSTRAINT lora_training_jobs_waiting_for_check CHECK ((waiting_for = ANY (ARRAY['brand'::text, 'platform'::text, 'resources'::text, 'operator'::text])))
 );
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN model_type SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN training_config SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN status SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN progress SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN provider SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN provider_job_id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN attempts SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN model_id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN model_url SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN sample_images_urls SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN error SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN metrics SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN cancel_requested_at SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN heartbeat_at SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN started_at SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN completed_at SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN num_workers SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN waiting_for SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN waiting_since SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN start_model_id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN retry_of SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN run_id SET STATISTICS 0;
+ALTER TABLE ONLY app.lora_training_jobs ALTER COLUMN stop_requested_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.lora_training_jobs FORCE ROW LEVEL SECURITY;
 
@@ -1191,6 +1499,21 @@ CREATE TABLE app.models (
     CONSTRAINT models_trigger_word_check CHECK (((char_length(trigger_word) >= 1) AND (char_length(trigger_word) <= 100))),
     CONSTRAINT models_version_check CHECK ((version > 0))
 );
+ALTER TABLE ONLY app.models ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN job_id SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN model_type SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN version SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN object_name SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN bytes SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN rank SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN trigger_word SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN base_revision SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN metrics SET STATISTICS 0;
+ALTER TABLE ONLY app.models ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.models FORCE ROW LEVEL SECURITY;
 
@@ -1203,6 +1526,9 @@ CREATE TABLE app.numbers (
     CONSTRAINT numbers_last_check CHECK ((last > 0)),
     CONSTRAINT numbers_series_check CHECK ((series ~ '^[a-z0-9:.-]{1,80}$'::text))
 );
+ALTER TABLE ONLY app.numbers ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.numbers ALTER COLUMN series SET STATISTICS 0;
+ALTER TABLE ONLY app.numbers ALTER COLUMN last SET STATISTICS 0;
 
 ALTER TABLE ONLY app.numbers FORCE ROW LEVEL SECURITY;
 
@@ -1217,6 +1543,11 @@ CREATE TABLE app.upload_objects (
     CONSTRAINT upload_objects_check CHECK ((num_nonnulls(asset_id, document_id) = 1)),
     CONSTRAINT upload_objects_index_check CHECK ((index >= 0))
 );
+ALTER TABLE ONLY app.upload_objects ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.upload_objects ALTER COLUMN upload_id SET STATISTICS 0;
+ALTER TABLE ONLY app.upload_objects ALTER COLUMN index SET STATISTICS 0;
+ALTER TABLE ONLY app.upload_objects ALTER COLUMN asset_id SET STATISTICS 0;
+ALTER TABLE ONLY app.upload_objects ALTER COLUMN document_id SET STATISTICS 0;
 
 ALTER TABLE ONLY app.upload_objects FORCE ROW LEVEL SECURITY;
 
@@ -1252,6 +1583,23 @@ CREATE TABLE app.uploads (
     CONSTRAINT uploads_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT uploads_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'completed'::text, 'refused'::text, 'canceled'::text, 'expired'::text])))
 );
+ALTER TABLE ONLY app.uploads ALTER COLUMN id SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN kind SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN filename SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN content_type SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN bytes SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN sha256 SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN object SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN caption SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN metadata SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN status SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN error SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN expires_at SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN ended_at SET STATISTICS 0;
+ALTER TABLE ONLY app.uploads ALTER COLUMN swept_at SET STATISTICS 0;
 
 ALTER TABLE ONLY app.uploads FORCE ROW LEVEL SECURITY;
 
@@ -1299,6 +1647,20 @@ ALTER TABLE ONLY identity.users FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE identity.users OWNER TO onbrand_identity;
 
+CREATE TABLE private.claim_keys (
+    id text NOT NULL,
+    inner_pad bytea NOT NULL,
+    outer_pad bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT claim_keys_id_check CHECK ((id ~ '^[0-9a-f]{16}$'::text)),
+    CONSTRAINT claim_keys_inner_pad_check CHECK ((octet_length(inner_pad) = 64)),
+    CONSTRAINT claim_keys_outer_pad_check CHECK ((octet_length(outer_pad) = 64))
+);
+
+ALTER TABLE ONLY private.claim_keys FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE private.claim_keys OWNER TO onbrand_definer;
+
 CREATE TABLE storage.buckets (
     id text NOT NULL
 );
@@ -1308,7 +1670,6 @@ ALTER TABLE ONLY storage.buckets FORCE ROW LEVEL SECURITY;
 ALTER TABLE storage.buckets OWNER TO onbrand_owner;
 
 CREATE TABLE storage.objects (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
     bucket_id text NOT NULL,
     name text NOT NULL COLLATE pg_catalog."C",
     brand_id text GENERATED ALWAYS AS (split_part(name, '/'::text, 1)) STORED NOT NULL,
@@ -1320,22 +1681,23 @@ CREATE TABLE storage.objects (
     CONSTRAINT objects_content_type_check CHECK ((char_length(content_type) <= 100)),
     CONSTRAINT objects_name_check CHECK (((octet_length(name) <= 900) AND (name ~ '^[a-z0-9][a-z0-9-]{1,62}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){1,6}$'::text)))
 );
+ALTER TABLE ONLY storage.objects ALTER COLUMN bucket_id SET STATISTICS 0;
+ALTER TABLE ONLY storage.objects ALTER COLUMN name SET STATISTICS 0;
+ALTER TABLE ONLY storage.objects ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY storage.objects ALTER COLUMN user_id SET STATISTICS 0;
+ALTER TABLE ONLY storage.objects ALTER COLUMN content_type SET STATISTICS 0;
+ALTER TABLE ONLY storage.objects ALTER COLUMN bytes SET STATISTICS 0;
+ALTER TABLE ONLY storage.objects ALTER COLUMN created_at SET STATISTICS 0;
 
 ALTER TABLE ONLY storage.objects FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE storage.objects OWNER TO onbrand_owner;
 
 ALTER TABLE ONLY app.api_keys
-    ADD CONSTRAINT api_keys_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.api_keys
-    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.asset_captions
     ADD CONSTRAINT asset_captions_pkey PRIMARY KEY (brand_id, asset_id, version);
-
-ALTER TABLE ONLY app.brand_assets
-    ADD CONSTRAINT brand_assets_brand_id_id_key UNIQUE (brand_id, id);
 
 ALTER TABLE ONLY app.brand_assets
     ADD CONSTRAINT brand_assets_brand_id_object_name_key UNIQUE (brand_id, object_name);
@@ -1344,7 +1706,7 @@ ALTER TABLE ONLY app.brand_assets
     ADD CONSTRAINT brand_assets_brand_id_sha256_key UNIQUE (brand_id, sha256);
 
 ALTER TABLE ONLY app.brand_assets
-    ADD CONSTRAINT brand_assets_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT brand_assets_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.brand_limits
     ADD CONSTRAINT brand_limits_pkey PRIMARY KEY (brand_id);
@@ -1359,46 +1721,34 @@ ALTER TABLE ONLY app.dispatch_lease
     ADD CONSTRAINT dispatch_lease_pkey PRIMARY KEY (one);
 
 ALTER TABLE ONLY app.documents
-    ADD CONSTRAINT documents_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.documents
     ADD CONSTRAINT documents_brand_id_name_version_key UNIQUE (brand_id, name, version);
 
 ALTER TABLE ONLY app.documents
     ADD CONSTRAINT documents_brand_id_object_name_key UNIQUE (brand_id, object_name);
 
 ALTER TABLE ONLY app.documents
-    ADD CONSTRAINT documents_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT documents_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.generated_images
     ADD CONSTRAINT generated_images_brand_id_generation_id_index_key UNIQUE (brand_id, generation_id, index);
 
 ALTER TABLE ONLY app.generated_images
-    ADD CONSTRAINT generated_images_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.generated_images
     ADD CONSTRAINT generated_images_brand_id_object_name_key UNIQUE (brand_id, object_name);
 
 ALTER TABLE ONLY app.generated_images
-    ADD CONSTRAINT generated_images_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT generated_images_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.generation_adapters
     ADD CONSTRAINT generation_adapters_pkey PRIMARY KEY (brand_id, generation_id, index);
 
 ALTER TABLE ONLY app.generations
-    ADD CONSTRAINT generations_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.generations
-    ADD CONSTRAINT generations_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT generations_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.idempotency_keys
-    ADD CONSTRAINT idempotency_keys_user_id_brand_id_key_key UNIQUE NULLS NOT DISTINCT (user_id, brand_id, key);
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (caller, key);
 
 ALTER TABLE ONLY app.invitations
-    ADD CONSTRAINT invitations_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.invitations
-    ADD CONSTRAINT invitations_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT invitations_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.job_assets
     ADD CONSTRAINT job_assets_pkey PRIMARY KEY (brand_id, job_id, asset_id);
@@ -1407,13 +1757,7 @@ ALTER TABLE ONLY app.job_events
     ADD CONSTRAINT job_events_pkey PRIMARY KEY (brand_id, subject_id, seq);
 
 ALTER TABLE ONLY app.lora_training_jobs
-    ADD CONSTRAINT lora_training_jobs_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.lora_training_jobs
-    ADD CONSTRAINT lora_training_jobs_pkey PRIMARY KEY (id);
-
-ALTER TABLE ONLY app.models
-    ADD CONSTRAINT models_brand_id_id_key UNIQUE (brand_id, id);
+    ADD CONSTRAINT lora_training_jobs_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.models
     ADD CONSTRAINT models_brand_id_job_id_key UNIQUE (brand_id, job_id);
@@ -1425,7 +1769,7 @@ ALTER TABLE ONLY app.models
     ADD CONSTRAINT models_brand_id_object_name_key UNIQUE (brand_id, object_name);
 
 ALTER TABLE ONLY app.models
-    ADD CONSTRAINT models_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT models_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY app.numbers
     ADD CONSTRAINT numbers_pkey PRIMARY KEY (brand_id, series);
@@ -1434,10 +1778,7 @@ ALTER TABLE ONLY app.upload_objects
     ADD CONSTRAINT upload_objects_pkey PRIMARY KEY (brand_id, upload_id, index);
 
 ALTER TABLE ONLY app.uploads
-    ADD CONSTRAINT uploads_brand_id_id_key UNIQUE (brand_id, id);
-
-ALTER TABLE ONLY app.uploads
-    ADD CONSTRAINT uploads_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT uploads_pkey PRIMARY KEY (brand_id, id);
 
 ALTER TABLE ONLY audit.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (brand_id, seq);
@@ -1457,14 +1798,17 @@ ALTER TABLE ONLY identity.users
 ALTER TABLE ONLY identity.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY private.claim_keys
+    ADD CONSTRAINT claim_keys_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY storage.buckets
     ADD CONSTRAINT buckets_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY storage.objects
-    ADD CONSTRAINT objects_bucket_id_name_key UNIQUE (bucket_id, name);
+    ADD CONSTRAINT objects_pkey PRIMARY KEY (brand_id, bucket_id, name);
 
-ALTER TABLE ONLY storage.objects
-    ADD CONSTRAINT objects_pkey PRIMARY KEY (id);
+CREATE INDEX api_keys_by_id ON app.api_keys USING btree (uuid_send(id));
+ALTER INDEX app.api_keys_by_id ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX api_keys_by_time ON app.api_keys USING btree (brand_id, created_at, id);
 
@@ -1472,7 +1816,8 @@ CREATE INDEX api_keys_by_user ON app.api_keys USING btree (brand_id, user_id) WH
 
 CREATE INDEX brand_assets_by_time ON app.brand_assets USING btree (brand_id, created_at, id);
 
-CREATE INDEX brand_users_by_user ON app.brand_users USING btree (user_id, brand_id);
+CREATE INDEX brand_users_by_user ON app.brand_users USING btree (uuid_send(user_id), brand_id);
+ALTER INDEX app.brand_users_by_user ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX documents_by_time ON app.documents USING btree (brand_id, created_at, id);
 
@@ -1482,9 +1827,10 @@ CREATE INDEX generation_adapters_by_model ON app.generation_adapters USING btree
 
 CREATE INDEX generations_by_time ON app.generations USING btree (brand_id, created_at, id);
 
-CREATE INDEX generations_open ON app.generations USING btree (created_at) WHERE (status = ANY (ARRAY['pending'::text, 'running'::text]));
-
 CREATE INDEX generations_open_by_brand ON app.generations USING btree (brand_id) WHERE (status = ANY (ARRAY['pending'::text, 'running'::text]));
+
+CREATE INDEX invitations_by_id ON app.invitations USING btree (uuid_send(id));
+ALTER INDEX app.invitations_by_id ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX invitations_by_time ON app.invitations USING btree (brand_id, created_at, id);
 
@@ -1498,8 +1844,6 @@ CREATE INDEX jobs_by_time ON app.lora_training_jobs USING btree (brand_id, creat
 
 CREATE UNIQUE INDEX jobs_one_writer ON app.lora_training_jobs USING btree (brand_id, run_id) WHERE ((run_id IS NOT NULL) AND (status = ANY (ARRAY['pending'::text, 'training'::text])));
 
-CREATE INDEX jobs_open ON app.lora_training_jobs USING btree (created_at) WHERE (status = ANY (ARRAY['pending'::text, 'training'::text]));
-
 CREATE INDEX jobs_open_by_brand ON app.lora_training_jobs USING btree (brand_id, created_at) WHERE (status = ANY (ARRAY['pending'::text, 'training'::text]));
 
 CREATE INDEX models_by_time ON app.models USING btree (brand_id, created_at, id);
@@ -1508,15 +1852,14 @@ CREATE INDEX upload_objects_by_asset ON app.upload_objects USING btree (brand_id
 
 CREATE INDEX upload_objects_by_document ON app.upload_objects USING btree (brand_id, document_id) WHERE (document_id IS NOT NULL);
 
-CREATE INDEX uploads_by_end ON app.uploads USING btree (expires_at);
+CREATE INDEX uploads_by_end ON app.uploads USING btree ((expires_at AT TIME ZONE 'UTC'::text));
+ALTER INDEX app.uploads_by_end ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX uploads_by_time ON app.uploads USING btree (brand_id, created_at, id);
 
 CREATE INDEX sessions_by_user ON identity.sessions USING btree (user_id, created_at);
 
 CREATE INDEX subjects_by_user ON identity.subjects USING btree (user_id);
-
-CREATE INDEX objects_by_brand ON storage.objects USING btree (brand_id, bucket_id);
 
 CREATE TRIGGER asset_guard BEFORE DELETE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_asset_guard();
 
@@ -1682,29 +2025,29 @@ ALTER TABLE ONLY identity.subjects
 ALTER TABLE ONLY storage.objects
     ADD CONSTRAINT objects_bucket_id_fkey FOREIGN KEY (bucket_id) REFERENCES storage.buckets(id);
 
-CREATE POLICY admin_delete ON app.brand_assets FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_delete ON app.brand_assets FOR DELETE TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_delete ON app.brand_users FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_delete ON app.brand_users FOR DELETE TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_delete ON app.documents FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_delete ON app.documents FOR DELETE TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_delete ON app.lora_training_jobs FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_delete ON app.lora_training_jobs FOR DELETE TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_delete ON app.models FOR DELETE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_delete ON app.models FOR DELETE TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_insert ON app.api_keys FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+CREATE POLICY admin_insert ON app.api_keys FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.is_admin() AS is_admin)));
 
-CREATE POLICY admin_insert ON app.brand_users FOR INSERT TO authenticated WITH CHECK ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_insert ON app.brand_users FOR INSERT TO authenticated WITH CHECK (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_insert ON app.invitations FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+CREATE POLICY admin_insert ON app.invitations FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.is_admin() AS is_admin)));
 
-CREATE POLICY admin_select ON app.invitations FOR SELECT TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])), false));
+CREATE POLICY admin_select ON app.invitations FOR SELECT TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_update ON app.api_keys FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))) WITH CHECK ((revoked_at IS NOT NULL));
+CREATE POLICY admin_update ON app.api_keys FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND ( SELECT private.is_admin() AS is_admin))) WITH CHECK ((revoked_at IS NOT NULL));
 
-CREATE POLICY admin_update ON app.brand_users FOR UPDATE TO authenticated USING ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))) WITH CHECK ((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])));
+CREATE POLICY admin_update ON app.brand_users FOR UPDATE TO authenticated USING (( SELECT private.is_admin() AS is_admin)) WITH CHECK (( SELECT private.is_admin() AS is_admin));
 
-CREATE POLICY admin_update ON app.invitations FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND (accepted_at IS NULL) AND (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))) WITH CHECK ((revoked_at IS NOT NULL));
+CREATE POLICY admin_update ON app.invitations FOR UPDATE TO authenticated USING (((revoked_at IS NULL) AND (accepted_at IS NULL) AND ( SELECT private.is_admin() AS is_admin))) WITH CHECK ((revoked_at IS NOT NULL));
 
 ALTER TABLE app.api_keys ENABLE ROW LEVEL SECURITY;
 
@@ -1734,7 +2077,7 @@ ALTER TABLE app.generations ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.idempotency_keys ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY identity_select ON app.brand_users FOR SELECT TO onbrand_identity USING (((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])) AND ((user_id = ( SELECT private.uid() AS uid)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])))));
+CREATE POLICY identity_select ON app.brand_users FOR SELECT TO onbrand_identity USING (((brand_id = ( SELECT private.my_brand() AS my_brand)) AND ((user_id = ( SELECT private.uid() AS uid)) OR ( SELECT private.is_admin() AS is_admin))));
 
 ALTER TABLE app.invitations ENABLE ROW LEVEL SECURITY;
 
@@ -1748,7 +2091,7 @@ CREATE POLICY member_insert ON app.asset_captions FOR INSERT TO authenticated WI
 
 CREATE POLICY member_insert ON app.brand_assets FOR INSERT TO authenticated WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
-CREATE POLICY member_insert ON app.brands FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.ctx('brand_id'::text) AS ctx) IS NULL)));
+CREATE POLICY member_insert ON app.brands FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.ctx('bound_to'::text) AS ctx) IS NULL)));
 
 CREATE POLICY member_insert ON app.documents FOR INSERT TO authenticated WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
@@ -1764,7 +2107,7 @@ CREATE POLICY member_select ON app.brand_assets FOR SELECT TO authenticated USIN
 
 CREATE POLICY member_select ON app.brand_limits FOR SELECT TO authenticated USING (true);
 
-CREATE POLICY member_select ON app.brand_users FOR SELECT TO authenticated USING (((user_id = ( SELECT private.uid() AS uid)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
+CREATE POLICY member_select ON app.brand_users FOR SELECT TO authenticated USING (((user_id = ( SELECT private.uid() AS uid)) OR ( SELECT private.is_admin() AS is_admin)));
 
 CREATE POLICY member_select ON app.brands FOR SELECT TO authenticated USING (true);
 
@@ -1792,6 +2135,48 @@ ALTER TABLE app.models ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.numbers ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY operator_sets ON app.brand_limits TO onbrand_operator USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.api_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.asset_captions TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.brand_assets TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.brand_limits TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.brand_users TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.brands TO onbrand_definer, onbrand_operator USING (true);
+
+CREATE POLICY own_code ON app.dispatch_lease TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.documents TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.generated_images TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.generation_adapters TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.generations TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.idempotency_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.invitations TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.job_assets TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.job_events TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.lora_training_jobs TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.models TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.numbers TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.upload_objects TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON app.uploads TO onbrand_definer USING (true) WITH CHECK (true);
+
 CREATE POLICY own_keys ON app.idempotency_keys TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
 CREATE POLICY owner_delete ON app.generated_images FOR DELETE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid)));
@@ -1817,7 +2202,7 @@ CREATE POLICY owner_update ON app.lora_training_jobs FOR UPDATE TO authenticated
 
 CREATE POLICY owner_update ON app.uploads FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
-CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING (COALESCE((((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.is_unlimited() AS is_unlimited) OR ( SELECT private.may('manage'::text) AS may))) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))), false));
+CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING ((((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.is_unlimited() AS is_unlimited) OR ( SELECT private.may('manage'::text) AS may))) OR ( SELECT private.is_admin() AS is_admin)));
 
 CREATE POLICY scope_delete ON app.brand_assets AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
 
@@ -1939,91 +2324,212 @@ ALTER TABLE app.upload_objects ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.uploads ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY wall_system ON app.api_keys AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.api_keys AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.asset_captions AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.asset_captions AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.brand_limits AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.brand_limits AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((((id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[id] IS NOT NULL)));
 
-CREATE POLICY wall_system ON app.documents AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.documents AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.generation_adapters AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.generation_adapters AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.generations AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.generations AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.idempotency_keys AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.idempotency_keys AS RESTRICTIVE TO brand_system USING (false);
 
-CREATE POLICY wall_system ON app.invitations AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.invitations AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.job_assets AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.job_assets AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.job_events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.job_events AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.lora_training_jobs AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.lora_training_jobs AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.models AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.models AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.numbers AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.numbers AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.upload_objects AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.upload_objects AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_system ON app.uploads AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON app.uploads AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_user ON app.api_keys AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.api_keys AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.brands AS RESTRICTIVE FOR SELECT TO authenticated USING ((id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.brands AS RESTRICTIVE FOR SELECT TO authenticated USING ((((id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[id] IS NOT NULL)));
 
-CREATE POLICY wall_user ON app.documents AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.documents AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.generated_images AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.generated_images AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.generation_adapters AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.generation_adapters AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.generations AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.generations AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.idempotency_keys AS RESTRICTIVE TO authenticated USING (((brand_id IS NULL) OR (brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])))) WITH CHECK (((brand_id IS NULL) OR (brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[]))));
+CREATE POLICY wall_user ON app.idempotency_keys AS RESTRICTIVE TO authenticated USING ((((caller, true) = ( SELECT s.caller,
+    (s.caller IS NOT NULL)
+   FROM ( SELECT private.my_caller() AS my_caller
+         OFFSET 0) s(caller))) AND ((( SELECT private.claimed_caller() AS claimed_caller))[caller] IS NOT NULL))) WITH CHECK ((caller = ( SELECT private.my_caller() AS my_caller)));
 
-CREATE POLICY wall_user ON app.invitations AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.invitations AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.job_assets AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.job_assets AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.job_events AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.job_events AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.lora_training_jobs AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.lora_training_jobs AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.models AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.models AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.numbers AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.numbers AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY wall_user ON app.uploads AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON app.uploads AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
-CREATE POLICY admin_select ON audit.events FOR SELECT TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[])), false));
+CREATE POLICY admin_select ON audit.events FOR SELECT TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
 ALTER TABLE audit.events ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY wall_system ON audit.events AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY operator_select ON audit.events FOR SELECT TO onbrand_operator USING (true);
 
-CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY own_code ON audit.events TO onbrand_definer USING (true) WITH CHECK (true);
 
-CREATE POLICY own_code ON identity.sessions TO onbrand_identity USING (true) WITH CHECK (true);
+CREATE POLICY wall_system ON audit.events AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY own_code ON identity.sessions TO onbrand_identity, onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY own_code ON identity.subjects TO onbrand_identity USING (true) WITH CHECK (true);
 
@@ -2035,6 +2541,10 @@ ALTER TABLE identity.subjects ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE identity.users ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE private.claim_keys ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY own_code ON private.claim_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
 CREATE POLICY anyone_select ON storage.buckets FOR SELECT TO authenticated, brand_system USING (true);
 
 ALTER TABLE storage.buckets ENABLE ROW LEVEL SECURITY;
@@ -2042,7 +2552,7 @@ ALTER TABLE storage.buckets ENABLE ROW LEVEL SECURITY;
 CREATE POLICY matrix_delete ON storage.objects FOR DELETE TO authenticated USING (
 CASE
     WHEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text)) THEN (user_id = ( SELECT private.uid() AS uid))
-    ELSE (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))
+    ELSE ( SELECT private.is_admin() AS is_admin)
 END);
 
 CREATE POLICY member_insert ON storage.objects FOR INSERT TO authenticated WITH CHECK (((bucket_id = ANY (ARRAY['training-data'::text, 'brand-documents'::text])) AND (user_id = ( SELECT private.uid() AS uid))));
@@ -2050,6 +2560,8 @@ CREATE POLICY member_insert ON storage.objects FOR INSERT TO authenticated WITH 
 CREATE POLICY member_select ON storage.objects FOR SELECT TO authenticated USING (true);
 
 ALTER TABLE storage.objects ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY own_code ON storage.objects TO onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY scope_delete ON storage.objects AS RESTRICTIVE FOR DELETE TO authenticated USING (
 CASE
@@ -2076,17 +2588,25 @@ CREATE POLICY system_select ON storage.objects FOR SELECT TO brand_system USING 
    FROM app.models m
   WHERE ((m.brand_id = objects.brand_id) AND (m.object_name = objects.name) AND (objects.bucket_id = 'models'::text))))));
 
-CREATE POLICY wall_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+CREATE POLICY wall_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
-CREATE POLICY wall_user ON storage.objects AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+CREATE POLICY wall_user ON storage.objects AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
 GRANT USAGE ON SCHEMA app TO authenticated;
 GRANT USAGE ON SCHEMA app TO brand_system;
 GRANT USAGE ON SCHEMA app TO onbrand_definer;
 GRANT USAGE ON SCHEMA app TO onbrand_identity;
+GRANT USAGE ON SCHEMA app TO onbrand_operator;
 
 GRANT USAGE ON SCHEMA audit TO authenticated;
 GRANT USAGE ON SCHEMA audit TO onbrand_definer;
+GRANT USAGE ON SCHEMA audit TO onbrand_operator;
 
 GRANT USAGE ON SCHEMA identity TO onbrand_definer;
 
@@ -2096,6 +2616,7 @@ GRANT ALL ON SCHEMA private TO onbrand_definer;
 GRANT USAGE ON SCHEMA private TO anon;
 GRANT USAGE ON SCHEMA private TO onbrand_dispatcher;
 GRANT ALL ON SCHEMA private TO onbrand_identity;
+GRANT USAGE ON SCHEMA private TO onbrand_operator;
 
 REVOKE USAGE ON SCHEMA public FROM PUBLIC;
 
@@ -2104,6 +2625,8 @@ GRANT USAGE ON SCHEMA storage TO brand_system;
 GRANT USAGE ON SCHEMA storage TO onbrand_definer;
 
 REVOKE ALL ON PROCEDURE app.build_wall(IN t regclass) FROM PUBLIC;
+
+REVOKE ALL ON PROCEDURE app.keep_no_statistics(IN t regclass) FROM PUBLIC;
 
 REVOKE ALL ON PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text) FROM PUBLIC;
 
@@ -2117,6 +2640,8 @@ REVOKE ALL ON FUNCTION app.tg_job_guard() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION app.tg_upload_guard() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION app.wall_reads(col text, says text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION audit.field(v text) FROM PUBLIC;
 GRANT ALL ON FUNCTION audit.field(v text) TO onbrand_definer;
 
@@ -2127,6 +2652,7 @@ REVOKE ALL ON FUNCTION audit.names_its_object(action text, d jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION audit.names_its_object(action text, d jsonb) TO onbrand_definer;
 
 GRANT SELECT,INSERT ON TABLE audit.events TO onbrand_definer;
+GRANT SELECT ON TABLE audit.events TO onbrand_operator;
 GRANT SELECT ON TABLE audit.events TO authenticated;
 
 REVOKE ALL ON FUNCTION audit.hash_of(e audit.events) FROM PUBLIC;
@@ -2140,8 +2666,26 @@ GRANT ALL ON FUNCTION private.accept_invitation(id uuid, hash text) TO authentic
 REVOKE ALL ON FUNCTION private.acts_in(b text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb) TO onbrand_operator;
 
 REVOKE ALL ON FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.claimed_brand() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claimed_brand() TO authenticated;
+GRANT ALL ON FUNCTION private.claimed_brand() TO brand_system;
+GRANT ALL ON FUNCTION private.claimed_brand() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.claimed_caller() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claimed_caller() TO authenticated;
+GRANT ALL ON FUNCTION private.claimed_caller() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.claims() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claims() TO anon;
+GRANT ALL ON FUNCTION private.claims() TO authenticated;
+GRANT ALL ON FUNCTION private.claims() TO brand_system;
+GRANT ALL ON FUNCTION private.claims() TO onbrand_dispatcher;
+GRANT ALL ON FUNCTION private.claims() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.claims() TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.credential_lives() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.credential_lives() TO authenticated;
@@ -2178,6 +2722,12 @@ GRANT ALL ON FUNCTION private.find_user(b text, email text) TO authenticated;
 REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
 
+REVOKE ALL ON FUNCTION private.is_admin() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.is_admin() TO authenticated;
+GRANT ALL ON FUNCTION private.is_admin() TO brand_system;
+GRANT ALL ON FUNCTION private.is_admin() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.is_admin() TO onbrand_identity;
+
 REVOKE ALL ON FUNCTION private.is_unlimited() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.is_unlimited() TO authenticated;
 GRANT ALL ON FUNCTION private.is_unlimited() TO onbrand_owner;
@@ -2192,6 +2742,7 @@ GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text) TO authent
 
 REVOKE ALL ON FUNCTION private.may(what text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.may(what text) TO authenticated;
+GRANT ALL ON FUNCTION private.may(what text) TO brand_system;
 GRANT ALL ON FUNCTION private.may(what text) TO onbrand_owner;
 GRANT ALL ON FUNCTION private.may(what text) TO onbrand_identity;
 
@@ -2201,20 +2752,32 @@ GRANT ALL ON FUNCTION private.me() TO authenticated;
 REVOKE ALL ON FUNCTION private.member_emails(b text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.member_emails(b text) TO authenticated;
 
-REVOKE ALL ON FUNCTION private.my_admin_brands() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.my_admin_brands() TO authenticated;
-GRANT ALL ON FUNCTION private.my_admin_brands() TO brand_system;
-GRANT ALL ON FUNCTION private.my_admin_brands() TO onbrand_owner;
-GRANT ALL ON FUNCTION private.my_admin_brands() TO onbrand_identity;
+REVOKE ALL ON FUNCTION private.must_be_signed() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.must_be_signed() TO anon;
+GRANT ALL ON FUNCTION private.must_be_signed() TO authenticated;
+GRANT ALL ON FUNCTION private.must_be_signed() TO brand_system;
+GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_dispatcher;
+GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.my_brands() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.my_brands() TO authenticated;
-GRANT ALL ON FUNCTION private.my_brands() TO brand_system;
-GRANT ALL ON FUNCTION private.my_brands() TO onbrand_owner;
-GRANT ALL ON FUNCTION private.my_brands() TO onbrand_identity;
+REVOKE ALL ON FUNCTION private.my_brand() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_brand() TO authenticated;
+GRANT ALL ON FUNCTION private.my_brand() TO brand_system;
+GRANT ALL ON FUNCTION private.my_brand() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.my_brand() TO onbrand_identity;
+
+REVOKE ALL ON FUNCTION private.my_brands(after text, n integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_brands(after text, n integer) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.my_caller() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_caller() TO authenticated;
+GRANT ALL ON FUNCTION private.my_caller() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.my_email() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_email() TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.my_sessions() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_sessions() TO authenticated;
@@ -2232,6 +2795,8 @@ GRANT ALL ON FUNCTION private.queue() TO onbrand_dispatcher;
 REVOKE ALL ON FUNCTION private.record(b text, what text, d jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO authenticated;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system;
+
+REVOKE ALL ON FUNCTION private.role_of(c jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) TO onbrand_definer;
@@ -2330,6 +2895,7 @@ GRANT INSERT(height) ON TABLE app.brand_assets TO authenticated;
 GRANT INSERT(metadata) ON TABLE app.brand_assets TO authenticated;
 
 GRANT SELECT ON TABLE app.brand_limits TO authenticated;
+GRANT SELECT,INSERT,UPDATE ON TABLE app.brand_limits TO onbrand_operator;
 GRANT SELECT ON TABLE app.brand_limits TO brand_system;
 
 GRANT SELECT(brand_id) ON TABLE app.brand_limits TO onbrand_definer;
@@ -2348,6 +2914,8 @@ GRANT INSERT(user_id) ON TABLE app.brand_users TO authenticated;
 
 GRANT INSERT(role),UPDATE(role) ON TABLE app.brand_users TO authenticated;
 
+GRANT SELECT ON TABLE app.brands TO onbrand_definer;
+GRANT SELECT ON TABLE app.brands TO onbrand_operator;
 GRANT SELECT ON TABLE app.brands TO authenticated;
 GRANT SELECT ON TABLE app.brands TO brand_system;
 
@@ -2648,6 +3216,7 @@ GRANT SELECT,DELETE ON TABLE app.models TO authenticated;
 GRANT SELECT ON TABLE app.models TO brand_system;
 
 GRANT INSERT(brand_id) ON TABLE app.models TO brand_system;
+GRANT SELECT(brand_id) ON TABLE app.models TO onbrand_definer;
 
 GRANT INSERT(job_id) ON TABLE app.models TO brand_system;
 
@@ -2656,6 +3225,8 @@ GRANT INSERT(user_id) ON TABLE app.models TO brand_system;
 GRANT INSERT(model_type) ON TABLE app.models TO brand_system;
 
 GRANT INSERT(version) ON TABLE app.models TO brand_system;
+
+GRANT SELECT(name) ON TABLE app.models TO onbrand_definer;
 
 GRANT INSERT(object_name) ON TABLE app.models TO brand_system;
 
@@ -2670,6 +3241,8 @@ GRANT INSERT(trigger_word) ON TABLE app.models TO brand_system;
 GRANT INSERT(base_revision) ON TABLE app.models TO brand_system;
 
 GRANT INSERT(metrics) ON TABLE app.models TO brand_system;
+
+GRANT SELECT(created_at) ON TABLE app.models TO onbrand_definer;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE app.numbers TO onbrand_definer;
 

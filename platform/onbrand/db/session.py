@@ -1,4 +1,6 @@
-"""The two doors to PostgreSQL (and the dispatcher's hatch): one transaction, its role and claims set in one statement.
+"""The two doors to PostgreSQL (and the dispatcher's hatch): one transaction, its role and signed claims set at once.
+
+A transaction is about one brand at most: the row policies show rows of the brand that its claims name, and of no other.
 
 Services get a `Session` and never commit: the edge that opened the door does, at the end of its block.
 """
@@ -6,20 +8,22 @@ Services get a `Session` and never commit: the edge that opened the door does, a
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import anyio
 import psycopg
 from psycopg import errors as pg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from onbrand.brand import Scope, Ticket
+from onbrand.db.claims import ClaimsSigner
 from onbrand.errors import (
     ConfigurationError,
     Conflict,
@@ -38,12 +42,45 @@ Pool = AsyncConnectionPool[Connection]
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """As whom a transaction runs: a role of the database, and claims that the platform signs."""
+
+    role: str
+    claims: Mapping[str, Any]
+    signer: ClaimsSigner
+
+    def with_claims(self, **changes: Any) -> Identity:
+        """The same with some claims changed."""
+        return replace(self, claims={**self.claims, **changes})
+
+
 class Session:
     """One open transaction. Rows are dicts; errors are Onbrand's, and never carry SQL or values."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, identity: Identity) -> None:
         self._connection = connection
+        self._identity = identity
         self._undo: list[Undo] = []
+
+    @asynccontextmanager
+    async def in_brand(self, brand_id: str) -> AsyncIterator[None]:
+        """Within the block, the transaction is about this brand; afterwards about what it was about before."""
+        async with self.claiming(brand_id=brand_id):
+            yield
+
+    @asynccontextmanager
+    async def claiming(self, **claims: Any) -> AsyncIterator[None]:
+        """Within the block, the transaction has these claims, too."""
+        before = self._identity
+        self._identity = before.with_claims(**claims)
+        await _become(self._connection, self._identity)
+        try:
+            yield
+        finally:
+            self._identity = before
+            if self._connection.info.transaction_status != TransactionStatus.INERROR and not self._connection.closed:
+                await _become(self._connection, before)
 
     async def all(self, statement: str, params: Params = None) -> list[DictRow]:
         """Every row."""
@@ -92,31 +129,56 @@ class Session:
 class Doors:
     """Connection pools behind the doors that a process may open: the web tier has no system door, and the reverse."""
 
-    def __init__(self, web: Pool | None, system: Pool | None) -> None:
+    def __init__(self, web: Pool | None, system: Pool | None, signer: ClaimsSigner) -> None:
         self._web = web
         self._system = system
+        self._signer = signer
 
     @classmethod
     async def open(
         cls,
         web_url: str | None = None,
         system_url: str | None = None,
+        *,
+        claims_key: str,
         pool: tuple[int, int] = (1, 8),
         patience: float = 10.0,
     ) -> Self:
-        """Connect. Raises Unavailable if a database does not answer within `patience` seconds.
+        """Connect.
 
         Args:
+            claims_key: `Secrets.claims`, which the database knows (`db.claims.install_key`).
             pool: connections kept, and connections at most, for each login.
+
+        Raises:
+            Unavailable: a database does not answer within `patience` seconds.
+            ConfigurationError: the database does not believe claims that are signed with this key.
         """
-        doors = cls(_pool(web_url, pool), _pool(system_url, pool))
+        doors = cls(_pool(web_url, pool), _pool(system_url, pool), ClaimsSigner(claims_key))
         try:
             for each in doors._pools():
                 await each.open(wait=True, timeout=patience)
+            await doors._must_be_believed()
         except (PoolTimeout, psycopg.Error):
             await doors.close()
             raise Unavailable("the database does not answer; is it running, and are its logins right?") from None
+        except OnbrandError:
+            await doors.close()
+            raise
         return doors
+
+    async def _must_be_believed(self) -> None:
+        """Raise ConfigurationError if the database does not know the key: it would show no row to anyone."""
+        for pool, role in ((self._web, "anon"), (self._system, "onbrand_dispatcher")):
+            if pool is None:
+                continue
+            async with _transaction(pool, "", Identity(role, {}, self._signer)) as session:
+                if not (await session.one("select private.claims() is not null as believed"))["believed"]:
+                    raise ConfigurationError(
+                        "the database does not know this platform's key for claims (`claims` in secrets.json), or its "
+                        "clock differs by minutes; start 'onbrand up' once with the owner's login and these secrets",
+                        param="data_dir",
+                    )
 
     async def close(self) -> None:
         """Close every connection; calls in flight are cut off."""
@@ -133,7 +195,7 @@ class Doors:
             role, claims = "anon", {}
         else:
             role, claims = "authenticated", scope.claims()
-        async with _transaction(self._web, "web", role, claims) as session:
+        async with _transaction(self._web, "web", Identity(role, claims, self._signer)) as session:
             yield session
 
     @asynccontextmanager
@@ -145,13 +207,13 @@ class Doors:
             "kind": ticket.kind,
             "on_behalf_of": ticket.on_behalf_of,
         }
-        async with _transaction(self._system, "system", "brand_system", claims) as session:
+        async with _transaction(self._system, "system", Identity("brand_system", claims, self._signer)) as session:
             yield session
 
     @asynccontextmanager
     async def dispatch_session(self) -> AsyncIterator[Session]:
         """A transaction that may call `private.queue()` and nothing else."""
-        async with _transaction(self._system, "system", "onbrand_dispatcher", {}) as session:
+        async with _transaction(self._system, "system", Identity("onbrand_dispatcher", {}, self._signer)) as session:
             yield session
 
 
@@ -165,9 +227,8 @@ def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
             "row_factory": dict_row,
             "autocommit": True,
             "application_name": "onbrand",
-            "options": "-c timezone=UTC",
         },
-        configure=_ids_as_text,
+        configure=_configure,
         min_size=size[0],
         max_size=size[1],
         open=False,
@@ -176,32 +237,39 @@ def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
     )
 
 
-async def _ids_as_text(connection: Connection) -> None:
-    """UUIDs are read as text: ids are `str` everywhere above the database."""
+async def _configure(connection: Connection) -> None:
+    """UUIDs are read as text: ids are `str` everywhere above the database. Behind a pooler, nothing is prepared.
+
+    pgbouncer in transaction mode gives each transaction another server, which does not know the statements that an
+    earlier one prepared. The number of the server process that it told at the start is then not the true one.
+    """
     connection.adapters.register_loader("uuid", TextLoader)
+    row = await (await connection.execute("select pg_backend_pid() as pid", prepare=False)).fetchone()
+    if row is None or row["pid"] != connection.info.backend_pid:
+        connection.prepare_threshold = None
 
 
 @asynccontextmanager
-async def _transaction(pool: Pool | None, door: str, role: str, claims: dict[str, Any]) -> AsyncIterator[Session]:
+async def _transaction(pool: Pool | None, door: str, identity: Identity) -> AsyncIterator[Session]:
     if pool is None:
         raise ConfigurationError(f"this process holds no {door} login")
     try:
         async with pool.connection() as connection, connection.transaction():
-            await _become(connection, role, claims)
-            async with _undone_on_error(connection) as session:
+            await _become(connection, identity)
+            async with _undone_on_error(connection, identity) as session:
                 yield session
     except (psycopg.Error, PoolTimeout) as problem:
         raise translated(problem) from None
 
 
 @asynccontextmanager
-async def _undone_on_error(connection: Connection) -> AsyncIterator[Session]:
+async def _undone_on_error(connection: Connection, identity: Identity) -> AsyncIterator[Session]:
     """Undo while the transaction's locks still keep others off the names that it took.
 
     With the connection lost these are free already, and with the commit's answer lost nobody knows its outcome: then
     nothing is undone. What is left over has no row, and the next writer of the same name replaces it.
     """
-    session = Session(connection)
+    session = Session(connection, identity)
     try:
         yield session
     except BaseException:
@@ -210,10 +278,13 @@ async def _undone_on_error(connection: Connection) -> AsyncIterator[Session]:
         raise
 
 
-async def _become(connection: Connection, role: str, claims: dict[str, Any]) -> None:
-    """Role and claims in one statement, both gone at the end of the transaction: nothing is left on the connection."""
+async def _become(connection: Connection, identity: Identity) -> None:
+    """Role and claims in one statement, all gone at the end of the transaction: nothing is left on the connection."""
+    text, signature = identity.signer.sign(identity.role, identity.claims)
     await connection.execute(
-        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)", [role, json.dumps(claims)]
+        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
+        " set_config('request.claims_signature', %s, true)",
+        [identity.role, text, signature],
     )
 
 

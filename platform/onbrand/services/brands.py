@@ -11,7 +11,7 @@ from onbrand.brand import must_be_brand_id
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
-from onbrand.services.rows import Row, known_id, must_be_there
+from onbrand.services.rows import PAGE_MAX, Page, Row, known_id, must_be_there
 
 Role = Literal["member", "admin"]
 _REGION = re.compile(r"[a-z0-9-]{2,32}")
@@ -67,13 +67,19 @@ async def create_brand(session: Session, brand_id: str, name: str | None = None,
         raise Conflict(f"the brand id '{brand_id}' is taken; choose another", param="id") from None
     except Forbidden:
         raise Forbidden("a token that is bound to one brand cannot make another; log in without one") from None
-    await record(session, brand_id, "brand.create", {})
-    return await get_brand(session, brand_id)
+    async with session.in_brand(brand_id):
+        await record(session, brand_id, "brand.create", {})
+        return await get_brand(session, brand_id)
 
 
-async def list_brands(session: Session) -> list[Brand]:
-    """The caller's brands, by id."""
-    return [Brand.of(row) for row in await session.all(f"{_BRAND} order by b.id")]
+async def list_brands(session: Session, limit: int = PAGE_MAX, cursor: str | None = None) -> Page[Brand]:
+    """The caller's brands, by id; a cursor is the last id of the page before. Raises InvalidInput."""
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
+    rows = await session.all("select * from private.my_brands(%s, %s)", [cursor, limit + 1])
+    found = [Brand.of(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    return Page[Brand](data=found, has_more=more, next_cursor=found[-1].id if more else None)
 
 
 async def get_brand(session: Session, brand_id: str) -> Brand:

@@ -43,7 +43,7 @@ async def claim(session: Session, call: CallKey) -> Remembered | None:
     await _forget_old(session, call.user_id)
     taken = await session.maybe(
         "insert into app.idempotency_keys (brand_id, user_id, key, route, request_sha256)"
-        " values (%s, %s, %s, %s, %s) on conflict (user_id, brand_id, key) do nothing returning key",
+        " values (%s, %s, %s, %s, %s) on conflict (caller, key) do nothing returning key",
         [call.brand_id, call.user_id, call.key, call.route, call.request_sha256],
     )
     return None if taken else await _earlier(session, call)

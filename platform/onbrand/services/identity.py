@@ -132,7 +132,8 @@ async def must_know_password(session: Session, email: str, password: str) -> str
     """
     row = None
     if _EMAIL.fullmatch(email) and "\x00" not in password:
-        row = await session.maybe("select id, password_hash from private.find_login(%s)", [email])
+        async with session.claiming(email=email.lower()):  # the database shows the hash of this address only
+            row = await session.maybe("select id, password_hash from private.find_login(%s)", [email])
     hashed = row["password_hash"] if row else None
     right = await anyio.to_thread.run_sync(_verify, password[: PASSWORD_CHARS[1] + 1], hashed or _HASH_OF_NOBODY)
     if row is None or hashed is None or not right:

@@ -107,8 +107,9 @@ async def accept(session: Session, token: str) -> brands.Brand:
             "there is no such invitation for your address; ask the admin who invited you for a new one", param="token"
         )
     detail = {"invitation_id": known_id(parts[1], "invitation")}
-    await brands.record(session, row["brand_id"], "invitation.accept", detail)
-    return await brands.get_brand(session, row["brand_id"])
+    async with session.in_brand(row["brand_id"]):
+        await brands.record(session, row["brand_id"], "invitation.accept", detail)
+        return await brands.get_brand(session, row["brand_id"])
 
 
 def _hash_of(secret: str) -> str:

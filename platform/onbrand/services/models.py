@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +17,7 @@ import anyio.to_thread
 
 from onbrand.adapter import AdapterRef
 from onbrand.db.session import Session
-from onbrand.errors import Forbidden, NotAsPublished, NotFound
+from onbrand.errors import Forbidden, InvalidInput, NotAsPublished, NotFound
 from onbrand.families.kohya import kohya_file
 from onbrand.services.brands import record
 from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
@@ -27,6 +30,9 @@ _NAME = re.compile(r"[a-z0-9]{1,10}-lora-v[1-9][0-9]{0,8}")
 FileFormat = Literal["diffusers", "kohya"]
 """What a download may be: the published file itself, or the same adapter under kohya's names."""
 _MODEL = "select t.* from app.models t"
+_PLACE = ("brand_id", "is_base", "age", "name")
+REACHED_MAX = 1000
+"""Models on a page of `list_reached`."""
 
 
 class Model(Row):
@@ -72,6 +78,41 @@ async def get_model(session: Session, brand_id: str, name_or_id: str) -> Model:
         column, name_or_id = "id", known_id(name_or_id, "model")
     row = await session.maybe(f"{_MODEL} where t.brand_id = %s and t.{column} = %s", [brand_id, name_or_id])
     return Model.of(must_be_there(row, "model"))
+
+
+class Reached(Row):
+    """A model that a credential reaches: an adapter of a brand, or a base as that brand calls it."""
+
+    brand_id: str
+    name: str
+    is_base: bool = False
+    created_at: datetime | None = None
+
+
+async def list_reached(session: Session, families: Sequence[str], limit: int, cursor: str | None) -> Page[Reached]:
+    """The models of all brands that the session's credential reaches, by brand, newest first, then the bases.
+
+    Raises InvalidInput for a cursor that is not one of ours.
+    """
+    after = _place_of(cursor) if cursor else [None] * 4
+    rows = await session.all(
+        "select * from private.my_models(%s, %s, %s, %s, %s, %s)", [list(families), *after, limit + 1]
+    )
+    more = len(rows) > limit
+    place = json.dumps([rows[limit - 1][name] for name in _PLACE], default=str) if more else None
+    return Page[Reached](
+        data=[Reached.of(row) for row in rows[:limit]],
+        has_more=more,
+        next_cursor=base64.urlsafe_b64encode(place.encode()).decode() if place else None,
+    )
+
+
+def _place_of(cursor: str) -> list[Any]:
+    try:
+        brand_id, is_base, age, name = json.loads(base64.urlsafe_b64decode(cursor))
+        return [str(brand_id), bool(is_base), Decimal(age), str(name)]
+    except (ValueError, TypeError, ArithmeticError):
+        raise InvalidInput("the cursor is not one that a list of ours gave", param="cursor") from None
 
 
 async def find_model_of_job(session: Session, brand_id: str, job_id: str) -> Model | None:

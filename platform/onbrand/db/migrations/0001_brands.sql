@@ -1,5 +1,5 @@
--- Whose: schemas, helpers of the row policies, users, brands, members.
--- The roles exist already: onbrand.db.logins makes them, since they belong to the cluster and not to one database.
+-- Schemas, signed claims, the helpers of the row policies, the wall, users, brands and members.
+-- The roles exist already: onbrand.db.logins makes them, since they belong to the server and not to one database.
 
 revoke all on schema public from public;
 create schema app authorization onbrand_owner;
@@ -8,9 +8,9 @@ create schema storage authorization onbrand_owner;
 create schema audit authorization onbrand_owner;
 create schema identity authorization onbrand_identity;
 grant usage on schema app, storage, private to authenticated, brand_system, onbrand_definer;
-grant usage on schema private to anon, onbrand_dispatcher, onbrand_identity;
-grant usage on schema app to onbrand_identity;
-grant usage on schema audit to authenticated, onbrand_definer;
+grant usage on schema private to anon, onbrand_dispatcher, onbrand_identity, onbrand_operator;
+grant usage on schema app to onbrand_identity, onbrand_operator;
+grant usage on schema audit to authenticated, onbrand_definer, onbrand_operator;
 grant create on schema private to onbrand_definer, onbrand_identity;
 
 -- A function is nobody's to call until it is granted, later ones included.
@@ -35,7 +35,9 @@ create table app.brand_users (
   created_at timestamptz not null default clock_timestamp(),
   primary key (brand_id, user_id)
 );
-create index brand_users_by_user on app.brand_users (user_id, brand_id);
+-- The brands of a user, for our own functions. An index on user_id itself could be searched by anyone who may run SQL;
+-- a search by an expression that is not leakproof never goes before the wall.
+create index brand_users_by_user on app.brand_users (uuid_send(user_id), brand_id);
 
 create table audit.events (
   seq bigint not null,
@@ -59,45 +61,178 @@ create table app.numbers (
 
 reset role;
 
--- Helpers of the policies. Their owner may pass by row security but may read memberships, and little else.
+-- The owner of the helpers may read memberships and little else: by these grants, and by a policy of its own on each table.
 grant select on app.brand_users to onbrand_definer;
 grant insert on app.brand_users to onbrand_definer;
 grant select, insert on audit.events to onbrand_definer;
 grant select, insert, update on app.numbers to onbrand_definer;
+grant select on app.brands to onbrand_definer, onbrand_operator;
+grant select on audit.events to onbrand_operator;
 
 set role onbrand_definer;
 
+-- The keys that sign claims: the newest two, so that one can replace the other while both are in use. Kept as the two
+-- padded blocks of HMAC (RFC 2104), which saves their computation at every check.
+create table private.claim_keys (
+  id text primary key check (id ~ '^[0-9a-f]{16}$'),
+  inner_pad bytea not null check (octet_length(inner_pad) = 64),
+  outer_pad bytea not null check (octet_length(outer_pad) = 64),
+  created_at timestamptz not null default clock_timestamp()
+);
+alter table private.claim_keys enable row level security;
+alter table private.claim_keys force row level security;
+create policy own_code on private.claim_keys to onbrand_definer using (true) with check (true);
+
+-- The claims of this transaction, if the platform signed them (HMAC-SHA256 over their text), for this role, and they have
+-- not expired; else null. Whoever holds a login can set any claims, and signs none.
+create function private.claims() returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  said text := nullif(current_setting('request.jwt.claims', true), '');
+  c jsonb := said::jsonb;
+  signed text;
+begin
+  if c is null then return null; end if;
+  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(said, 'UTF8'))), 'hex') into signed
+    from private.claim_keys k where k.id = c ->> 'kid';
+  if signed = current_setting('request.claims_signature', true) and c ->> 'role' = current_setting('role', true)
+     and (c ->> 'exp')::bigint > extract(epoch from statement_timestamp()) then
+    return c;
+  end if;
+  return null;
+end $$;
+
+-- For functions that act for the platform itself.
+create function private.must_be_signed() returns void
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if private.claims() is null then
+    raise exception 'the platform did not sign these claims' using errcode = '42501';
+  end if;
+end $$;
+
 create function private.uid() returns uuid
-language sql stable security definer set search_path = '' as $$
-  select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid
-$$;
+language sql stable
+return (private.claims() ->> 'sub')::uuid;
 
 create function private.ctx(k text) returns text
-language sql stable security definer set search_path = '' as $$
-  select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> k
-$$;
+language sql stable
+return private.claims() ->> k;
 
--- A brand-bound credential narrows what its user may see; it never widens it.
-create function private.my_brands() returns text[]
-language sql stable security definer set search_path = '' as $$
-  select coalesce(array_agg(bu.brand_id), '{}') from app.brand_users bu
-  where bu.user_id = private.uid()
-    and (private.ctx('brand_id') is null or bu.brand_id = private.ctx('brand_id'))
-$$;
+-- When a key and a session are valid.
+create function private.key_stands(revoked_at timestamptz, expires_at timestamptz) returns boolean
+language sql stable
+return revoked_at is null and (expires_at is null or expires_at > statement_timestamp());
 
-create function private.my_admin_brands() returns text[]
-language sql stable security definer set search_path = '' as $$
-  select coalesce(array_agg(bu.brand_id), '{}') from app.brand_users bu
-  where bu.user_id = private.uid() and bu.role = 'admin'
-    and (private.ctx('brand_id') is null or bu.brand_id = private.ctx('brand_id'))
-$$;
+create function private.session_stands(ended_at timestamptz, expires_at timestamptz, last_seen_at timestamptz,
+  idle interval) returns boolean
+language sql stable
+return ended_at is null and expires_at > statement_timestamp() and last_seen_at + idle > statement_timestamp();
+
+-- Neither a key nor a token of some scopes only: the user may do all that their role allows.
+create function private.is_unlimited() returns boolean
+language sql stable
+return not coalesce(private.claims() ?| array['key_id', 'scopes'], true);
+
+-- The role of the user of these claims in the brand of these claims, looked up live; null for no member, for a credential
+-- that has ended or is bound to another brand, and for a key that is not used for one of its scopes.
+create function private.role_of(c jsonb) returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  b text := c ->> 'brand_id';
+begin
+  if b is null or c ->> 'bound_to' <> b then return null; end if;
+  if c ?| array['key_id', 'session_id'] then
+    if c ? 'session_id' then
+      return (select bu.role from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
+        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
+          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle) and bu.brand_id = b);
+    end if;
+    return (select bu.role from app.api_keys k
+      join app.brand_users bu on bu.brand_id = k.brand_id and bu.user_id = k.user_id
+      where k.brand_id = b and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
+        and private.key_stands(k.revoked_at, k.expires_at) and c ->> 'purpose' = any (k.scopes)
+        and (c -> 'scopes' is null or c -> 'scopes' ? (c ->> 'purpose')));
+  end if;
+  return (select bu.role from app.brand_users bu where bu.brand_id = b and bu.user_id = (c ->> 'sub')::uuid);
+end $$;
+
+-- The one brand of this transaction: the brand of its claims, if the user is a member. Null shows nothing.
+create function private.my_brand() returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare c jsonb := private.claims();
+begin
+  if private.role_of(c) is null then return null; end if;
+  return c ->> 'brand_id';
+end $$;
+
+-- The brand of this transaction's ticket; null once the member on whose behalf it was given is a member no more.
+create function private.ticket_brand() returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare c jsonb := private.claims();
+begin
+  return (select bu.brand_id from app.brand_users bu
+    where bu.brand_id = c ->> 'brand_id' and bu.user_id = (c ->> 'on_behalf_of')::uuid);
+end $$;
+
+-- May this credential do such a thing at all? A key may what its row says, and its claims may only narrow that.
+create function private.may(what text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+declare c jsonb := private.claims();
+begin
+  if c is null then return false; end if;
+  if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- the user themselves, by a token
+  if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
+  if c ? 'session_id' then
+    return exists (select 1 from identity.sessions s
+      where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle));
+  end if;
+  if c ? 'key_id' then
+    return exists (select 1 from app.api_keys k
+      where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
+        and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
+  end if;
+  return true;
+end $$;
+
+-- Is the user an admin of the one brand of this transaction, with a credential that may manage?
+create function private.is_admin() returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+declare c jsonb := private.claims();
+begin
+  if c ?| array['key_id', 'scopes'] and not private.may('manage') then return false; end if;
+  return coalesce(private.role_of(c) = 'admin', false);
+end $$;
+
+-- The brand that the claims name, verified or not, as the one field of an object: see app.build_wall.
+create function private.claimed_brand() returns jsonb
+language sql stable
+return jsonb_build_object(
+  coalesce(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'brand_id', ''), true);
+
+-- The brands that the credential reaches by id, n at most (null: all), after this one. The claims of such a transaction name no brand, or the
+-- one that the credential is bound to.
+create function private.my_brands(after text, n integer)
+returns table (id text, name text, home_region text, role text, created_at timestamptz)
+language plpgsql stable security definer set search_path = '' as $$
+declare c jsonb := private.claims();
+begin
+  return query
+    select b.id, b.name, b.home_region, bu.role, b.created_at
+    from app.brand_users bu join app.brands b on b.id = bu.brand_id
+    where uuid_send(bu.user_id) = uuid_send((c ->> 'sub')::uuid) and bu.brand_id > coalesce(my_brands.after, '')
+      and (c ->> 'bound_to' is null or bu.brand_id = c ->> 'bound_to')
+      and private.role_of(c || jsonb_build_object('brand_id', bu.brand_id)) is not null
+    order by bu.brand_id limit my_brands.n;
+end $$;
 
 -- May the caller act in brand b at all? As a member, or with a ticket of that brand.
 create function private.acts_in(b text) returns boolean
 language sql stable security definer set search_path = '' as $$
   select case current_setting('role', true)
-    when 'authenticated' then b = any (private.my_brands())
-    when 'brand_system' then b = private.ctx('brand_id')
+    when 'authenticated' then b = private.my_brand()
+    when 'brand_system' then b = private.ticket_brand()
     else false end
 $$;
 
@@ -158,10 +293,17 @@ end $$;
 
 reset role;
 
-grant execute on function private.uid(), private.ctx(text), private.my_brands(), private.my_admin_brands()
+grant execute on function private.claims(), private.must_be_signed()
+  to anon, authenticated, brand_system, onbrand_dispatcher, onbrand_owner, onbrand_identity;
+grant execute on function private.uid(), private.ctx(text), private.my_brand(), private.is_admin(), private.may(text)
   to authenticated, brand_system, onbrand_owner, onbrand_identity;
+grant execute on function private.ticket_brand() to brand_system, onbrand_owner;
+grant execute on function private.claimed_brand() to authenticated, brand_system, onbrand_owner;
+grant execute on function private.is_unlimited() to authenticated, onbrand_owner;
+grant execute on function private.my_brands(text, integer) to authenticated;
 grant execute on function private.next_number(text, text, integer), private.record(text, text, jsonb)
   to authenticated, brand_system;
+grant execute on function private.audit_append(text, text, text, jsonb) to onbrand_operator;
 grant execute on function private.tg_found_brand(), private.tg_keep_an_admin() to onbrand_owner;
 
 -- Users: behind their own owner, reached only through functions.
@@ -177,15 +319,20 @@ alter table identity.users enable row level security;
 alter table identity.users force row level security;
 create policy own_code on identity.users to onbrand_identity using (true) with check (true);
 
+-- What nobody has logged in for yet is asked by the platform only: its claims are signed, too.
 create function private.sign_up(email text, password_hash text) returns table (id uuid, created_at timestamptz)
-language sql volatile security definer set search_path = '' as $$
-  insert into identity.users as u (email, password_hash) values (lower(sign_up.email), sign_up.password_hash)
-  returning u.id, u.created_at
-$$;
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  perform private.must_be_signed();
+  return query insert into identity.users as u (email, password_hash)
+    values (lower(sign_up.email), sign_up.password_hash) returning u.id, u.created_at;
+end $$;
 
+-- The hash of a password is shown for the one address that the claims name: a login alone reads none.
 create function private.find_login(email text) returns table (id uuid, password_hash text)
 language sql stable security definer set search_path = '' as $$
-  select u.id, u.password_hash from identity.users u where u.email = lower(find_login.email)
+  select u.id, u.password_hash from identity.users u
+  where u.email = lower(find_login.email) and private.claims() ->> 'email' = u.email
 $$;
 
 create function private.me() returns table (id uuid, email text, created_at timestamptz)
@@ -196,7 +343,8 @@ $$;
 -- Only an admin of the brand may ask who has an address, to make them a member.
 create function private.find_user(b text, email text) returns uuid
 language sql stable security definer set search_path = '' as $$
-  select u.id from identity.users u where u.email = lower(find_user.email) and b = any (private.my_admin_brands())
+  select u.id from identity.users u
+  where u.email = lower(find_user.email) and b = private.my_brand() and private.is_admin()
 $$;
 
 -- Addresses of the members whom the caller may see: oneself; for an admin, the brand's.
@@ -224,60 +372,93 @@ begin
   return new;
 end $$;
 
+-- The two forms of the wall, for a column that holds the brand and the function that says the one brand of this
+-- transaction. The first decides which rows are read, the second which are written.
+--
+-- Who may run SQL must not learn of rows behind the wall whether a condition holds for them: not by what EXPLAIN counts
+-- as executed, not by statistics, not by time. So, for each row, the wall is evaluated before every condition of theirs:
+--   1. `(column, true) = (select brand, brand is not null ...)` becomes two conditions on one subquery. The second is a
+--      bare parameter, which costs nothing and is sorted first: the subquery runs at the first row, whatever its content.
+--   2. `(select claimed_brand())[column] is not null` costs nothing, either (a jsonb subscript; any comparison would have
+--      the cost of theirs). The claimed brand is the true one by then, for 1 says so.
+--   3. `column = brand` itself finds the rows: every index begins with the brand, so that no search meets other rows.
+-- The planner keeps no statistics of the columns, for EXPLAIN would tell them: see docs/decisions/0170.
+create function app.wall_reads(col text, says text) returns text
+language sql immutable set search_path = '' as $$
+  select format('(%1$I, true) = (select s.brand, s.brand is not null from (select %2$s offset 0) as s (brand)) '
+    'and ((select private.claimed_brand()))[%1$I] is not null', col, says)
+$$;
+
+create procedure app.keep_no_statistics(t regclass)
+language plpgsql set search_path = '' as $$
+declare col name;
+begin
+  for col in select a.attname from pg_catalog.pg_attribute a
+    where a.attrelid = t and a.attnum > 0 and not a.attisdropped
+  loop
+    execute format('alter table %s alter column %I set statistics 0', t, col);
+  end loop;
+end $$;
+
 -- The wall: forced row security, one restrictive policy per family of roles, and a brand_id that never changes.
--- Every later migration calls this for each new table that has brand_id.
+-- Every later migration calls this for each new table that has brand_id, after its last column was added.
 create procedure app.build_wall(t regclass)
 language plpgsql set search_path = '' as $$
 begin
   execute format('alter table %s enable row level security', t);
   execute format('alter table %s force row level security', t);
   execute format('create policy wall_user on %s as restrictive for all to authenticated '
-    'using (brand_id = any ((select private.my_brands())::text[])) '
-    'with check (brand_id = any ((select private.my_brands())::text[]))', t);
+    'using (%s) with check (brand_id = (select private.my_brand()))', t,
+    app.wall_reads('brand_id', 'private.my_brand()'));
   execute format('create policy wall_system on %s as restrictive for all to brand_system '
-    'using (brand_id = (select private.ctx(''brand_id''))) '
-    'with check (brand_id = (select private.ctx(''brand_id'')))', t);
+    'using (%s) with check (brand_id = (select private.ticket_brand()))', t,
+    app.wall_reads('brand_id', 'private.ticket_brand()'));
+  execute format('create policy own_code on %s to onbrand_definer using (true) with check (true)', t);
   execute format('create trigger brand_immutable before update on %s '
     'for each row execute function app.tg_brand_immutable()', t);
+  call app.keep_no_statistics(t);
 end $$;
-revoke execute on procedure app.build_wall(regclass) from public;
+revoke execute on procedure app.build_wall(regclass), app.keep_no_statistics(regclass) from public;
 
 alter table app.brands enable row level security;
 alter table app.brands force row level security;
-create policy wall_user on app.brands as restrictive for select to authenticated
-  using (id = any ((select private.my_brands())::text[]));
-create policy wall_system on app.brands as restrictive for all to brand_system
-  using (id = (select private.ctx('brand_id'))) with check (id = (select private.ctx('brand_id')));
+do $$ begin
+  execute format('create policy wall_user on app.brands as restrictive for select to authenticated using (%s)',
+    app.wall_reads('id', 'private.my_brand()'));
+  execute format('create policy wall_system on app.brands as restrictive for all to brand_system using (%s)',
+    app.wall_reads('id', 'private.ticket_brand()'));
+end $$;
+create policy own_code on app.brands to onbrand_definer, onbrand_operator using (true);
 create policy member_select on app.brands for select to authenticated using (true);
 create policy member_insert on app.brands for insert to authenticated
-  with check (user_id = (select private.uid()) and (select private.ctx('brand_id')) is null);
+  with check (user_id = (select private.uid()) and (select private.ctx('bound_to')) is null);
 create policy system_select on app.brands for select to brand_system using (true);
 grant select on app.brands to authenticated, brand_system;
 grant insert (id, name, home_region, user_id) on app.brands to authenticated;
+call app.keep_no_statistics('app.brands');
 
 call app.build_wall('app.brand_users');
 create policy member_select on app.brand_users for select to authenticated
-  using (user_id = (select private.uid()) or brand_id = any ((select private.my_admin_brands())::text[]));
+  using (user_id = (select private.uid()) or (select private.is_admin()));
 create policy admin_insert on app.brand_users for insert to authenticated
-  with check (brand_id = any ((select private.my_admin_brands())::text[]));
+  with check ((select private.is_admin()));
 create policy admin_update on app.brand_users for update to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]))
-  with check (brand_id = any ((select private.my_admin_brands())::text[]));
+  using ((select private.is_admin())) with check ((select private.is_admin()));
 create policy admin_delete on app.brand_users for delete to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+  using ((select private.is_admin()));
 create policy identity_select on app.brand_users for select to onbrand_identity
-  using (brand_id = any ((select private.my_brands())::text[])
-    and (user_id = (select private.uid()) or brand_id = any ((select private.my_admin_brands())::text[])));
+  using (brand_id = (select private.my_brand()) and (user_id = (select private.uid()) or (select private.is_admin())));
 grant select, delete on app.brand_users to authenticated;
 grant insert (brand_id, user_id, role) on app.brand_users to authenticated;
 grant update (role) on app.brand_users to authenticated;
 grant select on app.brand_users to onbrand_identity;
+alter index app.brand_users_by_user alter column 1 set statistics 0;
 
 call app.build_wall('app.numbers');
 
 call app.build_wall('audit.events');
-create policy admin_select on audit.events for select to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+create policy admin_select on audit.events for select to authenticated using ((select private.is_admin()));
+create policy operator_select on audit.events for select to onbrand_operator using (true);
 grant select on audit.events to authenticated;
 
 reset role;

@@ -5,7 +5,6 @@ set role onbrand_owner;
 -- Every object in a bucket that belongs to a row has a row here; brand_id is read off the key once, when it is written.
 create table storage.buckets (id text primary key);
 create table storage.objects (
-  id uuid primary key default gen_random_uuid(),
   bucket_id text not null references storage.buckets,
   name text not null collate "C" check (octet_length(name) <= 900
     and name ~ '^[a-z0-9][a-z0-9-]{1,62}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){1,6}$'),
@@ -14,12 +13,11 @@ create table storage.objects (
   content_type text not null check (char_length(content_type) <= 100),
   bytes bigint not null check (bytes >= 0),
   created_at timestamptz not null default clock_timestamp(),
-  unique (bucket_id, name)
+  primary key (brand_id, bucket_id, name)
 );
-create index objects_by_brand on storage.objects (brand_id, bucket_id);
 
 create table app.brand_assets (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   name text not null check (char_length(name) between 1 and 255),
@@ -33,7 +31,7 @@ create table app.brand_assets (
   height integer not null check (height > 0),
   metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 20000),
   created_at timestamptz not null default clock_timestamp(),
-  unique (brand_id, id),
+  primary key (brand_id, id),
   unique (brand_id, object_name),
   unique (brand_id, sha256)
 );
@@ -51,7 +49,7 @@ create table app.asset_captions (
 );
 
 create table app.lora_training_jobs (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   name text not null check (char_length(name) between 1 and 200),
@@ -73,10 +71,9 @@ create table app.lora_training_jobs (
   created_at timestamptz not null default clock_timestamp(),
   started_at timestamptz,
   completed_at timestamptz,
-  unique (brand_id, id)
+  primary key (brand_id, id)
 );
 create index jobs_by_time on app.lora_training_jobs (brand_id, created_at, id);
-create index jobs_open on app.lora_training_jobs (created_at) where status in ('pending', 'training');
 
 -- A join table and not an array of ids: an array accepts another brand's ids.
 create table app.job_assets (
@@ -90,7 +87,7 @@ create table app.job_assets (
 create index job_assets_by_asset on app.job_assets (brand_id, asset_id);
 
 create table app.models (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   job_id uuid,
   user_id uuid not null,
@@ -105,7 +102,7 @@ create table app.models (
   base_revision text not null check (char_length(base_revision) <= 200),
   metrics jsonb not null default '{}',
   created_at timestamptz not null default clock_timestamp(),
-  unique (brand_id, id),
+  primary key (brand_id, id),
   unique (brand_id, model_type, version),
   unique (brand_id, object_name),
   unique (brand_id, job_id),
@@ -116,7 +113,7 @@ alter table app.lora_training_jobs add foreign key (brand_id, model_id)
   references app.models (brand_id, id) on delete set null (model_id);
 
 create table app.generations (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   model_id uuid,
@@ -141,14 +138,13 @@ create table app.generations (
   created_at timestamptz not null default clock_timestamp(),
   started_at timestamptz,
   completed_at timestamptz,
-  unique (brand_id, id),
+  primary key (brand_id, id),
   foreign key (brand_id, model_id) references app.models (brand_id, id) on delete set null (model_id)
 );
 create index generations_by_time on app.generations (brand_id, created_at, id);
-create index generations_open on app.generations (created_at) where status in ('pending', 'running');
 
 create table app.generated_images (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   generation_id uuid not null,
   model_id uuid,
@@ -163,7 +159,7 @@ create table app.generated_images (
   sha256 text not null check (sha256 ~ '^[0-9a-f]{64}$'),
   receipt jsonb not null default '{}',
   created_at timestamptz not null default clock_timestamp(),
-  unique (brand_id, id),
+  primary key (brand_id, id),
   unique (brand_id, object_name),
   unique (brand_id, generation_id, index),
   foreign key (brand_id, generation_id) references app.generations (brand_id, id) on delete cascade,
@@ -187,16 +183,18 @@ create table app.job_events (
   foreign key (brand_id, generation_id) references app.generations (brand_id, id) on delete cascade
 );
 
+-- Calls outside any brand (making one) have keys, too: their brand is null. So the wall of this table looks at both.
 create table app.idempotency_keys (
   brand_id text references app.brands,
   user_id uuid not null,
+  caller text not null generated always as (coalesce(brand_id, '') || ' ' || user_id::text) stored,
   key text not null check (char_length(key) between 1 and 255),
   route text not null check (char_length(route) <= 200),
   request_sha256 text not null check (request_sha256 ~ '^[0-9a-f]{64}$'),
   status integer,
   body jsonb,
   created_at timestamptz not null default clock_timestamp(),
-  unique nulls not distinct (user_id, brand_id, key)
+  primary key (caller, key)
 );
 
 -- What ended stays as it ended; only its name, and the link to a model that is deleted, may still change.
@@ -256,11 +254,40 @@ call app.build_wall('app.models');
 call app.build_wall('app.generations');
 call app.build_wall('app.generated_images');
 call app.build_wall('app.job_events');
-call app.build_wall('app.idempotency_keys');
-drop policy wall_user on app.idempotency_keys;   -- calls outside any brand (making one) have keys too: their brand is null
+
+reset role;
+set role onbrand_definer;
+
+-- Whose idempotency keys these are: the user's in the one brand of this transaction, or outside any brand.
+create function private.my_caller() returns text
+language plpgsql stable security definer set search_path = '' as $$
+declare c jsonb := private.claims();
+begin
+  if c ? 'brand_id' then return private.my_brand() || ' ' || (c ->> 'sub'); end if;
+  if private.credential_lives() then return ' ' || (c ->> 'sub'); end if;
+  return null;
+end $$;
+
+create function private.claimed_caller() returns jsonb
+language sql stable
+return jsonb_build_object(coalesce((select coalesce(c ->> 'brand_id', '') || ' ' || (c ->> 'sub')
+  from (select nullif(current_setting('request.jwt.claims', true), '')::jsonb) as said (c)), ''), true);
+
+reset role;
+grant execute on function private.my_caller(), private.claimed_caller() to authenticated, onbrand_owner;
+set role onbrand_owner;
+
+alter table app.idempotency_keys enable row level security;
+alter table app.idempotency_keys force row level security;
 create policy wall_user on app.idempotency_keys as restrictive for all to authenticated
-  using (brand_id is null or brand_id = any ((select private.my_brands())::text[]))
-  with check (brand_id is null or brand_id = any ((select private.my_brands())::text[]));
+  using ((caller, true) = (select s.caller, s.caller is not null from (select private.my_caller() offset 0) as s (caller))
+    and ((select private.claimed_caller()))[caller] is not null)
+  with check (caller = (select private.my_caller()));
+create policy wall_system on app.idempotency_keys as restrictive for all to brand_system using (false);
+create policy own_code on app.idempotency_keys to onbrand_definer using (true) with check (true);
+create trigger brand_immutable before update on app.idempotency_keys
+  for each row execute function app.tg_brand_immutable();
+call app.keep_no_statistics('app.idempotency_keys');
 
 -- First gate, the grants: no TRUNCATE, REFERENCES or TRIGGER; inserts and updates by column.
 grant select on storage.buckets to authenticated, brand_system;
@@ -318,13 +345,13 @@ create policy member_insert on storage.objects for insert to authenticated
 create policy matrix_delete on storage.objects for delete to authenticated using (
   case when bucket_id = 'generated-content' and split_part(name, '/', 2) <> 'samples'
     then user_id = (select private.uid())
-    else brand_id = any ((select private.my_admin_brands())::text[]) end);
+    else (select private.is_admin()) end);
 
 create policy member_select on app.brand_assets for select to authenticated using (true);
 create policy member_insert on app.brand_assets for insert to authenticated
   with check (user_id = (select private.uid()));
 create policy admin_delete on app.brand_assets for delete to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+  using ((select private.is_admin()));
 
 create policy member_select on app.asset_captions for select to authenticated using (true);
 create policy member_insert on app.asset_captions for insert to authenticated
@@ -336,7 +363,7 @@ create policy member_insert on app.lora_training_jobs for insert to authenticate
 create policy owner_update on app.lora_training_jobs for update to authenticated
   using (user_id = (select private.uid())) with check (user_id = (select private.uid()));
 create policy admin_delete on app.lora_training_jobs for delete to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+  using ((select private.is_admin()));
 
 create policy member_select on app.job_assets for select to authenticated using (true);
 create policy owner_insert on app.job_assets for insert to authenticated with check (exists (
@@ -345,7 +372,7 @@ create policy owner_insert on app.job_assets for insert to authenticated with ch
 
 create policy member_select on app.models for select to authenticated using (true);
 create policy admin_delete on app.models for delete to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+  using ((select private.is_admin()));
 
 create policy member_select on app.generations for select to authenticated using (true);
 create policy member_insert on app.generations for insert to authenticated

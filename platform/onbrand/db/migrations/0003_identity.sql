@@ -4,7 +4,7 @@
 set role onbrand_owner;
 
 create table app.api_keys (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   name text not null check (char_length(name) between 1 and 200),
@@ -16,13 +16,16 @@ create table app.api_keys (
   expires_at timestamptz check (expires_at > created_at),
   last_used_at timestamptz,
   revoked_at timestamptz,
-  unique (brand_id, id)
+  primary key (brand_id, id)
 );
 create index api_keys_by_time on app.api_keys (brand_id, created_at, id);
+-- For find_key, which knows no brand yet: not for searches by who may run SQL (see brand_users_by_user).
+create index api_keys_by_id on app.api_keys (uuid_send(id));
+alter index app.api_keys_by_id alter column 1 set statistics 0;
 create index api_keys_by_user on app.api_keys (brand_id, user_id) where revoked_at is null;
 
 create table app.invitations (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   email text not null check (email = lower(email) and char_length(email) between 3 and 254),
@@ -33,11 +36,13 @@ create table app.invitations (
   accepted_at timestamptz,
   accepted_by uuid,
   revoked_at timestamptz,
-  unique (brand_id, id),
+  primary key (brand_id, id),
   check (num_nulls(accepted_at, accepted_by) in (0, 2)),
   check (accepted_at is null or revoked_at is null)
 );
 create index invitations_by_time on app.invitations (brand_id, created_at, id);
+create index invitations_by_id on app.invitations (uuid_send(id));
+alter index app.invitations_by_id alter column 1 set statistics 0;
 
 call app.build_wall('app.api_keys');
 call app.build_wall('app.invitations');
@@ -75,13 +80,15 @@ create table identity.sessions (
 create index sessions_by_user on identity.sessions (user_id, created_at);
 alter table identity.sessions enable row level security;
 alter table identity.sessions force row level security;
-create policy own_code on identity.sessions to onbrand_identity using (true) with check (true);
+create policy own_code on identity.sessions to onbrand_identity, onbrand_definer using (true) with check (true);
+grant usage on schema identity to onbrand_definer;
+grant select (id, user_id, idle, last_seen_at, expires_at, ended_at) on identity.sessions to onbrand_definer;
 
 -- The user themselves, reaching all that is theirs: neither a key nor a token that is bound to one brand.
 create function private.in_person() returns boolean
 language sql stable security definer set search_path = '' as $$
   select private.uid() is not null
-    and num_nonnulls(private.ctx('brand_id'), private.ctx('key_id'), private.ctx('scopes')) = 0
+    and num_nonnulls(private.ctx('bound_to'), private.ctx('key_id'), private.ctx('scopes')) = 0
 $$;
 
 create function private.my_email() returns text
@@ -101,12 +108,12 @@ end $$;
 create function private.find_session(hash text) returns table (id uuid, user_id uuid, expires_at timestamptz)
 language sql volatile security definer set search_path = '' as $$
   update identity.sessions s set last_seen_at = statement_timestamp()
-  where s.hash = find_session.hash and s.ended_at is null and s.expires_at > statement_timestamp()
-    and s.last_seen_at + s.idle > statement_timestamp()
+  where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
     and s.last_seen_at < statement_timestamp() - least(interval '1 minute', s.idle / 4);
   select s.id, s.user_id, s.expires_at from identity.sessions s
-  where s.hash = find_session.hash and s.ended_at is null and s.expires_at > statement_timestamp()
-    and s.last_seen_at + s.idle > statement_timestamp()
+  where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
+    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
 $$;
 
 -- A session reaches all that its user reaches: what is narrower must not open one.
@@ -149,6 +156,7 @@ create function private.external_user(issuer text, subject text, email text) ret
 language plpgsql volatile security definer set search_path = '' as $$
 declare who uuid;
 begin
+  perform private.must_be_signed();
   select s.user_id into who from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
   if who is not null then return who; end if;
@@ -180,6 +188,7 @@ grant execute on function private.find_session(text), private.external_user(text
 grant execute on function private.open_session(text, interval, interval), private.my_sessions(),
   private.end_sessions(uuid), private.link_subject(text, text) to authenticated;
 
+grant select (brand_id, name, created_at) on app.models to onbrand_definer;
 grant select, update (last_used_at, revoked_at) on app.api_keys to onbrand_definer;
 grant select, update (accepted_at, accepted_by, revoked_at) on app.invitations to onbrand_definer;
 
@@ -189,8 +198,9 @@ set role onbrand_definer;
 create function private.credential_lives() returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+  c jsonb := private.claims();
 begin
+  if c is null then return false; end if;
   if c ->> 'key_id' is not null then  -- apart from what follows: an expression with a query in it is always a query
     if not exists (select 1 from app.api_keys k
         where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
@@ -202,83 +212,34 @@ begin
   return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
 end $$;
 
--- May this credential do such a thing at all? A key may what its row says, and its claims may only narrow that.
-create function private.may(what text) returns boolean
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-begin
-  if not c ?| array['key_id', 'scopes'] then  -- the user themselves, by a token or by a page's session
-    return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
-  end if;
-  if not private.credential_lives() then return false; end if;
-  if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
-  if c ->> 'key_id' is not null then
-    return exists (select 1 from app.api_keys k
-      where k.id = (c ->> 'key_id')::uuid and may.what = any (k.scopes));
-  end if;
-  return true;
-end $$;
-
--- Asked by most statements, more than once: in PL/pgSQL an expression costs a fifth of what it does in SQL.
-create or replace function private.uid() returns uuid
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
-end $$;
-
-create or replace function private.ctx(k text) returns text
-language plpgsql stable security definer set search_path = '' as $$
-begin
-  return nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> k;
-end $$;
-
--- Asked once for every table of every statement: reads the claims once, and takes one query for a key as for a user.
-create or replace function private.my_brands() returns text[]
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  me uuid := (c ->> 'sub')::uuid;
-  bound text := c ->> 'brand_id';
-begin
-  if c ?| array['key_id', 'session_id'] then
-    if c ->> 'session_id' is not null and not private.session_lives((c ->> 'session_id')::uuid, me) then
-      return '{}';
-    end if;
-    if c ->> 'key_id' is not null then
-      return array(select bu.brand_id from app.brand_users bu
-        where bu.user_id = me and bu.brand_id = bound and exists (select 1 from app.api_keys k
-          where k.id = (c ->> 'key_id')::uuid and k.brand_id = bound and k.user_id = me and k.revoked_at is null
-            and (k.expires_at is null or k.expires_at > statement_timestamp())));
-    end if;
-  end if;
-  return array(select bu.brand_id from app.brand_users bu
-    where bu.user_id = me and (bound is null or bu.brand_id = bound));
-end $$;
-
-create or replace function private.my_admin_brands() returns text[]
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  c jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-  me uuid := (c ->> 'sub')::uuid;
-  bound text := c ->> 'brand_id';
-begin
-  if c ?| array['key_id', 'session_id', 'scopes'] and not private.may('manage') then return '{}'; end if;
-  return array(select bu.brand_id from app.brand_users bu
-    where bu.user_id = me and bu.role = 'admin' and (bound is null or bu.brand_id = bound));
-end $$;
-
 -- The key with this id and hash, if it lives and its maker is still a member. Its use is written at most once a minute.
 create function private.find_key(id uuid, hash text) returns table (brand_id text, user_id uuid, scopes text[])
 language sql volatile security definer set search_path = '' as $$
   update app.api_keys k set last_used_at = statement_timestamp()
-  where k.id = find_key.id and k.hash = find_key.hash and k.revoked_at is null
-    and (k.expires_at is null or k.expires_at > statement_timestamp())
-    and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
+  where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
+    and private.key_stands(k.revoked_at, k.expires_at) and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
-  where k.id = find_key.id and k.hash = find_key.hash and k.revoked_at is null
-    and (k.expires_at is null or k.expires_at > statement_timestamp())
+  where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
+    and private.key_stands(k.revoked_at, k.expires_at)
     and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
+$$;
+
+-- The models that the credential reaches, over all of its brands: newest first within a brand, then the bases. `after_...` is
+-- the last row of the page before.
+create function private.my_models(families text[], after_brand text, after_base boolean, after_age numeric,
+  after_name text, n integer)
+returns table (brand_id text, is_base boolean, age numeric, name text, created_at timestamptz)
+language sql stable security definer set search_path = '' as $$
+  select x.brand_id, x.is_base, x.age, x.name, x.created_at from (
+    select b.id as brand_id, false as is_base, -extract(epoch from m.created_at) as age, m.name, m.created_at
+    from private.my_brands(null, null) b join app.models m on m.brand_id = b.id
+    union all
+    select b.id, true, f.at, f.name, null
+    from private.my_brands(null, null) b cross join unnest(my_models.families) with ordinality f (name, at)
+  ) x
+  where my_models.after_brand is null or (x.brand_id, x.is_base, x.age, x.name)
+    > (my_models.after_brand, my_models.after_base, my_models.after_age, my_models.after_name)
+  order by x.brand_id, x.is_base, x.age, x.name limit least(my_models.n, 1001)
 $$;
 
 -- Become a member by an invitation: once, in time, for the account of its address, while who invited is still an admin.
@@ -291,7 +252,7 @@ begin
     raise exception 'no invitation for this credential' using errcode = '42501';
   end if;
   select i.brand_id, i.role into invited from app.invitations i
-    where i.id = accept_invitation.id and i.hash = accept_invitation.hash and i.email = private.my_email()
+    where uuid_send(i.id) = uuid_send(accept_invitation.id) and i.hash = accept_invitation.hash and i.email = private.my_email()
       and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
       and exists (select 1 from app.brand_users bu
         where bu.brand_id = i.brand_id and bu.user_id = i.user_id and bu.role = 'admin')
@@ -300,7 +261,7 @@ begin
   insert into app.brand_users (brand_id, user_id, role) values (invited.brand_id, private.uid(), invited.role)
     on conflict do nothing;
   update app.invitations i set accepted_at = statement_timestamp(), accepted_by = private.uid()
-    where i.id = accept_invitation.id;
+    where i.brand_id = invited.brand_id and i.id = accept_invitation.id;
   return invited.brand_id;
 end $$;
 
@@ -316,9 +277,10 @@ begin
 end $$;
 
 reset role;
-grant execute on function private.credential_lives(), private.may(text)
+grant execute on function private.credential_lives()
   to authenticated, onbrand_owner, onbrand_identity;
 grant execute on function private.find_key(uuid, text) to anon;
+grant execute on function private.my_models(text[], text, boolean, numeric, text, integer) to authenticated;
 grant execute on function private.accept_invitation(uuid, text) to authenticated;
 grant execute on function private.tg_end_credentials() to onbrand_owner;
 
@@ -327,7 +289,7 @@ create trigger end_credentials after delete on app.brand_users
   for each row execute function private.tg_end_credentials();
 
 -- A key without the scope does not write, whatever a permissive policy says. Every later migration calls this for what
--- members may write themselves; what only admins may is closed already, for my_admin_brands() is empty without `manage`.
+-- members may write themselves; what only admins may is closed already, for is_admin() is false without `manage`.
 create procedure app.need_scope(t regclass, verb text, scope text)
 language plpgsql set search_path = '' as $$
 begin
@@ -368,13 +330,13 @@ create policy scope_insert on app.api_keys as restrictive for insert to authenti
 create policy scope_update on app.api_keys as restrictive for update to authenticated
   using ((select private.ctx('key_id')) is null and (select private.may('manage')))
   with check ((select private.ctx('key_id')) is null and (select private.may('manage')));
-create policy reader_select on app.api_keys for select to authenticated
-  using (coalesce(brand_id = any ((select private.my_admin_brands())::text[])
-    or (user_id = (select private.uid()) and (select private.may('manage'))), false));
+create policy reader_select on app.api_keys for select to authenticated using (
+  (user_id = (select private.uid()) and ((select private.is_unlimited()) or (select private.may('manage'))))
+  or (select private.is_admin()));
 create policy admin_insert on app.api_keys for insert to authenticated
-  with check (user_id = (select private.uid()) and brand_id = any ((select private.my_admin_brands())::text[]));
+  with check (user_id = (select private.uid()) and (select private.is_admin()));
 create policy admin_update on app.api_keys for update to authenticated
-  using (revoked_at is null and brand_id = any ((select private.my_admin_brands())::text[]))
+  using (revoked_at is null and (select private.is_admin()))
   with check (revoked_at is not null);
 grant select (id, brand_id, user_id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at)
   on app.api_keys to authenticated;
@@ -382,11 +344,11 @@ grant insert (brand_id, user_id, name, hash, scopes, expires_at) on app.api_keys
 grant update (revoked_at) on app.api_keys to authenticated;
 
 create policy admin_select on app.invitations for select to authenticated
-  using (coalesce(brand_id = any ((select private.my_admin_brands())::text[]), false));
+  using ((select private.is_admin()));
 create policy admin_insert on app.invitations for insert to authenticated
-  with check (user_id = (select private.uid()) and brand_id = any ((select private.my_admin_brands())::text[]));
+  with check (user_id = (select private.uid()) and (select private.is_admin()));
 create policy admin_update on app.invitations for update to authenticated
-  using (revoked_at is null and accepted_at is null and brand_id = any ((select private.my_admin_brands())::text[]))
+  using (revoked_at is null and accepted_at is null and (select private.is_admin()))
   with check (revoked_at is not null);
 grant select (id, brand_id, user_id, email, role, created_at, expires_at, accepted_at, accepted_by, revoked_at)
   on app.invitations to authenticated;

@@ -4,7 +4,7 @@
 set role onbrand_owner;
 
 create table app.uploads (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   kind text not null check (kind in ('image', 'zip', 'document')),
@@ -22,11 +22,13 @@ create table app.uploads (
   expires_at timestamptz not null default clock_timestamp() + interval '1 hour',
   ended_at timestamptz,
   swept_at timestamptz,
-  unique (brand_id, id),
+  primary key (brand_id, id),
   check ((status = 'pending') = (ended_at is null))
 );
 create index uploads_by_time on app.uploads (brand_id, created_at, id);
-create index uploads_by_end on app.uploads (expires_at);
+-- For sweep_uploads, over all brands: not for searches by who may run SQL (see brand_users_by_user).
+create index uploads_by_end on app.uploads ((expires_at at time zone 'UTC'));
+alter index app.uploads_by_end alter column 1 set statistics 0;
 
 -- What an upload became, by their ids, in the order of the file: of a zip there are many assets.
 create table app.upload_objects (
@@ -94,12 +96,13 @@ create function private.sweep_uploads() returns table (brand_id text, upload_id 
 language plpgsql volatile security definer set search_path = '' as $$
 declare old record;
 begin
+  perform private.must_be_signed();
   for old in
     select u.id, u.brand_id, u.kind, u.status, u.expires_at < clock_timestamp() - interval '1 day' as is_old
     from app.uploads u
-    where (u.swept_at is null and u.expires_at < clock_timestamp() - interval '1 hour')
-      or u.expires_at < clock_timestamp() - interval '1 day'
-    order by u.expires_at limit 200 for update of u skip locked
+    where u.expires_at at time zone 'UTC' < (clock_timestamp() - interval '1 hour') at time zone 'UTC'
+      and (u.swept_at is null or u.expires_at < clock_timestamp() - interval '1 day')
+    order by u.expires_at at time zone 'UTC' limit 200 for update of u skip locked
   loop
     if old.status = 'pending' then
       update app.uploads u set status = 'expired', ended_at = clock_timestamp()

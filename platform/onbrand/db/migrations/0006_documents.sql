@@ -3,7 +3,7 @@
 set role onbrand_owner;
 
 create table app.documents (
-  id uuid primary key default gen_random_uuid(),
+  id uuid not null default gen_random_uuid(),
   brand_id text not null references app.brands,
   user_id uuid not null,
   name text not null check (name ~ '^[a-z0-9][a-z0-9-]{0,59}$' and name <> 'incoming'),
@@ -15,7 +15,7 @@ create table app.documents (
   num_pages integer check (num_pages > 0),
   sha256 text not null check (sha256 ~ '^[0-9a-f]{64}$'),
   created_at timestamptz not null default clock_timestamp(),
-  unique (brand_id, id),
+  primary key (brand_id, id),
   unique (brand_id, name, version),
   unique (brand_id, object_name),
   check ((num_pages is null) = (content_type <> 'application/pdf'))
@@ -36,7 +36,7 @@ create policy member_select on app.documents for select to authenticated using (
 create policy member_insert on app.documents for insert to authenticated
   with check (user_id = (select private.uid()));
 create policy admin_delete on app.documents for delete to authenticated
-  using (brand_id = any ((select private.my_admin_brands())::text[]));
+  using ((select private.is_admin()));
 
 create policy document_of_ones_own on app.upload_objects as restrictive for insert to authenticated with check (
   document_id is null or exists (select 1 from app.documents d where d.brand_id = upload_objects.brand_id

@@ -5,6 +5,7 @@ set role onbrand_owner;
 alter table audit.events
   add column user_id uuid,
   add column credential text check (char_length(credential) <= 80);
+call app.keep_no_statistics('audit.events');
 
 -- A field as it enters the hash: its length in bytes, itself, a comma (a netstring); `~,` where there is none.
 -- Lengths go first, so that no two rows are hashed alike.

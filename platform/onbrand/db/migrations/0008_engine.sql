@@ -7,6 +7,7 @@ alter table app.generations
   add column sampler text check (sampler ~ '^[a-z0-9+-]{1,20}$'),
   add column exclusive boolean not null default false,
   add column preview_every integer not null default 0 check (preview_every between 0 and 1000);
+call app.keep_no_statistics('app.generations');
 -- How much a brand has waiting is counted at each admission: by its own rows, so that it takes no longer when others wait.
 create index generations_open_by_brand on app.generations (brand_id) where status in ('pending', 'running');
 
@@ -66,6 +67,8 @@ create policy system_select on app.generation_adapters for select to brand_syste
     and g.id = generation_adapters.generation_id));
 
 create policy member_select on app.brand_limits for select to authenticated using (true);
+create policy operator_sets on app.brand_limits to onbrand_operator using (true) with check (true);
+grant select, insert, update on app.brand_limits to onbrand_operator;
 
 -- A training sees the brand's models (it writes metadata.json); a generation sees those that it draws with.
 alter policy system_select on app.models using (

@@ -10,6 +10,7 @@ alter table app.lora_training_jobs
   add column stop_requested_at timestamptz,
   add foreign key (brand_id, start_model_id) references app.models (brand_id, id) on delete set null (start_model_id),
   add foreign key (brand_id, retry_of) references app.lora_training_jobs (brand_id, id) on delete set null (retry_of);
+call app.keep_no_statistics('app.lora_training_jobs');
 create index jobs_by_start_model on app.lora_training_jobs (brand_id, start_model_id) where start_model_id is not null;
 create index jobs_by_retry on app.lora_training_jobs (brand_id, retry_of) where retry_of is not null;
 -- The run of an earlier job, whose checkpoints this one goes on from; null: its own. Two jobs never write one run at once.

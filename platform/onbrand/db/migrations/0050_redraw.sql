@@ -3,6 +3,7 @@
 set role onbrand_owner;
 
 alter table app.generations add column num_lost integer not null default 0 check (num_lost >= 0);
+call app.keep_no_statistics('app.generations');
 grant update (num_lost) on app.generations to brand_system;
 
 -- Whoever has it drawn again says the brand's share to the engine, as its ingress would have.

@@ -1,0 +1,68 @@
+"""Claims of a transaction, signed: the database believes only claims that the platform made (`private.claims()`).
+
+A stolen login can set any claims, but without the key it signs none, so it acts as nobody. The key is `Secrets.claims`;
+the database keeps the newest two keys, so that one can be replaced while processes still sign with the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from onbrand.db.logins import connect_as_owner
+
+SECONDS = 600
+"""How long signed claims are good for: longer than any transaction of ours, and than clocks differ."""
+_BLOCK = 64
+
+
+class ClaimsSigner:
+    """Signs claims with HMAC-SHA256 (RFC 2104).
+
+    Args:
+        key: hex, 32 bytes or more.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = bytes.fromhex(key)
+        self.key_id = hashlib.sha256(b"onbrand claims key " + self._key).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"ClaimsSigner({self.key_id})"
+
+    def sign(self, role: str, claims: Mapping[str, Any]) -> tuple[str, str]:
+        """The claims as text for this database role, good from now for `SECONDS`, and the signature of that text."""
+        said = {**claims, "role": role, "kid": self.key_id, "exp": int(time.time()) + SECONDS}
+        text = json.dumps(said)
+        return text, hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+    @property
+    def pads(self) -> tuple[bytes, bytes]:
+        """The key as HMAC's inner and outer block, 64 bytes each: what the database checks signatures with."""
+        key = self._key if len(self._key) <= _BLOCK else hashlib.sha256(self._key).digest()
+        block = key.ljust(_BLOCK, b"\0")
+        return bytes(b ^ 0x36 for b in block), bytes(b ^ 0x5C for b in block)
+
+
+def install_key(owner_url: str, key: str) -> None:
+    """Let the database believe claims that are signed with `key`, and forget all but the newest two keys.
+
+    Raises Unavailable when nobody answers.
+    """
+    signer = ClaimsSigner(key)
+    with connect_as_owner(owner_url) as connection:
+        connection.execute("set local role onbrand_definer")
+        connection.execute("lock table private.claim_keys in share row exclusive mode")
+        connection.execute(
+            "insert into private.claim_keys (id, inner_pad, outer_pad) values (%s, %s, %s) on conflict do nothing",
+            [signer.key_id, *signer.pads],
+        )
+        connection.execute(
+            "delete from private.claim_keys where id <> %s and id not in"
+            " (select id from private.claim_keys where id <> %s order by created_at desc limit 1)",
+            [signer.key_id, signer.key_id],
+        )

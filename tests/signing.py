@@ -1,0 +1,28 @@
+"""Acting as somebody on a plain connection: role and claims, signed as the platform signs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+
+from onbrand.db.claims import ClaimsSigner
+
+SET = (
+    "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
+    " set_config('request.claims_signature', %s, true)"
+)
+
+
+def become(
+    connection: psycopg.Connection[Any], signer: ClaimsSigner, role: str = "authenticated", **claims: Any
+) -> None:
+    """Let the rest of the transaction run with this role and these claims."""
+    connection.execute(SET, [role, *signer.sign(role, claims)])
+
+
+def forge(connection: psycopg.Connection[Any], role: str, claims: Mapping[str, Any]) -> None:
+    """The same without the key: what somebody who holds a login, and nothing else, can do."""
+    text, signature = ClaimsSigner("00" * 32).sign(role, claims)
+    connection.execute(SET, [role, text, signature])
