@@ -2177,7 +2177,7 @@ CREATE POLICY own_code ON app.upload_objects TO onbrand_definer USING (true) WIT
 
 CREATE POLICY own_code ON app.uploads TO onbrand_definer USING (true) WITH CHECK (true);
 
-CREATE POLICY own_keys ON app.idempotency_keys TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
+CREATE POLICY own_keys ON app.idempotency_keys TO authenticated USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_delete ON app.generated_images FOR DELETE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid)));
 

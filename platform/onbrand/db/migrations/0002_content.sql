@@ -387,7 +387,7 @@ create policy owner_delete on app.generated_images for delete to authenticated
 create policy member_select on app.job_events for select to authenticated using (true);
 
 create policy own_keys on app.idempotency_keys for all to authenticated
-  using (user_id = (select private.uid())) with check (user_id = (select private.uid()));
+  using (true) with check (true);
 
 -- The system: inside one brand, for the one job or generation of its ticket, on behalf of that one's owner; pictures
 -- and weights only until that has ended, however long the ticket lasts.
