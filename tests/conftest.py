@@ -28,7 +28,14 @@ from onbrand.db.session import Doors
 from onbrand.services import brands, identity
 from onbrand.storage.store import ObjectStore
 
-pytest_plugins = ["tests.processes", "tests.s3.fixture", "tests.ingress", "tests.stores", "tests.isolation.tally"]
+pytest_plugins = [
+    "tests.processes",
+    "tests.s3.fixture",
+    "tests.pgbouncer.fixture",
+    "tests.ingress",
+    "tests.stores",
+    "tests.isolation.tally",
+]
 
 PASSWORD = "a long enough password"
 
