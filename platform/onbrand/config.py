@@ -18,6 +18,7 @@ from onbrand.errors import ConfigurationError
 FamilyName = Literal["sd15", "sdxl", "flux"]
 FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
 NumWorkers = Annotated[int, Field(ge=1, le=64)]
+S3Uploads = Literal["auto", "form", "put", "none"]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 FREE_BYTES_MIN = 256 * 2**20
 """What a start may take of the data directory: an empty database and its log, and as much again."""
@@ -78,6 +79,9 @@ class Settings(BaseSettings):
     session credentials, limited to the job's own prefixes, and no key."""
     s3_sts_endpoint: str | None = None
     """URL of the STS that gives these; None: `s3_endpoint`, else AWS's own in `region`."""
+    s3_uploads: S3Uploads = "auto"
+    """How files go straight to S3: by a `form` (presigned POST), by a presigned `put`, or not at all (`none`). `auto`:
+    by a form where the store takes forms, else by PUT where it obeys no header that nobody signed."""
     region: str = "us-east-1"
     """The home region of new brands."""
     run_storage: str | None = None

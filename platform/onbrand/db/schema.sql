@@ -902,7 +902,7 @@ CREATE TABLE app.brands (
     home_region text DEFAULT 'us-east-1'::text NOT NULL,
     user_id uuid NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT brands_home_region_check CHECK ((home_region ~ '^[a-z0-9-]{2,32}$'::text)),
+    CONSTRAINT brands_home_region_check CHECK ((home_region ~ '^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$'::text)),
     CONSTRAINT brands_id_check CHECK (((id ~ '^[a-z0-9][a-z0-9-]{1,62}$'::text) AND (id !~ '^(us|eu|ap|sa|ca|me|af|il)-'::text))),
     CONSTRAINT brands_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200)))
 );
