@@ -40,6 +40,7 @@ class Limits(BaseModel):
     document_pages: int = 500
     markdown_bytes: int = 2**20
     check_bytes: int = 300_000_000
+    waiting_checks: int = 32
     caption_chars: int = 500
     prompt_chars: int = 2_000
     num_images: int = 8
