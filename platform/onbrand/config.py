@@ -46,6 +46,10 @@ class Limits(BaseModel):
     num_images: int = 8
     waiting_pictures: int = 128
     open_trainings: int = 100
+    open_uploads: int = 200
+    caller_open_uploads: int = 100
+    brand_bytes: int = 50 * 2**30
+    caller_bytes: int = 200 * 2**30
     page: int = 100
 
 

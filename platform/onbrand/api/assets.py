@@ -84,9 +84,8 @@ async def upload(
     async with access.open() as caller:
 
         async def store() -> dict[str, Any]:
-            return all_of(
-                await assets.store_checked(caller.session, caller.store, caller.brand_id, caller.user_id, checked)
-            )
+            whose = (caller.brand_id, caller.user_id)
+            return all_of(await assets.store_checked(caller.session, caller.store, *whose, checked, limits))
 
         return await once.answer(caller, 201, store)
 

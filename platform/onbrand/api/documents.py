@@ -71,7 +71,8 @@ async def create_document(
     async with access.open() as caller:
 
         async def store() -> documents.Document:
-            return await documents.store_checked(caller.session, caller.store, caller.brand_id, caller.user_id, checked)
+            whose = (caller.brand_id, caller.user_id)
+            return await documents.store_checked(caller.session, caller.store, *whose, checked, limits)
 
         return await once.answer(caller, 201, store)
 

@@ -274,7 +274,7 @@ async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
 
 
 @router.post("/generation/images", status_code=201)
-async def add_image(form: FileForm, worker: Drawer, checker: FileChecker) -> Any:
+async def add_image(form: FileForm, worker: Drawer, checker: FileChecker, parts: AppParts) -> Any:
     """Store one picture."""
     facts = _facts(ImageFacts, _json_of(form, "facts"))
     data, content_type = await _file_of(form)
@@ -284,6 +284,7 @@ async def add_image(form: FileForm, worker: Drawer, checker: FileChecker) -> Any
         worker.ticket,
         data=data,
         content_type=content_type,
+        limits=parts.settings.limits,
         checker=checker,
         **facts.model_dump(),
     )

@@ -93,7 +93,7 @@ async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: File
         await anyio.to_thread.run_sync(uploads.must_be_as_announced, upload, arrived)
         checked = await uploads.check(checker, upload, arrived, limits)
         async with access.open() as caller:
-            upload = await uploads.complete_upload(caller.session, store, upload, checked)
+            upload = await uploads.complete_upload(caller.session, store, upload, checked, limits)
     except _REFUSALS as problem:
         await _refuse(access, store, upload, problem)
         raise

@@ -629,6 +629,17 @@ end $$;
 
 ALTER FUNCTION private.next_number(b text, what text, n integer) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.num_open_uploads() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('uploads-of:' || private.uid(), 0));
+  return (select count(*)::integer from app.uploads u where u.user_id = private.uid() and u.status = 'pending');
+end $$;
+
+ALTER FUNCTION private.num_open_uploads() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.open_session(hash text, idle interval, life interval) RETURNS TABLE(id uuid, expires_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -709,6 +720,22 @@ $$;
 
 ALTER FUNCTION private.sign_up(email text, password_hash text) OWNER TO onbrand_identity;
 
+CREATE FUNCTION private.stored_bytes(b text) RETURNS TABLE(of_brand bigint, of_caller bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if not coalesce(private.acts_in(b), false) then
+    raise exception 'no numbers of this brand' using errcode = '42501';
+  end if;
+  return query select
+    coalesce((select u.bytes from app.brand_usage u where u.brand_id = b), 0),
+    coalesce((select u.bytes from app.caller_usage u
+      where u.user_id = coalesce(private.ctx('on_behalf_of'), private.ctx('sub'))::uuid), 0);
+end $$;
+
+ALTER FUNCTION private.stored_bytes(b text) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.sweep_uploads() RETURNS TABLE(brand_id text, upload_id uuid, kind text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -738,6 +765,22 @@ begin
 end $$;
 
 ALTER FUNCTION private.sweep_uploads() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_count_bytes() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare o record; n bigint;
+begin
+  if tg_op = 'DELETE' then o := old; n := -old.bytes; else o := new; n := new.bytes; end if;
+  insert into app.brand_usage as u (brand_id, bytes) values (o.brand_id, n)
+    on conflict (brand_id) do update set bytes = u.bytes + excluded.bytes;
+  insert into app.caller_usage as u (user_id, bytes) values (o.user_id, n)
+    on conflict (user_id) do update set bytes = u.bytes + excluded.bytes;
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_count_bytes() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_end_credentials() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -884,6 +927,15 @@ ALTER TABLE ONLY app.brand_limits FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_limits OWNER TO onbrand_owner;
 
+CREATE TABLE app.brand_usage (
+    brand_id text NOT NULL,
+    bytes bigint NOT NULL
+);
+
+ALTER TABLE ONLY app.brand_usage FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.brand_usage OWNER TO onbrand_owner;
+
 CREATE TABLE app.brand_users (
     brand_id text NOT NULL,
     user_id uuid NOT NULL,
@@ -910,6 +962,15 @@ CREATE TABLE app.brands (
 ALTER TABLE ONLY app.brands FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands OWNER TO onbrand_owner;
+
+CREATE TABLE app.caller_usage (
+    user_id uuid NOT NULL,
+    bytes bigint NOT NULL
+);
+
+ALTER TABLE ONLY app.caller_usage FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.caller_usage OWNER TO onbrand_owner;
 
 CREATE TABLE app.dispatch_lease (
     one boolean DEFAULT true NOT NULL,
@@ -1349,11 +1410,17 @@ ALTER TABLE ONLY app.brand_assets
 ALTER TABLE ONLY app.brand_limits
     ADD CONSTRAINT brand_limits_pkey PRIMARY KEY (brand_id);
 
+ALTER TABLE ONLY app.brand_usage
+    ADD CONSTRAINT brand_usage_pkey PRIMARY KEY (brand_id);
+
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_pkey PRIMARY KEY (brand_id, user_id);
 
 ALTER TABLE ONLY app.brands
     ADD CONSTRAINT brands_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY app.caller_usage
+    ADD CONSTRAINT caller_usage_pkey PRIMARY KEY (user_id);
 
 ALTER TABLE ONLY app.dispatch_lease
     ADD CONSTRAINT dispatch_lease_pkey PRIMARY KEY (one);
@@ -1512,6 +1579,10 @@ CREATE INDEX uploads_by_end ON app.uploads USING btree (expires_at);
 
 CREATE INDEX uploads_by_time ON app.uploads USING btree (brand_id, created_at, id);
 
+CREATE INDEX uploads_kept_by_brand ON app.uploads USING btree (brand_id) WHERE (swept_at IS NULL);
+
+CREATE INDEX uploads_open_by_user ON app.uploads USING btree (user_id) WHERE (status = 'pending'::text);
+
 CREATE INDEX sessions_by_user ON identity.sessions USING btree (user_id, created_at);
 
 CREATE INDEX subjects_by_user ON identity.subjects USING btree (user_id);
@@ -1527,6 +1598,8 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.asset_captions FOR EACH ROW 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_limits FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_usage FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
@@ -1580,6 +1653,8 @@ ALTER TABLE audit.events ENABLE ALWAYS TRIGGER never_emptied;
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON storage.objects FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE CONSTRAINT TRIGGER count_bytes AFTER INSERT OR DELETE ON storage.objects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION private.tg_count_bytes();
+
 ALTER TABLE ONLY app.api_keys
     ADD CONSTRAINT api_keys_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
@@ -1591,6 +1666,9 @@ ALTER TABLE ONLY app.brand_assets
 
 ALTER TABLE ONLY app.brand_limits
     ADD CONSTRAINT brand_limits_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
+
+ALTER TABLE ONLY app.brand_usage
+    ADD CONSTRAINT brand_usage_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
@@ -1714,9 +1792,13 @@ ALTER TABLE app.brand_assets ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_limits ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE app.brand_usage ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE app.brand_users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE app.caller_usage ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.dispatch_lease ENABLE ROW LEVEL SECURITY;
 
@@ -1763,6 +1845,8 @@ CREATE POLICY member_select ON app.asset_captions FOR SELECT TO authenticated US
 CREATE POLICY member_select ON app.brand_assets FOR SELECT TO authenticated USING (true);
 
 CREATE POLICY member_select ON app.brand_limits FOR SELECT TO authenticated USING (true);
+
+CREATE POLICY member_select ON app.brand_usage FOR SELECT TO authenticated USING (true);
 
 CREATE POLICY member_select ON app.brand_users FOR SELECT TO authenticated USING (((user_id = ( SELECT private.uid() AS uid)) OR (brand_id = ANY (( SELECT private.my_admin_brands() AS my_admin_brands)::text[]))));
 
@@ -1947,6 +2031,8 @@ CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USI
 
 CREATE POLICY wall_system ON app.brand_limits AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
+CREATE POLICY wall_system ON app.brand_usage AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
 CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
 CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((id = ( SELECT private.ticket_brand() AS ticket_brand))) WITH CHECK ((id = ( SELECT private.ticket_brand() AS ticket_brand)));
@@ -1984,6 +2070,8 @@ CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated US
 CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
+
+CREATE POLICY wall_user ON app.brand_usage AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
 CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING (COALESCE((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])), false)) WITH CHECK ((brand_id = ANY (( SELECT private.my_brands() AS my_brands)::text[])));
 
@@ -2223,6 +2311,9 @@ REVOKE ALL ON FUNCTION private.next_number(b text, what text, n integer) FROM PU
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO authenticated;
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO brand_system;
 
+REVOKE ALL ON FUNCTION private.num_open_uploads() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.num_open_uploads() TO authenticated;
+
 REVOKE ALL ON FUNCTION private.open_session(hash text, idle interval, life interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.open_session(hash text, idle interval, life interval) TO authenticated;
 
@@ -2241,8 +2332,15 @@ REVOKE ALL ON FUNCTION private.session_stands(ended_at timestamp with time zone,
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
 
+REVOKE ALL ON FUNCTION private.stored_bytes(b text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.stored_bytes(b text) TO authenticated;
+GRANT ALL ON FUNCTION private.stored_bytes(b text) TO brand_system;
+
 REVOKE ALL ON FUNCTION private.sweep_uploads() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sweep_uploads() TO onbrand_dispatcher;
+
+REVOKE ALL ON FUNCTION private.tg_count_bytes() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_count_bytes() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_end_credentials() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_end_credentials() TO onbrand_owner;
@@ -2338,6 +2436,9 @@ GRANT SELECT(weight) ON TABLE app.brand_limits TO onbrand_definer;
 
 GRANT SELECT(max_running_trainings) ON TABLE app.brand_limits TO onbrand_definer;
 
+GRANT SELECT ON TABLE app.brand_usage TO authenticated;
+GRANT SELECT,INSERT,UPDATE ON TABLE app.brand_usage TO onbrand_definer;
+
 GRANT SELECT,INSERT ON TABLE app.brand_users TO onbrand_definer;
 GRANT SELECT,DELETE ON TABLE app.brand_users TO authenticated;
 GRANT SELECT ON TABLE app.brand_users TO onbrand_identity;
@@ -2358,6 +2459,8 @@ GRANT INSERT(name) ON TABLE app.brands TO authenticated;
 GRANT INSERT(home_region) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(user_id) ON TABLE app.brands TO authenticated;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE app.caller_usage TO onbrand_definer;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE app.dispatch_lease TO onbrand_definer;
 
@@ -2694,6 +2797,7 @@ GRANT INSERT(brand_id) ON TABLE app.uploads TO authenticated;
 GRANT SELECT(brand_id) ON TABLE app.uploads TO onbrand_definer;
 
 GRANT INSERT(user_id) ON TABLE app.uploads TO authenticated;
+GRANT SELECT(user_id) ON TABLE app.uploads TO onbrand_definer;
 
 GRANT INSERT(kind) ON TABLE app.uploads TO authenticated;
 GRANT SELECT(kind) ON TABLE app.uploads TO onbrand_definer;
