@@ -191,8 +191,8 @@ async def test_a_drawn_picture_that_does_not_fit_is_not_stored(
     async with narrow.doors.user_session(acme.member.scope) as session:
         row = await session.one(
             "insert into app.generations (brand_id, user_id, model_type, model_name, prompt, num_images, width, height,"
-            " seed, num_inference_steps, guidance_scale, lora_scale, output_format)"
-            " values (%s, %s, 'sd15', 'sd15', 'x', 1, 512, 512, 1, 4, 1, 1, 'png') returning id",
+            " seed, num_inference_steps, guidance_scale, true_cfg_scale, lora_scale, output_format)"
+            " values (%s, %s, 'sd15', 'sd15', 'x', 1, 512, 512, 1, 4, 1, 1, 1, 'png') returning id",
             [acme.id, acme.member.user_id],
         )
     ticket = acme.ticket(row["id"], "generation")
