@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from onbrand.api import edge, files, problems
 from onbrand.api.input import must_be_plain_text
 from onbrand.config import Secrets, Settings
-from onbrand.storage.backends import FsspecBackend
+from onbrand.storage.fsspec_backend import FsspecBackend
 from onbrand.storage.layout import BUCKETS
 from onbrand.storage.links import UploadLink
 from onbrand.storage.store import ObjectStore
@@ -43,7 +43,7 @@ class Place:
         """Use an upload's link as it says, but for what is `changed`: url, method, headers, fields, content_type."""
         url, method = changed.get("url", link.url), changed.get("method", link.method)
         headers = {**link.headers, **changed.get("headers", {})}
-        if self.name == "local":
+        if link.method == "PUT":
             headers["Content-Type"] = changed.get("content_type", headers["Content-Type"])
             headers["Content-Length"] = str(len(data))
             return self.stranger.request(method, url, content=data, headers=headers)
@@ -74,10 +74,13 @@ def s3_settings(server: CephS3, folder: Path, **changes: object) -> Settings:
 
 
 def settings_of(request: pytest.FixtureRequest, folder: Path, **changes: object) -> Settings:
-    """Settings of the place that a fixture's parameter names: `local` or `s3`."""
+    """Settings of the place that a fixture's parameter names: `local`, `s3`, or `put` (an S3 that takes no forms)."""
     if request.param == "local":
         return Settings(data_dir=folder, **changes)  # type: ignore[arg-type]
-    return s3_settings(request.getfixturevalue("s3_server"), folder, **changes)
+    server = request.getfixturevalue("s3_server")
+    if request.param == "put":
+        changes = {"s3_endpoint": request.getfixturevalue("s3_without_forms"), **changes}
+    return s3_settings(server, folder, **changes)
 
 
 @pytest.fixture(scope="module", params=["local", "s3"])
@@ -91,6 +94,14 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def local_place(tmp_path: Path) -> Iterator[Place]:
     """The local directory, below `tmp_path`."""
     with open_place("local", Settings(data_dir=tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def put_place(request: pytest.FixtureRequest, s3_server: CephS3, tmp_path: Path) -> Iterator[Place]:
+    """The real S3 behind a gateway that takes no forms."""
+    endpoint = request.getfixturevalue("s3_without_forms")
+    with open_place("put", s3_settings(s3_server, tmp_path, s3_endpoint=endpoint)) as opened:
         yield opened
 
 
@@ -111,7 +122,7 @@ def open_place(name: str, settings: Settings) -> Iterator[Place]:
 
 
 def _stranger(name: str, settings: Settings, store: ObjectStore) -> httpx.Client:
-    if name == "s3":
+    if name != "local":
         return httpx.Client(timeout=10)
     app = FastAPI(dependencies=[Depends(must_be_plain_text)])
     problems.install(app)

@@ -14,7 +14,8 @@ from onbrand.errors import InvalidInput, TicketRefused
 
 REGIONS_RESERVED = ("us", "eu", "ap", "sa", "ca", "me", "af", "il")
 _BRAND_ID = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
-_LOOKS_LIKE_REGION = re.compile(rf"(?:{'|'.join(REGIONS_RESERVED)})-")
+LOOKS_LIKE_REGION = re.compile(rf"(?:{'|'.join(REGIONS_RESERVED)})-")
+"""What no brand's name begins with."""
 _TICKET_ISSUER = "onbrand-tickets"
 _TICKET_CLAIMS = ("iss", "sub", "brand_id", "job_id", "kind", "iat", "exp")
 TICKET_SECONDS_MAX = 3600
@@ -31,7 +32,7 @@ def must_be_brand_id(text: str, param: str = "brand_id") -> str:
         raise InvalidInput(
             f"{param} must be 2 to 63 of a-z, 0-9 and '-', and start with a letter or digit", param=param
         )
-    if _LOOKS_LIKE_REGION.match(text):
+    if LOOKS_LIKE_REGION.match(text):
         raise InvalidInput(f"{param} must not begin like a region name ('{text[:3]}')", param=param)
     return text
 

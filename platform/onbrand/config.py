@@ -18,6 +18,7 @@ from onbrand.errors import ConfigurationError
 FamilyName = Literal["sd15", "sdxl", "flux"]
 FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
 NumWorkers = Annotated[int, Field(ge=1, le=64)]
+S3Uploads = Literal["auto", "form", "put", "none"]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 FREE_BYTES_MIN = 256 * 2**20
 """What a start may take of the data directory: an empty database and its log, and as much again."""
@@ -39,11 +40,16 @@ class Limits(BaseModel):
     document_pages: int = 500
     markdown_bytes: int = 2**20
     check_bytes: int = 300_000_000
+    waiting_checks: int = 32
     caption_chars: int = 500
     prompt_chars: int = 2_000
     num_images: int = 8
     waiting_pictures: int = 128
     open_trainings: int = 100
+    open_uploads: int = 200
+    caller_open_uploads: int = 100
+    brand_bytes: int = 50 * 2**30
+    caller_bytes: int = 200 * 2**30
     page: int = 100
 
 
@@ -81,6 +87,9 @@ class Settings(BaseSettings):
     session credentials, limited to the job's own prefixes, and no key."""
     s3_sts_endpoint: str | None = None
     """URL of the STS that gives these; None: `s3_endpoint`, else AWS's own in `region`."""
+    s3_uploads: S3Uploads = "auto"
+    """How files go straight to S3: by a `form` (presigned POST), by a presigned `put`, or not at all (`none`). `auto`:
+    by a form where the store takes forms, else by PUT where it obeys no header that nobody signed."""
     region: str = "us-east-1"
     """The home region of new brands."""
     run_storage: str | None = None

@@ -26,6 +26,7 @@ OTHER_INCOMING = incoming_file("training-data", "acme", "0f1e2d3c-0000-4000-8000
 SECRET_LOGO = layout.training_image("globex", "logo", 1, "png")
 DATA = b"\x89PNG what was announced" * 50
 WHAT = Announced("image/png", len(DATA), hashlib.sha256(DATA).hexdigest())
+PLACES = ["local", "s3", "put"]
 REFUSED = (400, 401, 403, 404, 405, 409, 411, 412, 413, 415, 422)
 
 
@@ -148,9 +149,10 @@ def test_nothing_is_served_of_what_arrived(acme: BrandStore, place: Place) -> No
 # Links to upload
 
 
+@pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_a_link_takes_what_was_announced(acme: BrandStore, place: Place) -> None:
     answer = place.send(acme.upload_link(INCOMING, WHAT, 60), DATA)
-    assert answer.status_code == 204, answer.text
+    assert answer.is_success, answer.text
     assert acme.read(INCOMING) == DATA
 
 
@@ -230,14 +232,53 @@ S3_TAMPERS: dict[str, Callable[[UploadLink], Sent]] = {
 }
 
 
+def other_header(name: str, value: str) -> Callable[[UploadLink], Sent]:
+    return lambda link: (DATA, {"headers": {name: value}})
+
+
+PUT_TAMPERS: dict[str, Callable[[UploadLink], Sent]] = {
+    "another upload": LOCAL_TAMPERS["another upload"],
+    "no incoming file": LOCAL_TAMPERS["no incoming file"],
+    "another brand": LOCAL_TAMPERS["another brand"],
+    "another bucket": LOCAL_TAMPERS["another bucket"],
+    "another type": LOCAL_TAMPERS["another type"],
+    "a byte less": LOCAL_TAMPERS["a byte less"],
+    "a byte more": LOCAL_TAMPERS["a byte more"],
+    "no bytes": LOCAL_TAMPERS["no bytes"],
+    "another hash": other_header("x-amz-checksum-sha256", base64.b64encode(bytes(32)).decode()),
+    "another hash and other bytes": lambda link: (
+        b"?" * len(DATA),
+        {
+            "headers": {
+                "x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(b"?" * len(DATA)).digest()).decode()
+            }
+        },
+    ),
+    "again and again": other_header("If-None-Match", "no"),
+    "a later end": lambda link: (DATA, {"url": with_param(link.url, "X-Amz-Expires", longer)}),
+    "another signature": lambda link: (DATA, {"url": with_param(link.url, "X-Amz-Signature", other_digit)}),
+    "fewer signed headers": lambda link: (
+        DATA,
+        {"url": with_param(link.url, "X-Amz-SignedHeaders", lambda said: said.replace("content-length;", ""))},
+    ),
+    "no question": lambda link: (DATA, {"url": link.url.split("?")[0]}),
+    "a part of many": lambda link: (DATA, {"url": f"{link.url}&partNumber=1&uploadId=1"}),
+    "its rights": lambda link: (DATA, {"url": f"{link.url}&acl"}),
+    "POST": lambda link: (DATA, {"method": "POST"}),
+    "an access list": other_header("x-amz-acl", "public-read"),
+    "metadata": other_header("x-amz-meta-a", "1"),
+}  # fmt: skip
+TAMPERS = {"local": LOCAL_TAMPERS, "s3": S3_TAMPERS, "put": PUT_TAMPERS}
+
+
 @pytest.mark.parametrize(
     ("place", "tamper"),
-    [("local", name) for name in LOCAL_TAMPERS] + [("s3", name) for name in S3_TAMPERS],
+    [(place, name) for place, tampers in TAMPERS.items() for name in tampers],
     indirect=["place"],
 )
 def test_an_upload_with_anything_changed_is_refused(acme: BrandStore, place: Place, tamper: str) -> None:
     link = acme.upload_link(INCOMING, WHAT, 60)
-    data, changed = (LOCAL_TAMPERS if place.name == "local" else S3_TAMPERS)[tamper](link)
+    data, changed = TAMPERS[place.name][tamper](link)
     answer = place.send(link, data, **changed)
     assert answer.status_code in REFUSED, answer.text
     assert place.store.brand("globex").list("training-data") == [SECRET_LOGO]
@@ -245,6 +286,7 @@ def test_an_upload_with_anything_changed_is_refused(acme: BrandStore, place: Pla
         assert acme.list(bucket) == []
 
 
+@pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_an_upload_after_the_links_end_is_refused(acme: BrandStore, place: Place) -> None:
     link = acme.upload_link(INCOMING, WHAT, 1)
     end = time.time() + 1
@@ -254,9 +296,10 @@ def test_an_upload_after_the_links_end_is_refused(acme: BrandStore, place: Place
     assert not acme.exists(INCOMING)
 
 
+@pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_an_upload_link_opens_nothing(acme: BrandStore, place: Place) -> None:
     link = acme.upload_link(INCOMING, WHAT, 60)
-    assert place.send(link, DATA).status_code == 204
+    assert place.send(link, DATA).is_success
     for method in ("GET", "HEAD", "DELETE"):
         for url in (link.url, f"{link.url}/{INCOMING.name}"):
             assert place.stranger.request(method, url, params=dict(link.fields) or None).status_code in REFUSED
@@ -340,6 +383,32 @@ def test_s3_takes_no_orders_that_nobody_signed(s3_place: Place) -> None:
         assert s3_place.send(link, DATA, headers={name: value}).status_code == 204, name
         assert acme.read(INCOMING) == DATA, name
         assert s3_place.stranger.get(f"{s3_place.settings.s3_endpoint}/{bucket}/{INCOMING.name}").status_code == 403
+
+
+def test_a_put_takes_no_orders_that_nobody_signed(put_place: Place) -> None:
+    acme = put_place.store.brand("acme")
+    put_place.store.brand("globex").write(SECRET_LOGO, b"globex's canary")
+    bucket = put_place.settings.objects_url.removeprefix("s3://") + "training-data"
+    for name, value in {"x-amz-copy-source": f"/{bucket}/{SECRET_LOGO.name}", "x-amz-acl": "public-read"}.items():
+        assert put_place.send(acme.upload_link(INCOMING, WHAT, 60), DATA, headers={name: value}).status_code == 403
+        assert not acme.exists(INCOMING)
+
+
+def test_a_put_fills_its_key_once(put_place: Place) -> None:
+    acme = put_place.store.brand("acme")
+    link = acme.upload_link(INCOMING, Announced("image/png", len(DATA)), 60)
+    assert put_place.send(link, DATA).is_success
+    assert put_place.send(link, b"?" * len(DATA)).status_code == 412
+    acme.write(INCOMING, b"")
+    assert put_place.send(link, DATA).status_code == 412
+    assert acme.read(INCOMING) == b""
+
+
+def test_all_that_a_put_says_is_signed(put_place: Place) -> None:
+    link = put_place.store.brand("acme").upload_link(INCOMING, WHAT, 60)
+    signed = httpx.URL(link.url).params["X-Amz-SignedHeaders"].split(";")
+    assert sorted(signed) == sorted(["host", *(name.lower() for name in link.headers)])
+    assert int(httpx.URL(link.url).params["X-Amz-Expires"]) == 60
 
 
 SUBRESOURCES = ("acl", "tagging", "uploads", "versions", "versionId=null", "torrent", "partNumber=1", "x-id=PutObject")

@@ -357,6 +357,19 @@ def test_a_store_that_does_all_of_this_is_taken_and_its_bucket_made(stage: Stage
     assert stage.own.list_objects_v2(Bucket="session-tests-new-bucket")["KeyCount"] == 0
 
 
+@pytest.mark.parametrize(
+    ("lacks", "said"), [("s3:GetObject", "GetObject"), ("s3:ListBucket", "ListObjectsV2")], ids=lambda text: text
+)
+def test_what_a_role_lacks_is_said_at_the_start(stage: Stage, s3_server: CephS3, lacks: str, said: str) -> None:
+    rights = {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListBucket"} - {lacks}
+    arn = s3_server.role(f"lacks-{said.lower()}", "platform-of-sessions", sorted(rights))
+    issuer = CredentialIssuer.from_settings(stage.settings.model_copy(update={"s3_role_arn": arn}))
+    assert issuer is not None
+    with pytest.raises(ConfigurationError, match=f"the store refused {said}"):
+        issuer.check()
+    assert "/.probe" not in str(inventory(stage))
+
+
 def test_a_role_that_is_not_there_is_said_at_the_start(stage: Stage) -> None:
     changes = {"s3_role_arn": "arn:aws:iam:::role/nobody"}
     issuer = CredentialIssuer.from_settings(stage.settings.model_copy(update=changes))

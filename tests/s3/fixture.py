@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.s3.ceph import HERE, CephS3
+from tests.s3.gateway import Manners, gateway
 
 FETCH_SECONDS = 240
 
@@ -49,3 +50,10 @@ def s3_server() -> Iterator[CephS3]:
         pytest.skip(f"no real S3 for this test: {reason}")
     with CephS3(packages_folder()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_without_forms(s3_server: CephS3) -> Iterator[str]:
+    """The address of the same S3 as a store shows it that takes no forms (Cloudflare's R2 is one)."""
+    with gateway(s3_server.endpoint, Manners()) as endpoint:
+        yield endpoint

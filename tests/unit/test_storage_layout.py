@@ -112,10 +112,33 @@ def test_the_home_region_has_the_buckets_root_and_others_have_a_folder() -> None
     assert regions.folder("eu-west-1") == "eu-west-1/"
 
 
-@pytest.mark.parametrize("region", ["", "Europe", "eu-west", "../eu-west-1", "eu-west-1/", "acme"])
+REGION_NAMES = (
+    "eu-west-1", "us-east-1-gov", "us-gov-west-1", "auto", "fr-par", "nyc3", "garage", "default", "gra", "us-west-004",
+    "ru-central1", "ch-gva-2", "oss-cn-hangzhou", "RegionOne", "a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("region", REGION_NAMES)
+def test_any_region_that_a_store_is_known_by_can_be_a_home(region: str) -> None:
+    assert Regions(region).folder(region) == ""
+
+
+@pytest.mark.parametrize("region", REGION_NAMES)
+def test_the_folder_of_a_region_is_never_that_of_a_brand(region: str) -> None:
+    folder = Regions("home").folder(region)
+    assert folder in (f"{region}/", f"_{region}/")
+    with pytest.raises(InvalidInput):
+        Key("models", f"{folder}metadata.json")
+
+
+@pytest.mark.parametrize(
+    "region", ["", "eu west", "../eu-west-1", "eu-west-1/", "-auto", "auto-", "eu_west_1", "é", "1234", "a\n", "a" * 64]
+)
 def test_a_region_that_is_none_is_refused(region: str) -> None:
     with pytest.raises(InvalidInput):
         Regions("us-east-1").folder(region)
+    with pytest.raises(InvalidInput):
+        Regions(region)
 
 
 def test_no_brand_can_be_named_like_a_region() -> None:

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 
-from onbrand.api.caller import Admin, AppParts, Member, TokenHolder, Uploader, UploaderAccess
-from onbrand.api.checking import FileChecker
+from onbrand.api.caller import Admin, AppParts, Member, Uploader, UploaderAccess
+from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form, too_many_files
 from onbrand.api.input import Input, must_be_storable
@@ -62,7 +62,9 @@ class NewCaption(Input):
     caption: str = Field(description="`[brand]` stands for the trigger word.")
 
 
-async def _form(request: Request, holder: TokenHolder, parts: AppParts) -> AsyncIterator[FormData]:
+async def _form(request: Request, access: UploaderAccess, parts: AppParts) -> AsyncIterator[FormData]:
+    async with access.open():
+        pass  # whoever may not do this is told before a byte of their form is read
     async with read_form(request, parts.settings.limits.upload_files, "files") as form:
         yield form
 
@@ -75,16 +77,15 @@ async def upload(
     form: UploadForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
 ) -> JSONResponse:
     """Upload pictures (PNG, JPEG, WEBP), or zip archives of pictures and their captions; all or none."""
-    async with access.open():
-        pass  # whoever may not upload here is told before their files are read
+    async with access.open() as caller:
+        checker = await in_turn_of(checker, caller)
     limits = parts.settings.limits
     checked = await assets.check(checker, await _uploads(form, limits), limits)
     async with access.open() as caller:
 
         async def store() -> dict[str, Any]:
-            return all_of(
-                await assets.store_checked(caller.session, caller.store, caller.brand_id, caller.user_id, checked)
-            )
+            whose = (caller.brand_id, caller.user_id)
+            return all_of(await assets.store_checked(caller.session, caller.store, *whose, checked, limits))
 
         return await once.answer(caller, 201, store)
 

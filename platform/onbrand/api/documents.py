@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
-from onbrand.api.caller import Admin, AppParts, Member, TokenHolder, UploaderAccess
-from onbrand.api.checking import FileChecker
+from onbrand.api.caller import Admin, AppParts, Member, UploaderAccess
+from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
 from onbrand.api.input import must_be_storable
@@ -48,7 +48,9 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-async def _form(request: Request, holder: TokenHolder) -> AsyncIterator[FormData]:
+async def _form(request: Request, access: UploaderAccess) -> AsyncIterator[FormData]:
+    async with access.open():
+        pass  # whoever may not do this is told before a byte of their form is read
     async with read_form(request, 1, "file") as form:
         yield form
 
@@ -61,15 +63,16 @@ async def create_document(
     form: DocumentForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
 ) -> JSONResponse:
     """Upload a document: the first version of its title, or the next. It is read by a child and written anew."""
-    async with access.open():
-        pass  # whoever may not upload here is told before their file is read
+    async with access.open() as caller:
+        checker = await in_turn_of(checker, caller)
     limits = parts.settings.limits
     filename, data, title = await _sent(form, limits.document_bytes)
     checked = await documents.check(checker, filename, data, limits, title)
     async with access.open() as caller:
 
         async def store() -> documents.Document:
-            return await documents.store_checked(caller.session, caller.store, caller.brand_id, caller.user_id, checked)
+            whose = (caller.brand_id, caller.user_id)
+            return await documents.store_checked(caller.session, caller.store, *whose, checked, limits)
 
         return await once.answer(caller, 201, store)
 

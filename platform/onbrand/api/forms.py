@@ -1,4 +1,4 @@
-"""Forms with files: read whole before a transaction begins, and only for those who hold a credential."""
+"""Forms with files: read whole before a call's transaction begins, and only of those who may make the call."""
 
 from __future__ import annotations
 

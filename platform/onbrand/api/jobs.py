@@ -12,7 +12,7 @@ from pydantic import Field
 
 from onbrand.api import events
 from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess
-from onbrand.api.checking import FileChecker
+from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
@@ -53,7 +53,7 @@ async def check_job(
     """Look at the pictures and captions that a job would train on. Findings say what to do; nothing else happens."""
     async with access.open() as caller:
         aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
-        store = caller.store
+        store, checker = caller.store, await in_turn_of(checker, caller)
     examined = [
         await checker.run(doctor.measure, checker, patient, partial(store.read, key))
         for patient, key in zip(patients, keys, strict=True)

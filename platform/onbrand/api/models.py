@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from onbrand.api import jobs as training_jobs
-from onbrand.api.caller import Admin, AppParts, Member, TokenHolder, TrainerAccess
-from onbrand.api.checking import FileChecker
+from onbrand.api.caller import Admin, AppParts, Member, TrainerAccess
+from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
 from onbrand.api.input import must_be_storable
@@ -56,7 +56,9 @@ REQUEST_BYTES = imports.IMPORT_BYTES_MAX + 2**20
 """An import's whole form; the file on its way lies in a temporary file, not in memory."""
 
 
-async def _form(request: Request, holder: TokenHolder) -> AsyncIterator[FormData]:
+async def _form(request: Request, access: TrainerAccess) -> AsyncIterator[FormData]:
+    async with access.open():
+        pass  # whoever may not do this is told before a byte of their form is read
     async with read_form(request, 1, "file") as form:
         yield form
 
@@ -69,8 +71,8 @@ async def import_model(
     form: ImportForm, access: TrainerAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
 ) -> JSONResponse:
     """Make another trainer's LoRA file the brand's next version. The job that does it is to be followed."""
-    async with access.open():
-        pass  # whoever may not import here is told before their file is read
+    async with access.open() as caller:
+        checker = await in_turn_of(checker, caller)
     new = _new_import(form)
     imports.must_be_importable(new, parts.recommended)
     _, data = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -17,7 +18,7 @@ from fastapi.responses import Response
 from pydantic import Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from onbrand.api.checking import FileChecker
+from onbrand.api.checking import checker_of
 from onbrand.api.credentials import bearer_of
 from onbrand.api.input import Input, must_be_storable
 from onbrand.api.once import as_json
@@ -25,11 +26,13 @@ from onbrand.api.problems import as_own_error
 from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
-from onbrand.errors import InvalidInput, TicketRefused, UnsupportedMedia
+from onbrand.errors import Conflict, InvalidInput, TicketRefused, UnsupportedMedia
 from onbrand.services import continuing, generation, imports, models, training
 from onbrand.services.doctor import Finding
 from onbrand.services.logs import AT_ONCE_MAX, Line
+from onbrand.storage.checking import Checker
 from onbrand.storage.credentials import CredentialIssuer
+from onbrand.storage.fair_turns import Whose
 from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
 from onbrand.system_client import RunCredentials
@@ -108,8 +111,24 @@ Trainer = Annotated[Worker, Depends(_trainer)]
 Drawer = Annotated[Worker, Depends(_drawer)]
 
 
-async def _form(request: Request, ticket: AnyTicket) -> AsyncIterator[FormData]:
-    """The whole form, read before a transaction begins."""
+def _checker(request: Request, ticket: AnyTicket) -> Checker:
+    """Workers hand in what was admitted: they wait in their brand's line, which has no end for them."""
+    return checker_of(request).on_behalf_of(Whose(ticket.brand_id, is_bounded=False))
+
+
+FileChecker = Annotated[Checker, Depends(_checker)]
+
+
+async def _form(request: Request, ticket: AnyTicket, parts: AppParts) -> AsyncIterator[FormData]:
+    """The whole form, read after the ticket was seen to stand, and before the call's transaction begins.
+
+    Raises NotFound for a ticket whose job or member is gone. That a job has ended is for the call to say: it may be a
+    repeated one.
+    """
+    of_kind = training if ticket.kind == "training" else generation
+    async with parts.doors.system_session(ticket) as session:
+        with suppress(Conflict):
+            await of_kind.must_be_open(session, ticket)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise UnsupportedMedia("send multipart/form-data with one file", param="file")
     form = await request.form(max_files=1, max_fields=10, max_part_size=2**20)
@@ -255,7 +274,7 @@ async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
 
 
 @router.post("/generation/images", status_code=201)
-async def add_image(form: FileForm, worker: Drawer, checker: FileChecker) -> Any:
+async def add_image(form: FileForm, worker: Drawer, checker: FileChecker, parts: AppParts) -> Any:
     """Store one picture."""
     facts = _facts(ImageFacts, _json_of(form, "facts"))
     data, content_type = await _file_of(form)
@@ -265,6 +284,7 @@ async def add_image(form: FileForm, worker: Drawer, checker: FileChecker) -> Any
         worker.ticket,
         data=data,
         content_type=content_type,
+        limits=parts.settings.limits,
         checker=checker,
         **facts.model_dump(),
     )

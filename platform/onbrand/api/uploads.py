@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from onbrand.api.caller import Access, Member, Uploader, UploaderAccess
-from onbrand.api.checking import FileChecker
+from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import Conflict, InvalidInput, OnbrandError, StorageError, TooLarge, UnsupportedMedia
@@ -84,7 +84,7 @@ async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: File
     """Check what arrived and make it an asset, assets or a document. Asked again, it answers the same."""
     async with access.open() as caller:
         upload = await uploads.get_own_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))
-        store = caller.store
+        store, checker = caller.store, await in_turn_of(checker, caller)
     if upload.status != "pending":
         return uploads.must_be_completed(upload)
     limits = access.parts.settings.limits
@@ -93,7 +93,7 @@ async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: File
         await anyio.to_thread.run_sync(uploads.must_be_as_announced, upload, arrived)
         checked = await uploads.check(checker, upload, arrived, limits)
         async with access.open() as caller:
-            upload = await uploads.complete_upload(caller.session, store, upload, checked)
+            upload = await uploads.complete_upload(caller.session, store, upload, checked, limits)
     except _REFUSALS as problem:
         await _refuse(access, store, upload, problem)
         raise

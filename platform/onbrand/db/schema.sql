@@ -739,6 +739,17 @@ end $$;
 
 ALTER FUNCTION private.next_number(b text, what text, n integer) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.num_open_uploads() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('uploads-of:' || private.uid(), 0));
+  return (select count(*)::integer from app.uploads u where uuid_send(u.user_id) = uuid_send(private.uid()) and u.status = 'pending');
+end $$;
+
+ALTER FUNCTION private.num_open_uploads() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.open_session(hash text, idle interval, life interval) RETURNS TABLE(id uuid, expires_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -846,6 +857,22 @@ end $$;
 
 ALTER FUNCTION private.sign_up(email text, password_hash text) OWNER TO onbrand_identity;
 
+CREATE FUNCTION private.stored_bytes(b text) RETURNS TABLE(of_brand bigint, of_caller bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if not coalesce(private.acts_in(b), false) then
+    raise exception 'no numbers of this brand' using errcode = '42501';
+  end if;
+  return query select
+    coalesce((select u.bytes from app.brand_usage u where u.brand_id = b), 0),
+    coalesce((select u.bytes from app.caller_usage u
+      where u.user_id = coalesce(private.ctx('on_behalf_of'), private.ctx('sub'))::uuid), 0);
+end $$;
+
+ALTER FUNCTION private.stored_bytes(b text) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.sweep_uploads() RETURNS TABLE(brand_id text, upload_id uuid, kind text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -876,6 +903,22 @@ begin
 end $$;
 
 ALTER FUNCTION private.sweep_uploads() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_count_bytes() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare o record; n bigint;
+begin
+  if tg_op = 'DELETE' then o := old; n := -old.bytes; else o := new; n := new.bytes; end if;
+  insert into app.brand_usage as u (brand_id, bytes) values (o.brand_id, n)
+    on conflict (brand_id) do update set bytes = u.bytes + excluded.bytes;
+  insert into app.caller_usage as u (user_id, bytes) values (o.user_id, n)
+    on conflict (user_id) do update set bytes = u.bytes + excluded.bytes;
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_count_bytes() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_end_credentials() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1060,6 +1103,17 @@ ALTER TABLE ONLY app.brand_limits FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_limits OWNER TO onbrand_owner;
 
+CREATE TABLE app.brand_usage (
+    brand_id text NOT NULL,
+    bytes bigint NOT NULL
+);
+ALTER TABLE ONLY app.brand_usage ALTER COLUMN brand_id SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_usage ALTER COLUMN bytes SET STATISTICS 0;
+
+ALTER TABLE ONLY app.brand_usage FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.brand_usage OWNER TO onbrand_owner;
+
 CREATE TABLE app.brand_users (
     brand_id text NOT NULL,
     user_id uuid NOT NULL,
@@ -1082,7 +1136,7 @@ CREATE TABLE app.brands (
     home_region text DEFAULT 'us-east-1'::text NOT NULL,
     user_id uuid NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT brands_home_region_check CHECK ((home_region ~ '^[a-z0-9-]{2,32}$'::text)),
+    CONSTRAINT brands_home_region_check CHECK ((home_region ~ '^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$'::text)),
     CONSTRAINT brands_id_check CHECK (((id ~ '^[a-z0-9][a-z0-9-]{1,62}$'::text) AND (id !~ '^(us|eu|ap|sa|ca|me|af|il)-'::text))),
     CONSTRAINT brands_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200)))
 );
@@ -1095,6 +1149,15 @@ ALTER TABLE ONLY app.brands ALTER COLUMN created_at SET STATISTICS 0;
 ALTER TABLE ONLY app.brands FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands OWNER TO onbrand_owner;
+
+CREATE TABLE app.caller_usage (
+    user_id uuid NOT NULL,
+    bytes bigint NOT NULL
+);
+
+ALTER TABLE ONLY app.caller_usage FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE app.caller_usage OWNER TO onbrand_owner;
 
 CREATE TABLE app.dispatch_lease (
     one boolean DEFAULT true NOT NULL,
@@ -1711,11 +1774,17 @@ ALTER TABLE ONLY app.brand_assets
 ALTER TABLE ONLY app.brand_limits
     ADD CONSTRAINT brand_limits_pkey PRIMARY KEY (brand_id);
 
+ALTER TABLE ONLY app.brand_usage
+    ADD CONSTRAINT brand_usage_pkey PRIMARY KEY (brand_id);
+
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_pkey PRIMARY KEY (brand_id, user_id);
 
 ALTER TABLE ONLY app.brands
     ADD CONSTRAINT brands_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY app.caller_usage
+    ADD CONSTRAINT caller_usage_pkey PRIMARY KEY (user_id);
 
 ALTER TABLE ONLY app.dispatch_lease
     ADD CONSTRAINT dispatch_lease_pkey PRIMARY KEY (one);
@@ -1857,6 +1926,11 @@ ALTER INDEX app.uploads_by_end ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX uploads_by_time ON app.uploads USING btree (brand_id, created_at, id);
 
+CREATE INDEX uploads_kept_by_brand ON app.uploads USING btree (brand_id) WHERE (swept_at IS NULL);
+
+CREATE INDEX uploads_open_by_user ON app.uploads USING btree (uuid_send(user_id)) WHERE (status = 'pending'::text);
+ALTER INDEX app.uploads_open_by_user ALTER COLUMN 1 SET STATISTICS 0;
+
 CREATE INDEX sessions_by_user ON identity.sessions USING btree (user_id, created_at);
 
 CREATE INDEX subjects_by_user ON identity.subjects USING btree (user_id);
@@ -1870,6 +1944,8 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.asset_captions FOR EACH ROW 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_limits FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
+
+CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_usage FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
@@ -1923,6 +1999,8 @@ ALTER TABLE audit.events ENABLE ALWAYS TRIGGER never_emptied;
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON storage.objects FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE CONSTRAINT TRIGGER count_bytes AFTER INSERT OR DELETE ON storage.objects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION private.tg_count_bytes();
+
 ALTER TABLE ONLY app.api_keys
     ADD CONSTRAINT api_keys_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
@@ -1934,6 +2012,9 @@ ALTER TABLE ONLY app.brand_assets
 
 ALTER TABLE ONLY app.brand_limits
     ADD CONSTRAINT brand_limits_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
+
+ALTER TABLE ONLY app.brand_usage
+    ADD CONSTRAINT brand_usage_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
 
 ALTER TABLE ONLY app.brand_users
     ADD CONSTRAINT brand_users_brand_id_fkey FOREIGN KEY (brand_id) REFERENCES app.brands(id);
@@ -2057,9 +2138,13 @@ ALTER TABLE app.brand_assets ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_limits ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE app.brand_usage ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE app.brand_users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brands ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE app.caller_usage ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.dispatch_lease ENABLE ROW LEVEL SECURITY;
 
@@ -2107,6 +2192,8 @@ CREATE POLICY member_select ON app.brand_assets FOR SELECT TO authenticated USIN
 
 CREATE POLICY member_select ON app.brand_limits FOR SELECT TO authenticated USING (true);
 
+CREATE POLICY member_select ON app.brand_usage FOR SELECT TO authenticated USING (true);
+
 CREATE POLICY member_select ON app.brand_users FOR SELECT TO authenticated USING (((user_id = ( SELECT private.uid() AS uid)) OR ( SELECT private.is_admin() AS is_admin)));
 
 CREATE POLICY member_select ON app.brands FOR SELECT TO authenticated USING (true);
@@ -2145,9 +2232,13 @@ CREATE POLICY own_code ON app.brand_assets TO onbrand_definer USING (true) WITH 
 
 CREATE POLICY own_code ON app.brand_limits TO onbrand_definer USING (true) WITH CHECK (true);
 
+CREATE POLICY own_code ON app.brand_usage TO onbrand_definer USING (true) WITH CHECK (true);
+
 CREATE POLICY own_code ON app.brand_users TO onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY own_code ON app.brands TO onbrand_definer, onbrand_operator USING (true);
+
+CREATE POLICY own_code ON app.caller_usage TO onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY own_code ON app.dispatch_lease TO onbrand_definer USING (true) WITH CHECK (true);
 
@@ -2344,6 +2435,11 @@ CREATE POLICY wall_system ON app.brand_limits AS RESTRICTIVE TO brand_system USI
    FROM ( SELECT private.ticket_brand() AS ticket_brand
          OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
 
+CREATE POLICY wall_system ON app.brand_usage AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
 CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
     (s.brand IS NOT NULL)
    FROM ( SELECT private.ticket_brand() AS ticket_brand
@@ -2432,6 +2528,11 @@ CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USIN
          OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
 CREATE POLICY wall_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY wall_user ON app.brand_usage AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
     (s.brand IS NOT NULL)
    FROM ( SELECT private.my_brand() AS my_brand
          OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
@@ -2786,6 +2887,9 @@ REVOKE ALL ON FUNCTION private.next_number(b text, what text, n integer) FROM PU
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO authenticated;
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO brand_system;
 
+REVOKE ALL ON FUNCTION private.num_open_uploads() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.num_open_uploads() TO authenticated;
+
 REVOKE ALL ON FUNCTION private.open_session(hash text, idle interval, life interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.open_session(hash text, idle interval, life interval) TO authenticated;
 
@@ -2806,8 +2910,15 @@ REVOKE ALL ON FUNCTION private.session_stands(ended_at timestamp with time zone,
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
 
+REVOKE ALL ON FUNCTION private.stored_bytes(b text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.stored_bytes(b text) TO authenticated;
+GRANT ALL ON FUNCTION private.stored_bytes(b text) TO brand_system;
+
 REVOKE ALL ON FUNCTION private.sweep_uploads() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sweep_uploads() TO onbrand_dispatcher;
+
+REVOKE ALL ON FUNCTION private.tg_count_bytes() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_count_bytes() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_end_credentials() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_end_credentials() TO onbrand_owner;
@@ -2904,6 +3015,9 @@ GRANT SELECT(weight) ON TABLE app.brand_limits TO onbrand_definer;
 
 GRANT SELECT(max_running_trainings) ON TABLE app.brand_limits TO onbrand_definer;
 
+GRANT SELECT ON TABLE app.brand_usage TO authenticated;
+GRANT SELECT,INSERT,UPDATE ON TABLE app.brand_usage TO onbrand_definer;
+
 GRANT SELECT,INSERT ON TABLE app.brand_users TO onbrand_definer;
 GRANT SELECT,DELETE ON TABLE app.brand_users TO authenticated;
 GRANT SELECT ON TABLE app.brand_users TO onbrand_identity;
@@ -2926,6 +3040,8 @@ GRANT INSERT(name) ON TABLE app.brands TO authenticated;
 GRANT INSERT(home_region) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(user_id) ON TABLE app.brands TO authenticated;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE app.caller_usage TO onbrand_definer;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE app.dispatch_lease TO onbrand_definer;
 
@@ -3267,6 +3383,7 @@ GRANT INSERT(brand_id) ON TABLE app.uploads TO authenticated;
 GRANT SELECT(brand_id) ON TABLE app.uploads TO onbrand_definer;
 
 GRANT INSERT(user_id) ON TABLE app.uploads TO authenticated;
+GRANT SELECT(user_id) ON TABLE app.uploads TO onbrand_definer;
 
 GRANT INSERT(kind) ON TABLE app.uploads TO authenticated;
 GRANT SELECT(kind) ON TABLE app.uploads TO onbrand_definer;

@@ -17,6 +17,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge
 from onbrand.services.brands import record
+from onbrand.services.room import must_have_fitted, must_not_be_full
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.checking import Checker
 from onbrand.storage.findings import CleanImage, is_zip, shown
@@ -94,7 +95,7 @@ async def upload(
 ) -> list[Asset]:
     """`check` and `store_checked` in one transaction: for few files. Raises what they raise."""
     checked = await check(checker or Checker(limits), files, limits)
-    return await store_checked(session, store, brand_id, user_id, checked)
+    return await store_checked(session, store, brand_id, user_id, checked, limits)
 
 
 async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[Checked]:
@@ -135,22 +136,31 @@ async def _unpacked(checker: Checker, file: Upload) -> list[Upload]:
 
 
 async def store_checked(
-    session: Session, store: BrandStore, brand_id: str, user_id: str, checked: list[Checked]
+    session: Session,
+    store: BrandStore,
+    brand_id: str,
+    user_id: str,
+    checked: list[Checked],
+    limits: Limits | None = None,
 ) -> list[Asset]:
     """Store checked pictures and their rows, all or none.
 
     Raises:
         Conflict: a picture is there already, or twice among them.
+        TooLarge: the brand or the caller has too much stored.
         NotFound: not the caller's brand.
     """
+    limits = limits or Limits()
     await _must_be_new(session, brand_id, checked)
     async with hidden("brand"):
+        await must_not_be_full(session, brand_id, sum(len(one.image.bytes) for one in checked), limits)
         keys = await _take_keys(session, brand_id, checked)
         ids = [await _insert(session, brand_id, user_id, *each) for each in zip(checked, keys, strict=True)]
     for key, one in zip(keys, checked, strict=True):
         session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
         await anyio.to_thread.run_sync(store.write, key, one.image.bytes, one.image.content_type)
     await record(session, brand_id, "asset.upload", {"asset_ids": ids})
+    await must_have_fitted(session, brand_id, limits)
     rows = {row["id"]: Asset.of(row) for row in await session.all(f"{_ASSET} where t.id = any(%s::uuid[])", [ids])}
     return [rows[asset_id] for asset_id in ids]
 

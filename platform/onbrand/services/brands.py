@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -12,9 +11,9 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
 from onbrand.services.rows import PAGE_MAX, Page, Row, known_id, must_be_there
+from onbrand.storage.regions import must_be_region
 
 Role = Literal["member", "admin"]
-_REGION = re.compile(r"[a-z0-9-]{2,32}")
 
 _BRAND = """
 select b.id, b.name, b.home_region, bu.role, b.created_at
@@ -56,8 +55,7 @@ async def create_brand(session: Session, brand_id: str, name: str | None = None,
         Forbidden: the caller's token is bound to one brand.
     """
     must_be_brand_id(brand_id)
-    if not _REGION.fullmatch(region):
-        raise InvalidInput("region must be a name like us-east-1", param="region")
+    must_be_region(region)
     try:
         await session.run(
             "insert into app.brands (id, name, home_region, user_id) values (%s, %s, %s, private.uid())",

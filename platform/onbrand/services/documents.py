@@ -15,6 +15,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge, UnsupportedMedia
 from onbrand.services.brands import record
+from onbrand.services.room import must_have_fitted, must_not_be_full
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.checking import Checker
 from onbrand.storage.findings import CleanDocument, shown
@@ -106,15 +107,19 @@ def _named(title: str) -> str:
     return name
 
 
-async def store_checked(session: Session, store: BrandStore, brand_id: str, user_id: str, checked: Checked) -> Document:
+async def store_checked(
+    session: Session, store: BrandStore, brand_id: str, user_id: str, checked: Checked, limits: Limits | None = None
+) -> Document:
     """Store a checked document as the next version of its name.
 
     Raises:
         Conflict: it is what the newest version is already.
+        TooLarge: the brand or the caller has too much stored.
         NotFound: not the caller's brand.
     """
-    clean = checked.clean
+    clean, limits = checked.clean, limits or Limits()
     async with hidden("brand"):
+        await must_not_be_full(session, brand_id, len(clean.bytes), limits)
         taken = await session.one(
             "select private.next_number(%s, %s, 1) as version", [brand_id, f"document:{checked.name}"]
         )
@@ -136,6 +141,7 @@ async def store_checked(session: Session, store: BrandStore, brand_id: str, user
     await anyio.to_thread.run_sync(store.write, key, clean.bytes, clean.content_type)
     made = Document.of(row)
     await record(session, brand_id, "document.create", {"document_id": made.id, "version": made.version})
+    await must_have_fitted(session, brand_id, limits)
     return made
 
 

@@ -22,6 +22,7 @@ from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
 from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
 from onbrand.services.images import ENDED, Image
+from onbrand.services.room import must_have_fitted, must_not_be_full
 from onbrand.services.rows import must_be_there
 from onbrand.services.training import Heard
 from onbrand.storage.checking import Checker
@@ -126,10 +127,11 @@ async def add_image(
 ) -> Image:
     """Store picture `index`, row and bytes; the same index again returns what is stored.
 
-    Raises NotFound, Conflict (it is not running), UnsupportedMedia, InvalidInput (also for a receipt that lacks one of
-    `RECEIPT_NAMES`), and TicketRefused for a receipt that names another brand, or other adapters than were asked for:
-    such a picture is never shown to anybody.
+    Raises NotFound, Conflict (it is not running), TooLarge (the brand or the member has too much), UnsupportedMedia,
+    InvalidInput (also for a receipt that lacks one of `RECEIPT_NAMES`), and TicketRefused for a receipt that names
+    another brand, or other adapters than were asked for: such a picture is never shown to anybody.
     """
+    limits = limits or Limits()
     checker = checker or Checker(limits)
     facts = await checker.run(checker.picture_facts, data, "the picture")
     if (facts.content_type, facts.width, facts.height) != (content_type, width, height):
@@ -143,7 +145,10 @@ async def add_image(
     await _must_be_drawn_as_asked(session, ticket, receipt)
     if generation["status"] != "running":
         raise Conflict("the generation has not started")
-    return await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt)
+    await must_not_be_full(session, ticket.brand_id, len(data), limits)
+    image = await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt)
+    await must_have_fitted(session, ticket.brand_id, limits)
+    return image
 
 
 async def finish_generation(session: Session, ticket: Ticket) -> None:

@@ -20,6 +20,7 @@ from onbrand.services.brands import record
 from onbrand.services.events import Event, events_of
 from onbrand.services.limits import limits_of, must_have_room
 from onbrand.services.models import adapter_ref, get_model
+from onbrand.services.room import must_not_be_full
 from onbrand.services.rows import Page, R, Row, hidden, known_id, must_be_there, page_of
 from onbrand.services.wishes import Adapters, adapters_of, decided
 from onbrand.storage.layout import Key
@@ -227,6 +228,7 @@ async def create_generation(
         InvalidInput: a parameter is out of bounds, or the family is not served; `param` names it.
         NotFound: not the caller's brand, or no such model in it.
         TooManyRequests: as many pictures of the brand wait as may; `retry_after` holds seconds.
+        TooLarge: the brand or the caller has no room for a picture.
     """
     adapters, family = await adapters_of(session, brand_id, new)
     values = decided(new, family, recommended, limits)
@@ -243,6 +245,7 @@ async def create_generation(
     slots = ", ".join(f"%({name})s" for name in values)
     await must_have_room(session, brand_id, values["num_images"], limits)
     async with hidden("brand"):
+        await must_not_be_full(session, brand_id, values["num_images"], limits)
         row = await session.one(f"insert into app.generations ({columns}) values ({slots}) returning id", values)
     await _use(session, brand_id, row["id"], adapters)
     about = {"generation_id": row["id"], "model_id": values["model_id"], "num_images": values["num_images"]}

@@ -20,7 +20,8 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.services.brands import record
 from onbrand.services.jobs import ENDED, IMPORT_KEY, JobRow, TrainingJob, checked_config, insert_job, must_be_name
-from onbrand.services.rows import must_be_there
+from onbrand.services.room import must_have_room_to_import
+from onbrand.services.rows import hidden, must_be_there
 from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
 
@@ -72,10 +73,13 @@ async def create_import(
         InvalidInput: a field is out of bounds.
         NotFound: not the caller's brand.
         TooManyRequests: as many of the brand's jobs are open as may be.
+        TooLarge: the brand or the caller would have too much.
     """
     said = must_be_importable(new, served)
     name = must_be_name(new.name if new.name is not None else f"{new.model_type} import")
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    async with hidden("brand"):
+        await must_have_room_to_import(session, brand_id, len(data), limits)
     config = said | {IMPORT_KEY: {"sha256": digest, "bytes": len(data)}}
     job = await insert_job(session, brand_id, user_id, JobRow(name, new.model_type, config), [], limits)
     key = import_file(brand_id, job.id)

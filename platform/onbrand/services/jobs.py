@@ -22,6 +22,7 @@ from onbrand.services.continuing import start_of
 from onbrand.services.doctor import Aim, CheckedData, Patient, aim_of
 from onbrand.services.events import Event, events_of
 from onbrand.services.limits import must_have_room_to_train
+from onbrand.services.room import must_not_be_full
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.services.terms import Terms, must_look_fit, num_workers_of
 from onbrand.storage.layout import Key, import_file
@@ -410,8 +411,11 @@ async def insert_job(
     """A pending job's row and those of its assets.
 
     Raises NotFound: not the caller's brand, or an asset is gone. TooManyRequests: too many of the brand's are open.
+    TooLarge: the brand or the caller has no room for what it would make.
     """
     await must_have_room_to_train(session, brand_id, limits)
+    async with hidden("brand"):
+        await must_not_be_full(session, brand_id, 1, limits)
     values = [getattr(new, name) for name in _COLUMNS]
     values[_COLUMNS.index("training_config")] = Jsonb(dict(new.training_config))
     async with hidden("brand"):

@@ -21,6 +21,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError, TooLarge, UnsupportedMedia
 from onbrand.services import assets, documents
 from onbrand.services.brands import record
+from onbrand.services.room import must_have_room_to_send
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.checking import Checker
 from onbrand.storage.findings import is_zip, shown
@@ -139,10 +140,12 @@ async def create_upload(
 
     Raises:
         UnsupportedMedia, TooLarge, InvalidInput: it would be refused anyway; `param` names the field.
+        TooLarge, TooManyRequests: the brand or the caller has too much, or too many open.
         NotFound: not the caller's brand.
     """
     must_be_announceable(new, limits)
     async with hidden("brand"):
+        await must_have_room_to_send(session, brand_id, new.bytes, limits)
         row = await session.one(
             "insert into app.uploads (brand_id, user_id, kind, filename, content_type, bytes, sha256, object, caption,"
             " metadata) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning id",
@@ -210,19 +213,22 @@ async def check(checker: Checker, upload: Upload, data: bytes, limits: Limits) -
     return checked
 
 
-async def complete_upload(session: Session, store: BrandStore, upload: Upload, checked: Checked) -> Upload:
+async def complete_upload(
+    session: Session, store: BrandStore, upload: Upload, checked: Checked, limits: Limits | None = None
+) -> Upload:
     """Store what was made of it; an upload is completed once, whoever asks again gets the same.
 
     Raises:
         Conflict: it has ended otherwise meanwhile, or what it holds is there already.
+        TooLarge: the brand or the caller has too much stored.
     """
     if not await _end(session, upload, "completed"):
         return must_be_completed(await get_upload(session, upload.brand_id, upload.id))
     if isinstance(checked, list):
-        stored = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked)
+        stored = await assets.store_checked(session, store, upload.brand_id, upload.user_id, checked, limits)
         column, made_ids = "asset_id", [asset.id for asset in stored]
     else:
-        document = await documents.store_checked(session, store, upload.brand_id, upload.user_id, checked)
+        document = await documents.store_checked(session, store, upload.brand_id, upload.user_id, checked, limits)
         column, made_ids = "document_id", [document.id]
     for index, made_id in enumerate(made_ids):
         await session.run(

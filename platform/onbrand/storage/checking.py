@@ -7,6 +7,7 @@ one. What it says is not trusted either: it is bounded, of a known form, and has
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 import signal
@@ -32,12 +33,14 @@ from onbrand.storage.answers import (
     WeightsSaid,
 )
 from onbrand.storage.children import Gone, Trade, fork_child
+from onbrand.storage.fair_turns import FairTurns, Whose
 from onbrand.storage.findings import CleanDocument, CleanImage, ImageFacts, Packed, PictureFeatures, shown
 from onbrand.storage.frames import BrokenFrame
 
 log = logging.getLogger(__name__)
 
 _NUM_CHILDREN = 4
+_NOBODY = Whose("", is_bounded=False)
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown; charset=utf-8"}
 
@@ -58,12 +61,24 @@ class Checker:
 
     def __init__(self, limits: Limits | None = None, num_children: int = _NUM_CHILDREN) -> None:
         self._limits = limits or Limits()
-        self._turn = threading.BoundedSemaphore(num_children)
-        self._turns = anyio.CapacityLimiter(num_children)
+        self._child = threading.BoundedSemaphore(num_children)
+        self._threads = anyio.CapacityLimiter(num_children)
+        self._turns = FairTurns(num_children, self._limits.waiting_checks)
+        self._whose = _NOBODY
+
+    def on_behalf_of(self, whose: Whose) -> Checker:
+        """The same checker, whose `run` waits in this brand's line."""
+        given = copy.copy(self)
+        given._whose = whose
+        return given
 
     async def run(self, check: Callable[..., T], *given: Any) -> T:
-        """A check of this checker in a thread; who waits for a turn holds none."""
-        return await anyio.to_thread.run_sync(check, *given, limiter=self._turns)
+        """A check of this checker in a thread, when it is the brand's turn; who waits holds no thread and no child.
+
+        Raises TooManyRequests when too many of the brand's files wait.
+        """
+        async with self._turns.take(self._whose):
+            return await anyio.to_thread.run_sync(check, *given, limiter=self._threads)
 
     def picture(self, data: bytes, name: str = "the file") -> CleanImage:
         """The picture decoded and encoded anew."""
@@ -127,7 +142,7 @@ class Checker:
     def _ask(self, kind: type[A], asked: _Asked, data: bytes) -> Iterator[tuple[A, bytes]]:
         """What a child answers, as long as each answer is of this kind."""
         name = shown(asked.name)
-        with self._turn, contextlib.closing(fork_child(asked.trade, self._limits.check_bytes)) as child:
+        with self._child, contextlib.closing(fork_child(asked.trade, self._limits.check_bytes)) as child:
             try:
                 for said, given in child.answers(asked.said(self._limits), data, asked.bytes_max):
                     yield _read(kind, said, given), given

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,16 +126,29 @@ class CredentialIssuer:
 
     def _probe(self, given: RunCredentials) -> None:
         session = session_client(given)
-        inside = {"Bucket": given.bucket, "Key": f"{given.prefix}.probe"}
-        with _told():
-            session.put_object(**inside, Body=b"onbrand")
-            session.delete_object(**inside)
+        self._must_reach_its_own(session, given)
         outside = f"{self.runs.prefix}{_PROBE_BRAND}/.probe"
         with _told():
             if _refusal(session.put_object, Bucket=given.bucket, Key=outside, Body=b"onbrand") is None:
                 self.own.delete_object(Bucket=given.bucket, Key=outside)
                 raise StorageError("the store does not keep a session to its policy; use one that does, or a folder")
             self._must_not_widen(given)
+
+    def _must_reach_its_own(self, session: Any, given: RunCredentials) -> None:
+        """All that a run does with its folder. What was tried is removed, by the platform's own key if need be."""
+        inside = {"Bucket": given.bucket, "Key": f"{given.prefix}.probe"}
+        try:
+            with _told():
+                session.put_object(**inside, Body=b"onbrand")
+                session.get_object(**inside)["Body"].read()
+                listed = session.list_objects_v2(Bucket=given.bucket, Prefix=given.prefix).get("Contents", ())
+                _put_in_parts(session, inside)
+                session.delete_object(**inside)
+            if inside["Key"] not in [each["Key"] for each in listed]:
+                raise StorageError("the list of a run's folder lacks what was just written")
+        finally:
+            with suppress(ClientError, BotoCoreError):
+                self.own.delete_object(**inside)
 
     def _must_not_widen(self, given: RunCredentials) -> None:
         """A session that may take the role up again has left its policy behind: some gateways take it for its user."""
@@ -203,6 +216,18 @@ def _made(service: str, endpoint: str | None, region: str, keys: Mapping[str, st
         }
     session = botocore.session.Session()
     return session.create_client(service, region, endpoint_url=endpoint, config=Config(**options), **keys)
+
+
+def _put_in_parts(session: Any, where: Mapping[str, str]) -> None:
+    """As checkpoints above 128 MiB are written. Nothing of it is left when it fails."""
+    upload = {**where, "UploadId": session.create_multipart_upload(**where)["UploadId"]}
+    try:
+        part = {"PartNumber": 1, "ETag": session.upload_part(**upload, PartNumber=1, Body=b"onbrand")["ETag"]}
+        session.complete_multipart_upload(**upload, MultipartUpload={"Parts": [part]})
+    except BaseException:
+        with suppress(ClientError, BotoCoreError):
+            session.abort_multipart_upload(**upload)
+        raise
 
 
 def _refusal(call: Any, **arguments: Any) -> str | None:

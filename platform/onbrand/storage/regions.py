@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from onbrand.brand import LOOKS_LIKE_REGION
 from onbrand.errors import InvalidInput
 
-_REGION = re.compile(r"[a-z]{2}(?:-[a-z]+)+-[0-9]")
+_REGION = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+"""What botocore takes as a region, for it may become part of a host name."""
 
 
-def must_be_region(text: str) -> str:
-    """Return `text` if it names a region (`eu-west-1`), else raise InvalidInput."""
+def must_be_region(text: str, param: str = "region") -> str:
+    """Return `text` if it can name a region (`eu-west-1`, `auto`, `fr-par`), else raise InvalidInput naming `param`."""
     if not _REGION.fullmatch(text):
-        raise InvalidInput("a region looks like 'eu-west-1'", param="region")
+        raise InvalidInput(
+            f"{param} must be 1 to 63 letters, digits and '-', begin and end with a letter or digit, and not be only "
+            "digits, as 'eu-west-1', 'auto' or 'fr-par'",
+            param=param,
+        )
     return text
 
 
@@ -22,7 +28,9 @@ class Regions:
     """Which folder of a bucket holds which region.
 
     Brands of the home region lie at the bucket's root (``training-data/acme/...``); those of another region
-    in that region's folder (``training-data/eu-west-1/acme/...``). No brand may be named like a region.
+    in that region's folder (``training-data/eu-west-1/acme/...``). No folder of a region can be one of a brand: no
+    brand's name begins like `eu-west-1`, and the folder of a region that a brand could be called begins with ``_``
+    (``training-data/_garage/acme/...``).
 
     Args:
         home: the region of this platform (``ONBRAND_REGION``); fixed once brands exist.
@@ -34,7 +42,8 @@ class Regions:
         must_be_region(self.home)
 
     def folder(self, region: str | None) -> str:
-        """The part of the root between bucket and brand: empty, or ``eu-west-1/``."""
+        """The part of the root between bucket and brand: empty, ``eu-west-1/`` or ``_garage/``."""
         if region is None or region == self.home:
             return ""
-        return f"{must_be_region(region)}/"
+        mark = "" if LOOKS_LIKE_REGION.match(must_be_region(region)) else "_"
+        return f"{mark}{region}/"

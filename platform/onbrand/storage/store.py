@@ -7,11 +7,11 @@ from typing import BinaryIO
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Secrets, Settings, load_secrets
-from onbrand.errors import NotFound, OnbrandError, TooLarge
+from onbrand.errors import ConfigurationError, InvalidInput, NotFound, OnbrandError, TooLarge
 from onbrand.storage.backends import Backend, Draft, open_backend
 from onbrand.storage.layout import Bucket, Key, must_be_plain, must_be_prefix
 from onbrand.storage.links import Announced, UploadLink, must_be_link_seconds
-from onbrand.storage.regions import Regions
+from onbrand.storage.regions import Regions, must_be_region
 
 OBJECT_BYTES_MAX = 2 * 2**30
 LIST_MAX = 10_000
@@ -26,9 +26,9 @@ class ObjectStore:
 
     @classmethod
     def from_settings(cls, settings: Settings, secrets: Secrets | None = None) -> ObjectStore:
-        """The store that the settings name. Raises ConfigurationError for an address that is none."""
+        """The store that the settings name. Raises ConfigurationError for an address or a region that is none."""
         secrets = secrets or load_secrets(settings)
-        return cls(open_backend(settings, secrets), Regions(settings.region))
+        return cls(open_backend(settings, secrets), _regions_of(settings))
 
     def brand(self, brand_id: str, region: str | None = None) -> BrandStore:
         """The part of the store that belongs to one brand.
@@ -136,3 +136,11 @@ class BrandStore:
         except OnbrandError:
             return None
         return key
+
+
+def _regions_of(settings: Settings) -> Regions:
+    try:
+        must_be_region(settings.region, "ONBRAND_REGION")
+    except InvalidInput as problem:
+        raise ConfigurationError(problem.message, param="region") from None
+    return Regions(settings.region)

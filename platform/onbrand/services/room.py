@@ -1,0 +1,96 @@
+"""How much a brand and a caller may store, and have under way; asked inside the transaction that stores.
+
+`storage.objects` counts its bytes by itself (`storage.count_bytes`). What a training makes that was admitted is counted
+and never refused; a brand that is full begins no other.
+"""
+
+from __future__ import annotations
+
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import TooLarge, TooManyRequests
+
+_RETRY_SECONDS = 60
+_UNDER_WAY = """
+select (select count(*)::integer from app.uploads u
+    where u.brand_id = %(brand_id)s and u.status = 'pending') as num_open,
+  (select coalesce(sum(u.bytes), 0)::bigint from app.uploads u where u.brand_id = %(brand_id)s and u.swept_at is null)
+  + (select coalesce(sum((j.training_config -> 'import' ->> 'bytes')::bigint), 0)::bigint
+    from app.lora_training_jobs j where j.brand_id = %(brand_id)s and j.status in ('pending', 'training')) as bytes
+"""
+
+
+async def must_have_room_to_send(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
+    """Raise unless the brand and the caller may begin an upload of so many bytes. Those of a brand begin one by one.
+
+    What was announced counts until it is swept (two hours at most), whatever became of it: a link may still be used.
+
+    Raises:
+        TooManyRequests: too many uploads are open, of the brand or of the caller in all brands.
+        TooLarge: the brand or the caller would have too many bytes.
+    """
+    bytes_under_way = await _must_be_few(session, brand_id, limits)
+    await must_not_be_full(session, brand_id, bytes_under_way + num_bytes, limits)
+
+
+async def must_have_room_to_import(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
+    """Raise TooLarge unless a file of so many bytes may lie in the brand until a job has imported it."""
+    under_way = await _lock_and_look(session, brand_id)
+    await must_not_be_full(session, brand_id, under_way["bytes"] + num_bytes, limits)
+
+
+async def must_not_be_full(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
+    """Raise TooLarge if so many bytes more would be too many: said before they are written, and waits for nobody."""
+    stored = await session.one("select of_brand, of_caller from private.stored_bytes(%s)", [brand_id])
+    _must_fit(stored["of_brand"] + num_bytes, stored["of_caller"] + num_bytes, limits)
+
+
+async def must_have_fitted(session: Session, brand_id: str, limits: Limits) -> None:
+    """Raise TooLarge if what this transaction stored is too much, together with all that others have committed.
+
+    Last in the transaction: from here to its end, others who store in the brand wait.
+    """
+    await session.run("set constraints storage.count_bytes immediate")
+    stored = await session.one("select of_brand, of_caller from private.stored_bytes(%s)", [brand_id])
+    _must_fit(stored["of_brand"], stored["of_caller"], limits)
+
+
+def _must_fit(of_brand: int, of_caller: int, limits: Limits) -> None:
+    if of_brand > limits.brand_bytes:
+        raise TooLarge(
+            f"the brand would have {of_brand} bytes, stored and announced, of {limits.brand_bytes} at most "
+            "(limits.brand_bytes); delete pictures, models or documents, or ask the operators",
+            param="bytes",
+            limit=limits.brand_bytes,
+        )
+    if of_caller > limits.caller_bytes:
+        raise TooLarge(
+            f"you would have {of_caller} bytes, stored and announced, of {limits.caller_bytes} at most in all brands "
+            "(limits.caller_bytes); have some of what you stored deleted, or ask the operators",
+            param="bytes",
+            limit=limits.caller_bytes,
+        )
+
+
+async def _must_be_few(session: Session, brand_id: str, limits: Limits) -> int:
+    """Bytes that the brand has under way. Raises TooManyRequests."""
+    under_way = await _lock_and_look(session, brand_id)
+    if under_way["num_open"] >= limits.open_uploads:
+        raise TooManyRequests(
+            f"{under_way['num_open']} uploads of this brand are open, of {limits.open_uploads} at most "
+            "(limits.open_uploads); complete or cancel some",
+            retry_after=_RETRY_SECONDS,
+        )
+    num_own = (await session.one("select private.num_open_uploads() as num"))["num"]
+    if num_own >= limits.caller_open_uploads:
+        raise TooManyRequests(
+            f"{num_own} uploads of yours are open, of {limits.caller_open_uploads} at most in all brands "
+            "(limits.caller_open_uploads); complete or cancel some",
+            retry_after=_RETRY_SECONDS,
+        )
+    return int(under_way["bytes"])
+
+
+async def _lock_and_look(session: Session, brand_id: str) -> dict[str, int]:
+    await session.run("select pg_advisory_xact_lock(hashtextextended('uploads:' || %s, 0))", [brand_id])
+    return dict(await session.one(_UNDER_WAY, {"brand_id": brand_id}))

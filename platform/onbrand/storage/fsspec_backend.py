@@ -1,0 +1,111 @@
+"""What the two places of objects share: reading, listing and deleting through fsspec, and its errors as ours."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from onbrand.errors import NotFound, StorageError
+from onbrand.storage.layout import Bucket
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free space",
+    errno.EDQUOT: "the disk quota is used up; free space",
+    errno.EROFS: "the file system is read-only; mount it writable or choose another ONBRAND_STORAGE_URL",
+    errno.EACCES: "the folder's rights forbid it; give this user read and write rights",
+    errno.EPERM: "the folder's rights forbid it; give this user read and write rights",
+    errno.ENOENT: "its bucket or folder is gone; start Onbrand again, which makes it anew",
+    errno.ENOTDIR: "a file lies where a folder should be; move it away",
+    errno.EISDIR: "a folder lies where a file should be; move it away",
+    errno.EEXIST: "a file lies where a folder should be; move it away",
+    errno.EIO: "the disk reports an input/output error; check it",
+}
+
+
+class FsspecBackend:
+    """What both backends share; they differ in how a name becomes a path, and in how bytes are written and linked."""
+
+    def __init__(self, fs: Any) -> None:
+        self.fs = fs
+
+    def path(self, bucket: str, name: str) -> str:
+        """Where fsspec finds `name`."""
+        raise NotImplementedError
+
+    def root(self, bucket: str) -> str:
+        """Where fsspec finds the bucket."""
+        raise NotImplementedError
+
+    def read(self, bucket: Bucket, name: str) -> bytes:
+        with told("read"), found():
+            return cast(bytes, self.fs.cat_file(self.path(bucket, name)))
+
+    def open(self, bucket: Bucket, name: str) -> BinaryIO:
+        with told("read"), found():
+            return cast(BinaryIO, self.fs.open(self.path(bucket, name), "rb"))
+
+    def exists(self, bucket: Bucket, name: str) -> bool:
+        with told("read"), found():
+            return bool(self.fs.isfile(self.path(bucket, name)))
+
+    def size(self, bucket: Bucket, name: str) -> int:
+        with told("read"), found():
+            facts = self.fs.info(self.path(bucket, name))
+        if facts["type"] != "file":
+            raise NotFound("there is no such object")
+        return int(facts["size"])
+
+    def delete(self, bucket: Bucket, name: str) -> None:
+        try:
+            with told("deleted"), found():
+                self.fs.rm_file(self.path(bucket, name))
+        except NotFound:
+            return
+
+    def names(self, bucket: Bucket, folder: str) -> Iterator[str]:
+        root = self.root(bucket)
+        try:
+            with told("listed"), found():
+                paths = self.fs.find(f"{root}/{folder}".rstrip("/"))
+        except NotFound:
+            return
+        yield from (str(path).removeprefix(f"{root}/") for path in paths)
+
+
+@contextmanager
+def found() -> Iterator[None]:
+    """A missing object, or a folder in its place, is NotFound."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise NotFound("there is no such object") from None
+
+
+@contextmanager
+def told(done: str) -> Iterator[None]:
+    """Turn what the backends raise into our errors, without a path, a key or a secret in the text."""
+    try:
+        yield
+    except OSError as problem:
+        number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
+        remedy = _REMEDIES.get(number) or _s3_remedy(problem)
+        raise StorageError(f"the object could not be {done}: {remedy}", remedy=remedy) from None
+    except (BotoCoreError, ClientError) as problem:
+        remedy = _s3_remedy(problem)
+        raise StorageError(f"the object could not be {done}: {remedy}", remedy=remedy) from None
+
+
+def _s3_remedy(problem: Exception) -> str:
+    if isinstance(problem, PermissionError):
+        return "the store refuses these credentials; give them read, write, delete and list rights on the bucket"
+    if "NoCredentials" in type(problem).__name__:
+        return "there are no credentials; set ONBRAND_S3_ACCESS_KEY and ONBRAND_S3_SECRET_KEY"
+    if isinstance(problem, ConnectionError) or "Connect" in type(problem).__name__:
+        return "the store cannot be reached; check its address and the network"
+    cause = problem.__cause__ or problem
+    answer = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
+    return f"the store answered {answer}; try again, and look at the store's own log"

@@ -1,0 +1,157 @@
+"""Four buckets at an endpoint that speaks S3. What the start tries of them is in `s3_check`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any, NoReturn
+
+import fsspec
+from fsspec.asyn import sync
+
+from onbrand.config import Settings
+from onbrand.errors import ConfigurationError, NotFound, StorageError
+from onbrand.storage.fsspec_backend import FsspecBackend, found, told
+from onbrand.storage.layout import BUCKETS, SHOWN_TYPES, Bucket, Key
+from onbrand.storage.links import Announced, UploadLink
+from onbrand.storage.s3_check import check_bucket
+from onbrand.storage.s3_sending import Way, must_be_open, put_parameters, upload_form, upload_put
+from onbrand.storage.s3_way import decide
+
+log = logging.getLogger(__name__)
+
+
+class S3Backend(FsspecBackend):
+    """Keys without credentials come from AWS's own chain.
+
+    Args:
+        prefix: what the names of all buckets begin with.
+    """
+
+    def __init__(self, settings: Settings, prefix: str) -> None:
+        super().__init__(fsspec.filesystem("s3", **_s3_options(settings)))
+        self.prefix = prefix
+        self.endpoint = settings.s3_endpoint or "AWS"
+        self.constraint = None if settings.s3_endpoint or settings.region == "us-east-1" else settings.region
+        self._wanted = settings.s3_uploads
+        self._decided: Way | None = None
+        self._deciding = threading.Lock()
+
+    def root(self, bucket: str) -> str:
+        return f"{self.prefix}{bucket}"
+
+    def path(self, bucket: str, name: str) -> str:
+        return f"{self.prefix}{bucket}/{name}"
+
+    def must_lie_in(self, bucket: Bucket, name: str, folder: str) -> None:
+        """Refuse a name that s3fs would read as another bucket, another key or a version of a key."""
+        place, key, version = self.fs.split_path(self.path(bucket, name))
+        normal = os.path.normpath(name)
+        if (place, key, version, normal) != (self.root(bucket), name, None, name) or not name.startswith(f"{folder}/"):
+            raise NotFound("there is no such object")
+
+    def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None:
+        """S3 shows an object only when all of it has arrived."""
+        with told("written"):
+            self.fs.pipe_file(self.path(bucket, name), data, ContentType=content_type)
+
+    def link(self, key: Key, name: str, seconds: int) -> str:
+        """Type and disposition are in the signature: what is no picture is saved as bytes, whatever was stored."""
+        is_shown = key.content_type in SHOWN_TYPES
+        with told("linked"):
+            return str(
+                self.fs.url(
+                    self.path(key.bucket, name),
+                    seconds,
+                    ResponseContentType=key.content_type if is_shown else "application/octet-stream",
+                    ResponseContentDisposition=f'{"inline" if is_shown else "attachment"}; filename="{key.filename}"',
+                    ResponseCacheControl=f"private, max-age={seconds}",
+                )
+            )
+
+    def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink:
+        """By the way that this store takes uploads. Raises Conflict where it takes none, StorageError."""
+        try:
+            way = must_be_open(self.way())
+        except ConfigurationError as problem:
+            log.error("%s", problem.message)
+            raise StorageError("files cannot go straight to the store now; send them to the API as a form") from None
+        return self.upload_link_by(way, key.bucket, name, announced, seconds)
+
+    def upload_link_by(self, way: Way, bucket: Bucket, name: str, announced: Announced, seconds: int) -> UploadLink:
+        """A form with a signed policy, or a presigned PUT whose headers are all signed."""
+        if way.method == "POST":
+            return upload_form(announced, seconds, lambda *given: self._sign_form(self.root(bucket), name, *given))
+        url = self.presign("put_object", bucket, name, seconds, **put_parameters(announced, way))
+        return upload_put(url, announced, way, seconds)
+
+    def way(self) -> Way:
+        """How this store takes uploads: found out once, by trying. Raises ConfigurationError if it takes none."""
+        with self._deciding:
+            if self._decided is None:
+                self._decided = decide(self, self._wanted)
+            return self._decided
+
+    def presign(self, operation: str, bucket: Bucket, name: str, seconds: int, **more: Any) -> str:
+        """A presigned address of one operation on one object."""
+        given = {"Bucket": self.root(bucket), "Key": name, **more}
+        with told("linked"):
+            return str(sync(self.fs.loop, self._signed, "generate_presigned_url", operation, given, seconds))
+
+    def _sign_form(self, bucket: str, name: str, *given: Any) -> dict[str, Any]:
+        with told("linked"):
+            made: dict[str, Any] = sync(self.fs.loop, self._signed, "generate_presigned_post", bucket, name, *given)
+        return made
+
+    async def _signed(self, how: str, *given: Any) -> Any:
+        return await getattr(await self.fs.set_session(), how)(*given)
+
+    def draft(self, bucket: Bucket, name: str) -> NoReturn:
+        """S3 takes uploads itself; they never come through us."""
+        raise NotFound("there is no such object")
+
+    def check(self) -> None:
+        """Try all that is used of each bucket. Raises ConfigurationError that says what failed and what to change."""
+        for bucket in BUCKETS:
+            check_bucket(self, bucket)
+        self.way()
+
+    def make_if_missing(self, bucket: Bucket) -> None:
+        """AWS wants its region named, except for us-east-1; gateways know only their own."""
+        if self._is_there(bucket):
+            return
+        place = {"CreateBucketConfiguration": {"LocationConstraint": self.constraint}} if self.constraint else {}
+        with told("made"):
+            self.fs.call_s3("create_bucket", Bucket=self.root(bucket), **place)
+
+    def _is_there(self, bucket: Bucket) -> bool:
+        try:
+            with told("read"), found():
+                self.fs.call_s3("head_bucket", Bucket=self.root(bucket))
+        except NotFound:
+            return False
+        return True
+
+
+def _s3_options(settings: Settings) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "signature_version": "s3v4",
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "retries": {"max_attempts": 4, "mode": "standard"},
+    }
+    if settings.s3_endpoint:
+        # Gateways other than AWS often know neither virtual hosts nor the checksums that newer SDKs add.
+        config["s3"] = {"addressing_style": "path"}
+        config["request_checksum_calculation"] = "when_required"
+        config["response_checksum_validation"] = "when_required"
+    return {
+        "key": settings.s3_access_key,
+        "secret": settings.s3_secret_key,
+        "endpoint_url": settings.s3_endpoint,
+        "client_kwargs": {"region_name": settings.region},
+        "config_kwargs": config,
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+    }

@@ -1,0 +1,131 @@
+"""What the start tries of a bucket: everything that Onbrand does with one. It removes what it wrote."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+import httpx
+
+from onbrand.errors import ConfigurationError, OnbrandError, StorageError
+from onbrand.storage.fsspec_backend import told
+from onbrand.storage.layout import Bucket, Key
+from onbrand.storage.s3_strangers import stranger
+
+PROBES = ".probe"
+"""The folder of what is tried; no brand's name begins with a dot."""
+_DATA = b"onbrand"
+_SECONDS = 60
+_REMEDY = "check ONBRAND_STORAGE_URL, ONBRAND_S3_ENDPOINT, ONBRAND_S3_ACCESS_KEY and ONBRAND_S3_SECRET_KEY"
+
+
+class Bucketed(Protocol):
+    """What is tried: `onbrand.storage.s3.S3Backend`."""
+
+    fs: Any
+    endpoint: str
+
+    def root(self, bucket: str) -> str: ...
+    def read(self, bucket: Bucket, name: str) -> bytes: ...
+    def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None: ...
+    def size(self, bucket: Bucket, name: str) -> int: ...
+    def exists(self, bucket: Bucket, name: str) -> bool: ...
+    def delete(self, bucket: Bucket, name: str) -> None: ...
+    def names(self, bucket: Bucket, folder: str) -> Iterator[str]: ...
+    def link(self, key: Key, name: str, seconds: int) -> str: ...
+    def make_if_missing(self, bucket: Bucket) -> None: ...
+
+
+def check_bucket(store: Bucketed, bucket: Bucket) -> None:
+    """Write, read, list, link, write in parts and delete. Raises ConfigurationError, in one line, for what fails."""
+    name = f"{PROBES}/{randomness.token_hex(8)}/one"
+    with _explained(store, bucket, "it is missing and cannot be made", "make it, or give the key s3:CreateBucket"):
+        store.make_if_missing(bucket)
+    try:
+        for what, remedy, attempt in _STEPS:
+            with _explained(store, bucket, f"{what} failed", remedy):
+                attempt(store, bucket, name)
+    finally:
+        for left in (name, f"{name}-parts"):
+            with suppress(OnbrandError):
+                store.delete(bucket, left)
+
+
+def must_be(fact: bool, otherwise: str) -> None:
+    """Raise StorageError that says what the store did instead."""
+    if not fact:
+        raise StorageError(otherwise, remedy=otherwise)
+
+
+def _write(store: Bucketed, bucket: Bucket, name: str) -> None:
+    store.write(bucket, name, _DATA, "text/plain")
+
+
+def _read(store: Bucketed, bucket: Bucket, name: str) -> None:
+    must_be(store.read(bucket, name) == _DATA, "it gave other bytes than were written")
+    must_be(store.size(bucket, name) == len(_DATA), "it says another size than was written")
+
+
+def _list(store: Bucketed, bucket: Bucket, name: str) -> None:
+    listed = list(store.names(bucket, name.rpartition("/")[0]))
+    must_be(listed == [name], "the list by prefix lacks what was just written")
+
+
+def _link(store: Bucketed, bucket: Bucket, name: str) -> None:
+    """The link serves a stranger; type and disposition are ours to say; without its signature nobody gets anything."""
+    url = store.link(Key(bucket, "probe-of-onbrand/probe.txt"), name, _SECONDS)
+    with stranger() as client:
+        answer = client.get(url)
+        must_be(answer.status_code == 200 and answer.content == _DATA, f"it answered {answer.status_code} to a link")
+        said = answer.headers.get("content-disposition", "")
+        must_be(said.startswith("attachment"), "it ignores the type and disposition that a link says")
+        bare = client.get(str(httpx.URL(url).copy_with(query=None)))
+        must_be(not bare.is_success, "everybody may read it without a link; block public access")
+
+
+def _write_in_parts(store: Bucketed, bucket: Bucket, name: str) -> None:
+    """As s3fs does with large objects."""
+    where: dict[str, Any] = {"Bucket": store.root(bucket), "Key": f"{name}-parts"}
+    with told("written"):
+        upload = where | {"UploadId": store.fs.call_s3("create_multipart_upload", **where)["UploadId"]}
+        try:
+            tag = store.fs.call_s3("upload_part", **upload, PartNumber=1, Body=_DATA)["ETag"]
+            parts = {"Parts": [{"PartNumber": 1, "ETag": tag}]}
+            store.fs.call_s3("complete_multipart_upload", **upload, MultipartUpload=parts)
+        except BaseException:
+            with suppress(Exception):
+                store.fs.call_s3("abort_multipart_upload", **upload)
+            raise
+    must_be(store.read(bucket, f"{name}-parts") == _DATA, "it gave other bytes than were written")
+
+
+def _delete(store: Bucketed, bucket: Bucket, name: str) -> None:
+    for each in (name, f"{name}-parts"):
+        store.delete(bucket, each)
+        must_be(not store.exists(bucket, each), "an object that was deleted is still there")
+
+
+_STEPS: tuple[tuple[str, str, Callable[[Bucketed, Bucket, str], None]], ...] = (
+    ("writing an object", "give the key s3:PutObject", _write),
+    ("reading an object", "give the key s3:GetObject", _read),
+    ("listing by prefix", "give the key s3:ListBucket", _list),
+    ("getting an object by a presigned link", "let ONBRAND_S3_ENDPOINT be an address that callers reach too", _link),
+    ("writing in parts", "give the key s3:PutObject and s3:AbortMultipartUpload", _write_in_parts),
+    ("deleting an object", "give the key s3:DeleteObject", _delete),
+)
+
+
+@contextmanager
+def _explained(store: Bucketed, bucket: Bucket, failed: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (OnbrandError, httpx.HTTPError) as problem:
+        known = problem.fields.get("remedy", problem.message) if isinstance(problem, OnbrandError) else None
+        why = known or f"it cannot be reached ({type(problem).__name__})"
+        raise ConfigurationError(
+            f"the bucket {store.root(bucket)} at {store.endpoint} cannot be used: {failed} ({why}); {remedy}, "
+            f"or {_REMEDY}",
+            param="storage_url",
+        ) from None

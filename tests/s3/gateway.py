@@ -1,0 +1,116 @@
+"""A loopback proxy before the real S3 that answers as other stores do: no POST forms, and unsigned orders refused.
+
+`Manners` say what it does; everything else goes on to the S3 unchanged, signatures included (they name the proxy).
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass
+class Manners:
+    """How the store behaves.
+
+    Args:
+        takes_forms: a POST with a form is done; else it is 501, as Cloudflare's R2 answers.
+        is_strict: a presigned request with an ``x-amz-*`` header that is not signed is 403, as AWS answers.
+        refuses: what else is 501, by a word of the request's method, address or headers.
+        ignores: words; what has one is answered 200 and not done.
+        drops: headers that are taken off before the S3 sees them.
+    """
+
+    takes_forms: bool = False
+    is_strict: bool = True
+    refuses: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    drops: tuple[str, ...] = ()
+    seen: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def gateway(endpoint: str, manners: Manners) -> Iterator[str]:
+    """The proxy's address, while it runs."""
+    address = urlsplit(endpoint).netloc
+
+    class Handler(_Handler):
+        target, how = address, manners
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    target: str
+    how: Manners
+    protocol_version = "HTTP/1.1"
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        said = f"{self.command} {self.path} {' '.join(self.headers.keys()).lower()}"
+        self.how.seen.append(said)
+        is_form = self.headers.get("content-type", "").startswith("multipart/form-data")
+        if (is_form and not self.how.takes_forms) or any(word in said for word in self.how.refuses):
+            self._say(501, b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
+        elif self.how.is_strict and self._has_unsigned_orders():
+            self._say(403, b"<Error><Code>AccessDenied</Code><Message>not signed</Message></Error>")
+        elif any(word in said for word in self.how.ignores):
+            self._say(200, b"")
+        else:
+            self._pass_on(body)
+
+    def _has_unsigned_orders(self) -> bool:
+        signed = parse_qs(urlsplit(self.path).query).get("X-Amz-SignedHeaders")
+        orders = {name.lower() for name in self.headers if name.lower().startswith("x-amz-")}
+        return signed is not None and not orders <= set(signed[0].split(";"))
+
+    def _pass_on(self, body: bytes) -> None:
+        connection = http.client.HTTPConnection(self.target, timeout=20)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in ("connection", "expect", *self.how.drops):
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _OWN]
+        self._say(answer.status, answer.read(), headers, answer.getheader("content-length"))
+        connection.close()
+
+    def _say(
+        self, status: int, data: bytes, headers: list[tuple[str, str]] | None = None, length: str | None = None
+    ) -> None:
+        self.send_response_only(status)
+        for name, value in headers or ():
+            self.send_header(name, value)
+        has_body = self.command != "HEAD" and status != 204
+        if status != 204:
+            self.send_header("content-length", str(len(data)) if has_body else length or "0")
+        self.end_headers()
+        if has_body:
+            self.wfile.write(data)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
+
+    def log_message(self, format: str, *given: object) -> None:
+        """Nothing is said."""
+
+
+_OWN = ("connection", "transfer-encoding", "content-length", "keep-alive")
