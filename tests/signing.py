@@ -11,7 +11,7 @@ from onbrand.db.claims import ClaimsSigner
 
 SET = (
     "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
-    " set_config('request.claims_signature', %s, true)"
+    " set_config('request.scope', %s, true), set_config('request.claims_signature', %s, true)"
 )
 
 
@@ -24,5 +24,4 @@ def become(
 
 def forge(connection: psycopg.Connection[Any], role: str, claims: Mapping[str, Any]) -> None:
     """The same without the key: what somebody who holds a login, and nothing else, can do."""
-    text, signature = ClaimsSigner("00" * 32).sign(role, claims)
-    connection.execute(SET, [role, text, signature])
+    connection.execute(SET, [role, *ClaimsSigner("00" * 32).sign(role, claims)])

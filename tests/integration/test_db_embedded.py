@@ -120,7 +120,9 @@ async def test_a_server_that_dies_is_started_again_and_open_pools_go_on(fresh: S
         psutil.wait_procs([server, *children], 10)
         assert running.revive() is True
         async with doors.user_session(None) as session:
-            assert (await session.one("select * from private.find_login('ada@example.com')"))["password_hash"] == "x"
+            async with session.claiming(email="ada@example.com"):
+                found = await session.one("select * from private.find_login('ada@example.com')")
+            assert found["password_hash"] == "x"
         assert running.revive() is False
     finally:
         await doors.close()

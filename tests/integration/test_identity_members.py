@@ -244,7 +244,7 @@ async def test_a_token_that_is_bound_to_a_brand_accepts_nothing(
 
 async def _remove(doors: Doors, actor: Person, brand_id: str, user_id: str) -> str:
     try:
-        async with doors.user_session(actor.scope) as session:
+        async with doors.user_session(actor.scope.in_brand(brand_id)) as session:
             await brands.remove_member(session, brand_id, user_id)
         return "done"
     except Conflict:

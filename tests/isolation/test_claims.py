@@ -20,9 +20,9 @@ def claims_of_admin(world) -> dict[str, str]:
     return {"sub": world.ids["admin"], "brand_id": world.ids["brand"]}
 
 
-def models_seen(connection: psycopg.Connection, role: str, text: str, signature: str) -> int:
+def models_seen(connection: psycopg.Connection, role: str, *signed: str) -> int:
     with connection.transaction(force_rollback=True):
-        connection.execute(SET, [role, text, signature])
+        connection.execute(SET, [role, *signed])
         return len(connection.execute(MODELS).fetchall())
 
 
@@ -33,15 +33,22 @@ def test_what_the_platform_signs_is_believed(database, world):
         )
 
 
-@pytest.mark.parametrize("what", ["another key", "no signature", "a changed claim", "added space", "another case"])
+@pytest.mark.parametrize(
+    "what",
+    ["another key", "no signature", "a changed claim", "another brand", "another user", "moved text", "another case"],
+)
 def test_what_it_did_not_sign_shows_nothing(what: str, database, world):
-    text, signature = world.signer.sign("authenticated", claims_of_admin(world))
+    stranger = {"sub": world.ids["other_member"], "brand_id": world.ids["other_brand"]}
+    text, scope, signature = world.signer.sign("authenticated", claims_of_admin(world))
+    _, theirs, their_signature = world.signer.sign("authenticated", stranger)
     forged = {
         "another key": ClaimsSigner("ab" * 32).sign("authenticated", claims_of_admin(world)),
-        "no signature": (text, ""),
-        "a changed claim": (text.replace(world.ids["admin"], world.ids["member"]), signature),
-        "added space": (text + " ", signature),
-        "another case": (text, signature.upper()),
+        "no signature": (text, scope, ""),
+        "a changed claim": (text.replace(world.ids["admin"], world.ids["member"]), scope, signature),
+        "another brand": (text, theirs.replace(world.ids["other_brand"], world.ids["brand"]), their_signature),
+        "another user": (text, theirs.replace(world.ids["other_member"], world.ids["admin"]), their_signature),
+        "moved text": (text[1:], f"{scope}\n{text[:1]}", signature),
+        "another case": (text, scope, signature.upper()),
     }[what]
     with psycopg.connect(database.web_url) as connection:
         assert models_seen(connection, "authenticated", *forged) == 0
@@ -73,10 +80,11 @@ def test_claims_that_change_within_a_statement_are_not_believed(database, world)
     forged = json.dumps(claims_of_admin(world))
     with psycopg.connect(database.web_url) as connection, connection.transaction(force_rollback=True):
         become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
+        scope = world.signer.sign("authenticated", claims_of_admin(world))[1]
         seen = connection.execute(
-            "select x.id from (select set_config('request.jwt.claims', %s, true) offset 0) s (claims)"
-            " cross join lateral (select m.id from app.models m where s.claims is not null) x",
-            [forged],
+            "select x.id from (select set_config('request.jwt.claims', %s, true), set_config('request.scope', %s, true)"
+            " offset 0) s (a, b) cross join lateral (select m.id from app.models m where s.a > s.b) x",
+            [forged, scope],
         ).fetchall()
         assert seen == []
         assert connection.execute("select private.uid(), private.my_brand()").fetchone() == (None, None)

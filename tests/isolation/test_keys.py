@@ -480,15 +480,15 @@ async def test_a_key_that_has_expired_reaches_nothing_from_the_next_statement_on
     doors: Doors, platform: Platform, acme: BrandOfPeople, owner: psycopg.Connection
 ) -> None:
     made = await make_key(platform, acme)
-    question = "select private.my_brands() as b, private.my_admin_brands() as a, private.may('manage') as m"
+    question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
     async with as_key(doors, made) as session:
-        assert await session.one(question) == {"b": [acme.id], "a": [acme.id], "m": True}
+        assert await session.one(question) == {"b": acme.id, "a": True, "m": True}
         owner.execute(
             "update app.api_keys set created_at = now() - interval '2 h', expires_at = now() where id = %s",
             [made["id"]],
         )
         owner.commit()
-        assert await session.one(question) == {"b": [], "a": [], "m": False}
+        assert await session.one(question) == {"b": None, "a": False, "m": False}
 
 
 async def test_what_claims_to_be_a_key_and_a_page_is_neither(
@@ -497,10 +497,10 @@ async def test_what_claims_to_be_a_key_and_a_page_is_neither(
     made = await make_key(platform, acme)
     async with doors.user_session(acme.admin.scope) as session:
         page = await session.one("select id from private.open_session(repeat('a', 64), '1 h', '1 h')")
-    question = "select private.my_brands() as b, private.my_admin_brands() as a, private.may('manage') as m"
+    question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
     for both in ({"session_id": page["id"]}, {"session_id": str(uuid.uuid4())}):
         async with as_key(doors, made, **both) as session:
-            assert await session.one(question) == {"b": [], "a": [], "m": False}
+            assert await session.one(question) == {"b": None, "a": False, "m": False}
 
 
 @pytest.mark.parametrize("change", ["another brand", "no brand", "another user", "no such key"])
@@ -518,10 +518,8 @@ async def test_claims_that_do_not_fit_the_keys_row_reach_nothing(
         "no such key": {"key_id": str(uuid.uuid4())},
     }[change]
     async with as_key(doors, keyed["alone"]["manage"], **claims) as session:
-        assert (await session.one("select private.my_brands() as b, private.my_admin_brands() as a")) == {
-            "b": [],
-            "a": [],
-        }
+        assert await session.one("select private.my_brand() as b, private.is_admin() as a") == {"b": None, "a": False}
+        assert await session.all("select * from private.my_brands(null, null)") == []
         assert await session.all("select 1 from app.brand_assets") == []
 
 
@@ -542,14 +540,14 @@ async def test_a_dead_key_writes_nothing_outside_brands_either(doors: Doors, pla
 async def test_a_dead_key_asks_for_nobodys_account(doors: Doors, platform: Platform, acme: BrandOfPeople) -> None:
     """What only an admin is told, by a function and not by a row that the wall hides anyway."""
     made = await make_key(platform, acme)
-    question = "select private.my_admin_brands() as a, private.find_user(%s, %s) as u"
+    question = "select private.is_admin() as a, private.find_user(%s, %s) as u"
     known = [acme.id, acme.member.email]
     async with as_key(doors, made) as session:
-        assert await session.one(question, known) == {"a": [acme.id], "u": acme.member.user_id}
+        assert await session.one(question, known) == {"a": True, "u": acme.member.user_id}
     async with doors.user_session(acme.admin.scope) as session:
         await keys.revoke_key(session, acme.id, made["id"])
     async with as_key(doors, made) as session:
-        assert await session.one(question, known) == {"a": [], "u": None}
+        assert await session.one(question, known) == {"a": False, "u": None}
 
 
 KEY_STATEMENTS = {
@@ -636,7 +634,7 @@ where n.nspname in ('app', 'storage', 'audit') and c.relkind in ('r', 'p')
   and not exists (select 1 from pg_policy p where p.polrelid = c.oid and not p.polpermissive and p.polcmd = v.cmd
     and coalesce(pg_get_expr(p.polqual, c.oid), '') || coalesce(pg_get_expr(p.polwithcheck, c.oid), '')
       ~ 'private.may\\(')
-  and not coalesce((select bool_and(expression ~ 'brand_id = ANY \\(\\( SELECT private.my_admin_brands'
+  and not coalesce((select bool_and(expression ~ 'SELECT private.is_admin\\(\\)'
       and expression !~ 'CASE| OR ') from (
     select coalesce(pg_get_expr(p.polqual, c.oid), pg_get_expr(p.polwithcheck, c.oid)) as expression from pg_policy p
     where p.polrelid = c.oid and p.polpermissive and p.polcmd in (v.cmd, '*')

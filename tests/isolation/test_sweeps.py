@@ -181,7 +181,7 @@ PLANT = {
     "brand_id never changes": "drop trigger brand_immutable on app.brand_assets",
     "a foreign key between brand tables carries brand_id": "alter table app.brand_assets add unique (id); alter table"
     " app.asset_captions add constraint single foreign key (asset_id) references app.brand_assets (id)",
-    "a definer function closes its search_path": "alter function private.my_brand() reset search_path",
+    "a definer function closes its search_path": "alter function private.my_role() reset search_path",
     "a definer function belongs to a role that cannot log in and owns no brand's table": "create function app.loose()"
     " returns int language sql security definer set search_path = '' as 'select 1'",
     "the helpers' owner reads ids, states and memberships, and no word that people wrote": "grant select (prompt) on"

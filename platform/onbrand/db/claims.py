@@ -34,11 +34,11 @@ class ClaimsSigner:
     def __repr__(self) -> str:
         return f"ClaimsSigner({self.key_id})"
 
-    def sign(self, role: str, claims: Mapping[str, Any]) -> tuple[str, str]:
-        """The claims as text for this database role, good from now for `SECONDS`, and the signature of that text."""
-        said = {**claims, "role": role, "kid": self.key_id, "exp": int(time.time()) + SECONDS}
-        text = json.dumps(said)
-        return text, hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+    def sign(self, role: str, claims: Mapping[str, Any]) -> tuple[str, str, str]:
+        """The claims for this database role, good for `SECONDS`: as JSON, as `request.scope`, and the signature."""
+        text = json.dumps(claims)
+        scope = "|".join((self.key_id, str(int(time.time()) + SECONDS), role, *_scope_of(claims)))
+        return text, scope, hmac.new(self._key, f"{scope}\n{text}".encode(), hashlib.sha256).hexdigest()
 
     @property
     def pads(self) -> tuple[bytes, bytes]:
@@ -46,6 +46,29 @@ class ClaimsSigner:
         key = self._key if len(self._key) <= _BLOCK else hashlib.sha256(self._key).digest()
         block = key.ljust(_BLOCK, b"\0")
         return bytes(b ^ 0x36 for b in block), bytes(b ^ 0x5C for b in block)
+
+
+def _scope_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the wall asks, in the order of `private.my_role`. Raises ValueError for what it would read otherwise.
+
+    Claims of a key and of a page's session at once are no credential's.
+    """
+    kinds = {"key": claims.get("key_id"), "session": claims.get("session_id")}
+    given = [(kind, credential_id) for kind, credential_id in kinds.items() if credential_id is not None]
+    kind, credential_id = given[0] if len(given) == 1 else ("several", "") if given else ("", "")
+    narrowed = claims.get("scopes")
+    parts = (
+        claims.get("brand_id") or "",
+        claims.get("sub") or claims.get("on_behalf_of") or "",
+        claims.get("bound_to") or "",
+        kind,
+        credential_id,
+        claims.get("purpose") or "",
+        "" if narrowed is None else ",".join(narrowed) or "none",
+    )
+    if any("|" in part for part in parts):
+        raise ValueError("a claim has a '|' in it")
+    return parts
 
 
 def install_key(owner_url: str, key: str) -> None:

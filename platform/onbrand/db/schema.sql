@@ -327,15 +327,21 @@ end $$;
 
 ALTER FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.claimed() RETURNS text
+    LANGUAGE sql STABLE
+    RETURN split_part(current_setting('request.scope'::text, true), '|'::text, 4);
+
+ALTER FUNCTION private.claimed() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.claimed_brand() RETURNS jsonb
     LANGUAGE sql STABLE
-    RETURN jsonb_build_object(COALESCE(((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'brand_id'::text), ''::text), true);
+    RETURN jsonb_build_object(COALESCE(private.claimed(), ''::text), true);
 
 ALTER FUNCTION private.claimed_brand() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.claimed_caller() RETURNS jsonb
     LANGUAGE sql STABLE
-    RETURN jsonb_build_object(COALESCE((SELECT ((COALESCE((said.c ->> 'brand_id'::text), ''::text) || ' '::text) || (said.c ->> 'sub'::text)) FROM (SELECT (NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb AS "nullif") said(c)), ''::text), true);
+    RETURN jsonb_build_object(COALESCE(((private.claimed() || ' '::text) || split_part(current_setting('request.scope'::text, true), '|'::text, 5)), ''::text), true);
 
 ALTER FUNCTION private.claimed_caller() OWNER TO onbrand_definer;
 
@@ -343,19 +349,10 @@ CREATE FUNCTION private.claims() RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare
-  said text := nullif(current_setting('request.jwt.claims', true), '');
-  c jsonb := said::jsonb;
-  signed text;
+declare said text := nullif(current_setting('request.jwt.claims', true), '');
 begin
-  if c is null then return null; end if;
-  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(said, 'UTF8'))), 'hex') into signed
-    from private.claim_keys k where k.id = c ->> 'kid';
-  if signed = current_setting('request.claims_signature', true) and c ->> 'role' = current_setting('role', true)
-     and (c ->> 'exp')::bigint > extract(epoch from statement_timestamp()) then
-    return c;
-  end if;
-  return null;
+  if said is null or not private.is_signed(current_setting('request.scope', true), said) then return null; end if;
+  return said::jsonb;
 end $$;
 
 ALTER FUNCTION private.claims() OWNER TO onbrand_definer;
@@ -480,7 +477,8 @@ CREATE FUNCTION private.find_key(id uuid, hash text) RETURNS TABLE(brand_id text
     AS $$
   update app.api_keys k set last_used_at = statement_timestamp()
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at) and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
+    and private.key_stands(k.revoked_at, k.expires_at)
+    and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
     and private.key_stands(k.revoked_at, k.expires_at)
@@ -534,17 +532,91 @@ $$;
 
 ALTER FUNCTION private.in_person() OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.is_admin() RETURNS boolean
+CREATE FUNCTION private.may(what text) RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare c jsonb := private.claims();
 begin
-  if c ?| array['key_id', 'scopes'] and not private.may('manage') then return false; end if;
-  return coalesce(private.role_of(c) = 'admin', false);
+  if c is null then return false; end if;
+  if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- the user themselves, by a token
+  if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
+  if c ? 'session_id' then
+    return exists (select 1 from identity.sessions s
+      where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle));
+  end if;
+  if c ? 'key_id' then
+    return exists (select 1 from app.api_keys k
+      where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
+        and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
+  end if;
+  return true;
 end $$;
 
+ALTER FUNCTION private.may(what text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.my_role() RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  scope text := current_setting('request.scope', true);
+  part text[] := string_to_array(scope, '|');
+  key_id text := part[1]; ends_at text := part[2]; role_used text := part[3];
+  brand text := part[4]; who uuid := nullif(part[5], ''); bound_to text := part[6];
+  credential text := part[7]; credential_id uuid := nullif(part[8], ''); purpose text := part[9]; narrowed text := part[10];
+  inner_pad bytea; outer_pad bytea; scopes text[]; found_role text;
+begin
+  if brand = '' or (bound_to <> '' and bound_to <> brand) then return null; end if;
+  select k.inner_pad, k.outer_pad into inner_pad, outer_pad from private.claim_keys k where k.id = key_id;
+  if encode(sha256(outer_pad || sha256(inner_pad || convert_to(
+      scope || chr(10) || current_setting('request.jwt.claims', true), 'UTF8'))), 'hex')
+    is distinct from current_setting('request.claims_signature', true) then return null; end if;
+  if role_used <> current_setting('role', true) or to_timestamp(ends_at::float8) <= statement_timestamp() then
+    return null;
+  end if;
+  if credential = 'key' then
+    select k.scopes into scopes from app.api_keys k
+      where k.brand_id = brand and k.id = credential_id and k.user_id = who
+        and private.key_stands(k.revoked_at, k.expires_at);
+    if not coalesce(purpose = any (scopes), false)
+       or (narrowed <> '' and not purpose = any (string_to_array(narrowed, ','))) then return null; end if;
+  elsif credential = 'session' then
+    perform 1 from identity.sessions s
+      where s.id = credential_id and s.user_id = who
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle);
+    if not found then return null; end if;
+  elsif credential <> '' then
+    return null;
+  end if;
+  select bu.role into found_role from app.brand_users bu where bu.brand_id = brand and bu.user_id = who;
+  return found_role;
+end $$;
+
+ALTER FUNCTION private.my_role() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.is_admin() RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN COALESCE(((private.my_role() = 'admin'::text) AND ((split_part(current_setting('request.scope'::text, true), '|'::text, 7) <> 'key'::text) OR private.may('manage'::text))), false);
+
 ALTER FUNCTION private.is_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.is_signed(scope text, said text) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  part text[] := string_to_array(scope, '|');
+  signed text;
+begin
+  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(scope || chr(10) || said, 'UTF8'))), 'hex')
+    into signed from private.claim_keys k where k.id = part[1];
+  return coalesce(signed = current_setting('request.claims_signature', true)
+    and part[3] = current_setting('role', true) and to_timestamp(part[2]::float8) > statement_timestamp(), false);
+end $$;
+
+ALTER FUNCTION private.is_signed(scope text, said text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.is_unlimited() RETURNS boolean
     LANGUAGE sql STABLE
@@ -587,30 +659,6 @@ end $$;
 
 ALTER FUNCTION private.link_subject(issuer text, subject text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.may(what text) RETURNS boolean
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare c jsonb := private.claims();
-begin
-  if c is null then return false; end if;
-  if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- the user themselves, by a token
-  if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
-  if c ? 'session_id' then
-    return exists (select 1 from identity.sessions s
-      where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle));
-  end if;
-  if c ? 'key_id' then
-    return exists (select 1 from app.api_keys k
-      where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
-  end if;
-  return true;
-end $$;
-
-ALTER FUNCTION private.may(what text) OWNER TO onbrand_definer;
-
 CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -642,14 +690,8 @@ end $$;
 ALTER FUNCTION private.must_be_signed() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.my_brand() RETURNS text
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare c jsonb := private.claims();
-begin
-  if private.role_of(c) is null then return null; end if;
-  return c ->> 'brand_id';
-end $$;
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN (private.my_role() IS NOT NULL) THEN private.claimed() ELSE NULL::text END;
 
 ALTER FUNCTION private.my_brand() OWNER TO onbrand_definer;
 
@@ -657,14 +699,17 @@ CREATE FUNCTION private.my_brands(after text, n integer) RETURNS TABLE(id text, 
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare c jsonb := private.claims();
+declare
+  c jsonb := private.claims();
+  bound_to text := c ->> 'bound_to';
 begin
+  if c is null or (bound_to is null and not private.credential_lives())
+     or (bound_to is not null and private.my_role() is null) then return; end if;
   return query
     select b.id, b.name, b.home_region, bu.role, b.created_at
     from app.brand_users bu join app.brands b on b.id = bu.brand_id
     where uuid_send(bu.user_id) = uuid_send((c ->> 'sub')::uuid) and bu.brand_id > coalesce(my_brands.after, '')
-      and (c ->> 'bound_to' is null or bu.brand_id = c ->> 'bound_to')
-      and private.role_of(c || jsonb_build_object('brand_id', bu.brand_id)) is not null
+      and (bound_to is null or bu.brand_id = bound_to)
     order by bu.brand_id limit my_brands.n;
 end $$;
 
@@ -802,31 +847,6 @@ end $$;
 
 ALTER FUNCTION private.record(b text, what text, d jsonb) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.role_of(c jsonb) RETURNS text
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare
-  b text := c ->> 'brand_id';
-begin
-  if b is null or c ->> 'bound_to' <> b then return null; end if;
-  if c ?| array['key_id', 'session_id'] then
-    if c ? 'session_id' then
-      return (select bu.role from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
-        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle) and bu.brand_id = b);
-    end if;
-    return (select bu.role from app.api_keys k
-      join app.brand_users bu on bu.brand_id = k.brand_id and bu.user_id = k.user_id
-      where k.brand_id = b and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at) and c ->> 'purpose' = any (k.scopes)
-        and (c -> 'scopes' is null or c -> 'scopes' ? (c ->> 'purpose')));
-  end if;
-  return (select bu.role from app.brand_users bu where bu.brand_id = b and bu.user_id = (c ->> 'sub')::uuid);
-end $$;
-
-ALTER FUNCTION private.role_of(c jsonb) OWNER TO onbrand_definer;
-
 CREATE FUNCTION private.session_lives(session_id uuid, me uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -961,14 +981,8 @@ end $$;
 ALTER FUNCTION private.tg_keep_an_admin() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.ticket_brand() RETURNS text
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare c jsonb := private.claims();
-begin
-  return (select bu.brand_id from app.brand_users bu
-    where bu.brand_id = c ->> 'brand_id' and bu.user_id = (c ->> 'on_behalf_of')::uuid);
-end $$;
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN (private.my_role() IS NOT NULL) THEN private.claimed() ELSE NULL::text END;
 
 ALTER FUNCTION private.ticket_brand() OWNER TO onbrand_definer;
 
@@ -2771,6 +2785,12 @@ GRANT ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb)
 
 REVOKE ALL ON FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION private.claimed() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claimed() TO authenticated;
+GRANT ALL ON FUNCTION private.claimed() TO brand_system;
+GRANT ALL ON FUNCTION private.claimed() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.claimed() TO onbrand_identity;
+
 REVOKE ALL ON FUNCTION private.claimed_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.claimed_brand() TO authenticated;
 GRANT ALL ON FUNCTION private.claimed_brand() TO brand_system;
@@ -2823,11 +2843,25 @@ GRANT ALL ON FUNCTION private.find_user(b text, email text) TO authenticated;
 REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
 
+REVOKE ALL ON FUNCTION private.may(what text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.may(what text) TO authenticated;
+GRANT ALL ON FUNCTION private.may(what text) TO brand_system;
+GRANT ALL ON FUNCTION private.may(what text) TO onbrand_owner;
+GRANT ALL ON FUNCTION private.may(what text) TO onbrand_identity;
+
+REVOKE ALL ON FUNCTION private.my_role() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_role() TO authenticated;
+GRANT ALL ON FUNCTION private.my_role() TO brand_system;
+GRANT ALL ON FUNCTION private.my_role() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.my_role() TO onbrand_identity;
+
 REVOKE ALL ON FUNCTION private.is_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.is_admin() TO authenticated;
 GRANT ALL ON FUNCTION private.is_admin() TO brand_system;
 GRANT ALL ON FUNCTION private.is_admin() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.is_admin() TO onbrand_identity;
+
+REVOKE ALL ON FUNCTION private.is_signed(scope text, said text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.is_unlimited() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.is_unlimited() TO authenticated;
@@ -2840,12 +2874,6 @@ GRANT ALL ON FUNCTION private.lead(holder uuid, seconds double precision) TO onb
 
 REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text) TO authenticated;
-
-REVOKE ALL ON FUNCTION private.may(what text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.may(what text) TO authenticated;
-GRANT ALL ON FUNCTION private.may(what text) TO brand_system;
-GRANT ALL ON FUNCTION private.may(what text) TO onbrand_owner;
-GRANT ALL ON FUNCTION private.may(what text) TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.me() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.me() TO authenticated;
@@ -2899,8 +2927,6 @@ GRANT ALL ON FUNCTION private.queue() TO onbrand_dispatcher;
 REVOKE ALL ON FUNCTION private.record(b text, what text, d jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO authenticated;
 GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system;
-
-REVOKE ALL ON FUNCTION private.role_of(c jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) TO onbrand_definer;

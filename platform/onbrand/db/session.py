@@ -280,11 +280,10 @@ async def _undone_on_error(connection: Connection, identity: Identity) -> AsyncI
 
 async def _become(connection: Connection, identity: Identity) -> None:
     """Role and claims in one statement, all gone at the end of the transaction: nothing is left on the connection."""
-    text, signature = identity.signer.sign(identity.role, identity.claims)
     await connection.execute(
         "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
-        " set_config('request.claims_signature', %s, true)",
-        [identity.role, text, signature],
+        " set_config('request.scope', %s, true), set_config('request.claims_signature', %s, true)",
+        [identity.role, *identity.signer.sign(identity.role, identity.claims)],
     )
 
 

@@ -83,23 +83,28 @@ alter table private.claim_keys enable row level security;
 alter table private.claim_keys force row level security;
 create policy own_code on private.claim_keys to onbrand_definer using (true) with check (true);
 
--- The claims of this transaction, if the platform signed them (HMAC-SHA256 over their text), for this role, and they have
--- not expired; else null. Whoever holds a login can set any claims, and signs none.
-create function private.claims() returns jsonb
+-- The claims of this transaction come in two settings that are signed together (HMAC-SHA256): `request.jwt.claims`, JSON,
+-- and `request.scope`, which is what the wall asks at every table, in the order of private.my_role. Whoever holds a login can
+-- set any claims, and signs none.
+create function private.is_signed(scope text, said text) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  said text := nullif(current_setting('request.jwt.claims', true), '');
-  c jsonb := said::jsonb;
+  part text[] := string_to_array(scope, '|');
   signed text;
 begin
-  if c is null then return null; end if;
-  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(said, 'UTF8'))), 'hex') into signed
-    from private.claim_keys k where k.id = c ->> 'kid';
-  if signed = current_setting('request.claims_signature', true) and c ->> 'role' = current_setting('role', true)
-     and (c ->> 'exp')::bigint > extract(epoch from statement_timestamp()) then
-    return c;
-  end if;
-  return null;
+  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(scope || chr(10) || said, 'UTF8'))), 'hex')
+    into signed from private.claim_keys k where k.id = part[1];
+  return coalesce(signed = current_setting('request.claims_signature', true)
+    and part[3] = current_setting('role', true) and to_timestamp(part[2]::float8) > statement_timestamp(), false);
+end $$;
+
+-- The claims, if they are signed, for this role, and have not ended; else null.
+create function private.claims() returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare said text := nullif(current_setting('request.jwt.claims', true), '');
+begin
+  if said is null or not private.is_signed(current_setting('request.scope', true), said) then return null; end if;
+  return said::jsonb;
 end $$;
 
 -- For functions that act for the platform itself.
@@ -134,46 +139,60 @@ create function private.is_unlimited() returns boolean
 language sql stable
 return not coalesce(private.claims() ?| array['key_id', 'scopes'], true);
 
--- The role of the user of these claims in the brand of these claims, looked up live; null for no member, for a credential
--- that has ended or is bound to another brand, and for a key that is not used for one of its scopes.
-create function private.role_of(c jsonb) returns text
+-- The role in the one brand of this transaction, looked up live: of the user, or of the member on whose behalf a ticket was
+-- given. Null for no member, for claims that nobody signed, that are for another role or have ended, for a credential that
+-- has ended or is bound to another brand, and for a key that is not used for one of its scopes. This is what the wall costs,
+-- at every table of every statement: few queries without joins, and no calls.
+create function private.my_role() returns text
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  b text := c ->> 'brand_id';
+  scope text := current_setting('request.scope', true);
+  part text[] := string_to_array(scope, '|');
+  key_id text := part[1]; ends_at text := part[2]; role_used text := part[3];
+  brand text := part[4]; who uuid := nullif(part[5], ''); bound_to text := part[6];
+  credential text := part[7]; credential_id uuid := nullif(part[8], ''); purpose text := part[9]; narrowed text := part[10];
+  inner_pad bytea; outer_pad bytea; scopes text[]; found_role text;
 begin
-  if b is null or c ->> 'bound_to' <> b then return null; end if;
-  if c ?| array['key_id', 'session_id'] then
-    if c ? 'session_id' then
-      return (select bu.role from identity.sessions s join app.brand_users bu on bu.user_id = s.user_id
-        where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-          and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle) and bu.brand_id = b);
-    end if;
-    return (select bu.role from app.api_keys k
-      join app.brand_users bu on bu.brand_id = k.brand_id and bu.user_id = k.user_id
-      where k.brand_id = b and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at) and c ->> 'purpose' = any (k.scopes)
-        and (c -> 'scopes' is null or c -> 'scopes' ? (c ->> 'purpose')));
+  if brand = '' or (bound_to <> '' and bound_to <> brand) then return null; end if;
+  select k.inner_pad, k.outer_pad into inner_pad, outer_pad from private.claim_keys k where k.id = key_id;
+  if encode(sha256(outer_pad || sha256(inner_pad || convert_to(
+      scope || chr(10) || current_setting('request.jwt.claims', true), 'UTF8'))), 'hex')
+    is distinct from current_setting('request.claims_signature', true) then return null; end if;
+  if role_used <> current_setting('role', true) or to_timestamp(ends_at::float8) <= statement_timestamp() then
+    return null;
   end if;
-  return (select bu.role from app.brand_users bu where bu.brand_id = b and bu.user_id = (c ->> 'sub')::uuid);
+  if credential = 'key' then
+    select k.scopes into scopes from app.api_keys k
+      where k.brand_id = brand and k.id = credential_id and k.user_id = who
+        and private.key_stands(k.revoked_at, k.expires_at);
+    if not coalesce(purpose = any (scopes), false)
+       or (narrowed <> '' and not purpose = any (string_to_array(narrowed, ','))) then return null; end if;
+  elsif credential = 'session' then
+    perform 1 from identity.sessions s
+      where s.id = credential_id and s.user_id = who
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle);
+    if not found then return null; end if;
+  elsif credential <> '' then
+    return null;
+  end if;
+  select bu.role into found_role from app.brand_users bu where bu.brand_id = brand and bu.user_id = who;
+  return found_role;
 end $$;
 
--- The one brand of this transaction: the brand of its claims, if the user is a member. Null shows nothing.
+-- The brand that the claims name, verified or not.
+create function private.claimed() returns text
+language sql stable
+return split_part(current_setting('request.scope', true), '|', 4);
+
+-- The one brand of this transaction, if the user is a member. Null shows nothing.
 create function private.my_brand() returns text
-language plpgsql stable security definer set search_path = '' as $$
-declare c jsonb := private.claims();
-begin
-  if private.role_of(c) is null then return null; end if;
-  return c ->> 'brand_id';
-end $$;
+language sql stable
+return case when private.my_role() is not null then private.claimed() end;
 
 -- The brand of this transaction's ticket; null once the member on whose behalf it was given is a member no more.
 create function private.ticket_brand() returns text
-language plpgsql stable security definer set search_path = '' as $$
-declare c jsonb := private.claims();
-begin
-  return (select bu.brand_id from app.brand_users bu
-    where bu.brand_id = c ->> 'brand_id' and bu.user_id = (c ->> 'on_behalf_of')::uuid);
-end $$;
+language sql stable
+return case when private.my_role() is not null then private.claimed() end;
 
 -- May this credential do such a thing at all? A key may what its row says, and its claims may only narrow that.
 create function private.may(what text) returns boolean
@@ -198,32 +217,31 @@ end $$;
 
 -- Is the user an admin of the one brand of this transaction, with a credential that may manage?
 create function private.is_admin() returns boolean
-language plpgsql stable security definer set search_path = '' as $$
-declare c jsonb := private.claims();
-begin
-  if c ?| array['key_id', 'scopes'] and not private.may('manage') then return false; end if;
-  return coalesce(private.role_of(c) = 'admin', false);
-end $$;
+language sql stable
+return coalesce(private.my_role() = 'admin'
+  and (split_part(current_setting('request.scope', true), '|', 7) <> 'key' or private.may('manage')), false);
 
--- The brand that the claims name, verified or not, as the one field of an object: see app.build_wall.
+-- The claimed brand as the one field of an object: see app.wall_reads.
 create function private.claimed_brand() returns jsonb
 language sql stable
-return jsonb_build_object(
-  coalesce(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'brand_id', ''), true);
+return jsonb_build_object(coalesce(private.claimed(), ''), true);
 
--- The brands that the credential reaches by id, n at most (null: all), after this one. The claims of such a transaction name no brand, or the
--- one that the credential is bound to.
+-- The brands that the credential reaches by id, n at most (null: all), after this one. The claims of such a transaction name
+-- no brand, or the one that the credential is bound to.
 create function private.my_brands(after text, n integer)
 returns table (id text, name text, home_region text, role text, created_at timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
-declare c jsonb := private.claims();
+declare
+  c jsonb := private.claims();
+  bound_to text := c ->> 'bound_to';
 begin
+  if c is null or (bound_to is null and not private.credential_lives())
+     or (bound_to is not null and private.my_role() is null) then return; end if;
   return query
     select b.id, b.name, b.home_region, bu.role, b.created_at
     from app.brand_users bu join app.brands b on b.id = bu.brand_id
     where uuid_send(bu.user_id) = uuid_send((c ->> 'sub')::uuid) and bu.brand_id > coalesce(my_brands.after, '')
-      and (c ->> 'bound_to' is null or bu.brand_id = c ->> 'bound_to')
-      and private.role_of(c || jsonb_build_object('brand_id', bu.brand_id)) is not null
+      and (bound_to is null or bu.brand_id = bound_to)
     order by bu.brand_id limit my_brands.n;
 end $$;
 
@@ -295,8 +313,8 @@ reset role;
 
 grant execute on function private.claims(), private.must_be_signed()
   to anon, authenticated, brand_system, onbrand_dispatcher, onbrand_owner, onbrand_identity;
-grant execute on function private.uid(), private.ctx(text), private.my_brand(), private.is_admin(), private.may(text)
-  to authenticated, brand_system, onbrand_owner, onbrand_identity;
+grant execute on function private.uid(), private.ctx(text), private.my_role(), private.claimed(), private.my_brand(),
+  private.is_admin(), private.may(text) to authenticated, brand_system, onbrand_owner, onbrand_identity;
 grant execute on function private.ticket_brand() to brand_system, onbrand_owner;
 grant execute on function private.claimed_brand() to authenticated, brand_system, onbrand_owner;
 grant execute on function private.is_unlimited() to authenticated, onbrand_owner;

@@ -270,8 +270,8 @@ end $$;
 
 create function private.claimed_caller() returns jsonb
 language sql stable
-return jsonb_build_object(coalesce((select coalesce(c ->> 'brand_id', '') || ' ' || (c ->> 'sub')
-  from (select nullif(current_setting('request.jwt.claims', true), '')::jsonb) as said (c)), ''), true);
+return jsonb_build_object(coalesce(private.claimed() || ' ' || split_part(current_setting('request.scope', true), '|', 5),
+  ''), true);
 
 reset role;
 grant execute on function private.my_caller(), private.claimed_caller() to authenticated, onbrand_owner;

@@ -217,7 +217,8 @@ create function private.find_key(id uuid, hash text) returns table (brand_id tex
 language sql volatile security definer set search_path = '' as $$
   update app.api_keys k set last_used_at = statement_timestamp()
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at) and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
+    and private.key_stands(k.revoked_at, k.expires_at)
+    and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
     and private.key_stands(k.revoked_at, k.expires_at)
