@@ -1,4 +1,4 @@
-"""Under the wall a list is read by its own index in its order; that the brand is the caller's is one question before."""
+"""Under the wall a list is read by its own index in its order; whether the brand is the caller's is asked before."""
 
 from __future__ import annotations
 
