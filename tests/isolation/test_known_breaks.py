@@ -13,7 +13,7 @@ from onbrand.brand import Scope, Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError
-from onbrand.services import assets, brands, images, jobs, models
+from onbrand.services import assets, brands, images, invitations, jobs, models
 
 CANARY = "canary-4b1d0c7e"
 
@@ -203,7 +203,7 @@ async def test_a_brand_of_others_and_none_get_the_same_answer(doors, world):
         for email in (world.ids["member_email"], "nobody@example.com"):
             with pytest.raises(NotFound) as refused:
                 async with doors.user_session(Scope(world.ids["other_admin"])) as session:
-                    await brands.add_member(session, brand_id, email)
+                    await invitations.invite(session, brand_id, email)
             answers.append(said(refused.value, brand_id))
     assert len(set(answers)) == 1
 
