@@ -103,10 +103,11 @@ def _a_picture(brand_id: str, sha256: str, data: bytes) -> tuple[Any, ...]:
 async def world(database, doors, store, make_brand, make_user, pictures) -> World:
     """Made once, through the services."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
-    removed, newcomer = await make_user("removed"), await make_user("newcomer")
+    removed, newcomer, member3 = [await make_user(name) for name in ("removed", "newcomer", "member3")]
     bytes_of = store.brand(acme.id)
     member = acme.member
-    await join(doors, acme.id, acme.admin, removed, "admin")
+    for person, role in ((removed, "admin"), (member3, "member")):
+        await join(doors, acme.id, acme.admin, person, role)
     async with doors.user_session(acme.admin.scope) as session:
         await brands.remove_member(session, acme.id, removed.user_id)
     async with doors.user_session(acme.admin.scope) as session:
@@ -164,7 +165,8 @@ async def world(database, doors, store, make_brand, make_user, pictures) -> Worl
     ids = {
         "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,
         "training_job": trains, "ended_job": ended, "model": model.id, "generation": drawn.id, "image": image.id,
-        "member": member.user_id, "member2": acme.member2.user_id, "admin": acme.admin.user_id,
+        "member": member.user_id, "member2": acme.member2.user_id, "member3": member3.user_id,
+        "admin": acme.admin.user_id,
         "newcomer": newcomer.user_id, "member_email": member.email, "asset_name": asset.object_name,
         "free_asset_name": free.object_name, "model_name": model.object_name, "image_name": image.object_name,
         "other_member": globex.member.user_id, "other_admin": globex.admin.user_id,

@@ -1,4 +1,4 @@
-"""What a member makes while their membership ends: it ends with them, or it is not made. Two real connections each time.
+"""What a member makes while their membership ends: it ends with them, or it is not made. By two real connections.
 
 First whoever makes something has not committed when the removal comes, then the other way round.
 """
@@ -102,7 +102,7 @@ class House:
         task = asyncio.create_task(doing)
         waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
         async with asyncio.timeout(_WAIT_SECONDS):
-            while not task.done() and not self.has(waits):
+            while not task.done() and not self.has(waits):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not task.done(), "it did not wait for the other"
         return task

@@ -109,7 +109,11 @@ async def sign_up(session: Session, email: str, password: str) -> User:
     try:
         row = await session.one("select id, created_at from private.sign_up(%s, %s)", [email, hashed])
     except Conflict:
-        raise Conflict("this address has an account already; log in", param="email") from None
+        raise Conflict(
+            "this address has an account already; log in, or ask the operator for the address if that account is not "
+            "yours",
+            param="email",
+        ) from None
     return User(id=row["id"], email=email, created_at=row["created_at"])
 
 
@@ -156,7 +160,7 @@ async def external_user(session: Session, who: Subject) -> str:
     except Conflict:
         raise Conflict(
             "the address of this token has an account here already; log in to that one and link them with "
-            "POST /v1/me/identities",
+            "POST /v1/me/identities; if that account is not yours, ask the operator for the address",
             param="email",
         ) from None
     return str(row["user_id"])
