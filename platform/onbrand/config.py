@@ -44,6 +44,7 @@ class Limits(BaseModel):
     num_images: int = 8
     waiting_pictures: int = 128
     open_trainings: int = 100
+    open_invitations: int = 200
     page: int = 100
 
 

@@ -191,6 +191,41 @@ async def test_an_issuers_account_without_an_address_finds_nothing(platform: Pla
     assert (await call(platform, person, "GET", "/v1/invitations")).json()["data"] == []
 
 
+async def test_an_address_that_the_issuer_verifies_later_counts_from_then_on(
+    platform: Platform, acme: BrandOfPeople, guest: Person
+) -> None:
+    subject = uuid.uuid4().hex
+    free = f"later-{subject[:8]}@example.com"
+
+    async def come(email: str | None) -> Person:
+        async with platform.doors.user_session(None) as nobody:
+            who = Subject("https://id.example", subject, email)
+            return Person(await identity.external_user(nobody, who), email or "")
+
+    async def address(person: Person) -> tuple[str | None, bool]:
+        me = (await call(platform, person, "GET", "/v1/me")).json()
+        return me["email"], me["email_verified"]
+
+    person = await come(None)
+    assert await address(await come(None)) == (None, False)
+    assert await address(await come(guest.email)) == (None, False)  # somebody else claims it
+    assert await address(await come(free.upper())) == (free, True)
+    assert await address(await come("another@example.com")) == (free, True)
+    assert (await call(platform, guest, "GET", "/v1/me")).json()["email_verified"] is False
+    made = await add(platform, acme, free)
+    assert (await call(platform, person, "POST", f"/v1/invitations/{made['id']}/accept")).status_code == 201
+
+
+async def test_a_brand_has_so_many_open_invitations_and_no_more(platform: Platform, acme: BrandOfPeople) -> None:
+    async with platform.doors.user_session(acme.admin.scope) as session:
+        for number in range(3):
+            made = await invitations.invite(session, acme.id, f"a{number}@example.com", most_open=3)
+        with pytest.raises(Conflict, match="3 at most"):
+            await invitations.invite(session, acme.id, "one-more@example.com", most_open=3)
+        await invitations.revoke(session, acme.id, made.id)
+        await invitations.invite(session, acme.id, "one-more@example.com", most_open=3)
+
+
 # what the operator settles
 
 

@@ -292,3 +292,23 @@ async def test_who_was_removed_does_not_come_back_by_an_older_invitation(house: 
         await brands.remove_member(session, house.brand.id, house.guest.user_id)
     assert await _accept(house, second) == "refused"
     assert not house.has(MADE["a member"])
+
+
+STAYS_WITH_THE_BRAND = {"app.brand_assets", "app.asset_captions", "app.documents", "storage.objects"}
+OF_THE_CALLER_ALONE = {"app.idempotency_keys"}
+UNGUARDED = """
+select c.oid::regclass::text from pg_class c
+join pg_attribute b on b.attrelid = c.oid and b.attname = 'brand_id' and not b.attisdropped
+join pg_attribute u on u.attrelid = c.oid and u.attname = 'user_id' and not u.attisdropped
+where c.relkind in ('r', 'p') and has_column_privilege('authenticated', c.oid, 'user_id', 'insert')
+  and not exists (select 1 from pg_trigger t where t.tgrelid = c.oid and t.tgenabled in ('O', 'A') and t.tgfoid in
+    ('private.tg_maker_is_admin'::regproc, 'private.tg_maker_is_member'::regproc))"""
+
+
+def test_every_row_with_a_maker_holds_their_membership_or_stays_with_the_brand(owner: psycopg.Connection) -> None:
+    """A new table has to be one or the other."""
+    unguarded = {table for (table,) in owner.execute(UNGUARDED)}
+    assert unguarded == STAYS_WITH_THE_BRAND | OF_THE_CALLER_ALONE
+    owner.execute("create table app.careless (brand_id text, user_id uuid)")
+    owner.execute("grant insert on app.careless to authenticated")
+    assert ("app.careless",) in owner.execute(UNGUARDED).fetchall()

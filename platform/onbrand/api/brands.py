@@ -62,8 +62,12 @@ async def get_brand(caller: Member) -> brands.Brand:
 @router.post("/{brand_id}/members", status_code=201, response_model=invitations.NewInvitation)
 async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResponse:
     """Invite somebody: they are a member once they accept. As `POST .../invitations`, for seven days."""
+    most = caller.parts.settings.limits.open_invitations
     return await once.answer_secret(
-        caller, 201, lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role), "token"
+        caller,
+        201,
+        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, most_open=most),
+        "token",
     )
 
 

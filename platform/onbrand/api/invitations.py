@@ -34,10 +34,11 @@ class Acceptance(Input):
 @router.post("/v1/brands/{brand_id}/invitations", status_code=201, response_model=invitations.NewInvitation)
 async def invite(body: NewInvitation, caller: Admin, once: OnlyOnce) -> JSONResponse:
     """Invite an address. `token` is said this once, for the caller to hand over: a repeated call answers null."""
+    most = caller.parts.settings.limits.open_invitations
     return await once.answer_secret(
         caller,
         201,
-        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, body.days),
+        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, body.days, most),
         "token",
     )
 

@@ -414,7 +414,13 @@ declare who uuid;
 begin
   select s.user_id into who from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
-  if who is not null then return who; end if;
+  if who is not null then
+    update identity.users u set email = lower(external_user.email), email_verified_at = clock_timestamp()
+      where external_user.email is not null and u.id = who and u.email_verified_at is null
+        and (u.email = lower(external_user.email) or (u.email is null
+          and not exists (select 1 from identity.users o where o.email = lower(external_user.email))));
+    return who;
+  end if;
   begin
     insert into identity.users as u (email, email_verified_at)
       values (lower(external_user.email), case when external_user.email is not null then clock_timestamp() end)

@@ -57,10 +57,15 @@ class ReceivedInvitation(Row):
     expires_at: datetime
 
 
-async def invite(session: Session, brand_id: str, email: str, role: str = "member", days: int = 7) -> NewInvitation:
+async def invite(
+    session: Session, brand_id: str, email: str, role: str = "member", days: int = 7, most_open: int | None = None
+) -> NewInvitation:
     """Invite an address; its `token` is never to be had again.
 
-    Raises InvalidInput, Forbidden (no admin), Conflict (a member already).
+    Args:
+        most_open: how many invitations of the brand may be open; None: any number.
+
+    Raises InvalidInput, Forbidden (no admin), Conflict (a member already, or too many open invitations).
     """
     brands.must_be_role(role)
     email = must_be_email(email)
@@ -69,6 +74,7 @@ async def invite(session: Session, brand_id: str, email: str, role: str = "membe
     await brands.must_be_admin(session, brand_id, "invite")
     if await brands.is_member(session, brand_id, email):
         raise Conflict("they are a member already", param="email")
+    await _must_have_room(session, brand_id, most_open)
     secret = secrets.token_hex(32)
     row = await session.one(
         "insert into app.invitations as t (brand_id, user_id, email, role, hash, expires_at)"
@@ -77,6 +83,16 @@ async def invite(session: Session, brand_id: str, email: str, role: str = "membe
     )
     await brands.record(session, brand_id, "invitation.create", {"invitation_id": row["id"], "role": role})
     return NewInvitation.of({**row, "token": f"obi_{row['id'].replace('-', '')}_{secret}"})
+
+
+async def _must_have_room(session: Session, brand_id: str, most_open: int | None) -> None:
+    row = await session.one(
+        "select count(*)::integer as num from app.invitations where brand_id = %s"
+        " and accepted_at is null and revoked_at is null and expires_at > now()",
+        [brand_id],
+    )
+    if most_open is not None and row["num"] >= most_open:
+        raise Conflict(f"{row['num']} invitations of this brand are open, of {most_open} at most; revoke some")
 
 
 async def list_invitations(
