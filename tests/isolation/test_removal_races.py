@@ -300,7 +300,7 @@ UNGUARDED = """
 select c.oid::regclass::text from pg_class c
 join pg_attribute b on b.attrelid = c.oid and b.attname = 'brand_id' and not b.attisdropped
 join pg_attribute u on u.attrelid = c.oid and u.attname = 'user_id' and not u.attisdropped
-where c.relkind in ('r', 'p') and has_column_privilege('authenticated', c.oid, 'user_id', 'insert')
+where c.relkind in ('r', 'p') and has_column_privilege('authenticated', c.oid, u.attnum, 'insert')
   and not exists (select 1 from pg_trigger t where t.tgrelid = c.oid and t.tgenabled in ('O', 'A') and t.tgfoid in
     ('private.tg_maker_is_admin'::regproc, 'private.tg_maker_is_member'::regproc))"""
 
