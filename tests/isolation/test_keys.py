@@ -547,6 +547,19 @@ async def test_a_dead_key_asks_for_nobodys_account(doors: Doors, platform: Platf
         assert await session.one(question, [acme.id]) == {"a": [], "n": 0}
 
 
+async def test_a_key_takes_its_maker_out_of_the_brand_with_the_scope_and_not_without(
+    doors: Doors, platform: Platform, acme: BrandOfPeople, make_user: MakeUser
+) -> None:
+    second = await make_user("second")
+    await join(doors, acme.id, acme.admin, second, "admin")
+    leaving = "select private.leave_brand(%(brand)s)"
+    async with platform.client(second) as theirs:
+        for scope, num in (("read", -1), ("manage", 1)):
+            body = {"name": "k", "scopes": [scope]}
+            made = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()
+            assert await touched(doors, made, leaving, {"brand": acme.id}) == num
+
+
 KEY_STATEMENTS = {
     "making": "insert into app.api_keys (brand_id, user_id, name, hash, scopes)"
     " values (%(brand)s, %(me)s, 'x', repeat('f', 64), array['read'])",
