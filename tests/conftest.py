@@ -25,7 +25,7 @@ from onbrand.db.embedded import EmbeddedDatabase, start
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
 from onbrand.db.session import Doors
-from onbrand.services import brands, identity
+from onbrand.services import brands, identity, invitations
 from onbrand.storage.store import ObjectStore
 
 pytest_plugins = [
@@ -176,6 +176,14 @@ def make_user(doors: Doors) -> MakeUser:
     return make
 
 
+async def join(doors: Doors, brand_id: str, admin: Person, person: Person, role: str = "member") -> None:
+    """The admin invites the person, who accepts."""
+    async with doors.user_session(admin.scope) as session:
+        made = await invitations.invite(session, brand_id, person.email, role)
+    async with doors.user_session(person.scope) as session:
+        await invitations.accept(session, made.token or "")
+
+
 @pytest.fixture(scope="session")
 def make_brand(doors: Doors, make_user: MakeUser) -> MakeBrand:
     """`await make_brand("acme")`: a new brand (its id is unique), its admin and two members."""
@@ -185,10 +193,10 @@ def make_brand(doors: Doors, make_user: MakeUser) -> MakeBrand:
         people = [await make_user(role) for role in ("admin", "member", "member2")]
         async with doors.user_session(people[0].scope) as session:
             await brands.create_brand(session, brand_id, name.title())
-            async with session.in_brand(brand_id):
-                for person in people[1:]:
-                    await brands.add_member(session, brand_id, person.email, "member")
-        return BrandOfPeople(brand_id, *(replace(person, at=brand_id) for person in people))
+        people = [replace(person, at=brand_id) for person in people]
+        for person in people[1:]:
+            await join(doors, brand_id, people[0], person)
+        return BrandOfPeople(brand_id, *people)
 
     return make
 

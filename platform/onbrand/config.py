@@ -50,6 +50,7 @@ class Limits(BaseModel):
     caller_open_uploads: int = 100
     brand_bytes: int = 50 * 2**30
     caller_bytes: int = 200 * 2**30
+    open_invitations: int = 200
     page: int = 100
 
 

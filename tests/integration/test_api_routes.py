@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from onbrand import errors
-from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser
+from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, join
 from tests.ingress import Platform, upload, weights
 
 
@@ -65,8 +65,7 @@ async def test_a_brand_bound_token_reaches_one_brand(
     platform: Platform, make_brand: MakeBrand, acme: BrandOfPeople
 ) -> None:
     other = await make_brand("other")
-    async with platform.client(acme.admin) as client:
-        await client.post(f"/v1/brands/{acme.id}/members", json={"email": other.admin.email})
+    await join(platform.doors, acme.id, acme.admin, other.admin)
     async with platform.client(other.admin, brand_id=other.id) as client:
         assert (await client.get(f"/v1/brands/{other.id}")).status_code == 200
         assert problem_of(await client.get(f"/v1/brands/{acme.id}")) == (404, "not_found", None)

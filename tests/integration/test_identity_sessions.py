@@ -297,6 +297,8 @@ async def test_what_is_narrower_than_its_user_opens_no_session(
         "select private.open_session(repeat('f', 64), '1 h', '1 h')",
         "select private.link_subject('https://id.example', 'x')",
         "select private.accept_invitation(gen_random_uuid(), 'x')",
+        "select private.accept_invitation(gen_random_uuid(), null)",
+        "select private.decline_invitation(gen_random_uuid(), null)",
     ):
         with pytest.raises(Forbidden):
             async with platform.doors.user_session(Scope(acme.admin.user_id, **narrow)) as session:

@@ -11,7 +11,7 @@ from tests.ingress import Platform, upload
 from tests.isolation import world as worlds
 from tests.isolation.world import World
 
-LISTS = ("/v1/me", "/v1/brands", "/v1/models")
+LISTS = ("/v1/me", "/v1/brands", "/v1/models", "/v1/invitations")
 BRAND_LISTS = ("", "/members", "/assets", "/training-jobs", "/models", "/generations", "/images")
 
 

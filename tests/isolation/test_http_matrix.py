@@ -34,7 +34,7 @@ PERSONAS = (
 )  # fmt: skip
 STRANGERS = ("removed", "other_member", "other_admin", "bound", "other_key")
 TICKETS = ("other_job", "other_kind", "other_brand", "person", "own")
-ANSWERS = {401: "unauthenticated", 403: "deny_role", 404: "not_found"}
+ANSWERS = {401: "unauthenticated", 403: "deny_role", 404: "not_found", 409: "last_admin"}
 
 
 def name_of(row: dict[str, Any]) -> str:

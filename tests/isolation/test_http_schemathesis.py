@@ -42,6 +42,8 @@ join pg_attribute i on i.attrelid = c.oid and i.attname = 'id' and i.atttypid = 
 where c.relkind in ('r', 'p') order by 1"""
 _OPEN = ("pending", "training", "running")
 """What has not ended has events that do not end either: such a thing is not asked for by its id."""
+_TAKES_ITS_CALLER_OUT = ("DELETE /v1/brands/{brand_id}/members/me",)
+"""Afterwards every case would be a stranger's."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Fuzzer:
         """At least so many cases, spread over all operations; those that delete come last in each round."""
         schema = schemathesis.openapi.from_url(f"{self.url}/openapi.json")
         found = [result.ok() for result in schema.get_all_operations()]
+        found = [each for each in found if f"{each.method.upper()} {each.path}" not in _TAKES_ITS_CALLER_OUT]
         ordered = sorted(found, key=lambda each: each.method.upper() == "DELETE")
         num_rounds = 0
         with requests.Session() as session:

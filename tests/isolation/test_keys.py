@@ -25,8 +25,8 @@ from onbrand.api import caller as callers
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope
 from onbrand.db.session import Doors
 from onbrand.errors import Forbidden, NotFound
-from onbrand.services import brands, jobs, keys
-from tests.conftest import BrandOfPeople, MakeBrand, MakeUser
+from onbrand.services import jobs, keys
+from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, join
 from tests.ingress import Platform, upload
 
 Row = dict[str, Any]
@@ -199,7 +199,7 @@ async def test_its_maker_removed_the_key_is_dead_and_stays_so_when_they_come_bac
 ) -> None:
     second = await make_user("second")
     async with platform.client(acme.admin) as admin:
-        await admin.post(f"/v1/brands/{acme.id}/members", json={"email": second.email, "role": "admin"})
+        await join(platform.doors, acme.id, acme.admin, second, "admin")
         async with platform.client(second) as theirs:
             body = {"name": "theirs", "scopes": list(KEY_SCOPES)}
             key = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()["key"]
@@ -207,7 +207,7 @@ async def test_its_maker_removed_the_key_is_dead_and_stays_so_when_they_come_bac
             assert (await client.get(f"/v1/brands/{acme.id}")).status_code == 200
             await admin.delete(f"/v1/brands/{acme.id}/members/{second.user_id}")
             assert told(await client.get(f"/v1/brands/{acme.id}")) == (401, "unauthenticated")
-            await admin.post(f"/v1/brands/{acme.id}/members", json={"email": second.email, "role": "admin"})
+            await join(platform.doors, acme.id, acme.admin, second, "admin")
             assert told(await client.get(f"/v1/brands/{acme.id}")) == (401, "unauthenticated")
 
 
@@ -216,7 +216,7 @@ async def test_its_maker_demoted_the_key_manages_no_more(
 ) -> None:
     second = await make_user("second")
     async with platform.client(acme.admin) as admin:
-        await admin.post(f"/v1/brands/{acme.id}/members", json={"email": second.email, "role": "admin"})
+        await join(platform.doors, acme.id, acme.admin, second, "admin")
         async with platform.client(second) as theirs:
             body = {"name": "theirs", "scopes": list(KEY_SCOPES)}
             key = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()["key"]
@@ -286,8 +286,7 @@ async def test_a_key_reaches_its_brand_and_no_other_of_its_maker(
     platform: Platform, acme: BrandOfPeople, make_brand: MakeBrand
 ) -> None:
     other = await make_brand("other")
-    async with platform.client(other.admin) as admin:
-        await admin.post(f"/v1/brands/{other.id}/members", json={"email": acme.admin.email, "role": "admin"})
+    await join(platform.doors, other.id, other.admin, acme.admin, "admin")
     async with with_key(platform, (await make_key(platform, acme))["key"]) as client:
         theirs = await client.get(f"/v1/brands/{other.id}")
         never = await client.get("/v1/brands/never-was-there")
@@ -396,8 +395,6 @@ STATEMENTS = {
     "a generation": ("generate", "insert into app.generations (brand_id, user_id, model_type, model_name, prompt,"
         " num_images, width, height, seed, num_inference_steps, guidance_scale, true_cfg_scale, lora_scale,"
         " output_format) values (%(brand)s, %(me)s, 'sd15', 'sd15', 'x', 1, 64, 64, 1, 1, 1, 1, 1, 'png')"),
-    "a member": ("manage", "insert into app.brand_users (brand_id, user_id, role)"
-        " values (%(brand)s, gen_random_uuid(), 'admin')"),
     "a role": ("manage", "update app.brand_users set role = 'admin' where brand_id = %(brand)s and role = 'member'"),
     "a leaving": ("manage", "delete from app.brand_users where brand_id = %(brand)s and role = 'member'"),
     "an invitation": ("manage", "insert into app.invitations (brand_id, user_id, email, role, hash, expires_at)"
@@ -509,8 +506,7 @@ async def test_claims_that_do_not_fit_the_keys_row_reach_nothing(
 ) -> None:
     brand = keyed["brand"]
     other = await make_brand("elsewhere")
-    async with doors.user_session(other.admin.scope) as session:
-        await brands.add_member(session, other.id, brand.admin.email, "admin")
+    await join(doors, other.id, other.admin, brand.admin, "admin")
     claims = {
         "another brand": {"brand_id": other.id},
         "no brand": {"brand_id": None},
@@ -540,14 +536,26 @@ async def test_a_dead_key_writes_nothing_outside_brands_either(doors: Doors, pla
 async def test_a_dead_key_asks_for_nobodys_account(doors: Doors, platform: Platform, acme: BrandOfPeople) -> None:
     """What only an admin is told, by a function and not by a row that the wall hides anyway."""
     made = await make_key(platform, acme)
-    question = "select private.is_admin() as a, private.find_user(%s, %s) as u"
-    known = [acme.id, acme.member.email]
+    question = "select private.is_admin() as a, (select count(*)::int from private.member_emails(%s)) as n"
     async with as_key(doors, made) as session:
-        assert await session.one(question, known) == {"a": True, "u": acme.member.user_id}
+        assert await session.one(question, [acme.id]) == {"a": True, "n": 3}
     async with doors.user_session(acme.admin.scope) as session:
         await keys.revoke_key(session, acme.id, made["id"])
     async with as_key(doors, made) as session:
-        assert await session.one(question, known) == {"a": False, "u": None}
+        assert await session.one(question, [acme.id]) == {"a": False, "n": 0}
+
+
+async def test_a_key_takes_its_maker_out_of_the_brand_with_the_scope_and_not_without(
+    doors: Doors, platform: Platform, acme: BrandOfPeople, make_user: MakeUser
+) -> None:
+    second = await make_user("second")
+    await join(doors, acme.id, acme.admin, second, "admin")
+    leaving = "select private.leave_brand(%(brand)s)"
+    async with platform.client(second) as theirs:
+        for scope, num in (("read", -1), ("manage", 1)):
+            body = {"name": "k", "scopes": [scope]}
+            made = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()
+            assert await touched(doors, made, leaving, {"brand": acme.id}) == num
 
 
 KEY_STATEMENTS = {

@@ -14,7 +14,7 @@ from onbrand.config import Limits
 from onbrand.db.logins import login_name
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError
-from onbrand.services import assets, brands, images, jobs, models
+from onbrand.services import assets, brands, images, invitations, jobs, models
 from tests import signing
 
 CANARY = "canary-4b1d0c7e"
@@ -202,7 +202,7 @@ async def test_a_brand_of_others_and_none_get_the_same_answer(doors, world):
         for email in (world.ids["member_email"], "nobody@example.com"):
             with pytest.raises(NotFound) as refused:
                 async with doors.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
-                    await brands.add_member(session, brand_id, email)
+                    await invitations.invite(session, brand_id, email)
             answers.append(said(refused.value, brand_id))
     assert len(set(answers)) == 1
 

@@ -23,7 +23,7 @@ from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, NotFound, TicketRefused
 from onbrand.services import brands, generation, training
 from onbrand.storage.store import ObjectStore
-from tests.conftest import MakeBrand, MakeUser
+from tests.conftest import MakeBrand, MakeUser, join
 from tests.ingress import Platform, weights
 from tests.isolation import world as worlds
 from tests.isolation.test_http_matrix import SYSTEM, name_of, send
@@ -256,8 +256,7 @@ async def test_who_comes_back_finds_their_tickets_good_again(
     async with platform.system(ticket) as worker:
         with pytest.raises(NotFound):
             await worker.spec()
-        async with platform.doors.user_session(world.acme.admin.scope) as session:
-            await brands.add_member(session, world.acme.id, member.email, "member")
+        await join(platform.doors, world.acme.id, world.acme.admin, member)
         assert (await worker.spec()).job_id == ticket.job_id
 
 

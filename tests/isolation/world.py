@@ -14,7 +14,7 @@ import psycopg
 
 from onbrand.brand import Ticket, TicketKind
 from onbrand.services import brands, generation, images, training
-from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person
+from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
 from tests.ingress import Platform, upload, weights
 from tests.receipts import receipt_of
 
@@ -135,11 +135,12 @@ async def _log_in(client: httpx.AsyncClient, person: Person) -> None:
 async def build(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, draw: Draw) -> World:
     """A fresh world. Everything of ACME is member's."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
-    removed = await make_user("removed")
+    removed, member3 = await make_user("removed"), await make_user("member3")
+    await join(platform.doors, acme.id, acme.admin, removed, "admin")
+    await join(platform.doors, acme.id, acme.admin, member3)
     async with platform.doors.user_session(acme.admin.scope) as session:
-        await brands.add_member(session, acme.id, removed.email, "admin")
         await brands.remove_member(session, acme.id, removed.user_id)
-    world = World(platform, acme, globex, removed, {}, draw)
+    world = World(platform, acme, globex, removed, {"member3": member3.user_id}, draw)
     await _make_things(world)
     return world
 

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Admin, AnyReader, Member, Person
+from onbrand.api.caller import Admin, AnyReader, Manager, Member, Person
 from onbrand.api.input import Input
-from onbrand.api.lists import Listed, Paging, all_of, listed
+from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
-from onbrand.services import brands
+from onbrand.services import brands, invitations
 
 router = APIRouter(prefix="/v1/brands", tags=["brands"])
 
@@ -59,18 +59,22 @@ async def get_brand(caller: Member) -> brands.Brand:
     return await brands.get_brand(caller.session, caller.brand_id)
 
 
-@router.post("/{brand_id}/members", status_code=201, response_model=brands.Member)
+@router.post("/{brand_id}/members", status_code=201, response_model=invitations.NewInvitation)
 async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResponse:
-    """Make someone who has an account a member."""
-    return await once.answer(
-        caller, 201, lambda: brands.add_member(caller.session, caller.brand_id, body.email, body.role)
+    """Invite somebody: they are a member once they accept. As `POST .../invitations`, for seven days."""
+    most = caller.parts.settings.limits.open_invitations
+    return await once.answer_secret(
+        caller,
+        201,
+        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, most_open=most),
+        "token",
     )
 
 
 @router.get("/{brand_id}/members", response_model=Listed)
-async def list_members(caller: Member) -> dict[str, Any]:
+async def list_members(caller: Member, paging: Paging) -> dict[str, Any]:
     """The brand's members: all for an admin, the own row for others."""
-    return all_of(await brands.list_members(caller.session, caller.brand_id))
+    return listed(await brands.list_members(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.patch("/{brand_id}/members/{user_id}")
@@ -79,7 +83,13 @@ async def set_role(user_id: UUID, body: NewRole, caller: Admin) -> brands.Member
     return await brands.set_role(caller.session, caller.brand_id, str(user_id), body.role)
 
 
+@router.delete("/{brand_id}/members/me", status_code=204, response_class=Response)
+async def leave(caller: Manager) -> None:
+    """Leave the brand, at once; the last admin stays."""
+    await brands.leave(caller.session, caller.brand_id)
+
+
 @router.delete("/{brand_id}/members/{user_id}", status_code=204, response_class=Response)
-async def remove_member(user_id: UUID, caller: Admin) -> None:
-    """Remove a member, at once; the last admin stays."""
+async def remove_member(user_id: UUID, caller: Manager) -> None:
+    """Remove a member, at once: anybody for an admin, oneself for a member; the last admin stays."""
     await brands.remove_member(caller.session, caller.brand_id, str(user_id))

@@ -15,7 +15,7 @@ from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
 from onbrand.api.input import must_be_storable
-from onbrand.api.lists import Listed, Paging, all_of, listed
+from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
 from onbrand.services import documents
@@ -90,9 +90,12 @@ async def get_document(document_id: UUID, caller: Member) -> documents.Document:
 
 
 @router.get("/{document_id}/versions", response_model=Listed)
-async def list_versions(document_id: UUID, caller: Member) -> dict[str, Any]:
+async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
     """All versions of the document that this is one of, newest first."""
-    return all_of(await documents.list_versions(caller.session, caller.brand_id, str(document_id)))
+    found = await documents.list_versions(
+        caller.session, caller.brand_id, str(document_id), paging.limit, paging.cursor
+    )
+    return listed(found)
 
 
 @router.get("/{document_id}/content")

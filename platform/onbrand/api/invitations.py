@@ -1,4 +1,7 @@
-"""Invitations: an admin makes one for an address and hands its token over; that address's account accepts it, once."""
+"""Invitations: an admin makes one for an address; that address's account accepts or declines it, once.
+
+By the token that the admin hands over, or, where an outside issuer has verified the address, by its id.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,11 @@ class Acceptance(Input):
 @router.post("/v1/brands/{brand_id}/invitations", status_code=201, response_model=invitations.NewInvitation)
 async def invite(body: NewInvitation, caller: Admin, once: OnlyOnce) -> JSONResponse:
     """Invite an address. `token` is said this once, for the caller to hand over: a repeated call answers null."""
+    most = caller.parts.settings.limits.open_invitations
     return await once.answer_secret(
         caller,
         201,
-        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, body.days),
+        lambda: invitations.invite(caller.session, caller.brand_id, body.email, body.role, body.days, most),
         "token",
     )
 
@@ -51,7 +55,31 @@ async def revoke_invitation(invitation_id: UUID, caller: Admin) -> None:
     await invitations.revoke(caller.session, caller.brand_id, str(invitation_id))
 
 
+@router.get("/v1/invitations", response_model=Listed)
+async def list_received(caller: Person, paging: Paging) -> dict[str, Any]:
+    """Open invitations to the caller's verified address, newest first."""
+    return listed(await invitations.list_received(caller.session, paging.limit, paging.cursor))
+
+
 @router.post("/v1/invitations/accept", status_code=201)
 async def accept(body: Acceptance, caller: Person) -> brands.Brand:
-    """Become a member of the brand that invites the caller's address."""
+    """Become a member of the brand that invites the address of the caller's account."""
     return await invitations.accept(caller.session, body.token)
+
+
+@router.post("/v1/invitations/decline", status_code=204, response_class=Response)
+async def decline(body: Acceptance, caller: Person) -> None:
+    """End an invitation to the address of the caller's account."""
+    await invitations.decline(caller.session, body.token)
+
+
+@router.post("/v1/invitations/{invitation_id}/accept", status_code=201)
+async def accept_received(invitation_id: UUID, caller: Person) -> brands.Brand:
+    """Become a member of the brand that invites the caller's verified address."""
+    return await invitations.accept_received(caller.session, str(invitation_id))
+
+
+@router.post("/v1/invitations/{invitation_id}/decline", status_code=204, response_class=Response)
+async def decline_received(invitation_id: UUID, caller: Person) -> None:
+    """End an invitation to the caller's verified address."""
+    await invitations.decline_received(caller.session, str(invitation_id))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from onbrand.api.caller import AnyUser, AppParts, Person
 from onbrand.api.credentials import cookie_name, cookie_of, is_https, must_not_be_another_site
-from onbrand.api.lists import Listed, all_of
+from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import as_json
 from onbrand.api.users import SignUp
 from onbrand.brand import Scope
@@ -58,11 +58,11 @@ async def open_session(body: SignUp, request: Request, parts: AppParts) -> JSONR
 @router.get("/session")
 async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Opened:
     """The page's own session: its CSRF token again, after a reload."""
-    cookie = cookie_of(request, parts.settings)
-    for each in await sessions.list_sessions(caller.session):
-        if cookie and each.id == caller.scope.session_id:
-            return Opened(id=each.id, csrf_token=sessions.csrf_token_of(cookie), expires_at=each.expires_at)
-    raise _no_session()
+    cookie, session_id = cookie_of(request, parts.settings), caller.scope.session_id
+    if not cookie or session_id is None:
+        raise _no_session()
+    own = await sessions.get_session(caller.session, session_id)
+    return Opened(id=own.id, csrf_token=sessions.csrf_token_of(cookie), expires_at=own.expires_at)
 
 
 @router.delete("/session", status_code=204)
@@ -79,9 +79,9 @@ async def close_session(caller: AnyUser, parts: AppParts) -> Response:
 
 
 @router.get("/sessions", response_model=Listed)
-async def list_sessions(caller: Person) -> dict[str, Any]:
-    """The caller's sessions that live."""
-    return all_of(await sessions.list_sessions(caller.session))
+async def list_sessions(caller: Person, paging: Paging) -> dict[str, Any]:
+    """The caller's sessions that live, newest first."""
+    return listed(await sessions.list_sessions(caller.session, paging.limit, paging.cursor))
 
 
 @router.delete("/sessions", status_code=204, response_class=Response)

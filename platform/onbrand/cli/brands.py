@@ -46,15 +46,17 @@ def members(brand: BrandOption = None, as_json: AsJson = False) -> None:
 
 @app.command("add-member")
 def add_member(
-    email: Annotated[str, typer.Argument(help="Somebody who has signed up.")],
+    email: Annotated[str, typer.Argument(help="Who may accept: the account with this address.")],
     role: Annotated[str, typer.Option(help="member or admin.")] = "member",
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let somebody into a brand (admins only)."""
+    """Invite somebody into a brand (admins only). The token is shown this once: hand it over."""
     client = connect()
-    member = client.members.add(chosen_brand(client, brand), email, role)
-    show(member, f"{email} is now {role} of {member.brand_id or brand or 'the brand'}.", as_json)
+    made = client.members.add(chosen_brand(client, brand), email, role)
+    how = f"They accept with: onbrand invitation accept {made.token}"
+    lost = f"The answer that held the token was lost: run 'onbrand invitation revoke {made.id}' and invite again."
+    show(made, f"{email} is invited to {made.brand_id} as {role}. {how if made.token else lost}", as_json)
 
 
 @app.command("set-role")
@@ -73,12 +75,21 @@ def set_role(
 
 @app.command("remove-member")
 def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Remove a member, at once (admins only); the last admin stays."""
+    """Remove a member, at once (admins; anybody may remove themselves); the last admin stays."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     user_id = _user_id(client, brand_id, member)
     client.members.remove(brand_id, user_id)
     show({"user_id": user_id, "removed": True}, f"Removed {member} from {brand_id}.", as_json)
+
+
+@app.command()
+def leave(brand: BrandOption = None, as_json: AsJson = False) -> None:
+    """Leave a brand, at once; its last admin stays."""
+    client = connect()
+    brand_id = chosen_brand(client, brand)
+    client.members.leave(brand_id)
+    show({"brand_id": brand_id, "left": True}, f"You have left {brand_id}.", as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`onbrand invitation`: let somebody into a brand by a token that one hands over."""
+"""`onbrand invitation`: invite somebody into a brand; accept or decline an invitation of one's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 
 app = typer.Typer(name="invitation", help="Invitations into a brand.", no_args_is_help=True)
+
+
+TokenArgument = Annotated[
+    str,
+    typer.Argument(help="The token that you were given, or an id of 'received'; '-' reads one line of stdin."),
+]
 
 
 @app.command()
@@ -49,11 +55,24 @@ def revoke(
 
 
 @app.command()
-def accept(
-    token: Annotated[str, typer.Argument(help="The token that you were given; '-' reads one line of stdin.")],
-    as_json: AsJson = False,
-) -> None:
+def received(as_json: AsJson = False) -> None:
+    """Open invitations to your address, if it is verified."""
+    show_rows(connect().invitations.received(), ("id", "brand_id", "role", "expires_at"), as_json)
+
+
+@app.command()
+def accept(token: TokenArgument, as_json: AsJson = False) -> None:
     """Become a member of the brand that invites your address."""
-    said = sys.stdin.readline().strip() if token == "-" else token
-    brand = connect().invitations.accept(said)
+    brand = connect().invitations.accept(_said(token))
     show(brand, f"You are now {brand.role} of {brand.id}.", as_json)
+
+
+@app.command()
+def decline(token: TokenArgument, as_json: AsJson = False) -> None:
+    """End an invitation to your address."""
+    connect().invitations.decline(_said(token))
+    show({"declined": True}, "Declined the invitation.", as_json)
+
+
+def _said(token: str) -> str:
+    return sys.stdin.readline().strip() if token == "-" else token

@@ -24,6 +24,7 @@ from onbrand.cli import (
     train,
     up,
     uploads,
+    users,
 )
 from onbrand.cli.exits import EXIT_CODES_HELP, INTERRUPTED, Failure, failure_of
 from onbrand.cli.output import print_failure
@@ -55,7 +56,7 @@ def build() -> typer.Typer:
 
     for command in (up.up, demo.demo, login.signup, login.login, generate.generate):
         app.command()(command)
-    nouns = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, tiny)
+    nouns = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, users, tiny)
     for noun in nouns:
         app.add_typer(noun.app)
     return app

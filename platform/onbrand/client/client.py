@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from onbrand.client import objects, record, resources, uploads
+from onbrand.client import members, objects, record, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
@@ -18,6 +19,7 @@ __all__ = ["Onbrand"]
 
 BrandLike = str | objects.Brand
 _ANSWER_WITHIN = 30
+_NAMED_BRANDS = 10
 
 
 class Onbrand:
@@ -57,8 +59,8 @@ class Onbrand:
         self.users = resources.Users(self)
         self.tokens = resources.Tokens(self)
         self.brands = resources.Brands(self)
-        self.members = resources.Members(self)
-        self.invitations = resources.Invitations(self)
+        self.members = members.Members(self)
+        self.invitations = members.Invitations(self)
         self.keys = resources.Keys(self)
         self.assets = resources.Assets(self)
         self.training_jobs = resources.TrainingJobs(self)
@@ -99,13 +101,22 @@ class Onbrand:
     # the five steps
 
     def get_user_brand(self, brand_id: str | None = None) -> objects.Brand:
-        """The caller's brand: the named one, or the only one. Raises InvalidArgument when there is a choice to make."""
+        """The caller's brand: the named one, or the only one. Invitations that were not accepted do not count.
+
+        Raises InvalidArgument when the caller is in no brand, or in several and names none.
+        """
         if brand_id is not None:
             return self.brands.get(brand_id)
-        brands = list(self.brands.list())
-        if len(brands) != 1:
-            names = ", ".join(brand.id for brand in brands) or "none; create one with client.brands.create()"
-            raise InvalidArgument(f"name the brand; yours: {names}")
+        brands = list(islice(self.brands.list(), _NAMED_BRANDS + 1))
+        if not brands:
+            raise InvalidArgument(
+                "you are in no brand; create one with client.brands.create(), or accept an invitation with "
+                "client.invitations.accept()"
+            )
+        if len(brands) > 1:
+            names = ", ".join(brand.id for brand in brands[:_NAMED_BRANDS])
+            more = ", ..." if len(brands) > _NAMED_BRANDS else ""
+            raise InvalidArgument(f"you are in several brands; name one: get_user_brand(id), of {names}{more}")
         return brands[0]
 
     def upload_training_images(

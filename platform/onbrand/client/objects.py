@@ -33,6 +33,7 @@ __all__ = [
     "Me",
     "Member",
     "Model",
+    "ReceivedInvitation",
     "Sending",
     "Token",
     "TrainingJob",
@@ -47,6 +48,7 @@ ModelType = Literal["flux", "sdxl", "sd15"]
 class User(Answer):
     id: str
     email: str | None = None
+    email_verified: bool = False
     created_at: datetime | None = None
 
 
@@ -71,6 +73,7 @@ class Me(Answer):
 
     id: str
     email: str | None = None
+    email_verified: bool = False
     brand_id: str | None = None
     brands: tuple[Brand, ...] = ()
     key_id: str | None = None
@@ -116,6 +119,16 @@ class Invitation(Answer):
     created_at: datetime | None = None
     expires_at: datetime | None = None
     token: str | None = Field(default=None, repr=False)
+
+
+class ReceivedInvitation(Answer):
+    """An open invitation to the caller's verified address."""
+
+    id: str
+    brand_id: str
+    role: str
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 class Link(Answer):

@@ -25,9 +25,7 @@ __all__ = [
     "Documents",
     "Generations",
     "Images",
-    "Invitations",
     "Keys",
-    "Members",
     "Models",
     "Tokens",
     "TrainingJobs",
@@ -128,42 +126,6 @@ class Brands(Resource):
 
     def get(self, brand: BrandLike) -> objects.Brand:
         return self._get(objects.Brand, brand_path(brand))
-
-
-class Members(Resource):
-    def add(self, brand: BrandLike, email: str, role: str = "member") -> objects.Member:
-        return self._post(objects.Member, brand_path(brand, "members"), {"email": email, "role": role})
-
-    def list(self, brand: BrandLike) -> Iterator[objects.Member]:
-        return self._pages(objects.Member, brand_path(brand, "members"))
-
-    def set_role(self, brand: BrandLike, user_id: str, role: str) -> objects.Member:
-        path = brand_path(brand, "members", user_id)
-        return self._read(objects.Member, self._transport.json("PATCH", path, json={"role": role}))
-
-    def remove(self, brand: BrandLike, user_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "members", user_id))
-
-
-class Invitations(Resource):
-    """Admins invite an address; its account accepts with the token that they hand over."""
-
-    def create(
-        self, brand: BrandLike, email: str, role: str = "member", *, days: int | None = None
-    ) -> objects.Invitation:
-        """Invite an address; the answer's `token` is never to be had again."""
-        body = given(email=email, role=role, days=days)
-        return self._post(objects.Invitation, brand_path(brand, "invitations"), body)
-
-    def list(self, brand: BrandLike) -> Iterator[objects.Invitation]:
-        return self._pages(objects.Invitation, brand_path(brand, "invitations"))
-
-    def revoke(self, brand: BrandLike, invitation_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "invitations", invitation_id))
-
-    def accept(self, token: str) -> objects.Brand:
-        """Become a member of the brand that invites the caller's address."""
-        return self._post(objects.Brand, "/v1/invitations/accept", {"token": token})
 
 
 class Keys(Resource):

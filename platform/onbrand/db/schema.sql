@@ -265,20 +265,20 @@ CREATE FUNCTION private.accept_invitation(id uuid, hash text) RETURNS text
     AS $$
 declare invited record;
 begin
-  if not private.in_person() or not private.credential_lives() then
-    raise exception 'no invitation for this credential' using errcode = '42501';
-  end if;
-  select i.brand_id, i.role into invited from app.invitations i
-    where uuid_send(i.id) = uuid_send(accept_invitation.id) and i.hash = accept_invitation.hash and i.email = private.my_email()
-      and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
-      and exists (select 1 from app.brand_users bu
-        where bu.brand_id = i.brand_id and bu.user_id = i.user_id and bu.role = 'admin')
-    for update of i;
-  if invited.brand_id is null then return null; end if;
+  select * into invited from private.find_invitation(accept_invitation.id, accept_invitation.hash);
+  if not found then return null; end if;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || invited.brand_id, 0));
+  perform 1 from app.brand_users bu
+    where bu.brand_id = invited.brand_id and bu.user_id = invited.user_id and bu.role = 'admin' for share;
+  if not found then return null; end if;
+  update app.invitations i set accepted_at = clock_timestamp(), accepted_by = private.uid()
+    where i.brand_id = invited.brand_id and i.id = accept_invitation.id
+      and i.accepted_at is null and i.revoked_at is null and i.expires_at > clock_timestamp();
+  if not found then return null; end if;
   insert into app.brand_users (brand_id, user_id, role) values (invited.brand_id, private.uid(), invited.role)
     on conflict do nothing;
-  update app.invitations i set accepted_at = statement_timestamp(), accepted_by = private.uid()
-    where i.brand_id = invited.brand_id and i.id = accept_invitation.id;
+  perform private.audit_append(invited.brand_id, 'user', private.uid(), null, 'invitation.accept',
+    jsonb_build_object('invitation_id', accept_invitation.id));
   return invited.brand_id;
 end $$;
 
@@ -384,6 +384,34 @@ CREATE FUNCTION private.ctx(k text) RETURNS text
 
 ALTER FUNCTION private.ctx(k text) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.decline_invitation(id uuid, hash text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare invited record;
+begin
+  select * into invited from private.find_invitation(decline_invitation.id, decline_invitation.hash);
+  if not found then return null; end if;
+  update app.invitations i set revoked_at = clock_timestamp(), declined = true
+    where i.brand_id = invited.brand_id and i.id = decline_invitation.id
+      and i.accepted_at is null and i.revoked_at is null and i.expires_at > clock_timestamp();
+  if not found then return null; end if;
+  perform private.audit_append(invited.brand_id, 'user', private.uid(), null, 'invitation.decline',
+    jsonb_build_object('invitation_id', decline_invitation.id));
+  return invited.brand_id;
+end $$;
+
+ALTER FUNCTION private.decline_invitation(id uuid, hash text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.email_of(user_id uuid) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select u.email from identity.users u where u.id = email_of.user_id
+$$;
+
+ALTER FUNCTION private.email_of(user_id uuid) OWNER TO onbrand_identity;
+
 CREATE FUNCTION private.end_orphaned() RETURNS TABLE(kind text, brand_id text, job_id uuid, provider text, provider_job_id text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -456,9 +484,17 @@ begin
   perform private.must_be_signed();
   select s.user_id into who from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
-  if who is not null then return who; end if;
+  if who is not null then
+    update identity.users u set email = lower(external_user.email), email_verified_at = clock_timestamp()
+      where external_user.email is not null and u.id = who and u.email_verified_at is null
+        and (u.email = lower(external_user.email) or (u.email is null
+          and not exists (select 1 from identity.users o where o.email = lower(external_user.email))));
+    return who;
+  end if;
   begin
-    insert into identity.users as u (email) values (lower(external_user.email)) returning u.id into who;
+    insert into identity.users as u (email, email_verified_at)
+      values (lower(external_user.email), case when external_user.email is not null then clock_timestamp() end)
+      returning u.id into who;
     insert into identity.subjects (issuer, subject, user_id)
       values (external_user.issuer, external_user.subject, who);
   exception when unique_violation then
@@ -470,6 +506,23 @@ begin
 end $$;
 
 ALTER FUNCTION private.external_user(issuer text, subject text, email text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.find_invitation(id uuid, hash text) RETURNS TABLE(brand_id text, user_id uuid, role text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  address text := case when hash is null then private.my_verified_email() else private.my_email() end;
+begin
+  if not private.in_person() or not private.credential_lives() then
+    raise exception 'no invitation for this credential' using errcode = '42501';
+  end if;
+  return query select i.brand_id, i.user_id, i.role from app.invitations i
+    where uuid_send(i.id) = uuid_send(find_invitation.id) and i.email = address
+      and (find_invitation.hash is null or i.hash = find_invitation.hash);
+end $$;
+
+ALTER FUNCTION private.find_invitation(id uuid, hash text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.find_key(id uuid, hash text) RETURNS TABLE(brand_id text, user_id uuid, scopes text[])
     LANGUAGE sql SECURITY DEFINER
@@ -511,16 +564,6 @@ CREATE FUNCTION private.find_session(hash text) RETURNS TABLE(id uuid, user_id u
 $$;
 
 ALTER FUNCTION private.find_session(hash text) OWNER TO onbrand_identity;
-
-CREATE FUNCTION private.find_user(b text, email text) RETURNS uuid
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-  select u.id from identity.users u
-  where u.email = lower(find_user.email) and b = private.my_brand() and private.is_admin()
-$$;
-
-ALTER FUNCTION private.find_user(b text, email text) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.in_person() RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -645,7 +688,24 @@ end $$;
 
 ALTER FUNCTION private.lead(holder uuid, seconds double precision) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.link_subject(issuer text, subject text) RETURNS void
+CREATE FUNCTION private.leave_brand(b text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if not coalesce(private.acts_in(b), false) or not private.may('manage') then
+    raise exception 'no membership to end' using errcode = '42501';
+  end if;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || b, 0));
+  perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid() for update;
+  perform private.record(b, 'member.remove', jsonb_build_object('user_id', private.uid()));
+  delete from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid();
+  return found;
+end $$;
+
+ALTER FUNCTION private.leave_brand(b text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.link_subject(issuer text, subject text, email text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
@@ -655,15 +715,18 @@ begin
   end if;
   insert into identity.subjects (issuer, subject, user_id)
     values (link_subject.issuer, link_subject.subject, private.uid());
+  update identity.users u set email_verified_at = clock_timestamp()
+    where u.id = private.uid() and u.email = lower(link_subject.email) and u.email_verified_at is null;
 end $$;
 
-ALTER FUNCTION private.link_subject(issuer text, subject text) OWNER TO onbrand_identity;
+ALTER FUNCTION private.link_subject(issuer text, subject text, email text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, created_at timestamp with time zone)
+CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, email_verified boolean, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select u.id, u.email, u.created_at from identity.users u where u.id = private.uid()
+  select u.id, u.email, u.email_verified_at is not null, u.created_at
+  from identity.users u where u.id = private.uid()
 $$;
 
 ALTER FUNCTION private.me() OWNER TO onbrand_identity;
@@ -688,6 +751,19 @@ begin
 end $$;
 
 ALTER FUNCTION private.must_be_signed() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.must_stay_admin(b text, who uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = who and bu.role = 'admin' for share;
+  if not found then
+    raise exception 'no admin of this brand any more' using errcode = '42501';
+  end if;
+end $$;
+
+ALTER FUNCTION private.must_stay_admin(b text, who uuid) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.my_brand() RETURNS text
     LANGUAGE sql STABLE
@@ -737,6 +813,21 @@ $$;
 
 ALTER FUNCTION private.my_email() OWNER TO onbrand_identity;
 
+CREATE FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) RETURNS TABLE(id uuid, brand_id text, role text, created_at timestamp with time zone, expires_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare address text := private.my_verified_email();
+begin
+  if address is null or not private.in_person() or not private.credential_lives() then return; end if;
+  return query select i.id, i.brand_id, i.role, i.created_at, i.expires_at from app.invitations i
+    where reverse(i.email) = reverse(address) and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
+      and (my_invitations.at is null or (i.created_at, i.id) < (my_invitations.at, my_invitations.after))
+    order by i.created_at desc, i.id desc limit least(most, 101);
+end $$;
+
+ALTER FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) RETURNS TABLE(brand_id text, is_base boolean, age numeric, name text, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -766,6 +857,15 @@ CREATE FUNCTION private.my_sessions() RETURNS TABLE(id uuid, created_at timestam
 $$;
 
 ALTER FUNCTION private.my_sessions() OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.my_verified_email() RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select u.email from identity.users u where u.id = private.uid() and u.email_verified_at is not null
+$$;
+
+ALTER FUNCTION private.my_verified_email() OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.next_number(b text, what text, n integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -924,6 +1024,19 @@ end $$;
 
 ALTER FUNCTION private.sweep_uploads() OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.tg_actor_is_admin() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if old.user_id is distinct from private.uid() then
+    perform private.must_stay_admin(old.brand_id, private.uid());
+  end if;
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_actor_is_admin() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.tg_count_bytes() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -945,10 +1058,13 @@ CREATE FUNCTION private.tg_end_credentials() RETURNS trigger
     SET search_path TO ''
     AS $$
 begin
-  update app.api_keys k set revoked_at = statement_timestamp()
-    where k.brand_id = old.brand_id and k.user_id = old.user_id and k.revoked_at is null;
-  update app.invitations i set revoked_at = statement_timestamp()
-    where i.brand_id = old.brand_id and i.user_id = old.user_id and i.revoked_at is null and i.accepted_at is null;
+  update app.invitations i set revoked_at = clock_timestamp()
+    where i.brand_id = old.brand_id and i.revoked_at is null and i.accepted_at is null
+      and (i.user_id = old.user_id or (tg_op = 'DELETE' and i.email = private.email_of(old.user_id)));
+  if tg_op = 'DELETE' then
+    update app.api_keys k set revoked_at = clock_timestamp()
+      where k.brand_id = old.brand_id and k.user_id = old.user_id and k.revoked_at is null;
+  end if;
   return null;
 end $$;
 
@@ -979,6 +1095,31 @@ begin
 end $$;
 
 ALTER FUNCTION private.tg_keep_an_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_maker_is_admin() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform private.must_stay_admin(new.brand_id, new.user_id);
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_maker_is_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_maker_is_member() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform 1 from app.brand_users bu where bu.brand_id = new.brand_id and bu.user_id = new.user_id for key share;
+  if not found then
+    raise exception 'no member of this brand any more' using errcode = '42501';
+  end if;
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_maker_is_member() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.ticket_brand() RETURNS text
     LANGUAGE sql STABLE
@@ -1413,9 +1554,11 @@ CREATE TABLE app.invitations (
     accepted_at timestamp with time zone,
     accepted_by uuid,
     revoked_at timestamp with time zone,
+    declined boolean DEFAULT false NOT NULL,
     CONSTRAINT invitations_check CHECK (((expires_at > created_at) AND (expires_at <= (created_at + '31 days'::interval)))),
     CONSTRAINT invitations_check1 CHECK ((num_nulls(accepted_at, accepted_by) = ANY (ARRAY[0, 2]))),
     CONSTRAINT invitations_check2 CHECK (((accepted_at IS NULL) OR (revoked_at IS NULL))),
+    CONSTRAINT invitations_check3 CHECK (((NOT declined) OR (revoked_at IS NOT NULL))),
     CONSTRAINT invitations_email_check CHECK (((email = lower(email)) AND ((char_length(email) >= 3) AND (char_length(email) <= 254)))),
     CONSTRAINT invitations_hash_check CHECK ((hash ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT invitations_role_check CHECK ((role = ANY (ARRAY['member'::text, 'admin'::text])))
@@ -1431,6 +1574,7 @@ ALTER TABLE ONLY app.invitations ALTER COLUMN expires_at SET STATISTICS 0;
 ALTER TABLE ONLY app.invitations ALTER COLUMN accepted_at SET STATISTICS 0;
 ALTER TABLE ONLY app.invitations ALTER COLUMN accepted_by SET STATISTICS 0;
 ALTER TABLE ONLY app.invitations ALTER COLUMN revoked_at SET STATISTICS 0;
+ALTER TABLE ONLY app.invitations ALTER COLUMN declined SET STATISTICS 0;
 
 ALTER TABLE ONLY app.invitations FORCE ROW LEVEL SECURITY;
 
@@ -1717,6 +1861,8 @@ CREATE TABLE identity.users (
     email text,
     password_hash text,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    email_verified_at timestamp with time zone,
+    CONSTRAINT users_check CHECK (((email_verified_at IS NULL) OR (email IS NOT NULL))),
     CONSTRAINT users_email_check CHECK (((email = lower(email)) AND ((char_length(email) >= 3) AND (char_length(email) <= 254))))
 );
 
@@ -1917,6 +2063,9 @@ ALTER INDEX app.invitations_by_id ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX invitations_by_time ON app.invitations USING btree (brand_id, created_at, id);
 
+CREATE INDEX invitations_open_by_email ON app.invitations USING btree (reverse(email), created_at, id) WHERE ((accepted_at IS NULL) AND (revoked_at IS NULL));
+ALTER INDEX app.invitations_open_by_email ALTER COLUMN 1 SET STATISTICS 0;
+
 CREATE INDEX job_assets_by_asset ON app.job_assets USING btree (brand_id, asset_id);
 
 CREATE INDEX jobs_by_retry ON app.lora_training_jobs USING btree (brand_id, retry_of) WHERE (retry_of IS NOT NULL);
@@ -1948,6 +2097,8 @@ ALTER INDEX app.uploads_open_by_user ALTER COLUMN 1 SET STATISTICS 0;
 CREATE INDEX sessions_by_user ON identity.sessions USING btree (user_id, created_at);
 
 CREATE INDEX subjects_by_user ON identity.subjects USING btree (user_id);
+
+CREATE TRIGGER actor_is_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_actor_is_admin();
 
 CREATE TRIGGER asset_guard BEFORE DELETE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_asset_guard();
 
@@ -1991,6 +2142,8 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE
 
 CREATE TRIGGER end_credentials AFTER DELETE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_end_credentials();
 
+CREATE TRIGGER end_invitations AFTER UPDATE OF role ON app.brand_users FOR EACH ROW WHEN (((old.role = 'admin'::text) AND (new.role <> 'admin'::text))) EXECUTE FUNCTION private.tg_end_credentials();
+
 CREATE TRIGGER found_brand AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_found_brand();
 
 CREATE TRIGGER generation_guard BEFORE UPDATE ON app.generations FOR EACH ROW EXECUTE FUNCTION app.tg_generation_guard();
@@ -1998,6 +2151,16 @@ CREATE TRIGGER generation_guard BEFORE UPDATE ON app.generations FOR EACH ROW EX
 CREATE TRIGGER job_guard BEFORE UPDATE ON app.lora_training_jobs FOR EACH ROW EXECUTE FUNCTION app.tg_job_guard();
 
 CREATE TRIGGER keep_an_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_keep_an_admin();
+
+CREATE TRIGGER maker_is_admin AFTER INSERT ON app.api_keys FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_admin();
+
+CREATE TRIGGER maker_is_admin AFTER INSERT ON app.invitations FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_admin();
+
+CREATE TRIGGER maker_is_member AFTER INSERT ON app.generations FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_member();
+
+CREATE TRIGGER maker_is_member AFTER INSERT ON app.lora_training_jobs FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_member();
+
+CREATE TRIGGER maker_is_member AFTER INSERT ON app.uploads FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_member();
 
 CREATE TRIGGER upload_guard BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE FUNCTION app.tg_upload_guard();
 
@@ -2131,8 +2294,6 @@ CREATE POLICY admin_delete ON app.lora_training_jobs FOR DELETE TO authenticated
 CREATE POLICY admin_delete ON app.models FOR DELETE TO authenticated USING (( SELECT private.is_admin() AS is_admin));
 
 CREATE POLICY admin_insert ON app.api_keys FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.is_admin() AS is_admin)));
-
-CREATE POLICY admin_insert ON app.brand_users FOR INSERT TO authenticated WITH CHECK (( SELECT private.is_admin() AS is_admin));
 
 CREATE POLICY admin_insert ON app.invitations FOR INSERT TO authenticated WITH CHECK (((user_id = ( SELECT private.uid() AS uid)) AND ( SELECT private.is_admin() AS is_admin)));
 
@@ -2326,8 +2487,6 @@ CREATE POLICY scope_insert ON app.api_keys AS RESTRICTIVE FOR INSERT TO authenti
 CREATE POLICY scope_insert ON app.asset_captions AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
 
 CREATE POLICY scope_insert ON app.brand_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
-
-CREATE POLICY scope_insert ON app.brand_users AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
 
 CREATE POLICY scope_insert ON app.brands AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
 
@@ -2819,6 +2978,12 @@ GRANT ALL ON FUNCTION private.ctx(k text) TO brand_system;
 GRANT ALL ON FUNCTION private.ctx(k text) TO onbrand_owner;
 GRANT ALL ON FUNCTION private.ctx(k text) TO onbrand_identity;
 
+REVOKE ALL ON FUNCTION private.decline_invitation(id uuid, hash text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.decline_invitation(id uuid, hash text) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.email_of(user_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.email_of(user_id uuid) TO onbrand_definer;
+
 REVOKE ALL ON FUNCTION private.end_orphaned() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.end_orphaned() TO onbrand_dispatcher;
 
@@ -2828,6 +2993,8 @@ GRANT ALL ON FUNCTION private.end_sessions(session_id uuid) TO authenticated;
 REVOKE ALL ON FUNCTION private.external_user(issuer text, subject text, email text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.external_user(issuer text, subject text, email text) TO anon;
 
+REVOKE ALL ON FUNCTION private.find_invitation(id uuid, hash text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION private.find_key(id uuid, hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.find_key(id uuid, hash text) TO anon;
 
@@ -2836,9 +3003,6 @@ GRANT ALL ON FUNCTION private.find_login(email text) TO anon;
 
 REVOKE ALL ON FUNCTION private.find_session(hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.find_session(hash text) TO anon;
-
-REVOKE ALL ON FUNCTION private.find_user(b text, email text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.find_user(b text, email text) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
@@ -2872,8 +3036,11 @@ REVOKE ALL ON FUNCTION private.key_stands(revoked_at timestamp with time zone, e
 REVOKE ALL ON FUNCTION private.lead(holder uuid, seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.lead(holder uuid, seconds double precision) TO onbrand_dispatcher;
 
-REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text) TO authenticated;
+REVOKE ALL ON FUNCTION private.leave_brand(b text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.leave_brand(b text) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text, email text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text, email text) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.me() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.me() TO authenticated;
@@ -2888,6 +3055,8 @@ GRANT ALL ON FUNCTION private.must_be_signed() TO brand_system;
 GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_dispatcher;
 GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_identity;
+
+REVOKE ALL ON FUNCTION private.must_stay_admin(b text, who uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.my_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_brand() TO authenticated;
@@ -2905,11 +3074,17 @@ GRANT ALL ON FUNCTION private.my_caller() TO onbrand_owner;
 REVOKE ALL ON FUNCTION private.my_email() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_email() TO onbrand_definer;
 
+REVOKE ALL ON FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) TO authenticated;
+
 REVOKE ALL ON FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.my_sessions() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_sessions() TO authenticated;
+
+REVOKE ALL ON FUNCTION private.my_verified_email() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_verified_email() TO onbrand_definer;
 
 REVOKE ALL ON FUNCTION private.next_number(b text, what text, n integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO authenticated;
@@ -2943,6 +3118,9 @@ GRANT ALL ON FUNCTION private.stored_bytes(b text) TO brand_system;
 REVOKE ALL ON FUNCTION private.sweep_uploads() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sweep_uploads() TO onbrand_dispatcher;
 
+REVOKE ALL ON FUNCTION private.tg_actor_is_admin() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_actor_is_admin() TO onbrand_owner;
+
 REVOKE ALL ON FUNCTION private.tg_count_bytes() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_count_bytes() TO onbrand_owner;
 
@@ -2954,6 +3132,12 @@ GRANT ALL ON FUNCTION private.tg_found_brand() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_keep_an_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_keep_an_admin() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_maker_is_admin() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_maker_is_admin() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_maker_is_member() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_maker_is_member() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.ticket_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.ticket_brand() TO brand_system;
@@ -3044,15 +3228,13 @@ GRANT SELECT(max_running_trainings) ON TABLE app.brand_limits TO onbrand_definer
 GRANT SELECT ON TABLE app.brand_usage TO authenticated;
 GRANT SELECT,INSERT,UPDATE ON TABLE app.brand_usage TO onbrand_definer;
 
-GRANT SELECT,INSERT ON TABLE app.brand_users TO onbrand_definer;
+GRANT SELECT,INSERT,DELETE ON TABLE app.brand_users TO onbrand_definer;
 GRANT SELECT,DELETE ON TABLE app.brand_users TO authenticated;
 GRANT SELECT ON TABLE app.brand_users TO onbrand_identity;
 
-GRANT INSERT(brand_id) ON TABLE app.brand_users TO authenticated;
+GRANT UPDATE(role) ON TABLE app.brand_users TO authenticated;
 
-GRANT INSERT(user_id) ON TABLE app.brand_users TO authenticated;
-
-GRANT INSERT(role),UPDATE(role) ON TABLE app.brand_users TO authenticated;
+GRANT UPDATE(created_at) ON TABLE app.brand_users TO onbrand_definer;
 
 GRANT SELECT ON TABLE app.brands TO onbrand_definer;
 GRANT SELECT ON TABLE app.brands TO onbrand_operator;
@@ -3249,6 +3431,9 @@ GRANT SELECT(accepted_by) ON TABLE app.invitations TO authenticated;
 
 GRANT UPDATE(revoked_at) ON TABLE app.invitations TO onbrand_definer;
 GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE app.invitations TO authenticated;
+
+GRANT SELECT(declined) ON TABLE app.invitations TO authenticated;
+GRANT UPDATE(declined) ON TABLE app.invitations TO onbrand_definer;
 
 GRANT SELECT ON TABLE app.job_assets TO authenticated;
 GRANT SELECT ON TABLE app.job_assets TO brand_system;

@@ -23,7 +23,7 @@ class Player:
 
     Args:
         admin: created the brand.
-        member: was let in by the admin; trains and generates.
+        member: accepted the admin's invitation; trains and generates.
     """
 
     kit: Kit
@@ -60,7 +60,8 @@ def enter(url: str, kit: Kit) -> Player:
     """Sign two people up, create the brand, let the second one in."""
     admin, member = (_sign_up(url, f"{who}@{kit.brand_id}.example") for who in ("ada", "max"))
     admin.brands.create(kit.brand_id, kit.title)
-    admin.members.add(kit.brand_id, f"max@{kit.brand_id}.example")
+    invitation = admin.members.add(kit.brand_id, f"max@{kit.brand_id}.example")
+    member.invitations.accept(invitation.token or invitation.id)
     return Player(kit, admin, member)
 
 

@@ -10,7 +10,7 @@ from onbrand.brand import must_be_brand_id
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
-from onbrand.services.rows import PAGE_MAX, Page, Row, known_id, must_be_there
+from onbrand.services.rows import PAGE_MAX, Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.regions import must_be_region
 
 Role = Literal["member", "admin"]
@@ -20,9 +20,9 @@ select b.id, b.name, b.home_region, bu.role, b.created_at
 from app.brands b join app.brand_users bu on bu.brand_id = b.id and bu.user_id = private.uid()
 """
 _MEMBER = """
-select bu.brand_id, bu.user_id, e.email, bu.role, bu.created_at
-from app.brand_users bu left join private.member_emails(%(brand_id)s) e on e.user_id = bu.user_id
-where bu.brand_id = %(brand_id)s
+select t.* from (
+  select bu.brand_id, bu.user_id, bu.user_id as id, e.email, bu.role, bu.created_at
+  from app.brand_users bu left join private.member_emails(%(brand_id)s) e on e.user_id = bu.user_id) t
 """
 
 
@@ -92,36 +92,17 @@ async def must_be_admin(session: Session, brand_id: str, verb: str) -> None:
         raise Forbidden(f"only an admin of the brand may {verb}")
 
 
-async def list_members(session: Session, brand_id: str) -> list[Member]:
-    """Everyone for an admin, oneself for a member, by time. Raises NotFound to strangers."""
+async def list_members(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[Member]:
+    """Everyone for an admin, oneself for a member, newest first. Raises NotFound to strangers."""
     await get_brand(session, brand_id)
-    rows = await session.all(f"{_MEMBER} order by bu.created_at, bu.user_id", {"brand_id": brand_id})
-    return [Member.of(row) for row in rows]
-
-
-async def add_member(session: Session, brand_id: str, email: str, role: str = "member") -> Member:
-    """Let the account with this address in. Raises NotFound (brand, account), Forbidden, Conflict, InvalidInput."""
-    must_be_role(role)
-    email = must_be_email(email)
-    await must_be_admin(session, brand_id, "add members")
-    found = await session.one("select private.find_user(%s, %s) as user_id", [brand_id, email])
-    if found["user_id"] is None:
-        raise NotFound("nobody has an account with this address; they have to sign up first", param="email")
-    try:
-        await session.run(
-            "insert into app.brand_users (brand_id, user_id, role) values (%s, %s, %s)",
-            [brand_id, found["user_id"], role],
-        )
-    except Conflict:
-        raise Conflict("they are a member already", param="email") from None
-    await record(session, brand_id, "member.add", {"user_id": found["user_id"], "role": role})
-    return await _member(session, brand_id, found["user_id"])
+    return await page_of(session, Member, _MEMBER, brand_id, limit, cursor)
 
 
 async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> Member:
     """Make a member an admin or the reverse. Raises Conflict for the last admin."""
     must_be_role(role)
     user_id = known_id(user_id, "member")
+    await _lock_members(session, brand_id)
     await must_be_admin(session, brand_id, "change roles")
     num_changed = await session.run(
         "update app.brand_users set role = %s where brand_id = %s and user_id = %s", [role, brand_id, user_id]
@@ -133,32 +114,35 @@ async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> 
 
 
 async def remove_member(session: Session, brand_id: str, user_id: str) -> None:
-    """End a membership, at once. Raises Conflict for the last admin."""
+    """End a membership, at once: anybody's for an admin, the own one for a member.
+
+    Raises NotFound, Forbidden (a member, another's), Conflict (the last admin).
+    """
     user_id = known_id(user_id, "member")
-    await must_be_admin(session, brand_id, "remove members")
-    found = await session.maybe(
-        "select 1 from app.brand_users where brand_id = %s and user_id = %s", [brand_id, user_id]
-    )
-    must_be_there(found, "member")
     me = await session.one("select private.uid() as id")
-    if me["id"] == user_id:  # afterwards they may not write in the brand's record
-        await _lock_members(session, brand_id)
-        await record(session, brand_id, "member.remove", {"user_id": user_id})
+    if me["id"] == user_id:
+        await leave(session, brand_id)
+        return
+    await _lock_members(session, brand_id)
+    await must_be_admin(session, brand_id, "remove other members")
     num_removed = await session.run(
         "delete from app.brand_users where brand_id = %s and user_id = %s", [brand_id, user_id]
     )
     if num_removed == 0:
         raise NotFound("there is no such member")
-    if me["id"] != user_id:
-        await record(session, brand_id, "member.remove", {"user_id": user_id})
+    await record(session, brand_id, "member.remove", {"user_id": user_id})
+
+
+async def leave(session: Session, brand_id: str) -> None:
+    """End the caller's own membership, at once. Raises NotFound to strangers, Conflict for the last admin."""
+    await get_brand(session, brand_id)
+    await session.one("select private.leave_brand(%s)", [brand_id])
 
 
 async def is_member(session: Session, brand_id: str, email: str) -> bool:
-    """Whether this address's account is a member already; only an admin is told."""
+    """Whether the account of this address is a member already; only an admin is told."""
     row = await session.maybe(
-        "select 1 from app.brand_users where brand_id = %(brand_id)s"
-        " and user_id = private.find_user(%(brand_id)s, %(email)s)",
-        {"brand_id": brand_id, "email": must_be_email(email)},
+        "select 1 from private.member_emails(%s) e where e.email = %s", [brand_id, must_be_email(email)]
     )
     return row is not None
 
@@ -171,12 +155,15 @@ async def record(session: Session, brand_id: str, what: str, detail: Mapping[str
 
 
 async def _lock_members(session: Session, brand_id: str) -> None:
-    """The lock of the trigger that keeps an admin, before the record's: all who take both take them in this order."""
+    """First of all locks, the triggers' and the record's: two who remove each other wait in turn."""
     await session.run("select pg_advisory_xact_lock(hashtextextended('members:' || %s, 0))", [brand_id])
 
 
 async def _member(session: Session, brand_id: str, user_id: str) -> Member:
-    row = await session.maybe(f"{_MEMBER} and bu.user_id = %(user_id)s", {"brand_id": brand_id, "user_id": user_id})
+    row = await session.maybe(
+        f"{_MEMBER} where t.brand_id = %(brand_id)s and t.user_id = %(user_id)s",
+        {"brand_id": brand_id, "user_id": user_id},
+    )
     return Member.of(must_be_there(row, "member"))
 
 

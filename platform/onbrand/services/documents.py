@@ -16,7 +16,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge, UnsupportedMedia
 from onbrand.services.brands import record
 from onbrand.services.room import must_have_fitted, must_not_be_full
-from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of, page_where
 from onbrand.storage.checking import Checker
 from onbrand.storage.findings import CleanDocument, shown
 from onbrand.storage.layout import INCOMING, Key
@@ -159,13 +159,13 @@ async def list_documents(session: Session, brand_id: str, limit: int = 20, curso
     return await page_of(session, Document, _NEWEST, brand_id, limit, cursor)
 
 
-async def list_versions(session: Session, brand_id: str, document_id: str) -> list[Document]:
+async def list_versions(
+    session: Session, brand_id: str, document_id: str, limit: int = 20, cursor: str | None = None
+) -> Page[Document]:
     """All versions of the document that the id is one of, newest first. Raises NotFound."""
     document = await get_document(session, brand_id, document_id)
-    rows = await session.all(
-        f"{_VERSIONS} where t.brand_id = %s and t.name = %s order by t.version desc", [brand_id, document.name]
-    )
-    return [Document.of(row) for row in rows]
+    select = f"{_VERSIONS} where t.brand_id = %(brand_id)s and t.name = %(name)s"
+    return await page_where(session, Document, select, {"brand_id": brand_id, "name": document.name}, limit, cursor)
 
 
 async def get_document(session: Session, brand_id: str, document_id: str) -> Document:

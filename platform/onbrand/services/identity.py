@@ -29,10 +29,14 @@ _HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iw
 
 
 class User(Row):
-    """An account; one that an outside issuer vouches for may have no address."""
+    """An account; one that an outside issuer vouches for may have no address.
+
+    `email_verified`: an outside issuer says that the address is theirs. One that somebody signed up with is not.
+    """
 
     id: str
     email: str | None
+    email_verified: bool = False
     created_at: datetime
 
 
@@ -105,7 +109,11 @@ async def sign_up(session: Session, email: str, password: str) -> User:
     try:
         row = await session.one("select id, created_at from private.sign_up(%s, %s)", [email, hashed])
     except Conflict:
-        raise Conflict("this address has an account already; log in", param="email") from None
+        raise Conflict(
+            "this address has an account already; log in, or ask the operator for the address if that account is not "
+            "yours",
+            param="email",
+        ) from None
     return User(id=row["id"], email=email, created_at=row["created_at"])
 
 
@@ -153,23 +161,26 @@ async def external_user(session: Session, who: Subject) -> str:
     except Conflict:
         raise Conflict(
             "the address of this token has an account here already; log in to that one and link them with "
-            "POST /v1/me/identities",
+            "POST /v1/me/identities; if that account is not yours, ask the operator for the address",
             param="email",
         ) from None
     return str(row["user_id"])
 
 
 async def link(session: Session, who: Subject) -> None:
-    """Let an outside issuer's subject be the session's user. Raises Conflict when it is somebody's already."""
+    """Let an outside issuer's subject be the session's user. Raises Conflict when it is somebody's already.
+
+    The account's own address is verified from then on, if the issuer has verified the same one.
+    """
     try:
-        await session.run("select private.link_subject(%s, %s)", [who.issuer, who.subject])
+        await session.run("select private.link_subject(%s, %s, %s)", [who.issuer, who.subject, _address(who.email)])
     except Conflict:
         raise Conflict("this identity has an account already", param="token") from None
 
 
 async def get_user(session: Session) -> User:
     """The account of the session's user. Raises Unauthenticated if it is gone."""
-    row = await session.maybe("select id, email, created_at from private.me()")
+    row = await session.maybe("select id, email, email_verified, created_at from private.me()")
     if row is None:
         raise Unauthenticated("this account is gone")
     return User.of(row)

@@ -1,6 +1,8 @@
-"""Invitations: an admin names an address and a role, and hands over a token that only that address's account can use.
+"""Invitations: an admin names an address and a role; the account of that address accepts or declines.
 
-A token is `obi_<id>_<secret>`, shown once to the inviter (there is no mail server); only a SHA-256 is kept.
+An address that somebody signed up with proves nothing, so that account needs the invitation's token too, which the
+admin hands over: `obi_<id>_<secret>`, shown once (there is no mail server); only a SHA-256 is kept. Who has the address
+verified by an outside issuer finds the invitation in a list of their own, and needs no token.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.services import brands
 from onbrand.services.identity import must_be_email
-from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
+from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of, page_where
 
 DAYS_MAX = 30
 _TOKEN = re.compile(r"obi_([0-9a-f]{32})_([0-9a-f]{64})")
 _COLUMNS = """t.id, t.brand_id, t.user_id, t.email, t.role, t.created_at, t.expires_at,
-  case when t.accepted_at is not null then 'accepted' when t.revoked_at is not null then 'revoked'
-    when t.expires_at <= now() then 'expired' else 'open' end as status"""
+  case when t.accepted_at is not null then 'accepted' when t.declined then 'declined'
+    when t.revoked_at is not null then 'revoked' when t.expires_at <= now() then 'expired' else 'open' end as status"""
 
 
 class Invitation(Row):
@@ -34,7 +36,7 @@ class Invitation(Row):
     user_id: str
     email: str
     role: brands.Role
-    status: Literal["open", "accepted", "revoked", "expired"]
+    status: Literal["open", "accepted", "declined", "revoked", "expired"]
     created_at: datetime
     expires_at: datetime
 
@@ -45,10 +47,25 @@ class NewInvitation(Invitation):
     token: str | None = Field(repr=False)
 
 
-async def invite(session: Session, brand_id: str, email: str, role: str = "member", days: int = 7) -> NewInvitation:
+class ReceivedInvitation(Row):
+    """An open invitation as the invited see it."""
+
+    id: str
+    brand_id: str
+    role: brands.Role
+    created_at: datetime
+    expires_at: datetime
+
+
+async def invite(
+    session: Session, brand_id: str, email: str, role: str = "member", days: int = 7, most_open: int | None = None
+) -> NewInvitation:
     """Invite an address; its `token` is never to be had again.
 
-    Raises InvalidInput, Forbidden (no admin), Conflict (a member already).
+    Args:
+        most_open: how many invitations of the brand may be open; None: any number.
+
+    Raises InvalidInput, Forbidden (no admin), Conflict (a member already, or too many open invitations).
     """
     brands.must_be_role(role)
     email = must_be_email(email)
@@ -57,6 +74,7 @@ async def invite(session: Session, brand_id: str, email: str, role: str = "membe
     await brands.must_be_admin(session, brand_id, "invite")
     if await brands.is_member(session, brand_id, email):
         raise Conflict("they are a member already", param="email")
+    await _must_have_room(session, brand_id, most_open)
     secret = secrets.token_hex(32)
     row = await session.one(
         "insert into app.invitations as t (brand_id, user_id, email, role, hash, expires_at)"
@@ -65,6 +83,16 @@ async def invite(session: Session, brand_id: str, email: str, role: str = "membe
     )
     await brands.record(session, brand_id, "invitation.create", {"invitation_id": row["id"], "role": role})
     return NewInvitation.of({**row, "token": f"obi_{row['id'].replace('-', '')}_{secret}"})
+
+
+async def _must_have_room(session: Session, brand_id: str, most_open: int | None) -> None:
+    row = await session.one(
+        "select count(*)::integer as num from app.invitations where brand_id = %s"
+        " and accepted_at is null and revoked_at is null and expires_at > now()",
+        [brand_id],
+    )
+    if most_open is not None and row["num"] >= most_open:
+        raise Conflict(f"{row['num']} invitations of this brand are open, of {most_open} at most; revoke some")
 
 
 async def list_invitations(
@@ -93,23 +121,63 @@ async def revoke(session: Session, brand_id: str, invitation_id: str) -> None:
         raise Conflict("this invitation was accepted; remove the member instead")
 
 
-async def accept(session: Session, token: str) -> brands.Brand:
-    """Become a member of the brand that invites the caller's address. A role that one has already stays.
-
-    Raises NotFound, in the same words for every reason: unknown, used, revoked, expired, or another address's.
-    """
-    parts = _TOKEN.fullmatch(token.strip())
-    row = parts and await session.maybe(
-        "select private.accept_invitation(%s, %s) as brand_id", [parts[1], _hash_of(parts[2])]
+async def list_received(session: Session, limit: int = 20, cursor: str | None = None) -> Page[ReceivedInvitation]:
+    """Open invitations to the caller's verified address, newest first; none for an address that is not verified."""
+    select = (
+        "select t.* from private.my_invitations(%(at)s::timestamptz, %(after)s::uuid, %(limit)s::integer) t where true"
     )
-    if not parts or not row or row["brand_id"] is None:
-        raise NotFound(
-            "there is no such invitation for your address; ask the admin who invited you for a new one", param="token"
-        )
-    detail = {"invitation_id": known_id(parts[1], "invitation")}
-    async with session.in_brand(row["brand_id"]):
-        await brands.record(session, row["brand_id"], "invitation.accept", detail)
-        return await brands.get_brand(session, row["brand_id"])
+    return await page_where(session, ReceivedInvitation, select, {}, limit, cursor)
+
+
+async def accept(session: Session, token: str) -> brands.Brand:
+    """Become a member by an invitation's token, which invites the address of the caller's account.
+
+    A role that one has already stays. Raises NotFound, in the same words for every reason: unknown, used, declined,
+    revoked, expired, or another address's.
+    """
+    return await _joined(session, await _answer(session, *_parts_of(token), accepts=True))
+
+
+async def accept_received(session: Session, invitation_id: str) -> brands.Brand:
+    """Become a member by an invitation to the caller's verified address. Raises NotFound, as `accept`."""
+    return await _joined(session, await _answer(session, known_id(invitation_id, "invitation"), None, accepts=True))
+
+
+async def decline(session: Session, token: str) -> None:
+    """End the invitation of a token. Raises NotFound, as `accept`."""
+    await _answer(session, *_parts_of(token), accepts=False)
+
+
+async def decline_received(session: Session, invitation_id: str) -> None:
+    """End an invitation to the caller's verified address. Raises NotFound, as `accept`."""
+    await _answer(session, known_id(invitation_id, "invitation"), None, accepts=False)
+
+
+async def _joined(session: Session, brand_id: str) -> brands.Brand:
+    async with session.in_brand(brand_id):
+        return await brands.get_brand(session, brand_id)
+
+
+async def _answer(session: Session, invitation_id: str, hashed: str | None, *, accepts: bool) -> str:
+    verb = "accept" if accepts else "decline"
+    row = await session.one(f"select private.{verb}_invitation(%s, %s) as brand_id", [invitation_id, hashed])
+    if row["brand_id"] is None:
+        raise _none_for_you(None if hashed is None else "token")
+    return str(row["brand_id"])
+
+
+def _parts_of(token: str) -> tuple[str, str]:
+    """An invitation's id and its secret's hash. Raises NotFound."""
+    parts = _TOKEN.fullmatch(token.strip())
+    if not parts:
+        raise _none_for_you("token")
+    return parts[1], _hash_of(parts[2])
+
+
+def _none_for_you(param: str | None) -> NotFound:
+    return NotFound(
+        "there is no such invitation for your address; ask the admin who invited you for a new one", param=param
+    )
 
 
 def _hash_of(secret: str) -> str:

@@ -49,14 +49,26 @@ async def page_of(
 
     Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
     """
+    select = f"{select} where t.brand_id = %(brand_id)s"
+    return await page_where(session, kind, select, {"brand_id": brand_id}, limit, cursor)
+
+
+async def page_where(
+    session: Session, kind: type[R], select: str, params: Mapping[str, Any], limit: int, cursor: str | None
+) -> Page[R]:
+    """A page of `select`, a statement up to its WHERE clause whose table is called `t` and has created_at and id.
+
+    It may also use `%(at)s` and `%(after)s` (the cursor's place, or null) and `%(limit)s` (rows that are read).
+
+    Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
+    """
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
     at, after = _place(cursor) if cursor else (None, None)
     rows = await session.all(
-        f"{select} where t.brand_id = %(brand_id)s"
-        " and (%(at)s::timestamptz is null or (t.created_at, t.id) < (%(at)s::timestamptz, %(after)s::uuid))"
+        f"{select} and (%(at)s::timestamptz is null or (t.created_at, t.id) < (%(at)s::timestamptz, %(after)s::uuid))"
         " order by t.created_at desc, t.id desc limit %(limit)s",
-        {"brand_id": brand_id, "at": at, "after": after, "limit": limit + 1},
+        {**params, "at": at, "after": after, "limit": limit + 1},
     )
     more = len(rows) > limit
     last = rows[limit - 1] if more else None

@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from onbrand.brand import Scope
 from onbrand.db.session import Session
 from onbrand.errors import NotFound, Unauthenticated
-from onbrand.services.rows import Row, known_id
+from onbrand.services.rows import Page, Row, known_id, must_be_there, page_where
 
 _COOKIE_CHARS = 64
+_MINE = "select t.* from private.my_sessions() t"
 
 
 class PageSession(Row):
@@ -49,9 +50,15 @@ async def scope_of(session: Session, cookie: str) -> Scope:
     return Scope(row["user_id"], session_id=row["id"])
 
 
-async def list_sessions(session: Session) -> list[PageSession]:
+async def list_sessions(session: Session, limit: int = 20, cursor: str | None = None) -> Page[PageSession]:
     """The caller's sessions that live, newest first."""
-    return [PageSession.of(row) for row in await session.all("select * from private.my_sessions()")]
+    return await page_where(session, PageSession, f"{_MINE} where true", {}, limit, cursor)
+
+
+async def get_session(session: Session, session_id: str) -> PageSession:
+    """One of the caller's sessions that live. Raises NotFound."""
+    row = await session.maybe(f"{_MINE} where t.id = %s", [known_id(session_id, "session")])
+    return PageSession.of(must_be_there(row, "session"))
 
 
 async def end_session(session: Session, session_id: str) -> None:

@@ -1,0 +1,33 @@
+"""`onbrand user`: operators settle whose an address is, in the database itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from onbrand.cli.output import AsJson, show
+from onbrand.cli.owner import DataDirOption, owner_of
+
+EmailArgument = Annotated[str, typer.Argument(help="The address of an account.")]
+
+app = typer.Typer(name="user", help="Operators: whose an account's address is.", no_args_is_help=True)
+
+
+@app.command()
+def verify(email: EmailArgument, data_dir: DataDirOption = None, as_json: AsJson = False) -> None:
+    """Operators: say that the account with this address owns it; it needs no token to accept invitations then."""
+    from onbrand.db.accounts import verify_address
+
+    user_id = verify_address(owner_of(data_dir)[1], email)
+    show({"user_id": user_id, "email": email, "email_verified": True}, f"{email} is verified.", as_json)
+
+
+@app.command()
+def release(email: EmailArgument, data_dir: DataDirOption = None, as_json: AsJson = False) -> None:
+    """Operators: take an address from an account that never showed that it owns it, for whoever does to sign up."""
+    from onbrand.db.accounts import release_address
+
+    user_id = release_address(owner_of(data_dir)[1], email)
+    said = f"{email} is free again; account {user_id} has no address and no log-in by password any more."
+    show({"user_id": user_id, "email": email, "released": True}, said, as_json)

@@ -1,0 +1,77 @@
+"""Who is in a brand, and how somebody comes in: `client.members`, `client.invitations`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from onbrand.client import objects
+from onbrand.client.resources import BrandLike, Resource, brand_path, given
+
+__all__ = ["Invitations", "Members"]
+
+_TOKEN_PREFIX = "obi_"
+
+
+class Members(Resource):
+    def add(self, brand: BrandLike, email: str, role: str = "member") -> objects.Invitation:
+        """Invite an address for seven days; its account is a member once it accepts. See `Invitations.create`."""
+        return self._post(objects.Invitation, brand_path(brand, "members"), {"email": email, "role": role})
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Member]:
+        return self._pages(objects.Member, brand_path(brand, "members"))
+
+    def set_role(self, brand: BrandLike, user_id: str, role: str) -> objects.Member:
+        path = brand_path(brand, "members", user_id)
+        return self._read(objects.Member, self._transport.json("PATCH", path, json={"role": role}))
+
+    def remove(self, brand: BrandLike, user_id: str) -> None:
+        """End a membership: admins anybody's, members their own."""
+        self._transport.send("DELETE", brand_path(brand, "members", user_id))
+
+    def leave(self, brand: BrandLike) -> None:
+        """End the caller's own membership. Raises Conflict for the last admin."""
+        self._transport.send("DELETE", brand_path(brand, "members", "me"))
+
+
+class Invitations(Resource):
+    """Admins invite an address; its account accepts or declines with the token that they hand over.
+
+    Where an outside issuer has verified the address, the account finds the invitation in `received` and needs no token.
+    """
+
+    def create(
+        self, brand: BrandLike, email: str, role: str = "member", *, days: int | None = None
+    ) -> objects.Invitation:
+        """Invite an address; the answer's `token` is never to be had again."""
+        body = given(email=email, role=role, days=days)
+        return self._post(objects.Invitation, brand_path(brand, "invitations"), body)
+
+    def list(self, brand: BrandLike) -> Iterator[objects.Invitation]:
+        return self._pages(objects.Invitation, brand_path(brand, "invitations"))
+
+    def revoke(self, brand: BrandLike, invitation_id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, "invitations", invitation_id))
+
+    def received(self) -> Iterator[objects.ReceivedInvitation]:
+        """Open invitations to the caller's verified address, newest first."""
+        return self._pages(objects.ReceivedInvitation, "/v1/invitations")
+
+    def accept(self, invitation: str | objects.ReceivedInvitation) -> objects.Brand:
+        """Become a member of the brand that invites the caller's address.
+
+        Args:
+            invitation: the token that the admin handed over, or one of `received` (or its id).
+        """
+        return self._read(objects.Brand, self._answer(invitation, "accept"))
+
+    def decline(self, invitation: str | objects.ReceivedInvitation) -> None:
+        """End an invitation to the caller's address, given as in `accept`."""
+        self._answer(invitation, "decline")
+
+    def _answer(self, invitation: str | objects.ReceivedInvitation, verb: str) -> Any:
+        said = invitation if isinstance(invitation, str) else invitation.id
+        if said.startswith(_TOKEN_PREFIX):
+            return self._transport.json("POST", f"/v1/invitations/{verb}", json={"token": said})
+        return self._transport.json("POST", f"/v1/invitations/{quote(said, safe='')}/{verb}")
