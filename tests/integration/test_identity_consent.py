@@ -318,7 +318,7 @@ async def test_what_is_not_open_is_not_listed(
 ) -> None:
     second, person = await make_user("second"), await verified(platform)
     await join(platform.doors, acme.id, acme.admin, second, "admin")
-    async with platform.doors.user_session(second.scope) as session:
+    async with platform.doors.user_session(second.scope.in_brand(acme.id)) as session:
         made = await invitations.invite(session, acme.id, person.email)
     async with platform.doors.user_session(acme.admin.scope) as session:
         if end == "revoked":

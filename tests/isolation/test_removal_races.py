@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 import pytest
 
 from onbrand.brand import Scope
+from onbrand.config import Secrets
+from onbrand.db.claims import ClaimsSigner
 from onbrand.db.logins import DatabaseUrls
-from onbrand.db.session import Doors, Session, _become
+from onbrand.db.session import Doors, Identity, Session, _become
 from onbrand.errors import Forbidden, NotFound
 from onbrand.services import brands, invitations, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, Person, join
@@ -112,7 +114,7 @@ class House:
 async def house(doors: Doors, make_brand: MakeBrand, make_user: MakeUser, owner: psycopg.Connection) -> House:
     brand, leaver, guest = await make_brand("raced"), await make_user("leaver"), await make_user("guest")
     await join(doors, brand.id, brand.admin, leaver, "admin")
-    return House(doors, brand, leaver, guest, owner)
+    return House(doors, brand, replace(leaver, at=brand.id), guest, owner)
 
 
 @pytest.mark.parametrize("what", [*MEMBERS_MAKE, *ADMINS_MAKE])
@@ -170,12 +172,13 @@ LEVELS = {
 @pytest.mark.parametrize("view_of", LEVELS)
 @pytest.mark.parametrize("what", [*MEMBERS_MAKE, *ADMINS_MAKE])
 async def test_an_open_transaction_of_who_was_removed_makes_nothing(
-    house: House, database: DatabaseUrls, what: str, view_of: str
+    house: House, database: DatabaseUrls, secrets: Secrets, what: str, view_of: str
 ) -> None:
     """Also one that goes on seeing the database as it was when the membership stood."""
     async with await psycopg.AsyncConnection.connect(database.web_url) as connection:
         await connection.set_isolation_level(LEVELS[view_of])
-        await _become(connection, "authenticated", house.leaver.scope.claims())  # type: ignore[arg-type]
+        leaver = Identity("authenticated", house.leaver.scope.claims(), ClaimsSigner(secrets.claims))
+        await _become(connection, leaver)  # type: ignore[arg-type]
         seen = await connection.execute("select 1 from app.brands where id = %(brand)s", house.ids)
         assert seen.rowcount == 1
         await house.end_now()
