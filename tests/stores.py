@@ -74,11 +74,11 @@ def s3_settings(server: CephS3, folder: Path, **changes: object) -> Settings:
 
 
 def settings_of(request: pytest.FixtureRequest, folder: Path, **changes: object) -> Settings:
-    """Settings of the place that a fixture's parameter names: `local`, `s3`, or `put` (an S3 that takes no forms)."""
+    """Settings of the place that a fixture's parameter names: `local`, `s3`, or `s3-put` (it takes no forms)."""
     if request.param == "local":
         return Settings(data_dir=folder, **changes)  # type: ignore[arg-type]
     server = request.getfixturevalue("s3_server")
-    if request.param == "put":
+    if request.param == "s3-put":
         changes = {"s3_endpoint": request.getfixturevalue("s3_without_forms"), **changes}
     return s3_settings(server, folder, **changes)
 
@@ -101,7 +101,7 @@ def local_place(tmp_path: Path) -> Iterator[Place]:
 def put_place(request: pytest.FixtureRequest, s3_server: CephS3, tmp_path: Path) -> Iterator[Place]:
     """The real S3 behind a gateway that takes no forms."""
     endpoint = request.getfixturevalue("s3_without_forms")
-    with open_place("put", s3_settings(s3_server, tmp_path, s3_endpoint=endpoint)) as opened:
+    with open_place("s3-put", s3_settings(s3_server, tmp_path, s3_endpoint=endpoint)) as opened:
         yield opened
 
 

@@ -26,7 +26,7 @@ OTHER_INCOMING = incoming_file("training-data", "acme", "0f1e2d3c-0000-4000-8000
 SECRET_LOGO = layout.training_image("globex", "logo", 1, "png")
 DATA = b"\x89PNG what was announced" * 50
 WHAT = Announced("image/png", len(DATA), hashlib.sha256(DATA).hexdigest())
-PLACES = ["local", "s3", "put"]
+PLACES = ["local", "s3", "s3-put"]
 REFUSED = (400, 401, 403, 404, 405, 409, 411, 412, 413, 415, 422)
 
 
@@ -268,7 +268,7 @@ PUT_TAMPERS: dict[str, Callable[[UploadLink], Sent]] = {
     "an access list": other_header("x-amz-acl", "public-read"),
     "metadata": other_header("x-amz-meta-a", "1"),
 }  # fmt: skip
-TAMPERS = {"local": LOCAL_TAMPERS, "s3": S3_TAMPERS, "put": PUT_TAMPERS}
+TAMPERS = {"local": LOCAL_TAMPERS, "s3": S3_TAMPERS, "s3-put": PUT_TAMPERS}
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_s3_takes_no_orders_that_nobody_signed(s3_place: Place) -> None:
         assert s3_place.stranger.get(f"{s3_place.settings.s3_endpoint}/{bucket}/{INCOMING.name}").status_code == 403
 
 
-def test_a_put_takes_no_orders_that_nobody_signed(put_place: Place) -> None:
+def test_a_put_to_s3_takes_no_orders_that_nobody_signed(put_place: Place) -> None:
     acme = put_place.store.brand("acme")
     put_place.store.brand("globex").write(SECRET_LOGO, b"globex's canary")
     bucket = put_place.settings.objects_url.removeprefix("s3://") + "training-data"
@@ -394,7 +394,7 @@ def test_a_put_takes_no_orders_that_nobody_signed(put_place: Place) -> None:
         assert not acme.exists(INCOMING)
 
 
-def test_a_put_fills_its_key_once(put_place: Place) -> None:
+def test_a_put_to_s3_fills_its_key_once(put_place: Place) -> None:
     acme = put_place.store.brand("acme")
     link = acme.upload_link(INCOMING, Announced("image/png", len(DATA)), 60)
     assert put_place.send(link, DATA).is_success
@@ -404,7 +404,7 @@ def test_a_put_fills_its_key_once(put_place: Place) -> None:
     assert acme.read(INCOMING) == b""
 
 
-def test_all_that_a_put_says_is_signed(put_place: Place) -> None:
+def test_all_that_a_put_to_s3_says_is_signed(put_place: Place) -> None:
     link = put_place.store.brand("acme").upload_link(INCOMING, WHAT, 60)
     signed = httpx.URL(link.url).params["X-Amz-SignedHeaders"].split(";")
     assert sorted(signed) == sorted(["host", *(name.lower() for name in link.headers)])

@@ -95,7 +95,7 @@ class House:
         return [(row["action"], row["detail"]) for row in rows]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=["local", "s3", "put"])
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=["local", "s3", "s3-put"])
 async def platform_of_store(
     request: pytest.FixtureRequest,
     secrets: Secrets,
