@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from onbrand.api import events
-from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess
+from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
@@ -20,7 +20,7 @@ from onbrand.api.once import OnlyOnce, as_json
 from onbrand.services import doctor, jobs, monitor
 from onbrand.services.logs import readable
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"], route_class=UserRoute)
 
 
 class NewName(Input):

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import waiting
-from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder, in_brand
+from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder, UserRoute, in_brand
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
@@ -34,7 +34,7 @@ from onbrand.errors import (
 )
 from onbrand.services import brands, images, models
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=UserRoute)
 
 _WAIT_SECONDS = 300
 _PAGE = 100
