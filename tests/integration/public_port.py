@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
+from fastapi.routing import APIRoute, iter_route_contexts
 
 from onbrand.config import Limits, Settings
 from onbrand.serving.listener import listen, own_controls, public_server
@@ -144,3 +147,17 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it did not come true")
+
+
+def problem_of(answer: httpx.Response) -> tuple[int, str, str | None]:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    body = answer.json()
+    return answer.status_code, body["code"], body["param"]
+
+
+def routes_of(app: Any) -> Iterator[tuple[str, str, APIRoute]]:
+    """Method, path and route of everything that the app answers."""
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, APIRoute):
+            for method in context.methods or ():
+                yield method, str(context.path), context.original_route

@@ -71,8 +71,8 @@ async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: Onl
     return JSONResponse(done.body, done.status)
 
 
-@router.get("/generations/{generation_id}/events", response_class=StreamingResponse)
-async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
+@router.get("/generations/{generation_id}/events", response_class=StreamingResponse, responses=events.OVER)
+async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> Response:
     """Progress and status as Server-Sent Events, to the generation's end; to its own member also previews."""
     viewer = access.parts.renderings.viewer()
 

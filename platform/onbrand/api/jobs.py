@@ -146,8 +146,8 @@ async def read_log(job_id: UUID, caller: Member, paging: Paging) -> dict[str, An
     return listed(await monitor.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse)
-async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=events.OVER)
+async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> Response:
     """Progress, metrics, samples, the log and status as Server-Sent Events, to the job's end."""
 
     async def look(caller: BrandCaller, after: int) -> events.Seen:
