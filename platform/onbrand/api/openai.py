@@ -33,7 +33,13 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=UserRoute)
 
 _WAIT_SECONDS = 300
 _PAGE = 100
-_OPENAI_NAMES = {"num_images": "n", "width": "size", "height": "size", "model_type": "model"}
+_OPENAI_NAMES = {
+    "num_images": "n",
+    "width": "size",
+    "height": "size",
+    "model_type": "model",
+    "num_previews": "partial_images",
+}
 _SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 
 
