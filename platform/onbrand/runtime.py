@@ -105,7 +105,7 @@ class Platform:
         OidcIssuer.from_settings(settings)  # refuses one that could be impersonated
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
-        must_be_free(INTERNAL_HOST, settings.internal_port)
+        must_be_free(INTERNAL_HOST, settings.internal_port, "ONBRAND_INTERNAL_PORT")
         must_be_bases(settings, self._tell)
         secrets = load_secrets(settings)
         self._tell("Starting the database")
@@ -172,7 +172,7 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
-def must_be_free(host: str, port: int) -> None:
+def must_be_free(host: str, port: int, said_with: str = "--port or ONBRAND_PORT") -> None:
     """Raise ConfigurationError if nothing can listen on `host` and `port`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -180,14 +180,14 @@ def must_be_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as problem:
-            raise ConfigurationError(_why_not(problem, host, port), param="port") from None
+            raise ConfigurationError(_why_not(problem, host, port, said_with), param="port") from None
 
 
-def _why_not(problem: OSError, host: str, port: int) -> str:
+def _why_not(problem: OSError, host: str, port: int, said_with: str) -> str:
     if problem.errno == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is in use; stop what listens there, "
-            "or choose another with --port or ONBRAND_PORT (0 takes a free one)"
+            f"or choose another with {said_with} (0 takes a free one)"
         )
     return f"cannot listen on {host} port {port} ({problem.strerror}); choose others with --host and --port"
 

@@ -60,6 +60,29 @@ async def test_a_form_is_in_utf_8(platform: Platform, acme: BrandOfPeople, chars
             assert problem_of(answer)[:2] == (422, "invalid_input")
 
 
+@pytest.mark.parametrize("place", ["name", "filename", "value"])
+@pytest.mark.parametrize("odd", [b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\x7f", "\u202e".encode()])
+async def test_no_byte_of_a_form_is_our_fault(
+    platform: Platform, acme: BrandOfPeople, place: str, odd: bytes, pictures
+) -> None:
+    at = {name: odd if name == place else b"" for name in ("name", "filename", "value")}
+    parts = [
+        b'--x\r\ncontent-disposition: form-data; name="%s%s"\r\n\r\na%s\r\n' % (field, at["name"], at["value"])
+        for field in (b"captions", b"object", b"metadata", b"title", b"model_type", b"name", b"trigger_word")
+    ]
+    ends = [
+        b'--x\r\ncontent-disposition: form-data; name="%s"; filename="a%s.png"\r\n\r\n%s\r\n--x--\r\n'
+        % (field, at["filename"], pictures(3))
+        for field in (b"files", b"file")
+    ]
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    async with platform.client(acme.member) as client:
+        for path in ("assets", "documents", "models:import"):
+            for body in [part + end for part in [b"", *parts] for end in ends]:
+                answer = await client.post(f"/v1/brands/{acme.id}/{path}", content=body, headers=kind)
+                assert answer.status_code < 500, (path, body[:90], answer.text)
+
+
 async def test_a_forms_type_is_read_without_case(platform: Platform, acme: BrandOfPeople, pictures) -> None:
     body = (
         b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
