@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import httpx
 import pytest
@@ -30,6 +31,7 @@ HALVES = [
 ]
 
 
+_PLACE = re.compile(r"\{[^}]+\}")
 FILE = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n'
 
 
@@ -115,6 +117,25 @@ async def test_no_byte_of_a_header_is_our_fault(
         ):  # fmt: skip
             answer = await client.request(method, path, content=body, headers=list(sent.items()))
             assert answer.status_code < 500, (method, path, answer.text)
+
+
+@pytest.mark.parametrize("odd", ["%00", "%ED%A0%80", "%FF", "%0A", "a%00b", "%E2%80%AE", "..%2F..", "%5C"])
+async def test_no_byte_of_an_address_is_our_fault(platform: Platform, acme: BrandOfPeople, odd: str) -> None:
+    at = f"/v1/brands/{acme.id}"
+    known = {path for _, path, _ in routes_of(platform.app)}
+    asked = [_PLACE.sub(odd, path) for each in known for path in (each, each.replace("{brand_id}", acme.id))]
+    queries = [
+        f"{at}/assets?cursor={odd}",
+        f"{at}/assets?limit={odd}",
+        f"/v1/files/models/a/b?signature={odd}&expires={odd}",
+        f"{at}/training-jobs?{odd}={odd}",
+        f"{at}/models/x/download?format={odd}",
+        f"/v1/models/{acme.id}/{odd}",
+    ]
+    async with platform.client(acme.admin) as client:
+        for path in [*asked, *queries]:
+            answer = await client.get(path)
+            assert answer.status_code < 500, (path, answer.text)
 
 
 # HEAD
