@@ -20,7 +20,8 @@ SAFE = [(b"content-type", b"application/json"), (b"x-content-type-options", b"no
 
 @dataclass
 class Behind:
-    """Stands for Serve's proxy: reads the body, and tells what it got. `/v1/slow` waits until it is let go."""
+    """Stands for Serve's proxy: reads the body, and tells what it got. `/v1/slow` waits until it is let go,
+    `/v1/early` answers before it has read anything."""
 
     seen: list[dict[str, Any]] = field(default_factory=list)
     num_inside: int = 0
@@ -35,7 +36,7 @@ class Behind:
             self.num_inside -= 1
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        got, more = b"", True
+        got, more = b"", scope["path"] != "/v1/early"
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -54,6 +54,19 @@ async def test_a_large_body_that_stops_coming_ends_the_request_inside() -> None:
         assert behind.num_inside == 0
 
 
+async def test_a_body_that_nobody_reads_any_more_is_passed_over_or_ends_the_connection() -> None:
+    async with opened(QUICK) as (port, _), wire(port) as line:
+        await line.say(request("/v1/early", body=b"a" * 300_000))
+        assert (await line.hear())[0] == 200
+        await line.say(request("/v1/x"))
+        assert (await line.hear())[0] == 200
+        await line.say(b"POST /v1/early HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n" + b"a" * 30_000)
+        assert (await line.hear())[0] == 200
+        dripping = asyncio.create_task(drip(line, b"a" * 500))
+        assert await line.is_closed()
+        dripping.cancel()
+
+
 async def test_a_body_that_comes_at_the_least_rate_is_taken() -> None:
     async with opened({"body_seconds": 0.2, "body_bytes_per_second": 1000}) as (port, _), wire(port) as line:
         await line.say(b"POST /v1/x HTTP/1.1\r\nhost: a\r\ncontent-length: 3000\r\n\r\n")
