@@ -101,9 +101,13 @@ class FakeGenerator:
         digest = hashlib.sha256(f"{request.adapters}{seed}".encode()).digest()
         out = io.BytesIO()
         picture = Image.new("RGB", (request.width, request.height), (digest[0], digest[1], digest[2]))
-        picture.save(out, _PIL[request.output_format])
+        picture.save(out, _PIL[request.output_format], quality=_quality(request))
         content_type = f"image/{request.output_format}"
         await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, receipt_for(request))
+
+
+def _quality(request: RenderRequest) -> int:
+    return 95 if request.output_compression is None else request.output_compression
 
 
 @dataclass

@@ -15,11 +15,10 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from onbrand.api import edge, files, problems
-from onbrand.api.input import must_be_plain_text
 from onbrand.config import Secrets, Settings
 from onbrand.storage.fsspec_backend import FsspecBackend
 from onbrand.storage.layout import BUCKETS
@@ -124,7 +123,7 @@ def open_place(name: str, settings: Settings) -> Iterator[Place]:
 def _stranger(name: str, settings: Settings, store: ObjectStore) -> httpx.Client:
     if name != "local":
         return httpx.Client(timeout=10)
-    app = FastAPI(dependencies=[Depends(must_be_plain_text)])
+    app = FastAPI()
     problems.install(app)
     app.include_router(files.router)
     app.state.parts = SimpleNamespace(settings=settings, secrets=SECRETS, store=store)

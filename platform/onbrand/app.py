@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from onbrand import __version__
 from onbrand.api import (
@@ -15,6 +15,7 @@ from onbrand.api import (
     assets,
     audit,
     brands,
+    cors,
     documents,
     edge,
     files,
@@ -32,8 +33,8 @@ from onbrand.api import (
     users,
 )
 from onbrand.api.caller import Parts
-from onbrand.api.input import must_be_plain_text
 from onbrand.api.rendering import Renderings, SystemClientFor
+from onbrand.api.shares import Shares
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.services.identity import TokenIssuer
@@ -96,7 +97,9 @@ def create_app(
     app.state.checker = Checker(settings.limits)
     for room in rooms:
         app.include_router(room.router)
-    app.add_middleware(edge.Edge, body_limit=_limit_of_users)
+    app.state.callers = Shares(settings.limits.requests_per_caller, "requests of one account")
+    app.add_middleware(edge.Edge, body_limit=_limit_of_users, anonymous_bytes=settings.limits.anonymous_bytes)
+    cors.add_to(app, settings.cors_origins)
     return app
 
 
@@ -137,7 +140,7 @@ def create_system_app(
         settings, secrets, doors, store, credentials=CredentialIssuer.from_settings(settings)
     )
     app.include_router(system.router)
-    app.add_middleware(edge.Edge, body_limit=_limit_of_workers)
+    app.add_middleware(edge.Edge, body_limit=_limit_of_workers, anonymous_bytes=settings.limits.anonymous_bytes)
     return app
 
 
@@ -150,7 +153,6 @@ def _bare_app(**options: object) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        dependencies=[Depends(must_be_plain_text)],
         responses={"4XX": _PROBLEM, "5XX": _PROBLEM},
         **options,  # type: ignore[arg-type]
     )

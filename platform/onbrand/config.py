@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from onbrand.errors import ConfigurationError
@@ -20,6 +22,7 @@ FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
 NumWorkers = Annotated[int, Field(ge=1, le=64)]
 S3Uploads = Literal["auto", "form", "put", "none"]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 FREE_BYTES_MIN = 256 * 2**20
 """What a start may take of the data directory: an empty database and its log, and as much again."""
 
@@ -52,6 +55,34 @@ class Limits(BaseModel):
     caller_bytes: int = 200 * 2**30
     open_invitations: int = 200
     page: int = 100
+    anonymous_bytes: int = 16 * 2**10
+    """A body without a good credential."""
+    json_values: int = 5_000
+    """Names and values of a JSON body."""
+    json_levels: int = 32
+    """How deep they lie in one another."""
+    requests_per_address: int = 256
+    """Requests of one address that are under way at once."""
+    requests_per_caller: int = 128
+    """Requests of one account that are under way at once, in each process of the API."""
+    requests: int = 1_800
+    """Requests under way at once, of all addresses together."""
+    open_bodies_per_address: int = 32
+    """Bodies of one address that have not arrived whole: of more, the one that is silent longest ends with 408."""
+    open_bodies: int = 512
+    """Bodies that have not arrived whole, of all addresses together."""
+    connections_per_address: int = 512
+    """Connections of one address: of more, the one that has been idle longest is closed."""
+    connections: int = 10_000
+    """Connections of all addresses together, and never more than the process may have files."""
+    header_seconds: float = 10.0
+    """How long a request's line and headers may take."""
+    body_seconds: float = 10.0
+    """How long a body may take, before its rate counts."""
+    body_bytes_per_second: int = 4_096
+    """How fast a body must come, on the whole, after that."""
+    send_seconds: float = 60.0
+    """How long a reader may take for each piece of an answer."""
 
 
 class Settings(BaseSettings):
@@ -105,13 +136,22 @@ class Settings(BaseSettings):
     """`cuda`, `cpu`; None takes CUDA when there is one."""
 
     host: str = "127.0.0.1"
-    """The address that the HTTP proxy listens on."""
+    """The address that the API listens on."""
     port: int = 8000
     """Its port; 0 takes a free one."""
+    internal_port: int = 0
+    """The port of Ray Serve's own proxy, on loopback: the internal routes and Serve's health, for this machine alone.
+    0 takes a free one; Serve config files say it in `http_options`, and in `internal_url`."""
     public_url: str | None = None
     """How callers reach the ingress, for links; None: `http://host:port`."""
     internal_url: str | None = None
-    """How workers reach the internal routes; None: `http://host:port/internal`."""
+    """How workers reach the internal routes; None: `http://127.0.0.1:internal_port/internal`."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, as a JSON
+    list; without it all callers behind a proxy share the limits of one address."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://app.example.com`) whose pages may call the API with a token, as a JSON list; `["*"]` for any.
+    Cookies never count there."""
 
     sign_up: Literal["open", "closed"] = "open"
     """Whether anybody may make an account."""
@@ -160,6 +200,21 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     """Bounds of what a caller may send; one by one as `ONBRAND_LIMITS__UPLOAD_FILES=20`."""
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:100]} is not an origin like https://app.example.com, without a path")
+        return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ipaddress.ip_network(proxy, strict=False)
+        return proxies
+
     @property
     def folder(self) -> Path:
         """The data directory with `~` expanded."""
@@ -176,7 +231,7 @@ class Settings(BaseSettings):
 
     @property
     def system_url(self) -> str:
-        return self.internal_url or f"http://{self.host}:{self.port}/internal"
+        return self.internal_url or f"http://127.0.0.1:{self.internal_port or 8001}/internal"
 
     @property
     def objects_url(self) -> str:

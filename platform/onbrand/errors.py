@@ -94,6 +94,12 @@ class Conflict(OnbrandError):
     status, code, title = 409, "conflict", "Conflict"
 
 
+class RequestTimeout(OnbrandError):
+    """A request came too slowly, or was the slowest of too many."""
+
+    status, code, title = 408, "request_timeout", "Too slow"
+
+
 class TooLarge(OnbrandError):
     """More bytes, pixels or files than the limit; the message holds the limit."""
 

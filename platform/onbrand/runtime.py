@@ -32,6 +32,9 @@ LOCK_SECONDS = 40
 HEALTH_SECONDS = 120
 REVIVALS, REVIVAL_SECONDS = 5, 600.0
 """How often a database that ends by itself is started again, and within what time."""
+INTERNAL_HOST = "127.0.0.1"
+PUBLIC_PORT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "onbrand.serving.listener:middlewares"}
+"""Has Serve's HTTP proxy open the public port."""
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -48,6 +51,8 @@ class Platform:
     def __init__(self, settings: Settings, tell: Callable[[str], object] = lambda text: None) -> None:
         if settings.port == 0:
             settings = settings.model_copy(update={"port": free_ports(1, settings.host)[0]})
+        if settings.internal_port == 0:
+            settings = settings.model_copy(update={"internal_port": free_ports(1)[0]})
         self.settings = settings
         self._tell = tell
         self._undo = contextlib.ExitStack()
@@ -100,6 +105,7 @@ class Platform:
         OidcIssuer.from_settings(settings)  # refuses one that could be impersonated
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
+        must_be_free(INTERNAL_HOST, settings.internal_port, "ONBRAND_INTERNAL_PORT")
         must_be_bases(settings, self._tell)
         secrets = load_secrets(settings)
         self._tell("Starting the database")
@@ -166,7 +172,7 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
-def must_be_free(host: str, port: int) -> None:
+def must_be_free(host: str, port: int, said_with: str = "--port or ONBRAND_PORT") -> None:
     """Raise ConfigurationError if nothing can listen on `host` and `port`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -174,14 +180,14 @@ def must_be_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as problem:
-            raise ConfigurationError(_why_not(problem, host, port), param="port") from None
+            raise ConfigurationError(_why_not(problem, host, port, said_with), param="port") from None
 
 
-def _why_not(problem: OSError, host: str, port: int) -> str:
+def _why_not(problem: OSError, host: str, port: int, said_with: str) -> str:
     if problem.errno == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is in use; stop what listens there, "
-            "or choose another with --port or ONBRAND_PORT (0 takes a free one)"
+            f"or choose another with {said_with} (0 takes a free one)"
         )
     return f"cannot listen on {host} port {port} ({problem.strerror}); choose others with --host and --port"
 
@@ -204,7 +210,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """
     known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=set(SECRET_SETTINGS))
     known |= {"data_dir": str(settings.folder), "host": settings.host, "port": settings.port}
-    return {
+    return PUBLIC_PORT | {
         f"ONBRAND_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in known.items()
     }
@@ -234,7 +240,7 @@ def deploy(settings: Settings) -> None:
 
     must_be_closed(settings)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+    serve.start(http_options=HTTPOptions(host=INTERNAL_HOST, port=settings.internal_port))
     targets = [serve.RunTarget(app, name, prefix) for name, prefix, app in applications(settings)]
     try:
         serve.run_many(targets)

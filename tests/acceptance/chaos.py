@@ -215,11 +215,14 @@ class Chaos:
     """One run on a platform that is up.
 
     Args:
+        system_url: the internal routes.
         replicas: pids of the processes of a Serve application, by the beginning of their titles.
     """
 
-    def __init__(self, url: str, data_dir: Path, replicas: Callable[[str], list[int]], plan: Plan) -> None:
-        self._url, self._system_url = url, f"{url}/internal"
+    def __init__(
+        self, url: str, system_url: str, data_dir: Path, replicas: Callable[[str], list[int]], plan: Plan
+    ) -> None:
+        self._url, self._system_url = url, system_url
         self._secrets = secrets_of(data_dir)
         self._owner_url = read_urls(Settings(data_dir=data_dir)).owner_url
         self._replicas, self._plan = replicas, plan
@@ -481,7 +484,7 @@ def replicas_of(running: Running) -> Callable[[str], list[int]]:
 
 def unleash(running: Running, plan: Plan) -> Verdict:
     """Chaos on a platform that is up."""
-    return asyncio.run(Chaos(running.url, running.data_dir, replicas_of(running), plan).run())
+    return asyncio.run(Chaos(running.url, running.internal_url, running.data_dir, replicas_of(running), plan).run())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -87,6 +87,7 @@ class Running:
 
     data_dir: Path
     port: int = field(default_factory=free_port)
+    internal_port: int = field(default_factory=free_port)
     more: dict[str, str] = field(default_factory=dict)
     """Of its environment."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -96,13 +97,23 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def internal_url(self) -> str:
+        """Where its workers reach the internal routes."""
+        return f"http://127.0.0.1:{self.internal_port}/internal"
+
     def start(self) -> dict[str, Any]:
         """Start and return what `up --json` printed once it was up."""
         up = ["up", "--json", "--port", str(self.port), "--data-dir", str(self.data_dir), "--family", "sd15"]
         with (self.data_dir.parent / "up.log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "onbrand.cli", *up],
-                env=environment(ONBRAND_TEST_MARK=self.mark, **SECRETS, **self.more),
+                env=environment(
+                    ONBRAND_TEST_MARK=self.mark,
+                    ONBRAND_INTERNAL_PORT=str(self.internal_port),
+                    **SECRETS,
+                    **self.more,
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

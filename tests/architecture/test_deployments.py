@@ -14,7 +14,10 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from onbrand.api.front import PUBLIC
 from onbrand.config import Settings
+from onbrand.runtime import PUBLIC_PORT
+from onbrand.serving.listener import CALLBACK
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = [ROOT / "cluster.yaml"]
@@ -149,7 +152,36 @@ def test_kubernetes_workers_hold_no_login_and_start_at_zero(file: str) -> None:
     assert "onbrand-head" in str(cluster["headGroupSpec"])
 
 
-def test_the_internal_routes_are_not_among_the_paths_from_outside() -> None:
-    ingress, _ = yaml.safe_load_all((KUBERAY / "ingress.yaml").read_text())
-    paths = [path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
-    assert paths == ["/v1", "/healthz", "/openapi.json"]
+def test_the_outside_reaches_the_public_port_alone() -> None:
+    service, ingress, policy = yaml.safe_load_all((KUBERAY / "ingress.yaml").read_text())
+    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    backends = {(path["backend"]["service"]["name"], path["backend"]["service"]["port"]["number"]) for path in paths}
+    assert [path["path"] for path in paths] == list(PUBLIC)
+    assert backends == {(service["metadata"]["name"], 8000)}
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == [8000]
+    *_, controller = policy["spec"]["ingress"]
+    assert controller["ports"] == [{"port": 8000, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize("file", ["raycluster.yaml", "rayservice.yaml"])
+def test_serves_own_port_is_another_and_the_operator_finds_it(file: str) -> None:
+    spec = yaml.safe_load((KUBERAY / file).read_text())["spec"]
+    head = spec.get("rayClusterConfig", spec)["headGroupSpec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert (ports["public"], ports["serve"]) == (Settings().port, 8001)
+
+
+@pytest.mark.parametrize("file", serve_configs())
+def test_serve_listens_at_its_own_port_where_workers_look_for_the_internal_routes(file: str) -> None:
+    config = serve_configs()[file]
+    internal = next(each for each in config["applications"] if each["name"] == "internal")
+    settings = Settings(**internal["args"])
+    assert config["http_options"]["port"] == 8001 != settings.port
+    assert settings.system_url.endswith(":8001/internal")
+
+
+def test_the_image_opens_the_public_port() -> None:
+    assert (
+        f"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={CALLBACK}" in (ROOT / "deployments/docker/Dockerfile").read_text()
+    )
+    assert PUBLIC_PORT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == CALLBACK

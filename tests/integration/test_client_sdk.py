@@ -102,10 +102,11 @@ async def test_what_a_generation_asks_for_comes_back_and_its_previews_are_events
     def watch() -> None:
         client = clients.sdk(acme.member)
         wishes: dict[str, Any] = {"sampler": "euler", "exclusive": True, "preview_every": 2, "wait": False}
+        wishes |= {"quality": "low", "output_format": "webp", "output_compression": 60}
         uses = [{"model": "sd15-lora-v1", "scale": 0.5}]
         made = client.generate_image(acme.id, "[hang]", models=uses, **wishes)
         assert [(use.model, use.scale) for use in made.models] == [("sd15-lora-v1", 0.5)]
-        assert (made.sampler, made.exclusive, made.preview_every) == ("euler", True, 2)
+        assert (made.sampler, made.exclusive, made.preview_every, made.output_compression) == ("euler", True, 2, 60)
         seen = []
         for event in made.events():
             seen.append(event.kind)
@@ -206,8 +207,8 @@ async def test_openai_gets_links_unless_told_otherwise(
         ({"model": "nobrand"}, openai.UnprocessableEntityError, "model"),
         ({"model": "globex/sd15-lora-v1"}, openai.NotFoundError, None),
         ({"size": "big"}, openai.UnprocessableEntityError, "size"),
-        ({"size": "63x64"}, openai.UnprocessableEntityError, "width"),
-        ({"n": 99}, openai.UnprocessableEntityError, "num_images"),
+        ({"size": "63x64"}, openai.UnprocessableEntityError, "size"),
+        ({"n": 99}, openai.UnprocessableEntityError, "n"),
         ({"extra_body": {"colour": "red"}}, openai.UnprocessableEntityError, "colour"),
         ({"prompt": "[break]"}, openai.InternalServerError, None),
     ],

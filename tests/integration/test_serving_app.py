@@ -38,7 +38,13 @@ def served(settings, secrets, database) -> Settings:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return settings.model_copy(
-        update={"families": ("sd15",), "bases": {"sd15": str(base_of("sd15"))}, "port": port, "device": "cpu"}
+        update={
+            "families": ("sd15",),
+            "bases": {"sd15": str(base_of("sd15"))},
+            "port": port,
+            "internal_port": port,
+            "device": "cpu",
+        }
     )
 
 

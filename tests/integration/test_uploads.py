@@ -134,6 +134,19 @@ def exif(data: bytes) -> bytes:
     return out.getvalue()
 
 
+async def test_a_content_type_is_compared_without_case_and_parameters(house: House, picture: bytes) -> None:
+    upload = await house.announce(picture, content_type="Image/PNG; charset=binary")
+    how = upload["send"]
+    assert upload["content_type"] == "image/png"
+    if how["method"] == "PUT":
+        headers = how["headers"] | {"Content-Type": "IMAGE/png ;x=y"}
+        answer = await house.stranger.put(how["url"], content=picture, headers=headers)
+    else:
+        answer = await house.send(upload, picture)
+    assert answer.status_code == 204, answer.text
+    assert (await house.complete(upload)).status_code == 200
+
+
 async def test_a_picture_goes_straight_to_the_store_and_becomes_an_asset(house: House, picture: bytes) -> None:
     data = exif(picture)
     upload = await house.sent(data, object="logo", caption="photo of [brand] logo", metadata={"a": 1})

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 
-from onbrand.api.caller import Admin, AppParts, Member, Uploader, UploaderAccess
+from onbrand.api.caller import Admin, AppParts, Member, Uploader, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form, too_many_files
@@ -24,7 +24,7 @@ from onbrand.errors import InvalidInput
 from onbrand.services import assets
 from onbrand.storage.findings import is_zip
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"], route_class=UserRoute)
 
 REQUEST_BYTES = 256 * 2**20
 """One upload request at most; files on their way lie in temporary files, not in memory."""

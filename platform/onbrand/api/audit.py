@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from onbrand.api.caller import Admin
+from onbrand.api.caller import Admin, UserRoute
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.services import audit
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/audit-events", tags=["audit"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/audit-events", tags=["audit"], route_class=UserRoute)
 
 
 @router.get("", response_model=Listed)

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Admin, AnyReader, Manager, Member, Person
+from onbrand.api.caller import Admin, AnyReader, Manager, Member, Person, UserRoute
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
 from onbrand.services import brands, invitations
 
-router = APIRouter(prefix="/v1/brands", tags=["brands"])
+router = APIRouter(prefix="/v1/brands", tags=["brands"], route_class=UserRoute)
 
 Role = Literal["member", "admin"]
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
-from onbrand.api.credentials import scope_of
+from onbrand.api.first import authenticated
+from onbrand.api.route import Route
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope, must_be_brand_id
 from onbrand.config import FamilyName, Secrets, Settings
 from onbrand.db.session import Doors, Session
@@ -70,11 +71,17 @@ AppParts = Annotated[Parts, Depends(_parts)]
 
 
 async def _token(request: Request, parts: AppParts) -> Scope:
-    return await scope_of(request, parts)
+    return await authenticated(request, parts)
 
 
 TokenHolder = Annotated[Scope, Depends(_token)]
 """Someone with a good credential; nothing of a brand has been asked for yet."""
+
+
+class UserRoute(Route):
+    """A route of the API for users: a token, key or cookie is checked before the body is read."""
+
+    credentials = (_token,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,4 +97,7 @@ def _must_have_csrf_token(request: Request, cookie: str) -> None:
 def _own_origins(request: Request, settings: Settings) -> set[str]:
     """How our pages' origin may be written: as callers reach us by the settings, and as they reached us now."""
     configured = urlsplit(settings.url)
-    return {f"{configured.scheme}://{configured.netloc}", f"{request.url.scheme}://{request.headers.get('host', '')}"}
+    return {
+        f"{configured.scheme}://{configured.netloc}",
+        f"{request.scope['scheme']}://{request.headers.get('host', '')}",
+    }

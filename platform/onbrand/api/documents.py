@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
-from onbrand.api.caller import Admin, AppParts, Member, UploaderAccess
+from onbrand.api.caller import Admin, AppParts, Member, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -20,7 +20,7 @@ from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
 from onbrand.services import documents
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"], route_class=UserRoute)
 
 REQUEST_BYTES = 32 * 2**20
 """One request at most; a document's own limit is narrower."""

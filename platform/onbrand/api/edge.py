@@ -1,4 +1,7 @@
-"""The edge of an app: request ids, bounded bodies, safe headers, an access log that tells no secret."""
+"""The edge of an app: request ids, bounded bodies, safe headers, an access log that tells no secret.
+
+Limits of addresses and slow bodies are further out, where connections are (`front`).
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,23 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onbrand.api import problems
+from onbrand.api.heads import HeadOnly
 from onbrand.errors import TooLarge
 
 access_log = logging.getLogger("onbrand.access")
 fault_log = logging.getLogger("onbrand.faults")
 
 JSON_BYTES = 2**20
+ANONYMOUS_BYTES = 16 * 2**10
+EXCHANGE = "onbrand.exchange"
+_LINKED = "/v1/files/"  # the signature in such an address is its credential, and is checked before its body is read
 _DROPPED_HEADERS = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{8,64}")
 _SAFE_HEADERS = {
@@ -37,40 +45,67 @@ class Edge:
 
     Args:
         body_limit: bytes that a request with this method and path may carry.
+        anonymous_bytes: bytes of a body that is read before `admit` has said that its sender has a good credential.
     """
 
-    def __init__(self, app: ASGIApp, body_limit: Callable[[str, str], int] = lambda method, path: JSON_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        body_limit: Callable[[str, str], int] = lambda method, path: JSON_BYTES,
+        anonymous_bytes: int = ANONYMOUS_BYTES,
+    ) -> None:
         self._app = app
         self._body_limit = body_limit
+        self._anonymous_bytes = anonymous_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._body_limit(scope["method"], scope["path"]))
+        limit = self._body_limit(scope["method"], scope["path"])
+        exchange = _Exchange(scope, receive, send, limit, self._anonymous_bytes)
         await exchange.run(self._app)
+
+
+def admit(scope: Scope) -> None:
+    """The sender of this request has a good credential: its body may be as large as its address takes."""
+    if EXCHANGE in scope:
+        scope[EXCHANGE].admit()
+
+
+def hold(scope: Scope, share: AbstractContextManager[None]) -> None:
+    """Enter `share` now, and leave it when this request has been answered."""
+    if EXCHANGE in scope:
+        scope[EXCHANGE].held.enter_context(share)
 
 
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, anonymous_bytes: int) -> None:
         given = _given_request_id(scope)
         self._is_named_outside = given is not None
         self.request_id = given or uuid.uuid4().hex
         kept = [pair for pair in scope["headers"] if pair[0].lower() not in _DROPPED_HEADERS]
-        self._scope = dict(scope) | {"headers": kept, problems.REQUEST_ID: self.request_id}
+        self._scope = dict(scope) | {"headers": kept, problems.REQUEST_ID: self.request_id, EXCHANGE: self}
         self._receive, self._send = receive, send
-        self._limit, self._num_received = limit, 0
+        self._full_limit, self._num_received = limit, 0
+        self._limit = limit if scope["path"].startswith(_LINKED) else min(limit, anonymous_bytes)
         self._status: int | None = None
+        self.held = ExitStack()
+
+    def admit(self) -> None:
+        """Read on to the full limit."""
+        self._limit = self._full_limit
 
     async def run(self, app: ASGIApp) -> None:
         started = time.monotonic()
         try:
-            if self._announced_bytes() > self._limit:
-                await self._answer(problems.problem(self._too_large(), self.request_id, {"Connection": "close"}))
-            else:
-                await app(self._scope, self._bounded_receive, self._marked_send)
+            with self.held:
+                if self._announced_bytes() > self._full_limit:
+                    await self._answer(problems.problem(self._too_large(), self.request_id, {"Connection": "close"}))
+                else:
+                    await HeadOnly(app)(self._scope, self._bounded_receive, self._marked_send)
         except Exception as fault:
             await self._on_fault(fault)
         finally:
@@ -83,7 +118,7 @@ class _Exchange:
         return 0
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is larger than the {self._limit} bytes that this address accepts", param="body")
+        return TooLarge(f"the body is larger than the {self._full_limit} bytes that this address accepts", param="body")
 
     async def _bounded_receive(self) -> Message:
         """Read on, but not beyond the limit: what is larger is refused without reading the rest."""

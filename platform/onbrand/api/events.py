@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Header
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from onbrand.api.caller import Access, BrandCaller
 from onbrand.errors import InvalidInput, OnbrandError
 from onbrand.services.events import AT_ONCE
 
 ENDED = frozenset({"completed", "failed", "canceled"})
+OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The stream is over, and `Last-Event-ID` was its last."}}
 _LOOK_EVERY = 0.4
 _HEARTBEAT_EVERY = 15.0
 _LONGEST = 1800.0
@@ -55,14 +56,20 @@ def _last_event_id(
 After = Annotated[int, Depends(_last_event_id)]
 
 
-async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> StreamingResponse:
-    """The stream. Raises NotFound before it begins if the first look finds nothing.
+async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> Response:
+    """The stream, or 204 for who has seen its end: browsers' `EventSource` then asks no more.
+
+    Raises NotFound before it begins if the first look finds nothing.
 
     Args:
         close: ends what looks began, when the stream has ended or its reader is gone.
     """
     async with access.open() as caller:
         first = await look(caller, after)
+    if after and first.status in ENDED and not first.events:
+        if close is not None:
+            await close()
+        return Response(status_code=204)
     text = _written(access, after, first, look)
     return StreamingResponse(
         text if close is None else _closed(text, close),

@@ -20,14 +20,15 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from onbrand.api.caller import AppParts, BrandCaller
+from onbrand.api.caller import AppParts, BrandCaller, UserRoute
+from onbrand.api.media import media_type_of, plain_media_type
 from onbrand.errors import InvalidInput, NotFound, TooLarge, UnsupportedMedia
 from onbrand.services.brands import record
 from onbrand.storage.backends import Draft
 from onbrand.storage.layout import SHOWN_TYPES, Bucket, Key
 from onbrand.storage.links import Announced, verify_link, verify_upload
 
-router = APIRouter(tags=["files"])
+router = APIRouter(tags=["files"], route_class=UserRoute)
 
 _CHUNK = 2**18
 _PIECE = 2**20
@@ -115,7 +116,7 @@ async def receive_file(
 
 def _must_come_as_announced(request: Request, announced: Announced) -> None:
     """What the headers already say; nothing of the body has been read."""
-    if request.headers.get("content-type") != announced.content_type:
+    if media_type_of(request.headers) != plain_media_type(announced.content_type):
         raise UnsupportedMedia(f"this link takes {announced.content_type} only", param="Content-Type")
     if request.headers.get("content-length") != str(announced.bytes):
         raise InvalidInput(f"this link takes a body of exactly {announced.bytes} bytes", param="Content-Length")

@@ -10,6 +10,7 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from onbrand.api.media import FORM, media_type_of, must_be_utf8_form
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
 
 _FIELDS_MAX = 200
@@ -27,8 +28,9 @@ async def read_form(request: Request, max_files: int, param: str) -> AsyncIterat
         UnsupportedMedia: no form.
         TooLarge: more files than `max_files`.
     """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if media_type_of(request.headers) != FORM:
         raise UnsupportedMedia(f"send multipart/form-data, with files in the field {param!r}", param=param)
+    must_be_utf8_form(request.headers)
     try:
         form = await request.form(max_files=max_files, max_fields=_FIELDS_MAX, max_part_size=_FIELD_BYTES_MAX)
     except HTTPException as problem:

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from onbrand.api import events, waiting
-from onbrand.api.caller import Artist, ArtistAccess, BrandCaller, Member, MemberAccess
+from onbrand.api.caller import Artist, ArtistAccess, BrandCaller, Member, MemberAccess, UserRoute
 from onbrand.api.files import Link, link_to
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce, as_json
 from onbrand.services import images
 
-router = APIRouter(prefix="/v1/brands/{brand_id}", tags=["generations"])
+router = APIRouter(prefix="/v1/brands/{brand_id}", tags=["generations"], route_class=UserRoute)
 
 WAIT_SECONDS_MAX = 60
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?:$|[,;\s])")
@@ -71,8 +71,8 @@ async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: Onl
     return JSONResponse(done.body, done.status)
 
 
-@router.get("/generations/{generation_id}/events", response_class=StreamingResponse)
-async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
+@router.get("/generations/{generation_id}/events", response_class=StreamingResponse, responses=events.OVER)
+async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> Response:
     """Progress and status as Server-Sent Events, to the generation's end; to its own member also previews."""
     viewer = access.parts.renderings.viewer()
 

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Admin, Person
+from onbrand.api.caller import Admin, Person, UserRoute
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.services import brands, invitations
 
-router = APIRouter(tags=["invitations"])
+router = APIRouter(tags=["invitations"], route_class=UserRoute)
 
 
 class NewInvitation(Input):

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from onbrand.api import events
-from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess
+from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
@@ -20,7 +20,7 @@ from onbrand.api.once import OnlyOnce, as_json
 from onbrand.services import doctor, jobs, monitor
 from onbrand.services.logs import readable
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"], route_class=UserRoute)
 
 
 class NewName(Input):
@@ -146,8 +146,8 @@ async def read_log(job_id: UUID, caller: Member, paging: Paging) -> dict[str, An
     return listed(await monitor.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse)
-async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> StreamingResponse:
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=events.OVER)
+async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> Response:
     """Progress, metrics, samples, the log and status as Server-Sent Events, to the job's end."""
 
     async def look(caller: BrandCaller, after: int) -> events.Seen:

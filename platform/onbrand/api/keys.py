@@ -9,14 +9,14 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, Field
 
-from onbrand.api.caller import AdminInPerson, Manager
+from onbrand.api.caller import AdminInPerson, Manager, UserRoute
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.brand import KeyScope
 from onbrand.services import keys
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/keys", tags=["keys"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/keys", tags=["keys"], route_class=UserRoute)
 
 
 class NewKey(Input):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from onbrand.api import jobs as training_jobs
-from onbrand.api.caller import Admin, AppParts, Member, TrainerAccess
+from onbrand.api.caller import Admin, AppParts, Member, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -26,7 +26,7 @@ from onbrand.services import imports, jobs, models
 
 security_log = logging.getLogger("onbrand.security")
 
-router = APIRouter(prefix="/v1/brands/{brand_id}/models", tags=["models"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/models", tags=["models"], route_class=UserRoute)
 
 _KOHYA_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 
 from onbrand.api.caller import BrandCaller, Caller
+from onbrand.api.media import FORM, media_type_of
 from onbrand.errors import InvalidInput
 from onbrand.services import idempotency
 
@@ -99,8 +100,8 @@ async def _once(
 
 async def _digest(request: Request) -> str:
     """SHA-256 of address and body; of a form its fields and files, since boundaries change from call to call."""
-    digest = hashlib.sha256(request.url.path.encode("utf-8", "surrogateescape"))
-    if request.headers.get("content-type", "").startswith("multipart/"):
+    digest = hashlib.sha256(str(request.scope["path"]).encode("utf-8", "surrogateescape"))
+    if media_type_of(request.headers) == FORM:
         digest.update(json.dumps(await _form_facts(await request.form())).encode())
     else:
         digest.update(b"\n" + await request.body())

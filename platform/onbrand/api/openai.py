@@ -11,33 +11,34 @@ from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import waiting
-from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder
+from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder, UserRoute
 from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.once import OnlyOnce
+from onbrand.api.openai_stream import Asked, streamed, why_none
 from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
 from onbrand.errors import (
-    AdapterRefused,
-    BaseModelRefused,
-    Canceled,
     InvalidInput,
     NotFound,
-    OnbrandError,
-    StorageError,
     Unavailable,
-    of_code,
 )
 from onbrand.services import images, models
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=UserRoute)
 
 _WAIT_SECONDS = 300
-_OPENAI_NAMES = {"num_images": "n", "width": "size", "height": "size", "model_type": "model"}
+_OPENAI_NAMES = {
+    "num_images": "n",
+    "width": "size",
+    "height": "size",
+    "model_type": "model",
+    "num_previews": "partial_images",
+}
 _SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 
 
@@ -50,11 +51,16 @@ class ImagesRequest(Input):
     size: str | None = Field(None, description="`WIDTHxHEIGHT`, or `auto` for the base's own.")
     response_format: Literal["url", "b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(None, description="0 to 100, for jpeg and webp.")
     user: str | None = Field(None, max_length=200, description="Accepted and not kept.")
-    quality: Literal["auto", "standard"] | None = None
+    safety_identifier: str | None = Field(None, max_length=200, description="Accepted and not kept.")
+    quality: Literal["auto", "standard", "low", "medium", "high"] | None = Field(
+        None, description="Steps: half of the base's own for `low`, half as many again for `high`, else as many."
+    )
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
-    stream: Literal[False] | None = None
+    stream: bool | None = Field(None, description="Answer with OpenAI's events, for one picture.")
+    partial_images: int | None = Field(None, ge=0, le=3, description="Previews in the stream, about so many.")
     seed: int | None = None
     negative_prompt: str | None = None
     num_inference_steps: int | None = None
@@ -68,15 +74,22 @@ class ImagesRequest(Input):
     exclusive: bool | None = None
 
 
-@router.post("/images/generations")
+@router.post("/images/generations", response_model=None)
 async def generate(
     body: ImagesRequest, scope: TokenHolder, parts: AppParts, once: OnlyOnce, request: Request
-) -> JSONResponse:
-    """Draw pictures and answer with them."""
+) -> JSONResponse | StreamingResponse:
+    """Draw pictures and answer with them, or with events while they are drawn."""
     brand_id, model = split_model(body.model, scope)
     access = Access(scope, brand_id, parts, "generate")
+    _must_be_streamable(body)
     wanted = _as_new_generation(body, model, parts.settings.families)
-    generation_id = await waiting.begin(access, wanted, once)
+    try:
+        generation_id = await waiting.begin(access, wanted, once)
+    except InvalidInput as problem:
+        raise _named_as_openai_does(problem) from None
+    if body.stream:
+        asked = Asked(generation_id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
+        return streamed(access, asked, _WAIT_SECONDS)
     generation = await waiting.until_done(access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None)
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
@@ -129,6 +142,9 @@ def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...
         "width": width,
         "height": height,
         "output_format": body.output_format,
+        "output_compression": body.output_compression,
+        "quality": None if body.quality in ("auto", "standard") else body.quality,
+        "num_previews": body.partial_images,
         "seed": body.seed,
         "negative_prompt": body.negative_prompt,
         "num_inference_steps": body.num_inference_steps,
@@ -154,6 +170,27 @@ def _models_of_body(body: ImagesRequest, model: str, families: tuple[str, ...]) 
     return {"models": [first, *(use.model_dump() for use in body.more_models)]}
 
 
+def _must_be_streamable(body: ImagesRequest) -> None:
+    """Raise InvalidInput for what contradicts `stream`."""
+    if not body.stream:
+        if body.partial_images:
+            raise InvalidInput("partial_images come in a stream; send stream: true", param="partial_images")
+        return
+    if body.n not in (None, 1):
+        raise InvalidInput("a stream is of one picture; leave n out", param="n")
+    if body.response_format == "url":
+        raise InvalidInput("a stream holds the picture itself; leave response_format out", param="response_format")
+
+
+def _named_as_openai_does(problem: InvalidInput) -> InvalidInput:
+    """The error with OpenAI's name of the field."""
+    name = _OPENAI_NAMES.get(problem.param or "")
+    if name is None:
+        return problem
+    message = problem.message.replace(str(problem.param), name, 1) if name == "n" else f"{name}: {problem.message}"
+    return type(problem)(message, **{**problem.fields, "param": name})
+
+
 def _in_openai_words(fault: Any) -> dict[str, Any]:
     """The finding with OpenAI's name of the field."""
     name, *rest = fault["loc"]
@@ -173,21 +210,10 @@ async def _must_be_completed(access: Access, generation: images.Generation, *, a
     if generation.status == "completed":
         return
     if generation.status in ("failed", "canceled"):
-        raise _why_none(generation)
+        raise why_none(generation)
     if abandon:
         await waiting.give_up(access, generation.id)
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
-
-
-def _why_none(generation: images.Generation) -> OnbrandError:
-    """What ended it, with its own status. Trying again is of use only where a part of the platform was away."""
-    error = generation.error or {}
-    code = "canceled" if generation.status == "canceled" else error.get("code", "")
-    problem = of_code(code, f"no pictures: {error.get('message', 'the generation was canceled')}")
-    if not isinstance(problem, NotFound | AdapterRefused | Canceled | Unavailable | BaseModelRefused | StorageError):
-        problem = OnbrandError(problem.message)  # between parts of the platform: the call itself was right
-    problem.fields["should_retry"] = problem.status == 503 or code == "engine_failed"
-    return problem
 
 
 async def _pictures(caller: BrandCaller, generation: images.Generation, response_format: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from onbrand.api.caller import AnyUser, AppParts, Person
+from onbrand.api.caller import AnyUser, AppParts, Person, UserRoute
 from onbrand.api.credentials import cookie_name, cookie_of, is_https, must_not_be_another_site
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import as_json
@@ -19,7 +19,7 @@ from onbrand.brand import Scope
 from onbrand.errors import NotFound
 from onbrand.services import identity, sessions
 
-router = APIRouter(prefix="/v1", tags=["sessions"])
+router = APIRouter(prefix="/v1", tags=["sessions"], route_class=UserRoute)
 
 
 class Opened(BaseModel):

@@ -18,11 +18,14 @@ from fastapi.responses import Response
 from pydantic import Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from onbrand.api import edge
 from onbrand.api.checking import checker_of
 from onbrand.api.credentials import bearer_of
 from onbrand.api.input import Input, must_be_storable
+from onbrand.api.media import FORM, media_type_of, plain_media_type
 from onbrand.api.once import as_json
 from onbrand.api.problems import as_own_error
+from onbrand.api.route import Route
 from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors, Session
@@ -36,8 +39,6 @@ from onbrand.storage.fair_turns import Whose
 from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
 from onbrand.system_client import RunCredentials
-
-router = APIRouter(prefix="/v1", tags=["internal"])
 
 MODEL_BYTES = 2**30
 IMAGE_BYTES = 64 * 2**20
@@ -68,8 +69,20 @@ def _parts(request: Request) -> SystemParts:
 AppParts = Annotated[SystemParts, Depends(_parts)]
 
 
-def _ticket(request: Request, parts: AppParts) -> Ticket:
-    return Ticket.verify(bearer_of(request), parts.secrets.tickets)
+async def _ticket(request: Request, parts: AppParts) -> Ticket:
+    ticket = Ticket.verify(bearer_of(request), parts.secrets.tickets)
+    edge.admit(request.scope)
+    return ticket
+
+
+class SystemRoute(Route):
+    """A route of the internal app: the ticket is checked before the body is read."""
+
+    credentials = (_ticket,)
+    json_values = 200_000  # a report's lines and findings
+
+
+router = APIRouter(prefix="/v1", tags=["internal"], route_class=SystemRoute)
 
 
 AnyTicket = Annotated[Ticket, Depends(_ticket)]
@@ -129,7 +142,7 @@ async def _form(request: Request, ticket: AnyTicket, parts: AppParts) -> AsyncIt
     async with parts.doors.system_session(ticket) as session:
         with suppress(Conflict):
             await of_kind.must_be_open(session, ticket)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if media_type_of(request.headers) != FORM:
         raise UnsupportedMedia("send multipart/form-data with one file", param="file")
     form = await request.form(max_files=1, max_fields=10, max_part_size=2**20)
     try:
@@ -318,7 +331,7 @@ async def _file_of(form: FormData) -> tuple[bytes, str]:
     part = form.get("file")
     if not isinstance(part, UploadFile):
         raise InvalidInput("send the bytes as the file 'file'", param="file")
-    return await part.read(), part.content_type or _BINARY
+    return await part.read(), plain_media_type(part.content_type or _BINARY)
 
 
 def _facts(kind: type[F], said: Any) -> F:

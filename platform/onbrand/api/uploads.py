@@ -13,7 +13,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from onbrand.api.caller import Access, Member, Uploader, UploaderAccess
+from onbrand.api.caller import Access, Member, Uploader, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
@@ -23,7 +23,7 @@ from onbrand.storage.links import UploadLink
 from onbrand.storage.store import BrandStore
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1/brands/{brand_id}/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/brands/{brand_id}/uploads", tags=["uploads"], route_class=UserRoute)
 
 _REFUSALS = (UnsupportedMedia, TooLarge, InvalidInput, Conflict)
 

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Anonymous, AnyUser, AppParts, Person
+from onbrand.api.caller import Anonymous, AnyUser, AppParts, Person, UserRoute
 from onbrand.api.input import Input
 from onbrand.api.once import as_json
 from onbrand.errors import Forbidden, InvalidInput
 from onbrand.services import brands, identity
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=UserRoute)
 
 
 class SignUp(Input):

@@ -432,6 +432,7 @@ class Generation(Waitable):
     sampler: str | None = None
     exclusive: bool = False
     preview_every: int = 0
+    output_compression: int | None = None
     images: tuple[Image, ...] = ()
     created_at: datetime | None = None
     completed_at: datetime | None = None

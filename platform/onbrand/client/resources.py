@@ -376,7 +376,9 @@ class Generations(Resource):
         sampler: str | None = None,
         exclusive: bool | None = None,
         preview_every: int | None = None,
+        quality: str | None = None,
         output_format: str | None = None,
+        output_compression: int | None = None,
         wait_seconds: int = 0,
         idempotency_key: str | None = None,
     ) -> objects.Generation:
@@ -387,6 +389,8 @@ class Generations(Resource):
             sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
             exclusive: share no forward pass with another brand.
             preview_every: `events` shows a preview of each picture every so many steps (``preview``, a data URL).
+            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`.
+            output_compression: quality of a JPEG or WEBP, 0 to 100.
             wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
         """
         body = given(
@@ -406,7 +410,9 @@ class Generations(Resource):
             sampler=sampler,
             exclusive=exclusive,
             preview_every=preview_every,
+            quality=quality,
             output_format=output_format,
+            output_compression=output_compression,
         )
         return self._post(
             objects.Generation,

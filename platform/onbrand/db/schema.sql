@@ -1464,6 +1464,7 @@ CREATE TABLE app.generations (
     exclusive boolean DEFAULT false NOT NULL,
     preview_every integer DEFAULT 0 NOT NULL,
     num_lost integer DEFAULT 0 NOT NULL,
+    output_compression integer,
     CONSTRAINT generations_height_check CHECK ((height > 0)),
     CONSTRAINT generations_model_name_check CHECK ((char_length(model_name) <= 100)),
     CONSTRAINT generations_model_type_check CHECK ((model_type = ANY (ARRAY['sd15'::text, 'sdxl'::text, 'flux'::text]))),
@@ -1471,6 +1472,7 @@ CREATE TABLE app.generations (
     CONSTRAINT generations_num_images_check CHECK (((num_images >= 1) AND (num_images <= 64))),
     CONSTRAINT generations_num_inference_steps_check CHECK ((num_inference_steps > 0)),
     CONSTRAINT generations_num_lost_check CHECK ((num_lost >= 0)),
+    CONSTRAINT generations_output_compression_check CHECK (((output_compression >= 0) AND (output_compression <= 100))),
     CONSTRAINT generations_output_format_check CHECK ((output_format = ANY (ARRAY['png'::text, 'jpeg'::text, 'webp'::text]))),
     CONSTRAINT generations_preview_every_check CHECK (((preview_every >= 0) AND (preview_every <= 1000))),
     CONSTRAINT generations_progress_check CHECK (((progress >= 0) AND (progress <= 100))),
@@ -3388,6 +3390,8 @@ GRANT INSERT(exclusive) ON TABLE app.generations TO authenticated;
 GRANT INSERT(preview_every) ON TABLE app.generations TO authenticated;
 
 GRANT UPDATE(num_lost) ON TABLE app.generations TO brand_system;
+
+GRANT INSERT(output_compression) ON TABLE app.generations TO authenticated;
 
 GRANT SELECT,DELETE ON TABLE app.idempotency_keys TO authenticated;
 

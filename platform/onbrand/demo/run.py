@@ -76,6 +76,7 @@ def own_settings(family: FamilyName, data_dir: Path) -> Settings:
         families=(family,),
         host="127.0.0.1",
         port=0,
+        internal_port=0,
         public_url=None,
         internal_url=None,
         sign_up="open",

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
@@ -53,6 +53,9 @@ from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::
 """
 
 
+_CONFIG_FIELDS_MAX = 100
+
+
 class NewJob(BaseModel):
     """What a member asks for. `training_config` is checked against the family's bounds, field by field."""
 
@@ -60,8 +63,8 @@ class NewJob(BaseModel):
 
     name: str
     model_type: str
-    training_config: dict[str, Any] = Field(default_factory=dict)
-    training_asset_ids: list[str]
+    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
+    training_asset_ids: Annotated[list[str], FailFast()]
     provider: str = "ray"
 
 
@@ -71,8 +74,8 @@ class NewCheck(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model_type: str
-    training_config: dict[str, Any] = Field(default_factory=dict)
-    training_asset_ids: list[str]
+    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
+    training_asset_ids: Annotated[list[str], FailFast()]
     name: str | None = None
     provider: str | None = None
 

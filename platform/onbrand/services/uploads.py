@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from onbrand.config import Limits
 from onbrand.db.session import Session
@@ -80,6 +80,11 @@ class NewUpload(BaseModel):
     object: assets.ObjectKind = "other"
     caption: str | None = Field(default=None, repr=False)
     metadata: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @field_validator("content_type")
+    @classmethod
+    def _content_type_is_a_media_type(cls, text: str) -> str:
+        return text.partition(";")[0].strip().lower()
 
 
 class Upload(Row):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from onbrand.services.images import NewGeneration
 
 SEED_MAX = 2**53 - 1
+_QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5}
+"""Steps as a multiple of what the base recommends."""
 Adapters = list[tuple[Model, float]]
 """Models of one brand and family, each with its scale."""
 
@@ -91,21 +94,44 @@ def decided(
         "width": _or(new.width, base.resolution),
         "height": _or(new.height, base.resolution),
         "seed": secrets.randbelow(2**32) if new.seed is None else _bounded("seed", new.seed, 0, SEED_MAX),
-        "num_inference_steps": _or(new.num_inference_steps, base.num_inference_steps),
+        "num_inference_steps": _steps(new, base, spec),
         "guidance_scale": _or(new.guidance_scale, base.guidance_scale),
         "true_cfg_scale": _or(new.true_cfg_scale, _or(base.true_cfg_scale, 1.0)),
         "lora_scale": _bounded("lora_scale", new.lora_scale, 0, spec.lora_scale_max),
         "output_format": new.output_format,
+        "output_compression": _compression(new),
         "sampler": _sampler(new.sampler, spec),
         "exclusive": new.exclusive,
-        "preview_every": _bounded("preview_every", new.preview_every, 0, spec.steps_max),
     }
+    values["preview_every"] = _preview_every(new, values["num_inference_steps"], spec)
     for side in ("width", "height"):
         spec.must_be_size(values[side], side)
     _bounded("num_inference_steps", values["num_inference_steps"], 1, spec.steps_max)
     _bounded("guidance_scale", values["guidance_scale"], 0, spec.guidance_max)
     _bounded("true_cfg_scale", values["true_cfg_scale"], 0, spec.guidance_max)
     return values
+
+
+def _steps(new: NewGeneration, base: Recommended, spec: FamilySpec) -> int:
+    if new.quality is None:
+        return int(_or(new.num_inference_steps, base.num_inference_steps))
+    if new.num_inference_steps is not None:
+        raise InvalidInput("say quality or num_inference_steps, not both", param="quality")
+    return min(spec.steps_max, math.ceil(base.num_inference_steps * _QUALITIES[new.quality]))
+
+
+def _preview_every(new: NewGeneration, num_steps: int, spec: FamilySpec) -> int:
+    if not new.num_previews:
+        return int(_bounded("preview_every", new.preview_every, 0, spec.steps_max))
+    if new.preview_every:
+        raise InvalidInput("say preview_every or num_previews, not both", param="num_previews")
+    return max(1, num_steps // (new.num_previews + 1))
+
+
+def _compression(new: NewGeneration) -> int | None:
+    if new.output_compression is not None and new.output_format == "png":
+        raise InvalidInput("a PNG has no output_compression; ask for jpeg or webp", param="output_compression")
+    return new.output_compression
 
 
 def _sampler(name: str | None, spec: FamilySpec) -> str | None:

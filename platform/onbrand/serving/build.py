@@ -32,7 +32,7 @@ from onbrand.serving.router import EngineRouter, IngressRouter
 SECRETS = frozenset(SECRET_SETTINGS)
 _HTTP = {
     "ray_actor_options": {"num_cpus": 0},
-    "max_ongoing_requests": 1000,
+    "max_ongoing_requests": 2000,
     "graceful_shutdown_timeout_s": 5,
     "graceful_shutdown_wait_loop_s": 0.5,
     "max_constructor_retry_count": 3,

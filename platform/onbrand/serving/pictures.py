@@ -15,10 +15,15 @@ CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 RECEIPT_KEY = "onbrand:receipt"
 _IMAGE_DESCRIPTION = 0x010E
 _PREVIEW_SIDE_MAX = 128
+_QUALITY = 95
 
 
-def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any]) -> bytes:
-    """The file of a picture in 0..1: PNG (the receipt in a text chunk), JPEG or WEBP (in EXIF's description)."""
+def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any], quality: int | None = None) -> bytes:
+    """The file of a picture in 0..1: PNG (the receipt in a text chunk), JPEG or WEBP (in EXIF's description).
+
+    Args:
+        quality: of JPEG and WEBP, 0 to 100; None: 95.
+    """
     picture, file, text = _pixels(image_CHW), io.BytesIO(), json.dumps(receipt, sort_keys=True)
     if output_format == "png":
         info = PngInfo()
@@ -27,7 +32,7 @@ def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any]
     else:
         exif = Image.Exif()
         exif[_IMAGE_DESCRIPTION] = text
-        picture.save(file, output_format.upper(), quality=95, exif=exif)
+        picture.save(file, output_format.upper(), quality=_QUALITY if quality is None else quality, exif=exif)
     return file.getvalue()
 
 

@@ -258,8 +258,9 @@ class Renderer:
             await self._ended(rendering, client, event)
 
     async def _store(self, rendering: Rendering, client: AsyncSystemClient, picture: Picture) -> None:
-        receipt, output_format = picture.receipt.as_json(), rendering.request.output_format
-        data = await asyncio.to_thread(encoded, picture.image_CHW, output_format, receipt)
+        receipt, request = picture.receipt.as_json(), rendering.request
+        output_format, quality = request.output_format, request.output_compression
+        data = await asyncio.to_thread(encoded, picture.image_CHW, output_format, receipt, quality)
         _, height, width = picture.image_CHW.shape
         kept = await client.add_image(
             picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt

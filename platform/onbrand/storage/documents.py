@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from onbrand.errors import InvalidInput, OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.storage.addresses import address_in_pdf, is_plain_address
 from onbrand.storage.findings import CleanDocument
 from onbrand.storage.twofold import must_be_one_thing
 
@@ -62,9 +63,7 @@ _FILTERS = frozenset(
      "/ASCII85Decode", "/ASCIIHexDecode", "/RunLengthDecode"}
 )  # fmt: skip
 _AS_TEXT = frozenset({"/ASCII85Decode", "/ASCIIHexDecode"})
-_LOOKED_INTO = (b"/URI", b"/OpenAction", b"/Metadata")
-_SCHEMES = ("http", "https", "mailto")
-_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*)\s*:")
+_LOOKED_INTO = (b"/URI", b"/Base", b"/OpenAction", b"/Metadata")
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
 _HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\ufff0-\uffff\U000e0000-\U000e0fff]")
 _NESTING_MAX = 50
@@ -169,18 +168,15 @@ def _is_reference(value: Any) -> bool:
 def _must_lead_nowhere_else(each: Any, name: str) -> None:
     """Links to pages and to the web only, none of them followed on opening; notes about authors and tools go."""
     for uri in (each.get("/URI"), each.get("/Base")):
-        if isinstance(uri, pikepdf.String) and not _is_plain_address(bytes(uri).decode("utf-8", "replace")):
+        is_odd = isinstance(uri, pikepdf.Name | pikepdf.Stream)  # some viewers take a name for an address
+        is_text = isinstance(uri, pikepdf.String)
+        if is_odd or (is_text and not is_plain_address(address_in_pdf(bytes(uri)))):
             _refuse(name, "it holds a link that is neither https, http nor mailto")
     opening = each.get("/OpenAction")
     if isinstance(opening, pikepdf.Dictionary) and (opening.get("/S") != pikepdf.Name.GoTo or "/Next" in opening):
         _refuse(name, "it holds actions that start by themselves")
     if "/Metadata" in each:
         del each["/Metadata"]
-
-
-def _is_plain_address(text: str) -> bool:
-    found = _SCHEME.match(text)
-    return found is None or found[1].lower() in _SCHEMES
 
 
 def _must_be_plain_stream(stream: Any, left: int, name: str) -> int:
@@ -301,5 +297,5 @@ def _must_be_harmless(token: Token, where: str, name: str) -> None:
 
 
 def _must_lead_to_the_web(address: str, where: str, name: str) -> None:
-    if not _is_plain_address(address):
+    if not is_plain_address(address):
         _refuse(name, f"{where} holds a link that is neither https, http nor mailto", InvalidInput)

@@ -115,6 +115,27 @@ def hostile() -> list[Hostile]:
     ]
 
 
+def _addresses() -> list[tuple]:
+    """Addresses that viewers change before they follow them."""
+    written_as = {
+        "a control before": b"(\x01javascript:x)",
+        "an escaped control before": b"(\\001javascript:x)",
+        "a line end within": b"(java\\nscript:x)",
+        "a tab within, in hexadecimal": b"<6a6176610973637269 7074 3a78>",
+        "backslashes": b"(\\\\\\\\evil\\\\share)",
+        "slashes to another machine": b"(//evil/share)",
+        "UTF-16": b"<feff006a006100760061007300630072006900700074003a0078>",
+        "a name for a text": b"/javascript:x",
+    }
+    link = b"/Subtype/Link/A<</S/URI/URI%s>>"
+    made = [
+        (f"an address with {how}", lambda text=text: annotation(link % text), "neither")
+        for how, text in written_as.items()
+    ]
+    base = ("a javascript base elsewhere", lambda: hand(b"/URI 4 0 R", b"", b"<</Base(javascript:x)>>"), "neither")
+    return [*made, base]
+
+
 def _doing() -> list[tuple]:
     script = b"/S/JavaScript/JS(app.alert\\(1\\))"
     return [
@@ -154,6 +175,7 @@ def _doing() -> list[tuple]:
         ),
         ("a file address", lambda: annotation(b"/Subtype/Link/A<</S/URI/URI(file:///etc/passwd)>>"), "neither https"),
         ("a data address", lambda: annotation(b"/Subtype/Link/A<</S/URI/URI(data:text/html,x)>>"), "neither https"),
+        *_addresses(),
         ("an embedded file", lambda: pdf(_embedded), "files"),
         ("a file under a note", lambda: annotation(b"/Subtype/FileAttachment/FS<</Type/Filespec/EF<<>>>>"), "files"),
         ("a film", lambda: annotation(b"/Subtype/Movie/Movie<</F(a.avi)>>"), "film"),

@@ -1,0 +1,140 @@
+"""Bodies on their way in: how long one may take, and how many may be under way.
+
+A body that has arrived whole costs nothing here. Of those that have not, each address has so many; when there are more,
+the one that has been silent longest gives way, so that slow senders are in the way of one another alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+
+from starlette.types import Message, Receive
+
+from onbrand.config import Limits
+from onbrand.errors import RequestTimeout
+
+HELD_BYTES = 16 * 2**10
+"""So much of a body, or all of it, is here before anybody is asked to answer."""
+
+
+class OpenBodies:
+    """The bodies that have not arrived whole, those that were silent longest first."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._open: OrderedDict[Body, None] = OrderedDict()
+        self._by_address: dict[str, OrderedDict[Body, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def heard(self, body: Body) -> None:
+        """A body has begun, or has come further; whoever is one too many ends."""
+        own = self._by_address.setdefault(body.address, OrderedDict())
+        for line in (own, self._open):
+            line[body] = None
+            line.move_to_end(body)
+        if len(own) > self.limits.open_bodies_per_address:
+            self._end(next(iter(own)))
+        if len(self._open) > self.limits.open_bodies:
+            self._end(next(iter(self._open)))
+
+    def forget(self, body: Body) -> None:
+        """It is whole, or its sender is gone."""
+        self._open.pop(body, None)
+        own = self._by_address.get(body.address)
+        if own is not None:
+            own.pop(body, None)
+            if not own:
+                del self._by_address[body.address]
+
+    def _end(self, body: Body) -> None:
+        self.forget(body)
+        body.end()
+
+
+class Body:
+    """One request's body as ASGI's `receive`, with deadlines.
+
+    Args:
+        receive: the server's.
+        address: whose body it is.
+
+    `problem` says why it was ended, once it was.
+    """
+
+    def __init__(self, receive: Receive, address: str, bodies: OpenBodies) -> None:
+        self.address = address
+        self.problem: RequestTimeout | None = None
+        self._receive, self._bodies, self._limits = receive, bodies, bodies.limits
+        self._held: deque[Message] = deque()
+        self._num_bytes, self._is_whole, self._is_one_too_many = 0, False, False
+        self._is_gone = False
+        self._began = asyncio.get_running_loop().time()
+        self._waiting: asyncio.Timeout | None = None
+
+    async def hold(self) -> None:
+        """Wait for the first HELD_BYTES, or all. Raises RequestTimeout."""
+        while not self._is_whole and self._num_bytes < HELD_BYTES:
+            self._held.append(await self._next())
+            if self.problem is not None:
+                raise self.problem
+
+    async def receive(self) -> Message:
+        """What was held, then what comes; a body that is too slow ends like a client that leaves."""
+        if self._held:
+            return self._held.popleft()
+        if self.problem is not None:
+            return {"type": "http.disconnect"}
+        return await (self._receive() if self._is_whole else self._next())
+
+    def end(self) -> None:
+        """Do not wait for the rest."""
+        self._is_one_too_many = True
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(0)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client left before all of it had come."""
+        return self._is_gone
+
+    def close(self) -> None:
+        """The request is answered."""
+        self._bodies.forget(self)
+
+    async def _next(self) -> Message:
+        self._bodies.heard(self)
+        try:
+            async with asyncio.timeout_at(self._deadline()) as self._waiting:
+                message = await self._receive()
+        except TimeoutError:
+            self.problem = self._too_slow()
+            self._bodies.forget(self)
+            return {"type": "http.disconnect"}
+        finally:
+            self._waiting = None
+        self._num_bytes += len(message.get("body", b""))
+        self._is_gone = message["type"] == "http.disconnect"
+        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        if self._is_whole:
+            self._bodies.forget(self)
+        return message
+
+    def _deadline(self) -> float:
+        if self._is_one_too_many:
+            return 0
+        return self._began + self._limits.body_seconds + self._num_bytes / self._limits.body_bytes_per_second
+
+    def _too_slow(self) -> RequestTimeout:
+        if self._is_one_too_many:
+            most = self._limits.open_bodies_per_address
+            return RequestTimeout(
+                f"more than {most} bodies of one address are on their way, and this one is the slowest; send fewer",
+                param="body",
+            )
+        rate, seconds = self._limits.body_bytes_per_second, self._limits.body_seconds
+        return RequestTimeout(
+            f"the body comes too slowly: after {seconds:g} s it must come at {rate} bytes a second", param="body"
+        )

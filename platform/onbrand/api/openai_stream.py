@@ -1,0 +1,138 @@
+"""OpenAI's events while a picture is drawn: `image_generation.partial_image`, then `image_generation.completed`.
+
+Partial images are the engine's previews: small JPEGs. What fails after the stream has begun is an `error` event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio.to_thread
+from fastapi.responses import StreamingResponse
+
+from onbrand.api import waiting
+from onbrand.api.caller import Access
+from onbrand.api.events import ENDED
+from onbrand.api.previews import Viewer
+from onbrand.api.problems import body as problem_body
+from onbrand.errors import (
+    AdapterRefused,
+    BaseModelRefused,
+    Canceled,
+    NotFound,
+    OnbrandError,
+    StorageError,
+    Unavailable,
+    of_code,
+)
+from onbrand.services import images
+
+_LOOK_EVERY = 0.3
+_HEARTBEAT_EVERY = 15.0
+_NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+_USAGE = _NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is streamed.
+
+    Args:
+        num_partial: partial images at most.
+        quality: as the caller said it.
+        abandon: cancel the generation when the reader goes away.
+    """
+
+    generation_id: str
+    num_partial: int
+    quality: str
+    abandon: bool
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What each event repeats of the request."""
+        return {"background": "opaque", "quality": "auto" if self.quality == "standard" else self.quality}
+
+
+def streamed(access: Access, asked: Asked, seconds: float) -> StreamingResponse:
+    """The events of a generation that was begun, for at most so many seconds."""
+    text = _events(access, asked, seconds)
+    return StreamingResponse(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _events(access: Access, asked: Asked, seconds: float) -> AsyncIterator[str]:
+    viewer, has_ended = access.parts.renderings.viewer(), False
+    try:
+        async for piece in _drawn(access, asked, viewer, seconds):
+            yield piece
+        has_ended = True
+    except OnbrandError as problem:
+        has_ended = not isinstance(problem, Unavailable)
+        yield _event("error", {"error": problem_body(problem.status, problem.code, "", problem.message, "")["error"]})
+    finally:
+        if asked.abandon and not has_ended:
+            access.parts.renderings.in_background(waiting.give_up(access, asked.generation_id))
+        await viewer.close()
+
+
+async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
+    """Previews as they come, then the picture. Raises what ended the generation without one."""
+    num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
+    while (generation := await waiting.read(access, asked.generation_id)).status not in ENDED:
+        for preview in viewer.news(generation)[: asked.num_partial - num_shown]:
+            yield _partial(generation, asked, num_shown, preview.data)
+            num_shown, heard = num_shown + 1, time.monotonic()
+        if time.monotonic() > end:
+            raise Unavailable(f"the picture was not done within {seconds:g} s; try again")
+        if time.monotonic() - heard > _HEARTBEAT_EVERY:
+            heard = time.monotonic()
+            yield ": waiting\n\n"
+        await asyncio.sleep(_LOOK_EVERY)
+    if generation.status != "completed":
+        raise why_none(generation)
+    async with access.open() as caller:
+        store = caller.store
+    data = await anyio.to_thread.run_sync(store.read, generation.images[0].key)
+    yield _completed(generation, asked, data)
+
+
+def why_none(generation: images.Generation) -> OnbrandError:
+    """What ended it, with its own status. Trying again is of use only where a part of the platform was away."""
+    error = generation.error or {}
+    code = "canceled" if generation.status == "canceled" else error.get("code", "")
+    problem = of_code(code, f"no pictures: {error.get('message', 'the generation was canceled')}")
+    if not isinstance(problem, NotFound | AdapterRefused | Canceled | Unavailable | BaseModelRefused | StorageError):
+        problem = OnbrandError(problem.message)  # between parts of the platform: the call itself was right
+    problem.fields["should_retry"] = problem.status == 503 or code == "engine_failed"
+    return problem
+
+
+def _partial(generation: images.Generation, asked: Asked, index: int, preview: Any) -> str:
+    image = str(preview["image"]).partition(",")[2]
+    return _event(
+        "image_generation.partial_image",
+        _about(generation, asked) | {"b64_json": image, "output_format": "jpeg", "partial_image_index": index},
+    )
+
+
+def _completed(generation: images.Generation, asked: Asked, data: bytes) -> str:
+    image = base64.b64encode(data).decode()
+    return _event(
+        "image_generation.completed",
+        _about(generation, asked) | {"b64_json": image, "output_format": generation.output_format, "usage": _USAGE},
+    )
+
+
+def _about(generation: images.Generation, asked: Asked) -> dict[str, Any]:
+    size = f"{generation.width}x{generation.height}"
+    return asked.said | {"created_at": int(generation.created_at.timestamp()), "size": size}
+
+
+def _event(kind: str, data: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | data, separators=(',', ':'))}\n\n"

@@ -1,0 +1,265 @@
+"""The public port: our own listener in the process of Ray Serve's HTTP proxy, in front of it.
+
+Serve calls `middlewares` where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it. Serve's own port then answers the
+internal routes and Serve's health alone, and is for the inside; the API is at ours, with limits that Serve has not:
+deadlines for headers and bodies, shares of addresses, and HTTP/1.1 whatever else a client would like to speak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import logging
+import resource
+import socket
+from collections import OrderedDict
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from onbrand.api.answers import Answer
+from onbrand.api.front import ABORT, INTERNAL, Front, is_below, network_of, refuse
+from onbrand.api.problems import MEDIA_TYPE, body
+from onbrand.config import Limits, Settings
+from onbrand.errors import ConfigurationError, NotFound
+
+CALLBACK = "onbrand.serving.listener:middlewares"
+"""What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` must be in the environment of every node."""
+_HEADERS_BYTES = 64 * 2**10
+_KEEP_ALIVE_SECONDS = 75
+_BACKLOG = 2048
+_FILES_KEPT = 256
+"""Open files that the process needs besides connections."""
+
+
+def middlewares() -> list[Middleware]:
+    """For Serve's proxy: the public port as this process's settings say."""
+    return [Middleware(Listener, settings=Settings())]
+
+
+class Listener:
+    """Opens the public port, and leaves Serve's own to the inside.
+
+    Args:
+        app: Serve's proxy.
+
+    Raises ConfigurationError if the port cannot be had, and with it Serve's start.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        listening = listen(settings.host, settings.port)
+        self.server = public_server(app, settings, own_controls())
+        self.serving = asyncio.get_running_loop().create_task(self.server.serve(sockets=[listening]))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve's own port."""
+        if scope["type"] != "http":
+            await refuse(scope, receive, send)
+        elif is_below(scope["path"], INTERNAL):
+            await self._app(scope, receive, send)
+        else:
+            answer = Answer(scope, receive, send, "none", (), _KEEP_ALIVE_SECONDS)
+            await answer.problem(NotFound("the API is not at this port"))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises ConfigurationError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):  # a proxy that Serve starts in place of another takes over, as at Serve's port
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        made.bind((host, port))
+        made.listen(_BACKLOG)
+    except OSError as problem:
+        made.close()
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({problem.strerror})", param="port") from None
+    return made
+
+
+def public_server(app: ASGIApp, settings: Settings, controls: tuple[str, ...] = ()) -> uvicorn.Server:
+    """A server of HTTP/1.1 for the outside.
+
+    Args:
+        app: what it stands in front of.
+        controls: names of headers that steer `app`, and are not a client's to say.
+    """
+    front = Front(app, settings.limits, settings.cors_origins, controls)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log what clients send
+    connections = Connections(settings.limits, settings.trusted_proxies)
+    config = uvicorn.Config(
+        front,
+        http=functools.partial(PublicProtocol, doors=connections),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        h11_max_incomplete_event_size=_HEADERS_BYTES,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+    )
+    return uvicorn.Server(config)
+
+
+def own_controls() -> tuple[str, ...]:
+    """The headers by which this Serve is steered."""
+    from ray.serve._private import constants
+
+    return (
+        constants.SERVE_MULTIPLEXED_MODEL_ID,
+        constants.SERVE_SESSION_ID,
+        constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    )
+
+
+class Connections:
+    """The open connections, those that have been idle longest first."""
+
+    def __init__(self, limits: Limits, trusted_proxies: tuple[str, ...] = ()) -> None:
+        self.limits = limits
+        self._trusted = [ipaddress.ip_network(each, strict=False) for each in trusted_proxies]
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        unlimited = files == resource.RLIM_INFINITY
+        self._most = limits.connections if unlimited else max(1, min(limits.connections, files - _FILES_KEPT))
+        self._open: OrderedDict[PublicProtocol, None] = OrderedDict()
+        self._by_address: dict[str, OrderedDict[PublicProtocol, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, made: PublicProtocol) -> None:
+        """A connection was made; one too many of its address, or of all, costs the one that was idle longest."""
+        own = self._by_address.setdefault(made.address, OrderedDict())
+        own[made] = self._open[made] = None
+        if len(own) > self.limits.connections_per_address and not self._is_trusted(made.address):
+            _longest_idle(own, made).drop()
+        if len(self._open) > self._most:
+            _longest_idle(self._open, made).drop()
+
+    def used(self, connection: PublicProtocol) -> None:
+        """A request came on it."""
+        if connection in self._open:
+            self._open.move_to_end(connection)
+            self._by_address[connection.address].move_to_end(connection)
+
+    def remove(self, connection: PublicProtocol) -> None:
+        """It is closed."""
+        self._open.pop(connection, None)
+        own = self._by_address.get(connection.address)
+        if own is not None:
+            own.pop(connection, None)
+            if not own:
+                del self._by_address[connection.address]
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            return any(ipaddress.ip_network(address).subnet_of(each) for each in self._trusted)  # type: ignore[arg-type]
+        except (ValueError, TypeError):
+            return False
+
+
+def _longest_idle(line: OrderedDict[PublicProtocol, None], made: PublicProtocol) -> PublicProtocol:
+    """The first on which no request is under way; without one, the connection that was made last."""
+    return next((each for each in line if each.is_idle), made)
+
+
+class PublicProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with a deadline for headers and a place among its address's connections.
+
+    `Upgrade` is answered as HTTP/1.1, as RFC 9110 (7.8) lets a server do; httptools would lose such a request's body.
+    """
+
+    def __init__(self, *args: Any, doors: Connections, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._doors = doors
+        self._deadline: asyncio.TimerHandle | None = None
+        self.address = ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = network_of(self.client[0] if self.client else "")
+        self.app_state = {ABORT: transport.abort}
+        self._doors.add(self)
+        self._watch(is_due=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._doors.remove(self)
+        self._watch(is_due=False)
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._doors.used(self)
+        self._watch(self._owes_more())
+
+    def drop(self) -> None:
+        """Close now, whatever is under way."""
+        self.transport.abort()
+
+    def _owes_more(self) -> bool:
+        """Whether a part of a request's headers is here, or of a body that nobody reads any more."""
+        begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        unread = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+        return begun or unread
+
+    def _watch(self, is_due: bool) -> None:
+        if is_due and self._deadline is None:
+            self._deadline = self.loop.call_later(self._doors.limits.header_seconds, self._too_slow)
+        elif not is_due and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+            seconds = self._doors.limits.header_seconds
+            self._refuse(408, "request_timeout", f"the headers did not come within {seconds:g} s")
+        else:
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "bad_request", "this is not a request of HTTP/1.1, or its headers are larger than 64 KiB")
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        """Answer in our words, and close: what follows on this connection cannot be told apart any more."""
+        content = problem_bytes(status, code, detail)
+        headers = [
+            ("content-type", MEDIA_TYPE),
+            ("content-length", str(len(content))),
+            ("x-content-type-options", "nosniff"),
+            ("connection", "close"),
+        ]
+        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=content), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+
+def problem_bytes(status: int, code: str, detail: str) -> bytes:
+    """A problem for a request that has no id yet."""
+    import json
+    from http import HTTPStatus
+
+    return json.dumps(body(status, code, HTTPStatus(status).phrase, detail, "none")).encode()

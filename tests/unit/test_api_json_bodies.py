@@ -1,0 +1,89 @@
+"""What is counted of a JSON body before it is parsed, and the field that ends it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from onbrand.api.json_bodies import must_be_few_values, must_have_known_fields
+from onbrand.api.shares import Shares
+from onbrand.errors import InvalidInput, TooLarge, TooManyRequests
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    one: Inner | None = None
+    many: tuple[Inner, ...] | None = None
+    free: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [[1] * 100, {f"k{n}": n for n in range(50)}, [[[]]] * 40, {"a": ["b,c"] * 99}, [{"a": 1}] * 50],
+    ids=["a list", "an object", "lists", "texts", "objects"],
+)
+def test_more_values_than_the_limit_are_counted(body: Any) -> None:
+    data = json.dumps(body).encode()
+    must_be_few_values(data, 200, 8)
+    with pytest.raises(TooLarge, match="98"):
+        must_be_few_values(data, 98, 8)
+
+
+@pytest.mark.parametrize("text", ["[{,:" * 50, '"' * 50, "\\" * 50, '\\"[' * 50, "\u2028{\U0001f600" * 50])
+def test_marks_inside_texts_count_for_nothing(text: str) -> None:
+    must_be_few_values(json.dumps({"prompt": text}).encode(), 3, 2)
+    must_be_few_values(json.dumps({"prompt": text}, ensure_ascii=False).encode(), 3, 2)
+
+
+@pytest.mark.parametrize("data", [b'"' * 2**18, b'\\"' * 2**18, b'"' + b'\\"' * 2**18, b'"\\' * 2**18, b"[" * 2**18])
+def test_a_body_made_to_be_hard_to_read_is_read_once(data: bytes) -> None:
+    """A pattern that goes back would take minutes; the suite's timeout is the bound."""
+    for _ in range(20):
+        try:
+            must_be_few_values(b"," * 20 + data, 19, 2)
+        except TooLarge:
+            continue
+
+
+def test_levels_are_counted_where_brackets_close_too() -> None:
+    must_be_few_values(b"[" + b"[[]]," * 99 + b"1]", 1000, 3)
+    with pytest.raises(TooLarge, match="2 levels"):
+        must_be_few_values(b"[" + b"[[]]," * 99 + b"1]", 1000, 2)
+
+
+@pytest.mark.parametrize(
+    ("sent", "param"),
+    [
+        ({"two": 1}, "two"),
+        ({"one": {"name": "a", "x": 1}}, "one.x"),
+        ({"many": [{"name": "a"}, {"name": "a", "y": 1}]}, "many.1.y"),
+    ],
+)
+def test_an_unknown_field_is_named_at_any_level(sent: Any, param: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        must_have_known_fields(Outer, sent)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("sent", [{}, {"free": {"any": 1}}, {"one": 3}, {"many": {"name": "a"}}, [], None, "text", 7])
+def test_what_is_wrong_otherwise_is_left_to_validation(sent: Any) -> None:
+    must_have_known_fields(Outer, sent)
+
+
+def test_shares_are_held_by_key_and_given_back_whatever_happens() -> None:
+    shares = Shares(1, "things")
+    with shares.held("a"), shares.held("b"):
+        assert (shares.num_held("a"), len(shares)) == (1, 2)
+        with pytest.raises(TooManyRequests, match="1 things"), shares.held("a"):
+            pass
+    with pytest.raises(ZeroDivisionError), shares.held("a"):
+        raise ZeroDivisionError
+    assert (shares.num_held("a"), len(shares)) == (0, 0)
