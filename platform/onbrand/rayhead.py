@@ -72,7 +72,7 @@ class RayHead:
         os.environ.update(self._own_environment())
         self._log.parent.mkdir(mode=0o700, exist_ok=True)
         command = [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), str(self._private), *self._command()]
-        with self._log.open("wb") as log:
+        with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             self._keeper = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -144,7 +144,7 @@ class Platform:
 def locked(folder: Path) -> Iterator[int]:
     """Hold the data directory; yields the lock's descriptor. Raises ConfigurationError with the pid of who holds it."""
     path = folder / "up.lock"
-    with path.open("a+") as file:
+    with open(path, "a+", opener=_for_us_alone) as file:
         end = time.monotonic() + LOCK_SECONDS
         while not _try_lock(file.fileno()):
             holder = path.read_text().strip()
@@ -160,6 +160,10 @@ def locked(folder: Path) -> Iterator[int]:
         file.flush()
         yield file.fileno()
         file.truncate(0)
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _try_lock(descriptor: int) -> bool:

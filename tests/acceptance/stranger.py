@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import grpc._channel  # it would be loaded at the first call
 
 NOBODY = 65534
 PROC_FILES = ("environ", "maps", "mem", "stack", "auxv", "io", "syscall")
@@ -128,6 +129,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
 
 def become_nobody() -> None:
     """The interpreter and its modules may lie where nobody gets to: they are loaded before."""
+    "localhost".encode("idna")
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)

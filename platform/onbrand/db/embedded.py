@@ -182,7 +182,8 @@ def _ready(folder: Path, lock: IO[bytes], passwords: dict[str, str]) -> Embedded
 
 def _lock_of(folder: Path) -> IO[bytes]:
     """The kernel gives the lock back when its holder dies, however it dies."""
-    lock = open(folder / "postgres.lock", "wb")  # noqa: SIM115 - it stays open for as long as the server is ours
+    descriptor = os.open(folder / "postgres.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.fdopen(descriptor, "wb")  # it stays open for as long as the server is ours
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
