@@ -152,6 +152,9 @@ class RayHead:
             "RAY_AUTH_TOKEN_PATH": str(_token(self._folder)),
             "RAY_USAGE_STATS_ENABLED": "0",
             "TPU_LOG_DIR": str(self._private),  # else Ray would link a folder in /tmp that anybody can make
+            # metrics would be read at ports that ask for no token; the dashboard has no other way to open none
+            "RAY_enable_metrics_collection": "0",
+            "DASHBOARD_METRIC_PORT": "-1",
             "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
             "PYTHONPATH": _python_path(),
             **without_proxy_for(self._no_proxy, os.environ),

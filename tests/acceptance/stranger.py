@@ -85,9 +85,10 @@ def command_line(pid: int) -> str:
         return file.read().replace(b"\0", b" ").decode(errors="replace")
 
 
-def of_port(port: int) -> list[str]:
-    said = [answer for page in PAGES if (answer := got_page(port, page))]
-    return said + [answer for call in CALLS if (answer := got_call(port, call))]
+def of_port(port: int) -> dict[str, str]:
+    """What was asked, and what came back."""
+    said = {f"GET {page}": got_page(port, page) for page in PAGES} | {call: got_call(port, call) for call in CALLS}
+    return {asked: answer for asked, answer in said.items() if answer is not None}
 
 
 def got_page(port: int, page: str) -> str | None:
@@ -95,12 +96,12 @@ def got_page(port: int, page: str) -> str | None:
     try:
         connection.request("GET", page)
         answer = connection.getresponse()
-        body = answer.read(300)
+        body = answer.read(2**20)
     except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
-    return f"GET {page}: {answer.status} {body!r}" if answer.status < 400 else None
+    return f"{answer.status} {body!r}" if answer.status < 400 else None
 
 
 def got_call(port: int, method: str) -> str | None:
@@ -111,8 +112,8 @@ def got_call(port: int, method: str) -> str | None:
         except grpc.RpcError as problem:
             code = problem.code()
             silent = ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
-            return None if code.name in silent else f"{method}: {code.name} {problem.details()!r}"
-    return f"{method}: {answer[:100]!r}"
+            return None if code.name in silent else f"{code.name} {problem.details()!r}"
+    return repr(answer)
 
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,13 @@ from tests.acceptance.conftest import Trained, join, place_for_a_platform
 from tests.acceptance.running import Running, command_line
 
 SHARED_PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/var/run")
+PUBLIC = {
+    ("GET /", "dashboard/dashboard.py"),  # the page that asks for the token
+    ("GET /api/local_raylet_healthz", "DashboardAgent"),  # "success"
+    ("GET /api/local_raylet_healthz", "dashboard/dashboard.py"),
+    ("GET /", "RuntimeEnvAgent"),
+}
+"""What Ray answers without its token: pages that hold nothing of the platform."""
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="becomes another user of the machine, which takes root"
 )
@@ -126,7 +133,11 @@ def test_no_port_but_the_public_one_answers_who_has_no_token(platform: Running, 
     ports = {port: where[1] for port, where in listening(processes_of(platform)).items() if port != platform.port}
     got = as_a_stranger(ports=sorted(ports))
     assert got["tried"] > 10 * len(ports)
-    assert {f"{ports[int(port)]}": said for port, said in got["ports"].items()} == {}
+    said = {(asked, ports[int(port)]): text for port, found in got["ports"].items() for asked, text in found.items()}
+    public = {who for who in said for page, name in PUBLIC if who[0] == page and name in who[1]}
+    assert {who: text[:200] for who, text in said.items() if who not in public} == {}
+    words = [*secrets_of(platform), acme.brand_id, acme.job["id"], "logo", str(platform.data_dir), "session_"]
+    assert [(asked, word) for asked, answer in said.items() for word in words if word in answer] == []
 
 
 def test_a_stopped_platform_leaves_nothing_that_others_may_read_or_write() -> None:
