@@ -17,10 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.acceptance.conftest import Trained, join, place_for_a_platform
-from tests.acceptance.running import Running, command_line
+from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
+from tests.acceptance.running import Person, Running, command_line
 
 SHARED_PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/var/run")
+FOREIGN = {
+    "ONBRAND_HOST": "::1", "PGPORT": "9999", "PGHOST": "db.example", "PGOPTIONS": "-c no.such=1", "PGSERVICE": "nothing",
+    "PGSSLMODE": "verify-full", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TMPDIR": "/nowhere", "RAY_AUTH_TOKEN": "another", "LC_ALL": "xx_XX.nothing",
+}  # fmt: skip
 PUBLIC = {
     ("GET /", "dashboard/dashboard.py"),  # the page that asks for the token
     ("GET /api/local_raylet_healthz", "DashboardAgent"),  # "success"
@@ -140,17 +146,23 @@ def test_no_port_but_the_public_one_answers_who_has_no_token(platform: Running, 
     assert [(asked, word) for asked, answer in said.items() for word in words if word in answer] == []
 
 
-def test_a_stopped_platform_leaves_nothing_that_others_may_read_or_write() -> None:
+def test_a_platform_in_foreign_surroundings_works_and_leaves_nothing_open_when_it_has_ended() -> None:
+    """On IPv6, with variables of libpq, proxies and another Ray's in its environment."""
     with place_for_a_platform() as folder:
         folder.chmod(0o755)
-        running = Running(folder / "data #1 of 'us'", more={"ONBRAND_TRAIN_JOBS": "0"})
-        running.start()
-        join(running, folder, "ada").says("brand", "create", "acme")
+        running = Running(folder / 'data `of` "us" %20?', more=FOREIGN)
+        url = running.start()["url"]
+        assert url == f"http://[::1]:{running.port}"
+        person = Person(folder / "ada", url)
+        person.says("signup", "ada@example.com", ONBRAND_PASSWORD="correct horse ada", **FOREIGN)
+        person.says("brand", "create", "acme", **FOREIGN)
+        picture = draw_pictures(folder / "pictures", 1)
+        assert len(person.says("asset", "upload", *picture, **FOREIGN)["data"]) == 1
         rays = rays_folders(processes_of(running))
         assert running.send(signal.SIGTERM) == 0
         assert [place for place in rays if place.exists()] == []
         left = everything_below([running.data_dir])
-        assert any("postgres" in path for path in left)
+        assert any("training-data/acme/" in path for path in left)
         assert as_a_stranger(paths=left)["paths"] == {}
         running.data_dir.chmod(0o755)
         opened = as_a_stranger(paths=left)["paths"]
