@@ -22,10 +22,11 @@ from tests.acceptance.running import Person, Running, command_line
 
 SHARED_PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/var/run")
 FOREIGN = {
-    "ONBRAND_HOST": "::1", "PGPORT": "9999", "PGHOST": "db.example", "PGOPTIONS": "-c no.such=1", "PGSERVICE": "nothing",
-    "PGSSLMODE": "verify-full", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",
-    "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",
-    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TMPDIR": "/nowhere", "RAY_AUTH_TOKEN": "another", "LC_ALL": "xx_XX.nothing",
+    "ONBRAND_HOST": "::1", "PGPORT": "9999", "PGHOST": "db.example", "PGOPTIONS": "-c no.such=1",
+    "PGSERVICE": "nothing", "PGSSLMODE": "verify-full", "HTTP_PROXY": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TMPDIR": "/nowhere", "RAY_AUTH_TOKEN": "another",
+    "LC_ALL": "xx_XX.nothing",
 }  # fmt: skip
 PUBLIC = {
     ("GET /", "dashboard/dashboard.py"),  # the page that asks for the token
