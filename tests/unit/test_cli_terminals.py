@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from onbrand.cli import exits
@@ -200,6 +201,8 @@ def test_without_the_embedded_server_nothing_answers_is_seven(tmp_path: Path) ->
         (PermissionError(13, "Permission denied", b"/x/\xff"), exits.FAILED),
         (ConnectionResetError(104, "Connection reset by peer"), exits.FAILED),
         (TimeoutError(), exits.FAILED),
+        (psycopg.errors.UndefinedTable("relation s3cret"), exits.CONFIGURATION),
+        (psycopg.OperationalError("server of s3cret closed the connection"), exits.UNAVAILABLE),
         (UnicodeEncodeError("utf-8", "s3cret\udcff", 6, 7, "surrogates not allowed"), exits.REFUSED),
     ],
 )

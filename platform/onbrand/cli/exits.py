@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,21 @@ def failure_of(problem: Exception) -> Failure | None:
         return _of_client(problem)
     if isinstance(problem, OnbrandError):
         return _of_platform(problem)
-    if isinstance(problem, UnicodeError):  # its text would repeat what may be a secret
+    return _of_library(problem)
+
+
+def _of_library(problem: Exception) -> Failure | None:
+    """Their own texts would repeat what may be a secret."""
+    if isinstance(problem, UnicodeError):
         return Failure(REFUSED, "not_utf8", "an argument, a variable or an input has bytes that are not UTF-8")
-    return None
+    psycopg = sys.modules.get("psycopg")  # nothing of the client loads it
+    if psycopg is None or not isinstance(problem, psycopg.Error):
+        return None
+    state = problem.sqlstate or type(problem).__name__
+    if state[:2] in ("42", "3F"):
+        message = f"the database has not the schema of this version ({state}); start the platform on it first"
+        return Failure(CONFIGURATION, "configuration_error", message)
+    return Failure(UNAVAILABLE, "unavailable", f"the database did not do what it was asked ({state}); its log says why")
 
 
 def _of_platform(problem: OnbrandError) -> Failure:
