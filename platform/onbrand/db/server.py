@@ -120,7 +120,7 @@ def _last_lines(log: Path) -> str:
 def running_pid(pgdata: Path) -> int | None:
     """The server's process id, or None; a stale file whose number belongs to another program counts as None."""
     try:
-        pid = int((pgdata / "postmaster.pid").read_text().split("\n", 1)[0])
+        pid = int((pgdata / "postmaster.pid").read_bytes().split(b"\n", 1)[0])
         return pid if _is_server(pid, pgdata) else None
     except (OSError, ValueError):
         return None
@@ -159,7 +159,7 @@ def _program(folder: Path, name: str, *arguments: str) -> None:
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, "env": _inherited(os.environ)}
     if (account := _account()) is not None:
         options |= {"user": account, "group": account, "extra_groups": []}
-    with tempfile.TemporaryFile("w+") as said:  # not a pipe: the server keeps it open for as long as it runs
+    with tempfile.TemporaryFile("w+", errors="replace") as said:  # not a pipe: the server keeps it open for as long as it runs
         try:
             done = subprocess.run([path, *arguments], stdout=said, stderr=said, check=False, **options)
         except OSError as problem:
