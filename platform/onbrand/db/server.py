@@ -159,7 +159,7 @@ def _program(folder: Path, name: str, *arguments: str) -> None:
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, "env": _inherited(os.environ)}
     if (account := _account()) is not None:
         options |= {"user": account, "group": account, "extra_groups": []}
-    with tempfile.TemporaryFile("w+", errors="replace") as said:  # not a pipe: the server keeps it open for as long as it runs
+    with tempfile.TemporaryFile("w+", errors="replace") as said:  # no pipe: the server keeps it open
         try:
             done = subprocess.run([path, *arguments], stdout=said, stderr=said, check=False, **options)
         except OSError as problem:
