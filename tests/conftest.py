@@ -42,6 +42,14 @@ PASSWORD = "a long enough password"
 os.environ.setdefault("RAY_worker_niceness", "0")
 """Ray gives its workers way to everything else (niceness 15): beside other tests, replicas would get no turn."""
 
+_OLD_KNOBS = (
+    "REAL_SIZES", "SCHEDULES", "LOAD_REQUESTS", "LOAD_SEED", "FUZZ_CASES", "FUZZ_SEED", "COMPILED_FAMILIES",
+    "BRAND_SWITCHES", "ALL_FAULTS",
+)  # fmt: skip
+for _knob in _OLD_KNOBS:  # the platform refuses names that it does not know, but for ONBRAND_TEST_*
+    if (_value := os.environ.pop(f"ONBRAND_{_knob}", None)) is not None:
+        os.environ.setdefault(f"ONBRAND_TEST_{_knob}", _value)
+
 
 MINUTES = {
     "demo": "runs the whole of 'onbrand demo'",

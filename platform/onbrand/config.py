@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from onbrand.addresses import file_url, http_url, is_url, must_be_host, must_be_plain_path
+from onbrand.environment import must_be_known
 from onbrand.errors import ConfigurationError
 
 FamilyName = Literal["sd15", "sdxl", "flux"]
@@ -89,8 +91,18 @@ class Settings(BaseSettings):
     """What a process of Onbrand must know. Frozen; no module keeps one."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ONBRAND_", env_nested_delimiter="__", frozen=True, extra="forbid", env_file=None
+        env_prefix="ONBRAND_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        env_file=None,
+        hide_input_in_errors=True,  # some inputs are secrets
     )
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment; `values` go before it. Raises ConfigurationError for an unknown `ONBRAND_*`."""
+        must_be_known(type(self).model_fields, os.environ)
+        super().__init__(**values)
 
     data_dir: Path = Path("~/.onbrand")
     """Everything local: embedded database, local objects, secrets, training runs, logs."""
@@ -215,10 +227,29 @@ class Settings(BaseSettings):
             ipaddress.ip_network(proxy, strict=False)
         return proxies
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _named_data_dir(cls, place: Any) -> Any:
+        """An empty name would be the working directory."""
+        if str(place) == "":
+            raise ConfigurationError("data_dir is empty; name a folder, or unset ONBRAND_DATA_DIR", param="data_dir")
+        return place
+
+    @field_validator("host")
+    @classmethod
+    def _plain_host(cls, host: str) -> str:
+        return must_be_host(host)
+
+    @field_validator("run_storage")
+    @classmethod
+    def _absolute_run_storage(cls, place: str | None) -> str | None:
+        """Every process of the cluster reads it, each in a working directory of its own."""
+        return str(Path(place).expanduser().absolute()) if place and not is_url(place) else place
+
     @property
     def folder(self) -> Path:
-        """The data directory with `~` expanded."""
-        return self.data_dir.expanduser().absolute()
+        """The data directory with `~` expanded. Raises ConfigurationError for one with control characters."""
+        return must_be_plain_path(self.data_dir.expanduser().absolute(), "data_dir")
 
     @property
     def encoded_folder(self) -> Path:
@@ -227,7 +258,7 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        return self.public_url or f"http://{self.host}:{self.port}"
+        return self.public_url or http_url(self.host, self.port)
 
     @property
     def system_url(self) -> str:
@@ -235,7 +266,7 @@ class Settings(BaseSettings):
 
     @property
     def objects_url(self) -> str:
-        return self.storage_url or f"file://{self.folder / 'objects'}"
+        return self.storage_url or file_url(self.folder / "objects")
 
     @property
     def runs_url(self) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onbrand.config import Settings
+from onbrand.environment import forget_postgres_variables
 from onbrand.errors import ConfigurationError
 
 SECRET_SETTINGS = ("database_url", "web_database_url", "system_database_url", "s3_access_key", "s3_secret_key")
@@ -70,6 +71,7 @@ def with_logins(settings: Settings, login: Literal["web", "system"]) -> Settings
     """
     other = "system_database_url" if login == "web" else "web_database_url"
     found = _read(settings.folder / _FILE)
+    forget_postgres_variables()
     os.environ.update(found.pop("aws", {}))
     missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
     return settings.model_copy(update={**missing, other: None, "database_url": None})

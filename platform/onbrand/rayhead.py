@@ -2,7 +2,8 @@
 
 `ray start --block` under `onbrand.keeper`, for `ray.init` can neither move its agent's port out of another cluster's
 way nor end its agents after a `kill -9`. Its ports are on loopback, and token authentication is on: other users of this
-machine, who reach them, still cannot use them.
+machine, who reach them, still cannot use them. Ray makes its folders accessible to everybody, so they lie in one that
+only we may enter (decision 0146); its address is read there, from the process that listens, and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import onbrand
+from onbrand.environment import forget_other_rays, without_proxy_for
 from onbrand.errors import ConfigurationError
+from onbrand.folders import must_be_out_of_reach, must_be_private
 from onbrand.logins import without_secrets
 
+RAY_FOLDER = "ray"
+"""Ray's `--temp-dir`, which it makes 0777, in a folder of ours, which stays 0700."""
 START_SECONDS = 180
 STOP_SECONDS = 25
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -39,6 +44,7 @@ class RayHead:
         environment: what every process of the cluster shall see, besides this process's own environment.
         kept_open: descriptors that must stay open until the last of its processes is gone (the data directory's lock).
         is_open: let everybody on this machine in, without a token. For development.
+        no_proxy: hosts besides loopback that calls within the platform go to, without a proxy.
     """
 
     def __init__(
@@ -47,28 +53,33 @@ class RayHead:
         environment: dict[str, str],
         kept_open: tuple[int, ...] = (),
         is_open: bool = False,
+        no_proxy: tuple[str, ...] = (),
     ) -> None:
         self._folder = folder
         self._environment = environment
         self._kept_open = kept_open
         self._is_open = is_open
+        self._no_proxy = no_proxy
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._temp = Path()
+        self._private = Path()
         self._log = folder / "logs" / "ray.log"
 
     def launch(self) -> None:
         """Begin starting; `connected` waits for the end of it."""
+        forget_other_rays(os.environ)
+        self._private = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # 0700, and short: sockets lie in it
+        must_be_out_of_reach(self._private)
         os.environ.update(self._own_environment())
-        self._temp = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # short: sockets lie in it
         self._log.parent.mkdir(mode=0o700, exist_ok=True)
-        command = [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), str(self._temp), *self._command()]
-        with self._log.open("wb") as log:
+        command = [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), str(self._private), *self._command()]
+        with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             self._keeper = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_inheritable(os.environ) | self._environment,
+                env=without_secrets(os.environ) | self._environment,
+                umask=0o077,
                 start_new_session=True,  # a terminal's Ctrl-C is for us alone
                 pass_fds=self._kept_open,
             )
@@ -96,6 +107,17 @@ class RayHead:
     def running(self) -> bool:
         return self._keeper is not None and self._keeper.poll() is None
 
+    def listens_at(self, port: int) -> bool:
+        """Whether a process of this cluster is who listens at a port of this machine."""
+        import psutil
+
+        for process in psutil.Process(self._keeper.pid).children(recursive=True) if self._keeper else ():
+            with contextlib.suppress(psutil.Error):
+                found = process.net_connections("tcp")
+                if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found):
+                    return True
+        return False
+
     def stop(self) -> None:
         """End every process of the cluster, whatever state it is in."""
         if self._keeper is not None:
@@ -105,12 +127,23 @@ class RayHead:
             self._keeper = None
 
     def _wait_for_address(self) -> str:
-        file, end = self._temp / "ray_current_cluster", time.monotonic() + START_SECONDS
+        end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self.running:
-            if file.is_file() and (address := file.read_text().strip()):
+            if address := self._address():
                 return address
             time.sleep(0.1)
         raise ConfigurationError(f"Ray did not start; the end of {self._log} says why")
+
+    def _address(self) -> str:
+        """What Ray says when it has started; empty before. Raises ConfigurationError if others could write it."""
+        file = self._private / RAY_FOLDER / "ray_current_cluster"
+        if not file.is_file():
+            return ""
+        for ours in (self._private, file):
+            if ours.lstat().st_uid != os.geteuid():
+                raise ConfigurationError(f"{ours} belongs to another user; end what they run, and start again")
+        must_be_private(self._private)
+        return file.read_text().strip()
 
     def _own_environment(self) -> dict[str, str]:
         return {
@@ -118,20 +151,25 @@ class RayHead:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as it is there: every port on loopback, also on Linux
             "RAY_AUTH_TOKEN_PATH": str(_token(self._folder)),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "TPU_LOG_DIR": str(self._private),  # else Ray would link a folder in /tmp that anybody can make
+            # metrics would be read at ports that ask for no token; the dashboard has no other way to open none
+            "RAY_enable_metrics_collection": "0",
+            "DASHBOARD_METRIC_PORT": "-1",
             "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
             "PYTHONPATH": _python_path(),
+            **without_proxy_for(self._no_proxy, os.environ),
             # what torch compiled is worth keeping, and its default is the temporary folder, which goes with the cluster
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(self._folder / "inductor"),
         }
 
     def _command(self) -> list[str]:
-        ports = free_ports(4)
+        ports = free_ports(2)
         options = {
             "--node-ip-address": "127.0.0.1",
-            "--port": ports[0],
-            "--dashboard-port": ports[1],
-            "--dashboard-agent-listen-port": ports[2],
-            "--ray-client-server-port": ports[3],
+            "--port": 0,  # chosen as it is bound: nobody can take it first, and be sent the token
+            "--dashboard-port": ports[0],
+            "--dashboard-agent-listen-port": 0,
+            "--ray-client-server-port": ports[1],
             "--dashboard-host": "127.0.0.1",
             "--include-dashboard": "true",
             "--include-log-monitor": "false",
@@ -139,15 +177,10 @@ class RayHead:
             "--max-worker-port": 0,
             "--num-cpus": num_cpus(),
             "--object-store-memory": OBJECT_STORE_BYTES,
-            "--temp-dir": self._temp,
+            "--temp-dir": self._private / RAY_FOLDER,
         }
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         return ray + [f"{name}={value}" for name, value in options.items()] + ["--no-monitor"]
-
-
-def _inheritable(environ: Mapping[str, str]) -> dict[str, str]:
-    """What every process of the cluster inherits: no secret (`onbrand.logins`), and no other cluster's address."""
-    return {name: value for name, value in without_secrets(environ).items() if name != "RAY_ADDRESS"}
 
 
 def num_cpus() -> int:
@@ -155,10 +188,15 @@ def num_cpus() -> int:
     return max(16, 2 * (os.cpu_count() or 1))
 
 
+def family_of(host: str) -> socket.AddressFamily:
+    """IPv6 for an address of it, else IPv4."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports nobody listens on now; all different."""
+    """Ports nobody listens on now; all different. Raises OSError for a host that is not this machine's."""
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        probes = [held.enter_context(socket.socket(family_of(host))) for _ in range(count)]
         for probe in probes:
             probe.bind((host, 0))
         return [probe.getsockname()[1] for probe in probes]
@@ -192,8 +230,8 @@ def _own_signals() -> Iterator[None]:
 def _token(folder: Path) -> Path:
     path = folder / "ray-token"
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
     return path
 
 

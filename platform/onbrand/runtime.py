@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onbrand.addresses import http_url, is_url
 from onbrand.config import Secrets, Settings, load_secrets, must_be_writable, must_have_space
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
+from onbrand.folders import PRIVATE_FOLDERS, must_be_closed_to_others, must_be_private
 from onbrand.logins import SECRET_SETTINGS, write_logins
-from onbrand.rayhead import RayHead, free_ports
+from onbrand.rayhead import RayHead, family_of, free_ports
+from onbrand.storage.runs import runs_folder
 
 if TYPE_CHECKING:
     from onbrand.db.embedded import EmbeddedDatabase
@@ -35,7 +38,6 @@ REVIVALS, REVIVAL_SECONDS = 5, 600.0
 INTERNAL_HOST = "127.0.0.1"
 PUBLIC_PORT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "onbrand.serving.listener:middlewares"}
 """Has Serve's HTTP proxy open the public port."""
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 class Platform:
@@ -50,10 +52,10 @@ class Platform:
 
     def __init__(self, settings: Settings, tell: Callable[[str], object] = lambda text: None) -> None:
         if settings.port == 0:
-            settings = settings.model_copy(update={"port": free_ports(1, settings.host)[0]})
+            settings = settings.model_copy(update={"port": _free_port(settings.host)})
         if settings.internal_port == 0:
-            settings = settings.model_copy(update={"internal_port": free_ports(1)[0]})
-        self.settings = settings
+            settings = settings.model_copy(update={"internal_port": _free_port(INTERNAL_HOST)})
+        self.settings = with_absolute_bases(settings)
         self._tell = tell
         self._undo = contextlib.ExitStack()
         self._ray: RayHead | None = None
@@ -72,7 +74,7 @@ class Platform:
     @property
     def url(self) -> str:
         """Where a caller on this machine reaches the ingress."""
-        return f"http://{LOOPBACK.get(self.settings.host, self.settings.host)}:{self.settings.port}"
+        return http_url(self.settings.host, self.settings.port)
 
     @property
     def running(self) -> bool:
@@ -94,11 +96,13 @@ class Platform:
             raise ConfigurationError(f"the database ends again and again; {log} says why", param="data_dir")
 
     def _start(self) -> None:
+        from onbrand.db.server import server_group
         from onbrand.services.oidc import OidcIssuer
         from onbrand.serving.cluster import must_be_closed_environment
         from onbrand.serving.generator import EngineOptions
 
         settings, folder = self.settings, must_be_writable(self.settings.folder)
+        must_be_private(folder, group=server_group())
         must_have_space(folder)
         must_be_closed_environment(settings)
         EngineOptions.checked(settings.engine)
@@ -107,13 +111,14 @@ class Platform:
         must_be_free(settings.host, settings.port)
         must_be_free(INTERNAL_HOST, settings.internal_port, "ONBRAND_INTERNAL_PORT")
         must_be_bases(settings, self._tell)
+        make_private_folders(settings)
         secrets = load_secrets(settings)
         self._tell("Starting the database")
         urls = self._open_database(secrets)
         logins = write_logins(settings, urls.web_url, urls.system_url)
         self._undo.callback(logins.unlink, missing_ok=True)
         self._tell("Starting Ray")
-        self._ray = RayHead(folder, environment(settings), kept_open=(lock,), is_open=_is_open(settings))
+        self._ray = RayHead(folder, environment(settings), (lock,), _is_open(settings), (settings.host,))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
         must_be_store(settings)
@@ -121,6 +126,15 @@ class Platform:
             self._tell(f"Loading {', '.join(settings.families)}")
             deploy(settings)
         must_be_healthy(self.url)
+        self._must_listen()
+
+    def _must_listen(self) -> None:
+        """Another user's program may have taken the port meanwhile: it would be sent passwords and tickets."""
+        if self._ray is not None and not self._ray.listens_at(self.settings.port):
+            raise ConfigurationError(
+                f"another program than Ray Serve listens on port {self.settings.port}; stop it, or choose another port",
+                param="port",
+            )
 
     def _open_database(self, secrets: Secrets) -> DatabaseUrls:
         from onbrand.db.embedded import EmbeddedDatabase, open_database
@@ -136,7 +150,7 @@ class Platform:
 def locked(folder: Path) -> Iterator[int]:
     """Hold the data directory; yields the lock's descriptor. Raises ConfigurationError with the pid of who holds it."""
     path = folder / "up.lock"
-    with path.open("a+") as file:
+    with open(path, "a+", opener=_for_us_alone) as file:
         end = time.monotonic() + LOCK_SECONDS
         while not _try_lock(file.fileno()):
             holder = path.read_text().strip()
@@ -152,6 +166,10 @@ def locked(folder: Path) -> Iterator[int]:
         file.flush()
         yield file.fileno()
         file.truncate(0)
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -172,10 +190,36 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
+def _free_port(host: str) -> int:
+    try:
+        return free_ports(1, host)[0]
+    except OSError as problem:
+        raise ConfigurationError(_why_not(problem, host, 0), param="host") from None
+
+
+def with_absolute_bases(settings: Settings) -> Settings:
+    """Bases in folders by their absolute paths: Ray's processes work in other directories."""
+    found = {family: Path(source).expanduser() for family, source in settings.bases.items() if not is_url(source)}
+    there = {family: str(path.absolute()) for family, path in found.items() if path.is_dir()}
+    return settings.model_copy(update={"bases": {**settings.bases, **there}})
+
+
+def make_private_folders(settings: Settings) -> None:
+    """Make those that this platform uses, and close all that are there to other users. Raises ConfigurationError."""
+    used = {"logs", *(["objects"] if not settings.storage_url else []), *(["runs"] if not settings.run_storage else [])}
+    for name in PRIVATE_FOLDERS:
+        folder = settings.folder / name
+        if name in used:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.exists():
+            must_be_private(folder, is_inner=True)
+    if (shared := runs_folder(settings)) is not None and shared.exists():
+        must_be_closed_to_others(shared, "run_storage")
+
+
 def must_be_free(host: str, port: int, said_with: str = "--port or ONBRAND_PORT") -> None:
     """Raise ConfigurationError if nothing can listen on `host` and `port`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with socket.socket(family_of(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -183,7 +227,7 @@ def must_be_free(host: str, port: int, said_with: str = "--port or ONBRAND_PORT"
             raise ConfigurationError(_why_not(problem, host, port, said_with), param="port") from None
 
 
-def _why_not(problem: OSError, host: str, port: int, said_with: str) -> str:
+def _why_not(problem: OSError, host: str, port: int, said_with: str = "--port or ONBRAND_PORT") -> str:
     if problem.errno == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is in use; stop what listens there, "
@@ -270,7 +314,7 @@ def must_be_healthy(url: str) -> None:
     end = time.monotonic() + HEALTH_SECONDS
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/healthz", timeout=10).is_success:
+            if httpx.get(f"{url}/healthz", timeout=10, trust_env=False).is_success:
                 return
         time.sleep(0.1)
     raise ConfigurationError(f"the ingress at {url} does not become healthy; the logs of Ray Serve say why")

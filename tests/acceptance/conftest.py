@@ -38,10 +38,10 @@ def place_for_a_platform() -> Iterator[Path]:
 @pytest.fixture(scope="package")
 def platform() -> Iterator[Running]:
     """`onbrand up` with the tiny sd15 and two engines of two slots, so that adapters take each other's, until the last
-    test of this folder has ended."""
+    test of this folder has ended. Its data directory has a name as people make them."""
     with place_for_a_platform() as folder:
         few = {"ONBRAND_ENGINE__NUM_REPLICAS": "2", "ONBRAND_ENGINE__NUM_SLOTS": "2"}
-        running = Running(folder / "data", more=few)
+        running = Running(folder / "data #1, it's 100%", more=few)
         running.start()
         yield running
         if running.process is not None:

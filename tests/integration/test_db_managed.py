@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from onbrand.brand import Scope
 from onbrand.config import Secrets
 from onbrand.db import embedded
+from onbrand.db import server as programs
 from onbrand.db.claims import install_key
 from onbrand.db.limits import set_limits
 from onbrand.db.logins import DatabaseUrls, prepare
@@ -26,21 +27,19 @@ from onbrand.services import brands, identity, keys
 def server(data_folder: Callable[[], Path]) -> Iterator[str]:
     """The superuser's DSN of a server that Onbrand has not prepared."""
     folder = data_folder()
-    pgdata, socket = folder / "postgres", embedded._socket_folder(folder)
-    embedded._let_server_through(folder)
-    embedded._init(pgdata, "secret")
-    embedded._run(pgdata, socket)
-    (pgdata / "pg_hba.conf").write_text("local all all scram-sha-256\n")
+    socket = embedded._socket_folder(folder)
+    programs.let_server_through(folder)
+    programs.init(folder, embedded.OWNER, "secret")
+    programs.run(folder, socket, {**embedded._FILES, "pg_hba.conf": "local all all scram-sha-256\n"})
     url = make_conninfo(host=str(socket), user=embedded.OWNER, password="secret", dbname="postgres")
     with psycopg.connect(url, autocommit=True) as superuser:
-        superuser.execute("select pg_reload_conf()")
         superuser.execute("create role managed login createrole password 'secret'")
         superuser.execute("create role unable login password 'secret'")
         superuser.execute("create database managed owner managed")
         superuser.execute("create database of_another")
         superuser.execute("create database of_the_unable owner unable")
     yield url
-    embedded._program("pg_ctl", "-D", str(pgdata), "-m", "immediate", "-w", "stop")
+    programs.stop(folder)
 
 
 def dsn(server: str, user: str, database: str) -> str:

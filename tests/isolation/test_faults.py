@@ -39,8 +39,8 @@ def test_a_fault_whose_text_is_gone_is_told() -> None:
 
 @pytest.mark.timeout(3600)
 def test_the_suite_catches_every_fault(repository: Path, tally: Tally) -> None:
-    """A part of every area; `make prove-wall` says it of all, line by line (ONBRAND_ALL_FAULTS=1: here too)."""
-    part = [] if os.environ.get("ONBRAND_ALL_FAULTS") else ["--some"]
+    """A part of every area; `make prove-wall` says it of all, line by line (ONBRAND_TEST_ALL_FAULTS=1: here too)."""
+    part = [] if os.environ.get("ONBRAND_TEST_ALL_FAULTS") else ["--some"]
     own = {name: value for name, value in os.environ.items() if not name.startswith(("ONBRAND_", "PYTEST_"))}
     done = subprocess.run(
         [sys.executable, "-m", "tests.isolation.faults", *part],

@@ -1,7 +1,7 @@
 """Twenty brands at once on three connections: what one brand gets never has a row, a picture or an event of another.
 
-`ONBRAND_LOAD_REQUESTS=10000 pytest tests/isolation/test_http_load.py` for as many requests as are asked for; without
-it there are fewer. `ONBRAND_LOAD_SEED` deals other cards.
+`ONBRAND_TEST_LOAD_REQUESTS=10000 pytest tests/isolation/test_http_load.py` for as many requests as are asked for;
+without it there are fewer. `ONBRAND_TEST_LOAD_SEED` deals other cards.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.conftest import MakeBrand
 from tests.ingress import Platform, serving
 from tests.isolation.crowd import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
 
-NUM_REQUESTS = int(os.environ.get("ONBRAND_LOAD_REQUESTS", "1200"))
-SEED = int(os.environ.get("ONBRAND_LOAD_SEED", "1"))
+NUM_REQUESTS = int(os.environ.get("ONBRAND_TEST_LOAD_REQUESTS", "1200"))
+SEED = int(os.environ.get("ONBRAND_TEST_LOAD_SEED", "1"))
 NUM_BRANDS, CONCURRENCY, POOL = 20, 50, (1, 3)
 
 

@@ -1,8 +1,8 @@
 """Cases that schemathesis makes from the description that the app serves, sent by members of one brand.
 
 No case may end in a 5xx, and no answer may hold anything of the other brand: not its canaries, ids, addresses or keys.
-`ONBRAND_FUZZ_CASES=5000 pytest tests/isolation/test_http_schemathesis.py` for as many as are asked for; without it
-there are fewer. `ONBRAND_FUZZ_SEED` makes other cases.
+`ONBRAND_TEST_FUZZ_CASES=5000 pytest tests/isolation/test_http_schemathesis.py` for as many as are asked for; without it
+there are fewer. `ONBRAND_TEST_FUZZ_SEED` makes other cases.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.isolation import world as worlds
 from tests.isolation.crowd import furnish
 from tests.isolation.world import World
 
-NUM_CASES = int(os.environ.get("ONBRAND_FUZZ_CASES", "250"))
-SEED = int(os.environ.get("ONBRAND_FUZZ_SEED", "1"))
+NUM_CASES = int(os.environ.get("ONBRAND_TEST_FUZZ_CASES", "250"))
+SEED = int(os.environ.get("ONBRAND_TEST_FUZZ_SEED", "1"))
 _TABLES = """
 select c.oid::regclass::text, exists (select from pg_attribute s where s.attrelid = c.oid and s.attname = 'status')
 from pg_class c join pg_attribute b on b.attrelid = c.oid and b.attname = 'brand_id' and not b.attisdropped

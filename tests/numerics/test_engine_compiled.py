@@ -1,6 +1,6 @@
 """Compiled denoisers with slots: the same pictures, and nothing compiled again when rows change brands.
 
-`ONBRAND_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_BRAND_SWITCHES=10000` make it the long version.
+`ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` make it the long version.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from onbrand.engine.request import Request
 from tests.numerics.bases import family_of
 from tests.numerics.drawing import largest_difference, pictures, request, run
 
-COMPILED = os.environ.get("ONBRAND_COMPILED_FAMILIES", "flux").split(",")
-NUM_SWITCHES = int(os.environ.get("ONBRAND_BRAND_SWITCHES", "100"))
+COMPILED = os.environ.get("ONBRAND_TEST_COMPILED_FAMILIES", "flux").split(",")
+NUM_SWITCHES = int(os.environ.get("ONBRAND_TEST_BRAND_SWITCHES", "100"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Random schedules: whatever joins, leaves, is cancelled or published meanwhile, every picture is the one drawn alone.
 
-`ONBRAND_SCHEDULES=100` runs that many of each family (default 1); a failure names its seed.
+`ONBRAND_TEST_SCHEDULES=100` runs that many of each family (default 1); a failure names its seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onbrand.engine.request import Canceled, Completed, Event, Picture, Preview,
 from onbrand.families.family import Family
 from tests.numerics.drawing import Pictures, largest_difference, pictures, request, run
 
-NUM_SCHEDULES = int(os.environ.get("ONBRAND_SCHEDULES", "1"))
+NUM_SCHEDULES = int(os.environ.get("ONBRAND_TEST_SCHEDULES", "1"))
 SIZE_CLASS = 3
 NUM_BRANDS = 4
 RANKS = (2, 3, 8, 13, 16, 40, 64)

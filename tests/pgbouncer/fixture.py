@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.db import embedded
+from onbrand.db import embedded, server
 from onbrand.db.logins import DatabaseUrls
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def _running(packages: Path, folder: Path, socket: Path, urls: list[str]) -> Ite
     parts = [conninfo_to_dict(url) for url in urls]
     (folder / "users.txt").write_text("".join(f'"{each["user"]}" "{each["password"]}"\n' for each in parts))
     (folder / "pgbouncer.ini").write_text(_CONFIGURATION.format(folder=folder, socket=socket, port=PORT))
-    account = embedded._account()
+    account = server._account()
     if account is not None:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, account, account)

@@ -172,10 +172,10 @@ def player(brand_id: str) -> play.Player:
 def test_a_file_is_refused_only_where_its_owner_gets_it(
     monkeypatch: pytest.MonkeyPatch, served: set[str], refused: list[bool]
 ) -> None:
-    def get(url: str) -> httpx.Response:
+    def get(client: httpx.Client, url: str) -> httpx.Response:
         asked = httpx.URL(url)
         is_served = asked.path == "/theirs/logo.png" and asked.params.get("signature", "") in served
         return httpx.Response(200 if is_served else 403)
 
-    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr(httpx.Client, "get", get)
     assert [attempt.is_refused() for attempt in _files(player("mine"), player("theirs"))] == refused

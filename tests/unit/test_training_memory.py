@@ -140,7 +140,9 @@ def real_base(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.skipif("ONBRAND_REAL_SIZES" not in os.environ, reason="takes half a minute; set ONBRAND_REAL_SIZES=1")
+@pytest.mark.skipif(
+    "ONBRAND_TEST_REAL_SIZES" not in os.environ, reason="takes half a minute; set ONBRAND_TEST_REAL_SIZES=1"
+)
 def test_flux_at_rank_16_needs_what_others_measured(tmp_path):
     """30 GB in bfloat16 and 18 in int8 are what users of the known trainers see at 1024 pixels, one row, rank 16."""
     plan = make_plan(SPECS["flux"], with_family_defaults("flux", {}), TrainingConfig(resolution=1024), "acme")

@@ -12,7 +12,7 @@ from onbrand.training.tickets import (
     must_be_job_id,
     read_ticket,
     remove_ticket,
-    run_url,
+    run_folder,
     ticket_folder,
     write_ticket,
 )
@@ -59,7 +59,7 @@ def test_only_a_uuid_names_a_run(text):
 
 def test_a_brand_that_is_none_names_no_run(settings):
     with pytest.raises(InvalidInput):
-        run_url(settings, "../acme", JOB)
+        run_folder(settings, "../acme", JOB)
 
 
 def test_with_runs_in_a_folder_the_ticket_lies_where_every_node_sees_it(tmp_path):

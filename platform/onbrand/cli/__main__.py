@@ -1,5 +1,5 @@
 """`python -m onbrand.cli`."""
 
-from onbrand.cli.main import main
+from onbrand.cli import main
 
 main()

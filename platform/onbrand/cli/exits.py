@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onbrand.errors import OnbrandError
 
 FAILED, USAGE, NOT_LOGGED_IN, NOT_FOUND, REFUSED, CONFLICT, UNAVAILABLE, FORBIDDEN, CONFIGURATION = range(1, 10)
 INTERRUPTED = 130
@@ -47,24 +52,49 @@ class Refused(Exception):
 
 
 def failure_of(problem: Exception) -> Failure | None:
-    """What to say about an error that was raised on purpose; None for a bug."""
+    """What to say about an error that was raised on purpose, or by the system; None for a bug."""
     if isinstance(problem, Refused):
         return Failure(problem.exit_code, problem.code, str(problem))
+    if isinstance(problem, OSError):
+        return Failure(FAILED, "file", _of_system(problem))
     from onbrand.client import errors as client
-    from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
+    from onbrand.errors import OnbrandError
 
     if isinstance(problem, client.OnbrandClientError):
         return _of_client(problem)
-    if isinstance(problem, ConfigurationError | BaseModelRefused):
-        return Failure(CONFIGURATION, problem.code, problem.message, _fields(param=problem.param))
     if isinstance(problem, OnbrandError):
-        exit_code = _BY_STATUS.get(problem.status, FAILED)
-        return Failure(exit_code, problem.code, problem.message, _fields(param=problem.param))
-    if isinstance(problem, OSError) and problem.filename is not None:
-        return Failure(
-            FAILED, "file", f"{problem.filename}: {problem.strerror}; choose another place or fix its rights"
-        )
-    return None
+        return _of_platform(problem)
+    return _of_library(problem)
+
+
+def _of_library(problem: Exception) -> Failure | None:
+    """Their own texts would repeat what may be a secret."""
+    if isinstance(problem, UnicodeError):
+        return Failure(REFUSED, "not_utf8", "an argument, a variable or an input has bytes that are not UTF-8")
+    psycopg = sys.modules.get("psycopg")  # nothing of the client loads it
+    if psycopg is None or not isinstance(problem, psycopg.Error):
+        return None
+    state = problem.sqlstate or type(problem).__name__
+    if state[:2] in ("42", "3F"):
+        message = f"the database has not the schema of this version ({state}); start the platform on it first"
+        return Failure(CONFIGURATION, "configuration_error", message)
+    return Failure(UNAVAILABLE, "unavailable", f"the database did not do what it was asked ({state}); its log says why")
+
+
+def _of_platform(problem: OnbrandError) -> Failure:
+    from onbrand.errors import BaseModelRefused, ConfigurationError
+
+    is_setup = isinstance(problem, ConfigurationError | BaseModelRefused)
+    exit_code = CONFIGURATION if is_setup else _BY_STATUS.get(problem.status, FAILED)
+    return Failure(exit_code, problem.code, problem.message, _fields(param=problem.param))
+
+
+def _of_system(problem: OSError) -> str:
+    what = problem.strerror or type(problem).__name__
+    if problem.filename is None:
+        return f"the system refused a call: {what}; try again, or look at what it names"
+    place = os.fsdecode(problem.filename) if isinstance(problem.filename, bytes | str) else str(problem.filename)
+    return f"{place}: {what}; choose another place or fix its rights"
 
 
 def _of_client(problem: Exception) -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -27,7 +28,8 @@ from onbrand.cli import (
     users,
 )
 from onbrand.cli.exits import EXIT_CODES_HELP, INTERRUPTED, Failure, failure_of
-from onbrand.cli.output import print_failure
+from onbrand.cli.output import leave_reader, print_failure, take_any_text
+from onbrand.environment import must_be_meant
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -65,20 +67,32 @@ def build() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    take_any_text()
     try:
-        code = build()(args=given, prog_name="onbrand", standalone_mode=False)
+        code = _run(given, "--json" in given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = leave_reader()
+    sys.exit(code or 0)
+
+
+def _run(given: list[str], as_json: bool) -> int:
+    try:
+        must_be_meant(os.environ)
+        return build()(args=given, prog_name="onbrand", standalone_mode=False) or 0
     except _UsageError as problem:
-        code = _print_usage_error(problem, "--json" in given)
+        return _print_usage_error(problem, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        print_failure(Failure(INTERRUPTED, "interrupted", "interrupted"), "--json" in given)
-        code = INTERRUPTED
+        print_failure(Failure(INTERRUPTED, "interrupted", "interrupted"), as_json)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as problem:
         failure = failure_of(problem)
         if failure is None:
             raise
-        print_failure(failure, "--json" in given)
-        code = failure.exit_code
-    sys.exit(code or 0)
+        print_failure(failure, as_json)
+        return failure.exit_code
 
 
 def _print_usage_error(problem: Exception, as_json: bool) -> int:

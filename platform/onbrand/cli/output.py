@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Protocol
 
 import typer
 from pydantic import BaseModel
 
-from onbrand.cli.exits import Failure
+from onbrand.cli.exits import FAILED, Failure
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
 
@@ -25,7 +27,7 @@ class Step(Protocol):
 def show(thing: Any, text: str, as_json: bool) -> None:
     """Print `thing` (a model or a plain object) as JSON, or `text`."""
     if as_json:
-        print(json.dumps(_plain(thing), ensure_ascii=False))
+        print(_as_json(_plain(thing)))
     elif text:
         print(text)
 
@@ -52,8 +54,32 @@ def print_failure(failure: Failure, as_json: bool) -> None:
     """One line on stderr; with `as_json` also the error as the one document on stdout."""
     if as_json:
         error = {"code": failure.code, "message": failure.message, **failure.fields}
-        print(json.dumps({"error": error}, ensure_ascii=False))
+        print(_as_json({"error": error}))
     print(f"onbrand: {' '.join(failure.message.split())}", file=sys.stderr)
+
+
+def take_any_text() -> None:
+    """Let no character that a terminal's encoding lacks end a command: it is shown as `\\u2026`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def leave_reader() -> int:
+    """Nobody reads our output any more: write the rest of it nowhere. Returns the exit code, which is also typer's."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+
+
+def _as_json(document: Any) -> str:
+    """In an encoding other than UTF-8 as ASCII: JSON has no other encoding."""
+    is_utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").replace("_", "") == "utf8"
+    return json.dumps(document, ensure_ascii=not is_utf8)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from onbrand.cli.output import AsJson, show
 
 if TYPE_CHECKING:
     from onbrand.config import Settings
+    from onbrand.errors import ConfigurationError
     from onbrand.runtime import Platform
 
 _POLL_SECONDS = 0.5
@@ -66,11 +68,22 @@ def settings_from(options: dict[str, Any]) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as problem:
-        first = problem.errors()[0]
-        name = str(first["loc"][0])
-        raise ConfigurationError(f"setting {name}: {first['msg']}; fix ONBRAND_{name.upper()}", param=name) from None
+        raise _setting_refused(problem.errors(include_input=False, include_context=False)[0]) from None
     except SettingsError as problem:
         raise ConfigurationError(f"{problem}; give it as JSON in the environment") from None
+
+
+def _setting_refused(first: Any) -> ConfigurationError:
+    from onbrand.config import Limits
+    from onbrand.errors import ConfigurationError
+
+    path = [str(part) for part in first["loc"] if part != "[key]"]
+    variable = f"ONBRAND_{'__'.join(path).upper()}"
+    if first["type"] == "extra_forbidden" and path[0] == "limits":
+        nearest = difflib.get_close_matches(path[-1], Limits.model_fields, n=1)
+        meant = f" (do you mean ONBRAND_LIMITS__{nearest[0].upper()}?)" if nearest else ""
+        return ConfigurationError(f"{variable} is no setting of Onbrand{meant}; unset it", param=path[0])
+    return ConfigurationError(f"setting {path[0]}: {first['msg']}; fix {variable}", param=path[0])
 
 
 class Ended(KeyboardInterrupt):

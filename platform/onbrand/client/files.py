@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onbrand.client.errors import InvalidArgument
+from onbrand.client.sendable import must_be_name
 
 File = str | os.PathLike[str] | tuple[str, bytes] | IO[bytes]
 Captions = str | Sequence[str | None] | Mapping[str, str] | None
@@ -18,6 +19,7 @@ Part = tuple[str, bytes, str]
 def as_part(file: File) -> Part:
     """(file name, bytes, content type) of a path, a (name, bytes) pair or an open binary file."""
     name, data = _name_and_data(file)
+    must_be_name(name)
     return name, data, mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
@@ -25,7 +27,7 @@ def _name_and_data(file: File) -> tuple[str, bytes]:
     if isinstance(file, tuple):
         return file
     if isinstance(file, str | os.PathLike):
-        return Path(file).name, _read(Path(file))
+        return must_be_name(Path(file).name), _read(Path(file))
     name = getattr(file, "name", "image")
     return Path(str(name)).name, file.read()
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from onbrand.client.errors import ConnectionFailed, RequestRefused, kind_for
+from onbrand.client.sendable import must_be_header, must_be_text, must_be_token, opened
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _REPEATABLE = frozenset({"GET", "HEAD", "POST", "PATCH"})
@@ -38,7 +39,7 @@ class Transport:
     ) -> None:
         self.token = token
         self._max_retries = max_retries
-        self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport)
+        self._http = opened(base_url, timeout=timeout, transport=transport)
 
     def close(self) -> None:
         self._http.close()
@@ -65,6 +66,8 @@ class Transport:
         sent = dict(headers or {})
         if method == "POST":
             sent["idempotency-key"] = idempotency_key or str(uuid.uuid4())
+        for part in (json, params, data):
+            must_be_text(part)
         request = self._http.build_request(
             method,
             path,
@@ -118,7 +121,8 @@ class Transport:
             raise self._unreachable(problem) from None
 
     def _with_token(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return dict(headers) | ({"authorization": f"Bearer {self.token}"} if self.token else {})
+        known = {name: must_be_header(name, value) for name, value in headers.items()}
+        return known | ({"authorization": f"Bearer {must_be_token(self.token)}"} if self.token else {})
 
     def _send_with_retries(self, request: httpx.Request) -> httpx.Response:
         for attempt in range(self._max_retries + 1):

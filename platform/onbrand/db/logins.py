@@ -15,7 +15,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from onbrand.errors import ConfigurationError, Unavailable
+from onbrand.db.dsn import connect
+from onbrand.errors import ConfigurationError
 
 Login = Literal["web", "system"]
 LOGINS: tuple[Login, Login] = ("web", "system")
@@ -106,11 +107,8 @@ def _must_open(url: str, name: str) -> None:
 
 
 def connect_as_owner(owner_url: str, *, autocommit: bool = False) -> psycopg.Connection:
-    """A plain connection of the owner. Raises Unavailable without saying the DSN."""
-    try:
-        return psycopg.connect(owner_url, connect_timeout=10, autocommit=autocommit, application_name="onbrand-owner")
-    except psycopg.OperationalError:
-        raise Unavailable("the database does not accept the owner's connection", param="database_url") from None
+    """A plain connection of the owner. Raises ConfigurationError and Unavailable without saying the DSN."""
+    return connect(owner_url, connect_timeout=10, autocommit=autocommit, application_name="onbrand-owner")
 
 
 def must_be_new_enough(version: int) -> None:

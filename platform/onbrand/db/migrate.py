@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable
 from importlib.resources import as_file, files
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -64,12 +64,12 @@ def _must_be_known(applied: Iterable[str], known: set[str]) -> None:
 
 
 def _yoyo_url(owner_url: str) -> str:
-    """`owner_url`, a DSN of any form, as the URL that yoyo reads; its ledger lives in a schema of its own."""
+    """`owner_url`, a DSN of any form, as the URL that yoyo reads; its ledger lives in a schema of its own.
+
+    All of it is in the query, for yoyo unquotes that and not the path.
+    """
     parts = {name: str(value) for name, value in conninfo_to_dict(owner_url).items() if value is not None}
-    user = quote(parts.pop("user", ""), safe="")
-    password = quote(parts.pop("password", ""), safe="")
-    database = quote(parts.pop("dbname", user), safe="")
-    return f"postgresql+psycopg://{user}:{password}@/{database}?{urlencode({**parts, 'schema': _LEDGER})}"
+    return f"postgresql+psycopg:///?{urlencode({**parts, 'schema': _LEDGER}, errors='surrogateescape')}"
 
 
 def dump_schema(owner_url: str, pg_dump: Path) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
-
 from onbrand.client import Onbrand, RequestRefused
+from onbrand.client.sendable import opened
 from onbrand.demo.play import Player
 
 HIDDEN = frozenset({404})
@@ -129,7 +128,8 @@ def _files(intruder: Player, victim: Player) -> list[Try]:
 
 
 def _got(url: str) -> int:
-    return httpx.get(url).status_code
+    with opened(url) as http:
+        return http.get(url).status_code
 
 
 def _openai(intruder: Player, victim: Player) -> list[Try]:

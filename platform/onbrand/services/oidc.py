@@ -163,7 +163,14 @@ class OidcIssuer:
             async with asyncio.timeout(_FETCH_SECONDS):
                 self._keys = _by_id(await self._fetch_keys())
             self._fetched_at = now
-        except (TimeoutError, ConfigurationError, httpx.HTTPError, httpx.InvalidURL, *UNREADABLE) as problem:
+        except (
+            TimeoutError,
+            ConfigurationError,
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            ImportError,
+            *UNREADABLE,
+        ) as problem:
             log.warning("the keys of %s could not be fetched: %s", self.issuer, type(problem).__name__)
 
     async def _fetch_keys(self) -> Mapping[str, Any]:

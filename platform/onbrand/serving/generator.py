@@ -88,7 +88,9 @@ class EngineReplica:
     def __init__(self, family: FamilyName, options: dict[str, Any], settings: dict[str, Any]) -> None:
         from onbrand.serving.assembly import assemble
         from onbrand.serving.cluster import must_be_closed
+        from onbrand.serving.ports import listen_on_the_nodes_address
 
+        listen_on_the_nodes_address()
         must_be_closed(Settings(**settings))
         self._renderer = assemble(family, EngineOptions.model_validate(options), Settings(**settings))
 

@@ -18,6 +18,7 @@ from onbrand.db.embedded import read_urls
 from onbrand.db.session import Doors
 from onbrand.logins import with_logins
 from onbrand.serving.cluster import must_be_closed
+from onbrand.serving.ports import listen_on_the_nodes_address
 from onbrand.serving.remote import ServeGenerator
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatcher import Dispatcher
@@ -34,6 +35,7 @@ class Ingress:
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
         self._open = AsyncExitStack()
+        listen_on_the_nodes_address()
         await asyncio.to_thread(must_be_closed, Settings(**settings))
         known = with_logins(Settings(**settings), "web")
         secrets = load_secrets(known)
@@ -56,6 +58,7 @@ class System:
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
         self._open = AsyncExitStack()
+        listen_on_the_nodes_address()
         await asyncio.to_thread(must_be_closed, Settings(**settings))
         known = with_logins(Settings(**settings), "system")
         secrets = load_secrets(known)

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import fsspec
 
+from onbrand.addresses import path_of_file_url
 from onbrand.config import Secrets, Settings
 from onbrand.errors import ConfigurationError, Conflict, NotFound, StorageError
+from onbrand.folders import must_be_closed_to_others
 from onbrand.storage.fsspec_backend import FsspecBackend, told
 from onbrand.storage.layout import BUCKETS, Bucket, Key
 from onbrand.storage.links import Announced, LinkSigner, UploadLink
@@ -82,9 +84,9 @@ class Draft:
 def open_backend(settings: Settings, secrets: Secrets) -> Backend:
     """The backend of `settings.objects_url`. Raises ConfigurationError for an address that is neither file nor S3."""
     url = settings.objects_url
+    if url.startswith("file:"):
+        return LocalBackend(path_of_file_url(url, "storage_url"), LinkSigner(secrets.links, settings.url))
     parts = urlsplit(url)
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        return LocalBackend(Path(unquote(parts.path)), LinkSigner(secrets.links, settings.url))
     if parts.scheme == "s3" and not parts.path.strip("/") and _BUCKET_PREFIX.fullmatch(parts.netloc):
         return S3Backend(settings, parts.netloc)
     raise ConfigurationError(
@@ -150,6 +152,7 @@ class LocalBackend(FsspecBackend):
             raise ConfigurationError(
                 f"the object folder {self.folder} cannot be written: {problem.fields['remedy']}", param="storage_url"
             ) from None
+        must_be_closed_to_others(self.folder, "storage_url")
         self._sweep_drafts()
 
     def _sweep_drafts(self) -> None:

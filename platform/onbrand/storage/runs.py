@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from onbrand.addresses import is_url, must_be_plain_path, path_of_file_url
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, InvalidInput
@@ -22,9 +24,24 @@ def must_be_job_id(text: str) -> str:
     return text
 
 
-def run_url(settings: Settings, brand_id: str, job_id: str) -> str:
-    """The folder of one run."""
-    return f"{settings.runs_url.rstrip('/')}/{must_be_brand_id(brand_id)}/{must_be_job_id(job_id)}"
+def runs_folder(settings: Settings) -> Path | None:
+    """The folder of all runs; None when they lie on S3. Raises ConfigurationError for an address that is neither."""
+    place = settings.runs_url
+    if not is_url(place):
+        return must_be_plain_path(Path(place), "run_storage")
+    return path_of_file_url(place, "run_storage") if place.startswith("file:") else None
+
+
+def brand_folder(settings: Settings, brand_id: str) -> Path:
+    """The folder of one brand's runs. Only where runs lie in a folder."""
+    folder = runs_folder(settings)
+    assert folder is not None
+    return folder / must_be_brand_id(brand_id)
+
+
+def run_folder(settings: Settings, brand_id: str, job_id: str) -> Path:
+    """The folder of one run. Only where runs lie in a folder."""
+    return brand_folder(settings, brand_id) / must_be_job_id(job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +65,9 @@ def runs_bucket(settings: Settings) -> RunsBucket | None:
 
     The name is part of a policy, where `*` and `$` have a meaning: only plain ones are taken.
     """
-    parts = urlsplit(settings.runs_url)
-    if parts.scheme in ("", "file"):
+    if runs_folder(settings) is not None:
         return None
+    parts = urlsplit(settings.runs_url)
     prefix = parts.path.strip("/")
     if parts.scheme != "s3" or not _BUCKET.fullmatch(parts.netloc) or not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(

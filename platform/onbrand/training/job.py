@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +18,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from onbrand.addresses import file_url
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Conflict, NotFound, OnbrandError, Unavailable
@@ -26,7 +26,7 @@ from onbrand.families.bases import recommended
 from onbrand.families.buckets import bucket_step
 from onbrand.families.spec import SPECS
 from onbrand.services.imports import is_import
-from onbrand.storage.runs import run_url, runs_bucket
+from onbrand.storage.runs import brand_folder, run_folder, runs_bucket
 from onbrand.system_client import SystemClient, TrainingSpec
 from onbrand.training.checkpoint_list import mend
 from onbrand.training.examination import must_be_fit_to_train
@@ -133,7 +133,7 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str,
         steps_down: how many rungs more thrifty than what should fit the device's memory.
     """
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
-    if runs_bucket(settings) is None and mend(Path(run_url(settings, brand_id, run_id).removeprefix("file://"))):
+    if runs_bucket(settings) is None and mend(run_folder(settings, brand_id, run_id)):
         log.warning("the list of the run's checkpoints was broken and was made anew")
     use_gpu = wants_gpu(settings)
     tickets = handed_out(settings, brand_id, job_id)
@@ -174,7 +174,7 @@ def run_storage(settings: Settings, brand_id: str, tickets: TicketSource) -> dic
     """Where Ray Train keeps this brand's runs, as `RunConfig` takes it; on S3 reached with the job's ticket only."""
     runs = runs_bucket(settings)
     if runs is None:
-        return {"storage_path": f"{settings.runs_url.rstrip('/')}/{brand_id}".removeprefix("file://")}
+        return {"storage_path": file_url(brand_folder(settings, brand_id))}
     from onbrand.training.run_files import run_filesystem
 
     path = f"{runs.bucket}/{runs.prefix}{brand_id}"

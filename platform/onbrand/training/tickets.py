@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Protocol
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import TicketRefused, Unavailable
-from onbrand.storage.runs import must_be_job_id, run_url, runs_bucket
+from onbrand.storage.runs import must_be_job_id, run_folder, runs_bucket
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-__all__ = ["DeskTickets", "FileTickets", "TicketSource", "must_be_job_id", "read_ticket", "remove_ticket", "run_url"]
+__all__ = ["DeskTickets", "FileTickets", "TicketSource", "must_be_job_id", "read_ticket", "remove_ticket"]
 
 
 def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
@@ -28,7 +28,7 @@ def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
     Nobody but the platform has a key of the runs' bucket, so no worker could fetch a ticket from there.
     """
     if runs_bucket(settings) is None:
-        return run_url(settings, brand_id, job_id).removeprefix("file://")
+        return str(run_folder(settings, brand_id, job_id))
     return str(settings.folder / "tickets" / must_be_brand_id(brand_id) / must_be_job_id(job_id))
 
 

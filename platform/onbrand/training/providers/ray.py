@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from functools import cached_property, wraps
@@ -70,7 +71,7 @@ class RayProvider:
         wanted = submission_id(job, attempt)
         try:
             return self._client.submit_job(
-                entrypoint=f"{sys.executable} {_module(brand, job)}",
+                entrypoint=f"{shlex.quote(sys.executable)} {_module(brand, job)}",
                 submission_id=wanted,
                 runtime_env={"env_vars": job_environment(self._settings)},
                 entrypoint_resources=self._where(),

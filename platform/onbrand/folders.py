@@ -1,0 +1,87 @@
+"""Folders that no other user of the machine may enter, and that nobody else can put in place of ours."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from onbrand.errors import ConfigurationError
+
+PRIVATE_FOLDERS = ("objects", "runs", "tickets", "encoded", "cache", "logs", "inductor")
+"""Below the data directory; each may be a link of ours to another place."""
+_MARKS = frozenset({"up.lock", "postgres.lock", "database.json", "secrets.json", "ray-token"})
+"""One of these lies in every data directory."""
+_OTHERS_WRITE = stat.S_IWOTH
+_REMEDY = "choose another with ONBRAND_DATA_DIR"
+
+
+def must_be_private(folder: Path, *, group: int | None = None, is_inner: bool = False) -> Path:
+    """Make an existing folder 0700 and return it.
+
+    Args:
+        group: of an account that may pass through it (not list it): the folder is then 0710.
+        is_inner: it is a part of a data directory, whatever lies in it.
+
+    Raises ConfigurationError: it belongs to another user, a link of another user's leads to it, others could put
+    another folder in its place, or it is open to others and holds files that are not Onbrand's (`/tmp`, a home).
+    """
+    _must_be_our_link(folder)
+    must_be_out_of_reach(folder)
+    found = folder.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigurationError(f"{folder} is no folder; move it away, or {_REMEDY}", param="data_dir")
+    if found.st_uid != os.geteuid():
+        raise ConfigurationError(f"{folder} belongs to another user; {_REMEDY}", param="data_dir")
+    if found.st_mode & stat.S_IRWXO and not is_inner and not _is_ours_to_close(folder):
+        raise ConfigurationError(
+            f"{folder} holds files that are not Onbrand's, and other users may enter it; give an empty folder, "
+            f"or 'chmod 700' it; or {_REMEDY}",
+            param="data_dir",
+        )
+    if group is not None and found.st_gid != group:
+        os.chown(folder, -1, group)
+    wanted = 0o700 if group is None else 0o710
+    if stat.S_IMODE(found.st_mode) != wanted:
+        folder.chmod(wanted)
+    return folder
+
+
+def must_be_out_of_reach(folder: Path) -> None:
+    """Raise ConfigurationError if a folder above lets every user of the machine rename what lies in it."""
+    for above in {*folder.parents, *Path(os.path.realpath(folder)).parents}:
+        mode = above.stat().st_mode
+        if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
+            raise ConfigurationError(
+                f"every user of this machine can rename what lies in {above}; 'chmod o-w' it, or {_REMEDY}",
+                param="data_dir",
+            )
+
+
+def must_be_closed_to_others(folder: Path, setting: str) -> None:
+    """Close an existing folder of ours to users outside its group; a folder of another owner must be closed already.
+
+    Raises ConfigurationError: it is another owner's and open to everybody.
+    """
+    found = folder.stat()
+    if not found.st_mode & stat.S_IRWXO:
+        return
+    if found.st_uid != os.geteuid():
+        raise ConfigurationError(
+            f"every user of this machine may enter {folder}, which belongs to another user; 'chmod o-rwx' it, "
+            f"or choose another in ONBRAND_{setting.upper()}",
+            param=setting,
+        )
+    folder.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IRWXO)
+
+
+def _is_ours_to_close(folder: Path) -> bool:
+    names = set(os.listdir(folder))
+    return not names or bool(names & _MARKS)
+
+
+def _must_be_our_link(path: Path) -> None:
+    """A link of another user's may lead elsewhere tomorrow."""
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode) and found.st_uid not in (os.geteuid(), 0):
+        raise ConfigurationError(f"{path} is a link that belongs to another user; {_REMEDY}", param="data_dir")
