@@ -63,7 +63,7 @@ async def test_a_platform_runs_on_it(managed: DatabaseUrls, secrets: Secrets) ->
         await brands.create_brand(session, "acme")
     async with doors.user_session(Scope(person.id, within="acme")) as session:
         made = await keys.create_key(session, "acme", "a key", ["read"])
-        assert [member.role for member in await brands.list_members(session, "acme")] == ["admin"]
+        assert [member.role for member in (await brands.list_members(session, "acme")).data] == ["admin"]
     async with doors.user_session(None) as session:
         assert made.key is not None
         assert (await keys.scope_of(session, made.key)).brand_id == "acme"

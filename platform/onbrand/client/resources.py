@@ -414,14 +414,9 @@ class Generations(Resource):
             output_format=output_format,
             output_compression=output_compression,
         )
-        return self._post(
-            objects.Generation,
-            brand_path(brand, "generations"),
-            body,
-            headers={"prefer": f"wait={wait_seconds}"} if wait_seconds else {},
-            idempotency_key=idempotency_key,
-            timeout=wait_seconds + 60.0,
-        )
+        how = {"headers": {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}, "timeout": wait_seconds + 60.0}
+        path = brand_path(brand, "generations")
+        return self._post(objects.Generation, path, body, idempotency_key=idempotency_key, **how)
 
     def list(self, brand: BrandLike) -> Iterator[objects.Generation]:
         return self._pages(objects.Generation, brand_path(brand, "generations"))
