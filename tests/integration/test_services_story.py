@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -12,9 +13,10 @@ from onbrand.config import Limits, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, generation, images, jobs, models, training
+from onbrand.services import assets, brands, generation, images, jobs, models, training
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import ObjectStore
+from tests.conftest import MakeUser
 from tests.receipts import receipt_of
 from tests.small_adapter import FACTS, safetensors
 
@@ -458,3 +460,15 @@ async def test_a_brand_bound_scope_narrows_and_never_widens(story: Story, make_b
 
 async def test_recommendations_come_from_the_bases_that_are_folders(settings: Settings):
     assert set(images.recommended_of(settings)) == set(settings.families)
+
+
+async def test_a_brand_is_at_home_in_any_region_that_stores_have(doors: Doors, make_user: MakeUser) -> None:
+    person = await make_user()
+    for region in ("auto", "fr-par", "nyc3", "garage", "us-east-1-gov", "RegionOne", "a" * 63):
+        async with doors.user_session(person.scope) as session:
+            brand = await brands.create_brand(session, f"acme-{uuid.uuid4().hex[:8]}", region=region)
+        assert brand.home_region == region
+    for region in ("eu west", "-auto", "../auto", "1234", "a" * 64):
+        with pytest.raises(InvalidInput, match="region"):
+            async with doors.user_session(person.scope) as session:
+                await brands.create_brand(session, f"acme-{uuid.uuid4().hex[:8]}", region=region)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -132,16 +132,30 @@ def _checker(request: Request, ticket: AnyTicket) -> Checker:
 FileChecker = Annotated[Checker, Depends(_checker)]
 
 
-async def _form(request: Request, ticket: AnyTicket, parts: AppParts) -> AsyncIterator[FormData]:
-    """The whole form, read after the ticket was seen to stand, and before the call's transaction begins.
+def _form_for(kind: TicketKind) -> Any:
+    async def form(request: Request, ticket: AnyTicket, parts: AppParts) -> AsyncIterator[FormData]:
+        _must_be_of_kind(ticket, kind)
+        await _must_stand(ticket, parts)
+        async with _read_form(request) as read:
+            yield read
 
-    Raises NotFound for a ticket whose job or member is gone. That a job has ended is for the call to say: it may be a
-    repeated one.
+    return Depends(form)
+
+
+async def _must_stand(ticket: Ticket, parts: SystemParts) -> None:
+    """Before a byte of the form is read. Raises NotFound for a ticket whose job or member is gone.
+
+    That a job has ended is for the call to say: it may be a repeated one.
     """
     of_kind = training if ticket.kind == "training" else generation
     async with parts.doors.system_session(ticket) as session:
         with suppress(Conflict):
             await of_kind.must_be_open(session, ticket)
+
+
+@asynccontextmanager
+async def _read_form(request: Request) -> AsyncIterator[FormData]:
+    """The whole form, read before the call's transaction begins."""
     if media_type_of(request.headers) != FORM:
         raise UnsupportedMedia("send multipart/form-data with one file", param="file")
     form = await request.form(max_files=1, max_fields=10, max_part_size=2**20)
@@ -151,7 +165,8 @@ async def _form(request: Request, ticket: AnyTicket, parts: AppParts) -> AsyncIt
         await form.close()
 
 
-FileForm = Annotated[FormData, Depends(_form)]
+TrainingForm = Annotated[FormData, _form_for("training")]
+GenerationForm = Annotated[FormData, _form_for("generation")]
 
 
 class Report(Input):
@@ -235,7 +250,7 @@ async def report(body: Report, worker: Trainer) -> training.Heard:
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
-async def add_sample(form: FileForm, worker: Trainer, checker: FileChecker) -> None:
+async def add_sample(form: TrainingForm, worker: Trainer, checker: FileChecker) -> None:
     """Store a sample picture of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
@@ -244,7 +259,7 @@ async def add_sample(form: FileForm, worker: Trainer, checker: FileChecker) -> N
 
 
 @router.post("/training/publish", status_code=201)
-async def publish(form: FileForm, worker: Trainer, checker: FileChecker) -> Any:
+async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker) -> Any:
     """Publish the adapter as the brand's next version; the job is completed with it."""
     facts = _json_of(form, "facts")
     must_be_storable(facts, "facts")
@@ -287,7 +302,7 @@ async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
 
 
 @router.post("/generation/images", status_code=201)
-async def add_image(form: FileForm, worker: Drawer, checker: FileChecker, parts: AppParts) -> Any:
+async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, parts: AppParts) -> Any:
     """Store one picture."""
     facts = _facts(ImageFacts, _json_of(form, "facts"))
     data, content_type = await _file_of(form)
