@@ -427,8 +427,7 @@ class Generations(Resource):
             sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
             exclusive: share no forward pass with another brand.
             preview_every: `events` shows a preview of each picture every so many steps (``preview``, a data URL).
-            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`.
-            output_compression: quality of a JPEG or WEBP, 0 to 100.
+            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`. `output_compression`: 0 to 100.
             wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
         """
         body = given(
