@@ -451,6 +451,9 @@ class Generations(Resource):
             output_format=output_format,
             output_compression=output_compression,
         )
+        return self._begin(brand, body, wait_seconds, idempotency_key)
+
+    def _begin(self, brand: BrandLike, body: Any, wait_seconds: int, idempotency_key: str | None) -> objects.Generation:
         return self._post(
             objects.Generation,
             brand_path(brand, "generations"),
