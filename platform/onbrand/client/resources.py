@@ -389,8 +389,7 @@ class Generations(Resource):
             sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
             exclusive: share no forward pass with another brand.
             preview_every: `events` shows a preview of each picture every so many steps (``preview``, a data URL).
-            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`.
-            output_compression: quality of a JPEG or WEBP, 0 to 100.
+            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`. `output_compression`: 0 to 100.
             wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
         """
         body = given(
@@ -414,9 +413,17 @@ class Generations(Resource):
             output_format=output_format,
             output_compression=output_compression,
         )
-        how = {"headers": {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}, "timeout": wait_seconds + 60.0}
-        path = brand_path(brand, "generations")
-        return self._post(objects.Generation, path, body, idempotency_key=idempotency_key, **how)
+        return self._begin(brand, body, wait_seconds, idempotency_key)
+
+    def _begin(self, brand: BrandLike, body: Any, wait_seconds: int, idempotency_key: str | None) -> objects.Generation:
+        return self._post(
+            objects.Generation,
+            brand_path(brand, "generations"),
+            body,
+            headers={"prefer": f"wait={wait_seconds}"} if wait_seconds else {},
+            idempotency_key=idempotency_key,
+            timeout=wait_seconds + 60.0,
+        )
 
     def list(self, brand: BrandLike) -> Iterator[objects.Generation]:
         return self._pages(objects.Generation, brand_path(brand, "generations"))
