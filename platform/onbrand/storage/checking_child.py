@@ -170,7 +170,7 @@ def _warm_up_pictures() -> None:
 
     from onbrand.storage.images import clean_image, inspect_image
 
-    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1)
+    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1, profile_bytes=2**20)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -187,7 +187,7 @@ def _warm_up_features() -> None:
     from onbrand.storage.features import measure
 
     _warm_up_pictures()
-    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1)
+    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1, profile_bytes=2**20)
     for kind in ("PNG", "JPEG", "WEBP"):
         out = io.BytesIO()
         Image.new("RGB", (80, 80)).save(out, kind)
