@@ -12,6 +12,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
 from onbrand.services.rows import Row, known_id, must_be_there
+from onbrand.visible import must_be_visible
 
 Role = Literal["member", "admin"]
 _REGION = re.compile(r"[a-z0-9-]{2,32}")
@@ -180,6 +181,7 @@ def _must_be_name(name: str) -> str:
     name = name.strip()
     if not 1 <= len(name) <= 200:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
+    must_be_visible(name, "name", "name")
     return name
 
 
