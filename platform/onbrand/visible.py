@@ -11,6 +11,8 @@ import unicodedata
 
 from onbrand.errors import InvalidInput
 
+TEXT_ENCODINGS = ("utf-8-sig", "utf-16")
+"""Of text files."""
 _CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
 _TURNING = "\u202a-\u202e\u2066-\u2069"
 _HALVES = "\ud800-\udfff"
@@ -48,7 +50,7 @@ def text_of(data: bytes) -> str:
     """
     is_wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") and len(data) > 2
     try:
-        text = data.decode("utf-16" if is_wide else "utf-8-sig")
+        text = data.decode(TEXT_ENCODINGS[is_wide])
     except UnicodeDecodeError:
         raise ValueError("is not text in UTF-8, or in UTF-16 with a byte order mark") from None
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()

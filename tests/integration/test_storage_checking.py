@@ -254,6 +254,12 @@ P3 = iccp(P3_PROFILE)
 LINEAR = iccp(profiles.gray_profile(profiles.gamma(1.0)).data)
 
 
+def of_adobe_rgb() -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    return exif
+
+
 def turned() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -277,6 +283,11 @@ def test_a_child_gives_the_colours_that_a_process_of_ours_gives(checker: Checker
         png(np.full((64, 64, 1), 40_000, np.uint16), {**LINEAR, b"tRNS": b"\x9c\x40"}),
         png(np.full((64, 64, 3), 40_000, np.uint16), P3),
         png(np.full((64, 64, 3), 99, np.uint8), {b"gAMA": (100_000).to_bytes(4, "big")}),
+        png(np.full((64, 64, 4), 40_000, np.uint16), P3),
+        png(np.full((64, 64, 2), 40_000, np.uint16), LINEAR),
+        png(np.full((64, 64, 1), 99, np.uint8), P3),
+        encoded("JPEG", Image.new("RGB", (64, 64), (60, 200, 90)), exif=of_adobe_rgb()),
+        encoded("MPO", Image.new("RGB", (64, 64)), save_all=True, append_images=[Image.new("RGB", (64, 64))]),
     ):
         assert checker.picture(data) == clean_image(data, Limits())
     with pytest.raises(UnsupportedMedia, match=r"logo\.png: its colour profile is cut short"):
@@ -604,6 +615,24 @@ def test_an_archive_gives_its_pictures_with_their_captions(checker: Checker) -> 
         ("kit/box.JPG", None),
     ]
     assert found[0].data == picture()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp932", "cp437"])
+def test_a_child_reads_names_and_texts_of_every_encoding(checker: Checker, encoding: str) -> None:
+    """A child can load no codec any more."""
+    name = "größe" if encoding == "cp437" else "商品ロゴ"
+    packed = archive(
+        ("#" * len(name.encode(encoding)) + ".png", picture()), ("a.jpg", picture("JPEG")), ("a.txt", b"?")
+    )
+    packed = packed.replace(b"#" * len(name.encode(encoding)), name.encode(encoding))
+    assert [one.filename for one in checker.unpack(packed)] == [f"{name}.png", "a.jpg"]
+    for text in (
+        "[brand] día".encode("utf-16"),
+        b"\xfe\xff" + "[brand] día".encode("utf-16-be"),
+        "[brand] día".encode(),
+    ):
+        (found,) = checker.unpack(archive(("a.png", picture()), ("a.txt", text)))
+        assert found.caption == "[brand] día"
 
 
 def test_a_pdf_keeps_its_pages_and_links_and_loses_who_made_it(checker: Checker) -> None:

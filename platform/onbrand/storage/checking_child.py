@@ -195,10 +195,15 @@ def _warm_up_features() -> None:
 
 
 def _warm_up_zips() -> None:
+    import codecs
     import zipfile
 
+    from onbrand.storage.zip_directory import ENCODINGS
     from onbrand.storage.zips import unpack
+    from onbrand.visible import TEXT_ENCODINGS
 
+    for encoding in (*ENCODINGS, *TEXT_ENCODINGS):
+        codecs.lookup(encoding)  # a child that is closed in can load none
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"a")

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from onbrand.visible import composed
 
 STORED, DEFLATED = 0, 8
+ENCODINGS = ("utf-8", "cp932", "cp437")
+"""Of names."""
 _ENTRY = struct.Struct("<4s4B4HL2L5H2L")
 _LOCAL = struct.Struct("<4s2B4HL2L2H")
 _IN_UTF8 = 0x800
