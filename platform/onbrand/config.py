@@ -38,6 +38,7 @@ class Limits(BaseModel):
     upload_files: int = 50
     image_pixels: int = 25_000_000
     image_side_min: int = 32
+    profile_bytes: int = 16 * 2**20
     zip_bytes: int = 100 * 2**20
     zip_files: int = 200
     unpacked_bytes: int = 256 * 2**20

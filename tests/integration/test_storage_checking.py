@@ -24,10 +24,12 @@ from PIL import Image
 
 from onbrand.config import Limits
 from onbrand.errors import AdapterRefused, InvalidInput, TooLarge, Unavailable, UnsupportedMedia
-from onbrand.storage import children
+from onbrand.storage import children, profiles
 from onbrand.storage.checking import Checker
 from onbrand.storage.children import Child, end_servers, fork_child
+from onbrand.storage.images import clean_image
 from onbrand.storage.layout import CONTENT_TYPES
+from tests.colour_files import cmyk_profile, encoded, iccp, png
 from tests.isolation.hostile import papers
 from tests.isolation.hostile.pictures import picture
 
@@ -236,6 +238,60 @@ def test_the_largest_webp_fits_into_the_memory(checker: Checker, used: list[Used
     Image.new("RGB", (4096, 3072), (20, 90, 160)).save(out, "WEBP", method=0)
     assert checker.picture(out.getvalue()).width == 4096
     assert 25 < used[-1].megabytes <= 300
+
+
+LARGEST = {
+    "of inks, turned": lambda: encoded(
+        "JPEG", Image.new("CMYK", (6250, 4000), (255, 128, 0, 30)), exif=turned(), icc_profile=cmyk_profile()
+    ),
+    "of a palette": lambda: png(np.zeros((4000, 6250, 1), np.uint8), {**P3, b"PLTE": b"\xea\x33\x23", b"tRNS": b"\7"}),
+    "of gray and alpha in 16 bits": lambda: png(np.full((4000, 6250, 2), 30_000, np.uint16), LINEAR),
+    "of RGB in 16 bits": lambda: png(np.full((3200, 4000, 3), 30_000, np.uint16), P3),
+    "of RGB and alpha in 8 bits": lambda: png(np.full((4000, 6250, 4), 99, np.uint8), P3),
+}
+P3_PROFILE = profiles.rgb_profile(profiles.DISPLAY_P3, profiles.srgb_curve()).data
+P3 = iccp(P3_PROFILE)
+LINEAR = iccp(profiles.gray_profile(profiles.gamma(1.0)).data)
+
+
+def of_adobe_rgb() -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    return exif
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@only_linux
+@pytest.mark.parametrize("kind", LARGEST)
+def test_the_largest_picture_is_converted_to_srgb_within_the_memory_and_time(
+    checker: Checker, used: list[Used], kind: str
+) -> None:
+    clean = checker.picture(LARGEST[kind]())
+    assert clean.width * clean.height >= 12_800_000
+    assert 25 < used[-1].megabytes <= 300
+
+
+def test_a_child_gives_the_colours_that_a_process_of_ours_gives(checker: Checker) -> None:
+    for data in (
+        encoded("JPEG", Image.new("CMYK", (64, 64), (255, 128, 0, 30)), icc_profile=cmyk_profile()),
+        encoded("WEBP", Image.new("RGB", (64, 64), (234, 51, 35)), icc_profile=P3_PROFILE),
+        png(np.full((64, 64, 1), 40_000, np.uint16), {**LINEAR, b"tRNS": b"\x9c\x40"}),
+        png(np.full((64, 64, 3), 40_000, np.uint16), P3),
+        png(np.full((64, 64, 3), 99, np.uint8), {b"gAMA": (100_000).to_bytes(4, "big")}),
+        png(np.full((64, 64, 4), 40_000, np.uint16), P3),
+        png(np.full((64, 64, 2), 40_000, np.uint16), LINEAR),
+        png(np.full((64, 64, 1), 99, np.uint8), P3),
+        encoded("JPEG", Image.new("RGB", (64, 64), (60, 200, 90)), exif=of_adobe_rgb()),
+        encoded("MPO", Image.new("RGB", (64, 64)), save_all=True, append_images=[Image.new("RGB", (64, 64))]),
+    ):
+        assert checker.picture(data) == clean_image(data, Limits())
+    with pytest.raises(UnsupportedMedia, match=r"logo\.png: its colour profile is cut short"):
+        checker.picture(png(np.zeros((64, 64, 3), np.uint8), iccp(P3_PROFILE[:-50])), "logo.png")
 
 
 def test_a_file_that_needs_more_memory_is_refused() -> None:
@@ -559,6 +615,24 @@ def test_an_archive_gives_its_pictures_with_their_captions(checker: Checker) -> 
         ("kit/box.JPG", None),
     ]
     assert found[0].data == picture()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp932", "cp437"])
+def test_a_child_reads_names_and_texts_of_every_encoding(checker: Checker, encoding: str) -> None:
+    """A child can load no codec any more."""
+    name = "größe" if encoding == "cp437" else "商品ロゴ"
+    packed = archive(
+        ("#" * len(name.encode(encoding)) + ".png", picture()), ("a.jpg", picture("JPEG")), ("a.txt", b"?")
+    )
+    packed = packed.replace(b"#" * len(name.encode(encoding)), name.encode(encoding))
+    assert [one.filename for one in checker.unpack(packed)] == [f"{name}.png", "a.jpg"]
+    for text in (
+        "[brand] día".encode("utf-16"),
+        b"\xfe\xff" + "[brand] día".encode("utf-16-be"),
+        "[brand] día".encode(),
+    ):
+        (found,) = checker.unpack(archive(("a.png", picture()), ("a.txt", text)))
+        assert found.caption == "[brand] día"
 
 
 def test_a_pdf_keeps_its_pages_and_links_and_loses_who_made_it(checker: Checker) -> None:

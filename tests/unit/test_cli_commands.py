@@ -148,9 +148,37 @@ def test_the_command_line_loads_neither_torch_nor_ray() -> None:
 
 
 def test_a_folder_stands_for_its_pictures_in_order(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt"):
+    for name in ("b.JPG", "a.png", "notes.txt", "d/c.jfif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in expand([tmp_path])] == ["a.png", "b.JPG"]
+    assert [path.name for path in expand([tmp_path])] == ["a.png", "b.JPG", "c.jfif"]
+
+
+LITTER = ("._a.png", ".DS_Store", "Thumbs.db", "Icon\r", "__MACOSX/._a.png", "x/@eaDir/a.png/SYNOPHOTO.jpg", "~$a.png")
+
+
+def test_of_a_folder_what_systems_keep_beside_files_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*LITTER, "a.png", "a.heic"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert [path.name for path in expand([tmp_path])] == ["a.png"]
+    told = capsys.readouterr().err
+    assert "a.heic" in told
+    assert "DS_Store" not in told
+
+
+def test_files_that_a_shell_lists_are_taken_as_their_folder_is(tmp_path: Path) -> None:
+    for name in ("a.JPG", "a.TXT", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).touch()
+    assert [path.name for path in expand(sorted(tmp_path.iterdir()))] == ["a.JPG"]
+    (tmp_path / "b.txt").touch()
+    with pytest.raises(Refused, match=r"b\.txt is neither a picture nor the caption of one"):
+        expand(sorted(tmp_path.iterdir()))
+    with pytest.raises(Refused, match=r"Thumbs\.db is no picture"):
+        expand([tmp_path / "Thumbs.db", tmp_path / "desktop.ini"])
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -192,10 +220,37 @@ def test_a_text_file_beside_a_picture_is_its_caption_and_goes_before_one_for_all
     for picture in pictures:
         picture.touch()
     (tmp_path / "a.txt").write_text("\ufeffphoto of [brand]\n", "utf-8")
-    (tmp_path / "c.txt").write_text("  ")
-    assert with_sidecars(expand([tmp_path]), None) == ["photo of [brand]", None, None]
-    assert with_sidecars(pictures, ["[brand]"]) == ["photo of [brand]", "[brand]", "[brand]"]
-    assert with_sidecars(pictures, ["1", "2", "3"]) == ["photo of [brand]", "2", "3"]
+    (tmp_path / "c.TXT").write_bytes("photo of\u00a0[brand]\r\nat night".encode("utf-16"))
+    assert with_sidecars(expand([tmp_path]), None) == ["photo of [brand]", None, NIGHT]
+    assert with_sidecars(pictures, ["[brand]"]) == ["photo of [brand]", "[brand]", NIGHT]
+    assert with_sidecars(pictures, ["1", "2", "3"]) == ["photo of [brand]", "2", NIGHT]
+
+
+NIGHT = "photo of\u00a0[brand]\nat night"
+
+
+def test_a_text_is_found_whichever_way_its_letters_are_composed(tmp_path: Path) -> None:
+    (tmp_path / "gro\u0308ße.png").touch()
+    (tmp_path / "größe.txt").write_text("[brand]", "utf-8")
+    assert with_sidecars(expand([tmp_path]), None) == ["[brand]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(b"  ", "is empty"), ("a\u202eb".encode(), "cannot be seen"), (b"a\x1bb", "cannot be seen"), (b"\xe4", "UTF-8")],
+)
+def test_a_text_that_is_no_caption_is_refused_and_named(tmp_path: Path, text: bytes, why: str) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_bytes(text)
+    with pytest.raises(Refused, match=rf"a\.txt .*{why}"):
+        with_sidecars([tmp_path / "a.png"], None)
+
+
+def test_a_text_beside_two_pictures_of_its_name_is_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.txt"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(Refused, match=r"a\.txt must describe exactly one picture"):
+        with_sidecars(expand([tmp_path]), None)
 
 
 def test_captions_that_do_not_fit_the_pictures_are_refused(tmp_path: Path) -> None:

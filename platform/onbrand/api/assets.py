@@ -42,7 +42,7 @@ _UPLOAD_SCHEMA: dict[str, Any] = {
                         "files": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
-                            "description": "Pictures, or zip archives of them; `a.txt` is the caption of `a.png`.",
+                            "description": "Pictures, their captions (`a.txt` for `a.png`), or zips of them.",
                         },
                         "captions": {
                             "type": "string",
@@ -65,7 +65,8 @@ class NewCaption(Input):
 async def _form(request: Request, access: UploaderAccess, parts: AppParts) -> AsyncIterator[FormData]:
     async with access.open():
         pass  # whoever may not do this is told before a byte of their form is read
-    async with read_form(request, parts.settings.limits.upload_files, "files") as form:
+    most = parts.settings.limits.upload_files * assets.FILES_PER_PICTURE
+    async with read_form(request, most, "files") as form:
         yield form
 
 
@@ -129,8 +130,8 @@ async def _uploads(form: FormData, limits: Limits) -> list[assets.Upload]:
     files = [part for name in ("files", "files[]") for part in form.getlist(name)]
     if not files:
         raise InvalidInput("send at least one picture in the field 'files'", param="files")
-    if len(files) > limits.upload_files:
-        raise too_many_files(limits.upload_files, "files")
+    if len(files) > (most := limits.upload_files * assets.FILES_PER_PICTURE):
+        raise too_many_files(most, "files")
     captions = _captions(form, len(files))
     shared = _shared(form)
     return [

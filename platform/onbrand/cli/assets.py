@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,10 @@ import typer
 from onbrand.cli.exits import Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, progress_bar, show, show_rows
+from onbrand.filenames import described, is_caption, is_litter, is_picture
+from onbrand.visible import hidden_in, printed, text_of
 
 app = typer.Typer(name="asset", help="Training pictures.", no_args_is_help=True)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @app.command()
@@ -54,16 +56,41 @@ def delete(asset_id: str, brand: BrandOption = None, as_json: AsJson = False) ->
 
 
 def expand(files: list[Path]) -> list[Path]:
-    """The files themselves, and the pictures of folders in order of their names. Raises Refused."""
+    """The files themselves, and the pictures in folders and theirs, in order of their paths.
+
+    What systems keep beside files is left out, and texts that describe a picture (`with_sidecars` reads them); of a
+    folder also all else, which is named on stderr.
+
+    Raises Refused.
+    """
     found: list[Path] = []
     for file in files:
-        inside = sorted(p for p in file.iterdir() if p.suffix.lower() in PICTURES) if file.is_dir() else [file]
-        if not inside:
-            raise Refused(f"{file} holds no picture; PNG, JPEG and WEBP files are taken", code="no_pictures")
-        found += inside
-    if missing := [str(file) for file in found if not file.is_file()]:
-        raise Refused(f"{missing[0]} is not a file; check the path", code="no_such_file")
-    return found
+        if file.is_dir():
+            found += _pictures_in(file)
+        elif not file.is_file():
+            raise Refused(f"{file} is not a file; check the path", code="no_such_file")
+        elif not is_litter(file.name) or len(files) == 1:
+            found.append(file)
+    if not found:
+        raise Refused(f"{files[0]} is no picture: a system keeps it beside them", code="no_pictures")
+    texts = [index for index, path in enumerate(found) if is_caption(path.name)]
+    nobodys = described([str(path) for path in found], texts).nobodys
+    if nobodys:
+        raise Refused(f"{found[nobodys[0]]} is neither a picture nor the caption of one", code="bad_caption")
+    return [path for index, path in enumerate(found) if index not in texts]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    inside = sorted(path for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in inside if not is_litter(path.relative_to(folder).as_posix())]
+    pictures = [path for path in kept if is_picture(path.name)]
+    if not pictures:
+        raise Refused(f"{folder} holds no picture; PNG, JPEG and WEBP files are taken", code="no_pictures")
+    if others := [str(path.relative_to(folder)) for path in kept if not is_picture(path.name)]:
+        told = [name for name in others if not is_caption(name)]
+        if told:
+            print(f"onbrand: of {folder} left out, as no pictures: {printed(', '.join(told))}", file=sys.stderr)
+    return pictures
 
 
 def with_sidecars(pictures: list[Path], said: list[str] | None) -> list[str | None]:
@@ -73,15 +100,28 @@ def with_sidecars(pictures: list[Path], said: list[str] | None) -> list[str | No
         given = given * len(pictures)
     if len(given) != len(pictures):
         raise Refused(f"{len(given)} captions for {len(pictures)} pictures; give one for each, or one for all")
-    return [_sidecar(picture) or text for picture, text in zip(pictures, given, strict=True)]
+    texts = _texts_beside(pictures)
+    return [_said_in(texts[path]) if path in texts else text for path, text in zip(pictures, given, strict=True)]
 
 
-def _sidecar(picture: Path) -> str | None:
-    """What `logo.txt` says of `logo.png`, as in an archive; None where there is none, or nothing in it."""
-    beside = picture.with_suffix(".txt")
-    if picture.suffix.lower() not in PICTURES or not beside.is_file():
-        return None
+def _texts_beside(pictures: list[Path]) -> dict[Path, Path]:
+    """What `logo.txt` is for `logo.png`, as in an archive: the text file of each picture that has one."""
+    named = [path for path in pictures if is_picture(path.name)]
+    beside = [text for folder in sorted({path.parent for path in named}) for text in sorted(folder.iterdir())]
+    paths = [*named, *(text for text in beside if is_caption(text.name) and not is_litter(text.name))]
+    found = described([str(path) for path in paths], range(len(named), len(paths)))
+    if found.doubtful:
+        raise Refused(f"{paths[found.doubtful[0]]} must describe exactly one picture of its name", code="bad_caption")
+    return {paths[picture]: paths[text] for picture, text in found.captions.items()}
+
+
+def _said_in(file: Path) -> str:
     try:
-        return beside.read_text("utf-8-sig").strip() or None
-    except UnicodeDecodeError:
-        raise Refused(f"{beside} is not text in UTF-8; save it anew", code="bad_caption") from None
+        text = text_of(file.read_bytes())
+    except ValueError as problem:
+        raise Refused(f"{file} {problem}; save it anew", code="bad_caption") from None
+    if found := hidden_in(text, lines=True):
+        raise Refused(f"{file} holds characters that cannot be seen ({found}); leave them out", code="bad_caption")
+    if not text:
+        raise Refused(f"{file} is empty; write a caption, or remove it", code="bad_caption")
+    return text

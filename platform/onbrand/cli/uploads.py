@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onbrand.cli.assets import expand
+from onbrand.cli.assets import expand, with_sidecars
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, progress_bar, show, show_rows
 
@@ -30,11 +30,12 @@ def send(
     client = connect()
     brand_id = chosen_brand(client, brand)
     paths = expand(files)
+    captions = with_sidecars(paths, None if caption is None else [caption])
     done = []
     with progress_bar("sending", as_json) as step:
-        for number, path in enumerate(paths):
+        for number, (path, text) in enumerate(zip(paths, captions, strict=True)):
             step(100 * number / len(paths), path.name)
-            done.append(client.uploads.upload(brand_id, path, caption, object=object))
+            done.append(client.uploads.upload(brand_id, path, text, object=object))
         step(100, "sent")
     made = sum(len(upload.asset_ids) + len(upload.document_ids) for upload in done)
     document = {"object": "list", "data": [upload.model_dump(mode="json", exclude={"send"}) for upload in done]}

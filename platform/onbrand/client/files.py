@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -44,12 +45,18 @@ def as_captions(captions: Captions, names: Sequence[str]) -> list[str | None]:
     if captions is None or isinstance(captions, str):
         return [captions] * len(names)
     if isinstance(captions, Mapping):
-        if unknown := sorted(set(captions) - set(names)):
+        said = {_composed(name): caption for name, caption in captions.items()}
+        if unknown := sorted(set(said) - {_composed(name) for name in names}):
             raise InvalidArgument(f"captions name files that are not sent: {', '.join(unknown)}")
-        return [captions.get(name) for name in names]
+        return [said.get(_composed(name)) for name in names]
     if len(captions) != len(names):
         raise InvalidArgument(f"{len(captions)} captions for {len(names)} files; send one for each, or one for all")
     return list(captions)
+
+
+def _composed(name: str) -> str:
+    """Letters with their marks as one character (NFC): macOS takes them apart in file names."""
+    return unicodedata.normalize("NFC", name)
 
 
 def save_at(path: str | Path, name: str, chunks: Iterable[Any]) -> Path:

@@ -15,7 +15,12 @@ from onbrand.client.resources import BrandLike, Resource, brand_path, given
 
 __all__ = ["Uploads"]
 
-_TYPES = {".zip": "application/zip", ".pdf": "application/pdf", ".md": "text/markdown", ".webp": "image/webp"}
+_TYPES = {
+    ".zip": "application/zip",
+    ".pdf": "application/pdf",
+    ".md": "text/markdown",
+    ".webp": "image/webp",
+} | dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "image/jpeg")
 _KINDS = {"application/zip": "zip", "application/pdf": "document", "text/markdown": "document"}
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from onbrand.brand import must_be_brand_id
 from onbrand.errors import InvalidInput
+from onbrand.filenames import is_litter, is_picture
 
 NUM_UPLOADED, NUM_HELD_OUT, DRAWN_SIDE = 12, 6, 256
 FEWEST_OWN, HELD_OUT_EVERY = 4, 4
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _OBJECTS = ("logo", "product", "packaging")
 
 
@@ -68,7 +68,7 @@ def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
         raise InvalidInput(
             f"{folder} is not a folder; --images takes a folder of PNG, JPEG or WEBP files", param="images"
         )
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    found = sorted(path for path in folder.iterdir() if is_picture(path.name) and not is_litter(path.name))
     if len(found) < FEWEST_OWN:
         raise InvalidInput(f"{folder} holds {len(found)} pictures; at least {FEWEST_OWN} are needed", param="images")
     for path in found:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from onbrand.config import FamilyName, NumWorkers
 from onbrand.errors import InvalidInput
+from onbrand.visible import hidden_in
 
 TargetPreset = Literal["attention", "strong", "all"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
@@ -116,6 +117,8 @@ class TrainingConfig(BaseModel):
     def _prompts_are_bounded(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         if any(not 1 <= len(prompt) <= 2_000 for prompt in prompts):
             raise ValueError("every prompt must have 1 to 2000 characters")
+        if any(hidden_in(prompt, lines=True) for prompt in prompts):
+            raise ValueError("a prompt holds characters that cannot be seen; leave them out")
         return prompts
 
 

@@ -15,7 +15,8 @@ from psycopg.types.json import Jsonb
 
 from onbrand.config import Limits
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge
+from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.filenames import described, is_caption, is_litter, own_name
 from onbrand.services.brands import record
 from onbrand.services.room import must_have_fitted, must_not_be_full
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
@@ -23,8 +24,11 @@ from onbrand.storage.checking import Checker
 from onbrand.storage.findings import CleanImage, is_zip, shown
 from onbrand.storage.layout import Key, training_image
 from onbrand.storage.store import BrandStore
+from onbrand.visible import must_be_visible, text_of
 
 ObjectKind = Literal["logo", "product", "person", "packaging", "other"]
+FILES_PER_PICTURE = 4
+"""What a form may hold for each picture: itself, its caption, and what macOS keeps of both."""
 _METADATA_CHARS = 10_000
 _ASSET = """
 select t.*, c.caption, c.version as caption_version
@@ -105,6 +109,7 @@ async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[C
         UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names it.
         Unavailable: no child can be started.
     """
+    files = _described(files, limits)
     _must_be_countable(files, limits)
     for file in files:
         must_be_fine(file, limits)
@@ -115,11 +120,49 @@ async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[C
     checked, left = [], 2 * limits.unpacked_bytes
     for picture, caption in zip(pictures, captions, strict=True):
         image = await checker.run(checker.picture, picture.data, picture.filename)
+        must_be_filename(picture.filename, "files")
         left -= len(image.bytes)
         if left < 0:
             raise TooLarge("the pictures are too large for one upload; send some of them in another", param="files")
         checked.append(Checked(replace(picture, data=b""), image, caption))
     return checked
+
+
+def _described(files: list[Upload], limits: Limits) -> list[Upload]:
+    """The pictures and archives among the files, with the captions of the text files among them, as in an archive.
+
+    Raises:
+        InvalidInput: only what systems keep beside files, or a text file that is no caption.
+        UnsupportedMedia: a text file that describes no picture, or more than one.
+    """
+    kept = [file for file in files if not is_litter(file.filename.replace("\\", "/"))]
+    if files and not kept:
+        raise InvalidInput(f"{shown(files[0].filename)} is no picture: a system keeps it beside them", param="files")
+    names = [file.filename for file in kept]
+    texts = [index for index, file in enumerate(kept) if is_caption(file.filename) and not is_zip(file.data)]
+    found = described(names, texts)
+    for index in [*found.nobodys, *found.doubtful]:
+        raise UnsupportedMedia(
+            f"{shown(names[index])} is neither a picture nor the caption of exactly one picture of its name",
+            param="files",
+        )
+    captions = {picture: _caption_in(kept[text], limits) for picture, text in found.captions.items()}
+    return [
+        replace(file, caption=captions.get(index, file.caption))
+        for index, file in enumerate(kept)
+        if index not in texts
+    ]
+
+
+def _caption_in(file: Upload, limits: Limits) -> str:
+    """What a text file says. Raises InvalidInput, TooLarge."""
+    if len(file.data) > 4 * limits.caption_chars + 16:
+        raise TooLarge(f"{shown(file.filename)} has more than {limits.caption_chars} characters", param="files")
+    try:
+        text = text_of(file.data)
+    except ValueError as problem:
+        raise InvalidInput(f"{shown(file.filename)} {problem}", param="files") from None
+    return _must_be_caption(text, limits, f"the caption in {shown(file.filename)}", "files")
 
 
 async def _unpacked(checker: Checker, file: Upload) -> list[Upload]:
@@ -230,16 +273,22 @@ def must_be_fine(file: Upload, limits: Limits) -> str:
     if size > _METADATA_CHARS:
         raise InvalidInput(f"metadata has {size} characters; the limit is {_METADATA_CHARS}", param="metadata")
     what = "" if file.object == "other" else f" {file.object}"
-    return _must_be_caption(f"photo of [brand]{what}" if file.caption is None else file.caption, limits)
+    if file.caption is None:
+        return _must_be_caption(f"photo of [brand]{what}", limits)
+    return _must_be_caption(file.caption, limits, f"the caption of {shown(file.filename)}")
 
 
-def _must_be_caption(caption: str, limits: Limits) -> str:
-    caption = caption.strip()
-    if not 1 <= len(caption) <= limits.caption_chars or "\x00" in caption:
-        raise InvalidInput(
-            f"a caption has 1 to {limits.caption_chars} characters; got {len(caption)}", param="captions"
-        )
+def _must_be_caption(caption: str, limits: Limits, what: str = "a caption", param: str = "captions") -> str:
+    caption = caption.replace("\r\n", "\n").replace("\r", "\n").strip()
+    if not 1 <= len(caption) <= limits.caption_chars:
+        raise InvalidInput(f"{what} must have 1 to {limits.caption_chars} characters; got {len(caption)}", param=param)
+    must_be_visible(caption, what, param, lines=True)
     return caption
+
+
+def must_be_filename(filename: str, param: str) -> None:
+    """Raise InvalidInput for a name with characters that cannot be seen."""
+    must_be_visible(own_name(filename), shown(filename), param)
 
 
 async def _must_be_new(session: Session, brand_id: str, checked: list[Checked]) -> None:
@@ -300,6 +349,5 @@ async def _insert_caption(
 
 
 def _plain_name(filename: str) -> str:
-    """The file's own name: no folders, nothing that does not print, at most 255 characters."""
-    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(c for c in last if c.isprintable()).strip()[:255] or "image"
+    """The file's own name: no folders, at most 255 characters."""
+    return own_name(filename).strip()[:255] or "image"

@@ -12,6 +12,7 @@ from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
 from onbrand.services.rows import PAGE_MAX, Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.regions import must_be_region
+from onbrand.visible import must_be_visible
 
 Role = Literal["member", "admin"]
 
@@ -171,6 +172,7 @@ def _must_be_name(name: str) -> str:
     name = name.strip()
     if not 1 <= len(name) <= 200:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
+    must_be_visible(name, "name", "name")
     return name
 
 

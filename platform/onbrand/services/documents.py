@@ -22,6 +22,7 @@ from onbrand.storage.findings import CleanDocument, shown
 from onbrand.storage.layout import INCOMING, Key
 from onbrand.storage.layout import document as document_key
 from onbrand.storage.store import BrandStore
+from onbrand.visible import hidden_in
 
 _EXTENSIONS: dict[str, Literal["pdf", "md"]] = {"pdf": "pdf", "md": "md", "markdown": "md"}
 _NAME_CHARS_MAX = 60
@@ -93,7 +94,7 @@ def must_be_document_name(filename: str) -> tuple[str, Literal["pdf", "md"]]:
 
 def _must_be_title(title: str) -> str:
     title = title.strip()
-    if not 1 <= len(title) <= _TITLE_CHARS_MAX or not title.isprintable():
+    if not 1 <= len(title) <= _TITLE_CHARS_MAX or hidden_in(title):
         raise InvalidInput(f"a title has 1 to {_TITLE_CHARS_MAX} characters that can be seen", param="title")
     return title
 

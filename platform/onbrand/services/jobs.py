@@ -27,6 +27,7 @@ from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, pa
 from onbrand.services.terms import Terms, must_look_fit, num_workers_of
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
+from onbrand.visible import must_be_visible
 
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
 ENDED = ("completed", "failed", "canceled")
@@ -354,8 +355,9 @@ def _named(problem: ValidationError | TypeError) -> InvalidInput:
 def must_be_name(name: str) -> str:
     """The name of a job, without blanks around it. Raises InvalidInput."""
     name = name.strip()
-    if not 1 <= len(name) <= 200 or "\x00" in name:
+    if not 1 <= len(name) <= 200:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
+    must_be_visible(name, "name", "name")
     return name
 
 

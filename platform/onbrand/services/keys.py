@@ -18,6 +18,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, Unauthenticated
 from onbrand.services import brands
 from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
+from onbrand.visible import must_be_visible
 
 PREFIX = "ob_"
 _TOKEN = re.compile(r"ob_([0-9a-f]{32})_([0-9a-f]{64})")
@@ -125,6 +126,7 @@ def _must_be_name(name: str) -> str:
     name = name.strip()
     if not 1 <= len(name) <= 200:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
+    must_be_visible(name, "name", "name")
     return name
 
 

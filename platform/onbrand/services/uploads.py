@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.filenames import is_litter
 from onbrand.services import assets, documents
 from onbrand.services.brands import record
 from onbrand.services.room import must_have_room_to_send
@@ -293,6 +294,11 @@ def must_be_announceable(new: NewUpload, limits: Limits) -> None:
     if new.bytes > most:
         raise TooLarge(f"the file has {new.bytes} bytes; the limit is {most}", param="bytes")
     Announced(new.content_type, new.bytes, new.sha256)
+    assets.must_be_filename(new.filename, "filename")
+    if is_litter(new.filename):
+        raise InvalidInput(
+            f"{shown(new.filename)} is kept by a system beside files; send the file itself", param="filename"
+        )
     if new.kind == "document":
         _must_be_a_document(new)
     else:

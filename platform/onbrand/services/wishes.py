@@ -12,6 +12,7 @@ from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
 from onbrand.families.spec import SPECS, FamilySpec, Recommended
 from onbrand.services.models import Model, get_model
+from onbrand.visible import must_be_visible
 
 if TYPE_CHECKING:
     from onbrand.services.images import NewGeneration
@@ -151,7 +152,8 @@ def _bounded(param: str, value: float, least: float, most: float) -> float:
 
 
 def _must_be_prompt(text: str, param: str, least: int, limits: Limits) -> None:
-    if not least <= len(text.strip()) or len(text) > limits.prompt_chars or "\x00" in text:
+    if not least <= len(text.strip()) or len(text) > limits.prompt_chars:
         raise InvalidInput(
             f"{param} must have {least} to {limits.prompt_chars} characters; got {len(text)}", param=param
         )
+    must_be_visible(text, param, param, lines=True)

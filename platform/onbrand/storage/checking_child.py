@@ -170,7 +170,7 @@ def _warm_up_pictures() -> None:
 
     from onbrand.storage.images import clean_image, inspect_image
 
-    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1)
+    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1, profile_bytes=2**20)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -187,7 +187,7 @@ def _warm_up_features() -> None:
     from onbrand.storage.features import measure
 
     _warm_up_pictures()
-    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1)
+    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1, profile_bytes=2**20)
     for kind in ("PNG", "JPEG", "WEBP"):
         out = io.BytesIO()
         Image.new("RGB", (80, 80)).save(out, kind)
@@ -195,10 +195,15 @@ def _warm_up_features() -> None:
 
 
 def _warm_up_zips() -> None:
+    import codecs
     import zipfile
 
+    from onbrand.storage.zip_directory import ENCODINGS
     from onbrand.storage.zips import unpack
+    from onbrand.visible import TEXT_ENCODINGS
 
+    for encoding in (*ENCODINGS, *TEXT_ENCODINGS):
+        codecs.lookup(encoding)  # a child that is closed in can load none
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"a")

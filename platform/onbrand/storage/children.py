@@ -25,6 +25,7 @@ import onbrand
 from onbrand.errors import AdapterRefused, InvalidInput, OnbrandError, TooLarge, Unavailable, UnsupportedMedia
 from onbrand.storage.fork_server import ASKED, TOLD
 from onbrand.storage.frames import BrokenFrame, head_of, read_head
+from onbrand.visible import printed
 
 log = logging.getLogger(__name__)
 
@@ -339,5 +340,4 @@ def _refusal(said: dict[str, Any]) -> OnbrandError:
     kind, message, param = said["refused"], said.get("message"), said.get("param")
     if kind not in _REFUSALS or not isinstance(message, str) or not isinstance(param, str | None):
         raise BrokenFrame("the refusal has not the form of one")
-    plain = "".join(c if c.isprintable() else "?" for c in message[:1000])
-    return _REFUSALS[kind](plain, **({"param": param[:40]} if param else {}))
+    return _REFUSALS[kind](printed(message[:1000]), **({"param": param[:40]} if param else {}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import unicodedata
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +20,7 @@ from onbrand.errors import InvalidInput, OnbrandError, TooLarge, UnsupportedMedi
 from onbrand.storage.addresses import address_in_pdf, is_plain_address
 from onbrand.storage.findings import CleanDocument
 from onbrand.storage.twofold import must_be_one_thing
+from onbrand.visible import hidden_in
 
 if TYPE_CHECKING:
     from onbrand.config import Limits
@@ -65,7 +65,8 @@ _FILTERS = frozenset(
 _AS_TEXT = frozenset({"/ASCII85Decode", "/ASCIIHexDecode"})
 _LOOKED_INTO = (b"/URI", b"/Base", b"/OpenAction", b"/Metadata")
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
-_HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\ufff0-\uffff\U000e0000-\U000e0fff]")
+_UNSEEN = re.compile("[\ufff0-\uffff\U000e0000-\U000e0fff]")
+"""In documents also tags and non-characters: nobody writes them there, and a reader that is a model reads them."""
 _NESTING_MAX = 50
 
 
@@ -266,7 +267,7 @@ def _markdown(data: bytes, limits: Limits, name: str) -> bytes:
 
 def _must_be_visible(text: str, name: str) -> None:
     for number, line in enumerate(text.split("\n"), start=1):
-        if _HIDING.search(line) or any(unicodedata.category(c) == "Cc" and c != "\t" for c in line):
+        if hidden_in(line, lines=True) or _UNSEEN.search(line):
             _refuse(name, f"line {number} holds characters that cannot be seen", InvalidInput)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onbrand.visible import printed
+
 PictureFormat = Literal["PNG", "JPEG", "WEBP"]
 _NAME_CHARS_MAX = 80
 
@@ -85,5 +87,5 @@ def is_zip(data: bytes) -> bool:
 
 def shown(name: str) -> str:
     """A caller's file name, safe to show in a message or a log line."""
-    plain = "".join(c if c.isprintable() else "?" for c in name)
+    plain = printed(name)
     return plain if len(plain) <= _NAME_CHARS_MAX else f"{plain[:_NAME_CHARS_MAX]}..."

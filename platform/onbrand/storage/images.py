@@ -12,10 +12,17 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.storage.colour_spaces import profile_of
 from onbrand.storage.findings import CleanImage, ImageFacts, PictureFormat, shown
+from onbrand.storage.png_chunks import MAGIC as PNG_MAGIC
+from onbrand.storage.png_chunks import PngHead, allow_profiles_of, png_head, read_second_bytes, unpacked_profile
+from onbrand.storage.profiles import Profile, UnusableProfile
+from onbrand.storage.srgb import Decoded, to_srgb
 from onbrand.storage.twofold import must_be_one_thing
 
 if TYPE_CHECKING:
@@ -28,10 +35,10 @@ _SAVING: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"RIFF")
+_JPEG = b"\xff\xd8"
+_MAGIC = (PNG_MAGIC, _JPEG, b"RIFF")
 _JPEG_SCANS_MAX = 128
 _WEBP_PIXELS_MAX = 12_600_000  # 4096 x 3072: libwebp and its wrapper keep 17 bytes a pixel
-_ICC_BYTES_MAX = 2**20
 
 
 def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageFacts:
@@ -52,7 +59,7 @@ def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageF
 def clean_image(
     data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> CleanImage:
-    """Decode the picture and encode its pixels anew in the same format. Raises as `inspect_image` does.
+    """Decode the picture and encode its pixels anew in the same format. Raises as `decode` does.
 
     Args:
         decoded: told the number of pixels once they are there: what follows takes time by their number only.
@@ -71,14 +78,19 @@ def decode(
 ) -> tuple[ImageFacts, Image.Image]:
     """What the header says, and upright sRGB pixels without what decoded them: libwebp keeps two canvases.
 
-    Raises as `inspect_image` does, and UnsupportedMedia for a picture that is damaged or cut short.
+    Raises as `inspect_image` does, and UnsupportedMedia for a picture that is damaged or cut short, or whose colour
+    profile cannot be applied.
     """
     with _opened(data, limits, name) as image:
         facts = _facts(image)
+        head = png_head(data) if facts.format == "PNG" else None
         try:
+            profile = profile_of(image, head, limits.profile_bytes)
             image.load()
             decoded(image.width * image.height)
-            upright = _upright(image)
+            upright = _upright(image, data, head, profile)
+        except UnusableProfile as problem:
+            raise _of_no_use(name, problem) from None
         except (OSError, ValueError, SyntaxError, EOFError, struct.error):
             raise _damaged(name) from None
         return facts, image.copy() if upright is image and facts.format == "WEBP" else upright
@@ -88,18 +100,35 @@ def _damaged(name: str) -> UnsupportedMedia:
     return UnsupportedMedia(f"{shown(name)} is damaged or cut short; save it anew as PNG, JPEG or WEBP", param="files")
 
 
+def _of_no_use(name: str, problem: UnusableProfile) -> UnsupportedMedia:
+    return UnsupportedMedia(f"{shown(name)}: its colour profile {problem}; save the picture in sRGB", param="files")
+
+
 def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
     if len(data) > limits.upload_bytes:
         raise TooLarge(f"{shown(name)} has {len(data)} bytes; the limit is {limits.upload_bytes}", param="files")
     _must_be_harmless_to_open(data, limits, name)
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        image = _with_its_decoder(data, limits)
+    except UnusableProfile as problem:
+        raise _of_no_use(name, problem) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(limits.image_pixels, name) from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):
         raise UnsupportedMedia(f"{shown(name)} is not a PNG, JPEG or WEBP picture", param="files") from None
     _must_fit(image, limits, name)
     return image
+
+
+def _with_its_decoder(data: bytes, limits: Limits) -> Image.Image:
+    """Opened. Of several pictures in a JPEG (MPO: depth, the other eye, a preview) the first is the picture."""
+    if data.startswith(_JPEG):
+        return JpegImageFile(io.BytesIO(data))
+    if data.startswith(PNG_MAGIC):
+        allow_profiles_of(limits.profile_bytes)
+        if (packed := png_head(data).chunks.get(b"iCCP")) is not None:
+            unpacked_profile(packed, limits.profile_bytes)
+    return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
 
 
 def _must_be_harmless_to_open(data: bytes, limits: Limits, name: str) -> None:
@@ -109,7 +138,7 @@ def _must_be_harmless_to_open(data: bytes, limits: Limits, name: str) -> None:
     width, height = _webp_canvas(data)
     if width * height > (most := min(limits.image_pixels, _WEBP_PIXELS_MAX)):
         raise _too_many_pixels(most, name)
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _JPEG_SCANS_MAX:
+    if data.startswith(_JPEG) and data.count(b"\xff\xda") > _JPEG_SCANS_MAX:
         raise UnsupportedMedia(f"{shown(name)} is a JPEG of more than {_JPEG_SCANS_MAX} scans", param="files")
 
 
@@ -143,38 +172,18 @@ def _too_many_pixels(most: int, name: str) -> TooLarge:
 
 
 def _facts(image: Image.Image) -> ImageFacts:
-    kind = "JPEG" if image.format in ("JPEG", "MPO") else image.format
-    return ImageFacts(kind, _CONTENT_TYPE[str(kind)], image.width, image.height)  # type: ignore[arg-type]
+    kind = str(image.format)
+    return ImageFacts(kind, _CONTENT_TYPE[kind], image.width, image.height)  # type: ignore[arg-type]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, data: bytes, head: PngHead | None, profile: Profile | None) -> Image.Image:
     """Pixels only: EXIF's turn applied, 8 bit, sRGB, with or without alpha."""
-    profile = image.info.get("icc_profile")
+    second = None
+    if head is not None and head.has_second_bytes and (profile or head.transparent):
+        second = read_second_bytes(PngImageFile(io.BytesIO(data)), head)
+        ImageOps.exif_transpose(second, in_place=True)
     ImageOps.exif_transpose(image, in_place=True)
-    has_alpha = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
-    mode = "RGBA" if has_alpha and image.format != "JPEG" else "RGB"
-    plain = _in_srgb(_eight_bit(image), profile)
-    return plain if plain.mode == mode else plain.convert(mode)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return image.convert("I").point(lambda value: value / 257).convert("L")
-    return image
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours as sRGB, so that dropping the profile changes none; a profile that cannot be read is left out."""
-    if not profile or len(profile) > _ICC_BYTES_MAX or image.mode not in ("RGB", "CMYK", "RGBA"):
-        return image
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
-    in_place = mode == image.mode
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode=mode, inPlace=in_place) or image
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image
+    return to_srgb(Decoded(image, second, head, profile))
 
 
 def _encoded(image: Image.Image, kind: PictureFormat) -> bytes:

@@ -5,34 +5,34 @@ A picture is described by the text file of the same stem: `logo.png`, `logo.txt`
 
 from __future__ import annotations
 
-import io
 import re
 import struct
-import unicodedata
-import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from onbrand.errors import InvalidInput, OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.filenames import described, is_caption, is_litter, is_picture, plain
 from onbrand.storage.findings import Packed, is_zip
+from onbrand.storage.zip_directory import DEFLATED, STORED, BrokenArchive, Entry, read_directory, unpacked
+from onbrand.visible import hidden_in, printed, text_of
 
 if TYPE_CHECKING:
     from onbrand.config import Limits
 
-_BEGIN = b"PK\x03\x04"
+_BEGIN, _END_MAGIC = b"PK\x03\x04", b"PK\x05\x06"
 _END = struct.Struct("<4s4H2IH")
+_COMMENT_BYTES_MAX = 2**16 - 1
 _ENTRY_BYTES = 46
+_HEAD_BYTES = 30
 _DIRECTORY_BYTES_MAX = 2**20
+_FILES_PER_PICTURE = 6
+"""A picture, its caption, what macOS keeps of each, and folders."""
 _RATIO_MAX = 200
 _SMALL = 2**16
-_PICTURES = ("png", "jpg", "jpeg", "webp")
 _NAME_CHARS_MAX = 200
-_IN_UTF8 = 0x800
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
-_SYSTEM_FILES = ("__macosx/",)
-_SYSTEM_NAMES = (".ds_store", "thumbs.db", "desktop.ini")
-_HIDING = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_COLON = re.compile(r"(?<!\d):|:(?!\d)")
+"""A drive's or a stream's; between digits it is a time of day, as in names of screenshots."""
 
 
 def unpack(data: bytes, limits: Limits, name: str) -> Iterator[Packed]:
@@ -46,153 +46,151 @@ def unpack(data: bytes, limits: Limits, name: str) -> Iterator[Packed]:
         UnsupportedMedia: damaged, encrypted, or not only pictures and their captions.
         InvalidInput: a name that leads elsewhere, appears twice, or belongs to no picture.
     """
-    _must_be_bounded(data, limits, name)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [entry for entry in archive.infolist() if not _is_left_out(entry, name)]
-            _must_not_overlap(archive.infolist(), archive.start_dir, name)
-            pictures, captions = _sorted_out(entries, limits, name)
-            for stem, entry in pictures:
-                text = _caption(archive, captions[stem], limits, name) if stem in captions else None
-                yield Packed(entry.filename, _read(archive, entry, limits.upload_bytes, name), text)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError, OSError):
+        at, size, count = _bounded_directory(data, limits, name)
+        entries = read_directory(data, at, size, count)
+        _must_not_overlap(entries, at, name)
+        kept = [entry for entry in entries if not _is_left_out(entry, name)]
+        for picture, text in _sorted_out(kept, limits, name):
+            caption = None if text is None else _caption(data, text, limits, name)
+            yield Packed(picture.path, _read(data, picture, name), caption)
+    except BrokenArchive:
         _refuse(name, "it is damaged, cut short, or packed in a way that is not accepted")
-    except RuntimeError:
-        _refuse(name, "it is encrypted")
 
 
 def _refuse(name: str, why: str, kind: type[OnbrandError] = UnsupportedMedia) -> NoReturn:
     raise kind(f"the archive {name} is refused: {why}", param="files")
 
 
-def _must_be_bounded(data: bytes, limits: Limits, name: str) -> None:
-    """Size, number of files and their directory, by the archive's last 22 bytes: before anything reads further."""
+def _bounded_directory(data: bytes, limits: Limits, name: str) -> tuple[int, int, int]:
+    """Where the directory begins, its bytes, and the number of its entries: bounded before anything reads further."""
     if len(data) > limits.zip_bytes:
         _refuse(name, f"it has {len(data)} bytes; the limit is {limits.zip_bytes}", TooLarge)
     if not data.startswith(_BEGIN):
         _refuse(name, "it does not begin with a file")
-    if len(data) < _END.size or data[-_END.size :][:4] != b"PK\x05\x06":
-        _refuse(name, "it is cut short, or something follows its directory")
-    _, disk, first_disk, here, total, size, begin, comment = _END.unpack(data[-_END.size :])
+    end = _end_of(data, name)
+    _, disk, first_disk, here, total, size, begin, _ = _END.unpack_from(data, end)
     if 0xFFFF in (disk, first_disk, here, total) or 0xFFFFFFFF in (size, begin):
         _refuse(name, "it is a zip64 archive; make one of fewer files")
-    if disk or first_disk or here != total or comment or begin + size + _END.size != len(data):
+    if disk or first_disk or here != total or begin + size != end:
         _refuse(name, "its directory does not fit its bytes")
-    if total > limits.zip_files * 3 or size > _DIRECTORY_BYTES_MAX or size < total * _ENTRY_BYTES:
+    if total > limits.zip_files * _FILES_PER_PICTURE or size > _DIRECTORY_BYTES_MAX or size < total * _ENTRY_BYTES:
         _refuse(name, f"it holds {total} files; at most {limits.zip_files} pictures are accepted", TooLarge)
+    return begin, size, total
 
 
-def _is_left_out(entry: zipfile.ZipInfo, name: str) -> bool:
-    """Folders, and what desktop systems add to every archive. Their names must be plain all the same."""
+def _end_of(data: bytes, name: str) -> int:
+    """Where the record at the end begins, which a comment may follow; readers that disagree would see two archives."""
+    tail_at = max(0, len(data) - _END.size - _COMMENT_BYTES_MAX)
+    found, at = [], data.find(_END_MAGIC, tail_at)
+    while at >= 0:
+        if at + _END.size <= len(data) and at + _END.size + _END.unpack_from(data, at)[-1] == len(data):
+            found.append(at)
+        at = data.find(_END_MAGIC, at + 1)
+    if not found:
+        _refuse(name, "it is cut short, or something follows its directory")
+    if len(found) > 1:
+        _refuse(name, "its comment holds the end of another archive, so something follows its directory")
+    return found[0]
+
+
+def _is_left_out(entry: Entry, name: str) -> bool:
+    """Folders, and what systems add to every archive: whatever that is, it is not read."""
+    if is_litter(entry.path.removesuffix("/")):
+        return True
     _must_be_plain_name(entry, name)
     _must_be_a_file(entry, name)
-    path = entry.filename.lower()
-    return entry.is_dir() or path.startswith(_SYSTEM_FILES) or path.rsplit("/", 1)[-1] in _SYSTEM_NAMES
+    return entry.is_folder
 
 
-def _must_be_plain_name(entry: zipfile.ZipInfo, name: str) -> None:
-    said = entry.orig_filename
-    parts = said.removesuffix("/").split("/")
-    if not 1 <= len(said) <= _NAME_CHARS_MAX or said != entry.filename:
-        _refuse(
-            name, f"a name in it has more than {_NAME_CHARS_MAX} characters, or none that can be read", InvalidInput
-        )
-    if not said.isprintable() or _HIDING.search(said):
-        _refuse(name, "a name in it holds characters that cannot be seen", InvalidInput)
-    if "\\" in said or ":" in said or any(part in ("", ".", "..") for part in parts):
-        _refuse(name, f"{said!r} leads out of the archive", InvalidInput)
+def _must_be_plain_name(entry: Entry, name: str) -> None:
+    said = entry.path
+    if not 1 <= len(said) <= _NAME_CHARS_MAX:
+        _refuse(name, f"a name in it has more than {_NAME_CHARS_MAX} characters, or none", InvalidInput)
+    if found := hidden_in(said):
+        _refuse(name, f"'{printed(said)}' holds characters that cannot be seen ({found})", InvalidInput)
+    if _COLON.search(said) or any(part in ("", ".", "..") for part in said.removesuffix("/").split("/")):
+        _refuse(name, f"'{said}' leads out of the archive", InvalidInput)
 
 
-def _must_be_a_file(entry: zipfile.ZipInfo, name: str) -> None:
+def _must_be_a_file(entry: Entry, name: str) -> None:
     """Neither a link nor a device (the upper half of the attributes, as Unix writes it), nor encrypted."""
-    kind = entry.external_attr >> 28
+    kind = entry.attributes >> 28
     if kind not in (0, 0o10, 0o04):
-        _refuse(name, f"{entry.filename!r} is a link or a device, not a file")
-    if entry.flag_bits & _ENCRYPTED:
-        _refuse(name, f"{entry.filename!r} is encrypted")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        _refuse(name, f"{entry.filename!r} is packed in a way that is not accepted; use deflate")
-    if entry.is_dir() and entry.file_size:
-        _refuse(name, f"{entry.filename!r} is a folder with content")
+        _refuse(name, f"'{entry.path}' is a link or a device, not a file")
+    if entry.flags & _ENCRYPTED:
+        _refuse(name, f"'{entry.path}' is encrypted")
+    if entry.method not in (STORED, DEFLATED):
+        _refuse(name, f"'{entry.path}' is packed in a way that is not accepted; use deflate")
+    if entry.is_folder and entry.num_bytes:
+        _refuse(name, f"'{entry.path}' is a folder with content")
 
 
-def _must_not_overlap(entries: list[zipfile.ZipInfo], directory_at: int, name: str) -> None:
+def _must_not_overlap(entries: list[Entry], directory_at: int, name: str) -> None:
     """Files must lie one after another: archives that unpack to millions of times their size share their bytes."""
     at = 0
-    for entry in sorted(entries, key=lambda entry: entry.header_offset):
-        if entry.header_offset < at:
+    for entry in sorted(entries, key=lambda entry: entry.at):
+        if entry.at < at:
             _refuse(name, "files in it overlap")
-        encoding = "utf-8" if entry.flag_bits & _IN_UTF8 else "cp437"
-        at = entry.header_offset + 30 + len(entry.orig_filename.encode(encoding)) + entry.compress_size
+        at = entry.at + _HEAD_BYTES + len(entry.raw) + entry.num_packed
     if at > directory_at:
         _refuse(name, "files in it overlap")
 
 
-def _sorted_out(
-    entries: list[zipfile.ZipInfo], limits: Limits, name: str
-) -> tuple[list[tuple[str, zipfile.ZipInfo]], dict[str, zipfile.ZipInfo]]:
-    """Pictures by stem, in the archive's order, and captions by stem."""
+def _sorted_out(entries: list[Entry], limits: Limits, name: str) -> list[tuple[Entry, Entry | None]]:
+    """Pictures in the archive's order, each with the text that describes it."""
     _must_unpack_to_little(entries, limits, name)
     seen: set[str] = set()
-    pictures: list[tuple[str, zipfile.ZipInfo]] = []
-    captions: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
-        plain = unicodedata.normalize("NFKC", entry.filename).casefold()
-        if plain in seen:
-            _refuse(name, f"{entry.filename!r} appears twice", InvalidInput)
-        seen.add(plain)
-        stem, _, ext = plain.rpartition(".")
-        if ext in _PICTURES:
-            pictures.append((stem, entry))
-        elif ext == "txt":
-            captions[stem] = entry
-        else:
-            _refuse(name, f"{entry.filename!r} is neither a picture (PNG, JPEG, WEBP) nor a caption (txt)")
-    _must_belong(pictures, captions, limits, name)
-    return pictures, captions
+        if plain(entry.path) in seen:
+            _refuse(name, f"'{entry.path}' appears twice", InvalidInput)
+        seen.add(plain(entry.path))
+        if not is_picture(entry.path) and not is_caption(entry.path):
+            _refuse(name, f"'{entry.path}' is neither a picture (PNG, JPEG, WEBP) nor a caption (txt)")
+    texts = [index for index, entry in enumerate(entries) if is_caption(entry.path)]
+    found = described([entry.path for entry in entries], texts)
+    pictures = [index for index in range(len(entries)) if index not in texts]
+    if not pictures:
+        _refuse(name, "it holds no picture", InvalidInput)
+    if len(pictures) > limits.zip_files:
+        _refuse(name, f"it holds {len(pictures)} pictures; the limit is {limits.zip_files}", TooLarge)
+    for index in [*found.nobodys, *found.doubtful]:
+        _refuse(name, f"'{entries[index].path}' must describe exactly one picture of the same name", InvalidInput)
+    texts_of = {picture: entries[text] for picture, text in found.captions.items()}
+    return [(entries[index], texts_of.get(index)) for index in pictures]
 
 
-def _must_unpack_to_little(entries: list[zipfile.ZipInfo], limits: Limits, name: str) -> None:
+def _must_unpack_to_little(entries: list[Entry], limits: Limits, name: str) -> None:
     for entry in entries:
-        if entry.file_size > limits.upload_bytes:
-            _refuse(name, f"{entry.filename!r} unpacks to more than {limits.upload_bytes} bytes", TooLarge)
-        if entry.file_size > max(_SMALL, entry.compress_size * _RATIO_MAX):
-            _refuse(name, f"{entry.filename!r} unpacks to more than {_RATIO_MAX} times its size", TooLarge)
-    if sum(entry.file_size for entry in entries) > limits.unpacked_bytes:
+        if entry.num_bytes > limits.upload_bytes:
+            _refuse(name, f"'{entry.path}' unpacks to more than {limits.upload_bytes} bytes", TooLarge)
+        if entry.num_bytes > max(_SMALL, entry.num_packed * _RATIO_MAX):
+            _refuse(name, f"'{entry.path}' unpacks to more than {_RATIO_MAX} times its size", TooLarge)
+    if sum(entry.num_bytes for entry in entries) > limits.unpacked_bytes:
         _refuse(name, f"it unpacks to more than {limits.unpacked_bytes} bytes", TooLarge)
 
 
-def _must_belong(
-    pictures: list[tuple[str, zipfile.ZipInfo]], captions: dict[str, zipfile.ZipInfo], limits: Limits, name: str
-) -> None:
-    stems = [stem for stem, _ in pictures]
-    if not stems:
-        _refuse(name, "it holds no picture", InvalidInput)
-    if len(stems) > limits.zip_files:
-        _refuse(name, f"it holds {len(stems)} pictures; the limit is {limits.zip_files}", TooLarge)
-    for stem, entry in captions.items():
-        if stems.count(stem) != 1:
-            _refuse(name, f"{entry.filename!r} must describe exactly one picture of the same name", InvalidInput)
-
-
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int, name: str) -> bytes:
-    """The file's bytes; its checksum is compared when the last one is read."""
-    with archive.open(entry) as file:
-        data = file.read(most + 1)
-        if len(data) != entry.file_size or file.read(1):
-            _refuse(name, f"{entry.filename!r} has not the size that the directory says")
-    if is_zip(data):
-        _refuse(name, f"{entry.filename!r} is an archive in an archive")
-    return data
-
-
-def _caption(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limits: Limits, name: str) -> str:
-    if entry.file_size > 4 * limits.caption_chars + 16:
-        _refuse(name, f"{entry.filename!r} has more than {limits.caption_chars} characters", TooLarge)
+def _read(data: bytes, entry: Entry, name: str) -> bytes:
     try:
-        text = _read(archive, entry, entry.file_size, name).decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        _refuse(name, f"{entry.filename!r} is not text in UTF-8", InvalidInput)
-    if any(not char.isprintable() and char not in "\n\t\r" for char in text):
-        _refuse(name, f"{entry.filename!r} holds characters that cannot be seen", InvalidInput)
+        found = unpacked(data, entry)
+    except BrokenArchive:
+        _refuse(name, f"'{entry.path}' is damaged, or has not the size that the directory says")
+    if is_zip(found):
+        _refuse(name, f"'{entry.path}' is an archive in an archive")
+    return found
+
+
+def _caption(data: bytes, entry: Entry, limits: Limits, name: str) -> str:
+    if entry.num_bytes > 4 * limits.caption_chars + 16:
+        _refuse(name, f"'{entry.path}' has more than {limits.caption_chars} characters", TooLarge)
+    try:
+        text = text_of(_read(data, entry, name))
+    except ValueError as problem:
+        _refuse(name, f"'{entry.path}' {problem}", InvalidInput)
+    if found := hidden_in(text, lines=True):
+        _refuse(name, f"'{entry.path}' holds characters that cannot be seen ({found})", InvalidInput)
+    if not 1 <= len(text) <= limits.caption_chars:
+        _refuse(
+            name, f"the caption in '{entry.path}' has {len(text)} characters; 1 to {limits.caption_chars}", InvalidInput
+        )
     return text

@@ -115,6 +115,12 @@ def lying_count() -> bytes:
     return bytes(data)
 
 
+def commented_with_an_archive() -> bytes:
+    """Two ends that fit: readers that search from the front and from the back see different files."""
+    inner = good()
+    return good()[:-2] + struct.pack("<H", len(inner)) + inner
+
+
 def hostile() -> list[Hostile]:
     made = [*_names(), *_contents(), *_structures()]
     return [Hostile(f"zip: {name}", "assets", "pictures.zip", make, why) for name, make, why in made]
@@ -130,7 +136,8 @@ def _names() -> list[tuple]:
         "a bidi character": "a\u202egnp.png",
         "a line break": "a\nb.png",
         "a bell": "a\x07.png",
-        "a joiner": "a\u200b.png",
+        "an isolate": "a\u2066gnp.png",
+        "a control of eight bits": "a\x9b31m.png",
     }
     for what, name in unseen.items():
         found.append((f"a name with {what}", lambda n=name: one(n, flags=0x800), "cannot be seen"))
@@ -228,7 +235,8 @@ def _structures() -> list[tuple]:
         ("zip64", lambda: good()[:-6] + b"\xff\xff\xff\xff\0\0", "zip64"),
         ("something before it", lambda: b"#!/bin/sh\n" + good(), "not a PNG"),
         ("something after it", lambda: good() + b"<script>", "follows|cut"),
-        ("a comment", lambda: good()[:-2] + b"\x04\0evil", "follows|fit|cut"),
+        ("a comment that is cut", lambda: good()[:-2] + b"\x05\0evil", "follows|fit|cut"),
+        ("an archive in its comment", commented_with_an_archive, "follows|fit|cut"),
         ("an empty archive", lambda: packed(), "begin with a file"),
         ("its head only", lambda: good()[:40], "cut short"),
         ("cut at the half", lambda: good()[: len(good()) // 2], "cut short"),

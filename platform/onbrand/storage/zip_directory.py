@@ -1,0 +1,205 @@
+"""The directory of a zip archive and the bytes of its files (APPNOTE.TXT 6.3.10), read the same on every Python.
+
+Python's own reader decodes names differently from version to version, and fails on parts that do not matter here.
+Runs in the checking child.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass, replace
+
+from onbrand.visible import composed
+
+STORED, DEFLATED = 0, 8
+ENCODINGS = ("utf-8", "cp932", "cp437")
+"""Of names."""
+_ENTRY = struct.Struct("<4s4B4HL2L5H2L")
+_LOCAL = struct.Struct("<4s2B4HL2L2H")
+_IN_UTF8 = 0x800
+_UNICODE_PATH, _ZIP64 = 0x7075, 0x0001
+_LARGE = 0xFFFFFFFF
+_KANA = re.compile("[\u3041-\u309f\u30a1-\u30ff]")
+_WORD = re.compile(r"[A-Za-z\x80-\xff]+")
+_LETTERS_OF_437 = re.compile(rb"[\x00-\xa5\xe1]*")
+"""What Western names use of code page 437; the rest are frames and Greek for formulas."""
+
+
+class BrokenArchive(Exception):
+    """The archive is damaged, cut short, or says what cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the directory says of a file.
+
+    Args:
+        raw: its name as bytes.
+        path: its name, composed, with slashes.
+        attributes: the system's that packed it; Unix keeps the file's type in the upper half.
+        num_packed, num_bytes: before and after unpacking.
+        at: where its own head begins.
+    """
+
+    raw: bytes
+    path: str
+    flags: int
+    method: int
+    checksum: int
+    num_packed: int
+    num_bytes: int
+    attributes: int
+    at: int
+
+    @property
+    def is_folder(self) -> bool:
+        return self.path.endswith("/")
+
+
+def read_directory(data: bytes, at: int, num_bytes: int, count: int) -> list[Entry]:
+    """The entries in their order. Raises BrokenArchive."""
+    end, entries, extras = at + num_bytes, [], []
+    for _ in range(count):
+        if at + _ENTRY.size > end:
+            raise BrokenArchive
+        said = _ENTRY.unpack_from(data, at)
+        name_at = at + _ENTRY.size
+        extra_at = name_at + said[12]
+        at = extra_at + said[13] + said[14]
+        if said[0] != b"PK\x01\x02" or at > end:
+            raise BrokenArchive
+        extra = _parts(data[extra_at : extra_at + said[13]])
+        entry = Entry(
+            raw=data[name_at:extra_at],
+            path="",
+            flags=said[5],
+            method=said[6],
+            checksum=said[9],
+            num_packed=said[10],
+            num_bytes=said[11],
+            attributes=said[17],
+            at=said[18],
+        )
+        entries.append(_with_large_numbers(entry, extra.get(_ZIP64, b"")))
+        extras.append(extra.get(_UNICODE_PATH, b""))
+    if at != end:
+        raise BrokenArchive
+    return _named(entries, extras)
+
+
+def _parts(extra: bytes) -> dict[int, bytes]:
+    """An extra field's parts by number; what does not fit is left out, as aligning programs leave some."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + 4 <= len(extra):
+        number, length = struct.unpack_from("<HH", extra, at)
+        if at + 4 + length <= len(extra):
+            found.setdefault(number, extra[at + 4 : at + 4 + length])
+        at += 4 + length
+    return found
+
+
+def _with_large_numbers(entry: Entry, part: bytes) -> Entry:
+    """Numbers from the zip64 part (4.5.3): programs that do not know a size beforehand write it for small files too."""
+    numbers, at = [], 0
+    for said in (entry.num_bytes, entry.num_packed, entry.at):
+        if said == _LARGE and at + 8 <= len(part):
+            said = int.from_bytes(part[at : at + 8], "little")  # noqa: PLW2901
+            at += 8
+        numbers.append(said)
+    return replace(entry, num_bytes=numbers[0], num_packed=numbers[1], at=numbers[2])
+
+
+# names
+
+
+def _named(entries: list[Entry], extras: list[bytes]) -> list[Entry]:
+    """Names: by the flag for UTF-8, by Info-ZIP's part, as UTF-8, and what is left as one encoding for all."""
+    known = [_said_name(entry, extra) for entry, extra in zip(entries, extras, strict=True)]
+    encoding = _encoding_of([entry.raw for entry, name in zip(entries, known, strict=True) if name is None])
+    return [
+        replace(entry, path=composed(entry.raw.decode(encoding) if name is None else name).replace("\\", "/"))
+        for entry, name in zip(entries, known, strict=True)
+    ]
+
+
+def _said_name(entry: Entry, extra: bytes) -> str | None:
+    """The name where it is known how it is encoded. Raises BrokenArchive: flagged as UTF-8, and it is none."""
+    try:
+        if not entry.flags & _IN_UTF8 and (name := _unicode_path(entry.raw, extra)):
+            return name
+        return entry.raw.decode("utf-8")  # also without the flag: macOS's Finder, and zip on Linux
+    except UnicodeDecodeError:
+        if entry.flags & _IN_UTF8:
+            raise BrokenArchive from None
+        return None
+
+
+def _unicode_path(raw: bytes, extra: bytes) -> str | None:
+    """Info-ZIP's Unicode Path (4.6.9): it counts while it is of the name beside it."""
+    if len(extra) < 5 or extra[0] != 1 or int.from_bytes(extra[1:5], "little") != zlib.crc32(raw):
+        return None
+    try:
+        return extra[5:].decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _encoding_of(names: list[bytes]) -> str:
+    """Shift-JIS (Windows in Japan) or code page 437 (Windows elsewhere, and APPNOTE.TXT): whichever reads well.
+
+    Shift-JIS if all are that and one has kana, or if they are no Western words: of frames, or of accents mostly.
+    """
+    try:
+        read = [name.decode("cp932") for name in names]
+    except UnicodeDecodeError:
+        return "cp437"
+    has_kana = any(_KANA.search(name) for name in read)
+    return "cp932" if has_kana or not all(map(_is_western, names)) else "cp437"
+
+
+def _is_western(name: bytes) -> bool:
+    words = _WORD.findall(name.decode("latin-1"))
+    foreign = [word for word in words if not word.isascii()]
+    return _LETTERS_OF_437.fullmatch(name) is not None and all(
+        2 * sum(letter > "\x7f" for letter in word) <= len(word) for word in foreign
+    )
+
+
+# bytes
+
+
+def unpacked(data: bytes, entry: Entry) -> bytes:
+    """A file's bytes, as many as the directory says. Raises BrokenArchive: damaged, or of another size or checksum."""
+    begin = _begin_of(data, entry)
+    packed = memoryview(data)[begin : begin + entry.num_packed]
+    if len(packed) != entry.num_packed:
+        raise BrokenArchive
+    found = bytes(packed) if entry.method == STORED else _inflated(packed, entry.num_bytes)
+    if len(found) != entry.num_bytes or zlib.crc32(found) != entry.checksum:
+        raise BrokenArchive
+    return found
+
+
+def _begin_of(data: bytes, entry: Entry) -> int:
+    """Where a file's packed bytes begin, by its own head, which must name it as the directory does."""
+    if entry.at + _LOCAL.size > len(data):
+        raise BrokenArchive
+    head = _LOCAL.unpack_from(data, entry.at)
+    name_at = entry.at + _LOCAL.size
+    if head[0] != b"PK\x03\x04" or data[name_at : name_at + head[-2]] != entry.raw:
+        raise BrokenArchive
+    return name_at + head[-2] + head[-1]
+
+
+def _inflated(packed: memoryview, num_bytes: int) -> bytes:
+    reader = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        found = reader.decompress(packed, num_bytes + 1)
+    except zlib.error:
+        raise BrokenArchive from None
+    if not reader.eof:
+        raise BrokenArchive
+    return found
