@@ -142,16 +142,19 @@ def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderWish 
         _must_be_servable(name)
     zeros = [name for name in names if name.endswith(_ZEROS)]
     found = [pair for name in names if (pair := _pair(name, names)) is not None]
+    text_pairs = [pair for pair in found if _is_of_text(pair.layer)]
+    pairs = [pair for pair in found if not _is_of_text(pair.layer)]
+    if text_encoder == "refuse" and (text := next(filter(_is_of_text, names), None)) is not None:
+        _refuse_text(text, len(text_pairs), len(found))
     told = {name for pair in found for name in (pair.down, pair.up, pair.alpha) if name is not None}.union(zeros)
     if not found or (strange := sorted(set(names) - told)):
         example = f" (for example {strange[0]})" if found else ""
         _refuse(f"it is no plain LoRA with a down and an up matrix for every layer{example}")
     for pair in found:
         _must_be_pair(pair, names)
-    text_pairs = [pair for pair in found if pair.name.startswith(_TEXT_ENCODERS)]
-    pairs = [pair for pair in found if not pair.name.startswith(_TEXT_ENCODERS)]
-    _must_be_wished(pairs, text_pairs, text_encoder)
     _must_be_named_once(found)
+    if not pairs:
+        _refuse(f"all its {len(text_pairs)} layers are of a text encoder, which is not served")
     return LoraNames(pairs, text_pairs, zeros)
 
 
@@ -260,15 +263,15 @@ def _must_be_pair(pair: PairNames, names: Mapping[str, TensorFacts]) -> None:
             _refuse(f"the dtype of {name} is none of F32, F16, BF16")
 
 
-def _must_be_wished(pairs: list[PairNames], text_pairs: list[PairNames], wish: TextEncoderWish) -> None:
-    if text_pairs and wish == "refuse":
-        _refuse(
-            f"it also changes a text encoder, which is not served ({len(text_pairs)} of its "
-            f"{len(pairs) + len(text_pairs)} layers, for example {text_pairs[0].layer}); "
-            "say text_encoder=drop to import it without them, or export the denoiser only"
-        )
-    if not pairs:
-        _refuse(f"all its {len(text_pairs)} layers are of a text encoder, which is not served")
+def _is_of_text(name: str) -> bool:
+    return _without_wrappers(name).startswith(_TEXT_ENCODERS)
+
+
+def _refuse_text(name: str, num_text: int, num_all: int) -> NoReturn:
+    _refuse(
+        f"it also changes a text encoder, which is not served ({num_text} of its {num_all} layers, for example "
+        f"{name}); say text_encoder=drop to import it without them, or export the denoiser only"
+    )
 
 
 def _must_be_named_once(pairs: Iterable[PairNames]) -> None:

@@ -189,6 +189,26 @@ def test_what_would_draw_something_else_is_refused_with_its_reason(sd15, change,
         imported(rewritten(file_of(sd15), change), sd15)
 
 
+def stronger(factor):
+    return lambda tensors: {key: value * factor for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e18])
+def test_an_adapter_that_overflows_when_drawn_is_refused(sd15, factor):
+    with pytest.raises(AdapterRefused, match="in float32 holds values that are not finite"):
+        imported(rewritten(file_of(sd15, 4, "all"), stronger(factor)), sd15)
+    assert not hasattr(sd15.denoiser, "peft_config") or not sd15.denoiser.peft_config
+
+
+def test_the_trial_takes_all_the_steps_that_the_base_recommends(sd15, monkeypatch):
+    """The proof's pictures are of three steps; what grows from step to step would pass them."""
+    times = []
+    real = sd15.denoise
+    monkeypatch.setattr(sd15, "denoise", lambda x, t, *given: times.append(float(t[0])) or real(x, t, *given))
+    imported(file_of(sd15), sd15)
+    assert len(set(times)) == sd15.recommended.num_inference_steps > 3
+
+
 def test_a_rank_over_the_bound_is_refused(sd15):
     tensors = tensors_of(file_of(sd15))
     many = {key: value.repeat(40, 1) if "_A." in key else value.repeat(1, 40) for key, value in tensors.items()}
