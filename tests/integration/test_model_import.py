@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import safetensors.torch
 import torch
 
 import onbrand.client as sdk
+from onbrand.cli import main
 from onbrand.config import Settings
 from onbrand.errors import NotFound
 from onbrand.families.bases import base_source
@@ -120,6 +123,32 @@ async def test_text_encoders_are_left_out_on_wish_and_the_answer_says_how_much_i
     assert by_the_job is not None
     assert said["dropped"] == pytest.approx(by_the_job.as_json(), rel=1e-3)
     assert 0 < said["dropped"]["norm_share"] < 1
+
+
+def code_of(line: list[str]) -> object:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    return ended.value.code
+
+
+async def test_the_sdk_and_the_command_take_the_wish_and_tell_what_is_lost(
+    platform: Platform,
+    acme: BrandOfPeople,
+    kohya: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "with-text.safetensors"
+    file.write_bytes(with_text_encoder(kohya))
+    with sdk.Onbrand(platform.url, platform.token(acme.member), max_retries=0) as person:
+        send_it = partial(person.models.import_file, acme.id, "sd15", file, text_encoder="drop")
+        assert (await asyncio.to_thread(send_it)).training_config["import"]["dropped"]["layers"] == 2
+        monkeypatch.setattr("onbrand.cli.models.connect", lambda: person)
+        line = ["model", "import", str(file), "--text-encoder", "drop", "--no-wait", "--brand", acme.id]
+        assert await asyncio.to_thread(code_of, line) in (None, 0)
+    assert "Left out: 2 layers of text encoders, " in capsys.readouterr().err
 
 
 async def test_nothing_is_said_to_be_dropped_where_nothing_is(
