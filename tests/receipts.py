@@ -9,6 +9,9 @@ import jwt
 
 from onbrand.services.images import RenderRequest
 
+CUT = {"field": "prompt", "tokenizer": "tokenizer", "tokens": 91, "read": 77}
+"""What an engine says of a prompt that is too long; of those with `[long]` in them."""
+
 
 def receipt_of(brand_id: str, adapters: Iterable[tuple[str, float]] = ()) -> dict[str, Any]:
     """A whole receipt; adapters are the hashes of their files, with scales."""
@@ -28,4 +31,5 @@ def receipt_of(brand_id: str, adapters: Iterable[tuple[str, float]] = ()) -> dic
 def receipt_for(request: RenderRequest) -> dict[str, Any]:
     """The receipt that an engine would give a picture of this request."""
     claims = jwt.decode(request.ticket, options={"verify_signature": False})
-    return receipt_of(claims["brand_id"], [(ref.sha256, scale) for ref, scale in request.adapters])
+    receipt = receipt_of(claims["brand_id"], [(ref.sha256, scale) for ref, scale in request.adapters])
+    return receipt | ({"cut": [CUT]} if "[long]" in request.prompt else {"cut": []})

@@ -142,6 +142,12 @@ class AdapterRefused(OnbrandError):
     status, code, title = 422, "adapter_refused", "Adapter refused"
 
 
+class NotFinite(OnbrandError):
+    """What was drawn overflowed: there is no picture in it."""
+
+    status, code, title = 422, "picture_not_finite", "The picture overflowed"
+
+
 class NotAsPublished(AdapterRefused):
     """Stored bytes are not those of the row: a fault of the store, which may be mended, and not of the content."""
 

@@ -1,7 +1,8 @@
 """Bounds of a safetensors file, checked with no tensor library before anything loads it.
 
 The safetensors readers accept a 67 MB header of a million empty tensors; this refuses it in microseconds.
-Finiteness is checked in `onbrand.storage.weights`, the fit to a base in `onbrand.families.lora`.
+Finiteness is checked in `onbrand.storage.weights`, the fit to a base in `onbrand.families.lora`; what names of layers
+mean is in `onbrand.lora_names`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ FOREIGN_METADATA_BYTES_MAX = 2 * 2**20
 _DIMS_MAX = 8
 _SIDE_MAX = 2**31
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ALPHA_ITEM_BYTES = _ITEM_BYTES | {"F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+"""Some trainers write a layer's alpha as an integer or in double precision."""
+_ALPHA = ".alpha"
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}")
 
 
@@ -50,11 +54,12 @@ def must_be_plain_safetensors(
     max_bytes: int = ADAPTER_BYTES_MAX,
     max_tensors: int = TENSORS_MAX,
     max_metadata: int = METADATA_BYTES_MAX,
+    is_foreign: bool = False,
 ) -> SafetensorsHeader:
-    """Read the header of a whole file in memory. Raises as `must_be_plain_header` does."""
+    """Read the header of a whole file in memory. Arguments and errors as `must_be_plain_header` has them."""
     size = int.from_bytes(data[:8], "little")
     head = bytes(data[: 8 + min(size, HEADER_BYTES_MAX)])
-    return must_be_plain_header(head, len(data), max_bytes, max_tensors, max_metadata)
+    return must_be_plain_header(head, len(data), max_bytes, max_tensors, max_metadata, is_foreign)
 
 
 def must_be_plain_header(
@@ -63,12 +68,14 @@ def must_be_plain_header(
     max_bytes: int = ADAPTER_BYTES_MAX,
     max_tensors: int = TENSORS_MAX,
     max_metadata: int = METADATA_BYTES_MAX,
+    is_foreign: bool = False,
 ) -> SafetensorsHeader:
     """Read a file's header.
 
     Args:
         head: the file's first bytes: eight, and as many as these say.
         num_bytes: of the whole file.
+        is_foreign: another trainer's file: the alpha of a layer may be an integer or in double precision.
 
     Raises:
         AdapterRefused: too big, cut short, too many tensors, odd names, dtypes other than F16, BF16 and F32,
@@ -80,7 +87,7 @@ def must_be_plain_header(
     metadata = _must_be_metadata(header.pop("__metadata__", {}), max_metadata)
     if not 1 <= len(header) <= max_tensors:
         _refuse(f"it has {len(header)} tensors; 1 to {max_tensors} are accepted")
-    places = {name: _must_be_entry(name, entry) for name, entry in header.items()}
+    places = {name: _must_be_entry(name, entry, is_foreign) for name, entry in header.items()}
     _must_tile(places, num_bytes - len(head))
     in_order = sorted(places.items(), key=lambda place: place[1][1])
     return SafetensorsHeader({name: facts for name, (facts, _, _) in in_order}, metadata)
@@ -128,20 +135,21 @@ def _must_be_metadata(metadata: object, most: int) -> dict[str, str]:
     return metadata
 
 
-def _must_be_entry(name: str, entry: object) -> tuple[TensorFacts, int, int]:
+def _must_be_entry(name: str, entry: object, is_foreign: bool) -> tuple[TensorFacts, int, int]:
     """Facts, begin and end of one tensor. The name is shown only when it is plain."""
     if not _TENSOR_NAME.fullmatch(name):
         _refuse("a tensor's name is not letters, digits, '_', '.' and '-'")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _refuse(f"the entry of {name} must hold dtype, shape and data_offsets")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _ITEM_BYTES:
-        _refuse(f"the dtype of {name} is none of {', '.join(_ITEM_BYTES)}")
+    known = _ALPHA_ITEM_BYTES if is_foreign and name.endswith(_ALPHA) else _ITEM_BYTES
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in known:
+        _refuse(f"the dtype of {name} is none of {', '.join(known)}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape, least=1) or len(shape) > _DIMS_MAX:
         _refuse(f"the shape of {name} must be at most {_DIMS_MAX} sizes from 1 to {_SIDE_MAX}")
     if not _are_counts(offsets, least=0, most=ADAPTER_BYTES_MAX) or len(offsets) != 2:
         _refuse(f"the data_offsets of {name} must be two numbers")
-    num_bytes = math.prod(shape) * _ITEM_BYTES[entry["dtype"]]
+    num_bytes = math.prod(shape) * known[entry["dtype"]]
     if offsets[1] - offsets[0] != num_bytes:
         _refuse(f"the shape of {name} does not fit its bytes")
     return TensorFacts(entry["dtype"], tuple(shape), num_bytes), offsets[0], offsets[1]
@@ -160,71 +168,3 @@ def _must_tile(places: dict[str, tuple[TensorFacts, int, int]], num_bytes: int) 
         at = end
     if at != num_bytes:
         _refuse("it is cut short, or bytes follow its tensors")
-
-
-_PAIRS = (
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    ("_lora.down.weight", "_lora.up.weight"),
-)
-_ALPHA = ".alpha"
-_TEXT_ENCODERS = ("lora_te", "lora_clip", "text_encoder", "te_", "te1_", "te2_", "cond_stage_model", "conditioner.")
-
-
-@dataclass(frozen=True, slots=True)
-class PairNames:
-    """The tensors of one LoRA layer of a file, as it names them: y += alpha / rank * up (down x)."""
-
-    layer: str
-    down: str
-    up: str
-    alpha: str | None
-
-
-def must_be_plain_lora(header: SafetensorsHeader) -> list[PairNames]:
-    """The layers of a LoRA file of any trainer, told by names and shapes alone.
-
-    Raises:
-        AdapterRefused: DoRA, layers of text encoders, biases, LyCORIS' other products, or a half pair. What is left
-            out silently would draw something else than its owner knows.
-    """
-    names = header.tensors
-    for name in names:
-        _must_be_servable(name)
-    pairs = [pair for name in names if (pair := _pair(name, names)) is not None]
-    told = {name for pair in pairs for name in (pair.down, pair.up, pair.alpha) if name is not None}
-    if not pairs or (strange := sorted(set(names) - told)):
-        example = f" (for example {strange[0]})" if pairs else ""
-        _refuse(f"it is no plain LoRA with a down and an up matrix for every layer{example}")
-    for pair in pairs:
-        _must_be_pair(pair, names)
-    return pairs
-
-
-def _must_be_servable(name: str) -> None:
-    if "dora_scale" in name or "lora_magnitude" in name:
-        _refuse("it is a DoRA, which is not served; train a plain LoRA")
-    if name.startswith(_TEXT_ENCODERS):
-        _refuse(f"it also changes a text encoder ({name}), which is not served; train or export the denoiser only")
-    if any(word in name for word in ("lokr_", "hada_", "lora_mid", ".oft_", "oft_diag", ".diff", ".glora")):
-        _refuse(f"it is no plain LoRA ({name}): LoKr, LoHa, Tucker products and full differences are not served")
-    if name.endswith((".bias", ".lora_bias")):
-        _refuse(f"it has biases ({name}), which are not served")
-
-
-def _pair(name: str, names: dict[str, TensorFacts]) -> PairNames | None:
-    """The pair that this tensor is the down matrix of."""
-    for down, up in _PAIRS:
-        if name.endswith(down) and (other := name.removesuffix(down) + up) in names:
-            layer = name.removesuffix(down)
-            return PairNames(layer, name, other, layer + _ALPHA if layer + _ALPHA in names else None)
-    return None
-
-
-def _must_be_pair(pair: PairNames, names: dict[str, TensorFacts]) -> None:
-    down, up = names[pair.down].shape, names[pair.up].shape
-    if len(down) not in (2, 4) or len(up) != len(down) or up[1] != down[0] or (len(up) == 4 and up[2:] != (1, 1)):
-        _refuse(f"the shapes {down} and {up} of {pair.layer} are not those of a LoRA layer")
-    if pair.alpha is not None and names[pair.alpha].shape not in ((), (1,)):
-        _refuse(f"the alpha of {pair.layer} is not a number")

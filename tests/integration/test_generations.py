@@ -14,12 +14,14 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+import onbrand.client as sdk
 from onbrand.cli import main
 from onbrand.db.limits import set_limits
 from onbrand.errors import InvalidInput, NotFound, TooManyRequests, Unavailable
 from onbrand.services import images, models
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, serving
+from tests.receipts import CUT
 
 BASE = {"prompt": "photo of [brand] logo", "model_type": "sd15", "width": 64, "height": 64}
 DRAWN = {"prefer": "wait=20"}
@@ -109,6 +111,40 @@ async def test_a_deleted_model_stays_named_where_it_was_used(platform, make_bran
     (use,) = after["models"]
     assert (use["model"], use["model_id"], use["sha256"]) == (model.name, None, made["models"][0]["sha256"])
     assert after["images"][0]["model_id"] is None
+
+
+# prompts that are cut
+
+
+async def test_what_was_cut_of_a_prompt_is_in_every_answer(platform, acme):
+    answer = await ask(platform, acme, DRAWN, prompt="photo of [brand] [long]")
+    whole = await ask(platform, acme, DRAWN)
+    pending = await ask(platform, acme)
+    body = {"model": f"{acme.id}/sd15", "prompt": "[long]"}
+    async with platform.client(acme.member) as client:
+        again = (await client.get(f"{at(acme)}/{answer.json()['id']}")).json()
+        listed = (await client.get(at(acme))).json()["data"]
+        face = await client.post("/v1/images/generations", json=body)
+        short = await client.post("/v1/images/generations", json=body | {"prompt": "short"})
+    assert answer.json()["cut"] == again["cut"] == again["images"][0]["receipt"]["cut"] == [CUT]
+    assert [CUT] in [each["cut"] for each in listed]
+    assert (whole.json()["cut"], pending.json()["cut"]) == ([], None)
+    assert (face.json()["cut"], "cut" in short.json()) == ([CUT], False)
+
+
+def code_of(line: list[str]) -> object:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    return ended.value.code
+
+
+async def test_the_command_says_what_was_cut_of_a_prompt(platform, acme, tmp_path, monkeypatch, capsys):
+    with sdk.Onbrand(platform.url, platform.token(acme.member), max_retries=0) as person:
+        monkeypatch.setattr("onbrand.cli.generate.connect", lambda: person)
+        line = ["generate", "[long]", "--model-type", "sd15", "--out", str(tmp_path), "--brand", acme.id]
+        assert await asyncio.to_thread(code_of, line) in (None, 0)
+    assert "prompt has 91 tokens, of which tokenizer reads 77" in capsys.readouterr().err
 
 
 async def test_openais_client_may_add_models_too(platform, acme):

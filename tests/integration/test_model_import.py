@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,11 +13,14 @@ import safetensors.torch
 import torch
 
 import onbrand.client as sdk
+from onbrand.cli import main
 from onbrand.config import Settings
 from onbrand.errors import NotFound
 from onbrand.families.bases import base_source
 from onbrand.families.family import load_family
+from onbrand.families.foreign import read_foreign
 from onbrand.families.kohya import kohya_file
+from onbrand.lora_names import ImportWishes
 from onbrand.storage.layout import import_file
 from onbrand.system_client import Heard, PublishedModel, TrainingSpec
 from onbrand.training import importing
@@ -90,9 +95,132 @@ async def test_a_file_that_cannot_be_served_is_refused_at_the_door_and_nothing_i
         assert (await client.get(f"/v1/brands/{brand.id}/training-jobs")).json()["data"] == []
 
 
+def with_text_encoder(data: bytes, num: int = 2) -> bytes:
+    layers = {
+        f"lora_te_text_model_encoder_layers_{n}_mlp_fc1.lora_{side}.weight": torch.full(
+            shape, 0.5, dtype=torch.bfloat16
+        )
+        for n in range(num)
+        for side, shape in (("down", (2, 6)), ("up", (5, 2)))
+    }
+    return safetensors.torch.save(safetensors.torch.load(data) | layers)
+
+
+async def test_text_encoders_are_left_out_on_wish_and_the_answer_says_how_much_is_lost(
+    platform: Platform, acme: BrandOfPeople, kohya: bytes
+) -> None:
+    data = with_text_encoder(kohya)
+    refused = await send(platform, acme, data)
+    assert (refused.status_code, refused.json()["code"]) == (422, "adapter_refused")
+    assert "2 of its" in refused.json()["detail"]
+    assert "text_encoder=drop" in refused.json()["detail"]
+    answer = await send(platform, acme, data, text_encoder="drop")
+    assert answer.status_code == 202, answer.text
+    said = answer.json()["training_config"]["import"]
+    assert (said["text_encoder"], said["dropped"]["layers"]) == ("drop", 2)
+    family = load_family("sd15", base_source("sd15", {}))
+    by_the_job = read_foreign(data, family, ImportWishes("drop")).dropped
+    assert by_the_job is not None
+    assert said["dropped"] == pytest.approx(by_the_job.as_json(), rel=1e-3)
+    assert 0 < said["dropped"]["norm_share"] < 1
+
+
+def code_of(line: list[str]) -> object:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    return ended.value.code
+
+
+async def test_the_sdk_and_the_command_take_the_wish_and_tell_what_is_lost(
+    platform: Platform,
+    acme: BrandOfPeople,
+    kohya: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "with-text.safetensors"
+    file.write_bytes(with_text_encoder(kohya))
+    with sdk.Onbrand(platform.url, platform.token(acme.member), max_retries=0) as person:
+        send_it = partial(person.models.import_file, acme.id, "sd15", file, text_encoder="drop")
+        assert (await asyncio.to_thread(send_it)).training_config["import"]["dropped"]["layers"] == 2
+        monkeypatch.setattr("onbrand.cli.models.connect", lambda: person)
+        line = ["model", "import", str(file), "--text-encoder", "drop", "--no-wait", "--brand", acme.id]
+        assert await asyncio.to_thread(code_of, line) in (None, 0)
+    assert "Left out: 2 layers of text encoders, " in capsys.readouterr().err
+
+
+async def test_nothing_is_said_to_be_dropped_where_nothing_is(
+    platform: Platform, acme: BrandOfPeople, kohya: bytes
+) -> None:
+    said = (await send(platform, acme, kohya, text_encoder="drop")).json()["training_config"]["import"]
+    assert "dropped" not in said
+
+
+def settings_of(**said: str) -> bytes:
+    """A small file of diffusers' kind whose header says this."""
+    tensors = {f"unet.mid.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    text = "{" + ", ".join(f'"unet.{name}": {value}' for name, value in said.items()) + "}"
+    return safetensors.torch.save(tensors, metadata={"lora_adapter_metadata": text})
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["r", "lora_alpha"])
+async def test_settings_that_are_no_numbers_are_refused_at_the_door(
+    platform: Platform, acme: BrandOfPeople, field: str, number: str
+) -> None:
+    answer = await send(platform, acme, settings_of(**({"r": "2", "lora_alpha": "2"} | {field: number})))
+    assert (answer.status_code, answer.json()["code"]) == (422, "adapter_refused")
+    assert f"lora_adapter_metadata holds {number[:8]}" in answer.json()["detail"]
+
+
+def peft_file() -> bytes:
+    return safetensors.torch.save({f"base_model.model.mid.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"})
+
+
+async def test_an_alpha_that_is_kept_in_another_file_is_asked_for(platform: Platform, acme: BrandOfPeople) -> None:
+    answer = await send(platform, acme, peft_file())
+    assert answer.status_code == 422
+    assert "say it as lora_alpha" in answer.json()["detail"]
+    answer = await send(platform, acme, peft_file(), lora_alpha="16")
+    assert answer.json()["training_config"]["import"]["lora_alpha"] == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors | {"lora_unet_x.diff": torch.ones(2)}, "lora_unet_x.diff is not zero"),
+        (lambda tensors: tensors | {"lora_unet_x.diff_b": -torch.ones(2)}, "lora_unet_x.diff_b is not zero"),
+        (lambda tensors: {key: value.double() for key, value in tensors.items()}, "dtype of lora_unet"),
+    ],
+)
+async def test_the_door_names_the_tensor_that_is_why(
+    platform: Platform, acme: BrandOfPeople, kohya: bytes, change: Any, why: str
+) -> None:
+    answer = await send(platform, acme, safetensors.torch.save(change(safetensors.torch.load(kohya))))
+    assert answer.status_code == 422
+    assert why in answer.json()["detail"]
+
+
+async def test_zeros_and_alphas_of_any_dtype_pass_the_door(
+    platform: Platform, acme: BrandOfPeople, kohya: bytes
+) -> None:
+    tensors = safetensors.torch.load(kohya) | {"lora_unet_x.diff_b": -torch.zeros(5)}
+    alphas = {key: value.to(torch.int64).reshape(1) for key, value in tensors.items() if key.endswith(".alpha")}
+    last = next(reversed(alphas))
+    data = safetensors.torch.save(tensors | alphas | {last: alphas[last].double()})
+    answer = await send(platform, acme, data)
+    assert answer.status_code == 202, answer.text
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"text_encoder": "keep"}, "text_encoder"),
+        ({"lora_alpha": "nan"}, "lora_alpha"),
+        ({"lora_alpha": "1e400"}, "lora_alpha"),
+        ({"lora_alpha": "0"}, "lora_alpha"),
         ({"model_type": "sd99"}, "model_type"),
         ({"trigger_word": "!"}, "training_config.trigger_word"),
         ({"colour": "red"}, "colour"),
@@ -147,8 +275,8 @@ async def test_findings_of_a_job_are_kept_in_its_row(platform: Platform, acme: B
 class Worker:
     """The internal routes for one import."""
 
-    def __init__(self, data: bytes | None, cancel: bool = False) -> None:
-        self.data, self.cancel = data, cancel
+    def __init__(self, data: bytes | None, cancel: bool = False, wishes: dict[str, Any] | None = None) -> None:
+        self.data, self.cancel, self.wishes = data, cancel, wishes or {}
         self.published: dict[str, Any] = {}
         self.ended: list[tuple[str, ...]] = []
 
@@ -158,7 +286,7 @@ class Worker:
     def __exit__(self, *_: object) -> None: ...
 
     def spec(self) -> TrainingSpec:
-        config = {"import": {"bytes": 1}, "trigger_word": "zilgo"}
+        config = {"import": {"bytes": 1} | self.wishes, "trigger_word": "zilgo"}
         said = {"brand_id": "acme", "job_id": "j", "user_id": "u", "name": "n", "model_type": "sd15", "assets": ()}
         return TrainingSpec(training_config=config, **said)  # type: ignore[arg-type]
 
@@ -186,6 +314,12 @@ class Ticket:
         return "a ticket"
 
 
+def test_the_models_row_says_what_was_left_out(kohya: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(with_text_encoder(kohya), wishes={"text_encoder": "drop"})
+    assert outcome_of(worker, monkeypatch) == "completed"
+    assert worker.published["metrics"]["dropped"]["layers"] == 2
+
+
 def outcome_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(importing, "SystemClient", lambda *_: worker)
     monkeypatch.setattr(importing, "Settings", lambda: Settings(device="cpu"))
@@ -202,7 +336,7 @@ def test_the_cluster_publishes_what_it_proved(kohya: bytes, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("data", "told"),
-    [(None, "import it again"), (weights(), "no layer 'mid'")],
+    [(None, "import it again"), (weights(), "no layer 'unet.mid'")],
     ids=["gone", "of another base"],
 )
 def test_the_cluster_says_why_it_did_not(

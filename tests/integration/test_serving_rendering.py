@@ -198,6 +198,17 @@ async def test_a_picture_of_the_base_names_no_adapter_and_no_slot(house, rendere
     assert image.receipt["sampler"]
 
 
+@pytest.mark.parametrize(("words", "num_cut"), [(5, 0), (60, 1)])
+async def test_a_prompt_that_is_longer_than_what_is_read_is_said_to_be(house, renderer, make_brand, words, num_cut):
+    brand = await make_brand()
+    asked = await house.ask(brand, prompt="red " * words)
+    assert (await house.row(brand, asked)).cut is None
+    await told(renderer, asked)
+    row = await house.row(brand, asked)
+    told_cut = [{"field": "prompt", "tokenizer": "tokenizer", "tokens": words + 2, "read": 32}] * num_cut
+    assert [each.model_dump() for each in row.cut] == row.images[0].receipt["cut"] == told_cut
+
+
 @pytest.mark.parametrize(
     "lie",
     [{"brand_id": "globex"}, {"adapters": []}, {"adapters": [{"sha256": "0" * 64, "scale": 1.0}]}],

@@ -51,6 +51,19 @@ async def test_pictures_are_examined_and_nothing_is_created(platform: Platform, 
     assert jobs == []
 
 
+async def test_a_caption_that_the_base_does_not_read_to_its_end_is_found(
+    platform: Platform, make_brand: MakeBrand
+) -> None:
+    brand = await make_brand("wordy")
+    async with platform.client(brand.member) as client:
+        captions = "photo of [brand] logo " + "on a white wall " * 12
+        made = [await upload(client, brand.id, file_of(scene(4, (128, 128))), captions=captions, object="logo")]
+    said = (await check(platform, brand, [each["id"] for each in made], resolution=128)).json()
+    [found] = [each for each in said["findings"] if each["code"] == "caption_cut"]
+    assert (found["level"], found["asset_id"], said["ok"]) == ("warning", made[0]["id"], True)
+    assert "of which the base reads 32" in found["message"]
+
+
 async def test_bytes_that_were_changed_in_the_store_are_found(platform: Platform, make_brand: MakeBrand) -> None:
     brand = await make_brand("changed")
     async with platform.client(brand.member) as client:

@@ -209,6 +209,7 @@ def test_a_receipt_says_how_to_draw_the_picture_again(sd15, make_adapter):
         "brand_id": "brand-0",
         "family": "sd15",
         "adapters": [{"sha256": use.key.sha256, "scale": 0.5}],
+        "cut": [],
         "base_revision": sd15.revision,
         "sampler": sd15.sampler.name,
         "num_inference_steps": 3,

@@ -17,7 +17,8 @@ from onbrand.families.family import Family
 from onbrand.families.kohya import kohya_file
 from onbrand.families.lora import METADATA_KEY, serialize
 from onbrand.families.spec import SPECS
-from onbrand.safetensors_header import must_be_plain_lora, must_be_plain_safetensors
+from onbrand.lora_names import must_be_plain_lora
+from onbrand.safetensors_header import must_be_plain_safetensors
 from tests.numerics.bases import adapter_bytes, family_of
 
 HEADER = {"modelspec.title": "a title", "modelspec.trigger_phrase": "zilgo", "ss_network_dim": "4"}
@@ -117,9 +118,9 @@ def test_every_layer_that_can_be_trained_has_a_kohya_name(family):
     data = adapter_bytes(family, 2, 0, "all")
     name = family.spec.name
     written = must_be_plain_safetensors(kohya(data, name))
-    pairs = must_be_plain_lora(written)
+    pairs = must_be_plain_lora(written).pairs
     assert all(pair.layer.startswith("lora_unet_") and pair.alpha for pair in pairs)
-    canonical = must_be_plain_lora(must_be_plain_safetensors(data))
+    canonical = must_be_plain_lora(must_be_plain_safetensors(data)).pairs
     num_fused = {"sd15": 0, "sdxl": 0}.get(name)
     if num_fused is not None:
         assert len(pairs) == len(canonical)

@@ -155,6 +155,33 @@ def test_where_a_bit_would_change_deltas_are_made_for_all_rows(toy, monkeypatch)
     assert all(torch.equal(each, drawn[0]) for each in drawn)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_rows_that_overflow_decide_nothing_for_those_that_come_after(toy, value):
+    """Whether bits change is seen with numbers, whoever is the first to draw."""
+    verdicts = []
+    for first in (value, None):
+        slots, rows = of_two_classes(toy)
+        x, t = inputs(8)
+        if first is not None:
+            x[1] = first
+        with slots.bind(rows):
+            toy(x, t)
+        verdicts.append(dict(slots._is_exact))
+    assert verdicts[0] == verdicts[1]
+    assert any(verdicts[1].values())
+
+
+def test_a_row_that_overflows_changes_no_bit_of_the_others(toy):
+    slots, rows = of_two_classes(toy)
+    x, t = inputs(4)
+    with slots.bind(rows):
+        alone = toy(x, t)
+        x[1] = float("nan")
+        beside = toy(x, t)
+    assert torch.equal(alone[[0, 2, 3]], beside[[0, 2, 3]])
+    assert beside[1].isnan().any()
+
+
 def test_rows_that_are_no_multiple_of_the_batch_are_refused(toy):
     slots = Slots(toy, num_slots=2)
     row = put(slots, weights(toy, 4), 4)

@@ -171,11 +171,10 @@ def with_one(suffix, value):
         (widen, "has other shapes"),
         (of_a_text_encoder, "text encoder"),
         (renamed("to_q", "to_qq"), "no layer .*to_qq"),
-        (renamed("unet.", ""), "of something else|no SD"),
-        (renamed("unet.", "transformer."), "of something else"),
+        (renamed("unet.", "transformer."), "no layer 'transformer.*to_"),
         (with_one(".dora_scale", torch.ones(4)), "DoRA"),
         (with_one(".lora_magnitude_vector", torch.ones(4)), "DoRA"),
-        (with_one(".lora_B.bias", torch.ones(4)), "biases"),
+        (with_one(".lora_B.bias", torch.ones(4)), "biases .*lora_B.bias is not zero"),
         (with_one(".lokr_w1", torch.ones(4, 4)), "LoKr"),
         (with_one(".hada_w1_a", torch.ones(4, 4)), "LoHa"),
         (with_one(".diff", torch.ones(4, 4)), "full differences"),
@@ -188,6 +187,26 @@ def with_one(suffix, value):
 def test_what_would_draw_something_else_is_refused_with_its_reason(sd15, change, why):
     with pytest.raises(AdapterRefused, match=why):
         imported(rewritten(file_of(sd15), change), sd15)
+
+
+def stronger(factor):
+    return lambda tensors: {key: value * factor for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e18])
+def test_an_adapter_that_overflows_when_drawn_is_refused(sd15, factor):
+    with pytest.raises(AdapterRefused, match="in float32 holds values that are not finite"):
+        imported(rewritten(file_of(sd15, 4, "all"), stronger(factor)), sd15)
+    assert not hasattr(sd15.denoiser, "peft_config") or not sd15.denoiser.peft_config
+
+
+def test_the_trial_takes_all_the_steps_that_the_base_recommends(sd15, monkeypatch):
+    """The proof's pictures are of three steps; what grows from step to step would pass them."""
+    times = []
+    real = sd15.denoise
+    monkeypatch.setattr(sd15, "denoise", lambda x, t, *given: times.append(float(t[0])) or real(x, t, *given))
+    imported(file_of(sd15), sd15)
+    assert len(set(times)) == sd15.recommended.num_inference_steps > 3
 
 
 def test_a_rank_over_the_bound_is_refused(sd15):
@@ -243,7 +262,7 @@ def test_files_of_another_family_are_refused(sd15, flux):
 
 def test_a_layer_that_a_converter_forgets_is_noticed(sd15, monkeypatch):
     """What diffusers does to FLUX' outer layers: some keys go, and nothing is said."""
-    forget = foreign._converted
-    monkeypatch.setattr(foreign, "_converted", lambda *given: without_one_layer(forget(*given)))
+    forget = foreign.placed
+    monkeypatch.setattr(foreign, "placed", lambda *given: without_one_layer(forget(*given)))
     with pytest.raises(AdapterRefused, match="got lost"):
         imported(kohya_of(sd15), sd15)

@@ -28,7 +28,7 @@ def checked(shapes: dict[str, list[int]], config: Any = None) -> int:
         header["__metadata__"] = {"lora_adapter_metadata": config if isinstance(config, str) else json.dumps(config)}
     text = json.dumps(header).encode()
     data = struct.pack("<Q", len(text)) + text + struct.pack("<f", 1.0) * (at // 4)
-    return check_weights(io.BytesIO(data).read, len(data))
+    return check_weights(io.BytesIO(data).read, len(data)).num_tensors
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
+import anyio.to_thread
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
@@ -17,6 +19,7 @@ from onbrand.api.files import links_to
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce, as_json
+from onbrand.families.tokens import at_hand
 from onbrand.services import doctor, jobs, monitor
 from onbrand.services.logs import readable
 
@@ -54,11 +57,14 @@ async def check_job(
     async with access.open() as caller:
         aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
         store, checker = caller.store, await in_turn_of(checker, caller)
+    lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, parts.settings.bases)
+    aim = replace(aim, text_lengths=lengths)
     examined = [
         await checker.run(doctor.measure, checker, patient, partial(store.read, key))
         for patient, key in zip(patients, keys, strict=True)
     ]
-    said = doctor.checked_data(doctor.examine(examined, aim), len(examined), aim)
+    findings = await anyio.to_thread.run_sync(doctor.examine, examined, aim)
+    said = doctor.checked_data(findings, len(examined), aim)
     async with access.open() as caller:  # who is no member any more hears nothing
         await jobs.record_check(caller.session, caller.brand_id, patients, said)
     return said

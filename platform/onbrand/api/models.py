@@ -42,10 +42,20 @@ _IMPORT_SCHEMA: dict[str, Any] = {
                     "type": "object",
                     "required": ["file", "model_type"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "kohya, ai-toolkit or diffusers"},
+                        "file": {"type": "string", "format": "binary", "description": "A LoRA of any trainer"},
                         "model_type": {"type": "string", "enum": ["flux", "sdxl", "sd15"]},
                         "trigger_word": {"type": "string", "description": "What `[brand]` stands for in prompts."},
                         "name": {"type": "string", "description": "Of the job that imports it."},
+                        "text_encoder": {
+                            "type": "string",
+                            "enum": ["refuse", "drop"],
+                            "default": "refuse",
+                            "description": "`drop`: import without layers of text encoders; the job says how much.",
+                        },
+                        "lora_alpha": {
+                            "type": "number",
+                            "description": "What PEFT's `adapter_config.json` says, for files that do not.",
+                        },
                     },
                 }
             }
@@ -77,7 +87,7 @@ async def import_model(
     imports.must_be_importable(new, parts.recommended)
     _, data = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")
     try:
-        await checker.run(checker.weights, data, True)
+        checked = await checker.run(checker.weights, data, new.wishes)
     except AdapterRefused:
         security_log.warning("a file to import into brand %s was refused", access.brand_id)
         raise
@@ -93,6 +103,7 @@ async def import_model(
                 data,
                 parts.recommended,
                 parts.settings.limits,
+                checked.dropped,
             )
             return await training_jobs.shown(caller, job)
 

@@ -94,7 +94,8 @@ async def generate(
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
         data = await _pictures(caller, generation, body.response_format or "url")
-    return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data})
+    told = {"cut": [each.model_dump() for each in generation.cut]} if generation.cut else {}
+    return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data, **told})
 
 
 @router.get("/models")

@@ -80,5 +80,8 @@ def adapters(named: list[str]) -> dict[str, Any]:
 
 
 def _show(generation: Generation, paths: list[Path], as_json: bool) -> None:
+    for cut in () if as_json else generation.cut or ():
+        told = f"Note: {cut['field']} has {cut['tokens']} tokens, of which {cut['tokenizer']} reads {cut['read']}"
+        typer.echo(f"{told}; what follows was not drawn.", err=True)
     document = generation.model_dump(mode="json") | {"paths": [str(path) for path in paths]}
     show(document, "\n".join(f"Saved {path}" for path in paths), as_json)

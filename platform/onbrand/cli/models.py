@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,17 @@ from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 from onbrand.cli.train import follow, show_job
 
+if TYPE_CHECKING:
+    from onbrand.client import TrainingJob
+
 app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True)
+
+
+class TextEncoder(Enum):
+    """What becomes of a file's layers of text encoders."""
+
+    refuse = "refuse"
+    drop = "drop"
 
 
 class Format(Enum):
@@ -60,18 +70,39 @@ def download(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A LoRA file of kohya's trainers, ai-toolkit or diffusers.")],
+    file: Annotated[Path, typer.Argument(help="A LoRA file of any trainer (safetensors).")],
     model_type: Annotated[str, typer.Option(help="flux, sdxl or sd15: the base that it was made for.")] = "sd15",
     trigger_word: Annotated[str | None, typer.Option(help="What '[brand]' stands for; the brand's id.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the job.")] = None,
+    text_encoder: Annotated[
+        TextEncoder, typer.Option(help="drop: import without its layers of text encoders, which are not served.")
+    ] = TextEncoder.refuse,
+    lora_alpha: Annotated[float | None, typer.Option(help="As PEFT's adapter_config.json has it.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Make another trainer's file the brand's next model; it is checked and proved first."""
     client = connect()
-    job = client.models.import_file(chosen_brand(client, brand), model_type, file, trigger_word=trigger_word, name=name)
+    wish = None if text_encoder is TextEncoder.refuse else text_encoder.value
+    job = client.models.import_file(
+        chosen_brand(client, brand),
+        model_type,
+        file,
+        trigger_word=trigger_word,
+        name=name,
+        text_encoder=wish,
+        lora_alpha=lora_alpha,
+    )
+    _tell_dropped(job, as_json)
     show_job(follow(job, as_json) if wait else job, as_json)
+
+
+def _tell_dropped(job: TrainingJob, as_json: bool) -> None:
+    dropped = job.training_config.get("import", {}).get("dropped")
+    if dropped and not as_json:
+        share = f"{100 * dropped['norm_share']:.1f} % of its weights' norm"
+        typer.echo(f"Left out: {dropped['layers']} layers of text encoders, {share}.", err=True)
 
 
 @app.command()

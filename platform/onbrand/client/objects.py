@@ -433,6 +433,8 @@ class Generation(Waitable):
     exclusive: bool = False
     preview_every: int = 0
     output_compression: int | None = None
+    cut: tuple[dict[str, Any], ...] | None = None
+    """Prompts that are longer than what the base reads: field, tokenizer, tokens, read. None: not known yet."""
     images: tuple[Image, ...] = ()
     created_at: datetime | None = None
     completed_at: datetime | None = None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 from onbrand.client import monitor, objects
@@ -331,17 +331,25 @@ class Models(Resource):
         *,
         trigger_word: str | None = None,
         name: str | None = None,
+        text_encoder: Literal["refuse", "drop"] | None = None,
+        lora_alpha: float | None = None,
         idempotency_key: str | None = None,
     ) -> objects.TrainingJob:
-        """Make a LoRA file of kohya's trainers, ai-toolkit or diffusers the brand's next model.
+        """Make a LoRA file of another trainer (kohya's, ai-toolkit, ComfyUI, PEFT, diffusers) the brand's next model.
 
         `.wait()` on what comes back waits for it; a file that cannot be served is refused, at once or by the job.
 
         Args:
             file: a path, a (name, bytes) pair or an open binary file.
             trigger_word: what ``[brand]`` stands for; the brand's id if left out.
+            text_encoder: ``drop`` imports a file without its layers of text encoders, which is refused otherwise;
+                ``training_config["import"]["dropped"]`` of the job tells how many layers and how much that is.
+            lora_alpha: what PEFT's ``adapter_config.json`` says, for files that do not say it.
         """
-        fields = given(model_type=model_type, trigger_word=trigger_word, name=name)
+        alpha = None if lora_alpha is None else str(lora_alpha)
+        fields = given(
+            model_type=model_type, trigger_word=trigger_word, name=name, text_encoder=text_encoder, lora_alpha=alpha
+        )
         parts: dict[str, Any] = {"data": fields, "files": [("file", as_part(file))], "timeout": 600.0}
         path = f"{brand_path(brand, 'models')}:import"
         return self._post(objects.TrainingJob, path, idempotency_key=idempotency_key, **parts)

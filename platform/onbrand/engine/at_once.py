@@ -3,7 +3,8 @@
 On a CPU a small text or picture leaves most of the processor idle, and eight at once take half the time of eight in
 turn. But what a brand gets must not depend on who else asks in the same step, and no library promises that eight round
 as one does. So the first of every number and kind are done both ways; only if all are equal, bit for bit, the next of
-that number and kind are done at once. Rounding is a question of shapes, which data does not choose.
+that number and kind are done at once. Rounding is a question of shapes, which data does not choose; values that are
+not finite say nothing about it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+_MODERATE = 1e6
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -44,7 +46,7 @@ class AtOnce(Generic[Item, Made]):
             if (len(items), kind) in self._is_exact:
                 return list(made)
             alone = self.one_by_one(items)
-            if not any(isinstance(each, Exception) for each in alone):
+            if not any(isinstance(each, Exception) or not self._is_finite(each) for each in (*alone, *made)):
                 self._is_exact[len(items), kind] = all(map(self._is_same, made, alone))
             return alone
         return self.one_by_one(items)
@@ -59,5 +61,19 @@ class AtOnce(Generic[Item, Made]):
         except Exception as problem:
             return problem
 
+    def _is_finite(self, made: Any) -> bool:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self._bits(made))
+
     def _is_same(self, made: Made, alone: Any) -> bool:
         return all(torch.equal(one, other) for one, other in zip(self._bits(made), self._bits(alone), strict=True))
+
+
+def is_moderate(x: Tensor) -> bool:
+    """Whether its numbers are finite, and far from those whose products are not."""
+    return bool(x.abs().amax() < _MODERATE)
+
+
+def by_chance(like: Tensor, chance: torch.Generator) -> Tensor:
+    """A normal draw of the shape and strides of `like`: what it says of rounding is said of `like`."""
+    num = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
+    return like.new_empty(num).normal_(generator=chance).as_strided(like.shape, like.stride())

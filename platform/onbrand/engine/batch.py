@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -34,13 +35,18 @@ class BatchKey:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job needs before its first step: its sampler's table, its prompts' conditioning, its adapters as one."""
+    """What a job needs before its first step: its sampler's table, its prompts' conditioning, its adapters as one.
+
+    Args:
+        cut: what was not read of its prompts, as its receipts say it.
+    """
 
     sampler: Sampler
     schedule: Schedule
     positive: Conditioning
     negative: Conditioning | None
     use: AdapterUse | None
+    cut: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(eq=False)
@@ -105,6 +111,7 @@ class Row:
     Args:
         clean_1CHW: the clean latents foreseen at its last step; zeros before the first.
         slot_generation: of the slot its last step used; None without an adapter.
+        overflowed: its latents are known to hold values that are not finite.
     """
 
     job: Job
@@ -114,6 +121,7 @@ class Row:
     step: int = 0
     batch_sizes: set[int] = field(default_factory=set)
     slot_generation: int | None = None
+    overflowed: bool = False
 
     @property
     def seed(self) -> int:

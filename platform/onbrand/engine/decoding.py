@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.at_once import AtOnce
-from onbrand.errors import OnbrandError
+from onbrand.errors import NotFinite
 from onbrand.families.family import Family
 
 _MOST_AT_ONCE = 2**17
@@ -30,7 +30,7 @@ class Decoder:
         else:
             drawn = iter(self._decoded.one_by_one(finite))
         ids = {id(each) for each in finite}
-        return [next(drawn) if id(each) in ids else _not_finite() for each in latents_1CHW]
+        return [_must_be_finite(next(drawn)) if id(each) in ids else not_finite() for each in latents_1CHW]
 
     def may_be_at_once(self, latents_1CHW: Sequence[Tensor]) -> bool:
         """Whether they are small, and on a CPU: what is not is better handed over one by one, each done by itself."""
@@ -41,5 +41,11 @@ class Decoder:
         return list(self._family.decode(torch.cat(list(latents_1CHW))).cpu())
 
 
-def _not_finite() -> OnbrandError:
-    return OnbrandError("the picture holds values that are not finite; lower lora_scale or guidance_scale")
+def not_finite() -> NotFinite:
+    """The error of a picture that overflowed."""
+    return NotFinite("the picture holds values that are not finite; lower lora_scale or guidance_scale")
+
+
+def _must_be_finite(picture: Tensor | Exception) -> Tensor | Exception:
+    """The picture, or the error instead of one that would be shown black."""
+    return picture if isinstance(picture, Exception) or torch.isfinite(picture).all() else not_finite()

@@ -10,9 +10,10 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from onbrand.engine.adapters import Residency, composed
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
 from onbrand.engine.blocks import use_blocks
-from onbrand.engine.decoding import Decoder
+from onbrand.engine.decoding import Decoder, not_finite
 from onbrand.engine.encoding import MOST_AT_ONCE, Asked, Branches, Encoder
 from onbrand.engine.fairness import FairQueue
 from onbrand.engine.kernels import compile_passes
@@ -32,6 +33,7 @@ from onbrand.engine.request import (
     Event,
     Failed,
     Picture,
+    Plan,
     Preview,
     Progress,
     Receipt,
@@ -196,9 +198,18 @@ class Engine:
                 positive=positive,
                 negative=negative,
                 use=composed(request.adapters) if request.adapters else None,
+                cut=tuple(self._cuts(request, plan)),
             )
         except Exception as problem:
             return problem
+
+    def _cuts(self, request: Request, plan: Plan) -> Iterator[dict[str, Any]]:
+        """What of its prompts is beyond what the base reads."""
+        texts = {"prompt": request.prompt}
+        if plan.guided and request.negative_prompt:
+            texts["negative_prompt"] = request.negative_prompt
+        for name, text in texts.items():
+            yield from ({"field": name, **cut.as_json()} for cut in self.family.text_lengths.cuts(text))
 
     def _joined(self, jobs: Sequence[Job], made: Future[list[Prepared | Exception]]) -> list[Event]:
         problem = made.exception()
@@ -298,13 +309,20 @@ class Engine:
                 return [self._fail(rows[0].job, problem)]
             return [event for row in rows if not row.job.ended for event in self._advance([row])]
         self._seconds_per_cost = (time.perf_counter() - began) / (size * rows[0].job.plan.step_cost)
+        events = self._fail_overflowed()
+        rows = [row for row in rows if not row.job.ended]
         for row in rows:
             row.job.steps_done += 1
             every = row.job.request.preview_every
             if every and not row.finished and row.step % every == 0:
                 self._stages.submit(partial(self._colors.image, row.clean_1CHW), partial(self._shown, row, row.step))
         self._send_on([row for row in rows if row.finished])
-        return self._progress(rows)
+        return events + self._progress(rows)
+
+    def _fail_overflowed(self) -> list[Event]:
+        """End the jobs of rows that hold no numbers any more: none of their steps would make a picture of them."""
+        jobs = [job for job in self._jobs.values() if any(row.overflowed for row in job.rows)]
+        return [self._fail(job, not_finite()) for job in jobs]
 
     def _send_on(self, rows: list[Row]) -> None:
         """Have rows decoded that are through; with its last one a job gives back what it holds."""
@@ -369,6 +387,7 @@ class Engine:
             width=plan.width,
             batch_sizes=tuple(sorted(row.batch_sizes)),
             slot_generation=row.slot_generation,
+            cut=row.prepared.cut,
         )
 
 

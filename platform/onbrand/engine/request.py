@@ -120,6 +120,7 @@ class Receipt:
     Args:
         batch_sizes: the size classes of the forward passes it took part in.
         slot_generation: of the slot its adapter sat in at its last step; None without an adapter.
+        cut: prompts that were longer than what the base reads: their field, tokenizer, tokens, and how many were read.
     """
 
     brand_id: str
@@ -135,12 +136,13 @@ class Receipt:
     width: int
     batch_sizes: tuple[int, ...]
     slot_generation: int | None
+    cut: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, as stored with the picture."""
         facts = {name: getattr(self, name) for name in self.__slots__}
         adapters = [{"sha256": sha256, "scale": scale} for sha256, scale in self.adapters]
-        return {**facts, "adapters": adapters, "batch_sizes": list(self.batch_sizes)}
+        return {**facts, "adapters": adapters, "batch_sizes": list(self.batch_sizes), "cut": list(self.cut)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onbrand.engine.at_once import by_chance, is_moderate
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import LayerWeights
 
@@ -215,10 +216,11 @@ def _added_to(some: _Some, module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B
 
 def _is_rounded_alike(module: nn.Module, x: Tensor, y: Tensor, some: _Some, size: int) -> bool:
     """Whether rows of a class alone get the bits that they get among all rows: seen with an adapter by chance, for a
-    real one may have zeros, which prove nothing."""
+    real one may have zeros, which prove nothing; with inputs by chance where the real ones overflow."""
     chance = torch.Generator().manual_seed(0)
     A = x.new_empty(len(y), size, *module.weight.shape[1:]).normal_(generator=chance)
     B = x.new_empty(len(y), len(module.weight), size).normal_(generator=chance)
+    x, y = (each if is_moderate(each) else by_chance(each, chance) for each in (x, y))
     whole, apart = _added(module, x, y.clone(), A, B, None), y.clone()
     parts = [(run, _added(module, x[run], apart[run], A[run], B[run], None)) for _, run in some.runs]
     return all(torch.equal(part, whole[run]) for run, part in parts)

@@ -57,12 +57,21 @@ class Stepper:
         self._passes = None if compiled else Passes(family.denoiser, family.parts_before_text())
         self._company: _Company | None = None
         self._last_pass: torch.cuda.Event | None = None
+        self._last_seen: tuple[list[Row], Tensor] | None = None
 
     def advance(self, rows: list[Row]) -> int:
-        """Step `rows`; returns the size class. When this raises, no row has changed."""
+        """Step `rows`; returns the size class. When this raises, no row has changed.
+
+        Rows whose latents are not finite any more are marked as overflowed: on a GPU one pass later, for nothing waits
+        to see it.
+        """
         size = size_class(len(rows), self._classes)
         latents_BCHW, clean_BCHW = self._stepped(rows, size)
+        before, self._last_seen = self._last_seen, (list(rows), self._finite_on_host(latents_BCHW))
         self._pace()
+        if self._family.device.type != "cuda":
+            before, self._last_seen = self._last_seen, None
+        _mark_overflowed(before)
         for row, latents, clean in zip(rows, latents_BCHW.split(1), clean_BCHW.split(1), strict=True):
             row.latents_1CHW, row.clean_1CHW = latents, clean
             row.step += 1
@@ -74,6 +83,8 @@ class Stepper:
         """Keep nothing that was made of this job's prompt or adapter."""
         if self._company is not None and job in self._company.jobs:
             self._company = None
+        if self._last_seen is not None and any(row.job is job for row in self._last_seen[0]):
+            self._last_seen = None
 
     def _stepped(self, rows: list[Row], size: int) -> tuple[Tensor, Tensor]:
         """(latents, foreseen clean latents) of `rows` one step later."""
@@ -134,6 +145,14 @@ class Stepper:
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._family.device)
 
+    def _finite_on_host(self, latents_BCHW: Tensor) -> Tensor:
+        """[B], whether all of a row is finite; on a GPU filled in by the end of this pass."""
+        finite_B = torch.isfinite(latents_BCHW).flatten(1).all(1)
+        if self._family.device.type != "cuda":
+            return finite_B
+        host_B = torch.empty(finite_B.shape, dtype=torch.bool, pin_memory=True)
+        return host_B.copy_(finite_B, non_blocking=True)
+
     def _pace(self) -> None:
         """On a GPU, have no more than this pass and the one before under way: who joins or leaves waits for both."""
         if self._family.device.type != "cuda":
@@ -142,6 +161,12 @@ class Stepper:
             self._last_pass.synchronize()
         self._last_pass = torch.cuda.Event()
         self._last_pass.record()
+
+
+def _mark_overflowed(seen: tuple[list[Row], Tensor] | None) -> None:
+    rows, finite_B = seen or ([], torch.empty(0))
+    for row, is_finite in zip(rows, finite_B.tolist(), strict=True):
+        row.overflowed |= not is_finite
 
 
 def _by_sampler(rows: Sequence[Row]) -> list[tuple[Sampler, list[int]]]:

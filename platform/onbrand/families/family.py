@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from onbrand.families.bases import base_folder, recommended, revision
 from onbrand.families.sampling import Sampler, guided, sampler_for, samplers_for
 from onbrand.families.spec import SPECS, FamilySpec, Recommended, TimestepSampling
+from onbrand.families.tokens import TextLengths, of_pipeline
 
 MIN_SNR_GAMMA = 5.0
 FLOW_SHIFT = 3.1582
@@ -139,6 +141,11 @@ class Family(ABC):
         finally:
             self.denoiser.to(self._turns_on)
 
+    @cached_property
+    def text_lengths(self) -> TextLengths:
+        """Counts the tokens of prompts as the base's tokenizers do."""
+        return of_pipeline(self.pipeline, self.recommended)
+
     def text_encoders(self) -> list[nn.Module]:
         """All of the base, in the order of its parts."""
         return [part for name, part in self.pipeline.components.items() if name.startswith("text_encoder") and part]
@@ -175,10 +182,11 @@ class Family(ABC):
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pictures in 0..1 of latents."""
+        """Pictures in 0..1 of latents; what overflows is no number in the picture either."""
         config = self.vae.config
         latents = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
-        return (self.vae.decode(latents.to(self._vae_dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        sample = self.vae.decode(latents.to(self._vae_dtype)).sample.float()
+        return (sample.masked_fill_(sample.isinf(), torch.nan) / 2 + 0.5).clamp(0, 1)
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

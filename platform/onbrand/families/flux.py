@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onbrand.families.family import FLOW_SHIFT, Conditioning, Family, spread
 from onbrand.families.spec import SPECS, TimestepSampling
+from onbrand.families.tokens import T5_TOKENS
 
 _TRAINING_GUIDANCE = 1.0
 _TIME_SCALE = 1000.0
@@ -22,7 +23,7 @@ class Flux(Family):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        length = self.recommended.max_sequence_length or 512
+        length = self.recommended.max_sequence_length or T5_TOKENS
         text, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), None, device=self.device, num_images_per_prompt=1, max_sequence_length=length
         )

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from onbrand.errors import DataRefused, InvalidInput, NotFound, TooLarge, UnsupportedMedia
 from onbrand.families.buckets import bucket_step, smallest_side
 from onbrand.families.spec import FamilySpec, Recommended
+from onbrand.families.tokens import TextLengths
 from onbrand.storage.checking import Checker
 from onbrand.storage.findings import PictureFeatures
 
@@ -81,11 +82,13 @@ class Aim:
         resolution: pixels of a side in training.
         trigger_word: what stands for ``[brand]``.
         smallest_side: pixels; a picture with a shorter one cannot be trained on.
+        text_lengths: what the base reads of captions; None where the base is not at hand.
     """
 
     resolution: int
     trigger_word: str
     smallest_side: int
+    text_lengths: TextLengths | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,13 @@ def _of_caption(patient: Patient, aim: Aim) -> Iterator[Finding]:
     elif not holds_word(caption, aim.trigger_word):
         why = f"has a caption without the trigger word '{aim.trigger_word}', so it would teach nothing about it"
         yield _finding("error", "no_trigger", patient, why, "write '[brand]' where its caption names the brand")
+    cuts = aim.text_lengths.cuts(caption) if aim.text_lengths is not None else []
+    if cuts:
+        worst = min(cuts, key=lambda cut: cut.read / cut.tokens)
+        why = (
+            f"has a caption of {worst.tokens} tokens, of which the base reads {worst.read}: what follows is not learnt"
+        )
+        yield _finding("warning", "caption_cut", patient, why, "shorten it, what matters most first")
 
 
 def holds_word(caption: str, word: str) -> bool:

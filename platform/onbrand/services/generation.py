@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
+from pydantic import TypeAdapter, ValidationError
 
 from onbrand.brand import Ticket
 from onbrand.config import Limits
@@ -21,7 +22,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
 from onbrand.services.brands import record
 from onbrand.services.events import must_be_finite, tell
-from onbrand.services.images import ENDED, Image
+from onbrand.services.images import ENDED, CutText, Image
 from onbrand.services.room import must_have_fitted, must_not_be_full
 from onbrand.services.rows import must_be_there
 from onbrand.services.training import Heard
@@ -213,6 +214,7 @@ def _must_be_open(row: Mapping[str, Any]) -> None:
 
 async def _must_be_drawn_as_asked(session: Session, ticket: Ticket, receipt: Mapping[str, Any]) -> None:
     """The receipt must be whole, and what it says of brand and adapters what the rows say."""
+    _must_be_cuts(receipt.get("cut", []))
     missing = [name for name in RECEIPT_NAMES if name not in receipt]
     if missing:
         raise InvalidInput(f"the picture's receipt lacks {', '.join(missing)}", param="receipt")
@@ -225,6 +227,14 @@ async def _must_be_drawn_as_asked(session: Session, ticket: Ticket, receipt: Map
     if wrong:
         security_log.error("generation %s: a picture's receipt says another %s", ticket.job_id, wrong[0])
         raise TicketRefused("the picture was not drawn as its generation was asked for")
+
+
+def _must_be_cuts(said: object) -> None:
+    """Raise InvalidInput unless it is what a generation's answer tells of cut prompts."""
+    try:
+        TypeAdapter(list[CutText]).validate_python(said)
+    except ValidationError:
+        raise InvalidInput("the receipt's cut is not a list of prompts that were cut", param="receipt") from None
 
 
 async def _find_image(session: Session, ticket: Ticket, index: int) -> Image | None:

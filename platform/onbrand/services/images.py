@@ -116,10 +116,24 @@ class UsedAdapter(Row):
     scale: float
 
 
+class CutText(BaseModel):
+    """A prompt that is longer than what one of the base's tokenizers reads: what is beyond was not drawn.
+
+    Args:
+        tokens, read: marks of beginning and end included, as in the base's own limit (CLIP's 77).
+    """
+
+    field: str
+    tokenizer: str
+    tokens: int
+    read: int
+
+
 class Generation(Row):
     """A request for pictures, and those that were drawn so far. Picture i has the seed `seed` + i.
 
-    `model`, `model_id` and `lora_scale` are those of the first of `models`; a base has none.
+    `model`, `model_id` and `lora_scale` are those of the first of `models`; a base has none. `cut` is known with the
+    first picture; empty: all of the prompts was read.
     """
 
     id: str
@@ -149,6 +163,7 @@ class Generation(Row):
     error: dict[str, Any] | None
     created_at: datetime
     completed_at: datetime | None
+    cut: list[CutText] | None = None
     images: list[Image] = Field(default_factory=list)
     cancel_requested_at: datetime | None = Field(default=None, exclude=True)
     heartbeat_at: datetime | None = Field(default=None, exclude=True)
@@ -393,10 +408,14 @@ async def _with_parts(session: Session, brand_id: str, generations: list[Generat
     of = "where t.brand_id = %s and t.generation_id = any(%s::uuid[]) order by t.generation_id, t.index"
     used = _grouped(await session.all(f"{_ADAPTER} {of}", [brand_id, ids]), UsedAdapter)
     drawn = _grouped(await session.all(f"{_IMAGE} {of}", [brand_id, ids]), Image)
-    return [
-        each.model_copy(update={"models": used.get(each.id, []), "images": drawn.get(each.id, [])})
-        for each in generations
-    ]
+    return [_whole(each, used.get(each.id, []), drawn.get(each.id, [])) for each in generations]
+
+
+def _whole(generation: Generation, used: list[UsedAdapter], drawn: list[Image]) -> Generation:
+    """With its adapters and pictures, and what their receipts say of its prompts."""
+    said = drawn[0].receipt.get("cut") if drawn else None
+    cut = None if said is None else [CutText.model_validate(each) for each in said]
+    return generation.model_copy(update={"models": used, "images": drawn, "cut": cut})
 
 
 def _grouped(rows: list[Any], kind: type[R]) -> dict[str, list[R]]:

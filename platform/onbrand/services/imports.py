@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 import anyio.to_thread
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
+from onbrand.lora_names import NUMBER_MAX, Dropped, ImportWishes, TextEncoderWish
 from onbrand.services.brands import record
 from onbrand.services.jobs import ENDED, IMPORT_KEY, JobRow, TrainingJob, checked_config, insert_job, must_be_name
 from onbrand.services.room import must_have_room_to_import
@@ -34,6 +35,8 @@ class NewImport(BaseModel):
 
     Args:
         trigger_word: what stands for ``[brand]`` in prompts; None: the brand's id.
+        text_encoder: what becomes of layers of text encoders: the file is refused, or imported without them.
+        lora_alpha: alpha of all layers, where the file does not say it and PEFT's `adapter_config.json` does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -41,6 +44,13 @@ class NewImport(BaseModel):
     model_type: str
     trigger_word: str | None = None
     name: str | None = None
+    text_encoder: TextEncoderWish = "refuse"
+    lora_alpha: float | None = Field(None, gt=0, le=NUMBER_MAX, allow_inf_nan=False)
+
+    @property
+    def wishes(self) -> ImportWishes:
+        """What it says of the file's layers."""
+        return ImportWishes(self.text_encoder, self.lora_alpha)
 
 
 def is_import(config: Mapping[str, Any]) -> bool:
@@ -66,8 +76,12 @@ async def create_import(
     data: bytes,
     served: Container[str],
     limits: Limits = Limits(),
+    dropped: Dropped | None = None,
 ) -> TrainingJob:
     """A pending job that will make `data`, which a child has looked at, the brand's next version.
+
+    Args:
+        dropped: what the child says will be left out; kept in the job's configuration.
 
     Raises:
         InvalidInput: a field is out of bounds.
@@ -80,13 +94,21 @@ async def create_import(
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     async with hidden("brand"):
         await must_have_room_to_import(session, brand_id, len(data), limits)
-    config = said | {IMPORT_KEY: {"sha256": digest, "bytes": len(data)}}
+    facts: dict[str, Any] = {"sha256": digest, "bytes": len(data), **_said(new.wishes)}
+    if dropped is not None:
+        facts["dropped"] = dropped.as_json()
+    config = said | {IMPORT_KEY: facts}
     job = await insert_job(session, brand_id, user_id, JobRow(name, new.model_type, config), [], limits)
     key = import_file(brand_id, job.id)
     session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
     await anyio.to_thread.run_sync(store.write, key, data, "application/octet-stream")
     await record(session, brand_id, "model.import", {"job_id": job.id, "sha256": digest, "bytes": len(data)})
     return job
+
+
+def _said(wishes: ImportWishes) -> dict[str, Any]:
+    alpha = {} if wishes.lora_alpha is None else {"lora_alpha": wishes.lora_alpha}
+    return {"text_encoder": wishes.text_encoder, **alpha}
 
 
 async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> bytes:

@@ -73,3 +73,6 @@ class MarkdownSaid(Answer):
 
 class WeightsSaid(Answer):
     num_tensors: Annotated[int, Field(ge=1, le=10**6)]
+    text_layers: Annotated[int, Field(ge=0, le=10**6)]
+    text_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]

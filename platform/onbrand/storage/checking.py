@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from onbrand.config import Limits
 from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.lora_names import ImportWishes
 from onbrand.storage.answers import (
     Answer,
     FactsSaid,
@@ -34,7 +35,15 @@ from onbrand.storage.answers import (
 )
 from onbrand.storage.children import Gone, Trade, fork_child
 from onbrand.storage.fair_turns import FairTurns, Whose
-from onbrand.storage.findings import CleanDocument, CleanImage, ImageFacts, Packed, PictureFeatures, shown
+from onbrand.storage.findings import (
+    CheckedWeights,
+    CleanDocument,
+    CleanImage,
+    ImageFacts,
+    Packed,
+    PictureFeatures,
+    shown,
+)
 from onbrand.storage.frames import BrokenFrame
 
 log = logging.getLogger(__name__)
@@ -124,14 +133,15 @@ class Checker:
         digest = hashlib.sha256(clean).hexdigest()
         return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
 
-    def weights(self, data: bytes, is_foreign: bool = False) -> int:
-        """The number of tensors of a safetensors file whose header is plain and whose values are finite.
+    def weights(self, data: bytes, wishes: ImportWishes | None = None) -> CheckedWeights:
+        """What a safetensors file holds whose header is plain and whose values are finite.
 
         Args:
-            is_foreign: another trainer's file (`storage.weights.check_weights`).
+            wishes: of whoever imports another trainer's file (`storage.weights.check_weights`).
         """
-        facts, _ = self._one(WeightsSaid, _Asked("weights", "the adapter", "file", 0, {"is_foreign": is_foreign}), data)
-        return facts.num_tensors
+        said = {"wishes": None if wishes is None else asdict(wishes)}
+        facts, _ = self._one(WeightsSaid, _Asked("weights", "the adapter", "file", 0, said), data)
+        return CheckedWeights(**facts.model_dump())
 
     def _one(self, kind: type[A], asked: _Asked, data: bytes) -> tuple[A, bytes]:
         answers = list(self._ask(kind, asked, data))

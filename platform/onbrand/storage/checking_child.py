@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -27,6 +29,7 @@ READ_SECONDS = 1.5
 """Processor time for reading a file; what is left after that depends on the size of what was read."""
 _SECONDS_PER_MEGAPIXEL = 0.6
 _SECONDS_PER_GIGABYTE = 6.0
+_SECONDS_PER_GIGABYTE_WEIGHED = 40.0
 _SECONDS_PER_GIGABYTE_UNPACKED = 30.0
 _PIPE_BYTES = 2**20
 _NOBODY = 65534
@@ -159,10 +162,13 @@ def _document(asked: Any, num_bytes: int) -> Iterator[Said]:
 
 
 def _weights(asked: Any, num_bytes: int) -> Iterator[Said]:
+    from onbrand.lora_names import ImportWishes
     from onbrand.storage.weights import check_weights
 
     _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
-    yield {"num_tensors": check_weights(_exactly, num_bytes, asked.is_foreign)}, b""
+    wishes = None if asked.wishes is None else ImportWishes(**asked.wishes)
+    weigh = partial(_allow, READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_WEIGHED)
+    yield _facts_of(check_weights(_exactly, num_bytes, wishes, weigh)), b""
 
 
 def _warm_up_pictures() -> None:
@@ -229,11 +235,19 @@ def _warm_up_documents() -> None:
 
 
 def _warm_up_weights() -> None:
+    from onbrand.lora_names import ImportWishes
     from onbrand.storage.weights import check_weights
 
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     data = len(header).to_bytes(8, "little") + header + bytes(4)
     check_weights(io.BytesIO(data).read, len(data))
+    names = ("a.lora_down.weight", "a.lora_up.weight", "lora_te_a.lora_down.weight", "lora_te_a.lora_up.weight")
+    entries = {
+        name: {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * n, 4 * n + 4]} for n, name in enumerate(names)
+    }
+    header = json.dumps(entries).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(16)
+    check_weights(io.BytesIO(data).read, len(data), ImportWishes("drop"))
 
 
 def _facts_of(thing: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onbrand.lora_names import Dropped
 from onbrand.visible import printed
 
 PictureFormat = Literal["PNG", "JPEG", "WEBP"]
@@ -89,3 +90,24 @@ def shown(name: str) -> str:
     """A caller's file name, safe to show in a message or a log line."""
     plain = printed(name)
     return plain if len(plain) <= _NAME_CHARS_MAX else f"{plain[:_NAME_CHARS_MAX]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedWeights:
+    """What a file of weights holds.
+
+    Args:
+        text_layers: layers of text encoders, which an import leaves out.
+        text_norm: of what these add to their weights, all together (Frobenius).
+        norm: the same of the whole file; 0 where nothing is left out.
+    """
+
+    num_tensors: int
+    text_layers: int = 0
+    text_norm: float = 0.0
+    norm: float = 0.0
+
+    @property
+    def dropped(self) -> Dropped | None:
+        """What is left out, where anything is."""
+        return Dropped(self.text_layers, self.text_norm, self.norm) if self.text_layers else None

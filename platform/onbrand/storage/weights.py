@@ -1,11 +1,13 @@
 """An adapter's file from a worker: header and every number in it, read in pieces. Runs in the checking child.
 
 What is published here is what the engine copies into a slot, so all that it would have to convert or refuse is refused
-now: other kinds of adapters, layers of the text encoder, and an alpha that is not folded into B.
+now: other kinds of adapters, layers of the text encoder, and an alpha that is not folded into B. Of another trainer's
+file, which is about to be imported, it says what would be left out.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -14,35 +16,45 @@ from typing import Any
 import numpy as np
 
 from onbrand.errors import AdapterRefused
+from onbrand.lora_names import ImportWishes, must_be_plain_lora, must_be_settings, must_be_zeros
 from onbrand.safetensors_header import (
     FOREIGN_METADATA_BYTES_MAX,
     HEADER_BYTES_MAX,
     LORA_METADATA,
     METADATA_BYTES_MAX,
     SafetensorsHeader,
+    TensorFacts,
     must_be_plain_header,
-    must_be_plain_lora,
 )
+from onbrand.storage.findings import CheckedWeights
+from onbrand.storage.lora_norms import Norms
 
 _PIECE_BYTES = 2**22
-_EXPONENT: dict[str, tuple[str, int]] = {
-    "F32": ("<u4", 0x7F80_0000),
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
+_BITS: dict[str, tuple[str, int, int]] = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000, 0x8000_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000, 0x8000_0000),
+    "F16": ("<u2", 0x7C00, 0x8000),
+    "BF16": ("<u2", 0x7F80, 0x8000),
 }
-"""A number is infinite or none when all bits of its exponent are set (IEEE 754-2019, 3.4)."""
+"""Exponent and sign: a number is infinite or none when all bits of its exponent are set (IEEE 754-2019, 3.4)."""
 _DORA = re.compile(r".*(lora_magnitude_vector|dora_scale)")
 _TEXT_ENCODER = re.compile(r"(text_encoder|lora_te)")
 _DOWN = ".lora_A.weight"
 
 
-def check_weights(read: Callable[[int], bytes], num_bytes: int, is_foreign: bool = False) -> int:
-    """Read a safetensors file and return the number of its tensors.
+def check_weights(
+    read: Callable[[int], bytes],
+    num_bytes: int,
+    wishes: ImportWishes | None = None,
+    allow: Callable[[], object] = lambda: None,
+) -> CheckedWeights:
+    """Read a safetensors file.
 
     Args:
         read: the next bytes of the file, exactly as many as are asked for.
         num_bytes: of the whole file.
-        is_foreign: another trainer's file, to be imported: it may hold more notes, and must be a plain LoRA.
+        wishes: of whoever imports another trainer's file: it may hold more notes, and must be a plain LoRA.
+        allow: called before layers are weighed, which takes longer than reading them.
 
     Raises:
         AdapterRefused: a header that is not plain, an adapter that is not served as it is, a value that is not finite.
@@ -51,15 +63,32 @@ def check_weights(read: Callable[[int], bytes], num_bytes: int, is_foreign: bool
     size = int.from_bytes(head, "little")
     if len(head) == 8 and size <= HEADER_BYTES_MAX:
         head += read(min(size, num_bytes - 8))
-    most = FOREIGN_METADATA_BYTES_MAX if is_foreign else METADATA_BYTES_MAX
-    header = must_be_plain_header(head, num_bytes, max_metadata=most)
-    if is_foreign:
-        must_be_plain_lora(header)
-    else:
-        must_be_served(header)
+    if wishes is not None:
+        return _check_foreign(read, head, num_bytes, wishes, allow)
+    header = must_be_plain_header(head, num_bytes, max_metadata=METADATA_BYTES_MAX)
+    must_be_served(header)
     for name, facts in header.tensors.items():
-        _must_be_finite(name, facts.dtype, facts.num_bytes, read)
-    return len(header.tensors)
+        _must_be_finite(name, facts, read)
+    return CheckedWeights(len(header.tensors))
+
+
+def _check_foreign(
+    read: Callable[[int], bytes], head: bytes, num_bytes: int, wishes: ImportWishes, allow: Callable[[], object]
+) -> CheckedWeights:
+    header = must_be_plain_header(head, num_bytes, max_metadata=FOREIGN_METADATA_BYTES_MAX, is_foreign=True)
+    names = must_be_plain_lora(header, wishes.text_encoder)
+    norms = Norms(names, header, must_be_settings(header.metadata), wishes)
+    if names.text_pairs:
+        allow()
+    for name, facts in header.tensors.items():
+        if norms.wants(name):
+            data = read(facts.num_bytes)
+            _must_be_finite(name, facts, io.BytesIO(data).read)
+            norms.take(name, data, facts)
+        else:
+            _must_be_finite(name, facts, read, name in names.zeros)
+    text_norm, norm = norms.of_text_and_all()
+    return CheckedWeights(len(header.tensors), len(names.text_pairs), text_norm, norm)
 
 
 def must_be_served(header: SafetensorsHeader) -> None:
@@ -99,9 +128,12 @@ def _must_be_folded(layer: str, rank: int, config: dict[str, Any]) -> None:
         raise AdapterRefused(f"alpha of layer '{layer[:120]}' is not its rank, {rank}; fold alpha / rank into lora_B")
 
 
-def _must_be_finite(name: str, dtype: str, num_bytes: int, read: Callable[[int], bytes]) -> None:
-    kind, exponent = _EXPONENT[dtype]
-    for at in range(0, num_bytes, _PIECE_BYTES):
-        numbers = np.frombuffer(read(min(_PIECE_BYTES, num_bytes - at)), kind)
-        if bool(((numbers & exponent) == exponent).any()):
+def _must_be_finite(name: str, facts: TensorFacts, read: Callable[[int], bytes], is_zero: bool = False) -> None:
+    """Read a tensor. Raises AdapterRefused for a value that is not finite; for any but zero where `is_zero` says so."""
+    kind, exponent, sign = _BITS.get(facts.dtype, ("<u1", 0, 0))
+    for at in range(0, facts.num_bytes, _PIECE_BYTES):
+        numbers = np.frombuffer(read(min(_PIECE_BYTES, facts.num_bytes - at)), kind)
+        if exponent and bool(((numbers & exponent) == exponent).any()):
             raise AdapterRefused(f"the safetensors file is refused: {name} holds a value that is not finite")
+        if is_zero and bool((numbers & ~np.array(sign, kind)).any()):
+            must_be_zeros(name)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from onbrand.config import Limits
 from onbrand.families.buckets import smallest_side
+from onbrand.families.tokens import TextLengths
 from onbrand.services import doctor
 from onbrand.services.doctor import Aim, Finding, Patient
 from onbrand.storage.checking import Checker
@@ -24,24 +25,29 @@ class Line(Protocol):
     def report_findings(self, findings: list[dict[str, Any]]) -> object: ...
 
 
-def must_be_fit_to_train(client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int) -> None:
+def must_be_fit_to_train(
+    client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int, text_lengths: TextLengths | None = None
+) -> None:
     """Examine the job's data in children, and keep what is found in its row.
 
     Args:
         step: what sides of the plan's buckets are multiples of (`families.buckets.bucket_step`).
+        text_lengths: what the base reads of captions.
 
     Raises:
         DataRefused: a finding is an error; the message names files, reasons and remedies.
         Unavailable, StorageError, TicketRefused: nothing is said about the data.
     """
-    findings = examine_data(client, spec, plan, limits, step)
+    findings = examine_data(client, spec, plan, limits, step, text_lengths)
     client.report_findings([finding.model_dump(mode="json") for finding in findings[:FINDINGS_KEPT]])
     doctor.must_be_fit(findings)
 
 
-def examine_data(client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int) -> list[Finding]:
+def examine_data(
+    client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int, text_lengths: TextLengths | None = None
+) -> list[Finding]:
     """What the data doctor says of this job's pictures, one of which is in memory at a time."""
-    aim = Aim(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step))
+    aim = Aim(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step), text_lengths)
     checker = Checker(limits)
     examined = [
         doctor.measure(

@@ -8,15 +8,18 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from onbrand.config import Settings
 from onbrand.errors import AdapterRefused, Canceled, Conflict, NotFound, OnbrandError
 from onbrand.families import lora
 from onbrand.families.bases import base_folder, base_source, s3_access
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family, draw, load_family
 from onbrand.families.foreign import FileKind, attached, read_foreign
+from onbrand.lora_names import Dropped, ImportWishes
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.system_client import SystemClient, TrainingSpec
 from onbrand.training.export import (
@@ -42,6 +45,7 @@ class Imported:
 
     Args:
         difference: largest difference of a pixel (0..1) between diffusers' pictures with the original and with this.
+        dropped: layers of text encoders that were left out.
     """
 
     data: bytes = field(repr=False)
@@ -49,23 +53,33 @@ class Imported:
     kind: FileKind
     num_layers: int
     difference: float
+    dropped: Dropped | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """What the model's row says of its import."""
+        left_out = {} if self.dropped is None else {"dropped": self.dropped.as_json()}
+        return {"imported": self.kind, "layers": self.num_layers, "difference": self.difference, **left_out}
 
 
-def import_adapter(data: bytes, family: Family, trigger_word: str, title: str) -> Imported:
+def import_adapter(
+    data: bytes, family: Family, trigger_word: str, title: str, wishes: ImportWishes = ImportWishes()
+) -> Imported:
     """Make another trainer's file ours.
 
     The original, as diffusers' own loader applies it, and the file that is to be published draw the same picture, or
-    nothing is published. The family is as before afterwards.
+    nothing is published. So does one that is drawn as the base recommends, in the dtype of the family, with values
+    that are not finite. The family is as before afterwards.
 
     Raises:
-        AdapterRefused: the file is none that can be served on this base (`families.foreign`).
+        AdapterRefused: the file is none that can be served on this base (`families.foreign`), or overflows when drawn.
         TrainingFailed: what was made of it is not the same adapter.
     """
     side = min(_PROOF_SIDE_MAX, family.recommended.resolution)
     prompt = f"photo of {trigger_word}"
-    foreign = read_foreign(data, family)
+    foreign = read_foreign(data, family, wishes)
     with attached(foreign, family) as own:
         original = diffusers_picture(family.pipeline, family, prompt, 0, side)
+    _must_be_drawable(bool(np.isfinite(original).all()), family)
     label = Label(title, trigger_word, own.rank, side)
     written = lora.serialize(family, own.state, own.rank, own.targets, header(family.spec, label, own.state))
     must_be_plain_safetensors(written)
@@ -74,10 +88,21 @@ def import_adapter(data: bytes, family: Family, trigger_word: str, title: str) -
         load_into(family.pipeline, written)
         must_be_same_tensors(family.denoiser, own.state)
         published = diffusers_picture(family.pipeline, family, prompt, 0, side)
+        drawn = draw(family, [prompt], [0], height=side, width=side)
     finally:
         lora.detach(family.denoiser)
+    _must_be_drawable(bool(torch.isfinite(drawn).all()), family)
     difference = must_be_same_pictures(original, published, family.dtype)
-    return Imported(written, own.rank, foreign.kind, len(own.state) // 2, difference)
+    return Imported(written, own.rank, foreign.kind, len(own.state) // 2, difference, foreign.dropped)
+
+
+def _must_be_drawable(is_finite: bool, family: Family) -> None:
+    if not is_finite:
+        dtype = str(family.dtype).removeprefix("torch.")
+        raise AdapterRefused(
+            f"the adapter is too strong: a picture drawn with it in {dtype} holds values that are not finite; "
+            "train it again with a lower learning rate, or scale its weights down"
+        )
 
 
 def import_worker(tickets: TicketSource) -> Outcome:
@@ -104,7 +129,8 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
     spec = client.spec()
     with Heartbeat(client, settings.ticket_seconds / 3, tickets.newest) as heartbeat:
         family = load_family(spec.model_type, _base(settings, spec), dtype=_dtype(settings), device=_device(settings))
-        imported = import_adapter(_read(client), family, _trigger_word(spec), f"{spec.brand_id} {spec.model_type} LoRA")
+        title = f"{spec.brand_id} {spec.model_type} LoRA"
+        imported = import_adapter(_read(client), family, _trigger_word(spec), title, _wishes(spec))
         if heartbeat.gone:
             raise NotFound("the job is not there any more, or has ended")
         if heartbeat.stop:
@@ -113,7 +139,7 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
         "rank": imported.rank,
         "trigger_word": _trigger_word(spec),
         "base_revision": family.revision,
-        "metrics": {"imported": imported.kind, "layers": imported.num_layers, "difference": imported.difference},
+        "metrics": imported.metrics(),
     }
     client.publish(imported.data, facts)
     return "completed"
@@ -125,6 +151,11 @@ def _read(client: SystemClient) -> bytes:
         return client.read_import()
     except NotFound:
         raise AdapterRefused("the file to import is gone; import it again") from None
+
+
+def _wishes(spec: TrainingSpec) -> ImportWishes:
+    said = spec.training_config.get("import") or {}
+    return ImportWishes(said.get("text_encoder", "refuse"), said.get("lora_alpha"))
 
 
 def _trigger_word(spec: TrainingSpec) -> str:

@@ -25,6 +25,7 @@ from onbrand.errors import Conflict, NotFound, OnbrandError, Unavailable
 from onbrand.families.bases import recommended
 from onbrand.families.buckets import bucket_step
 from onbrand.families.spec import SPECS
+from onbrand.families.tokens import of_folder
 from onbrand.services.imports import is_import
 from onbrand.storage.runs import brand_folder, run_folder, runs_bucket
 from onbrand.system_client import SystemClient, TrainingSpec
@@ -88,8 +89,9 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
                 return import_file(client, settings, brand_id, job_id)
             plan, folder = read_plan(settings, spec)
             family = SPECS[plan.family]
-            step = bucket_step(family, recommended(family.name, folder).resolution)
-            must_be_fit_to_train(client, spec, plan, settings.limits, step)
+            advice = recommended(family.name, folder)
+            step, lengths = bucket_step(family, advice.resolution), of_folder(folder, advice)
+            must_be_fit_to_train(client, spec, plan, settings.limits, step, lengths)
             return fit_within_memory(client, partial(fit, settings, plan, brand_id, job_id, spec.run))
         except (NotFound, Conflict):
             return "gone"

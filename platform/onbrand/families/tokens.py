@@ -1,0 +1,135 @@
+"""How many tokens a text is, and how many of them a base reads: what is beyond is cut off, and that is said.
+
+Free of torch: the web tier asks it too, where the base is on its machine. Encoding itself is in `families.family`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from onbrand.families.bases import base_source, folder_at_hand, recommended
+from onbrand.families.spec import Recommended
+
+NAMES = ("tokenizer", "tokenizer_2")
+"""What a diffusers pipeline calls its tokenizers."""
+T5_TOKENS = 512
+"""How much FLUX' T5 reads where neither request nor base say it."""
+_CLIP_MARKS = 2
+_CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as in CLIP's code
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A text that is longer than what is read of it.
+
+    Args:
+        tokenizer: of the base's, by the name that a diffusers pipeline gives it.
+        tokens: of the text, the marks of its beginning and end included.
+        read: how many of them are read, marks included.
+    """
+
+    tokenizer: str
+    tokens: int
+    read: int
+
+    def as_json(self) -> dict[str, str | int]:
+        """Plain JSON, as receipts have it."""
+        return {"tokenizer": self.tokenizer, "tokens": self.tokens, "read": self.read}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    name: str
+    tokenizer: Tokenizer
+    most: int
+    num_marks: int = 0
+
+
+class TextLengths:
+    """Counts tokens as a base's tokenizers do. From any thread."""
+
+    def __init__(self, readers: Iterable[_Reader]) -> None:
+        self._readers = list(readers)
+
+    def cuts(self, text: str) -> list[Cut]:
+        """Every tokenizer of the base that cuts this text; none: all of it is read."""
+        return list(self._cuts(text))
+
+    def _cuts(self, text: str) -> Iterator[Cut]:
+        for reader in self._readers:
+            tokens = len(reader.tokenizer.encode(text).ids) + reader.num_marks
+            if tokens > reader.most:
+                yield Cut(reader.name, tokens, reader.most)
+
+
+def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
+    """Of a loaded base: copies of its tokenizers, for those of the pipeline are told anew at every call what to cut."""
+    readers = []
+    for name in NAMES:
+        tokenizer = getattr(pipeline, name, None)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            most = _most(type(tokenizer).__name__, int(tokenizer.model_max_length), advice)  # type: ignore[union-attr]
+            readers.append(_Reader(name, _uncut(Tokenizer.from_str(backend.to_str())), most))
+    return TextLengths(readers)
+
+
+def of_folder(folder: Path, advice: Recommended) -> TextLengths:
+    """Of the base in `folder`; tokenizers in a form that is not known here do not count."""
+    return TextLengths(reader for name in NAMES if (reader := _read(folder / name, advice)) is not None)
+
+
+def at_hand(family: str, bases: dict[Any, str]) -> TextLengths | None:
+    """Of the configured base of `family` where it is on this machine; nothing is fetched."""
+    folder = folder_at_hand(base_source(family, bases))
+    return None if folder is None else of_folder(folder, recommended(family, folder))
+
+
+def _read(folder: Path, advice: Recommended) -> _Reader | None:
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        most = _most(str(config["tokenizer_class"]), int(config["model_max_length"]), advice)
+        if (folder / "tokenizer.json").is_file():
+            return _Reader(folder.name, _uncut(Tokenizer.from_file(str(folder / "tokenizer.json"))), most)
+        if (folder / "vocab.json").is_file():
+            return _Reader(folder.name, _clip(folder), most, _CLIP_MARKS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def _most(kind: str, model_max_length: int, advice: Recommended) -> int:
+    """T5 reads as many as the base says; CLIP as many as it has places for."""
+    return advice.max_sequence_length or T5_TOKENS if kind.startswith("T5") else model_max_length
+
+
+def _uncut(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _clip(folder: Path) -> Tokenizer:
+    """CLIP's tokenizer of a folder that has it in two files, without marks."""
+    bpe = models.BPE.from_file(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix="</w>", unk_token="<|endoftext|>"
+    )
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer
