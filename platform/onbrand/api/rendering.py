@@ -47,6 +47,7 @@ class Running:
 
     ticket: Ticket
     previews: Previews
+    account_id: str
     progress: int = 0
     num_lost: int = 0
     heard_at: float = field(default_factory=time.monotonic)
@@ -79,13 +80,18 @@ class Renderings:
         """How many more generations this process takes from whoever asks."""
         return max(0, RUNNING_MAX - len(self._running))
 
-    def must_have_room(self, brand_id: str) -> None:
-        """Raise TooManyRequests when this process has as many generations under way as it takes, and this brand its
-        share of them: what a brand that has none asks for is always taken."""
+    def must_have_room(self, brand_id: str, account_id: str) -> None:
+        """Raise TooManyRequests when this process has as many generations under way as it takes, the brand's account
+        its share of them, and the brand its share of these: what a brand that has none asks for is always taken."""
         if self.room:
             return
-        held = Counter(running.ticket.brand_id for running in self._running.values())
-        if held[brand_id] and held[brand_id] + 1 > RUNNING_MAX / len(held):
+        held = Counter(running.account_id for running in self._running.values())
+        of_account = Counter(
+            running.ticket.brand_id for running in self._running.values() if running.account_id == account_id
+        )
+        share = RUNNING_MAX / max(1, len(held))
+        is_over = held[account_id] + 1 > share and of_account[brand_id] + 1 > share / max(1, len(of_account))
+        if of_account[brand_id] and is_over:
             raise TooManyRequests("too many generations of this brand are under way; try again soon", retry_after=5)
 
     def must_have_room_for(self, brand_id: str, family: str) -> None:
@@ -107,7 +113,9 @@ class Renderings:
     def start(self, family: str, request: RenderRequest) -> None:
         """Begin drawing a generation whose row is committed."""
         ticket = Ticket.verify(request.ticket, self._secrets.tickets)
-        running = self._running[request.generation_id] = Running(ticket, Previews(self._serials))
+        running = self._running[request.generation_id] = Running(
+            ticket, Previews(self._serials), request.account_id or ticket.brand_id
+        )
         running.task = asyncio.create_task(
             self._render(family, request, running), name=f"generation-{request.generation_id}"
         )

@@ -12,7 +12,7 @@ from onbrand.api.caller import Access, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.once import Done, Once
 from onbrand.errors import OnbrandError
-from onbrand.services import images
+from onbrand.services import brands, images
 
 _LOOK_EVERY = 0.5
 
@@ -43,7 +43,8 @@ def _was_never_begun(access: Access, generation: images.Generation) -> bool:
 
 async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:
     parts = caller.parts
-    parts.renderings.must_have_room(caller.brand_id)
+    account_id = await brands.account_of(caller.session, caller.brand_id)
+    parts.renderings.must_have_room(caller.brand_id, account_id)
     made = await images.create_generation(
         caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
     )

@@ -205,7 +205,8 @@ class Renderer:
         """Loads of its adapters, which overlap with each other and with beginning the generation."""
         fetch = self._fetched
         return [
-            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id)) for ref, _ in request.adapters
+            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id), request.account_id)
+            for ref, _ in request.adapters
         ]
 
     async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> Request:
@@ -233,6 +234,7 @@ class Renderer:
             weight=request.weight,
             slot_quota=request.slot_quota,
             preview_every=request.preview_every,
+            account_id=request.account_id,
         )
 
     def _fetched(self, ticket: str, model_id: str) -> bytes:
