@@ -44,8 +44,8 @@ PATIENCE_SECONDS, HEALTHY_SECONDS = 60.0, 2.0
 RATIO_MAX = 3.0
 NUM_BRANDS = 40
 _PASSWORD = "a long enough password"
-_ENVIRONMENT = {"ONBRAND_TRAIN_JOBS": "0"}
-"""No training runs: a job that waits is what event streams watch."""
+_ENVIRONMENT = {"ONBRAND_TRAIN_JOBS": "0", "RAY_worker_niceness": "0"}
+"""No training runs: a job that waits is what event streams watch. Ray gives no way to what else runs here."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
     """
     attempt = attempts.LogIn(address_of(request), email)
     try:
-        async with parts.doors.user_session(None) as nobody:
+        async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
             seconds = await attempts.may_log_in(nobody, attempt, parts.settings.limits)
             login = await identity.find_login(nobody, email)
     except TooManyRequests:
@@ -31,7 +31,7 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
     is_right = await parts.passwords.are_equal(password, login.hashed)
     if not is_right or login.user_id is None:
         raise Unauthenticated("wrong email or password")
-    async with parts.doors.user_session(None) as nobody:
+    async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
         await attempts.was_right(nobody, attempt, parts.settings.limits)
     return login.user_id
 
@@ -40,7 +40,7 @@ async def sign_up(request: Request, parts: Parts, email: str, password: str) -> 
     """Make an account. Raises InvalidInput, Conflict, TooManyRequests."""
     identity.must_be_email(email)
     must_be_password(password)
-    async with parts.doors.user_session(None) as nobody:
+    async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
         await attempts.may_sign_up(nobody, address_of(request), parts.settings.limits)
     hashed = await parts.passwords.hashed(password)
     async with parts.doors.user_session(None) as nobody:

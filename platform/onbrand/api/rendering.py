@@ -34,7 +34,8 @@ FULL_SECONDS, AWAY_SECONDS = 600.0, 120.0
 """How long an admitted generation waits while the engine is full, or away, since it last heard of it."""
 ALIVE_SECONDS = 5.0
 """So often a row hears of who looks after it while no replica has begun it."""
-_REPORT_EVERY = 1.0
+_REPORT_EVERY, _REPORT_EVERY_MAX, _REPORTS_PER_SECOND = 1.0, 10.0, 10
+"""So often the rows hear of progress: about once a second each, and less often the more are under way."""
 _PAUSE_MAX, _PAUSE_AFTER_LOSS = 20.0, 0.5
 _ENDINGS = frozenset({"completed", "failed", "canceled"})
 _UNWANTED = RenderEvent("canceled")
@@ -282,8 +283,9 @@ class Renderings:
         return True
 
     async def _report(self, running: Running, client: AsyncSystemClient) -> None:
-        """Progress for those who watch, about once a second; drawing goes on whether it is heard or not."""
-        if time.monotonic() - running.told_at <= _REPORT_EVERY:
+        """Progress for those who watch, now and then; drawing goes on whether it is heard or not."""
+        pause = min(_REPORT_EVERY_MAX, max(_REPORT_EVERY, len(self._running) / _REPORTS_PER_SECOND))
+        if time.monotonic() - running.told_at <= pause:
             return
         running.told_at = time.monotonic()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TypeVar
@@ -19,6 +20,7 @@ PASSWORD_CHARS = (8, 256)
 _HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
 """Of a long random password that was thrown away: what an unknown address's password is compared with."""
 _RETRY_SECONDS = 2
+_LOOKUPS_AT_ONCE = 2
 
 
 class Passwords:
@@ -31,6 +33,9 @@ class Passwords:
         self._most = limits.passwords_at_once + limits.passwords_waiting
         self._num_here = 0
         self._threads = anyio.CapacityLimiter(limits.passwords_at_once)
+        self.lookups = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
+        """Held while an attempt is counted: those of one client address wait for each other, and would do so with all
+        connections to the database."""
 
     async def are_equal(self, password: str, hashed: str | None) -> bool:
         """Whether `password` is the one that was hashed. None, for nobody's, takes as long and is False.

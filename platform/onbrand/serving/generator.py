@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,6 +78,10 @@ class EngineOptions(BaseModel):
             raise ConfigurationError(f"{param}: {first['msg']}; fix it, or leave it out", param=param) from None
 
 
+_NICENESS = 4
+"""Drawing on a CPU gives way to the API and the database, which share its cores and need little of them."""
+
+
 class EngineReplica:
     """One replica: `generate` draws, `cancel` ends a drawing early.
 
@@ -90,6 +95,8 @@ class EngineReplica:
         from onbrand.serving.cluster import must_be_closed
 
         must_be_closed(Settings(**settings))
+        if not options.get("num_gpus"):
+            os.nice(_NICENESS)
         self._renderer = assemble(family, EngineOptions.model_validate(options), Settings(**settings))
 
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:

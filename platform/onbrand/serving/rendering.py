@@ -30,7 +30,8 @@ from onbrand.system_client import AsyncSystemClient, SystemClient
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
 
-_ATTEND_SECONDS = 3.0
+_ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
+"""So often the rows of drawings hear from here: less often the more are under way."""
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
 _ENDS = frozenset({"completed", "failed", "canceled"})
@@ -286,7 +287,8 @@ class Renderer:
         """While it waits and runs: hear of a cancel, keep the ticket fresh."""
         expires = must_be_for(rendering.request)
         while True:
-            await asyncio.sleep(_ATTEND_SECONDS)
+            pause = max(_ATTEND_SECONDS, len(self._renderings) / _ATTEND_PER_SECOND)
+            await asyncio.sleep(min(_ATTEND_SECONDS_MAX, pause))
             try:
                 if expires - time.time() < _RENEW_BEFORE_SECONDS:
                     expires = float(_claims(await client.renew())["exp"])
