@@ -122,9 +122,12 @@ async def hold(attacker: Attacker, first: bytes, drop: bytes) -> None:
                 await asyncio.sleep(1)
                 continue
             attacker.answers["connected"] += 1
-            with suppress(OSError):
+            try:
                 await _drip(reader, writer, first, drop)
-            writer.close()
+            except OSError:
+                pass  # it was cut off
+            finally:
+                writer.close()
 
     await asyncio.gather(*(one() for _ in range(NUM_OPEN)))
 
@@ -193,11 +196,10 @@ async def event_streams(attacker: Attacker) -> None:
 
 async def uploads(attacker: Attacker) -> None:
     """16 lines that send four pictures at a time."""
-    path, data = f"/v1/brands/{attacker.orders.brands[0]}/assets", noisy_png(768)
-    numbers = count()
+    path, numbers = f"/v1/brands/{attacker.orders.brands[0]}/assets", count()
 
     async def call(client: httpx.AsyncClient, _: int) -> None:
-        files = [("files", (f"picture-{next(numbers)}.png", data, "image/png")) for _ in range(4)]
+        files = [("files", (f"more-{next(numbers)}.png", noisy_png(512), "image/png")) for _ in range(4)]
         await attacker.call(client, "POST", path, files=files, headers=attacker.credential)
 
     await attacker.again_and_again(NUM_UPLOADS, call)

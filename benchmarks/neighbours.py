@@ -43,6 +43,8 @@ READ_EVERY, PICTURE_EVERY = 0.1, 2.0
 PATIENCE_SECONDS, HEALTHY_SECONDS = 60.0, 2.0
 RATIO_MAX = 3.0
 NUM_BRANDS = 40
+HOSTILE = "hostile"
+"""How its brands begin."""
 _PASSWORD = "a long enough password"
 _ENVIRONMENT = {"ONBRAND_TRAIN_JOBS": "0", "RAY_worker_niceness": "0"}
 """No training runs: a job that waits is what event streams watch. Ray gives no way to what else runs here."""
@@ -130,7 +132,7 @@ async def orders_of(http: httpx.AsyncClient, seconds: float) -> Orders:
     """What the hostile caller has: as many brands as it gets, pictures, a training job that waits."""
     brands = []
     for number in range(NUM_BRANDS):
-        answer = await http.post("/v1/brands", json={"id": f"hostile-{number}", "name": "Hostile"})
+        answer = await http.post("/v1/brands", json={"id": f"{HOSTILE}-{number}", "name": "Hostile"})
         if answer.status_code == 409:
             break
         brands.append(answer.raise_for_status().json()["id"])

@@ -54,7 +54,7 @@ class Limits(BaseModel):
     """How long the answer to a log-in beyond these numbers is held back: who does not wait gets no faster."""
     sign_ups_per_address: int = Field(default=100, ge=1)
     """New accounts an hour from one client address."""
-    passwords_at_once: int = Field(default=2, ge=1)
+    passwords_at_once: int = Field(default=1, ge=1)
     """Passwords that one process checks or hashes at a time; each takes 19 MiB and some 30 ms of a core."""
     passwords_waiting: int = Field(default=32, ge=0)
     """Passwords that wait for this in one process; more are refused."""

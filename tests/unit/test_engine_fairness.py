@@ -34,12 +34,13 @@ class Simulation:
 
     max_batch: int = 4
     classes: tuple[int, ...] = ()
+    even: bool = False
     refused: set[str] = field(default_factory=set)
     whose: Callable[[Job], str] = lambda each: each.brand_id
 
     def __post_init__(self) -> None:
         self.classes = self.classes or size_classes(self.max_batch)
-        self.queue = FairQueue(self.max_batch, self.classes)
+        self.queue = FairQueue(self.max_batch, self.classes, self.even)
         self.jobs: list[Job] = []
         self.steps: Counter[tuple[Job, int]] = Counter()
         self.ledger: Counter[str] = Counter()
@@ -360,12 +361,36 @@ def test_accounts_that_are_gone_are_forgotten_with_their_brands(world):
     assert len(world.queue._accounts) < 5
 
 
+def test_even_passes_have_as_many_rows_of_each_account_as_the_least_has_to_step():
+    world = Simulation(max_batch=8, even=True)
+    world.add(*(job(f"many-{n}", num_images=8, steps=99, account_id="crowd") for n in range(40)))
+    assert len(world.step()) == 8  # nobody else is there
+    world.add(job("quiet", steps=3))
+    passes = [world.step() for _ in range(4)]
+    assert [(len(rows), rows.count("quiet")) for rows in passes] == [(2, 1), (2, 1), (2, 1), (8, 0)]
+
+
+def test_even_passes_are_full_when_two_accounts_can_fill_them():
+    world = Simulation(max_batch=8, even=True)
+    world.add(job("one", num_images=8, steps=9), job("other", num_images=8, steps=9))
+    assert Counter(world.step()) == {"one": 4, "other": 4}
+
+
+def test_even_passes_keep_the_weights_of_those_who_wait():
+    world = Simulation(max_batch=8, even=True)
+    world.add(job("double", num_images=9, steps=999, weight=2.0), job("half", num_images=9, steps=999))
+    world.add(job("quiet", steps=999))
+    served = world.brands(200)
+    assert abs(served["double"] - 2 * served["half"]) <= 16
+
+
+@pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("whose", [account_of, lambda each: each.brand_id], ids=["accounts", "brands of one account"])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_bound_of_a_batch_step_holds_for_accounts_and_for_the_brands_of_one(seed, whose):
+def test_the_bound_of_a_batch_step_holds_for_accounts_and_for_the_brands_of_one(seed, whose, even):
     """Any mix of shapes, guidance, steps, comings and goings, of accounts with one to nine brands."""
     dice = random.Random(seed)
-    world = Simulation(max_batch=dice.choice([2, 4, 8]), whose=whose)
+    world = Simulation(max_batch=dice.choice([2, 4, 8]), whose=whose, even=even)
     kinds = [{"size": size, "cfg": cfg} for size in (64, 128) for cfg in (1.0, 3.0)]
     accounts = [f"account-{n}" for n in range(4)] if whose is account_of else ["account-0"]
     for account in accounts:

@@ -60,6 +60,7 @@ class Engine:
             each to equal shares of its share; what a brand that has none waiting asks for is always taken.
         max_waiting_per_brand: most pictures of one brand that may wait.
         stages: where text is encoded and pictures are decoded; None: in `step`, in a fixed order.
+        even: accounts have equal numbers of rows in a pass (`FairQueue`).
         compile: draw with compiled graphs, one per batch size and shape, which brands and ranks leave as they are.
     """
 
@@ -75,6 +76,7 @@ class Engine:
         max_waiting_per_brand: int = 128,
         stages: Executor | None = None,
         compile: bool = False,
+        even: bool = False,
     ) -> None:
         self.family = family
         self.max_batch = max_batch
@@ -88,7 +90,7 @@ class Engine:
             compile_passes(family.denoiser)
         self.residency = Residency(self._slots)
         self._jobs: dict[str, Job] = {}
-        self._queue = FairQueue(max_batch, self.classes)
+        self._queue = FairQueue(max_batch, self.classes, even)
         self._leases = Leases(self.residency, self._queue.served)
         self._stepper = Stepper(family, self._slots, self.classes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)

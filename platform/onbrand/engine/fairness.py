@@ -70,6 +70,11 @@ class _Account:
         return self.served, self.last_turn
 
     @property
+    def num_to_step(self) -> int:
+        """Pictures of all its brands that could take part in a pass now."""
+        return sum(job.num_to_step for brand in self.brands.values() for job in brand.jobs)
+
+    @property
     def busy(self) -> list[_Brand]:
         """Its brands with jobs."""
         return [brand for brand in self.brands.values() if brand.jobs]
@@ -112,10 +117,12 @@ class FairQueue:
 
     Args:
         classes: the sizes that batches come in.
+        even: a pass takes as long as it has rows, as on a CPU: then no account has more rows in one than any other that
+            has pictures to step has of these, so that who asks for little waits little.
     """
 
-    def __init__(self, max_batch: int, classes: Sequence[int]) -> None:
-        self._max_batch, self._classes = max_batch, classes
+    def __init__(self, max_batch: int, classes: Sequence[int], even: bool = False) -> None:
+        self._max_batch, self._classes, self._even = max_batch, classes, even
         self._accounts: dict[str, _Account] = {}
         self._floor = 0.0
         self._num_turns = 0
@@ -184,10 +191,11 @@ class FairQueue:
         for account in busy:
             account.served = max(account.served, self._floor)
             account.lift()
-        turn = _Turn(busy, self._max_batch, self._num_turns, admit)
+        most = _even_rows(busy) if self._even else [self._max_batch] * len(busy)
+        turn = _Turn(busy, most, self._max_batch, self._classes, self._num_turns, admit)
         chosen = turn.chosen()
         if chosen:
-            turn.charge_dummies(size_class(len(chosen), self._classes))
+            turn.charge_dummies()
             self._floor = max(self._floor, turn.floor_of(busy))
             for account in busy:
                 account.floor = max(account.floor, turn.floor_of(account.busy))
@@ -203,24 +211,55 @@ class FairQueue:
         self._accounts = {name: each for name, each in self._accounts.items() if each.busy or each.served > self._floor}
 
 
-class _Turn:
-    """The choice of one batch."""
+def _even_rows(accounts: Sequence[_Account]) -> list[int]:
+    """How many rows each account may have in a pass: as many as any other has to step."""
+    totals = [account.num_to_step for account in accounts]
+    lowest = sorted(total for total in totals if total)[:2]
+    if len(lowest) < 2:
+        return [max(totals, default=0)] * len(totals)
+    return [lowest[1] if total == lowest[0] else lowest[0] for total in totals]
 
-    def __init__(self, accounts: Sequence[_Account], max_batch: int, number: int, admit: Callable[[Job], bool]) -> None:
-        self._accounts, self._max_batch, self._number, self._admit = accounts, max_batch, number, admit
+
+class _Turn:
+    """The choice of one batch.
+
+    Args:
+        most: rows that each account may have.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[_Account],
+        most: Sequence[int],
+        max_batch: int,
+        classes: Sequence[int],
+        number: int,
+        admit: Callable[[Job], bool],
+    ) -> None:
+        self._accounts, self._most, self._max_batch, self._classes = accounts, most, max_batch, classes
+        self._chosen: list[Job] = []
+        self._num_rows: Counter[int] = Counter()
+        self._number, self._admit = number, admit
         self._taken: Counter[Job] = Counter()
         self._refused: set[Job] = set()
         self._leader: tuple[_Account, _Brand, Job] | None = None
 
     def chosen(self) -> list[Job]:
+        """The jobs of the pass; what would be dummy rows is anybody's."""
+        self._fill(self._max_batch, self._most)
+        if self._chosen:
+            size = size_class(len(self._chosen), self._classes)
+            self._fill(min(size, self._max_batch), [self._max_batch] * len(self._accounts))
+        return self._chosen
+
+    def _fill(self, num: int, most: Sequence[int]) -> None:
         heap = [(*account.place, n) for n, account in enumerate(self._accounts)]
         heapq.heapify(heap)
         left_behind = math.inf
-        chosen: list[Job] = []
-        while heap and len(chosen) < self._max_batch:
+        while heap and len(self._chosen) < num:
             _, _, n = heapq.heappop(heap)
             account = self._accounts[n]
-            found = self._next_of(account)
+            found = self._next_of(account) if self._num_rows[n] < most[n] else None
             if found is None:
                 if account.has_more(self._taken, self._refused):
                     left_behind = min(left_behind, account.served)
@@ -230,9 +269,9 @@ class _Turn:
                 continue
             if self._is_admitted(job):
                 self._take(job, account, brand)
-                chosen.append(job)
+                self._num_rows[n] += 1
+                self._chosen.append(job)
             heapq.heappush(heap, (*account.place, n))
-        return chosen
 
     def _next_of(self, account: _Account) -> tuple[_Brand, Job] | None:
         """The brand of the account whose turn it is, and its job; None when none may have a row of this pass."""
@@ -262,12 +301,13 @@ class _Turn:
             each.served += job.step_charge
             each.last_turn = self._number
 
-    def charge_dummies(self, size: int) -> None:
+    def charge_dummies(self) -> None:
         """The rest of the batch was opened for the leader, and nobody else could use it."""
         assert self._leader is not None
+        size = size_class(len(self._chosen), self._classes)
         account, brand, job = self._leader
         for each in (account, brand):
-            each.served += (size - self._taken.total()) * job.step_charge
+            each.served += (size - len(self._chosen)) * job.step_charge
 
     def floor_of(self, those: Sequence[_Account] | Sequence[_Brand]) -> float:
         """The lowest ledger of those who wait for more; when nobody does, all are quits."""

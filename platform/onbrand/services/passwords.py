@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import TypeVar
 
-import anyio
-import anyio.to_thread
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
@@ -20,6 +21,8 @@ PASSWORD_CHARS = (8, 256)
 _HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
 """Of a long random password that was thrown away: what an unknown address's password is compared with."""
 _RETRY_SECONDS = 2
+_NICENESS = 4
+"""Of the threads (on Linux each has its own): they give way to the requests beside them."""
 _LOOKUPS_AT_ONCE = 2
 
 
@@ -32,7 +35,7 @@ class Passwords:
     def __init__(self, limits: Limits) -> None:
         self._most = limits.passwords_at_once + limits.passwords_waiting
         self._num_here = 0
-        self._threads = anyio.CapacityLimiter(limits.passwords_at_once)
+        self._threads = ThreadPoolExecutor(limits.passwords_at_once, "passwords", initializer=_give_way)
         self.lookups = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
         """Held while an attempt is counted: those of one client address wait for each other, and would do so with all
         connections to the database."""
@@ -56,7 +59,7 @@ class Passwords:
             raise TooManyRequests("too many passwords are being checked; try again soon", retry_after=_RETRY_SECONDS)
         self._num_here += 1
         try:
-            return await anyio.to_thread.run_sync(work, limiter=self._threads)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._num_here -= 1
 
@@ -76,6 +79,11 @@ def hash_password(password: str) -> str:
 def verify(password: str, hashed: str) -> bool:
     """Whether `hashed` is of `password`."""
     return _hasher().verify(password, hashed)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":
+        os.nice(_NICENESS)
 
 
 @cache
