@@ -225,10 +225,10 @@ ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
         slow_headers,
         slow_bodies,
         wrong_logins,
-        many_brands,
         event_streams,
         uploads,
         checks,
+        many_brands,  # the last: what it asked for is drawn for a while after it
     )
 }
 
