@@ -19,13 +19,13 @@ import pytest
 import pytest_asyncio
 
 from onbrand.brand import Scope, Ticket
-from onbrand.config import Secrets, Settings, load_secrets
+from onbrand.config import Limits, Secrets, Settings, load_secrets
 from onbrand.db.claims import install_key
 from onbrand.db.embedded import EmbeddedDatabase, start
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
 from onbrand.db.session import Doors
-from onbrand.services import brands, identity, invitations
+from onbrand.services import brands, invitations, passwords
 from onbrand.storage.store import ObjectStore
 
 pytest_plugins = [
@@ -111,8 +111,9 @@ def data_folder() -> Iterator[Callable[[], Path]]:
 
 @pytest.fixture(scope="session")
 def settings(data_folder: Callable[[], Path]) -> Settings:
-    """Settings whose data directory is temporary."""
-    return Settings(data_dir=data_folder())
+    """Settings whose data directory is temporary. Tests come from one client address, and may try often."""
+    many = Limits(logins_per_address=10_000, sign_ups_per_address=10_000)
+    return Settings(data_dir=data_folder(), limits=many)
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +174,7 @@ def store(settings: Settings, secrets: Secrets) -> ObjectStore:
 @pytest.fixture(scope="session")
 def make_user(doors: Doors) -> MakeUser:
     """`await make_user()`: a new account with the password `PASSWORD`."""
-    hashed = identity.hash_password(PASSWORD)
+    hashed = passwords.hash_password(PASSWORD)
 
     async def make(name: str = "user") -> Person:
         email = f"{name}-{uuid.uuid4().hex[:8]}@example.com"

@@ -35,11 +35,13 @@ from onbrand.api import (
 from onbrand.api.caller import Parts
 from onbrand.api.rendering import Renderings, SystemClientFor
 from onbrand.api.shares import Shares
+from onbrand.api.streams import OpenStreams
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import Generator, recommended_of
 from onbrand.services.oidc import OidcIssuer
+from onbrand.services.passwords import Passwords
 from onbrand.storage.checking import Checker
 from onbrand.storage.credentials import CredentialIssuer
 from onbrand.storage.store import ObjectStore
@@ -77,7 +79,18 @@ def create_app(
 
     app = _bare_app(lifespan=lifespan)
     oidc = OidcIssuer.from_settings(settings)
-    app.state.parts = Parts(settings, secrets, doors, store, issuer, recommended_of(settings), renderings, oidc)
+    app.state.parts = Parts(
+        settings,
+        secrets,
+        doors,
+        store,
+        issuer,
+        recommended_of(settings),
+        renderings,
+        Passwords(settings.limits),
+        OpenStreams(settings.limits),
+        oidc,
+    )
     rooms = (
         users,
         sessions,

@@ -51,6 +51,25 @@ class Limits(BaseModel):
     prompt_chars: int = 2_000
     num_images: int = 8
     waiting_pictures: int = 128
+    brands_per_account: int = Field(default=20, ge=1)
+    logins_per_address: int = Field(default=20, ge=1)
+    """Wrong passwords a minute from one client address (of IPv6: one /64); right ones do not count."""
+    logins_per_account: int = Field(default=10, ge=1)
+    """Wrong passwords a minute for one account from one client address."""
+    logins_before_delay: int = Field(default=60, ge=1)
+    """Wrong passwords a minute for one account from everywhere; with more, every log-in to it takes longer."""
+    refused_login_seconds: float = Field(default=1.0, ge=0, le=10)
+    """How long the answer to a log-in beyond these numbers is held back: who does not wait gets no faster."""
+    sign_ups_per_address: int = Field(default=100, ge=1)
+    """New accounts an hour from one client address."""
+    passwords_at_once: int = Field(default=1, ge=1)
+    """Passwords that one process checks or hashes at a time; each takes 19 MiB and some 30 ms of a core."""
+    passwords_waiting: int = Field(default=32, ge=0)
+    """Passwords that wait for this in one process; more are refused."""
+    streams_per_caller: int = Field(default=10, ge=1)
+    """Event streams that one user has open at one process of the API."""
+    streams_per_brand: int = Field(default=30, ge=1)
+    """Event streams of one brand that are open at one process of the API."""
     open_trainings: int = 100
     open_uploads: int = 200
     caller_open_uploads: int = 100
@@ -205,6 +224,9 @@ class Settings(BaseSettings):
     """Training jobs that run at once; with 0 none is started, and jobs wait."""
     train_jobs_per_brand: int = Field(default=2, ge=1, le=1000)
     """Of them, one brand's, where the operator set no other number for it (`onbrand brand limits`)."""
+    train_jobs_per_account: int | None = Field(default=None, ge=1, le=1000)
+    """Of them, those of one account's brands together. None: one less than `train_jobs` (at least one), and not all
+    workers of the cluster, so that one account's trainings leave room for another's."""
     train_placement_seconds: int = Field(default=3600, ge=1)
     """How long a job waits for workers that the cluster neither has nor can get, before it fails."""
     engine: dict[str, Any] = {}

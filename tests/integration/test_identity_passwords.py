@@ -12,7 +12,7 @@ import pytest
 
 from onbrand.brand import KEY_SCOPES
 from onbrand.errors import Unauthenticated
-from onbrand.services import identity
+from onbrand.services import passwords
 from onbrand.services.identity import TokenIssuer
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand
 from tests.ingress import Platform
@@ -31,7 +31,7 @@ def work_of(hashed: str) -> list[str]:
 
 
 def test_nobodys_hash_asks_for_the_same_work_as_anybodys() -> None:
-    assert work_of(identity._HASH_OF_NOBODY) == work_of(identity.hash_password(PASSWORD))
+    assert work_of(passwords._HASH_OF_NOBODY) == work_of(passwords.hash_password(PASSWORD))
 
 
 @pytest.mark.parametrize("path", ["/v1/tokens", "/v1/session"])
@@ -46,17 +46,17 @@ async def test_every_failed_log_in_checks_one_password(
         async with platform.doors.user_session(None) as session:
             await session.run("select private.external_user('https://id.example', 'outside', %s)", [email])
     checked: list[list[str]] = []
-    verify = identity._verify
+    verify = passwords.verify
 
     def counted(password: str, hashed: str) -> bool:
         checked.append(work_of(hashed))
         return verify(password, hashed)
 
-    monkeypatch.setattr(identity, "_verify", counted)
+    monkeypatch.setattr(passwords, "verify", counted)
     async with platform.client() as client:
         answer = await client.post(path, json={"email": email, "password": "a wrong password"})
     assert (answer.status_code, answer.json()["detail"]) == (401, "wrong email or password")
-    assert checked == [work_of(identity._HASH_OF_NOBODY)]
+    assert checked == [work_of(passwords._HASH_OF_NOBODY)]
 
 
 # tokens of our own

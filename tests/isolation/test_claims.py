@@ -120,9 +120,10 @@ def test_no_login_reads_a_key(login: str, database):
     [
         "select * from private.sign_up('new@example.com', 'x')",
         "select * from private.external_user('issuer', 'subject', 'new@example.com')",
+        "select private.take_attempt(array[repeat('a', 64)], array[1], array[60])",
     ],
 )
-def test_a_stolen_web_login_makes_no_account(statement: str, database):
+def test_a_stolen_web_login_makes_no_account_and_counts_no_attempt(statement: str, database):
     with psycopg.connect(database.web_url) as connection:
         forge(connection, "anon", {})
         with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -371,7 +371,7 @@ async def test_the_dispatcher_learns_ids_states_and_numbers_only(doors, world):
         rows = await session.all("select * from private.queue()")
     wanted = (
         "kind brand_id job_id user_id status provider provider_job_id attempts cancel_requested heartbeat_at created_at"
-        " num_workers waiting_for waiting_since weight max_running"
+        " num_workers waiting_for waiting_since weight max_running account_id"
     )
     assert set(rows[0]) == set(wanted.split())
     assert "a picture" not in str(rows)

@@ -1,9 +1,10 @@
-"""Whose turn it is, without any model: shares, weights, returning brands, keys, and the bound of one batch step."""
+"""Whose turn it is, without any model: shares, weights, returning brands, accounts, keys, the bound of a batch step."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -26,15 +27,20 @@ class Simulation:
 
     `gap_steps` is by how much a brand was ever ahead of another, in its own batch steps, while both were left something
     to wait for.
+
+    Args:
+        whose: in whose ledger a job counts; accounts instead of brands with `account_of`.
     """
 
     max_batch: int = 4
     classes: tuple[int, ...] = ()
+    even: bool = False
     refused: set[str] = field(default_factory=set)
+    whose: Callable[[Job], str] = lambda each: each.brand_id
 
     def __post_init__(self) -> None:
         self.classes = self.classes or size_classes(self.max_batch)
-        self.queue = FairQueue(self.max_batch, self.classes)
+        self.queue = FairQueue(self.max_batch, self.classes, self.even)
         self.jobs: list[Job] = []
         self.steps: Counter[tuple[Job, int]] = Counter()
         self.ledger: Counter[str] = Counter()
@@ -57,14 +63,14 @@ class Simulation:
         chosen = self.queue.next_batch(lambda each: each.brand_id not in self.refused)
         assert len(chosen) <= self.max_batch
         assert len({each.key for each in chosen}) <= 1
-        for brand in {each.brand_id for each in self.jobs}:
+        for brand in {self.whose(each) for each in self.jobs}:
             self.ledger[brand] = max(self.ledger[brand], self.floor)
         for each, num in Counter(chosen).items():
             self._advance(each, num)
         if chosen:
             dummies = size_class(len(chosen), self.classes) - len(chosen)
-            self.ledger[chosen[0].brand_id] += dummies * chosen[0].step_charge
-            self._compare({each.brand_id for each, num in could.items() if num > chosen.count(each)})
+            self.ledger[self.whose(chosen[0])] += dummies * chosen[0].step_charge
+            self._compare({self.whose(each) for each, num in could.items() if num > chosen.count(each)})
         for each in [each for each in self.jobs if each.num_stepped == each.request.num_images]:
             self._end(each)
         return [each.brand_id for each in chosen]
@@ -79,9 +85,10 @@ class Simulation:
         for n in going:
             self.steps[each, n] += 1
             each.num_stepped += self.steps[each, n] == each.plan.num_steps
-        self.ledger[each.brand_id] += num * each.step_charge
-        known = self.batch_step.get(each.brand_id, 0.0)
-        self.batch_step[each.brand_id] = max(known, self.max_batch * each.step_charge)
+        whose = self.whose(each)
+        self.ledger[whose] += num * each.step_charge
+        known = self.batch_step.get(whose, 0.0)
+        self.batch_step[whose] = max(known, self.max_batch * each.step_charge)
 
     def _compare(self, left: set[str]) -> None:
         """Of the brands that were left something to wait for in this pass."""
@@ -228,7 +235,7 @@ def test_of_every_brand_the_first_jobs_are_prepared_and_not_all_of_a_flood(world
 
 def test_pictures_waiting_are_counted_by_brand_and_in_all(world):
     world.add(job("acme", num_images=3), job("globex", num_images=2))
-    counts = [world.queue.num_pictures(brand) for brand in ("acme", None, "nobody")]
+    counts = [world.queue.num_pictures(account) for account in ("acme", None, "nobody")]
     assert counts == [3, 5, 0]
     world.step()
     assert world.queue.num_pictures() == 1
@@ -262,3 +269,141 @@ def test_of_brands_that_wait_none_is_ever_more_than_a_batch_step_ahead(seed):
         world.step()
     assert min(world.ledger[f"steady-{n}"] for n in range(6)) > 0
     assert 0.5 < world.gap_steps <= 1 + 1e-9  # thirds are rounded
+
+
+# accounts of several brands
+
+
+def account_of(each: Job) -> str:
+    return each.account_id
+
+
+def test_forty_brands_of_one_account_get_as_much_as_one_brand_of_another(world):
+    world.add(*(job(f"many-{n}", num_images=8, steps=99, account_id="crowd") for n in range(40)))
+    world.add(job("quiet", num_images=8, steps=99, account_id="single"))
+    served = world.brands(60)
+    assert served.pop("quiet") == 120
+    assert served.total() == 120
+
+
+def test_the_brands_of_an_account_share_its_share_evenly(world):
+    world.add(*(job(f"many-{n}", num_images=8, steps=99, account_id="crowd") for n in range(4)))
+    world.add(job("quiet", num_images=8, steps=99))
+    served = world.brands(80)
+    del served["quiet"]
+    assert served == {f"many-{n}": 40 for n in range(4)}
+
+
+def test_a_picture_that_comes_among_forty_brands_of_an_account_steps_in_the_next_pass(world):
+    world.add(*(job(f"many-{n}", num_images=8, steps=99, account_id="crowd") for n in range(40)))
+    world.brands(50)
+    world.add(job("quiet", steps=9))
+    assert [world.step().count("quiet") for _ in range(9)] == [1] * 9
+
+
+def test_an_account_without_a_name_is_the_brands_own(world):
+    world.add(*(job(f"brand-{n}", num_images=8, steps=99) for n in range(4)))
+    assert world.brands(20) == {f"brand-{n}": 20 for n in range(4)}
+
+
+def test_a_brands_weight_counts_within_its_account_and_against_others(world):
+    crowd = {"account_id": "crowd", "num_images": 8, "steps": 999}
+    world.add(job("double", weight=2.0, **crowd), job("half", **crowd), job("quiet", num_images=8, steps=999))
+    served = world.brands(100)
+    assert abs(served["double"] - 2 * served["half"]) <= 3
+    assert abs(served["double"] + served["half"] - 1.5 * served["quiet"]) <= 6
+
+
+def test_an_account_that_returns_with_a_new_brand_has_no_credit(world):
+    world.add(job("busy", num_images=8, steps=400), job("first", steps=1, account_id="crowd"))
+    world.brands(50)
+    world.add(*(job(f"later-{n}", num_images=8, steps=200, account_id="crowd") for n in range(3)))
+    served = world.brands(12)
+    assert served.pop("busy") == 24
+    assert served == {f"later-{n}": 8 for n in range(3)}
+
+
+def test_an_account_cannot_shed_what_it_owes_by_taking_another_brand(world):
+    """`hasty` gets whole passes of another shape; each time with a brand that was never seen."""
+    world.whose = account_of
+    world.add(job("steady", num_images=8, steps=99, size=128))
+    for n in range(12):
+        if not any(each.account_id == "hasty" for each in world.jobs):
+            world.add(job(f"hasty-{n}", num_images=4, steps=1, account_id="hasty"))
+        world.step()
+    assert world.gap_steps <= 1
+
+
+def test_of_an_account_with_many_brands_no_more_is_prepared_than_of_another(world):
+    jobs = [job(f"many-{n}", num_images=2, account_id="crowd") for n in range(40)] + [job("quiet", num_images=2)]
+    for each in jobs:
+        each.prepared = None
+    world.add(*jobs)
+    wanted = list(world.queue.unprepared())
+    assert jobs[-1] in wanted
+    assert len(wanted) == 1 + 4  # of two accounts, each has 4 * 4 / 2 pictures
+
+
+def test_of_an_account_every_brands_first_job_is_prepared_before_any_second(world):
+    jobs = [job("first", account_id="crowd") for _ in range(9)] + [job("second", account_id="crowd")]
+    for each in jobs:
+        each.prepared = None
+    world.add(*jobs)
+    assert [each.brand_id for each in world.queue.unprepared()][:2] == ["first", "second"]
+
+
+def test_accounts_that_are_gone_are_forgotten_with_their_brands(world):
+    for n in range(50):
+        world.add(job(f"brand-{n}", steps=1, account_id=f"account-{n // 5}"))
+        world.brands(2)
+    world.add(job("last", steps=1))
+    world.step()
+    assert len(world.queue._accounts) < 5
+
+
+def test_even_passes_have_as_many_rows_of_each_account_as_the_least_has_to_step():
+    world = Simulation(max_batch=8, even=True)
+    world.add(*(job(f"many-{n}", num_images=8, steps=99, account_id="crowd") for n in range(40)))
+    assert len(world.step()) == 8  # nobody else is there
+    world.add(job("quiet", steps=3))
+    passes = [world.step() for _ in range(4)]
+    assert [(len(rows), rows.count("quiet")) for rows in passes] == [(2, 1), (2, 1), (2, 1), (8, 0)]
+
+
+def test_even_passes_are_full_when_two_accounts_can_fill_them():
+    world = Simulation(max_batch=8, even=True)
+    world.add(job("one", num_images=8, steps=9), job("other", num_images=8, steps=9))
+    assert Counter(world.step()) == {"one": 4, "other": 4}
+
+
+def test_even_passes_keep_the_weights_of_those_who_wait():
+    world = Simulation(max_batch=8, even=True)
+    world.add(job("double", num_images=9, steps=999, weight=2.0), job("half", num_images=9, steps=999))
+    world.add(job("quiet", steps=999))
+    served = world.brands(200)
+    assert abs(served["double"] - 2 * served["half"]) <= 16
+
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("whose", [account_of, lambda each: each.brand_id], ids=["accounts", "brands of one account"])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_bound_of_a_batch_step_holds_for_accounts_and_for_the_brands_of_one(seed, whose, even):
+    """Any mix of shapes, guidance, steps, comings and goings, of accounts with one to nine brands."""
+    dice = random.Random(seed)
+    world = Simulation(max_batch=dice.choice([2, 4, 8]), whose=whose, even=even)
+    kinds = [{"size": size, "cfg": cfg} for size in (64, 128) for cfg in (1.0, 3.0)]
+    accounts = [f"account-{n}" for n in range(4)] if whose is account_of else ["account-0"]
+    for account in accounts:
+        for n in range(dice.randint(1, 9)):
+            more = {"account_id": account, **dice.choice(kinds)}
+            world.add(job(f"{account}-steady-{n}", num_images=16, steps=10_000, **more))
+    for _ in range(400):
+        if dice.random() < 0.3:
+            account = dice.choice(accounts)
+            kind = {**dice.choice(kinds), "exclusive": dice.random() < 0.2, "account_id": account}
+            brand = f"{account}-guest-{dice.randrange(5)}"
+            world.add(job(brand, num_images=dice.randint(1, 9), steps=dice.randint(1, 9), **kind))
+        if dice.random() < 0.05:
+            world.leave(f"{dice.choice(accounts)}-guest-{dice.randrange(5)}")
+        world.step()
+    assert 0.5 < world.gap_steps <= 1 + 1e-9

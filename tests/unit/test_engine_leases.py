@@ -34,7 +34,7 @@ def residency() -> Residency:
 
 @pytest.fixture
 def leases(residency: Residency) -> Leases:
-    return Leases(residency, lambda brand: SERVED[brand])
+    return Leases(residency, lambda each: (SERVED[each.brand_id], 0.0))
 
 
 def test_a_slot_is_recalled_from_who_is_farthest_ahead(leases):

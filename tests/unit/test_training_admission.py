@@ -86,3 +86,56 @@ def test_at_any_moment_no_waiting_brand_has_less_for_its_weight_than_another_by_
         for poor in (brand for brand in weights if left[brand]):
             assert all(share[rich] <= share[poor] + 1 / weights[rich] for rich in weights if begun[rich])
     assert sorted(each.job_id for each in order) == sorted(f"j{n}" for n in range(60))
+
+
+# accounts of several brands, and room for others
+
+
+@pytest.mark.parametrize("num_jobs", [2, 3, 8])
+def test_one_account_leaves_a_job_to_others_though_nobody_asks(num_jobs):
+    waiting = [job(f"a{n}", f"brand-{n}", account_id="crowd") for n in range(9)]
+    begin, wait = told(waiting, bounds=Bounds(num_jobs, 9))
+    assert len(begin) == num_jobs - 1
+    assert set(wait.values()) == {"platform"}
+    assert told([job("b1", "bolt")], running=waiting[: num_jobs - 1], bounds=Bounds(num_jobs, 9)) == (["b1"], {})
+
+
+def test_a_platform_for_one_job_gives_it_to_whoever_asks():
+    assert told([job("a1"), job("a2")], bounds=Bounds(1, 9)) == (["a1"], {"a2": "platform"})
+
+
+def test_a_brand_alone_in_its_account_is_told_that_it_waits_for_itself():
+    assert told([job("a1"), job("a2")], bounds=Bounds(2, 9)) == (["a1"], {"a2": "brand"})
+
+
+def test_one_account_leaves_a_worker_to_others():
+    waiting = [job("a1", num_workers=2), job("a2", "bolt", num_workers=2), job("a3", "bolt", num_workers=1)]
+    crowd = [each.model_copy(update={"account_id": "crowd"}) for each in waiting]
+    begin, wait = told(crowd, bounds=Bounds(9, 9), capacity=Capacity(4, 4, 4))
+    assert (begin, wait) == (["a1", "a3"], {"a2": "platform"})
+
+
+def test_a_job_that_needs_all_machines_begins_when_it_is_the_accounts_first():
+    assert told([job("a1", num_workers=4)], capacity=Capacity(4, 4, 4)) == (["a1"], {})
+
+
+def test_the_operators_numbers_go_before_the_room_for_others():
+    begin, _ = told([job(f"a{n}") for n in range(4)], bounds=Bounds(4, 9, 4), capacity=Capacity(4, 4, 4))
+    assert len(begin) == 4
+    begin, _ = told([job(f"a{n}", max_running=4) for n in range(4)], bounds=Bounds(4, 2))
+    assert len(begin) == 4
+
+
+def test_an_accounts_turn_comes_once_however_many_brands_it_has():
+    waiting = [job(f"a{n}", f"brand-{n}", account_id="crowd") for n in range(5)] + [
+        job("b1", "bolt"),
+        job("b2", "bolt"),
+    ]
+    order = [each.job_id for each in fair_order(waiting, [])]
+    assert order == ["a0", "b1", "a1", "b2", "a2", "a3", "a4"]
+
+
+def test_the_brands_of_an_account_take_turns():
+    crowd = {"account_id": "crowd"}
+    waiting = [job("a1", "acme", **crowd), job("a2", "acme", **crowd), job("b1", "bolt", **crowd)]
+    assert [each.job_id for each in fair_order(waiting, [])] == ["a1", "b1", "a2"]

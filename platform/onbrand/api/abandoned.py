@@ -117,14 +117,15 @@ class Recovery:
 
 
 def abandoned(queue: Iterable[QueueEntry], listening_since: datetime, now: datetime) -> list[QueueEntry]:
-    """Generations of which nothing was heard for too long, oldest first, but each brand's first before any's second."""
+    """Generations of which nothing was heard for too long, oldest first, but of each account the first before
+    the second of any."""
     turns: Counter[str] = Counter()
     found: list[tuple[int, int, QueueEntry]] = []
     for entry in queue:
         heard_at = max(entry.heartbeat_at or entry.created_at, listening_since)
         if entry.kind == "generation" and (now - heard_at).total_seconds() > SILENT_SECONDS:
-            found.append((turns[entry.brand_id], len(found), entry))
-            turns[entry.brand_id] += 1
+            found.append((turns[entry.account], len(found), entry))
+            turns[entry.account] += 1
     return [entry for *_, entry in sorted(found, key=lambda each: each[:2])]
 
 

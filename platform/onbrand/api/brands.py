@@ -44,7 +44,8 @@ async def create_brand(body: NewBrand, caller: Person, once: OnlyOnce) -> JSONRe
     region = caller.parts.settings.region
     if body.home_region not in (None, region):
         raise InvalidInput(f"this platform keeps bytes in {region} only", param="home_region")
-    return await once.answer(caller, 201, lambda: brands.create_brand(caller.session, body.id, body.name, region))
+    most = caller.parts.settings.limits.brands_per_account
+    return await once.answer(caller, 201, lambda: brands.create_brand(caller.session, body.id, body.name, region, most))
 
 
 @router.get("", response_model=Listed)

@@ -33,11 +33,13 @@ from onbrand.services import brands
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.keys import must_be_in_person
 from onbrand.services.oidc import OidcIssuer
+from onbrand.services.passwords import Passwords
 from onbrand.services.terms import Terms
 from onbrand.storage.store import BrandStore, ObjectStore
 
 if TYPE_CHECKING:
     from onbrand.api.rendering import Renderings
+    from onbrand.api.streams import OpenStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Parts:
     issuer: TokenIssuer
     recommended: Mapping[FamilyName, Recommended]
     renderings: Renderings
+    passwords: Passwords
+    streams: OpenStreams
     oidc: OidcIssuer | None = None
 
     def __repr__(self) -> str:

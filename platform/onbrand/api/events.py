@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from onbrand.api.caller import Access, BrandCaller
-from onbrand.errors import InvalidInput, OnbrandError
+from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests
 from onbrand.services.events import AT_ONCE
 
 ENDED = frozenset({"completed", "failed", "canceled"})
@@ -59,10 +60,14 @@ After = Annotated[int, Depends(_last_event_id)]
 async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> Response:
     """The stream, or 204 for who has seen its end: browsers' `EventSource` then asks no more.
 
-    Raises NotFound before it begins if the first look finds nothing.
+    Raises NotFound before it begins if the first look finds nothing, TooManyRequests for one stream too many.
 
     Args:
         close: ends what looks began, when the stream has ended or its reader is gone.
+
+    Raises:
+        NotFound: the first look finds nothing.
+        TooManyRequests: the caller, or the brand, has as many streams open as may be.
     """
     async with access.open() as caller:
         first = await look(caller, after)
@@ -70,20 +75,34 @@ async def stream(access: Access, after: int, look: Look, close: Close | None = N
         if close is not None:
             await close()
         return Response(status_code=204)
-    text = _written(access, after, first, look)
-    return StreamingResponse(
-        text if close is None else _closed(text, close),
-        media_type="text/event-stream",
-        headers={"X-Accel-Buffering": "no"},
-    )
-
-
-async def _closed(text: AsyncIterator[str], close: Close) -> AsyncIterator[str]:
+    streams, whose = access.parts.streams, (access.scope.user_id, access.brand_id)
     try:
-        async for piece in text:
-            yield piece
-    finally:
-        await close()
+        streams.open(*whose)
+    except TooManyRequests:
+        if close is not None:
+            await close()
+        raise
+
+    async def ended() -> None:
+        streams.close(*whose)
+        if close is not None:
+            await close()
+
+    return _Stream(_written(access, after, first, look), ended)
+
+
+class _Stream(StreamingResponse):
+    """One that says when it is over, also when its reader went away before it began."""
+
+    def __init__(self, text: AsyncIterator[str], ended: Close) -> None:
+        super().__init__(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._ended()
 
 
 async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncIterator[str]:

@@ -34,7 +34,8 @@ FULL_SECONDS, AWAY_SECONDS = 600.0, 120.0
 """How long an admitted generation waits while the engine is full, or away, since it last heard of it."""
 ALIVE_SECONDS = 5.0
 """So often a row hears of who looks after it while no replica has begun it."""
-_REPORT_EVERY = 1.0
+_REPORT_EVERY, _REPORT_EVERY_MAX, _REPORTS_PER_SECOND = 1.0, 10.0, 10
+"""So often the rows hear of progress: about once a second each, and less often the more are under way."""
 _PAUSE_MAX, _PAUSE_AFTER_LOSS = 20.0, 0.5
 _ENDINGS = frozenset({"completed", "failed", "canceled"})
 _UNWANTED = RenderEvent("canceled")
@@ -47,6 +48,7 @@ class Running:
 
     ticket: Ticket
     previews: Previews
+    account_id: str
     progress: int = 0
     num_lost: int = 0
     heard_at: float = field(default_factory=time.monotonic)
@@ -79,13 +81,18 @@ class Renderings:
         """How many more generations this process takes from whoever asks."""
         return max(0, RUNNING_MAX - len(self._running))
 
-    def must_have_room(self, brand_id: str) -> None:
-        """Raise TooManyRequests when this process has as many generations under way as it takes, and this brand its
-        share of them: what a brand that has none asks for is always taken."""
+    def must_have_room(self, brand_id: str, account_id: str) -> None:
+        """Raise TooManyRequests when this process has as many generations under way as it takes, the brand's account
+        its share of them, and the brand its share of these: what a brand that has none asks for is always taken."""
         if self.room:
             return
-        held = Counter(running.ticket.brand_id for running in self._running.values())
-        if held[brand_id] and held[brand_id] + 1 > RUNNING_MAX / len(held):
+        held = Counter(running.account_id for running in self._running.values())
+        of_account = Counter(
+            running.ticket.brand_id for running in self._running.values() if running.account_id == account_id
+        )
+        share = RUNNING_MAX / max(1, len(held))
+        is_over = held[account_id] + 1 > share and of_account[brand_id] + 1 > share / max(1, len(of_account))
+        if of_account[brand_id] and is_over:
             raise TooManyRequests("too many generations of this brand are under way; try again soon", retry_after=5)
 
     def must_have_room_for(self, brand_id: str, family: str) -> None:
@@ -107,7 +114,9 @@ class Renderings:
     def start(self, family: str, request: RenderRequest) -> None:
         """Begin drawing a generation whose row is committed."""
         ticket = Ticket.verify(request.ticket, self._secrets.tickets)
-        running = self._running[request.generation_id] = Running(ticket, Previews(self._serials))
+        running = self._running[request.generation_id] = Running(
+            ticket, Previews(self._serials), request.account_id or ticket.brand_id
+        )
         running.task = asyncio.create_task(
             self._render(family, request, running), name=f"generation-{request.generation_id}"
         )
@@ -274,8 +283,9 @@ class Renderings:
         return True
 
     async def _report(self, running: Running, client: AsyncSystemClient) -> None:
-        """Progress for those who watch, about once a second; drawing goes on whether it is heard or not."""
-        if time.monotonic() - running.told_at <= _REPORT_EVERY:
+        """Progress for those who watch, now and then; drawing goes on whether it is heard or not."""
+        pause = min(_REPORT_EVERY_MAX, max(_REPORT_EVERY, len(self._running) / _REPORTS_PER_SECOND))
+        if time.monotonic() - running.told_at <= pause:
             return
         running.told_at = time.monotonic()
         try:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from onbrand.api import passwords
 from onbrand.api.caller import AnyUser, AppParts, Person, UserRoute
 from onbrand.api.credentials import cookie_name, cookie_of, is_https, must_not_be_another_site
 from onbrand.api.lists import Listed, Paging, listed
@@ -17,7 +18,7 @@ from onbrand.api.once import as_json
 from onbrand.api.users import SignUp
 from onbrand.brand import Scope
 from onbrand.errors import NotFound
-from onbrand.services import identity, sessions
+from onbrand.services import sessions
 
 router = APIRouter(prefix="/v1", tags=["sessions"], route_class=UserRoute)
 
@@ -35,8 +36,7 @@ async def open_session(body: SignUp, request: Request, parts: AppParts) -> JSONR
     """Log a page in with email and password."""
     settings = parts.settings
     must_not_be_another_site(request, settings)
-    async with parts.doors.user_session(None) as nobody:
-        user_id = await identity.must_know_password(nobody, body.email, body.password)
+    user_id = await passwords.must_know_password(request, parts, body.email, body.password)
     life, idle = timedelta(hours=settings.session_hours), timedelta(minutes=settings.session_idle_minutes)
     async with parts.doors.user_session(Scope(user_id)) as session:
         opened = await sessions.open_session(session, idle, life)

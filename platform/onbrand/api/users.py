@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Anonymous, AnyUser, AppParts, Person, UserRoute
+from onbrand.api import passwords
+from onbrand.api.caller import AnyUser, AppParts, Person, UserRoute
 from onbrand.api.input import Input
 from onbrand.api.once import as_json
+from onbrand.brand import must_be_brand_id
 from onbrand.errors import Forbidden, InvalidInput
 from onbrand.services import brands, identity
 
@@ -31,17 +33,20 @@ class OtherToken(Input):
 
 
 @router.post("/v1/users", status_code=201)
-async def sign_up(body: SignUp, session: Anonymous, parts: AppParts) -> identity.User:
+async def sign_up(body: SignUp, request: Request, parts: AppParts) -> identity.User:
     """Make an account."""
     if parts.settings.sign_up == "closed":
         raise Forbidden("sign-up is closed here; ask the operator for an account")
-    return await identity.sign_up(session, body.email, body.password)
+    return await passwords.sign_up(request, parts, body.email, body.password)
 
 
 @router.post("/v1/tokens", status_code=201)
-async def log_in(body: LogIn, session: Anonymous, parts: AppParts) -> JSONResponse:
+async def log_in(body: LogIn, request: Request, parts: AppParts) -> JSONResponse:
     """Get a bearer token for email and password."""
-    token = await identity.log_in(session, parts.issuer, body.email, body.password, body.brand_id)
+    if body.brand_id is not None:
+        must_be_brand_id(body.brand_id)
+    user_id = await passwords.must_know_password(request, parts, body.email, body.password)
+    token = identity.token_of(parts.issuer, user_id, body.brand_id)
     return JSONResponse(as_json(token), 201, headers={"Cache-Control": "no-store"})
 
 

@@ -12,9 +12,13 @@ from onbrand.api.caller import Access, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.once import Done, Once
 from onbrand.errors import OnbrandError
-from onbrand.services import images
+from onbrand.services import brands, images
 
-_LOOK_EVERY = 0.5
+_LOOK_EVERY, _LISTEN_EVERY = 5.0, 0.5
+"""How often a row is read while its generation is drawn by this process, which hears of its end; and how often somebody
+asks whether the client is still there."""
+_LOOK_ELSEWHERE = (0.2, 2.0)
+"""The first and the longest pause between looks at what another process has drawn."""
 
 
 async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
@@ -43,7 +47,8 @@ def _was_never_begun(access: Access, generation: images.Generation) -> bool:
 
 async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:
     parts = caller.parts
-    parts.renderings.must_have_room(caller.brand_id)
+    account_id = await brands.account_of(caller.session, caller.brand_id)
+    parts.renderings.must_have_room(caller.brand_id, account_id)
     made = await images.create_generation(
         caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
     )
@@ -89,24 +94,33 @@ async def cancel(access: Access, generation_id: str, once: Once) -> Done:
 async def _look_until_done(
     access: Access, generation_id: str, seconds: float, request: Request, abandon: bool
 ) -> images.Generation:
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, _LOOK_ELSEWHERE[0]
     while True:
         generation = await read(access, generation_id)
         left = end - time.monotonic()
         if generation.status in ENDED or left <= 0:
             return generation
-        if abandon and await request.is_disconnected():
+        is_here = access.parts.renderings.is_running(generation_id)
+        until = min(end, time.monotonic() + (_LOOK_EVERY if is_here else pause))
+        pause = min(_LOOK_ELSEWHERE[1], 2 * pause)
+        if await _client_left(access, generation_id, until, request if abandon else None):
             await give_up(access, generation_id)
             return generation
-        await _pause(access, generation_id, min(left, _LOOK_EVERY))
 
 
-async def _pause(access: Access, generation_id: str, seconds: float) -> None:
-    """Until the generation's task ends, if it runs here; another ingress's is looked at again after `seconds`."""
-    if access.parts.renderings.is_running(generation_id):
-        await access.parts.renderings.wait(generation_id, seconds)
-    else:
-        await asyncio.sleep(min(seconds, 0.2))
+async def _client_left(access: Access, generation_id: str, until: float, request: Request | None) -> bool:
+    """Wait until then, or until the generation's task ends where it runs here; True as soon as the client is gone."""
+    renderings, is_here = access.parts.renderings, access.parts.renderings.is_running(generation_id)
+    while (left := until - time.monotonic()) > 0:
+        if request is not None and await request.is_disconnected():
+            return True
+        if is_here and not renderings.is_running(generation_id):
+            break
+        if is_here:
+            await renderings.wait(generation_id, min(left, _LISTEN_EVERY))
+        else:
+            await asyncio.sleep(min(left, _LISTEN_EVERY))
+    return False
 
 
 async def give_up(access: Access, generation_id: str) -> None:

@@ -565,6 +565,18 @@ $$;
 
 ALTER FUNCTION private.find_session(hash text) OWNER TO onbrand_identity;
 
+CREATE FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  update identity.attempts a set due = a.due - make_interval(secs => b.seconds::double precision / b.most)
+  from (select t.key, t.most, t.seconds
+    from unnest(give_attempt_back.keys, give_attempt_back.most, give_attempt_back.seconds) as t (key, most, seconds)) b
+  where private.claims() is not null and a.key = b.key
+$$;
+
+ALTER FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) OWNER TO onbrand_identity;
+
 CREATE FUNCTION private.in_person() RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -911,19 +923,21 @@ end $$;
 
 ALTER FUNCTION private.open_session(hash text, idle interval, life interval) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone, num_workers integer, waiting_for text, waiting_since timestamp with time zone, weight double precision, max_running integer)
+CREATE FUNCTION private.queue() RETURNS TABLE(kind text, brand_id text, job_id uuid, user_id uuid, status text, provider text, provider_job_id text, attempts integer, cancel_requested boolean, heartbeat_at timestamp with time zone, created_at timestamp with time zone, num_workers integer, waiting_for text, waiting_since timestamp with time zone, weight double precision, max_running integer, account_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
   select 'training', j.brand_id, j.id, j.user_id, j.status, j.provider, j.provider_job_id, j.attempts,
     j.cancel_requested_at is not null, j.heartbeat_at, j.created_at, j.num_workers, j.waiting_for, j.waiting_since,
-    coalesce(l.weight, 1), l.max_running_trainings
-  from app.lora_training_jobs j left join app.brand_limits l on l.brand_id = j.brand_id
+    coalesce(l.weight, 1), l.max_running_trainings, b.user_id
+  from app.lora_training_jobs j join app.brands b on b.id = j.brand_id
+    left join app.brand_limits l on l.brand_id = j.brand_id
   where private.claims() is not null and j.status in ('pending', 'training')
   union all
   select 'generation', g.brand_id, g.id, g.user_id, g.status, null, null, 0,
-    g.cancel_requested_at is not null, g.heartbeat_at, g.created_at, 0, null, null, 1, null
-  from app.generations g where private.claims() is not null and g.status in ('pending', 'running')
+    g.cancel_requested_at is not null, g.heartbeat_at, g.created_at, 0, null, null, 1, null, b.user_id
+  from app.generations g join app.brands b on b.id = g.brand_id
+  where private.claims() is not null and g.status in ('pending', 'running')
   order by created_at
 $$;
 
@@ -1024,6 +1038,43 @@ end $$;
 
 ALTER FUNCTION private.sweep_uploads() OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) RETURNS double precision
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  at timestamptz;
+  until timestamptz;
+  dues timestamptz[] := '{}';
+  step interval;
+  wait double precision := 0;
+begin
+  perform private.must_be_signed();
+  if cardinality(keys) not between 1 and 4 or cardinality(most) <> cardinality(keys)
+      or cardinality(seconds) <> cardinality(keys) or 1 > any (most) or 1 > any (seconds) then
+    raise exception 'a bucket has a key, a number and a time' using errcode = '22023';
+  end if;
+  for n in 1 .. cardinality(keys) loop
+    insert into identity.attempts as a (key, due) values (keys[n], clock_timestamp())
+      on conflict (key) do update set due = a.due returning a.due into until;
+    at := clock_timestamp();
+    step := make_interval(secs => seconds[n]::double precision / most[n]);
+    until := greatest(until, at);
+    wait := greatest(wait, extract(epoch from until - at - (most[n] - 1) * step));
+    dues := dues || (until + step);
+  end loop;
+  if wait > 0 then return wait; end if;
+  for n in 1 .. cardinality(keys) loop
+    update identity.attempts a set due = dues[n] where a.key = keys[n];
+  end loop;
+  delete from identity.attempts a where a.key in (
+    select b.key from identity.attempts b where b.due < clock_timestamp() order by b.due limit 8
+    for update skip locked);
+  return 0;
+end $$;
+
+ALTER FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) OWNER TO onbrand_identity;
+
 CREATE FUNCTION private.tg_actor_is_admin() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -1069,6 +1120,25 @@ begin
 end $$;
 
 ALTER FUNCTION private.tg_end_credentials() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_few_brands() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  most integer := coalesce(nullif(current_setting('onbrand.brands_per_account', true), '')::integer, 20);
+begin
+  if current_setting('role', true) <> 'authenticated' or new.user_id is distinct from private.uid() then
+    return new;  -- the owner's, or refused by the policy: how many brands others have is nobody's to learn
+  end if;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('brands:' || new.user_id, 0));
+  if (select count(*) from app.brands b where uuid_send(b.user_id) = uuid_send(new.user_id)) >= most then
+    raise exception 'an account has so many brands at most' using errcode = 'OB005';
+  end if;
+  return new;
+end $$;
+
+ALTER FUNCTION private.tg_few_brands() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_found_brand() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1829,6 +1899,16 @@ ALTER TABLE ONLY app.uploads FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE app.uploads OWNER TO onbrand_owner;
 
+CREATE TABLE identity.attempts (
+    key text NOT NULL,
+    due timestamp with time zone NOT NULL,
+    CONSTRAINT attempts_key_check CHECK ((key ~ '^[0-9a-f]{64}$'::text))
+);
+
+ALTER TABLE ONLY identity.attempts FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE identity.attempts OWNER TO onbrand_identity;
+
 CREATE TABLE identity.sessions (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     user_id uuid NOT NULL,
@@ -2015,6 +2095,9 @@ ALTER TABLE ONLY app.uploads
 ALTER TABLE ONLY audit.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (brand_id, seq);
 
+ALTER TABLE ONLY identity.attempts
+    ADD CONSTRAINT attempts_pkey PRIMARY KEY (key);
+
 ALTER TABLE ONLY identity.sessions
     ADD CONSTRAINT sessions_hash_key UNIQUE (hash);
 
@@ -2050,6 +2133,9 @@ CREATE INDEX brand_assets_by_time ON app.brand_assets USING btree (brand_id, cre
 
 CREATE INDEX brand_users_by_user ON app.brand_users USING btree (uuid_send(user_id), brand_id);
 ALTER INDEX app.brand_users_by_user ALTER COLUMN 1 SET STATISTICS 0;
+
+CREATE INDEX brands_by_user ON app.brands USING btree (uuid_send(user_id));
+ALTER INDEX app.brands_by_user ALTER COLUMN 1 SET STATISTICS 0;
 
 CREATE INDEX documents_by_time ON app.documents USING btree (brand_id, created_at, id);
 
@@ -2096,6 +2182,8 @@ CREATE INDEX uploads_kept_by_brand ON app.uploads USING btree (brand_id) WHERE (
 
 CREATE INDEX uploads_open_by_user ON app.uploads USING btree (uuid_send(user_id)) WHERE (status = 'pending'::text);
 ALTER INDEX app.uploads_open_by_user ALTER COLUMN 1 SET STATISTICS 0;
+
+CREATE INDEX attempts_by_due ON identity.attempts USING btree (due);
 
 CREATE INDEX sessions_by_user ON identity.sessions USING btree (user_id, created_at);
 
@@ -2146,6 +2234,8 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE
 CREATE TRIGGER end_credentials AFTER DELETE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_end_credentials();
 
 CREATE TRIGGER end_invitations AFTER UPDATE OF role ON app.brand_users FOR EACH ROW WHEN (((old.role = 'admin'::text) AND (new.role <> 'admin'::text))) EXECUTE FUNCTION private.tg_end_credentials();
+
+CREATE TRIGGER few_brands BEFORE INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_few_brands();
 
 CREATE TRIGGER found_brand AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_found_brand();
 
@@ -2806,6 +2896,10 @@ CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING ((
    FROM ( SELECT private.my_brand() AS my_brand
          OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
+ALTER TABLE identity.attempts ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY own_code ON identity.attempts TO onbrand_identity USING (true) WITH CHECK (true);
+
 CREATE POLICY own_code ON identity.sessions TO onbrand_identity, onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY own_code ON identity.subjects TO onbrand_identity USING (true) WITH CHECK (true);
@@ -3007,6 +3101,9 @@ GRANT ALL ON FUNCTION private.find_login(email text) TO anon;
 REVOKE ALL ON FUNCTION private.find_session(hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.find_session(hash text) TO anon;
 
+REVOKE ALL ON FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) TO anon;
+
 REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
 
@@ -3121,6 +3218,9 @@ GRANT ALL ON FUNCTION private.stored_bytes(b text) TO brand_system;
 REVOKE ALL ON FUNCTION private.sweep_uploads() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sweep_uploads() TO onbrand_dispatcher;
 
+REVOKE ALL ON FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) TO anon;
+
 REVOKE ALL ON FUNCTION private.tg_actor_is_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_actor_is_admin() TO onbrand_owner;
 
@@ -3129,6 +3229,9 @@ GRANT ALL ON FUNCTION private.tg_count_bytes() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_end_credentials() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_end_credentials() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_few_brands() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_few_brands() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_found_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_found_brand() TO onbrand_owner;
@@ -3245,12 +3348,14 @@ GRANT SELECT ON TABLE app.brands TO authenticated;
 GRANT SELECT ON TABLE app.brands TO brand_system;
 
 GRANT INSERT(id) ON TABLE app.brands TO authenticated;
+GRANT SELECT(id) ON TABLE app.brands TO onbrand_definer;
 
 GRANT INSERT(name) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(home_region) ON TABLE app.brands TO authenticated;
 
 GRANT INSERT(user_id) ON TABLE app.brands TO authenticated;
+GRANT SELECT(user_id) ON TABLE app.brands TO onbrand_definer;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE app.caller_usage TO onbrand_definer;
 

@@ -291,6 +291,7 @@ _OURS = {
     "OB001": "a brand keeps at least one admin; make another member admin first",
     "OB002": "this has ended and does not change any more",
     "OB003": "a request to cancel cannot be taken back",
+    "OB005": "this account has as many brands as one may have",
     "OB004": "a training job that has not ended uses this; cancel the job or wait for its end",
 }
 

@@ -85,6 +85,11 @@ class Job:
         return self.request.brand_id
 
     @property
+    def account_id(self) -> str:
+        """Whose share of the engine it is drawn from."""
+        return self.request.account_id or self.request.brand_id
+
+    @property
     def num_waiting(self) -> int:
         """Pictures that have not begun."""
         return self.request.num_images - self.num_started
@@ -96,7 +101,7 @@ class Job:
 
     @property
     def step_charge(self) -> float:
-        """What one step of one picture counts for in its brand's account."""
+        """What one step of one picture counts for in the ledgers of its account and its brand."""
         return self.plan.step_cost / self.request.weight
 
     @property

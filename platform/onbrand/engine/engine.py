@@ -58,10 +58,11 @@ class Engine:
         max_batch: most rows of one forward pass.
         classes: the batch sizes that occur; smaller batches are filled with dummy rows. Within one class a picture's
             bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
-        max_waiting: pictures that may wait before brands are held to equal shares of so many; what a brand that has
-            none waiting asks for is always taken.
+        max_waiting: pictures that may wait before accounts are held to equal shares of so many, and the brands of
+            each to equal shares of its share; what a brand that has none waiting asks for is always taken.
         max_waiting_per_brand: most pictures of one brand that may wait.
         stages: where text is encoded and pictures are decoded; None: in `step`, in a fixed order.
+        even: accounts have equal numbers of rows in a pass (`FairQueue`).
         compile: draw with compiled graphs, one per batch size and shape, which brands and ranks leave as they are.
     """
 
@@ -77,6 +78,7 @@ class Engine:
         max_waiting_per_brand: int = 128,
         stages: Executor | None = None,
         compile: bool = False,
+        even: bool = False,
     ) -> None:
         self.family = family
         self.max_batch = max_batch
@@ -90,7 +92,7 @@ class Engine:
             compile_passes(family.denoiser)
         self.residency = Residency(self._slots)
         self._jobs: dict[str, Job] = {}
-        self._queue = FairQueue(max_batch, self.classes)
+        self._queue = FairQueue(max_batch, self.classes, even)
         self._leases = Leases(self.residency, self._queue.served)
         self._stepper = Stepper(family, self._slots, self.classes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
@@ -279,14 +281,22 @@ class Engine:
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _must_have_room(self, request: Request) -> None:
-        waiting, of_brand = self._queue.num_pictures(), self._queue.num_pictures(request.brand_id)
-        if of_brand + request.num_images > self._max_waiting_per_brand and of_brand:
+        account_id, brand_id, num = request.account_id or request.brand_id, request.brand_id, request.num_images
+        of_brand = self._queue.num_pictures(account_id, brand_id)
+        if of_brand + num > self._max_waiting_per_brand and of_brand:
             raise TooManyRequests(
                 f"{of_brand} pictures of this brand wait already; try again later",
                 retry_after=self._retry_after(request.brand_id),
             )
-        share = self._max_waiting / len(self._queue.brands() | {request.brand_id})
-        if waiting + request.num_images > self._max_waiting and of_brand + request.num_images > share and of_brand:
+        share = self._max_waiting / len(self._queue.accounts() | {account_id})
+        share_of_brand = share / len(self._queue.brands(account_id) | {brand_id})
+        is_full = self._queue.num_pictures() + num > self._max_waiting
+        if (
+            is_full
+            and self._queue.num_pictures(account_id) + num > share
+            and of_brand + num > share_of_brand
+            and of_brand
+        ):
             raise TooManyRequests(
                 f"{of_brand} pictures of this brand wait already, and no more would be drawn soon; try again later",
                 retry_after=self._retry_after(request.brand_id),

@@ -1,13 +1,14 @@
-"""Whose pictures step now: weighted fair queueing over brands, decided anew for every denoising step.
+"""Whose pictures step now: weighted fair queueing over accounts, and over the brands of each, decided anew every step.
 
-An account is what a brand was served: denoised pixels over its weight. Each place of a batch goes to the brand with the
-lowest account (after Sheng et al. 2024, algorithm 4); rows of a brand that is ahead pause until the others caught up.
-With c the accounts, w the weights and U the work of the largest batch step, brands a and b that both have pictures left
-out keep
+A ledger is what somebody was served: denoised pixels over the weight of the brand. Each place of a batch goes to the
+account with the lowest ledger, and in it to the brand with the lowest (after Sheng et al. 2024, algorithm 4); rows of
+who is ahead pause until the others caught up. With c the ledgers, w the weights and U the work of the largest batch
+step, accounts a and b that both have pictures left out keep
 
     c_a - c_b <= U / w_a
 
-that is, none is ever more than one batch step ahead of another.
+that is, none is ever more than one batch step ahead of another. The same holds for two brands of one account. So an
+account gets one share, however many brands it has.
 """
 
 from __future__ import annotations
@@ -15,24 +16,29 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, zip_longest
 
 from onbrand.engine.batch import BatchKey, Job, size_class
 
 
-@dataclass(slots=True)
-class _Account:
+@dataclass(slots=True, eq=False)
+class _Brand:
     """A brand's jobs in the order they came, and what it was served.
 
     Args:
-        last_turn: number of the pass that served it last; of equal accounts, who waited longer goes first.
+        last_turn: number of the pass that served it last; of equal ledgers, who waited longer goes first.
     """
 
     served: float
     jobs: dict[Job, None] = field(default_factory=dict)
     last_turn: int = 0
+
+    @property
+    def place(self) -> tuple[float, int]:
+        """Who has the lowest goes first."""
+        return self.served, self.last_turn
 
     def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
         """Whether it has a picture that could step and does not."""
@@ -46,63 +52,130 @@ class _Account:
         return None
 
 
+@dataclass(slots=True, eq=False)
+class _Account:
+    """The brands of one account, and what they were served together.
+
+    Args:
+        floor: the lowest ledger of its brands that were left something to wait for; nobody's is lower.
+    """
+
+    served: float
+    brands: dict[str, _Brand] = field(default_factory=dict)
+    last_turn: int = 0
+    floor: float = 0.0
+
+    @property
+    def place(self) -> tuple[float, int]:
+        return self.served, self.last_turn
+
+    @property
+    def num_to_step(self) -> int:
+        """Pictures of all its brands that could take part in a pass now."""
+        return sum(job.num_to_step for brand in self.brands.values() for job in brand.jobs)
+
+    @property
+    def busy(self) -> list[_Brand]:
+        """Its brands with jobs."""
+        return [brand for brand in self.brands.values() if brand.jobs]
+
+    def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
+        return any(brand.has_more(taken, refused) for brand in self.brands.values())
+
+    def lift(self) -> None:
+        """Nobody saves up credit."""
+        for brand in self.brands.values():
+            brand.served = max(brand.served, self.floor)
+
+    def forget_the_idle(self) -> None:
+        """Brands without jobs stay for as long as they are ahead."""
+        kept = {name: each for name, each in self.brands.items() if each.jobs or each.served > self.floor}
+        self.brands = kept
+
+    def near(self, num_pictures: int) -> Iterator[Job]:
+        """The first jobs with pictures that wait, brands in turns, until they have so many pictures."""
+        lines = [
+            list(islice((job for job in brand.jobs if job.num_waiting), num_pictures))
+            for brand in sorted(self.busy, key=lambda brand: brand.place)
+        ]
+        num_found = 0
+        for job in filter(None, chain.from_iterable(zip_longest(*lines))):
+            if num_found >= num_pictures:
+                return
+            num_found += job.num_waiting
+            yield job
+
+
 class FairQueue:
     """All jobs of an engine, and the order in which they are served.
 
-    - A brand that comes back, or that got all it wanted so far, is lifted to the minimum of the brands that were left
-      something to wait for: nobody saves up credit, and nobody owes for what nobody else wanted.
-    - A pass has one `BatchKey`: that of the brand with the lowest account. Others of the same key fill the batch, but
-      not beyond one batch step ahead of those whose key has to wait. Dummy rows are charged to the brand that leads.
+    - Who comes back, or got all they wanted so far, is lifted to the minimum of those that were left something to wait
+      for: nobody saves up credit, and nobody owes for what nobody else wanted. Among accounts as among brands of one.
+    - A pass has one `BatchKey`: that of the account with the lowest ledger. Others of the same key fill the batch, but
+      not beyond one batch step ahead of those whose key has to wait. Dummy rows are charged to who leads.
     - Within a brand: first come, first served.
 
     Args:
         classes: the sizes that batches come in.
+        even: a pass takes as long as it has rows, as on a CPU: then no account has more rows in one than any other that
+            has pictures to step has of these, so that who asks for little waits little.
     """
 
-    def __init__(self, max_batch: int, classes: Sequence[int]) -> None:
-        self._max_batch, self._classes = max_batch, classes
+    def __init__(self, max_batch: int, classes: Sequence[int], even: bool = False) -> None:
+        self._max_batch, self._classes, self._even = max_batch, classes, even
         self._accounts: dict[str, _Account] = {}
         self._floor = 0.0
         self._num_turns = 0
 
     def push(self, job: Job) -> None:
         """Put a job at the end of its brand's line."""
-        account = self._accounts.get(job.brand_id)
+        account = self._accounts.get(job.account_id)
         if account is None:
-            account = self._accounts[job.brand_id] = _Account(self._floor)
-        account.jobs[job] = None
+            account = self._accounts[job.account_id] = _Account(self._floor)
+        brand = account.brands.get(job.brand_id)
+        if brand is None:
+            brand = account.brands[job.brand_id] = _Brand(account.floor)
+        brand.jobs[job] = None
 
     def remove(self, job: Job) -> None:
         """Take a job out; nothing happens if it is not in. Its brand keeps what it owes until the others are there."""
-        account = self._accounts.get(job.brand_id)
-        if account is not None:
-            account.jobs.pop(job, None)
+        brand = self._brand_of(job)
+        if brand is not None:
+            brand.jobs.pop(job, None)
 
-    def served(self, brand_id: str) -> float:
-        """The brand's account."""
-        account = self._accounts.get(brand_id)
-        return self._floor if account is None else max(account.served, self._floor)
+    def served(self, job: Job) -> tuple[float, float]:
+        """The ledgers of the job's account and of its brand: the higher, the later their turn."""
+        account, brand = self._accounts.get(job.account_id), self._brand_of(job)
+        if account is None or brand is None:
+            return self._floor, 0.0
+        return max(account.served, self._floor), max(brand.served, account.floor)
 
-    def brands(self) -> set[str]:
+    def accounts(self) -> set[str]:
         """Those with jobs here."""
-        return {brand_id for brand_id, account in self._accounts.items() if account.jobs}
+        return {account_id for account_id, account in self._accounts.items() if account.busy}
 
-    def num_pictures(self, brand_id: str | None = None) -> int:
-        """Pictures that have not begun, of one brand or of all."""
-        accounts = self._accounts.values() if brand_id is None else filter(None, [self._accounts.get(brand_id)])
-        return sum(job.num_waiting for account in accounts for job in account.jobs)
+    def brands(self, account_id: str) -> set[str]:
+        """The account's brands with jobs here."""
+        account = self._accounts.get(account_id)
+        return set() if account is None else {name for name, brand in account.brands.items() if brand.jobs}
+
+    def num_pictures(self, account_id: str | None = None, brand_id: str | None = None) -> int:
+        """Pictures that have not begun: of all, of one account, or of one brand of it."""
+        accounts = self._accounts.values() if account_id is None else filter(None, [self._accounts.get(account_id)])
+        return sum(
+            job.num_waiting
+            for account in accounts
+            for name, brand in account.brands.items()
+            if brand_id in (None, name)
+            for job in brand.jobs
+        )
 
     def unprepared(self) -> Iterator[Job]:
-        """Jobs to prepare now: enough of every brand's for a whole pass, few enough that device memory lasts."""
-        busy = [account for account in self._accounts.values() if account.jobs]
+        """Jobs to prepare now: enough of each account's for a whole pass, few enough that device memory lasts."""
+        busy = [account for account in self._accounts.values() if account.busy]
         ahead = max(self._max_batch, 4 * self._max_batch // max(1, len(busy)))
         for account in busy:
-            near = islice((job for job in account.jobs if job.num_waiting), ahead)
-            num_pictures = 0
-            for job in near:
-                if num_pictures >= ahead:
-                    break
-                num_pictures += job.num_waiting
+            for job in account.near(ahead):
                 if not job.prepared and not job.preparing:
                     yield job
 
@@ -114,68 +187,129 @@ class FairQueue:
         """
         self._forget_the_idle()
         self._num_turns += 1
-        turn = _Turn(self._accounts.values(), self._floor, self._max_batch, self._num_turns)
-        chosen = turn.chosen(admit)
+        busy = [account for account in self._accounts.values() if account.busy]
+        for account in busy:
+            account.served = max(account.served, self._floor)
+            account.lift()
+        most = _even_rows(busy) if self._even else [self._max_batch] * len(busy)
+        turn = _Turn(busy, most, self._max_batch, self._classes, self._num_turns, admit)
+        chosen = turn.chosen()
         if chosen:
-            turn.charge_dummies(size_class(len(chosen), self._classes))
-            self._floor = max(self._floor, turn.floor_after())
+            turn.charge_dummies()
+            self._floor = max(self._floor, turn.floor_of(busy))
+            for account in busy:
+                account.floor = max(account.floor, turn.floor_of(account.busy))
         return chosen
 
+    def _brand_of(self, job: Job) -> _Brand | None:
+        account = self._accounts.get(job.account_id)
+        return None if account is None else account.brands.get(job.brand_id)
+
     def _forget_the_idle(self) -> None:
-        """Brands without jobs stay for as long as they are ahead."""
-        gone = [b for b, account in self._accounts.items() if not account.jobs and account.served <= self._floor]
-        for brand in gone:
-            del self._accounts[brand]
+        for account in self._accounts.values():
+            account.forget_the_idle()
+        self._accounts = {name: each for name, each in self._accounts.items() if each.busy or each.served > self._floor}
+
+
+def _even_rows(accounts: Sequence[_Account]) -> list[int]:
+    """How many rows each account may have in a pass: as many as any other has to step."""
+    totals = [account.num_to_step for account in accounts]
+    lowest = sorted(total for total in totals if total)[:2]
+    if len(lowest) < 2:
+        return [max(totals, default=0)] * len(totals)
+    return [lowest[1] if total == lowest[0] else lowest[0] for total in totals]
 
 
 class _Turn:
-    """The choice of one batch."""
+    """The choice of one batch.
 
-    def __init__(self, accounts: Iterable[_Account], floor: float, max_batch: int, number: int) -> None:
-        self._accounts = [account for account in accounts if account.jobs]
-        self._max_batch, self._number = max_batch, number
+    Args:
+        most: rows that each account may have.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[_Account],
+        most: Sequence[int],
+        max_batch: int,
+        classes: Sequence[int],
+        number: int,
+        admit: Callable[[Job], bool],
+    ) -> None:
+        self._accounts, self._most, self._max_batch, self._classes = accounts, most, max_batch, classes
+        self._chosen: list[Job] = []
+        self._num_rows: Counter[int] = Counter()
+        self._number, self._admit = number, admit
         self._taken: Counter[Job] = Counter()
         self._refused: set[Job] = set()
-        self._leader: tuple[_Account, Job] | None = None
-        for account in self._accounts:
-            account.served = max(account.served, floor)
+        self._leader: tuple[_Account, _Brand, Job] | None = None
 
-    def chosen(self, admit: Callable[[Job], bool]) -> list[Job]:
-        heap = [(account.served, account.last_turn, n) for n, account in enumerate(self._accounts)]
+    def chosen(self) -> list[Job]:
+        """The jobs of the pass; what would be dummy rows is anybody's."""
+        self._fill(self._max_batch, self._most)
+        if self._chosen:
+            size = size_class(len(self._chosen), self._classes)
+            self._fill(min(size, self._max_batch), [self._max_batch] * len(self._accounts))
+        return self._chosen
+
+    def _fill(self, num: int, most: Sequence[int]) -> None:
+        heap = [(*account.place, n) for n, account in enumerate(self._accounts)]
         heapq.heapify(heap)
         left_behind = math.inf
-        chosen: list[Job] = []
-        while heap and len(chosen) < self._max_batch:
+        while heap and len(self._chosen) < num:
             _, _, n = heapq.heappop(heap)
             account = self._accounts[n]
-            job = account.first(self._leader[1].key if self._leader else None, self._taken, self._refused)
-            if job is None:
+            found = self._next_of(account) if self._num_rows[n] < most[n] else None
+            if found is None:
                 if account.has_more(self._taken, self._refused):
                     left_behind = min(left_behind, account.served)
                 continue
-            if account.served + job.step_charge > left_behind + self._max_batch * job.step_charge:
+            brand, job = found
+            if self._is_too_far_ahead(account.served, job, left_behind):
                 continue
-            if job in self._taken or admit(job):
-                self._take(job, account)
-                chosen.append(job)
-            else:
-                self._refused.add(job)
-            heapq.heappush(heap, (account.served, account.last_turn, n))
-        return chosen
+            if self._is_admitted(job):
+                self._take(job, account, brand)
+                self._num_rows[n] += 1
+                self._chosen.append(job)
+            heapq.heappush(heap, (*account.place, n))
 
-    def _take(self, job: Job, account: _Account) -> None:
-        self._leader = self._leader or (account, job)
+    def _next_of(self, account: _Account) -> tuple[_Brand, Job] | None:
+        """The brand of the account whose turn it is, and its job; None when none may have a row of this pass."""
+        left_behind = math.inf
+        for brand in sorted(account.busy, key=lambda brand: brand.place):
+            job = brand.first(self._leader[2].key if self._leader else None, self._taken, self._refused)
+            if job is None:
+                if brand.has_more(self._taken, self._refused):
+                    left_behind = min(left_behind, brand.served)
+            elif not self._is_too_far_ahead(brand.served, job, left_behind):
+                return brand, job
+        return None
+
+    def _is_too_far_ahead(self, served: float, job: Job, left_behind: float) -> bool:
+        """Whether one row more would put it more than a batch step ahead of who has to wait for another key."""
+        return served + job.step_charge > left_behind + self._max_batch * job.step_charge
+
+    def _is_admitted(self, job: Job) -> bool:
+        if job not in self._taken and not self._admit(job):
+            self._refused.add(job)
+        return job not in self._refused
+
+    def _take(self, job: Job, account: _Account, brand: _Brand) -> None:
+        self._leader = self._leader or (account, brand, job)
         self._taken[job] += 1
-        account.served += job.step_charge
-        account.last_turn = self._number
+        for each in (account, brand):
+            each.served += job.step_charge
+            each.last_turn = self._number
 
-    def charge_dummies(self, size: int) -> None:
-        """The rest of the batch was opened for the leader's brand, and nobody else could use it."""
+    def charge_dummies(self) -> None:
+        """The rest of the batch was opened for the leader, and nobody else could use it."""
         assert self._leader is not None
-        account, job = self._leader
-        account.served += (size - self._taken.total()) * job.step_charge
+        size = size_class(len(self._chosen), self._classes)
+        account, brand, job = self._leader
+        for each in (account, brand):
+            each.served += (size - len(self._chosen)) * job.step_charge
 
-    def floor_after(self) -> float:
-        """The lowest account of those who wait for more; when nobody does, all are quits."""
-        waiting = [account.served for account in self._accounts if account.has_more(self._taken, self._refused)]
-        return min(waiting) if waiting else max(account.served for account in self._accounts)
+    def floor_of(self, those: Sequence[_Account] | Sequence[_Brand]) -> float:
+        """The lowest ledger of those who wait for more; when nobody does, all are quits."""
+        waiting = [each.served for each in those if each.has_more(self._taken, self._refused)]
+        return min(waiting) if waiting else max(each.served for each in those)

@@ -12,10 +12,11 @@ class Leases:
     """The leases of an engine's jobs.
 
     Args:
-        served: how much a brand was served; slots are recalled from those ahead, whose turn is the farthest.
+        served: how much a job's account and brand were served; slots are recalled from those ahead,
+            whose turn is the farthest.
     """
 
-    def __init__(self, residency: Residency, served: Callable[[str], float]) -> None:
+    def __init__(self, residency: Residency, served: Callable[[Job], tuple[float, float]]) -> None:
         self._residency, self._served = residency, served
         self._holders: dict[Job, None] = {}
 
@@ -62,7 +63,7 @@ class Leases:
         use = job.prepared.use
         assert use is not None
         pausing: dict[AdapterKey, list[Job]] = {}
-        for other in sorted(self._holders, key=lambda other: -self._served(other.brand_id)):
+        for other in sorted(self._holders, key=self._served, reverse=True):
             if other not in stepping and other.lease is not None:
                 pausing.setdefault(other.lease.key, []).append(other)
         for key, holders in pausing.items():

@@ -27,7 +27,9 @@ class Request:
         adapters: of this brand; several are added up.
         exclusive: share no forward pass with another brand.
         sampler: one of the family's (`FamilySpec.samplers`); None: the base's own.
-        weight: the brand's share of the engine against other brands that wait.
+        account_id: the account that the brand belongs to: all its brands share what one account gets. None: the brand
+            has an account of its own.
+        weight: the brand's share of the engine: what it is served counts for so much less.
         slot_quota: the brand's adapters on the device at once, in each rank class; None: no limit of its own.
         preview_every: tell a small `Preview` of each picture every so many steps; 0: none.
     """
@@ -49,6 +51,7 @@ class Request:
     weight: float = 1.0
     slot_quota: int | None = None
     preview_every: int = 0
+    account_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from onbrand.brand import must_be_brand_id
+from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
@@ -47,22 +48,34 @@ class Member(Row):
     created_at: datetime
 
 
-async def create_brand(session: Session, brand_id: str, name: str | None = None, region: str = "us-east-1") -> Brand:
+async def create_brand(
+    session: Session,
+    brand_id: str,
+    name: str | None = None,
+    region: str = "us-east-1",
+    most: int = Limits().brands_per_account,
+) -> Brand:
     """Make a brand; the caller becomes its first admin.
+
+    Args:
+        most: brands of one account.
 
     Raises:
         InvalidInput: the id, the name or the region is not one.
-        Conflict: the id is taken.
+        Conflict: the id is taken, or the account has as many brands as it may.
         Forbidden: the caller's token is bound to one brand.
     """
     must_be_brand_id(brand_id)
     must_be_region(region)
+    await session.run("select set_config('onbrand.brands_per_account', %s, true)", [str(most)])
     try:
         await session.run(
             "insert into app.brands (id, name, home_region, user_id) values (%s, %s, %s, private.uid())",
             [brand_id, _must_be_name(brand_id if name is None else name), region],
         )
-    except Conflict:
+    except Conflict as problem:
+        if problem.fields.get("sqlstate") == "OB005":
+            raise Conflict(f"an account may have {most} brands, and this one has; use one of them") from None
         raise Conflict(f"the brand id '{brand_id}' is taken; choose another", param="id") from None
     except Forbidden:
         raise Forbidden("a token that is bound to one brand cannot make another; log in without one") from None
@@ -85,6 +98,12 @@ async def get_brand(session: Session, brand_id: str) -> Brand:
     """One of the caller's brands. Raises NotFound."""
     row = await session.maybe(f"{_BRAND} where b.id = %s", [brand_id])
     return Brand.of(must_be_there(row, "brand"))
+
+
+async def account_of(session: Session, brand_id: str) -> str:
+    """Whose the brand is: who made it. All brands of an account share what one account may take. Raises NotFound."""
+    row = await session.maybe("select user_id from app.brands where id = %s", [brand_id])
+    return str(must_be_there(row, "brand")["user_id"])
 
 
 async def must_be_admin(session: Session, brand_id: str, verb: str) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Literal
 
-import anyio.to_thread
 import jwt
-from pwdlib import PasswordHash
-from pwdlib.hashers.argon2 import Argon2Hasher
 from pydantic import Field
 
 from onbrand.brand import Scope, must_be_brand_id
@@ -23,9 +19,6 @@ from onbrand.services.rows import Row, known_id
 
 _ISSUER, _AUDIENCE = "onbrand", "onbrand-api"
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
-PASSWORD_CHARS = (8, 256)
-_HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
-"""Of a long random password that was thrown away: what an unknown address's password is compared with."""
 
 
 class User(Row):
@@ -96,16 +89,17 @@ def _brand_claim(brand_id: object) -> str | None:
     return None if brand_id is None else must_be_brand_id(str(brand_id))
 
 
-async def sign_up(session: Session, email: str, password: str) -> User:
+async def sign_up(session: Session, email: str, hashed: str) -> User:
     """Make an account; `session` is nobody's (`anon`).
 
+    Args:
+        hashed: the hash of its password (`services.passwords`), made before the transaction began.
+
     Raises:
-        InvalidInput: not an address, or a password that is too short or too long.
+        InvalidInput: not an address.
         Conflict: the address has an account.
     """
     email = must_be_email(email)
-    _must_be_password(password)
-    hashed = await anyio.to_thread.run_sync(hash_password, password)
     try:
         row = await session.one("select id, created_at from private.sign_up(%s, %s)", [email, hashed])
     except Conflict:
@@ -117,36 +111,27 @@ async def sign_up(session: Session, email: str, password: str) -> User:
     return User(id=row["id"], email=email, created_at=row["created_at"])
 
 
-async def log_in(
-    session: Session, issuer: TokenIssuer, email: str, password: str, brand_id: str | None = None
-) -> Token:
-    """A token for the right password; unknown addresses take as long and get the same answer.
-
-    Args:
-        brand_id: binds the token to one brand. It narrows what the user may reach; it gives nothing.
-
-    Raises Unauthenticated.
-    """
-    if brand_id is not None:
-        must_be_brand_id(brand_id)
-    token, expires_at = issuer.issue(await must_know_password(session, email, password), brand_id)
+def token_of(issuer: TokenIssuer, user_id: str, brand_id: str | None = None) -> Token:
+    """A token of this user. `brand_id` binds it to one brand: it narrows what the user may reach, and gives nothing."""
+    token, expires_at = issuer.issue(user_id, brand_id)
     return Token(access_token=token, expires_at=expires_at)
 
 
-async def must_know_password(session: Session, email: str, password: str) -> str:
-    """The id of the account with this address and password; `session` is nobody's.
+@dataclass(frozen=True, slots=True)
+class Login:
+    """The account of an address; nobody's has neither. One of an outside issuer may have no password."""
 
-    Raises Unauthenticated: for an unknown address, and for an account without a password, after the same work.
-    """
+    user_id: str | None = None
+    hashed: str | None = field(default=None, repr=False)
+
+
+async def find_login(session: Session, email: str) -> Login:
+    """What the address's password is to be compared with, after the transaction; `session` is nobody's."""
     row = None
-    if _EMAIL.fullmatch(email) and "\x00" not in password:
+    if _EMAIL.fullmatch(email):
         async with session.claiming(email=email.lower()):  # the database shows the hash of this address only
             row = await session.maybe("select id, password_hash from private.find_login(%s)", [email])
-    hashed = row["password_hash"] if row else None
-    right = await anyio.to_thread.run_sync(_verify, password[: PASSWORD_CHARS[1] + 1], hashed or _HASH_OF_NOBODY)
-    if row is None or hashed is None or not right:
-        raise Unauthenticated("wrong email or password")
-    return str(row["id"])
+    return Login(row["id"], row["password_hash"]) if row else Login()
 
 
 async def external_user(session: Session, who: Subject) -> str:
@@ -196,23 +181,3 @@ def must_be_email(text: str) -> str:
     if len(text) > 254 or not _EMAIL.fullmatch(text):
         raise InvalidInput("email must be an address like name@example.com", param="email")
     return text.lower()
-
-
-def hash_password(password: str) -> str:
-    """An argon2id hash (OWASP's parameters: 19 MiB, two passes)."""
-    return _hasher().hash(password)
-
-
-def _verify(password: str, hashed: str) -> bool:
-    return _hasher().verify(password, hashed)
-
-
-@cache
-def _hasher() -> PasswordHash:
-    return PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19456, parallelism=1),))
-
-
-def _must_be_password(password: str) -> None:
-    least, most = PASSWORD_CHARS
-    if not least <= len(password) <= most or "\x00" in password:
-        raise InvalidInput(f"password must have {least} to {most} characters", param="password")

@@ -175,6 +175,7 @@ class RenderRequest:
 
     Args:
         adapters: each with its scale; all of the ticket's brand, and of one family.
+        account_id: the account that the brand belongs to, by the brand's row: its brands share one account's share.
         weight, slot_quota: the brand's share of the engine (`onbrand.services.limits`).
     """
 
@@ -197,6 +198,7 @@ class RenderRequest:
     slot_quota: int | None = None
     preview_every: int = 0
     output_compression: int | None = None
+    account_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,8 @@ async def render_request(session: Session, generation: Generation, ticket: str) 
     models = [await get_model(session, brand_id, use.model_id or use.model) for use in generation.models]
     if not models and generation.model != generation.model_type:
         raise NotFound("there is no such model")
-    word = models[0].trigger_word if models else await _brand_name(session, brand_id)
+    brand = await _brand_row(session, brand_id)
+    word = models[0].trigger_word if models else str(brand["name"])
     share = await limits_of(session, brand_id)
     return RenderRequest(
         ticket=ticket,
@@ -320,6 +323,7 @@ async def render_request(session: Session, generation: Generation, ticket: str) 
         slot_quota=share.slot_quota,
         preview_every=generation.preview_every,
         output_compression=generation.output_compression,
+        account_id=str(brand["user_id"]),
     )
 
 
@@ -398,9 +402,10 @@ async def delete_image(session: Session, store: BrandStore, brand_id: str, image
     await record(session, brand_id, "image.delete", {"image_id": image.id, "generation_id": image.generation_id})
 
 
-async def _brand_name(session: Session, brand_id: str) -> str:
-    row = await session.maybe("select name from app.brands where id = %s", [brand_id])
-    return str(must_be_there(row, "brand")["name"])
+async def _brand_row(session: Session, brand_id: str) -> Mapping[str, Any]:
+    """The brand's name, and whose it is."""
+    row = await session.maybe("select name, user_id from app.brands where id = %s", [brand_id])
+    return must_be_there(row, "brand")
 
 
 async def _with_parts(session: Session, brand_id: str, generations: list[Generation]) -> list[Generation]:

@@ -82,6 +82,7 @@ class QueueEntry(Row):
 
     Args:
         num_workers: what it cannot begin without.
+        account_id: whose the brand is; accounts take turns, and the brands of each.
         weight: its brand's share; `max_running` is how many of the brand's jobs may run at once, None the platform's.
     """
 
@@ -101,6 +102,12 @@ class QueueEntry(Row):
     waiting_since: datetime | None = None
     weight: float = 1.0
     max_running: int | None = None
+    account_id: str | None = None
+
+    @property
+    def account(self) -> str:
+        """Whose turn it takes."""
+        return self.account_id or self.brand_id
 
 
 class Orphan(Row):

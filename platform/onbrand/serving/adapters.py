@@ -218,13 +218,16 @@ class AdapterLibrary:
         """
         return self.prefetch(ref, fetch).result()
 
-    def prefetch(self, ref: AdapterRef, fetch: Fetch) -> Future[AdapterWeights]:
+    def prefetch(self, ref: AdapterRef, fetch: Fetch, account_id: str | None = None) -> Future[AdapterWeights]:
         """The weights to come; loads of different adapters overlap. What `weights` raises is in the future.
+
+        Args:
+            account_id: whose turn the load takes; None: the brand's.
 
         Who cancels it wants them no more: a load that was not begun for anybody else is not begun.
         """
         wanted: Future[AdapterWeights] = Future()
-        self._seek(wanted, ref, fetch)
+        self._seek(wanted, ref, fetch, account_id or ref.brand_id)
         return wanted
 
     def holdings(self) -> list[str]:
@@ -237,7 +240,7 @@ class AdapterLibrary:
         for work in self._loaders.close():
             work()
 
-    def _seek(self, wanted: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch) -> None:
+    def _seek(self, wanted: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch, account_id: str) -> None:
         try:
             self._must_be_here(ref)
             flight, is_mine = self._memory.join(_key_of(ref))
@@ -246,9 +249,9 @@ class AdapterLibrary:
             return
         if is_mine:
             work = partial(self._fly, wanted, flight, ref, fetch)
-            if not self._loaders.submit(ref.brand_id, work):
+            if not self._loaders.submit(account_id, work):
                 work()
-        flight.add_done_callback(partial(self._landed, wanted, ref, fetch, is_mine))
+        flight.add_done_callback(partial(self._landed, wanted, ref, fetch, account_id, is_mine))
 
     def _must_be_here(self, ref: AdapterRef) -> None:
         if ref.family != self._family.spec.name:
@@ -276,6 +279,7 @@ class AdapterLibrary:
         wanted: Future[AdapterWeights],
         ref: AdapterRef,
         fetch: Fetch,
+        account_id: str,
         is_mine: bool,
         flight: Future[AdapterWeights],
     ) -> None:
@@ -286,7 +290,7 @@ class AdapterLibrary:
         elif is_mine:
             self._fail(wanted, ref, problem)
         elif not wanted.cancelled():
-            self._seek(wanted, ref, fetch)  # with its own ticket
+            self._seek(wanted, ref, fetch, account_id)  # with its own ticket
 
     def _fail(self, wanted: Future[AdapterWeights], ref: AdapterRef, problem: BaseException) -> None:
         if isinstance(problem, AdapterRefused):

@@ -34,6 +34,7 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Re
         max_waiting=options.max_waiting,
         max_waiting_per_brand=options.max_waiting_per_brand,
         compile=options.compile,
+        even=_on_cpu(settings) if options.even_passes is None else options.even_passes,
     )
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
     return Renderer(
@@ -46,14 +47,21 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Re
 
 def load(name: FamilyName, options: EngineOptions, settings: Settings) -> Family:
     """The family's configured base on the chosen device. Raises BaseModelRefused."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu = device == "cpu"
+    device, on_cpu = _device(settings), _on_cpu(settings)
     if on_cpu:
         keep_memory()
         torch.set_num_threads(options.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 1))
     dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     source = base_source(name, settings.bases)
     return load_family(name, source, dtype=_DTYPES[dtype], device=device, storage_options=s3_access(settings))
+
+
+def _device(settings: Settings) -> str:
+    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _on_cpu(settings: Settings) -> bool:
+    return _device(settings) == "cpu"
 
 
 def quiet_libraries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ class EngineOptions(BaseModel):
         max_batch: most pictures that one denoising step advances.
         batch_sizes: the sizes that passes come in, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up
             to it. One size alone makes a picture's time, and its bits, the same however few are drawn beside it.
+        even_passes: while several accounts have pictures to draw, none has more rows in a pass than another has to
+            step. None: on a CPU, where each row of a pass takes its time; a GPU fills its passes.
         num_threads: torch's; None: `OMP_NUM_THREADS`, else 1 on a CPU, for cores are shared.
         dtype: None: float32 on a CPU, bfloat16 on a GPU.
         compile: draw with compiled graphs (on a GPU: CUDA graphs); the first pass of a shape, of a batch size and of a
@@ -41,6 +44,7 @@ class EngineOptions(BaseModel):
     max_waiting_per_brand: int = Field(128, ge=1)
     host_bytes: int = 2 * 2**30
     disk_bytes: int = 10 * 2**30
+    even_passes: bool | None = None
     num_threads: int | None = Field(None, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
     compile: bool = False
@@ -77,6 +81,10 @@ class EngineOptions(BaseModel):
             raise ConfigurationError(f"{param}: {first['msg']}; fix it, or leave it out", param=param) from None
 
 
+_NICENESS = 4
+"""Drawing on a CPU gives way to the API and the database, which share its cores and need little of them."""
+
+
 class EngineReplica:
     """One replica: `generate` draws, `cancel` ends a drawing early.
 
@@ -92,6 +100,8 @@ class EngineReplica:
 
         listen_on_the_nodes_address()
         must_be_closed(Settings(**settings))
+        if not options.get("num_gpus"):
+            os.nice(_NICENESS)
         self._renderer = assemble(family, EngineOptions.model_validate(options), Settings(**settings))
 
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:

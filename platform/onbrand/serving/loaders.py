@@ -1,4 +1,4 @@
-"""Threads in which brands take turns."""
+"""Threads in which accounts take turns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Work = Callable[[], object]
 
 
 class Loaders:
-    """Threads that load adapters: brands take turns, and one has at most half of the threads.
+    """Threads that load adapters: accounts take turns, and one has at most half of the threads.
 
-    So a brand whose loads are many, or hang, holds up no other's. What is submitted must not raise.
+    So an account whose loads are many, or hang, holds up no other's. What is submitted must not raise.
     """
 
     def __init__(self, num_threads: int) -> None:
-        self._most_of_a_brand = max(1, num_threads // 2)
+        self._most_of_an_account = max(1, num_threads // 2)
         self._num_free = num_threads
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="adapter")
         self._waiting: OrderedDict[str, deque[Work]] = OrderedDict()
@@ -25,11 +25,11 @@ class Loaders:
         self._closed = False
         self._lock = Lock()
 
-    def submit(self, brand_id: str, work: Work) -> bool:
-        """Do `work` in a thread when it is the brand's turn. False: closed, it will not be done."""
+    def submit(self, account_id: str, work: Work) -> bool:
+        """Do `work` in a thread when it is the account's turn. False: closed, it will not be done."""
         with self._lock:
             if not self._closed:
-                self._waiting.setdefault(brand_id, deque()).append(work)
+                self._waiting.setdefault(account_id, deque()).append(work)
                 self._begin()
             return not self._closed
 
@@ -45,23 +45,25 @@ class Loaders:
     def _begin(self) -> None:
         """Begin what may begin; the lock is held."""
         while self._num_free and not self._closed:
-            brand_id = next((each for each in self._waiting if self._num_running[each] < self._most_of_a_brand), None)
-            if brand_id is None:
+            account_id = next(
+                (each for each in self._waiting if self._num_running[each] < self._most_of_an_account), None
+            )
+            if account_id is None:
                 return
-            work = self._waiting[brand_id].popleft()
-            self._waiting.move_to_end(brand_id)
-            if not self._waiting[brand_id]:
-                del self._waiting[brand_id]
+            work = self._waiting[account_id].popleft()
+            self._waiting.move_to_end(account_id)
+            if not self._waiting[account_id]:
+                del self._waiting[account_id]
             self._num_free -= 1
-            self._num_running[brand_id] += 1
-            self._threads.submit(self._do, brand_id, work)
+            self._num_running[account_id] += 1
+            self._threads.submit(self._do, account_id, work)
 
-    def _do(self, brand_id: str, work: Work) -> None:
+    def _do(self, account_id: str, work: Work) -> None:
         try:
             work()
         finally:
             with self._lock:
                 self._num_free += 1
-                self._num_running[brand_id] -= 1
+                self._num_running[account_id] -= 1
                 self._num_running += Counter()  # forgets those at zero
                 self._begin()

@@ -30,7 +30,8 @@ from onbrand.system_client import AsyncSystemClient, SystemClient
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
 
-_ATTEND_SECONDS = 3.0
+_ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
+"""So often the rows of drawings hear from here: less often the more are under way."""
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
 _ENDS = frozenset({"completed", "failed", "canceled"})
@@ -205,7 +206,8 @@ class Renderer:
         """Loads of its adapters, which overlap with each other and with beginning the generation."""
         fetch = self._fetched
         return [
-            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id)) for ref, _ in request.adapters
+            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id), request.account_id)
+            for ref, _ in request.adapters
         ]
 
     async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> Request:
@@ -233,6 +235,7 @@ class Renderer:
             weight=request.weight,
             slot_quota=request.slot_quota,
             preview_every=request.preview_every,
+            account_id=request.account_id,
         )
 
     def _fetched(self, ticket: str, model_id: str) -> bytes:
@@ -285,7 +288,8 @@ class Renderer:
         """While it waits and runs: hear of a cancel, keep the ticket fresh."""
         expires = must_be_for(rendering.request)
         while True:
-            await asyncio.sleep(_ATTEND_SECONDS)
+            pause = max(_ATTEND_SECONDS, len(self._renderings) / _ATTEND_PER_SECOND)
+            await asyncio.sleep(min(_ATTEND_SECONDS_MAX, pause))
             try:
                 if expires - time.time() < _RENEW_BEFORE_SECONDS:
                     expires = float(_claims(await client.renew())["exp"])

@@ -78,6 +78,10 @@ def silent_seconds(job: QueueEntry, now: datetime) -> float:
     return (now - job.heartbeat_at).total_seconds() if job.heartbeat_at else 0.0
 
 
+def _bounds_of(settings: Settings) -> Bounds:
+    return Bounds(settings.train_jobs, settings.train_jobs_per_brand, settings.train_jobs_per_account)
+
+
 class Dispatcher:
     """Any number per platform; the one that leads acts. One that lost the lead without noticing does no harm: an
     attempt has one submission and counts once, and a row ends once.
@@ -99,7 +103,7 @@ class Dispatcher:
     ) -> None:
         self._settings, self._secrets, self._doors = settings, secrets, doors
         self._providers = {provider.name: provider for provider in providers}
-        self.bounds = bounds or Bounds(settings.train_jobs, settings.train_jobs_per_brand)
+        self.bounds = bounds or _bounds_of(settings)
         self._tick_seconds, self._lease_seconds = tick_seconds, lease_seconds
         self._name, self._leads_until = str(uuid.uuid4()), 0.0
         self._sightings: dict[tuple[str, str], Sighting] = {}

@@ -1,0 +1,52 @@
+"""Who an email and a password are, and new accounts. Short transactions find and note; the hashing is between them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import Request
+
+from onbrand.api.caller import Parts
+from onbrand.errors import TooManyRequests, Unauthenticated
+from onbrand.services import attempts, identity
+from onbrand.services.passwords import must_be_password
+
+
+async def must_know_password(request: Request, parts: Parts, email: str, password: str) -> str:
+    """The id of the account with this address and password.
+
+    Unknown addresses, and accounts without a password, take as long and get the same answer.
+
+    Raises Unauthenticated, TooManyRequests.
+    """
+    attempt = attempts.LogIn(address_of(request), email)
+    try:
+        async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
+            seconds = await attempts.may_log_in(nobody, attempt, parts.settings.limits)
+            login = await identity.find_login(nobody, email)
+    except TooManyRequests:
+        await asyncio.sleep(parts.settings.limits.refused_login_seconds)
+        raise
+    await asyncio.sleep(seconds)
+    is_right = await parts.passwords.are_equal(password, login.hashed)
+    if not is_right or login.user_id is None:
+        raise Unauthenticated("wrong email or password")
+    async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
+        await attempts.was_right(nobody, attempt, parts.settings.limits)
+    return login.user_id
+
+
+async def sign_up(request: Request, parts: Parts, email: str, password: str) -> identity.User:
+    """Make an account. Raises InvalidInput, Conflict, TooManyRequests."""
+    identity.must_be_email(email)
+    must_be_password(password)
+    async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
+        await attempts.may_sign_up(nobody, address_of(request), parts.settings.limits)
+    hashed = await parts.passwords.hashed(password)
+    async with parts.doors.user_session(None) as nobody:
+        return await identity.sign_up(nobody, email, hashed)
+
+
+def address_of(request: Request) -> str:
+    """The client's address, as the HTTP server says it: behind a proxy that it trusts, the one that this forwards."""
+    return request.client.host if request.client else ""

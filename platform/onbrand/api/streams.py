@@ -1,0 +1,42 @@
+"""Event streams that are open in this process: each caller and each brand has a bounded number of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from onbrand.config import Limits
+from onbrand.errors import TooManyRequests
+
+_RETRY_SECONDS = 5
+
+
+class OpenStreams:
+    """Counts streams. `open` and `close` are a pair."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._of_caller: Counter[str] = Counter()
+        self._of_brand: Counter[str] = Counter()
+
+    def open(self, user_id: str, brand_id: str) -> None:
+        """Count one more. Raises TooManyRequests when there may be none."""
+        for held, most, whose in (
+            (self._of_caller[user_id], self._limits.streams_per_caller, "you have"),
+            (self._of_brand[brand_id], self._limits.streams_per_brand, "the members of this brand have"),
+        ):
+            if held >= most:
+                raise TooManyRequests(
+                    f"{whose} {held} event streams open, of {most} at most; close one, or ask for the thing itself",
+                    retry_after=_RETRY_SECONDS,
+                )
+        self._of_caller[user_id] += 1
+        self._of_brand[brand_id] += 1
+
+    def close(self, user_id: str, brand_id: str) -> None:
+        """One less."""
+        self._of_caller[user_id] -= 1
+        self._of_brand[brand_id] -= 1
+        self._of_caller, self._of_brand = +self._of_caller, +self._of_brand  # forgets those at zero
+
+    def __len__(self) -> int:
+        return self._of_caller.total()

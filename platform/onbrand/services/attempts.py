@@ -1,0 +1,108 @@
+"""How often somebody may try: buckets in the database, which all processes of the API share.
+
+Wrong passwords are counted by client address, and by account and client address together: so an attacker elsewhere
+keeps nobody out of their account. What one account gets from everywhere only makes log-ins to it slower. Accounts that
+do not exist are counted alike, and what is refused counts for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import TooManyRequests
+
+_MINUTE, _HOUR = 60, 3600
+_DELAY_SECONDS_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """`most` attempts in `seconds`, of who `key` names by a hash."""
+
+    key: str
+    most: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogIn:
+    """One attempt to log in.
+
+    Args:
+        address: the client's, as the connection or a trusted proxy says it.
+        email: as it was sent.
+    """
+
+    address: str
+    email: str
+
+    def buckets(self, limits: Limits) -> tuple[Bucket, Bucket]:
+        """Of the client address, and of the account from there."""
+        return (
+            Bucket(_key("log in", network_of(self.address)), limits.logins_per_address, _MINUTE),
+            Bucket(_key("log in", network_of(self.address), self.email.lower()), limits.logins_per_account, _MINUTE),
+        )
+
+    def slow_bucket(self, limits: Limits) -> Bucket:
+        """Of the account from everywhere."""
+        return Bucket(_key("account", self.email.lower()), limits.logins_before_delay, _MINUTE)
+
+
+async def may_log_in(session: Session, attempt: LogIn, limits: Limits) -> float:
+    """Count the attempt; for how many seconds its answer is to be held back. `session` is nobody's.
+
+    Raises TooManyRequests; `retry_after` says when the next one is due.
+    """
+    await _take(session, attempt.buckets(limits), "too many wrong passwords; try again later")
+    return min(_DELAY_SECONDS_MAX, await _wait(session, [attempt.slow_bucket(limits)]))
+
+
+async def was_right(session: Session, attempt: LogIn, limits: Limits) -> None:
+    """The password was right: the attempt does not count. `session` is nobody's."""
+    given = [*attempt.buckets(limits), attempt.slow_bucket(limits)]
+    await session.run("select private.give_attempt_back(%s, %s, %s)", _columns(given))
+
+
+async def may_sign_up(session: Session, address: str, limits: Limits) -> None:
+    """Count a new account. `session` is nobody's. Raises TooManyRequests."""
+    bucket = Bucket(_key("sign up", network_of(address)), limits.sign_ups_per_address, _HOUR)
+    await _take(session, [bucket], "too many new accounts from your network; try again later")
+
+
+def network_of(address: str) -> str:
+    """Who is one client: an IPv4 address, the /64 of an IPv6 one, or the text of what is neither."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
+
+
+async def _take(session: Session, buckets: Sequence[Bucket], message: str) -> None:
+    seconds = await _wait(session, buckets)
+    if seconds > 0:
+        raise TooManyRequests(message, retry_after=math.ceil(seconds))
+
+
+async def _wait(session: Session, buckets: Sequence[Bucket]) -> float:
+    row = await session.one("select private.take_attempt(%s, %s, %s) as seconds", _columns(buckets))
+    return float(row["seconds"])
+
+
+def _columns(buckets: Sequence[Bucket]) -> list[list[str] | list[int]]:
+    return [[each.key for each in buckets], [each.most for each in buckets], [each.seconds for each in buckets]]
+
+
+def _key(*names: str) -> str:
+    text = "\x1f".join(names).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()

@@ -1,0 +1,91 @@
+"""The work of passwords: argon2id, in a few threads of their own, outside any transaction; a bounded number waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import TypeVar
+
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
+
+from onbrand.config import Limits
+from onbrand.errors import InvalidInput, TooManyRequests
+
+T = TypeVar("T")
+PASSWORD_CHARS = (8, 256)
+_HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
+"""Of a long random password that was thrown away: what an unknown address's password is compared with."""
+_RETRY_SECONDS = 2
+_NICENESS = 4
+"""Of the threads (on Linux each has its own): they give way to the requests beside them."""
+_LOOKUPS_AT_ONCE = 2
+
+
+class Passwords:
+    """Checks and hashes passwords for one process: a few at a time, and a bounded number wait.
+
+    So however many log in, other requests keep the processor and the database's connections.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.passwords_at_once + limits.passwords_waiting
+        self._num_here = 0
+        self._threads = ThreadPoolExecutor(limits.passwords_at_once, "passwords", initializer=_give_way)
+        self.lookups = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
+        """Held while an attempt is counted: those of one client address wait for each other, and would do so with all
+        connections to the database."""
+
+    async def are_equal(self, password: str, hashed: str | None) -> bool:
+        """Whether `password` is the one that was hashed. None, for nobody's, takes as long and is False.
+
+        Raises TooManyRequests when too many wait.
+        """
+        sent = password[: PASSWORD_CHARS[1] + 1].replace("\x00", "\ufffd")
+        is_right = await self._done(partial(verify, sent, hashed or _HASH_OF_NOBODY))
+        return is_right and hashed is not None and sent == password
+
+    async def hashed(self, password: str) -> str:
+        """The hash to keep. Raises InvalidInput for one that is too short or too long, TooManyRequests."""
+        must_be_password(password)
+        return await self._done(partial(hash_password, password))
+
+    async def _done(self, work: Callable[[], T]) -> T:
+        if self._num_here >= self._most:
+            raise TooManyRequests("too many passwords are being checked; try again soon", retry_after=_RETRY_SECONDS)
+        self._num_here += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._num_here -= 1
+
+
+def must_be_password(password: str) -> None:
+    """Raise InvalidInput for what may not be one."""
+    least, most = PASSWORD_CHARS
+    if not least <= len(password) <= most or "\x00" in password:
+        raise InvalidInput(f"password must have {least} to {most} characters", param="password")
+
+
+def hash_password(password: str) -> str:
+    """An argon2id hash (OWASP's parameters: 19 MiB, two passes)."""
+    return _hasher().hash(password)
+
+
+def verify(password: str, hashed: str) -> bool:
+    """Whether `hashed` is of `password`."""
+    return _hasher().verify(password, hashed)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":
+        os.nice(_NICENESS)
+
+
+@cache
+def _hasher() -> PasswordHash:
+    return PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19456, parallelism=1),))
