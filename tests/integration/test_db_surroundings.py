@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Settings
+from onbrand.config import Settings, load_secrets
 from onbrand.db import embedded, server
 from onbrand.db.dsn import connect, explicit_dsn
 from onbrand.db.logins import DatabaseUrls
@@ -97,7 +97,7 @@ async def test_other_peoples_variables_reach_neither_the_server_nor_our_connecti
         inherited = postmaster.environ()
         moved = FOREIGN.items() - {("TMPDIR", FOREIGN["TMPDIR"])}
         assert moved & inherited.items() == set()
-        doors = await Doors.open(running.web_url, running.system_url)
+        doors = await Doors.open(running.web_url, running.system_url, claims_key=load_secrets(settings).claims)
         await doors.close()
         with connect(running.owner_url) as connection:
             assert connection.execute("show timezone").fetchone() == ("UTC",)

@@ -159,7 +159,7 @@ async def test_new_accounts_are_few_an_hour(replica) -> None:
 @asynccontextmanager
 async def with_one_connection(database, platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
     """An ingress with one connection to the database."""
-    doors = await Doors.open(database.web_url, pool=(1, 1))
+    doors = await Doors.open(database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     try:
         app = create_app(platform.settings, platform.secrets, doors, platform.store, platform.generator)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
