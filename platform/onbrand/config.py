@@ -51,6 +51,7 @@ class Limits(BaseModel):
     prompt_chars: int = 2_000
     num_images: int = 8
     waiting_pictures: int = 128
+    account_waiting_pictures: int = 256
     brands_per_account: int = Field(default=20, ge=1)
     logins_per_address: int = Field(default=20, ge=1)
     """Wrong passwords a minute from one client address (of IPv6: one /64); right ones do not count."""

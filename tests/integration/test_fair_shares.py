@@ -11,10 +11,13 @@ import pytest
 
 from onbrand.config import Limits
 from onbrand.db.session import Doors
-from onbrand.errors import Conflict, Forbidden, OnbrandError
-from onbrand.services import brands, training
+from onbrand.errors import Conflict, Forbidden, OnbrandError, TooManyRequests
+from onbrand.families.spec import with_family_defaults
+from onbrand.services import brands, images, training
 from tests.conftest import Person
 from tests.ingress import Platform, upload
+
+RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 
 
 async def make(doors: Doors, who: Person, brand_id: str, most: int) -> str:
@@ -161,3 +164,22 @@ def test_attempts_are_reached_by_functions_only(database, url: str, role: str, s
         connection.execute(f"set role {role}")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(statement)
+
+
+async def test_pictures_that_wait_are_bounded_by_account_too(doors, make_user, make_brand) -> None:
+    """Brands of one account share a number, whoever asks; another account's brand has its own."""
+    ada, other = await make_user("ada"), await make_brand("other")
+    names = [await make(doors, ada, f"full-{ada.user_id[:8]}-{n}", 5) for n in range(3)]
+    limits = Limits(waiting_pictures=4, account_waiting_pictures=6)
+
+    async def ask(who: Person, brand_id: str, num_images: int) -> None:
+        async with doors.user_session(who.scope.in_brand(brand_id)) as session:
+            new = images.NewGeneration(prompt="a picture", model_type="sd15", num_images=num_images)
+            await images.create_generation(session, brand_id, who.user_id, new, RECOMMENDED, limits)
+
+    await ask(ada, names[0], 4)
+    await ask(ada, names[1], 2)
+    with pytest.raises(TooManyRequests, match="at most 6 pictures of all brands of one account") as refused:
+        await ask(ada, names[2], 1)
+    assert refused.value.fields["retry_after"] > 0
+    await ask(other.admin, other.id, 4)

@@ -284,6 +284,27 @@ end $$;
 
 ALTER FUNCTION private.accept_invitation(id uuid, hash text) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.account_has_room(b text, n integer, most integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  account uuid;
+begin
+  if not coalesce(private.acts_in(b), false) then
+    raise exception 'no numbers of this brand' using errcode = '42501';
+  end if;
+  select o.user_id into account from app.brands o where o.id = b;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('admission-of:' || account, 0));
+  return n <= most - (
+    select coalesce(sum(g.num_images - (select count(*) from app.generated_images i
+      where i.brand_id = g.brand_id and i.generation_id = g.id)), 0)
+    from app.brands o join app.generations g on g.brand_id = o.id
+    where uuid_send(o.user_id) = uuid_send(account) and g.status in ('pending', 'running'));
+end $$;
+
+ALTER FUNCTION private.account_has_room(b text, n integer, most integer) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.acts_in(b text) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -3034,6 +3055,9 @@ REVOKE ALL ON FUNCTION audit.tg_append_only() FROM PUBLIC;
 REVOKE ALL ON FUNCTION private.accept_invitation(id uuid, hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.accept_invitation(id uuid, hash text) TO authenticated;
 
+REVOKE ALL ON FUNCTION private.account_has_room(b text, n integer, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.account_has_room(b text, n integer, most integer) TO authenticated;
+
 REVOKE ALL ON FUNCTION private.acts_in(b text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb) FROM PUBLIC;
@@ -3387,8 +3411,10 @@ GRANT SELECT,DELETE ON TABLE app.generated_images TO authenticated;
 GRANT SELECT ON TABLE app.generated_images TO brand_system;
 
 GRANT INSERT(brand_id) ON TABLE app.generated_images TO brand_system;
+GRANT SELECT(brand_id) ON TABLE app.generated_images TO onbrand_definer;
 
 GRANT INSERT(generation_id) ON TABLE app.generated_images TO brand_system;
+GRANT SELECT(generation_id) ON TABLE app.generated_images TO onbrand_definer;
 
 GRANT INSERT(model_id) ON TABLE app.generated_images TO brand_system;
 
@@ -3451,6 +3477,7 @@ GRANT INSERT(prompt) ON TABLE app.generations TO authenticated;
 GRANT INSERT(negative_prompt) ON TABLE app.generations TO authenticated;
 
 GRANT INSERT(num_images) ON TABLE app.generations TO authenticated;
+GRANT SELECT(num_images) ON TABLE app.generations TO onbrand_definer;
 
 GRANT INSERT(width) ON TABLE app.generations TO authenticated;
 

@@ -59,7 +59,7 @@ async def limits_of(session: Session, brand_id: str) -> BrandLimits:
 
 
 async def must_have_room(session: Session, brand_id: str, num_images: int, limits: Limits) -> None:
-    """Raise unless the brand may have so many pictures more wait. Admissions of a brand go one by one from here.
+    """Raise unless the brand, and its account, may have so many pictures more wait. Admissions go one by one from here.
 
     Raises:
         InvalidInput: it may never have so many at once.
@@ -74,6 +74,14 @@ async def must_have_room(session: Session, brand_id: str, num_images: int, limit
         raise TooManyRequests(
             f"{waiting} pictures of this brand wait already, of {most} at most; try again later",
             retry_after=await _retry_after(session, brand_id, waiting + num_images - most),
+        )
+    of_account = max(limits.account_waiting_pictures, most)
+    room = await session.one("select private.account_has_room(%s, %s, %s) as ok", [brand_id, num_images, of_account])
+    if not room["ok"]:
+        raise TooManyRequests(
+            f"at most {of_account} pictures of all brands of one account wait at a time "
+            "(limits.account_waiting_pictures); try again later",
+            retry_after=_RETRY_UNKNOWN,
         )
 
 
