@@ -113,7 +113,8 @@ SWEEPS = {
             or c.oid::regclass::text in ('app.models', 'app.generated_images', 'app.brand_assets', 'storage.objects',
               'app.documents', 'app.asset_captions', 'identity.users'))
           and c.oid::regclass::text || '.' || a.attname not in ('app.api_keys.name', 'app.brands.name',
-            'app.models.name', 'app.models.brand_id', 'app.models.created_at')""",
+            'app.models.name', 'app.models.brand_id', 'app.models.created_at',
+            'app.generated_images.brand_id', 'app.generated_images.generation_id')""",
     "a function is not PUBLIC's to call": f"""
         select f.oid::regprocedure::text from pg_proc f join pg_namespace n on n.oid = f.pronamespace
         where n.nspname in {OURS} and exists (
