@@ -33,6 +33,7 @@ from onbrand.api import (
     users,
 )
 from onbrand.api.caller import Parts
+from onbrand.api.refusals import Refusals
 from onbrand.api.rendering import Renderings, SystemClientFor
 from onbrand.api.shares import Shares
 from onbrand.api.streams import OpenStreams
@@ -89,6 +90,7 @@ def create_app(
         renderings,
         Passwords(settings.limits),
         OpenStreams(settings.limits),
+        Refusals(),
         oidc,
     )
     rooms = (

@@ -38,6 +38,7 @@ from onbrand.services.terms import Terms
 from onbrand.storage.store import BrandStore, ObjectStore
 
 if TYPE_CHECKING:
+    from onbrand.api.refusals import Refusals
     from onbrand.api.rendering import Renderings
     from onbrand.api.streams import OpenStreams
 
@@ -55,6 +56,7 @@ class Parts:
     renderings: Renderings
     passwords: Passwords
     streams: OpenStreams
+    refusals: Refusals
     oidc: OidcIssuer | None = None
 
     def __repr__(self) -> str:

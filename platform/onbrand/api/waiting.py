@@ -11,7 +11,7 @@ from fastapi import Request
 from onbrand.api.caller import Access, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.once import Done, Once
-from onbrand.errors import OnbrandError
+from onbrand.errors import OnbrandError, TooManyRequests
 from onbrand.services import brands, images
 
 _LOOK_EVERY, _LISTEN_EVERY = 5.0, 0.5
@@ -25,6 +25,8 @@ async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
     """Write the row, commit, and start drawing; a repeated call finds the generation of the first. Returns its id."""
     renderings = access.parts.renderings
     render: images.RenderRequest | None = None
+    if once.key is None:  # one that is sent again may have been answered before
+        access.parts.refusals.must_be_over(access.scope.user_id, access.brand_id, body.num_images)
     async with access.open() as caller:
         done = await once.do(caller, 202, lambda: _written(caller, body))
         generation = await images.get_generation(caller.session, caller.brand_id, str(done.body["id"]))
@@ -49,9 +51,13 @@ async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Ge
     parts = caller.parts
     account_id = await brands.account_of(caller.session, caller.brand_id)
     parts.renderings.must_have_room(caller.brand_id, account_id)
-    made = await images.create_generation(
-        caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
-    )
+    try:
+        made = await images.create_generation(
+            caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
+        )
+    except TooManyRequests as problem:
+        parts.refusals.note(caller.user_id, caller.brand_id, account_id, body.num_images, problem)
+        raise
     parts.renderings.must_have_room_for(caller.brand_id, made.model_type)
     return made
 

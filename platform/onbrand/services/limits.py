@@ -82,6 +82,7 @@ async def must_have_room(session: Session, brand_id: str, num_images: int, limit
             f"at most {of_account} pictures of all brands of one account wait at a time "
             "(limits.account_waiting_pictures); try again later",
             retry_after=_RETRY_UNKNOWN,
+            of_account=True,
         )
 
 
