@@ -179,7 +179,8 @@ def make_user(doors: Doors) -> MakeUser:
     async def make(name: str = "user") -> Person:
         email = f"{name}-{uuid.uuid4().hex[:8]}@example.com"
         async with doors.user_session(None) as session:
-            row = await session.one("select * from private.sign_up(%s, %s)", [email, hashed])
+            async with session.asking("sign_up", email):
+                row = await session.one("select * from private.sign_up(%s, %s)", [email, hashed])
         return Person(row["id"], email)
 
     return make

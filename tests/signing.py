@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from onbrand.db.claims import ClaimsSigner
+from onbrand.db.claims import STAMP, ClaimsSigner
 
 SET = (
     "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
@@ -19,9 +19,16 @@ def become(
     connection: psycopg.Connection[Any], signer: ClaimsSigner, role: str = "authenticated", **claims: Any
 ) -> None:
     """Let the rest of the transaction run with this role and these claims."""
-    connection.execute(SET, [role, *signer.sign(role, claims)])
+    connection.execute(SET, [role, *signer.sign(role, claims, stamp_of(connection))])
 
 
 def forge(connection: psycopg.Connection[Any], role: str, claims: Mapping[str, Any]) -> None:
     """The same without the key: what somebody who holds a login, and nothing else, can do."""
-    connection.execute(SET, [role, *ClaimsSigner("00" * 32).sign(role, claims)])
+    connection.execute(SET, [role, *ClaimsSigner("00" * 32).sign(role, claims, stamp_of(connection))])
+
+
+def stamp_of(connection: psycopg.Connection[Any]) -> str:
+    """What names the connection's transaction."""
+    row = connection.execute(f"select {STAMP}").fetchone()
+    assert row is not None
+    return str(row[0] if isinstance(row, tuple) else row["stamp"])

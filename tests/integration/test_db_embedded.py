@@ -112,7 +112,8 @@ async def test_a_server_that_dies_is_started_again_and_open_pools_go_on(fresh: S
     doors = await Doors.open(running.web_url, claims_key=load_secrets(fresh).claims, pool=(1, 2))
     try:
         async with doors.user_session(None) as session:
-            await session.one("select * from private.sign_up('ada@example.com', 'x')")
+            async with session.asking("sign_up", "ada@example.com"):
+                await session.one("select * from private.sign_up('ada@example.com', 'x')")
         assert running.revive() is False
         server = postmaster(fresh)
         children = server.children()
@@ -120,7 +121,7 @@ async def test_a_server_that_dies_is_started_again_and_open_pools_go_on(fresh: S
         psutil.wait_procs([server, *children], 10)
         assert running.revive() is True
         async with doors.user_session(None) as session:
-            async with session.claiming(email="ada@example.com"):
+            async with session.asking("find_login", "ada@example.com"):
                 found = await session.one("select * from private.find_login('ada@example.com')")
             assert found["password_hash"] == "x"
         assert running.revive() is False

@@ -44,7 +44,8 @@ async def test_every_failed_log_in_checks_one_password(
     )
     if who == "no password":
         async with platform.doors.user_session(None) as session:
-            await session.run("select private.external_user('https://id.example', 'outside', %s)", [email])
+            async with session.asking("external_user", "https://id.example", "outside", email):
+                await session.run("select private.external_user('https://id.example', 'outside', %s)", [email])
     checked: list[list[str]] = []
     verify = passwords.verify
 

@@ -204,7 +204,7 @@ async def world(database, doors, store, make_brand, make_user, pictures, secrets
         "forged_ticket": ticket(trains),
         **{name: key(each, name.partition(":")[2]) for name, each in made.items()},
         "anonymous": ("web", "anon", {}),
-        "logging_in": ("web", "anon", {"email": member.email}),
+        "logging_in": ("web", "anon", {"asks": ["find_login", member.email]}),
         "no_claims": ("web", "authenticated", {}),
         "no_role": ("web", None, {}),
         "system": ticket(trains),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import time
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from onbrand.db.claims import SECONDS, ClaimsSigner, install_key
+from onbrand.brand import Scope
+from onbrand.db.claims import ClaimsSigner, install_key
 from onbrand.db.session import Doors
 from onbrand.errors import ConfigurationError
-from tests.signing import SET, become, forge
+from tests.signing import SET, become, forge, stamp_of
 
 MODELS = "select id from app.models"
 
@@ -20,74 +20,92 @@ def claims_of_admin(world) -> dict[str, str]:
     return {"sub": world.ids["admin"], "brand_id": world.ids["brand"]}
 
 
-def models_seen(connection: psycopg.Connection, role: str, *signed: str) -> int:
+Signed = Callable[[str], tuple[str, ...]]
+"""Claims for the transaction of a stamp: JSON, scope, signature."""
+
+
+def models_seen(connection: psycopg.Connection, role: str, signed: Signed) -> int:
     with connection.transaction(force_rollback=True):
-        connection.execute(SET, [role, *signed])
+        connection.execute(SET, [role, *signed(stamp_of(connection))])
         return len(connection.execute(MODELS).fetchall())
+
+
+def as_admin(world, signer: ClaimsSigner | None = None, role: str = "authenticated") -> Signed:
+    """What the platform, or another key, signs for ACME's admin."""
+    return lambda stamp: (signer or world.signer).sign(role, claims_of_admin(world), stamp)
 
 
 def test_what_the_platform_signs_is_believed(database, world):
     with psycopg.connect(database.web_url) as connection:
-        assert (
-            models_seen(connection, "authenticated", *world.signer.sign("authenticated", claims_of_admin(world))) == 1
-        )
+        assert models_seen(connection, "authenticated", as_admin(world)) == 1
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["another key", "no signature", "a changed claim", "another brand", "another user", "moved text", "another case"],
-)
-def test_what_it_did_not_sign_shows_nothing(what: str, database, world):
-    stranger = {"sub": world.ids["other_member"], "brand_id": world.ids["other_brand"]}
-    text, scope, signature = world.signer.sign("authenticated", claims_of_admin(world))
-    _, theirs, their_signature = world.signer.sign("authenticated", stranger)
-    forged = {
-        "another key": ClaimsSigner("ab" * 32).sign("authenticated", claims_of_admin(world)),
-        "no signature": (text, scope, ""),
-        "a changed claim": (text.replace(world.ids["admin"], world.ids["member"]), scope, signature),
-        "another brand": (text, theirs.replace(world.ids["other_brand"], world.ids["brand"]), their_signature),
-        "another user": (text, theirs.replace(world.ids["other_member"], world.ids["admin"]), their_signature),
-        "moved text": (text[1:], f"{scope}\n{text[:1]}", signature),
-        "another case": (text, scope, signature.upper()),
-    }[what]
+def moved(scope: str, ids: dict[str, str], name: str, other: str) -> str:
+    """The scope with one thing's id in another's place."""
+    return scope.replace(ids[name], ids[other])
+
+
+FORGERIES: dict[str, Callable[[str, str, str, dict[str, str]], tuple[str, str, str]]] = {
+    "no signature": lambda text, scope, signature, ids: (text, scope, ""),
+    "a changed claim": lambda text, scope, signature, ids: (f"{text} ", scope, signature),
+    "another brand": lambda text, scope, signature, ids: (text, moved(scope, ids, "other_brand", "brand"), signature),
+    "another user": lambda text, scope, signature, ids: (text, moved(scope, ids, "other_member", "admin"), signature),
+    "moved text": lambda text, scope, signature, ids: (text[1:], f"{scope}\n{text[:1]}", signature),
+    "another case": lambda text, scope, signature, ids: (text, scope, signature.upper()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FORGERIES)
+@pytest.mark.parametrize("whose", ["admin", "other_member"])
+def test_what_was_changed_after_it_was_signed_shows_nothing(how: str, whose: str, database, world):
+    brand = world.ids["brand" if whose == "admin" else "other_brand"]
+
+    def forged(stamp: str) -> tuple[str, ...]:
+        signed = world.signer.sign("authenticated", {"sub": world.ids[whose], "brand_id": brand}, stamp)
+        changed = FORGERIES[how](*signed, world.ids)
+        return changed if changed != signed else ("", "", "")
+
     with psycopg.connect(database.web_url) as connection:
-        assert models_seen(connection, "authenticated", *forged) == 0
+        assert models_seen(connection, "authenticated", forged) == 0
 
 
-def test_a_key_id_that_is_known_does_not_make_another_key_good(database, world):
-    other = ClaimsSigner("ab" * 32)
-    other.key_id = world.signer.key_id
+def test_another_key_shows_nothing(database, world):
+    other, named_alike = ClaimsSigner("ab" * 32), ClaimsSigner("ab" * 32)
+    named_alike.key_id = world.signer.key_id
     with psycopg.connect(database.web_url) as connection:
-        assert models_seen(connection, "authenticated", *other.sign("authenticated", claims_of_admin(world))) == 0
+        for signer in (other, named_alike):
+            assert models_seen(connection, "authenticated", as_admin(world, signer)) == 0
 
 
 def test_claims_that_were_signed_for_another_role_show_nothing(database, world):
-    signed = world.signer.sign("anon", claims_of_admin(world))
     with psycopg.connect(database.web_url) as connection:
-        assert models_seen(connection, "authenticated", *signed) == 0
+        assert models_seen(connection, "authenticated", as_admin(world, role="anon")) == 0
 
 
-def test_claims_end(database, world, monkeypatch: pytest.MonkeyPatch):
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now - SECONDS - 5)
-    old = world.signer.sign("authenticated", claims_of_admin(world))
-    monkeypatch.undo()
-    with psycopg.connect(database.web_url) as connection:
-        assert models_seen(connection, "authenticated", *old) == 0
+@pytest.mark.parametrize("where", ["the next one", "another connection's"])
+def test_claims_of_another_transaction_show_nothing(where: str, database, world):
+    """Who saw somebody's claims, or one's own of another brand, cannot use them in a transaction of their own."""
+    with psycopg.connect(database.web_url) as first, psycopg.connect(database.web_url) as second:
+        with first.transaction():
+            signed = as_admin(world)(stamp_of(first))
+            if where == "another connection's":
+                assert models_seen(second, "authenticated", lambda _: signed) == 0
+        assert models_seen(first, "authenticated", lambda _: signed) == 0
 
 
 def test_claims_that_change_within_a_statement_are_not_believed(database, world):
-    forged = json.dumps(claims_of_admin(world))
-    with psycopg.connect(database.web_url) as connection, connection.transaction(force_rollback=True):
-        become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
-        scope = world.signer.sign("authenticated", claims_of_admin(world))[1]
-        seen = connection.execute(
-            "select x.id from (select set_config('request.jwt.claims', %s, true), set_config('request.scope', %s, true)"
-            " offset 0) s (a, b) cross join lateral (select m.id from app.models m where s.a > s.b) x",
-            [forged, scope],
-        ).fetchall()
-        assert seen == []
-        assert connection.execute("select private.uid(), private.my_brand()").fetchone() == (None, None)
+    with psycopg.connect(database.web_url) as one, psycopg.connect(database.web_url) as connection:
+        text, scope, _ = as_admin(world)(stamp_of(one))
+        with connection.transaction(force_rollback=True):
+            become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
+            seen = connection.execute(
+                "select x.id from (select set_config('request.jwt.claims', %s, true),"
+                " set_config('request.scope', %s, true) offset 0) s (a, b)"
+                " cross join lateral (select m.id from app.models m where s.a > s.b) x",
+                [text, scope],
+            ).fetchall()
+            assert seen == []
+            assert connection.execute("select private.uid(), private.my_brand()").fetchone() == (None, None)
 
 
 async def test_a_platform_whose_key_the_database_does_not_know_is_told_at_its_start(database):
@@ -133,10 +151,16 @@ def test_a_stolen_web_login_makes_no_account_and_counts_no_attempt(statement: st
 def test_a_stolen_web_login_reads_no_password_hash(database, world):
     statement = "select password_hash from private.find_login(%s)"
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world.signer, "anon", email=world.ids["member_email"])
+        asked = {"asks": ["find_login", world.ids["member_email"]]}
+        become(connection, world.signer, "anon", **asked)
         assert len(connection.execute(statement, [world.ids["member_email"]]).fetchall()) == 1
-        forge(connection, "anon", {"email": world.ids["member_email"]})
-        assert connection.execute(statement, [world.ids["member_email"]]).fetchall() == []
+        for forged in (
+            forge,
+            lambda c, role, _: become(c, world.signer, role, asks=["find_login", "other@example.com"]),
+        ):
+            forged(connection, "anon", asked)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(statement, [world.ids["member_email"]])
 
 
 def test_a_stolen_system_login_sees_no_queue(database, world):
@@ -148,3 +172,94 @@ def test_a_stolen_system_login_sees_no_queue(database, world):
         for statement in ("private.end_orphaned()", "private.sweep_uploads()", "private.lead(gen_random_uuid(), 1)"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
                 connection.execute(f"select * from {statement}")
+
+
+ASKED = {
+    "select private.open_session(repeat('a', 64), '1 hour', '1 hour')": ["open_session", "b" * 64],
+    "select private.link_subject('https://id.example', 'x', 'ceo@bigcorp.example')": [
+        "link_subject",
+        "https://id.example",
+        "x",
+        None,
+    ],
+}
+
+
+@pytest.mark.parametrize("statement", ASKED)
+@pytest.mark.parametrize("asks", ["nothing", "something else"])
+def test_an_injected_statement_gives_its_user_nothing_that_lasts(statement: str, asks: str, database, world):
+    """No session of a page with a cookie of its own choice, no address that counts as verified."""
+    claims = {"sub": world.ids["member"]} | ({} if asks == "nothing" else {"asks": ASKED[statement]})
+    with psycopg.connect(database.web_url) as connection:
+        become(connection, world.signer, **claims)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement)
+
+
+LEFT = {
+    "a setting": "set default_transaction_read_only = on",
+    "claims": "select set_config('request.jwt.claims', '{}', false)",
+    "a time-out": "set statement_timeout = 1",
+    "row security": "set row_security = off",
+    "a lock": "select pg_advisory_lock(42)",
+    "a cursor": "declare kept cursor with hold for select 1",
+    "a channel": "listen left_behind",
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+async def test_nothing_stays_on_a_connection(what: str, database, world, secrets):
+    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    here = Scope(world.ids["member"], within=world.ids["brand"])
+    state = (
+        "select (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) as locks,"
+        " (select count(*) from pg_cursors where is_holdable) as cursors,"
+        " (select count(*) from pg_listening_channels()) as channels,"
+        " current_setting('default_transaction_read_only') as read_only, current_setting('row_security') as row_security,"
+        " current_setting('statement_timeout') as timeout"
+    )
+    async with doors.user_session(here) as session:
+        before = await session.one(state)
+    async with doors.user_session(here) as session:
+        await session.run(LEFT[what])
+    async with doors.user_session(here) as session:
+        assert await session.one(state) == before
+        assert await session.all("select id from app.models")
+    await doors.close()
+
+
+async def test_a_statement_that_stands_in_for_one_of_ours_meets_nobody(database, world, secrets):
+    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    here = Scope(world.ids["member"], within=world.ids["brand"])
+    question = "select id from app.models where brand_id = %s"
+    for _ in range(8):  # prepared by now
+        async with doors.user_session(here) as session:
+            assert await session.all(question, [world.ids["brand"]])
+    async with doors.user_session(here) as session:
+        name = (await session.one("select min(name) as name from pg_prepared_statements"))["name"]
+        await session.run(f'deallocate "{name}"')
+        await session.run(f"prepare \"{name}\" (text) as select set_config('stolen.text', $1, false) as id")
+    async with doors.user_session(here) as session:
+        assert [row["id"] for row in await session.all(question, [world.ids["brand"]])] == [world.ids["model"]]
+    await doors.close()
+
+
+def test_nobody_computes_the_key_of_a_lock(database, owner, world):
+    """Without the seed, a login neither takes the lock of a brand nor sees who holds one."""
+    with psycopg.connect(database.web_url) as connection:
+        become(connection, world.signer, sub=world.ids["member"], brand_id=world.ids["brand"])
+        connection.execute("select private.hold('members', %s)", [world.ids["brand"]])
+        held = connection.execute(
+            "select ((classid::bigint << 32) | objid::bigint) = hashtextextended('members:' || %s, 0) from pg_locks"
+            " where locktype = 'advisory' and pid = pg_backend_pid()",
+            [world.ids["brand"]],
+        ).fetchall()
+    assert held == [(False,)]
+
+
+def test_a_stranger_holds_no_lock_of_a_brand(database, world):
+    with psycopg.connect(database.web_url) as connection:
+        become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
+        connection.execute("select private.hold('members', %s)", [world.ids["brand"]])
+        mine = "select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+        assert connection.execute(mine).fetchall() == []

@@ -16,7 +16,7 @@ import pytest
 
 from onbrand.brand import Scope
 from onbrand.config import Secrets
-from onbrand.db.claims import ClaimsSigner
+from onbrand.db.claims import STAMP, ClaimsSigner
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Doors, Identity, Session, _become
 from onbrand.errors import Forbidden, NotFound
@@ -177,7 +177,9 @@ async def test_an_open_transaction_of_who_was_removed_makes_nothing(
     """Also one that goes on seeing the database as it was when the membership stood."""
     async with await psycopg.AsyncConnection.connect(database.web_url) as connection:
         await connection.set_isolation_level(LEVELS[view_of])
-        leaver = Identity("authenticated", house.leaver.scope.claims(), ClaimsSigner(secrets.claims))
+        stamp = await (await connection.execute(f"select {STAMP}")).fetchone()
+        assert stamp is not None
+        leaver = Identity("authenticated", house.leaver.scope.claims(), ClaimsSigner(secrets.claims), stamp[0])
         await _become(connection, leaver)  # type: ignore[arg-type]
         seen = await connection.execute("select 1 from app.brands where id = %(brand)s", house.ids)
         assert seen.rowcount == 1

@@ -1,7 +1,8 @@
 """Claims of a transaction, signed: the database believes only claims that the platform made (`private.claims()`).
 
-A stolen login can set any claims, but without the key it signs none, so it acts as nobody. The key is `Secrets.claims`;
-the database keeps the newest two keys, so that one can be replaced while processes still sign with the other.
+A stolen login can set any claims, but without the key it signs none, so it acts as nobody. Claims are signed for one
+transaction (`STAMP`), so stolen ones are worth nothing in another. The key is `Secrets.claims`; the database keeps the
+newest two keys, so that one can be replaced while processes still sign with the other.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from onbrand.db.logins import connect_as_owner
 
-SECONDS = 600
-"""How long signed claims are good for: longer than any transaction of ours, and than clocks differ."""
+STAMP = "pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text"
+"""What names a transaction, in SQL: its server process and its begin (`private.stamp()`)."""
 _BLOCK = 64
 
 
@@ -34,10 +34,10 @@ class ClaimsSigner:
     def __repr__(self) -> str:
         return f"ClaimsSigner({self.key_id})"
 
-    def sign(self, role: str, claims: Mapping[str, Any]) -> tuple[str, str, str]:
-        """The claims for this database role, good for `SECONDS`: as JSON, as `request.scope`, and the signature."""
+    def sign(self, role: str, claims: Mapping[str, Any], stamp: str) -> tuple[str, str, str]:
+        """The claims for this role in the transaction of `stamp`: as JSON, as `request.scope`, and the signature."""
         text = json.dumps(claims)
-        scope = "|".join((self.key_id, str(int(time.time()) + SECONDS), role, *_scope_of(claims)))
+        scope = "|".join((self.key_id, stamp, role, *_scope_of(claims)))
         return text, scope, hmac.new(self._key, f"{scope}\n{text}".encode(), hashlib.sha256).hexdigest()
 
     @property

@@ -165,6 +165,8 @@ def _let_in(connection: psycopg.Connection, login: Login, password: str, reset: 
     for other in _MAY_BECOME[login]:
         connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(other), name))
     connection.execute(sql.SQL("grant connect on database {} to {}").format(database, name))
+    connection.execute(sql.SQL("alter role {} reset all").format(name))  # a login may change its own settings
+    connection.execute(sql.SQL("alter role {} in database {} reset all").format(name, database))
     for setting, value in (
         ("statement_timeout", _STATEMENT_TIMEOUT[login]),
         ("idle_in_transaction_session_timeout", "5min"),

@@ -267,7 +267,7 @@ declare invited record;
 begin
   select * into invited from private.find_invitation(accept_invitation.id, accept_invitation.hash);
   if not found then return null; end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || invited.brand_id, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', invited.brand_id));
   perform 1 from app.brand_users bu
     where bu.brand_id = invited.brand_id and bu.user_id = invited.user_id and bu.role = 'admin' for share;
   if not found then return null; end if;
@@ -295,7 +295,7 @@ begin
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
   select o.user_id into account from app.brands o where o.id = b;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('admission-of:' || account, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('admission-of', account::text));
   return n <= most - (
     select coalesce(sum(g.num_images - (select count(*) from app.generated_images i
       where i.brand_id = g.brand_id and i.generation_id = g.id)), 0)
@@ -338,7 +338,7 @@ begin
   if not coalesce(audit.is_plain(e.detail) and audit.names_its_object(what, e.detail), false) then
     raise exception 'the line is not plain, or names no object' using errcode = 'OB009';
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('audit:' || b, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('audit', b));
   select l.seq + 1, l.hash into e.seq, e.prev from audit.events l where l.brand_id = b order by l.seq desc limit 1;
   e.seq := coalesce(e.seq, 1);
   e.at := clock_timestamp();
@@ -390,7 +390,7 @@ begin
     if not exists (select 1 from app.api_keys k
         where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
           and k.user_id = (c ->> 'sub')::uuid and k.revoked_at is null
-          and (k.expires_at is null or k.expires_at > statement_timestamp())) then
+          and (k.expires_at is null or k.expires_at > clock_timestamp())) then
       return false;
     end if;
   end if;
@@ -502,7 +502,7 @@ CREATE FUNCTION private.external_user(issuer text, subject text, email text) RET
     AS $$
 declare who uuid;
 begin
-  perform private.must_be_signed();
+  perform private.must_be_asked('external_user', issuer, subject, email);
   select s.user_id into who from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
   if who is not null then
@@ -551,23 +551,24 @@ CREATE FUNCTION private.find_key(id uuid, hash text) RETURNS TABLE(brand_id text
     AS $$
   update app.api_keys k set last_used_at = statement_timestamp()
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at)
+    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
     and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at)
+    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
     and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
 $$;
 
 ALTER FUNCTION private.find_key(id uuid, hash text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.find_login(email text) RETURNS TABLE(id uuid, password_hash text)
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select u.id, u.password_hash from identity.users u
-  where u.email = lower(find_login.email) and private.claims() ->> 'email' = u.email
-$$;
+begin
+  perform private.must_be_asked('find_login', lower(find_login.email));
+  return query select u.id, u.password_hash from identity.users u where u.email = lower(find_login.email);
+end $$;
 
 ALTER FUNCTION private.find_login(email text) OWNER TO onbrand_identity;
 
@@ -577,11 +578,11 @@ CREATE FUNCTION private.find_session(hash text) RETURNS TABLE(id uuid, user_id u
     AS $$
   update identity.sessions s set last_seen_at = statement_timestamp()
   where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
     and s.last_seen_at < statement_timestamp() - least(interval '1 minute', s.idle / 4);
   select s.id, s.user_id, s.expires_at from identity.sessions s
   where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
 $$;
 
 ALTER FUNCTION private.find_session(hash text) OWNER TO onbrand_identity;
@@ -597,6 +598,21 @@ CREATE FUNCTION private.give_attempt_back(keys text[], most integer[], seconds i
 $$;
 
 ALTER FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.hold(what text, b text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if what not in ('admission', 'training', 'members', 'metadata', 'uploads') then
+    raise exception 'no such lock' using errcode = '22023';
+  end if;
+  if coalesce(private.acts_in(b), false) then
+    perform pg_catalog.pg_advisory_xact_lock(private.lock_key(what, b));
+  end if;
+end $$;
+
+ALTER FUNCTION private.hold(what text, b text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.in_person() RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -620,12 +636,12 @@ begin
   if c ? 'session_id' then
     return exists (select 1 from identity.sessions s
       where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle));
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp()));
   end if;
   if c ? 'key_id' then
     return exists (select 1 from app.api_keys k
       where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
+        and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp()) and may.what = any (k.scopes));
   end if;
   return true;
 end $$;
@@ -639,7 +655,7 @@ CREATE FUNCTION private.my_role() RETURNS text
 declare
   scope text := current_setting('request.scope', true);
   part text[] := string_to_array(scope, '|');
-  key_id text := part[1]; ends_at text := part[2]; role_used text := part[3];
+  key_id text := part[1]; stamp text := part[2]; role_used text := part[3];
   brand text := part[4]; who uuid := nullif(part[5], ''); bound_to text := part[6];
   credential text := part[7]; credential_id uuid := nullif(part[8], ''); purpose text := part[9]; narrowed text := part[10];
   inner_pad bytea; outer_pad bytea; scopes text[]; found_role text;
@@ -649,19 +665,18 @@ begin
   if encode(sha256(outer_pad || sha256(inner_pad || convert_to(
       scope || chr(10) || current_setting('request.jwt.claims', true), 'UTF8'))), 'hex')
     is distinct from current_setting('request.claims_signature', true) then return null; end if;
-  if role_used <> current_setting('role', true) or to_timestamp(ends_at::float8) <= statement_timestamp() then
-    return null;
-  end if;
+  if role_used <> current_setting('role', true)
+     or stamp <> pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text then return null; end if;
   if credential = 'key' then
     select k.scopes into scopes from app.api_keys k
       where k.brand_id = brand and k.id = credential_id and k.user_id = who
-        and private.key_stands(k.revoked_at, k.expires_at);
+        and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp());
     if not coalesce(purpose = any (scopes), false)
        or (narrowed <> '' and not purpose = any (string_to_array(narrowed, ','))) then return null; end if;
   elsif credential = 'session' then
     perform 1 from identity.sessions s
       where s.id = credential_id and s.user_id = who
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle);
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp());
     if not found then return null; end if;
   elsif credential <> '' then
     return null;
@@ -689,7 +704,7 @@ begin
   select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(scope || chr(10) || said, 'UTF8'))), 'hex')
     into signed from private.claim_keys k where k.id = part[1];
   return coalesce(signed = current_setting('request.claims_signature', true)
-    and part[3] = current_setting('role', true) and to_timestamp(part[2]::float8) > statement_timestamp(), false);
+    and part[3] = current_setting('role', true) and part[2] = private.stamp(), false);
 end $$;
 
 ALTER FUNCTION private.is_signed(scope text, said text) OWNER TO onbrand_definer;
@@ -700,11 +715,11 @@ CREATE FUNCTION private.is_unlimited() RETURNS boolean
 
 ALTER FUNCTION private.is_unlimited() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) RETURNS boolean
-    LANGUAGE sql STABLE
-    RETURN ((revoked_at IS NULL) AND ((expires_at IS NULL) OR (expires_at > statement_timestamp())));
+CREATE FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    RETURN ((revoked_at IS NULL) AND (COALESCE(expires_at, 'infinity'::timestamp with time zone) > at));
 
-ALTER FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) OWNER TO onbrand_definer;
+ALTER FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.lead(holder uuid, seconds double precision) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -729,7 +744,7 @@ begin
   if not coalesce(private.acts_in(b), false) or not private.may('manage') then
     raise exception 'no membership to end' using errcode = '42501';
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || b, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', b));
   perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid() for update;
   perform private.record(b, 'member.remove', jsonb_build_object('user_id', private.uid()));
   delete from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid();
@@ -743,6 +758,7 @@ CREATE FUNCTION private.link_subject(issuer text, subject text, email text DEFAU
     SET search_path TO ''
     AS $$
 begin
+  perform private.must_be_asked('link_subject', issuer, subject, email);
   if not private.in_person() then
     raise exception 'no link with this credential' using errcode = '42501';
   end if;
@@ -753,6 +769,15 @@ begin
 end $$;
 
 ALTER FUNCTION private.link_subject(issuer text, subject text, email text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.lock_key(what text, whose text) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select pg_catalog.hashtextextended(what || ':' || whose, s.seed) from private.lock_seed s
+$$;
+
+ALTER FUNCTION private.lock_key(what text, whose text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, email_verified boolean, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -772,6 +797,18 @@ CREATE FUNCTION private.member_emails(b text) RETURNS TABLE(user_id uuid, email 
 $$;
 
 ALTER FUNCTION private.member_emails(b text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.must_be_asked(VARIADIC wanted text[]) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if private.claims() -> 'asks' is distinct from to_jsonb(wanted) then
+    raise exception 'the platform did not ask for this' using errcode = '42501';
+  end if;
+end $$;
+
+ALTER FUNCTION private.must_be_asked(VARIADIC wanted text[]) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.must_be_signed() RETURNS void
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -885,7 +922,7 @@ CREATE FUNCTION private.my_sessions() RETURNS TABLE(id uuid, created_at timestam
     AS $$
   select s.id, s.created_at, s.last_seen_at, s.expires_at from identity.sessions s
   where private.in_person() and s.user_id = private.uid() and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
   order by s.created_at desc, s.id
 $$;
 
@@ -922,7 +959,7 @@ CREATE FUNCTION private.num_open_uploads() RETURNS integer
     SET search_path TO ''
     AS $$
 begin
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('uploads-of:' || private.uid(), 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('uploads-of', private.uid()::text));
   return (select count(*)::integer from app.uploads u where uuid_send(u.user_id) = uuid_send(private.uid()) and u.status = 'pending');
 end $$;
 
@@ -933,7 +970,8 @@ CREATE FUNCTION private.open_session(hash text, idle interval, life interval) RE
     SET search_path TO ''
     AS $$
 begin
-  if not private.in_person() or private.ctx('session_id') is not null then
+  perform private.must_be_asked('open_session', hash);
+  if not private.in_person() or private.ctx('session_id') is not null or open_session.life > interval '31 days' then
     raise exception 'no session for this credential' using errcode = '42501';
   end if;
   delete from identity.sessions s where s.user_id = private.uid() and s.expires_at < clock_timestamp();
@@ -989,28 +1027,34 @@ CREATE FUNCTION private.session_lives(session_id uuid, me uuid) RETURNS boolean
 begin
   return exists (select 1 from identity.sessions s where s.id = session_lives.session_id
     and s.user_id = session_lives.me and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp());
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp());
 end $$;
 
 ALTER FUNCTION private.session_lives(session_id uuid, me uuid) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) RETURNS boolean
+CREATE FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN ((ended_at IS NULL) AND (expires_at > statement_timestamp()) AND ((last_seen_at + idle) > statement_timestamp()));
+    RETURN ((ended_at IS NULL) AND (LEAST(expires_at, (last_seen_at + idle)) > at));
 
-ALTER FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) OWNER TO onbrand_definer;
+ALTER FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id uuid, created_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  perform private.must_be_signed();
+  perform private.must_be_asked('sign_up', lower(sign_up.email));
   return query insert into identity.users as u (email, password_hash)
     values (lower(sign_up.email), sign_up.password_hash) returning u.id, u.created_at;
 end $$;
 
 ALTER FUNCTION private.sign_up(email text, password_hash text) OWNER TO onbrand_identity;
+
+CREATE FUNCTION private.stamp() RETURNS text
+    LANGUAGE sql STABLE
+    RETURN (((pg_backend_pid())::text || ' '::text) || (EXTRACT(epoch FROM transaction_timestamp()))::text);
+
+ALTER FUNCTION private.stamp() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.stored_bytes(b text) RETURNS TABLE(of_brand bigint, of_caller bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -1152,7 +1196,7 @@ begin
   if current_setting('role', true) <> 'authenticated' or new.user_id is distinct from private.uid() then
     return new;  -- the owner's, or refused by the policy: how many brands others have is nobody's to learn
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('brands:' || new.user_id, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('brands', new.user_id::text));
   if (select count(*) from app.brands b where uuid_send(b.user_id) = uuid_send(new.user_id)) >= most then
     raise exception 'an account has so many brands at most' using errcode = 'OB005';
   end if;
@@ -1178,7 +1222,7 @@ CREATE FUNCTION private.tg_keep_an_admin() RETURNS trigger
     AS $$
 begin
   if old.role <> 'admin' then return null; end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || old.brand_id, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', old.brand_id));
   if not exists (select 1 from app.brand_users bu where bu.brand_id = old.brand_id and bu.role = 'admin') then
     raise exception 'a brand keeps at least one admin' using errcode = 'OB001';
   end if;
@@ -1988,6 +2032,16 @@ ALTER TABLE ONLY private.claim_keys FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE private.claim_keys OWNER TO onbrand_definer;
 
+CREATE TABLE private.lock_seed (
+    one boolean DEFAULT true NOT NULL,
+    seed bigint NOT NULL,
+    CONSTRAINT lock_seed_one_check CHECK (one)
+);
+
+ALTER TABLE ONLY private.lock_seed FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE private.lock_seed OWNER TO onbrand_definer;
+
 CREATE TABLE storage.buckets (
     id text NOT NULL
 );
@@ -2136,6 +2190,9 @@ ALTER TABLE ONLY identity.users
 
 ALTER TABLE ONLY private.claim_keys
     ADD CONSTRAINT claim_keys_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY private.lock_seed
+    ADD CONSTRAINT lock_seed_pkey PRIMARY KEY (one);
 
 ALTER TABLE ONLY storage.buckets
     ADD CONSTRAINT buckets_pkey PRIMARY KEY (id);
@@ -2935,7 +2992,11 @@ ALTER TABLE identity.users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE private.claim_keys ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE private.lock_seed ENABLE ROW LEVEL SECURITY;
+
 CREATE POLICY own_code ON private.claim_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY own_code ON private.lock_seed TO onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY anyone_select ON storage.buckets FOR SELECT TO authenticated, brand_system USING (true);
 
@@ -3128,6 +3189,10 @@ GRANT ALL ON FUNCTION private.find_session(hash text) TO anon;
 REVOKE ALL ON FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) TO anon;
 
+REVOKE ALL ON FUNCTION private.hold(what text, b text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.hold(what text, b text) TO authenticated;
+GRANT ALL ON FUNCTION private.hold(what text, b text) TO brand_system;
+
 REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
 
@@ -3155,7 +3220,7 @@ REVOKE ALL ON FUNCTION private.is_unlimited() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.is_unlimited() TO authenticated;
 GRANT ALL ON FUNCTION private.is_unlimited() TO onbrand_owner;
 
-REVOKE ALL ON FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.lead(holder uuid, seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.lead(holder uuid, seconds double precision) TO onbrand_dispatcher;
@@ -3166,11 +3231,21 @@ GRANT ALL ON FUNCTION private.leave_brand(b text) TO authenticated;
 REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text, email text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text, email text) TO authenticated;
 
+REVOKE ALL ON FUNCTION private.lock_key(what text, whose text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION private.me() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.me() TO authenticated;
 
 REVOKE ALL ON FUNCTION private.member_emails(b text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.member_emails(b text) TO authenticated;
+
+REVOKE ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO anon;
+GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO authenticated;
+GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO brand_system;
+GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO onbrand_dispatcher;
+GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO onbrand_owner;
+GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.must_be_signed() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.must_be_signed() TO anon;
@@ -3230,10 +3305,12 @@ GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system
 REVOKE ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) TO onbrand_definer;
 
-REVOKE ALL ON FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
+
+REVOKE ALL ON FUNCTION private.stamp() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.stored_bytes(b text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.stored_bytes(b text) TO authenticated;

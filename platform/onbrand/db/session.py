@@ -23,7 +23,7 @@ from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from onbrand.brand import Scope, Ticket
-from onbrand.db.claims import ClaimsSigner
+from onbrand.db.claims import STAMP, ClaimsSigner
 from onbrand.errors import (
     ConfigurationError,
     Conflict,
@@ -44,11 +44,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As whom a transaction runs: a role of the database, and claims that the platform signs."""
+    """As whom a transaction runs: a role of the database, and claims that the platform signs for it."""
 
     role: str
     claims: Mapping[str, Any]
     signer: ClaimsSigner
+    stamp: str = ""
 
     def with_claims(self, **changes: Any) -> Identity:
         """The same with some claims changed."""
@@ -67,6 +68,12 @@ class Session:
     async def in_brand(self, brand_id: str) -> AsyncIterator[None]:
         """Within the block, the transaction is about this brand; afterwards about what it was about before."""
         async with self.claiming(brand_id=brand_id):
+            yield
+
+    @asynccontextmanager
+    async def asking(self, *what: str | None) -> AsyncIterator[None]:
+        """Within the block, the platform asks for one call: a function's name, and arguments that it looks at."""
+        async with self.claiming(asks=list(what)):
             yield
 
     @asynccontextmanager
@@ -175,8 +182,8 @@ class Doors:
             async with _transaction(pool, "", Identity(role, {}, self._signer)) as session:
                 if not (await session.one("select private.claims() is not null as believed"))["believed"]:
                     raise ConfigurationError(
-                        "the database does not know this platform's key for claims (`claims` in secrets.json), or its "
-                        "clock differs by minutes; start 'onbrand up' once with the owner's login and these secrets",
+                        "the database does not know this platform's key for claims (`claims` in secrets.json); start "
+                        "'onbrand up' once with the owner's login and these secrets",
                         param="data_dir",
                     )
 
@@ -217,6 +224,13 @@ class Doors:
             yield session
 
 
+_BEGIN = f"begin; select {STAMP} as stamp"
+_CLEAN = (
+    "reset role; reset all; close all; unlisten *; select pg_advisory_unlock_all();"
+    " select count(*) filter (where from_sql)::integer as foreign_ones from pg_prepared_statements"
+)
+
+
 def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
     if not url:
         return None
@@ -229,6 +243,7 @@ def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
             "application_name": "onbrand",
         },
         configure=_configure,
+        reset=_reset,
         min_size=size[0],
         max_size=size[1],
         open=False,
@@ -249,17 +264,49 @@ async def _configure(connection: Connection) -> None:
         connection.prepare_threshold = None
 
 
+async def _reset(connection: Connection) -> None:
+    """Leave nothing of one transaction on a connection for the next: settings, locks, cursors, statements of others.
+
+    Statements that psycopg prepared stay. One that was prepared in SQL is none of ours, and could stand in the place of
+    one that is: then the connection is closed (and so it is when this fails).
+    """
+    cursor = await connection.execute(_CLEAN, prepare=False)
+    while cursor.nextset():
+        pass
+    row = await cursor.fetchone()
+    if row is None or row["foreign_ones"]:
+        log.error("a transaction left prepared statements on its connection; it is closed")
+        await connection.close()
+
+
 @asynccontextmanager
 async def _transaction(pool: Pool | None, door: str, identity: Identity) -> AsyncIterator[Session]:
     if pool is None:
         raise ConfigurationError(f"this process holds no {door} login")
     try:
-        async with pool.connection() as connection, connection.transaction():
-            await _become(connection, identity)
-            async with _undone_on_error(connection, identity) as session:
+        async with pool.connection() as connection, _begun(connection) as stamp:
+            known = replace(identity, stamp=stamp)
+            await _become(connection, known)
+            async with _undone_on_error(connection, known) as session:
                 yield session
     except (psycopg.Error, PoolTimeout) as problem:
         raise translated(problem) from None
+
+
+@asynccontextmanager
+async def _begun(connection: Connection) -> AsyncIterator[str]:
+    """A transaction, and its stamp; committed at the end, or rolled back. Begin and stamp are one round trip."""
+    cursor = await connection.execute(_BEGIN, prepare=False)
+    cursor.nextset()
+    row = await cursor.fetchone()
+    assert row is not None
+    try:
+        yield row["stamp"]
+    except BaseException:
+        if not connection.closed:
+            await connection.rollback()
+        raise
+    await connection.commit()
 
 
 @asynccontextmanager
@@ -283,7 +330,8 @@ async def _become(connection: Connection, identity: Identity) -> None:
     await connection.execute(
         "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
         " set_config('request.scope', %s, true), set_config('request.claims_signature', %s, true)",
-        [identity.role, *identity.signer.sign(identity.role, identity.claims)],
+        [identity.role, *identity.signer.sign(identity.role, identity.claims, identity.stamp)],
+        prepare=False,
     )
 
 

@@ -101,7 +101,8 @@ async def sign_up(session: Session, email: str, hashed: str) -> User:
     """
     email = must_be_email(email)
     try:
-        row = await session.one("select id, created_at from private.sign_up(%s, %s)", [email, hashed])
+        async with session.asking("sign_up", email):
+            row = await session.one("select id, created_at from private.sign_up(%s, %s)", [email, hashed])
     except Conflict:
         raise Conflict(
             "this address has an account already; log in, or ask the operator for the address if that account is not "
@@ -129,7 +130,7 @@ async def find_login(session: Session, email: str) -> Login:
     """What the address's password is to be compared with, after the transaction; `session` is nobody's."""
     row = None
     if _EMAIL.fullmatch(email):
-        async with session.claiming(email=email.lower()):  # the database shows the hash of this address only
+        async with session.asking("find_login", email.lower()):  # the database shows the hash of this address only
             row = await session.maybe("select id, password_hash from private.find_login(%s)", [email])
     return Login(row["id"], row["password_hash"]) if row else Login()
 
@@ -140,9 +141,9 @@ async def external_user(session: Session, who: Subject) -> str:
     Raises Conflict when the subject is new and its address has an account already: they are joined by `link` only.
     """
     try:
-        row = await session.one(
-            "select private.external_user(%s, %s, %s) as user_id", [who.issuer, who.subject, _address(who.email)]
-        )
+        said = (who.issuer, who.subject, _address(who.email))
+        async with session.asking("external_user", *said):
+            row = await session.one("select private.external_user(%s, %s, %s) as user_id", said)
     except Conflict:
         raise Conflict(
             "the address of this token has an account here already; log in to that one and link them with "
@@ -158,7 +159,9 @@ async def link(session: Session, who: Subject) -> None:
     The account's own address is verified from then on, if the issuer has verified the same one.
     """
     try:
-        await session.run("select private.link_subject(%s, %s, %s)", [who.issuer, who.subject, _address(who.email)])
+        said = (who.issuer, who.subject, _address(who.email))
+        async with session.asking("link_subject", *said):
+            await session.run("select private.link_subject(%s, %s, %s)", said)
     except Conflict:
         raise Conflict("this identity has an account already", param="token") from None
 

@@ -159,7 +159,7 @@ async def read_kohya(session: Session, store: BrandStore, model: Model) -> bytes
 
 async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:
     """Write the brand's `metadata.json` from the rows as they are now; a rollback puts the old one back."""
-    await session.run("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"metadata:{brand_id}"])
+    await session.run("select private.hold('metadata', %s)", [brand_id])
     rows = await session.all(f"{_MODEL} where t.brand_id = %s order by t.model_type, t.version", [brand_id])
     names = ("id", "name", "model_type", "version", "object_name", "sha256", "bytes", "rank", "base_revision")
     versions = [{name: row[name] for name in names} | {"created_at": row["created_at"].isoformat()} for row in rows]

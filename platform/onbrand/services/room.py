@@ -65,7 +65,7 @@ def _must_fit(of_brand: int, of_caller: int, limits: Limits) -> None:
         )
     if of_caller > limits.caller_bytes:
         raise TooLarge(
-            f"you would have {of_caller} bytes, stored and announced, of {limits.caller_bytes} at most in all brands "
+            f"you would have more than {limits.caller_bytes} bytes, stored and announced, in all brands "
             "(limits.caller_bytes); have some of what you stored deleted, or ask the operators",
             param="bytes",
             limit=limits.caller_bytes,
@@ -84,7 +84,7 @@ async def _must_be_few(session: Session, brand_id: str, limits: Limits) -> int:
     num_own = (await session.one("select private.num_open_uploads() as num"))["num"]
     if num_own >= limits.caller_open_uploads:
         raise TooManyRequests(
-            f"{num_own} uploads of yours are open, of {limits.caller_open_uploads} at most in all brands "
+            f"at most {limits.caller_open_uploads} uploads of yours may be open in all brands "
             "(limits.caller_open_uploads); complete or cancel some",
             retry_after=_RETRY_SECONDS,
         )
@@ -92,5 +92,5 @@ async def _must_be_few(session: Session, brand_id: str, limits: Limits) -> int:
 
 
 async def _lock_and_look(session: Session, brand_id: str) -> dict[str, int]:
-    await session.run("select pg_advisory_xact_lock(hashtextextended('uploads:' || %s, 0))", [brand_id])
+    await session.run("select private.hold('uploads', %s)", [brand_id])
     return dict(await session.one(_UNDER_WAY, {"brand_id": brand_id}))

@@ -38,7 +38,8 @@ class OpenedSession:
 async def open_session(session: Session, idle: timedelta, life: timedelta) -> OpenedSession:
     """A new session of the caller's. Raises Forbidden for a credential that reaches less than its user."""
     cookie = secrets.token_hex(_COOKIE_CHARS // 2)
-    row = await session.one("select id, expires_at from private.open_session(%s, %s, %s)", [_hash(cookie), idle, life])
+    async with session.asking("open_session", hashed := _hash(cookie)):
+        row = await session.one("select id, expires_at from private.open_session(%s, %s, %s)", [hashed, idle, life])
     return OpenedSession(row["id"], row["expires_at"], cookie)
 
 

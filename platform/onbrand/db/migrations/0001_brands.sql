@@ -85,7 +85,12 @@ create policy own_code on private.claim_keys to onbrand_definer using (true) wit
 
 -- The claims of this transaction come in two settings that are signed together (HMAC-SHA256): `request.jwt.claims`, JSON,
 -- and `request.scope`, which is what the wall asks at every table, in the order of private.my_role. Whoever holds a login can
--- set any claims, and signs none.
+-- set any claims, and signs none. They name the server process and the begin of the transaction, so those of another
+-- transaction are worth nothing here: neither stolen ones, nor one's own of another brand, mixed with these.
+create function private.stamp() returns text
+language sql stable
+return pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text;
+
 create function private.is_signed(scope text, said text) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -95,10 +100,10 @@ begin
   select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(scope || chr(10) || said, 'UTF8'))), 'hex')
     into signed from private.claim_keys k where k.id = part[1];
   return coalesce(signed = current_setting('request.claims_signature', true)
-    and part[3] = current_setting('role', true) and to_timestamp(part[2]::float8) > statement_timestamp(), false);
+    and part[3] = current_setting('role', true) and part[2] = private.stamp(), false);
 end $$;
 
--- The claims, if they are signed, for this role, and have not ended; else null.
+-- The claims, if they are signed, for this role and this transaction; else null.
 create function private.claims() returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare said text := nullif(current_setting('request.jwt.claims', true), '');
@@ -124,15 +129,25 @@ create function private.ctx(k text) returns text
 language sql stable
 return private.claims() ->> k;
 
--- When a key and a session are valid.
-create function private.key_stands(revoked_at timestamptz, expires_at timestamptz) returns boolean
-language sql stable
-return revoked_at is null and (expires_at is null or expires_at > statement_timestamp());
+-- Whether a key and a session are valid at a time: the clock's, since a statement may run as long as its sender likes. The
+-- planner writes these bodies into what asks.
+create function private.key_stands(revoked_at timestamptz, expires_at timestamptz, at timestamptz) returns boolean
+language sql immutable
+return revoked_at is null and coalesce(expires_at, 'infinity') > at;
 
 create function private.session_stands(ended_at timestamptz, expires_at timestamptz, last_seen_at timestamptz,
-  idle interval) returns boolean
+  idle interval, at timestamptz) returns boolean
 language sql stable
-return ended_at is null and expires_at > statement_timestamp() and last_seen_at + idle > statement_timestamp();
+return ended_at is null and least(expires_at, last_seen_at + idle) > at;
+
+-- Whether the platform asked for just this call: what a function makes of its arguments is not for whoever may call it.
+create function private.must_be_asked(variadic wanted text[]) returns void
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  if private.claims() -> 'asks' is distinct from to_jsonb(wanted) then
+    raise exception 'the platform did not ask for this' using errcode = '42501';
+  end if;
+end $$;
 
 -- Neither a key nor a token of some scopes only: the user may do all that their role allows.
 create function private.is_unlimited() returns boolean
@@ -140,7 +155,7 @@ language sql stable
 return not coalesce(private.claims() ?| array['key_id', 'scopes'], true);
 
 -- The role in the one brand of this transaction, looked up live: of the user, or of the member on whose behalf a ticket was
--- given. Null for no member, for claims that nobody signed, that are for another role or have ended, for a credential that
+-- given. Null for no member, for claims that nobody signed or that are for another role or transaction, for a credential that
 -- has ended or is bound to another brand, and for a key that is not used for one of its scopes. This is what the wall costs,
 -- at every table of every statement: few queries without joins, and no calls.
 create function private.my_role() returns text
@@ -148,7 +163,7 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   scope text := current_setting('request.scope', true);
   part text[] := string_to_array(scope, '|');
-  key_id text := part[1]; ends_at text := part[2]; role_used text := part[3];
+  key_id text := part[1]; stamp text := part[2]; role_used text := part[3];
   brand text := part[4]; who uuid := nullif(part[5], ''); bound_to text := part[6];
   credential text := part[7]; credential_id uuid := nullif(part[8], ''); purpose text := part[9]; narrowed text := part[10];
   inner_pad bytea; outer_pad bytea; scopes text[]; found_role text;
@@ -158,19 +173,18 @@ begin
   if encode(sha256(outer_pad || sha256(inner_pad || convert_to(
       scope || chr(10) || current_setting('request.jwt.claims', true), 'UTF8'))), 'hex')
     is distinct from current_setting('request.claims_signature', true) then return null; end if;
-  if role_used <> current_setting('role', true) or to_timestamp(ends_at::float8) <= statement_timestamp() then
-    return null;
-  end if;
+  if role_used <> current_setting('role', true)
+     or stamp <> pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text then return null; end if;
   if credential = 'key' then
     select k.scopes into scopes from app.api_keys k
       where k.brand_id = brand and k.id = credential_id and k.user_id = who
-        and private.key_stands(k.revoked_at, k.expires_at);
+        and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp());
     if not coalesce(purpose = any (scopes), false)
        or (narrowed <> '' and not purpose = any (string_to_array(narrowed, ','))) then return null; end if;
   elsif credential = 'session' then
     perform 1 from identity.sessions s
       where s.id = credential_id and s.user_id = who
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle);
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp());
     if not found then return null; end if;
   elsif credential <> '' then
     return null;
@@ -205,12 +219,12 @@ begin
   if c ? 'session_id' then
     return exists (select 1 from identity.sessions s
       where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle));
+        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp()));
   end if;
   if c ? 'key_id' then
     return exists (select 1 from app.api_keys k
       where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at) and may.what = any (k.scopes));
+        and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp()) and may.what = any (k.scopes));
   end if;
   return true;
 end $$;
@@ -254,6 +268,32 @@ language sql stable security definer set search_path = '' as $$
     else false end
 $$;
 
+-- Advisory locks by a key that nobody can compute or match without the seed: locks have no row security, anybody may take
+-- one and see all that are held.
+create table private.lock_seed (one boolean primary key default true check (one), seed bigint not null);
+alter table private.lock_seed enable row level security;
+alter table private.lock_seed force row level security;
+create policy own_code on private.lock_seed to onbrand_definer using (true) with check (true);
+insert into private.lock_seed (seed) values (
+  ('x' || left(replace(gen_random_uuid()::text, '-', ''), 12))::bit(48)::bigint);
+
+create function private.lock_key(what text, whose text) returns bigint
+language sql stable security definer set search_path = '' as $$
+  select pg_catalog.hashtextextended(what || ':' || whose, s.seed) from private.lock_seed s
+$$;
+
+-- Hold one of the services' locks of one's own brand to the end of the transaction; for strangers, nothing.
+create function private.hold(what text, b text) returns void
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  if what not in ('admission', 'training', 'members', 'metadata', 'uploads') then
+    raise exception 'no such lock' using errcode = '22023';
+  end if;
+  if coalesce(private.acts_in(b), false) then
+    perform pg_catalog.pg_advisory_xact_lock(private.lock_key(what, b));
+  end if;
+end $$;
+
 -- The first of n fresh numbers of a series of a brand.
 create function private.next_number(b text, what text, n integer) returns bigint
 language plpgsql volatile security definer set search_path = '' as $$
@@ -272,7 +312,7 @@ create function private.audit_append(b text, act text, what text, d jsonb) retur
 language plpgsql volatile security definer set search_path = '' as $$
 declare p bytea; s bigint; t timestamptz := clock_timestamp();
 begin
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('audit:' || b, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('audit', b));
   select e.hash, e.seq into p, s from audit.events e where e.brand_id = b order by e.seq desc limit 1;
   s := coalesce(s, 0) + 1;
   insert into audit.events values (s, b, t, act, what, d, p, sha256(convert_to(concat_ws('|',
@@ -302,7 +342,7 @@ create function private.tg_keep_an_admin() returns trigger
 language plpgsql volatile security definer set search_path = '' as $$
 begin
   if old.role <> 'admin' then return null; end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || old.brand_id, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', old.brand_id));
   if not exists (select 1 from app.brand_users bu where bu.brand_id = old.brand_id and bu.role = 'admin') then
     raise exception 'a brand keeps at least one admin' using errcode = 'OB001';
   end if;
@@ -311,7 +351,7 @@ end $$;
 
 reset role;
 
-grant execute on function private.claims(), private.must_be_signed()
+grant execute on function private.claims(), private.must_be_signed(), private.must_be_asked(text[])
   to anon, authenticated, brand_system, onbrand_dispatcher, onbrand_owner, onbrand_identity;
 grant execute on function private.uid(), private.ctx(text), private.my_role(), private.claimed(), private.my_brand(),
   private.is_admin(), private.may(text) to authenticated, brand_system, onbrand_owner, onbrand_identity;
@@ -319,7 +359,8 @@ grant execute on function private.ticket_brand() to brand_system, onbrand_owner;
 grant execute on function private.claimed_brand() to authenticated, brand_system, onbrand_owner;
 grant execute on function private.is_unlimited() to authenticated, onbrand_owner;
 grant execute on function private.my_brands(text, integer) to authenticated;
-grant execute on function private.next_number(text, text, integer), private.record(text, text, jsonb)
+grant execute on function private.next_number(text, text, integer), private.record(text, text, jsonb),
+  private.hold(text, text)
   to authenticated, brand_system;
 grant execute on function private.audit_append(text, text, text, jsonb) to onbrand_operator;
 grant execute on function private.tg_found_brand(), private.tg_keep_an_admin() to onbrand_owner;
@@ -341,17 +382,18 @@ create policy own_code on identity.users to onbrand_identity using (true) with c
 create function private.sign_up(email text, password_hash text) returns table (id uuid, created_at timestamptz)
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  perform private.must_be_signed();
+  perform private.must_be_asked('sign_up', lower(sign_up.email));
   return query insert into identity.users as u (email, password_hash)
     values (lower(sign_up.email), sign_up.password_hash) returning u.id, u.created_at;
 end $$;
 
--- The hash of a password is shown for the one address that the claims name: a login alone reads none.
+-- The hash of a password is shown for the one address that the platform asks for: a login alone reads none.
 create function private.find_login(email text) returns table (id uuid, password_hash text)
-language sql stable security definer set search_path = '' as $$
-  select u.id, u.password_hash from identity.users u
-  where u.email = lower(find_login.email) and private.claims() ->> 'email' = u.email
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  perform private.must_be_asked('find_login', lower(find_login.email));
+  return query select u.id, u.password_hash from identity.users u where u.email = lower(find_login.email);
+end $$;
 
 create function private.me() returns table (id uuid, email text, created_at timestamptz)
 language sql stable security definer set search_path = '' as $$

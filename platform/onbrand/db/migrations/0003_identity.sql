@@ -101,7 +101,7 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return exists (select 1 from identity.sessions s where s.id = session_lives.session_id
     and s.user_id = session_lives.me and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp());
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp());
 end $$;
 
 -- Whose session has this hash; being asked for keeps it awake. Written at most once a minute.
@@ -109,11 +109,11 @@ create function private.find_session(hash text) returns table (id uuid, user_id 
 language sql volatile security definer set search_path = '' as $$
   update identity.sessions s set last_seen_at = statement_timestamp()
   where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
     and s.last_seen_at < statement_timestamp() - least(interval '1 minute', s.idle / 4);
   select s.id, s.user_id, s.expires_at from identity.sessions s
   where private.claims() is not null and s.hash = find_session.hash and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
 $$;
 
 -- A session reaches all that its user reaches: what is narrower must not open one.
@@ -121,7 +121,8 @@ create function private.open_session(hash text, idle interval, life interval)
 returns table (id uuid, expires_at timestamptz)
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  if not private.in_person() or private.ctx('session_id') is not null then
+  perform private.must_be_asked('open_session', hash);
+  if not private.in_person() or private.ctx('session_id') is not null or open_session.life > interval '31 days' then
     raise exception 'no session for this credential' using errcode = '42501';
   end if;
   delete from identity.sessions s where s.user_id = private.uid() and s.expires_at < clock_timestamp();
@@ -135,7 +136,7 @@ returns table (id uuid, created_at timestamptz, last_seen_at timestamptz, expire
 language sql stable security definer set search_path = '' as $$
   select s.id, s.created_at, s.last_seen_at, s.expires_at from identity.sessions s
   where private.in_person() and s.user_id = private.uid() and s.ended_at is null
-    and s.expires_at > statement_timestamp() and s.last_seen_at + s.idle > statement_timestamp()
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
   order by s.created_at desc, s.id
 $$;
 
@@ -205,7 +206,7 @@ begin
     if not exists (select 1 from app.api_keys k
         where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
           and k.user_id = (c ->> 'sub')::uuid and k.revoked_at is null
-          and (k.expires_at is null or k.expires_at > statement_timestamp())) then
+          and (k.expires_at is null or k.expires_at > clock_timestamp())) then
       return false;
     end if;
   end if;
@@ -217,11 +218,11 @@ create function private.find_key(id uuid, hash text) returns table (brand_id tex
 language sql volatile security definer set search_path = '' as $$
   update app.api_keys k set last_used_at = statement_timestamp()
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at)
+    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
     and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at)
+    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
     and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
 $$;
 

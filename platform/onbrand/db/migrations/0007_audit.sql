@@ -102,7 +102,7 @@ begin
   if not coalesce(audit.is_plain(e.detail) and audit.names_its_object(what, e.detail), false) then
     raise exception 'the line is not plain, or names no object' using errcode = 'OB009';
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('audit:' || b, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('audit', b));
   select l.seq + 1, l.hash into e.seq, e.prev from audit.events l where l.brand_id = b order by l.seq desc limit 1;
   e.seq := coalesce(e.seq, 1);
   e.at := clock_timestamp();

@@ -35,7 +35,7 @@ create or replace function private.external_user(issuer text, subject text, emai
 language plpgsql volatile security definer set search_path = '' as $$
 declare who uuid;
 begin
-  perform private.must_be_signed();
+  perform private.must_be_asked('external_user', issuer, subject, email);
   select s.user_id into who from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
   if who is not null then
@@ -64,6 +64,7 @@ drop function private.link_subject(text, text);
 create function private.link_subject(issuer text, subject text, email text default null) returns void
 language plpgsql volatile security definer set search_path = '' as $$
 begin
+  perform private.must_be_asked('link_subject', issuer, subject, email);
   if not private.in_person() then
     raise exception 'no link with this credential' using errcode = '42501';
   end if;
@@ -165,7 +166,7 @@ begin
   if not coalesce(private.acts_in(b), false) or not private.may('manage') then
     raise exception 'no membership to end' using errcode = '42501';
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || b, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', b));
   perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid() for update;
   perform private.record(b, 'member.remove', jsonb_build_object('user_id', private.uid()));
   delete from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid();
@@ -208,7 +209,7 @@ declare invited record;
 begin
   select * into invited from private.find_invitation(accept_invitation.id, accept_invitation.hash);
   if not found then return null; end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('members:' || invited.brand_id, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', invited.brand_id));
   perform 1 from app.brand_users bu
     where bu.brand_id = invited.brand_id and bu.user_id = invited.user_id and bu.role = 'admin' for share;
   if not found then return null; end if;

@@ -74,7 +74,7 @@ end $$;
 create function private.num_open_uploads() returns integer
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('uploads-of:' || private.uid(), 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('uploads-of', private.uid()::text));
   return (select count(*)::integer from app.uploads u where uuid_send(u.user_id) = uuid_send(private.uid()) and u.status = 'pending');
 end $$;
 grant execute on function private.tg_count_bytes() to onbrand_owner;

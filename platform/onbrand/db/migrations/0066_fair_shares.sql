@@ -81,7 +81,7 @@ begin
   if current_setting('role', true) <> 'authenticated' or new.user_id is distinct from private.uid() then
     return new;  -- the owner's, or refused by the policy: how many brands others have is nobody's to learn
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('brands:' || new.user_id, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('brands', new.user_id::text));
   if (select count(*) from app.brands b where uuid_send(b.user_id) = uuid_send(new.user_id)) >= most then
     raise exception 'an account has so many brands at most' using errcode = 'OB005';
   end if;

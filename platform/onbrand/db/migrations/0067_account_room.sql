@@ -16,7 +16,7 @@ begin
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
   select o.user_id into account from app.brands o where o.id = b;
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('admission-of:' || account, 0));
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('admission-of', account::text));
   return n <= most - (
     select coalesce(sum(g.num_images - (select count(*) from app.generated_images i
       where i.brand_id = g.brand_id and i.generation_id = g.id)), 0)
