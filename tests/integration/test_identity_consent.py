@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from onbrand import client as sdk
 from onbrand.db.accounts import release_address, verify_address
 from onbrand.db.logins import DatabaseUrls
 from onbrand.errors import ConfigurationError, Conflict, NotFound
-from onbrand.services import brands, identity, invitations
+from onbrand.services import brands, identity, invitations, sessions
 from onbrand.services.oidc import Subject
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
 from tests.ingress import Platform
@@ -390,13 +391,12 @@ async def test_invitations_page_for_who_sent_and_for_who_got_them(platform: Plat
 
 
 async def test_a_pages_session_is_found_however_many_are_newer(platform: Platform, guest: Person) -> None:
-    open_another = "select private.open_session(encode(sha256(%s::bytea), 'hex'), '1 h', '1 h')"
     async with platform.client() as page:
         page.headers["origin"] = str(page.base_url).rstrip("/")
         opened = (await page.post("/v1/session", json={"email": guest.email, "password": PASSWORD})).json()
-        for number in range(21):
+        for _ in range(21):
             async with platform.doors.user_session(guest.scope) as session:
-                await session.one(open_another, [f"{guest.email}{number}"])
+                await sessions.open_session(session, timedelta(hours=1), timedelta(hours=1))
         assert (await page.get("/v1/session")).json() == opened
         first = (await page.get("/v1/sessions")).json()
     assert (len(first["data"]), first["has_more"]) == (20, True)

@@ -215,7 +215,7 @@ async def test_nothing_stays_on_a_connection(what: str, database, world, secrets
         "select (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) as locks,"
         " (select count(*) from pg_cursors where is_holdable) as cursors,"
         " (select count(*) from pg_listening_channels()) as channels,"
-        " current_setting('default_transaction_read_only') as read_only, current_setting('row_security') as row_security,"
+        " current_setting('default_transaction_read_only') as read_only, current_setting('row_security') as secured,"
         " current_setting('statement_timeout') as timeout"
     )
     async with doors.user_session(here) as session:

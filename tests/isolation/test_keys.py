@@ -493,7 +493,8 @@ async def test_what_claims_to_be_a_key_and_a_page_is_neither(
 ) -> None:
     made = await make_key(platform, acme)
     async with doors.user_session(acme.admin.scope) as session:
-        page = await session.one("select id from private.open_session(repeat('a', 64), '1 h', '1 h')")
+        async with session.asking("open_session", "a" * 64):
+            page = await session.one("select id from private.open_session(repeat('a', 64), '1 h', '1 h')")
     question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
     for both in ({"session_id": page["id"]}, {"session_id": str(uuid.uuid4())}):
         async with as_key(doors, made, **both) as session:
