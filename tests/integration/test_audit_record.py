@@ -46,7 +46,7 @@ ASSET = "3f2b7a52-0000-4000-8000-000000000001"
 async def acme(make_brand: MakeBrand, doors: Doors) -> BrandOfPeople:
     """A brand whose record has a few lines."""
     brand = await make_brand("acme")
-    for verb in ("asset.upload", "asset.recaption", "asset.delete"):
+    for verb in ("asset.upload", "asset.recaption", "image.delete"):
         async with doors.user_session(brand.member.scope) as session:
             await record(session, brand.id, verb, {"asset_id": ASSET})
     return brand
@@ -221,7 +221,7 @@ async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, doors: Door
     told = {(line.action, line.actor, line.user_id, line.credential) for line in lines}
     assert ("asset.upload", "key", acme.admin.user_id, key_id) in told
     assert ("job.start", "system", acme.member.user_id, job_id) in told
-    assert ("asset.delete", "user", acme.member.user_id, None) in told
+    assert ("image.delete", "user", acme.member.user_id, None) in told
 
 
 async def test_nobody_writes_in_another_brands_record(acme: BrandOfPeople, make_brand: MakeBrand, doors: Doors) -> None:
@@ -364,7 +364,7 @@ async def test_an_admin_verifies_and_lists_over_http(
         {"brand_id": acme.id, "num_events": expected.num_events, "head": str(expected.head), "holds": True},
     )
     code, said = await command(acme.admin, "list", "--brand", acme.id, "--limit", "2")
-    assert (code, [line["action"] for line in said["data"]]) == (0, ["asset.delete", "asset.recaption"])
+    assert (code, [line["action"] for line in said["data"]]) == (0, ["image.delete", "asset.recaption"])
     assert (await command(acme.member, "verify", "--brand", acme.id))[0] == 8
 
 

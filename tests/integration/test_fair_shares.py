@@ -70,7 +70,7 @@ async def test_twenty_hold_for_who_says_no_number(doors, make_user) -> None:
 
 async def in_the_name_of(doors: Doors, eve: Person, whom: Person) -> None:
     async with doors.user_session(eve.scope) as session:
-        await session.run("select set_config('onbrand.brands_per_account', '1', true)")
+        await session.run("select set_config('onbrand.brands_per_account', '1000', true)")  # nobody's word counts
         insert = "insert into app.brands (id, name, user_id) values (%s, 'x', %s)"
         await session.run(insert, [f"eve-{eve.user_id[:8]}", whom.user_id])
 
@@ -183,3 +183,14 @@ async def test_pictures_that_wait_are_bounded_by_account_too(doors, make_user, m
         await ask(ada, names[2], 1)
     assert refused.value.fields["retry_after"] > 0
     await ask(other.admin, other.id, 4)
+
+
+async def test_the_callers_own_word_lifts_no_limit(doors, make_user) -> None:
+    ada = await make_user("ada")
+    for n in range(2):
+        await make(doors, ada, f"word-{ada.user_id[:8]}-{n}", 2)
+    with pytest.raises(Conflict, match="as many brands"):  # noqa: PT012
+        async with doors.user_session(ada.scope) as session, session.claiming(brands_per_account=2):
+            await session.run("select set_config('onbrand.brands_per_account', '1000', true)")
+            insert = "insert into app.brands (id, name, user_id) values (%s, 'x', private.uid())"
+            await session.run(insert, [f"word-{ada.user_id[:8]}-2"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from onbrand.brand import Scope
 from onbrand.db.claims import ClaimsSigner, install_key
@@ -263,3 +264,22 @@ def test_a_stranger_holds_no_lock_of_a_brand(database, world):
         connection.execute("select private.hold('members', %s)", [world.ids["brand"]])
         mine = "select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
         assert connection.execute(mine).fetchall() == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select private.record({brand}, 'brand.set_limits', '{{}}')",
+        "select private.record({brand}, 'image.store', '{{\"image_id\": 1}}')",
+        "select private.record({brand}, 'member.set_role', '{{\"user_id\": 1}}')",
+        "select private.next_number({brand}, 'model:sd15', 1)",
+        "select private.next_number({brand}, 'a series of one''s own', 1)",
+    ],
+)
+def test_a_member_records_and_counts_what_members_do(statement: str, database, world):
+    with psycopg.connect(database.web_url) as connection:
+        become(connection, world.signer, sub=world.ids["member"], brand_id=world.ids["brand"])
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+            connection.execute(sql.SQL(statement).format(brand=sql.Literal(world.ids["brand"])))
+        connection.execute("select private.next_number(%s, 'asset:logo', 1)", [world.ids["brand"]])
+        connection.execute("select private.record(%s, 'asset.upload', '{\"asset_id\": 1}')", [world.ids["brand"]])

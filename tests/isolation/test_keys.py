@@ -679,3 +679,20 @@ async def test_the_record_names_the_key_and_no_secret(
         ("key.revoke", {"key_id": made["id"]}),
     ]
     assert made["key"].rsplit("_", 1)[1] not in json.dumps(lines)
+
+
+async def test_two_keys_of_one_maker_share_no_idempotency_keys(
+    platform: Platform, acme: BrandOfPeople, pictures: Any
+) -> None:
+    """Given to two parties, neither is answered what the other was."""
+    keys_made = [await make_key(platform, acme, "train", "read") for _ in range(2)]
+    answers = []
+    async with platform.client(acme.admin) as admin:
+        asset = await upload(admin, acme.id, pictures(4711))
+    body = {"name": "j", "model_type": "sd15", "training_config": {"steps": 2}, "training_asset_ids": [asset["id"]]}
+    for made in keys_made:
+        async with platform.client() as client:
+            headers = {"authorization": f"Bearer {made['key']}", "idempotency-key": "the same"}
+            answers.append(await client.post(f"/v1/brands/{acme.id}/training-jobs", json=body, headers=headers))
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json()["id"] != answers[1].json()["id"]

@@ -49,7 +49,9 @@ class Once:
         if self.key is None:
             return Done(status, as_json(await act()), True)
         brand_id = caller.brand_id if isinstance(caller, BrandCaller) else None
-        call = idempotency.CallKey(caller.user_id, brand_id, self.key, self.route, self.request_sha256)
+        call = idempotency.CallKey(
+            caller.user_id, brand_id, self.key, self.route, self.request_sha256, caller.scope.key_id
+        )
         earlier = await idempotency.claim(caller.session, call)
         if earlier is not None:
             return Done(earlier.status, earlier.body, False)

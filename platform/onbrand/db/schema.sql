@@ -362,7 +362,7 @@ ALTER FUNCTION private.claimed_brand() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.claimed_caller() RETURNS jsonb
     LANGUAGE sql STABLE
-    RETURN jsonb_build_object(COALESCE(((private.claimed() || ' '::text) || split_part(current_setting('request.scope'::text, true), '|'::text, 5)), ''::text), true);
+    RETURN jsonb_build_object(COALESCE(((((private.claimed() || ' '::text) || split_part(current_setting('request.scope'::text, true), '|'::text, 5)) || ' '::text) || CASE split_part(current_setting('request.scope'::text, true), '|'::text, 7) WHEN 'key'::text THEN split_part(current_setting('request.scope'::text, true), '|'::text, 8) ELSE ''::text END), ''::text), true);
 
 ALTER FUNCTION private.claimed_caller() OWNER TO onbrand_definer;
 
@@ -746,7 +746,8 @@ begin
   end if;
   perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', b));
   perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid() for update;
-  perform private.record(b, 'member.remove', jsonb_build_object('user_id', private.uid()));
+  perform private.audit_append(b, case when private.ctx('key_id') is null then 'user' else 'key' end,
+    private.uid(), private.ctx('key_id'), 'member.remove', jsonb_build_object('user_id', private.uid()));
   delete from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid();
   return found;
 end $$;
@@ -778,6 +779,23 @@ CREATE FUNCTION private.lock_key(what text, whose text) RETURNS bigint
 $$;
 
 ALTER FUNCTION private.lock_key(what text, whose text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.may_record(what text) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $_$
+begin
+  if what ~ '^(job\.(start|sample|fail|submit|canceled)|generation\.(start|fail|complete|canceled)|model\.publish|image\.store'
+      '|upload\.expire|brand\.set_limits|invitation\.(accept|decline))$' then
+    return false;
+  end if;
+  if what ~ '^(key|member)\.|^invitation\.|^brand\.create$|^(asset|document|model|job)\.delete$' then
+    return private.is_admin();
+  end if;
+  return true;
+end $_$;
+
+ALTER FUNCTION private.may_record(what text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, email_verified boolean, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -867,8 +885,10 @@ CREATE FUNCTION private.my_caller() RETURNS text
     AS $$
 declare c jsonb := private.claims();
 begin
-  if c ? 'brand_id' then return private.my_brand() || ' ' || (c ->> 'sub'); end if;
-  if private.credential_lives() then return ' ' || (c ->> 'sub'); end if;
+  if c ? 'brand_id' then
+    return private.my_brand() || ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', '');
+  end if;
+  if private.credential_lives() then return ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', ''); end if;
   return null;
 end $$;
 
@@ -940,17 +960,19 @@ ALTER FUNCTION private.my_verified_email() OWNER TO onbrand_identity;
 CREATE FUNCTION private.next_number(b text, what text, n integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
-    AS $$
+    AS $_$
 declare taken bigint;
 begin
-  if not coalesce(private.acts_in(b), false) or n not between 1 and 500 then
+  if not coalesce(private.acts_in(b), false) or n not between 1 and 500
+     or (current_setting('role', true) = 'authenticated' and not coalesce(
+       what ~ '^asset:(logo|product|person|packaging|other)$' or what ~ '^document:', false)) then
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
   insert into app.numbers as c (brand_id, series, last) values (b, what, n)
   on conflict (brand_id, series) do update set last = c.last + excluded.last
   returning c.last into taken;
   return taken - n + 1;
-end $$;
+end $_$;
 
 ALTER FUNCTION private.next_number(b text, what text, n integer) OWNER TO onbrand_definer;
 
@@ -1012,10 +1034,13 @@ begin
   end if;
   if current_setting('role', true) = 'brand_system' then
     perform private.audit_append(b, 'system', private.ctx('on_behalf_of')::uuid, private.ctx('job_id'), what, d);
-  else
-    perform private.audit_append(b, case when private.ctx('key_id') is null then 'user' else 'key' end,
-      private.uid(), private.ctx('key_id'), what, d);
+    return;
   end if;
+  if not private.may_record(what) then
+    raise exception 'this is not for the caller to record' using errcode = '42501';
+  end if;
+  perform private.audit_append(b, case when private.ctx('key_id') is null then 'user' else 'key' end,
+    private.uid(), private.ctx('key_id'), what, d);
 end $$;
 
 ALTER FUNCTION private.record(b text, what text, d jsonb) OWNER TO onbrand_definer;
@@ -1191,7 +1216,7 @@ CREATE FUNCTION private.tg_few_brands() RETURNS trigger
     SET search_path TO ''
     AS $$
 declare
-  most integer := coalesce(nullif(current_setting('onbrand.brands_per_account', true), '')::integer, 20);
+  most integer := coalesce((private.ctx('brands_per_account'))::integer, 20);
 begin
   if current_setting('role', true) <> 'authenticated' or new.user_id is distinct from private.uid() then
     return new;  -- the owner's, or refused by the policy: how many brands others have is nobody's to learn
@@ -1655,26 +1680,29 @@ ALTER TABLE app.generations OWNER TO onbrand_owner;
 CREATE TABLE app.idempotency_keys (
     brand_id text,
     user_id uuid NOT NULL,
-    caller text GENERATED ALWAYS AS (((COALESCE(brand_id, ''::text) || ' '::text) || (user_id)::text)) STORED NOT NULL,
     key text NOT NULL,
     route text NOT NULL,
     request_sha256 text NOT NULL,
     status integer,
     body jsonb,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    key_id text DEFAULT ''::text NOT NULL,
+    caller text GENERATED ALWAYS AS (((((COALESCE(brand_id, ''::text) || ' '::text) || (user_id)::text) || ' '::text) || key_id)) STORED NOT NULL,
     CONSTRAINT idempotency_keys_key_check CHECK (((char_length(key) >= 1) AND (char_length(key) <= 255))),
+    CONSTRAINT idempotency_keys_key_id_check CHECK ((char_length(key_id) <= 36)),
     CONSTRAINT idempotency_keys_request_sha256_check CHECK ((request_sha256 ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT idempotency_keys_route_check CHECK ((char_length(route) <= 200))
 );
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN brand_id SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN user_id SET STATISTICS 0;
-ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN caller SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN key SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN route SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN request_sha256 SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN status SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN body SET STATISTICS 0;
 ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN key_id SET STATISTICS 0;
+ALTER TABLE ONLY app.idempotency_keys ALTER COLUMN caller SET STATISTICS 0;
 
 ALTER TABLE ONLY app.idempotency_keys FORCE ROW LEVEL SECURITY;
 
@@ -3233,6 +3261,8 @@ GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text, email text
 
 REVOKE ALL ON FUNCTION private.lock_key(what text, whose text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION private.may_record(what text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION private.me() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.me() TO authenticated;
 
@@ -3618,6 +3648,8 @@ GRANT INSERT(request_sha256) ON TABLE app.idempotency_keys TO authenticated;
 GRANT UPDATE(status) ON TABLE app.idempotency_keys TO authenticated;
 
 GRANT UPDATE(body) ON TABLE app.idempotency_keys TO authenticated;
+
+GRANT INSERT(key_id) ON TABLE app.idempotency_keys TO authenticated;
 
 GRANT SELECT ON TABLE app.invitations TO onbrand_definer;
 

@@ -67,12 +67,12 @@ async def create_brand(
     """
     must_be_brand_id(brand_id)
     must_be_region(region)
-    await session.run("select set_config('onbrand.brands_per_account', %s, true)", [str(most)])
     try:
-        await session.run(
-            "insert into app.brands (id, name, home_region, user_id) values (%s, %s, %s, private.uid())",
-            [brand_id, _must_be_name(brand_id if name is None else name), region],
-        )
+        async with session.claiming(brands_per_account=most):
+            await session.run(
+                "insert into app.brands (id, name, home_region, user_id) values (%s, %s, %s, private.uid())",
+                [brand_id, _must_be_name(brand_id if name is None else name), region],
+            )
     except Conflict as problem:
         if problem.fields.get("sqlstate") == "OB005":
             raise Conflict(f"an account may have {most} brands, and this one has; use one of them") from None

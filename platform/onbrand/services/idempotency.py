@@ -25,7 +25,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """One key of one caller in one brand (or in none), and what was asked with it.
+    """One key of one caller in one brand (or in none), and what was asked with it. An API key is a caller of its own.
 
     Args:
         request_sha256: digest of address and body, hex.
@@ -36,15 +36,16 @@ class CallKey:
     key: str
     route: str
     request_sha256: str
+    key_id: str | None = None
 
 
 async def claim(session: Session, call: CallKey) -> Remembered | None:
     """Take the key: None means go on and `remember`. Raises Conflict if it was used for another request."""
     await _forget_old(session, call.user_id)
     taken = await session.maybe(
-        "insert into app.idempotency_keys (brand_id, user_id, key, route, request_sha256)"
-        " values (%s, %s, %s, %s, %s) on conflict (caller, key) do nothing returning key",
-        [call.brand_id, call.user_id, call.key, call.route, call.request_sha256],
+        "insert into app.idempotency_keys (brand_id, user_id, key_id, key, route, request_sha256)"
+        " values (%s, %s, %s, %s, %s, %s) on conflict (caller, key) do nothing returning key",
+        [call.brand_id, call.user_id, call.key_id or "", call.key, call.route, call.request_sha256],
     )
     return None if taken else await _earlier(session, call)
 

@@ -15,7 +15,7 @@ _UNDER_WAY = """
 select (select count(*)::integer from app.uploads u
     where u.brand_id = %(brand_id)s and u.status = 'pending') as num_open,
   (select coalesce(sum(u.bytes), 0)::bigint from app.uploads u where u.brand_id = %(brand_id)s and u.swept_at is null)
-  + (select coalesce(sum((j.training_config -> 'import' ->> 'bytes')::bigint), 0)::bigint
+  + (select coalesce(sum(greatest(0, (j.training_config -> 'import' ->> 'bytes')::bigint)), 0)::bigint
     from app.lora_training_jobs j where j.brand_id = %(brand_id)s and j.status in ('pending', 'training')) as bytes
 """
 
