@@ -15,6 +15,7 @@ import pytest
 from onbrand.app import create_app
 from onbrand.config import Limits
 from onbrand.db.session import Doors
+from onbrand.errors import InvalidInput
 from onbrand.services import passwords
 from onbrand.services.attempts import network_of
 from tests.conftest import PASSWORD, Person
@@ -135,6 +136,16 @@ async def test_many_at_once_are_counted_one_by_one(doors: Doors) -> None:
         return float(row["wait"]) == 0
 
     assert Counter(await asyncio.gather(*(take() for _ in range(40)))) == {True: 7, False: 33}
+
+
+async def test_nobody_fills_a_bucket_for_years(doors: Doors) -> None:
+    with pytest.raises(InvalidInput):  # noqa: PT012
+        async with doors.user_session(None) as session:
+            await session.run("select private.take_attempt(%s, %s, %s)", [["c" * 64], [1], [2_000_000_000]])
+    async with doors.user_session(None) as session:
+        await session.run("select private.take_attempt(%s, %s, %s)", [["c" * 64], [1], [86_400]])
+        row = await session.one("select private.take_attempt(%s, %s, %s) as wait", [["c" * 64], [1], [60]])
+    assert 0 < row["wait"] <= 60
 
 
 async def test_attempts_that_are_over_are_forgotten(doors: Doors, owner) -> None:

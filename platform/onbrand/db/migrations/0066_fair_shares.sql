@@ -27,7 +27,8 @@ declare
 begin
   perform private.must_be_signed();
   if cardinality(keys) not between 1 and 4 or cardinality(most) <> cardinality(keys)
-      or cardinality(seconds) <> cardinality(keys) or 1 > any (most) or 1 > any (seconds) then
+      or cardinality(seconds) <> cardinality(keys) or 1 > any (most) or 1 > any (seconds)
+      or 86400 < any (seconds) then
     raise exception 'a bucket has a key, a number and a time' using errcode = '22023';
   end if;
   for n in 1 .. cardinality(keys) loop
@@ -35,7 +36,7 @@ begin
       on conflict (key) do update set due = a.due returning a.due into until;
     at := clock_timestamp();
     step := make_interval(secs => seconds[n]::double precision / most[n]);
-    until := greatest(until, at);
+    until := least(greatest(until, at), at + make_interval(secs => seconds[n]));  -- a bucket is full in its time
     wait := greatest(wait, extract(epoch from until - at - (most[n] - 1) * step));
     dues := dues || (until + step);
   end loop;
