@@ -139,7 +139,7 @@ async def test_many_at_once_are_counted_one_by_one(doors: Doors) -> None:
 
 
 async def test_nobody_fills_a_bucket_for_years(doors: Doors) -> None:
-    with pytest.raises(InvalidInput):  # noqa: PT012
+    with pytest.raises(InvalidInput):
         async with doors.user_session(None) as session:
             await session.run("select private.take_attempt(%s, %s, %s)", [["c" * 64], [1], [2_000_000_000]])
     async with doors.user_session(None) as session:
