@@ -65,7 +65,8 @@ def test_a_folder_may_have_any_name(data_folder: Callable[[], Path], name: str) 
             assert connection.execute("select 1").fetchone() == (1,)
     assert server_of(settings.folder) == []
     assert sorted(settings.folder.iterdir()) == sorted(
-        settings.folder / known for known in ("database.json", "postgres", "postgres.lock", *_near(running))
+        settings.folder / known
+        for known in ("database.json", "postgres", "postgres.lock", "secrets.json", *_near(running))
     )
 
 

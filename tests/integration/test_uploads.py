@@ -138,7 +138,7 @@ async def test_a_content_type_is_compared_without_case_and_parameters(house: Hou
     upload = await house.announce(picture, content_type="Image/PNG; charset=binary")
     how = upload["send"]
     assert upload["content_type"] == "image/png"
-    if how["method"] == "PUT":
+    if how["method"] == "PUT" and house.place == "local":  # an S3 takes the type that was signed, and no other form
         headers = how["headers"] | {"Content-Type": "IMAGE/png ;x=y"}
         answer = await house.stranger.put(how["url"], content=picture, headers=headers)
     else:

@@ -19,7 +19,7 @@ ODD = [
     "run #1", "run ?a=b", "it's", 'a "quoted" one', "100%", "a%20b", "a b", "ü é 画", "-rf", "a,b", "a;b&c",
     "$HOME `id`", "back\\slash", "a+b", "[1]", "{x}", "*", "~", "a:b", "@",
 ]  # fmt: skip
-SECRETS = Secrets(tokens="t", tickets="t", links="l")
+SECRETS = Secrets(tokens="t", tickets="t", links="l", claims="00" * 32)
 JOB = "0b8a4c1e-1111-4222-8333-444455556666"
 
 
@@ -113,11 +113,11 @@ def test_a_run_storage_as_a_url_is_read_as_one(tmp_path: Path) -> None:
 )
 def test_every_url_of_a_host_can_be_called(tmp_path: Path, host: str, url: str) -> None:
     settings = Settings(data_dir=tmp_path, host=host)
-    assert (settings.url, settings.system_url) == (url, f"{url}/internal")
+    assert (settings.url, settings.system_url) == (url, "http://127.0.0.1:8001/internal")
     assert http_url(must_be_host(host), 8000) == url
     assert urlsplit(url).port == 8000
     if "%" not in url:
-        assert httpx.URL(settings.system_url).port == 8000
+        assert httpx.URL(settings.url).port == 8000
 
 
 @pytest.mark.parametrize("host", ["", "a b", "http://127.0.0.1", "127.0.0.1/8", "host\n", "u@host"])

@@ -101,7 +101,7 @@ def test_objects_and_runs_elsewhere_are_closed_to_other_users(tmp_path: Path) ->
     settings = Settings(data_dir=folder(tmp_path / "data"), storage_url=elsewhere[0].as_uri())
     settings = settings.model_copy(update={"run_storage": str(elsewhere[1])})
     make_private_folders(settings)
-    open_backend(settings, Secrets(tokens="t", tickets="t", links="l")).check()
+    open_backend(settings, Secrets(tokens="t", tickets="t", links="l", claims="00" * 32)).check()
     assert [mode(path) for path in elsewhere] == [0o770, 0o770]
 
 

@@ -30,8 +30,10 @@ def test_a_job_is_stopped_by_a_signal_that_ray_train_understands(tmp_path):
 
 def test_a_job_gets_the_settings_of_its_platform(tmp_path):
     limits = Limits(image_pixels=50_000_000)
-    told = job_environment(Settings(data_dir=tmp_path, port=8123, bases={"sd15": "/bases/sd15"}, limits=limits))
-    assert told["ONBRAND_INTERNAL_URL"] == "http://127.0.0.1:8123/internal"
+    told = job_environment(
+        Settings(data_dir=tmp_path, port=8123, internal_port=8124, bases={"sd15": "/bases/sd15"}, limits=limits)
+    )
+    assert told["ONBRAND_INTERNAL_URL"] == "http://127.0.0.1:8124/internal"
     assert told["ONBRAND_BASES__sd15"] == "/bases/sd15"
     assert {name: value for name, value in told.items() if "LIMITS" in name} == {
         "ONBRAND_LIMITS__IMAGE_PIXELS": "50000000"
