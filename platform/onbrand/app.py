@@ -37,7 +37,7 @@ from onbrand.api.refusals import Refusals
 from onbrand.api.rendering import Renderings, SystemClientFor
 from onbrand.api.shares import Shares
 from onbrand.api.streams import OpenStreams
-from onbrand.config import Secrets, Settings
+from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import Generator, recommended_of
@@ -45,6 +45,7 @@ from onbrand.services.oidc import OidcIssuer
 from onbrand.services.passwords import Passwords
 from onbrand.storage.checking import Checker
 from onbrand.storage.credentials import CredentialIssuer
+from onbrand.storage.fair_turns import FairTurns
 from onbrand.storage.store import ObjectStore
 
 _TITLE = "Onbrand"
@@ -109,13 +110,19 @@ def create_app(
         audit,
         files,
     )
-    app.state.checker = Checker(settings.limits)
+    _open_shares(app, settings.limits)
     for room in rooms:
         app.include_router(room.router)
-    app.state.callers = Shares(settings.limits.requests_per_caller, "requests of one account")
     app.add_middleware(edge.Edge, body_limit=_limit_of_users, anonymous_bytes=settings.limits.anonymous_bytes)
     cors.add_to(app, settings.cors_origins)
     return app
+
+
+def _open_shares(app: FastAPI, limits: Limits) -> None:
+    """What the callers of this process share."""
+    app.state.checker = Checker(limits)
+    app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
+    app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")
 
 
 def create_system_app(

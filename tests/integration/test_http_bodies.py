@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
@@ -134,6 +135,36 @@ async def test_the_first_wrong_field_ends_it(platform: Platform, acme: BrandOfPe
     assert "training_config" in str(problem_of(config)[2])
     for answer in (first, inner, listed):
         assert "more)" not in answer.json()["detail"]
+
+
+LONG = "a" * 900_000 + "\U0001f600"
+
+
+@pytest.mark.parametrize("body", [{LONG: [0] * 4_990}, {"a": {LONG: [{}] * 900}}, {LONG: "\ud800"}])
+async def test_a_long_name_is_refused_in_few_words(platform: Platform, acme: BrandOfPeople, body: object) -> None:
+    async with platform.client(acme.member) as client:
+        path, content = f"/v1/brands/{acme.id}/generations", json.dumps(body, ensure_ascii=True).encode()
+        answer = await client.post(path, content=content, headers=JSON)
+    assert problem_of(answer) == (413, "too_large", "body")
+    assert len(answer.content) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("metadata", {"a" * 130_000: [0] * 4_000}), ("metadata", {"a": [0] * 40_000}), ("captions", [0] * 60_000),
+     ("metadata", {"a": [[[[]]]] * 2_000})],
+    ids=["a long name", "many values", "many captions", "many lists"],
+)  # fmt: skip
+async def test_a_forms_json_is_counted_like_a_body(
+    platform: Platform, acme: BrandOfPeople, field: str, value: object
+) -> None:
+    files = [("files", ("a.png", b"x", "image/png"))]
+    async with platform.client(acme.member) as client:
+        answer = await client.post(
+            f"/v1/brands/{acme.id}/assets", data={field: json.dumps(value, separators=(",", ":"))}, files=files
+        )
+    assert problem_of(answer) == (413, "too_large", field)
+    assert len(answer.content) < 2_000
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])

@@ -174,6 +174,62 @@ async def test_every_answer_has_safe_headers(client: httpx.AsyncClient) -> None:
         assert headers["content-security-policy"].startswith("default-src 'none'")
 
 
+class Name(str):
+    """A name that counts how often it is copied into a text."""
+
+    num_copies = 0
+
+    def __format__(self, spec: str) -> str:
+        Name.num_copies += 1
+        return str.__str__(self)
+
+    def __str__(self) -> str:
+        return format(self, "")
+
+
+def test_the_place_of_a_value_is_put_together_for_an_error_alone() -> None:
+    names = [Name("a" * 1000), Name("b" * 1000)]
+    must_be_storable({names[0]: [0] * 99, "c": [{names[1]: ["text"] * 99}] * 9}, "body")
+    assert Name.num_copies == 0
+    with pytest.raises(InvalidInput) as refused:
+        must_be_storable({names[0]: [0, {names[1]: ["x", "\ud800"]}]}, "body")
+    assert 0 < Name.num_copies <= 2
+    assert str(refused.value.param) == "a" * 200
+    assert len(refused.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "param"),
+    [({"a": {"b": ["x", "\0"]}}, "body", "a.b.1"), ({"a": {"\0": 1}}, "body", "a"), ({"\0": 1}, "body", "body"),
+     (["x", "\0"], "captions", "captions.1"), ("\0", "title", "title"), ({"a": "\0"}, "metadata", "metadata.a")],
+)  # fmt: skip
+def test_the_place_is_named(value: object, place: str, param: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        must_be_storable(value, place)
+    assert refused.value.param == param
+
+
+def test_an_error_is_small_whatever_was_sent() -> None:
+    content = problems.body(422, "invalid_input", "t", "d" * 2**20, "id", "p" * 2**20)
+    assert len(str(content)) < 10_000
+    faults = [{"loc": ("body", "a" * 2**20, "b"), "type": "int_type", "msg": "Input should be an integer"}]
+    assert len(problems.as_own_error(faults).message) < 300
+
+
+@pytest.mark.parametrize(
+    ("query", "cookie", "status"),
+    [("&".join(f"a{n}=" for n in range(100)), "", 200), ("a&" * 100, "", 422), ("", "a=1;" * 99 + "b=1", 200),
+     ("", "a=1;" * 100 + "b=1", 422)],
+)  # fmt: skip
+async def test_parameters_and_cookies_are_counted_before_they_are_taken_apart(
+    client: httpx.AsyncClient, query: str, cookie: str, status: int
+) -> None:
+    answer = await client.get(f"/headers?{query}", headers={"cookie": cookie} if cookie else {})
+    assert answer.status_code == status
+    if status == 422:
+        assert answer.json()["param"] == ("query" if query else "Cookie")
+
+
 @pytest.mark.parametrize("value", ["a\x00b", {"a": ["x", "\ud800"]}, {"\x00": 1}])
 def test_text_that_no_database_holds_is_refused(value: object) -> None:
     with pytest.raises(InvalidInput):

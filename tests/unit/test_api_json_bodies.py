@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from onbrand.api.json_bodies import must_be_few_values, must_have_known_fields
+from onbrand.api.json_bodies import NAME_BYTES, must_be_few_values, must_have_known_fields, parsed
 from onbrand.api.shares import Shares
 from onbrand.errors import InvalidInput, TooLarge, TooManyRequests
 
@@ -57,6 +57,27 @@ def test_levels_are_counted_where_brackets_close_too() -> None:
     must_be_few_values(b"[" + b"[[]]," * 99 + b"1]", 1000, 3)
     with pytest.raises(TooLarge, match="2 levels"):
         must_be_few_values(b"[" + b"[[]]," * 99 + b"1]", 1000, 2)
+
+
+@pytest.mark.parametrize("template", ['{"%s": 1}', '{"a": [{"b": 1, "%s" \n: [0, 0]}]}', '[{"%s": {}}]'])
+def test_names_are_bounded_and_texts_are_not(template: str) -> None:
+    text = template % ("a" * NAME_BYTES)
+    must_be_few_values(text.encode(), 20, 8)
+    must_be_few_values(json.dumps({"prompt": "a" * 2**20}).encode(), 20, 8)
+    for long in ("a" * (NAME_BYTES + 1), '\\"' * (NAME_BYTES // 2) + "a", "\U0001f600" * (NAME_BYTES // 4 + 1)):
+        with pytest.raises(TooLarge, match=f"name of more than {NAME_BYTES}"):
+            must_be_few_values((template % long).encode(), 20, 8)
+
+
+def test_a_field_of_a_form_is_counted_before_it_is_parsed() -> None:
+    assert parsed('{"a": [1]}', "metadata", 20, 8) == {"a": [1]}
+    for text in (json.dumps([0] * 30), "[" * 9 + "]" * 9, json.dumps({"a" * 900: 0})):
+        with pytest.raises(TooLarge, match=r"^metadata ") as refused:
+            parsed(text, "metadata", 20, 8)
+        assert refused.value.param == "metadata"
+    for text in ("", "{", '"\x00"', "1" * 5000):
+        with pytest.raises(InvalidInput, match=r"^metadata is not"):
+            parsed(text, "metadata", 20, 8)
 
 
 @pytest.mark.parametrize(

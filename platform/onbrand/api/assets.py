@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,6 +16,7 @@ from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form, too_many_files
 from onbrand.api.input import Input, must_be_storable
+from onbrand.api.json_bodies import parsed
 from onbrand.api.lists import Listed, Paging, all_of, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.config import Limits
@@ -132,8 +132,8 @@ async def _uploads(form: FormData, limits: Limits) -> list[assets.Upload]:
         raise InvalidInput("send at least one picture in the field 'files'", param="files")
     if len(files) > (most := limits.upload_files * assets.FILES_PER_PICTURE):
         raise too_many_files(most, "files")
-    captions = _captions(form, len(files))
-    shared = _shared(form)
+    captions = _captions(form, len(files), limits)
+    shared = _shared(form, limits)
     return [
         assets.Upload(*await _file(part, limits), caption=caption, **shared)
         for part, caption in zip(files, captions, strict=True)
@@ -148,12 +148,12 @@ async def _file(part: Any, limits: Limits) -> tuple[str, bytes]:
     return await file_of(part, limits.zip_bytes if is_archive else limits.upload_bytes, "files")
 
 
-def _captions(form: FormData, num_files: int) -> list[str | None]:
+def _captions(form: FormData, num_files: int, limits: Limits) -> list[str | None]:
     """A JSON list, the repeated field, or one for all."""
     said: list[Any] = [text for text in form.getlist("captions") if isinstance(text, str)]
     if len(said) == 1 and said[0].lstrip().startswith("["):
-        parsed = _parsed(said[0], "captions")
-        said = parsed if isinstance(parsed, list) else said
+        found = _list_in(said[0], limits)
+        said = said if found is None else found
     elif len(said) == 1:
         said = said * num_files
     if not said:
@@ -166,13 +166,13 @@ def _captions(form: FormData, num_files: int) -> list[str | None]:
     return said
 
 
-def _shared(form: FormData) -> dict[str, Any]:
+def _shared(form: FormData, limits: Limits) -> dict[str, Any]:
     """What is said once for all files."""
     shared: dict[str, Any] = {}
     if (kind := form.get("object")) is not None:
         shared["object"] = kind
     if (text := form.get("metadata")) is not None:
-        metadata = _parsed(str(text), "metadata")
+        metadata = parsed(str(text), "metadata", limits.json_values, limits.json_levels)
         if not isinstance(metadata, dict):
             raise InvalidInput("metadata must be a JSON object", param="metadata")
         must_be_storable(metadata, "metadata")
@@ -180,11 +180,10 @@ def _shared(form: FormData) -> dict[str, Any]:
     return shared
 
 
-def _parsed(text: str, param: str) -> Any:
-    """JSON, or None for a caption that only looks like a list (`[brand] logo`)."""
+def _list_in(text: str, limits: Limits) -> list[Any] | None:
+    """A JSON list, or None for a caption that only looks like one (`[brand] logo`)."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        if param == "captions":
-            return None
-        raise InvalidInput(f"{param} is not valid JSON", param=param) from None
+        said = parsed(text, "captions", limits.json_values, limits.json_levels)
+    except InvalidInput:
+        return None
+    return said if isinstance(said, list) else None

@@ -19,13 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onbrand.api import problems
 from onbrand.api.heads import HeadOnly
-from onbrand.errors import TooLarge
+from onbrand.errors import InvalidInput, TooLarge
 
 access_log = logging.getLogger("onbrand.access")
 fault_log = logging.getLogger("onbrand.faults")
 
 JSON_BYTES = 2**20
 ANONYMOUS_BYTES = 16 * 2**10
+PARTS_MAX = 100
+"""Parameters of an address; and cookies."""
 EXCHANGE = "onbrand.exchange"
 _LINKED = "/v1/files/"  # the signature in such an address is its credential, and is checked before its body is read
 _DROPPED_HEADERS = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
@@ -102,7 +104,9 @@ class _Exchange:
         started = time.monotonic()
         try:
             with self.held:
-                if self._announced_bytes() > self._full_limit:
+                if (excess := _too_many_parts(self._scope)) is not None:
+                    await self._answer(problems.problem(excess, self.request_id, {"Connection": "close"}))
+                elif self._announced_bytes() > self._full_limit:
                     await self._answer(problems.problem(self._too_large(), self.request_id, {"Connection": "close"}))
                 else:
                     await HeadOnly(app)(self._scope, self._bounded_receive, self._marked_send)
@@ -158,6 +162,15 @@ class _Exchange:
         path = self._scope["path"].encode("unicode_escape").decode()[:300]
         method, status = self._scope["method"], self._status or 499
         access_log.info("%s %s %s %.0f ms %s", method, path, status, seconds * 1000, self.request_id)
+
+
+def _too_many_parts(scope: Scope) -> InvalidInput | None:
+    """Parameters and cookies are all taken apart before a route is asked: their number is bounded, not their bytes."""
+    if scope.get("query_string", b"").count(b"&") >= PARTS_MAX:
+        return InvalidInput(f"the address has more than {PARTS_MAX} parameters; leave some out", param="query")
+    if sum(1 + value.count(b";") for name, value in scope["headers"] if name.lower() == b"cookie") > PARTS_MAX:
+        return InvalidInput(f"the request has more than {PARTS_MAX} cookies; leave some out", param="Cookie")
+    return None
 
 
 def _given_request_id(scope: Scope) -> str | None:

@@ -128,7 +128,7 @@ async def _fill(draft: Draft, request: Request, announced: Announced) -> None:
     piece = bytearray()
 
     async def write() -> None:
-        digest.update(piece)
+        await anyio.to_thread.run_sync(digest.update, bytes(piece))
         await anyio.to_thread.run_sync(draft.write, bytes(piece))
         piece.clear()
 

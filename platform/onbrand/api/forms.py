@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from onbrand.api.media import FORM, media_type_of, must_be_utf8_form
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
 
+READ_FORM = "onbrand.form"
+"""Where a request's scope keeps the form that its route has read."""
 _FIELDS_MAX = 200
 _FIELD_BYTES_MAX = 2**18
 
@@ -37,6 +39,7 @@ async def read_form(request: Request, max_files: int, param: str) -> AsyncIterat
         if "Too many files" in str(problem.detail):
             raise too_many_files(max_files, param) from None
         raise
+    request.scope[READ_FORM] = form
     try:
         yield form
     finally:

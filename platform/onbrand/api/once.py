@@ -11,15 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 
 from onbrand.api.caller import BrandCaller, Caller
-from onbrand.api.media import FORM, media_type_of
+from onbrand.api.first import authenticated
+from onbrand.api.forms import READ_FORM
 from onbrand.errors import InvalidInput
 from onbrand.services import idempotency
+from onbrand.storage.fair_turns import Whose
 
 _HEADER = "Idempotency-Key"
 _KEY_CHARS_MAX = 255
@@ -103,19 +106,26 @@ async def _once(
 async def _digest(request: Request) -> str:
     """SHA-256 of address and body; of a form its fields and files, since boundaries change from call to call."""
     digest = hashlib.sha256(str(request.scope["path"]).encode("utf-8", "surrogateescape"))
-    if media_type_of(request.headers) == FORM:
-        digest.update(json.dumps(await _form_facts(await request.form())).encode())
+    form: FormData | None = request.scope.get(READ_FORM)
+    if form is not None:
+        user_id = (await authenticated(request, request.app.state.parts)).user_id
+        async with request.app.state.hashing.take(Whose(user_id)):
+            facts = await anyio.to_thread.run_sync(_form_facts, form)
+        digest.update(json.dumps(facts).encode())
     else:
         digest.update(b"\n" + await request.body())
     return digest.hexdigest()
 
 
-async def _form_facts(form: FormData) -> list[tuple[str, ...]]:
+def _form_facts(form: FormData) -> list[tuple[str, ...]]:
+    """Names and values; of files the digest, read piece by piece. It takes seconds, and belongs into a thread."""
     facts: list[tuple[str, ...]] = []
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            facts.append((name, value.filename or "", hashlib.sha256(await value.read()).hexdigest()))
-            await value.seek(0)
+            value.file.seek(0)
+            digest = hashlib.file_digest(value.file, "sha256")  # type: ignore[arg-type]
+            facts.append((name, value.filename or "", digest.hexdigest()))
+            value.file.seek(0)
         else:
             facts.append((name, value))
     return facts

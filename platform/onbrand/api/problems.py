@@ -11,11 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from onbrand.api.input import PLACE_CHARS, place_of
 from onbrand.errors import InvalidInput, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
 
 REQUEST_ID = "onbrand.request_id"
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = 2
+_DETAIL_CHARS = 4_000
+"""So much of an error's text is said."""
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
 _HTTP_DETAILS = {
@@ -52,6 +55,7 @@ def fault(request_id: str) -> JSONResponse:
 
 def body(status: int, code: str, title: str, detail: str, request_id: str, param: str | None = None) -> dict[str, Any]:
     """RFC 9457's members, ours, and OpenAI's `error`."""
+    detail, param = detail[:_DETAIL_CHARS], param and param[:PLACE_CHARS]
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {
         "type": f"urn:onbrand:problem:{code}",
@@ -98,7 +102,7 @@ def as_own_error(faults: Sequence[Mapping[str, Any]]) -> OnbrandError:
     place = [str(part) for part in first["loc"]]
     if place and place[0] == "path":
         return NotFound("there is nothing at this address")
-    param = ".".join(place[1:]) or place[0] if place else None
+    param = place_of(place[1:] or place) if place else None
     if first["type"] == "json_invalid":
         return InvalidInput("the body is not valid JSON", param="body")
     if first["type"] == "extra_forbidden":

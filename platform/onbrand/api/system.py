@@ -5,7 +5,6 @@ A ticket names one brand, one job and one member; its kind decides which routes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from onbrand.api import edge
 from onbrand.api.checking import checker_of
 from onbrand.api.credentials import bearer_of
 from onbrand.api.input import Input, must_be_storable
+from onbrand.api.json_bodies import parsed
 from onbrand.api.media import FORM, media_type_of, plain_media_type
 from onbrand.api.once import as_json
 from onbrand.api.problems import as_own_error
 from onbrand.api.route import Route
 from onbrand.brand import Ticket, TicketKind
-from onbrand.config import Secrets, Settings
+from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import Conflict, InvalidInput, TicketRefused, UnsupportedMedia
 from onbrand.services import continuing, generation, imports, models, training
@@ -259,9 +259,9 @@ async def add_sample(form: TrainingForm, worker: Trainer, checker: FileChecker) 
 
 
 @router.post("/training/publish", status_code=201)
-async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker) -> Any:
+async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker, parts: AppParts) -> Any:
     """Publish the adapter as the brand's next version; the job is completed with it."""
-    facts = _json_of(form, "facts")
+    facts = _json_of(form, "facts", parts.settings.limits)
     must_be_storable(facts, "facts")
     data, _ = await _file_of(form)
     return as_json(await training.publish(worker.session, worker.store, worker.ticket, data, facts, checker))
@@ -304,7 +304,7 @@ async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
 @router.post("/generation/images", status_code=201)
 async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, parts: AppParts) -> Any:
     """Store one picture."""
-    facts = _facts(ImageFacts, _json_of(form, "facts"))
+    facts = _facts(ImageFacts, _json_of(form, "facts", parts.settings.limits))
     data, content_type = await _file_of(form)
     stored = await generation.add_image(
         worker.session,
@@ -358,8 +358,5 @@ def _facts(kind: type[F], said: Any) -> F:
         raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
 
 
-def _json_of(form: FormData, name: str) -> Any:
-    try:
-        return json.loads(str(form.get(name, "")))
-    except (ValueError, RecursionError):
-        raise InvalidInput(f"{name} is not valid JSON", param=name) from None
+def _json_of(form: FormData, name: str, limits: Limits) -> Any:
+    return parsed(str(form.get(name, "")), name, SystemRoute.json_values, limits.json_levels)

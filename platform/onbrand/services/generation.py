@@ -256,6 +256,7 @@ async def _insert_image(
     facts: Any,
     receipt: Mapping[str, Any],
 ) -> Image:
+    digest = await anyio.to_thread.run_sync(hashlib.sha256, data)
     key = await _take_key(session, ticket, _EXT[facts.content_type])
     await session.run(
         "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
@@ -267,7 +268,7 @@ async def _insert_image(
         " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning *",
         [
             ticket.brand_id, ticket.job_id, generation["model_id"], ticket.on_behalf_of, index, seed, key.name,
-            facts.content_type, facts.width, facts.height, len(data), hashlib.sha256(data).hexdigest(),
+            facts.content_type, facts.width, facts.height, len(data), digest.hexdigest(),
             Jsonb(must_be_finite(receipt, "receipt")),
         ],
     )  # fmt: skip

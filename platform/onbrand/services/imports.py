@@ -123,7 +123,8 @@ async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> by
     if not is_import(job["training_config"]):
         raise NotFound("this job brings no file")
     data = await anyio.to_thread.run_sync(store.read, import_file(ticket.brand_id, ticket.job_id))
-    if hashlib.sha256(data).hexdigest() != job["training_config"][IMPORT_KEY]["sha256"]:
+    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    if digest != job["training_config"][IMPORT_KEY]["sha256"]:
         raise NotFound("the file is not the one that was sent")
     return data
 

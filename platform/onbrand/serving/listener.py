@@ -27,10 +27,13 @@ from onbrand.api.front import ABORT, INTERNAL, Front, is_below, network_of, refu
 from onbrand.api.problems import MEDIA_TYPE, body
 from onbrand.config import Limits, Settings
 from onbrand.errors import ConfigurationError, NotFound
+from onbrand.serving.framing import BoundedConnection, Refusal
 
 CALLBACK = "onbrand.serving.listener:middlewares"
 """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` must be in the environment of every node."""
 _HEADERS_BYTES = 64 * 2**10
+_PIECE_BYTES = 16 * 2**10
+_NO_HTTP = Refusal(400, "bad_request", "this is not a request of HTTP/1.1, or its headers are larger than 64 KiB")
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
 _FILES_KEPT = 256
@@ -182,6 +185,7 @@ class PublicProtocol(H11Protocol):
 
     def __init__(self, *args: Any, doors: Connections, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.conn: BoundedConnection = BoundedConnection(_HEADERS_BYTES)
         self._doors = doors
         self._deadline: asyncio.TimerHandle | None = None
         self.address = ""
@@ -202,6 +206,12 @@ class PublicProtocol(H11Protocol):
         self._doors.remove(self)
         self._watch(is_due=False)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """In pieces, so that a chunk is looked for in few bytes."""
+        for start in range(0, len(data), _PIECE_BYTES):
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + _PIECE_BYTES])
 
     def handle_events(self) -> None:
         before = self.cycle
@@ -238,10 +248,18 @@ class PublicProtocol(H11Protocol):
             self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "bad_request", "this is not a request of HTTP/1.1, or its headers are larger than 64 KiB")
+        refusal = self.conn.refusal or _NO_HTTP
+        self._refuse(refusal.status, refusal.code, refusal.detail)
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Answer in our words, and close: what follows on this connection cannot be told apart any more."""
+        """Answer in our words unless an answer has begun, and close: what follows on this connection cannot be told
+        apart any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         content = problem_bytes(status, code, detail)
         headers = [
             ("content-type", MEDIA_TYPE),

@@ -62,9 +62,17 @@ class FairTurns:
         num_turns: turns at once.
         waiting_max: how many of one brand may wait.
         now: a clock in seconds.
+        what: whose turns they are, for the error.
     """
 
-    def __init__(self, num_turns: int, waiting_max: int, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        num_turns: int,
+        waiting_max: int,
+        now: Callable[[], float] = time.monotonic,
+        what: str = "files of this brand wait to be checked",
+    ) -> None:
+        self._what = what
         self._num_free, self._most = num_turns, max(1, num_turns // 2)
         self._waiting_max, self._now = waiting_max, now
         self._numbers = itertools.count()
@@ -86,8 +94,7 @@ class FairTurns:
         line = self._waiting.get(whose.brand_id, deque())
         if whose.is_bounded and len(line) >= self._waiting_max:
             raise TooManyRequests(
-                f"{len(line)} files of this brand wait to be checked already, of {self._waiting_max} at most "
-                "(limits.waiting_checks); try again",
+                f"{len(line)} {self._what} already, of {self._waiting_max} at most (limits.waiting_checks); try again",
                 retry_after=_RETRY_SECONDS,
             )
         waiter = self._enter(whose)
