@@ -33,7 +33,7 @@ def backend(tmp_path: Path) -> S3Backend:
     settings = Settings(
         data_dir=tmp_path, storage_url="s3://t-", s3_endpoint="http://127.0.0.1:9", s3_access_key="a", s3_secret_key="b"
     )
-    return cast(S3Backend, open_backend(settings, Secrets(tokens="t", tickets="k", links="l")))
+    return cast(S3Backend, open_backend(settings, Secrets(tokens="t", tickets="k", links="l", claims="c")))
 
 
 @pytest.mark.parametrize("is_once", [True, False])
