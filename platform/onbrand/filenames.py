@@ -24,12 +24,16 @@ _FOLDERS = frozenset({
 _FILES = frozenset({
     ".ds_store", ".localized", ".apdisk", ".volumeicon.icns", ".metadata_never_index",
     "icon\r", "icon%0d", "icon\uf00d", "icon?",
-    "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "folder.ini", "indexervolumeguid", "wpsettings.dat",
+    "thumbs.db", "thumbs.db:encryptable",
+    "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "folder.ini", "indexervolumeguid", "wpsettings.dat",
     ".picasa.ini", "picasa.ini", ".directory", ".nomedia", ".hidden", "zbthumbnail.info", ".dropbox", ".dropbox.attr",
     ".bridgesort", ".bridgecache", ".bridgecachet", ".bridgelabelsandratings",
 })  # fmt: skip
 _BEGINNINGS = ("._", "~$", ".~lock.")
 """macOS's resource forks, and what Office and LibreOffice keep beside open files."""
+
+_ENDINGS = (":zone.identifier", "\uf03azone.identifier", ":com.dropbox.attributes", ":com.dropbox.attrs")
+"""What Windows keeps in streams of a file, as files of their own."""
 
 
 def is_litter(path: str) -> bool:
@@ -40,6 +44,7 @@ def is_litter(path: str) -> bool:
         or name in _FILES
         or name in _FOLDERS
         or name.startswith(_BEGINNINGS)
+        or name.endswith(_ENDINGS)
     )
 
 
@@ -49,8 +54,11 @@ def own_name(path: str) -> str:
 
 
 def plain(path: str) -> str:
-    """What is the same for two names that people take for the same: in any case, composed or not."""
-    return composed(path).casefold()
+    """What is the same for two names that people take for the same: in any case, composed or not.
+
+    ``ß`` is not ``ss``, as systems have it; a sigma at the end of a word is any sigma.
+    """
+    return composed(composed(path).lower()).replace("ς", "σ")
 
 
 def stem_and_extension(path: str) -> tuple[str, str]:

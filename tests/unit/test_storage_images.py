@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.storage.checking import Checker
 from onbrand.storage.images import clean_image, inspect_image
 
 LIMITS = Limits()
@@ -67,6 +68,40 @@ def test_an_accepted_picture_keeps_its_format_and_size(kind: str, content_type: 
 def test_a_png_keeps_every_pixel() -> None:
     clean = clean_image(encoded("PNG"), LIMITS)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(clean.bytes))), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}], ids=["plain", "extended"])
+def test_a_lossless_webp_keeps_every_pixel(mode: str, options: dict[str, object]) -> None:
+    """Also colours of pixels that cannot be seen, and in the extended form of the file."""
+    image = picture(mode=mode)
+    clean = clean_image(encoded("WEBP", image, lossless=True, exact=True, **options), LIMITS)
+    assert clean.content_type == "image/webp"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(clean.bytes))), np.asarray(image))
+
+
+def test_a_picture_that_cannot_be_encoded_for_want_of_memory_is_not_called_damaged() -> None:
+    """In children: from some memory on it decodes, and from some more on it is made anew."""
+    noise = np.random.default_rng(3).integers(0, 4, (1000, 1200, 4), dtype=np.uint8)
+    data = encoded("WEBP", Image.fromarray(noise), lossless=True, exact=True, quality=0, method=0)
+    said = []
+    for megabytes in range(60, 90, 4):
+        try:
+            Checker(Limits(check_bytes=megabytes * 10**6)).picture(data, "a.webp")
+        except (UnsupportedMedia, TooLarge) as problem:
+            said.append((type(problem), problem.message))
+    assert (
+        TooLarge,
+        "a.webp needs more memory than a file may take to be made anew; save it smaller, or as PNG",
+    ) in said
+
+
+def test_a_lossy_webp_stays_lossy_with_its_alpha() -> None:
+    data = encoded("WEBP", picture(mode="RGBA"), lossless=False, quality=80)
+    clean = clean_image(data, LIMITS)
+    assert b"VP8L" not in clean.bytes
+    alphas = [np.asarray(Image.open(io.BytesIO(each)))[..., 3] for each in (data, clean.bytes)]
+    assert np.array_equal(*alphas)
 
 
 def test_the_same_picture_gives_the_same_bytes() -> None:
@@ -225,6 +260,40 @@ def test_the_end_of_decoding_is_told_with_the_number_of_pixels() -> None:
     told: list[int] = []
     clean_image(encoded("PNG"), LIMITS, "a.png", told.append)
     assert told == [64 * 48]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_what_looks_like_a_scan_and_is_none_does_not_count(place: str) -> None:
+    """A phone's film behind the picture, its notes and profiles before it."""
+    data, scans = encoded("JPEG"), b"\xff\xda" * 300
+    odd = data + b"\0\0\0\x18ftypisom" + scans if place == "behind" else data[:2] + segment(0xE5, scans) + data[2:]
+    assert clean_image(odd, LIMITS).sha256 == clean_image(data, LIMITS).sha256
+
+
+def test_scans_behind_filling_and_restarts_count() -> None:
+    scan = segment(0xDA, b"\1\1\0\0\x3f\0") + b"\xff\0\xff\xd0\xff\xff"
+    with pytest.raises(UnsupportedMedia, match="more than 128 scans"):
+        inspect_image(encoded("JPEG")[:-2] + scan * 128 + b"\xff\xd9", LIMITS)
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PNG at its end", "JPEG", "WEBP"])
+def test_xmp_does_not_turn_a_picture(kind: str) -> None:
+    text = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
+    data = {
+        "PNG": lambda: encoded("PNG")[:33] + text + encoded("PNG")[33:],
+        "PNG at its end": lambda: encoded("PNG")[:-12] + text + encoded("PNG")[-12:],
+        "JPEG": lambda: b"\xff\xd8" + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + encoded("JPEG")[2:],
+        "WEBP": lambda: encoded("WEBP", xmp=XMP),
+    }[kind]()
+    clean = clean_image(data, LIMITS)
+    assert (clean.width, clean.height) == (64, 48)
 
 
 def test_a_real_bomb_is_refused() -> None:

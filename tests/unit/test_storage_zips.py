@@ -11,38 +11,8 @@ from typing import IO, cast
 
 import pytest
 
-from onbrand.config import Limits
 from onbrand.errors import InvalidInput, OnbrandError
-from onbrand.storage.findings import Packed
-from onbrand.storage.zips import unpack
-
-LIMITS = Limits()
-PICTURE = b"\x89PNG of pixels"
-
-
-def archive(*entries: tuple[bytes, bytes], flags: int = 0, extra: bytes = b"", comment: bytes = b"") -> bytes:
-    """An archive written by hand, so that names are the bytes that are given; `extra` is of the first entry."""
-    body, directory = b"", b""
-    for index, (name, data) in enumerate(entries):
-        packed = zlib.compress(data, wbits=-15)
-        middle = struct.pack("<5H3I", 20, flags, 8, 0, 33, zlib.crc32(data), len(packed), len(data))
-        more = extra if index == 0 else b""
-        lengths = struct.pack("<2H", len(name), len(more))
-        directory += b"PK\x01\x02\x14\0" + middle + lengths + struct.pack("<3H2I", 0, 0, 0, 0, len(body)) + name + more
-        body += b"PK\x03\x04" + middle + lengths + name + more + packed
-    count = len(entries)
-    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(directory), len(body), len(comment))
-    return body + directory + end + comment
-
-
-def found_in(data: bytes) -> list[Packed]:
-    return list(unpack(data, LIMITS, "all.zip"))
-
-
-def names_in(*names: bytes, flags: int = 0, extra: bytes = b"") -> list[str]:
-    found = found_in(archive(*[(name, PICTURE) for name in names], flags=flags, extra=extra))
-    assert all(one.data == PICTURE for one in found)
-    return [one.filename for one in found]
+from tests.unit.zip_writing import PICTURE, archive, found_in, names_in
 
 
 def caption_in(text: bytes, picture: bytes = b"a.png", name: bytes = b"a.txt") -> str | None:
@@ -60,6 +30,7 @@ def caption_in(text: bytes, picture: bytes = b"a.png", name: bytes = b"a.txt") -
         ".localized", "Thumbs.db", "p/ehthumbs.db", "desktop.ini", "p/DESKTOP.INI", ".picasa.ini", "Picasa.ini",
         "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "p/@eaDir/a.png@SynoEAStream", ".thumbnails/1.jpg", ".directory",
         ".Spotlight-V100/store.db", ".Trashes/501/b.png", ".fseventsd/0001", "~$a.png", ".~lock.a.png#",
+        "Thumbs.db:encryptable", "p/Thumbs.db:encryptable", "a.png:Zone.Identifier",
         "System Volume Information/b.png", "$RECYCLE.BIN/$I1.png", "p/empty/", ".picasaoriginals/a.png",
     ],
 )  # fmt: skip
@@ -88,6 +59,7 @@ def test_a_full_archive_of_a_mac_is_taken() -> None:
     [
         "Screenshot 2024-01-05 at 3.14.15\u202fPM.png", "a\u00a0b.png", "می\u200cخواهم.png", "👩\u200d🎨.png",
         "so\u00adft.png", "a\u200eb.png", "a\u200bb.png", "a\ufeffb.png",
+        "Front:Back.png", "Logo (final): v2.png", "p/C:D.png",
         "A①.png", "❤\ufe0f.png", "10:30:00.png", "größe.jfif", "logo.MPO",
     ],
 )  # fmt: skip
@@ -163,6 +135,26 @@ def test_a_part_that_is_not_of_the_name_does_not_matter(extra: bytes) -> None:
 def test_a_unicode_path_cannot_lead_elsewhere_either() -> None:
     with pytest.raises(InvalidInput, match="leads out"):
         names_in(b"a.png", extra=unicode_path(b"a.png", b"../a.png"))
+
+
+@pytest.mark.parametrize("name", ["C:a.png", "c:/a.png", "C:\\a.png", "./../a.png", "./C:/a.png", "p//a.png"])
+def test_a_name_of_a_drive_or_of_another_folder_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="leads out"):
+        names_in(name.encode())
+
+
+def test_a_name_may_begin_in_the_folder_it_is_in() -> None:
+    assert names_in(b"./a.png", b"././p/b.png") == ["a.png", "p/b.png"]
+    data = archive((b"./p/a.png", PICTURE), (b"./", b""), (b"./p/", b""))
+    assert [one.filename for one in found_in(data)] == ["p/a.png"]
+
+
+def test_two_spellings_are_two_names() -> None:
+    assert names_in("straße.png".encode(), b"strasse.png") == ["straße.png", "strasse.png"]
+
+
+def test_a_greek_caption_in_capitals_is_found() -> None:
+    assert caption_in(b"[brand]", "ΛΟΓΟΣ.PNG".encode(), "λογος.txt".encode()) == "[brand]"
 
 
 def test_two_names_that_people_take_for_one_are_refused() -> None:

@@ -204,11 +204,11 @@ def _warm_up_zips() -> None:
     import codecs
     import zipfile
 
-    from onbrand.storage.zip_directory import ENCODINGS
+    from onbrand.storage.zip_names import CODE_PAGES
     from onbrand.storage.zips import unpack
     from onbrand.visible import TEXT_ENCODINGS
 
-    for encoding in (*ENCODINGS, *TEXT_ENCODINGS):
+    for encoding in (*CODE_PAGES, *TEXT_ENCODINGS):
         codecs.lookup(encoding)  # a child that is closed in can load none
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:

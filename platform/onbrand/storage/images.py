@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.storage.bitstreams import JPEG_MAGIC, is_lossless_webp, num_scans, webp_canvas
 from onbrand.storage.colour_spaces import profile_of
 from onbrand.storage.findings import CleanImage, ImageFacts, PictureFormat, shown
 from onbrand.storage.png_chunks import MAGIC as PNG_MAGIC
@@ -35,9 +36,11 @@ _SAVING: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
-_JPEG = b"\xff\xd8"
-_MAGIC = (PNG_MAGIC, _JPEG, b"RIFF")
+_LOSSLESS_WEBP = {"lossless": True, "exact": True, "quality": 20, "method": 0}  # `quality` is the effort
+_MAGIC = (PNG_MAGIC, JPEG_MAGIC, b"RIFF")
 _JPEG_SCANS_MAX = 128
+_XMP = ("xmp", "XML:com.adobe.xmp")
+"""Where Pillow keeps XMP."""
 _WEBP_PIXELS_MAX = 12_600_000  # 4096 x 3072: libwebp and its wrapper keep 17 bytes a pixel
 
 
@@ -66,9 +69,9 @@ def clean_image(
     """
     facts, upright = decode(data, limits, name, decoded)
     try:
-        encoded = _encoded(upright, facts.format)
-    except (OSError, ValueError):
-        raise _damaged(name) from None
+        encoded = _encoded(upright, facts.format, is_lossless_webp(data))
+    except (OSError, ValueError):  # the pixels are there, so it is no damage: encoders say so when memory ends
+        raise _too_much_to_encode(name) from None
     digest = hashlib.sha256(encoded).hexdigest()
     return CleanImage(encoded, facts.content_type, _EXT[facts.format], *upright.size, digest)
 
@@ -100,6 +103,13 @@ def _damaged(name: str) -> UnsupportedMedia:
     return UnsupportedMedia(f"{shown(name)} is damaged or cut short; save it anew as PNG, JPEG or WEBP", param="files")
 
 
+def _too_much_to_encode(name: str) -> TooLarge:
+    return TooLarge(
+        f"{shown(name)} needs more memory than a file may take to be made anew; save it smaller, or as PNG",
+        param="files",
+    )
+
+
 def _of_no_use(name: str, problem: UnusableProfile) -> UnsupportedMedia:
     return UnsupportedMedia(f"{shown(name)}: its colour profile {problem}; save the picture in sRGB", param="files")
 
@@ -117,12 +127,13 @@ def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):
         raise UnsupportedMedia(f"{shown(name)} is not a PNG, JPEG or WEBP picture", param="files") from None
     _must_fit(image, limits, name)
+    _drop_xmp(image)
     return image
 
 
 def _with_its_decoder(data: bytes, limits: Limits) -> Image.Image:
     """Opened. Of several pictures in a JPEG (MPO: depth, the other eye, a preview) the first is the picture."""
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG_MAGIC):
         return JpegImageFile(io.BytesIO(data))
     if data.startswith(PNG_MAGIC):
         allow_profiles_of(limits.profile_bytes)
@@ -135,24 +146,11 @@ def _must_be_harmless_to_open(data: bytes, limits: Limits, name: str) -> None:
     """Two things decoders do not bound: the canvas that libwebp allocates on opening, and a JPEG's number of scans."""
     if data.startswith(_MAGIC):
         must_be_one_thing(data, "picture", shown(name))
-    width, height = _webp_canvas(data)
+    width, height = webp_canvas(data)
     if width * height > (most := min(limits.image_pixels, _WEBP_PIXELS_MAX)):
         raise _too_many_pixels(most, name)
-    if data.startswith(_JPEG) and data.count(b"\xff\xda") > _JPEG_SCANS_MAX:
+    if data.startswith(JPEG_MAGIC) and num_scans(data) > _JPEG_SCANS_MAX:
         raise UnsupportedMedia(f"{shown(name)} is a JPEG of more than {_JPEG_SCANS_MAX} scans", param="files")
-
-
-def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height of a WEBP's canvas (RFC 9649, 2.7); zeros for anything else."""
-    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        return 0, 0
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", data[26:30])
-    return width & 0x3FFF, height & 0x3FFF
 
 
 def _must_fit(image: Image.Image, limits: Limits, name: str) -> None:
@@ -181,13 +179,24 @@ def _upright(image: Image.Image, data: bytes, head: PngHead | None, profile: Pro
     second = None
     if head is not None and head.has_second_bytes and (profile or head.transparent):
         second = read_second_bytes(PngImageFile(io.BytesIO(data)), head)
+        _drop_xmp(second)
         ImageOps.exif_transpose(second, in_place=True)
+    _drop_xmp(image)
     ImageOps.exif_transpose(image, in_place=True)
     return to_srgb(Decoded(image, second, head, profile))
 
 
-def _encoded(image: Image.Image, kind: PictureFormat) -> bytes:
+def _drop_xmp(image: Image.Image) -> None:
+    """Pillow would turn pictures by XMP too, where EXIF does not say; browsers and viewers go by EXIF alone.
+
+    It is read on opening, and in a PNG also on loading.
+    """
+    for key in _XMP:
+        image.info.pop(key, None)
+
+
+def _encoded(image: Image.Image, kind: PictureFormat, is_lossless: bool) -> bytes:
     image.info.clear()
     out = io.BytesIO()
-    image.save(out, format=kind, **_SAVING[kind])
+    image.save(out, format=kind, **(_LOSSLESS_WEBP if is_lossless else _SAVING[kind]))
     return out.getvalue()

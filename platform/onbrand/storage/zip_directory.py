@@ -11,20 +11,16 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 
+from onbrand.storage.zip_names import Reading, read_names
 from onbrand.visible import composed
 
 STORED, DEFLATED = 0, 8
-ENCODINGS = ("utf-8", "cp932", "cp437")
-"""Of names."""
 _ENTRY = struct.Struct("<4s4B4HL2L5H2L")
 _LOCAL = struct.Struct("<4s2B4HL2L2H")
 _IN_UTF8 = 0x800
 _UNICODE_PATH, _ZIP64 = 0x7075, 0x0001
 _LARGE = 0xFFFFFFFF
-_KANA = re.compile("[\u3041-\u309f\u30a1-\u30ff]")
-_WORD = re.compile(r"[A-Za-z\x80-\xff]+")
-_LETTERS_OF_437 = re.compile(rb"[\x00-\xa5\xe1]*")
-"""What Western names use of code page 437; the rest are frames and Greek for formulas."""
+_LEADING_DOTS = re.compile(r"^(?:\./)+(?=.)", re.DOTALL)
 
 
 class BrokenArchive(Exception):
@@ -37,7 +33,8 @@ class Entry:
 
     Args:
         raw: its name as bytes.
-        path: its name, composed, with slashes.
+        path: its name, composed, with slashes; U+FFFD for letters that are not known.
+        key: what it is compared with other names by; its path where all of that is known.
         attributes: the system's that packed it; Unix keeps the file's type in the upper half.
         num_packed, num_bytes: before and after unpacking.
         at: where its own head begins.
@@ -45,6 +42,7 @@ class Entry:
 
     raw: bytes
     path: str
+    key: str
     flags: int
     method: int
     checksum: int
@@ -74,6 +72,7 @@ def read_directory(data: bytes, at: int, num_bytes: int, count: int) -> list[Ent
         entry = Entry(
             raw=data[name_at:extra_at],
             path="",
+            key="",
             flags=said[5],
             method=said[6],
             checksum=said[9],
@@ -116,13 +115,25 @@ def _with_large_numbers(entry: Entry, part: bytes) -> Entry:
 
 
 def _named(entries: list[Entry], extras: list[bytes]) -> list[Entry]:
-    """Names: by the flag for UTF-8, by Info-ZIP's part, as UTF-8, and what is left as one encoding for all."""
-    known = [_said_name(entry, extra) for entry, extra in zip(entries, extras, strict=True)]
-    encoding = _encoding_of([entry.raw for entry, name in zip(entries, known, strict=True) if name is None])
+    """Names: by the flag for UTF-8, by Info-ZIP's part, as UTF-8, the others as `zip_names` reads them together."""
+    names = [_said_name(entry, extra) for entry, extra in zip(entries, extras, strict=True)]
+    left = [entry.raw for entry, name in zip(entries, names, strict=True) if name is None]
+    readings = iter(read_names(left))
     return [
-        replace(entry, path=composed(entry.raw.decode(encoding) if name is None else name).replace("\\", "/"))
-        for entry, name in zip(entries, known, strict=True)
+        _with_name(entry, next(readings) if name is None else Reading(name, True))
+        for entry, name in zip(entries, names, strict=True)
     ]
+
+
+def _with_name(entry: Entry, reading: Reading) -> Entry:
+    path = _LEADING_DOTS.sub("", composed(reading.text).replace("\\", "/"))
+    return replace(entry, path=path, key=path if reading.is_known else _key_of_bytes(entry.raw))
+
+
+def _key_of_bytes(raw: bytes) -> str:
+    """What a name of unknown letters is compared by: its bytes as they are, and its extension in any case."""
+    stem, dot, extension = raw.rpartition(b".")
+    return f"\0{stem.hex()}.{extension.decode('latin-1')}" if dot else f"\0{raw.hex()}"
 
 
 def _said_name(entry: Entry, extra: bytes) -> str | None:
@@ -145,27 +156,6 @@ def _unicode_path(raw: bytes, extra: bytes) -> str | None:
         return extra[5:].decode("utf-8")
     except UnicodeDecodeError:
         return None
-
-
-def _encoding_of(names: list[bytes]) -> str:
-    """Shift-JIS (Windows in Japan) or code page 437 (Windows elsewhere, and APPNOTE.TXT): whichever reads well.
-
-    Shift-JIS if all are that and one has kana, or if they are no Western words: of frames, or of accents mostly.
-    """
-    try:
-        read = [name.decode("cp932") for name in names]
-    except UnicodeDecodeError:
-        return "cp437"
-    has_kana = any(_KANA.search(name) for name in read)
-    return "cp932" if has_kana or not all(map(_is_western, names)) else "cp437"
-
-
-def _is_western(name: bytes) -> bool:
-    words = _WORD.findall(name.decode("latin-1"))
-    foreign = [word for word in words if not word.isascii()]
-    return _LETTERS_OF_437.fullmatch(name) is not None and all(
-        2 * sum(letter > "\x7f" for letter in word) <= len(word) for word in foreign
-    )
 
 
 # bytes

@@ -31,8 +31,8 @@ _RATIO_MAX = 200
 _SMALL = 2**16
 _NAME_CHARS_MAX = 200
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
-_COLON = re.compile(r"(?<!\d):|:(?!\d)")
-"""A drive's or a stream's; between digits it is a time of day, as in names of screenshots."""
+_DRIVE = re.compile("[A-Za-z]:")
+"""At the beginning of a path. Elsewhere a colon is a slash of macOS's Finder, or a time of day."""
 
 
 def unpack(data: bytes, limits: Limits, name: str) -> Iterator[Packed]:
@@ -98,7 +98,8 @@ def _is_left_out(entry: Entry, name: str) -> bool:
     """Folders, and what systems add to every archive: whatever that is, it is not read."""
     if is_litter(entry.path.removesuffix("/")):
         return True
-    _must_be_plain_name(entry, name)
+    if entry.path != "./":
+        _must_be_plain_name(entry, name)
     _must_be_a_file(entry, name)
     return entry.is_folder
 
@@ -109,7 +110,7 @@ def _must_be_plain_name(entry: Entry, name: str) -> None:
         _refuse(name, f"a name in it has more than {_NAME_CHARS_MAX} characters, or none", InvalidInput)
     if found := hidden_in(said):
         _refuse(name, f"'{printed(said)}' holds characters that cannot be seen ({found})", InvalidInput)
-    if _COLON.search(said) or any(part in ("", ".", "..") for part in said.removesuffix("/").split("/")):
+    if _DRIVE.match(said) or any(part in ("", ".", "..") for part in said.removesuffix("/").split("/")):
         _refuse(name, f"'{said}' leads out of the archive", InvalidInput)
 
 
@@ -142,13 +143,13 @@ def _sorted_out(entries: list[Entry], limits: Limits, name: str) -> list[tuple[E
     _must_unpack_to_little(entries, limits, name)
     seen: set[str] = set()
     for entry in entries:
-        if plain(entry.path) in seen:
+        if plain(entry.key) in seen:
             _refuse(name, f"'{entry.path}' appears twice", InvalidInput)
-        seen.add(plain(entry.path))
+        seen.add(plain(entry.key))
         if not is_picture(entry.path) and not is_caption(entry.path):
             _refuse(name, f"'{entry.path}' is neither a picture (PNG, JPEG, WEBP) nor a caption (txt)")
     texts = [index for index, entry in enumerate(entries) if is_caption(entry.path)]
-    found = described([entry.path for entry in entries], texts)
+    found = described([entry.key for entry in entries], texts)
     pictures = [index for index in range(len(entries)) if index not in texts]
     if not pictures:
         _refuse(name, "it holds no picture", InvalidInput)

@@ -128,8 +128,8 @@ def hostile() -> list[Hostile]:
 
 def _names() -> list[tuple]:
     traversing = [
-        "../logo.png", "a/../../logo.png", "/etc/logo.png", "//host/logo.png", "./logo.png", "a/./logo.png",
-        "..\\logo.png", "C:\\logo.png", "C:logo.png", "a//logo.png", "logo.png:stream.png",
+        "../logo.png", "a/../../logo.png", "/etc/logo.png", "//host/logo.png", "./../logo.png", "a/./logo.png",
+        "..\\logo.png", "C:\\logo.png", "C:logo.png", "a//logo.png", "c:/logo.png",
     ]  # fmt: skip
     found = [(f"the name {name}", lambda n=name: one(n), "leads out") for name in traversing]
     unseen = {
