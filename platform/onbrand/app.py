@@ -32,12 +32,13 @@ from onbrand.api import (
     uploads,
     users,
 )
+from onbrand.api.bytes_under_way import BytesUnderWay
 from onbrand.api.caller import Parts
 from onbrand.api.refusals import Refusals
 from onbrand.api.rendering import Renderings, SystemClientFor
 from onbrand.api.shares import Shares
 from onbrand.api.streams import OpenStreams
-from onbrand.config import Secrets, Settings
+from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import Generator, recommended_of
@@ -109,10 +110,9 @@ def create_app(
         audit,
         files,
     )
-    app.state.checker = Checker(settings.limits)
+    _share_out(app, settings.limits)
     for room in rooms:
         app.include_router(room.router)
-    app.state.callers = Shares(settings.limits.requests_per_caller, "requests of one account")
     app.add_middleware(edge.Edge, body_limit=_limit_of_users, anonymous_bytes=settings.limits.anonymous_bytes)
     cors.add_to(app, settings.cors_origins)
     return app
@@ -179,6 +179,13 @@ def _bare_app(**options: object) -> FastAPI:
 async def _healthz() -> dict[str, str]:
     """The process answers; it asks no one else, so that a busy database restarts no replica."""
     return {"status": "ok"}
+
+
+def _share_out(app: FastAPI, limits: Limits) -> None:
+    """What callers share in this process: checks of files, requests, and bytes of bodies."""
+    app.state.checker = Checker(limits)
+    app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
+    app.state.bodies = BytesUnderWay(limits)
 
 
 def _limit_of_users(method: str, path: str) -> int:
