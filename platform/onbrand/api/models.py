@@ -11,7 +11,9 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
+from onbrand.api import edge
 from onbrand.api import jobs as training_jobs
+from onbrand.api.bytes_under_way import BytesUnderWay
 from onbrand.api.caller import Access, Admin, AppParts, Member, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
@@ -137,7 +139,9 @@ async def get_model(model: str, caller: Member) -> models.Model:
 
 
 @router.get("/{model}/download", response_model=Link, responses=_KOHYA_RESPONSE)
-async def download_model(model: str, caller: Member, format: models.FileFormat = "diffusers") -> Link | Response:
+async def download_model(
+    model: str, caller: Member, request: Request, format: models.FileFormat = "diffusers"
+) -> Link | Response:
     """A signed link to the safetensors file; with `format=kohya` the same adapter as kohya's trainers name it, at once.
 
     Asking is recorded.
@@ -145,6 +149,8 @@ async def download_model(model: str, caller: Member, format: models.FileFormat =
     found = await models.get_model(caller.session, caller.brand_id, model)
     if format == "diffusers":
         return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
+    bodies: BytesUnderWay = request.app.state.bodies
+    edge.hold(request.scope, bodies.held(caller.scope.user_id, found.bytes))  # the answer is in memory until it is sent
     data = await models.read_kohya(caller.session, caller.store, found)
     headers = {"Content-Disposition": f'attachment; filename="{kohya_name(found.name)}"', "Cache-Control": "no-store"}
     return Response(data, media_type="application/octet-stream", headers=headers)
