@@ -32,6 +32,7 @@ from onbrand.api import (
     uploads,
     users,
 )
+from onbrand.api.bytes_under_way import BytesUnderWay
 from onbrand.api.caller import Parts
 from onbrand.api.refusals import Refusals
 from onbrand.api.rendering import Renderings, SystemClientFor
@@ -110,19 +111,12 @@ def create_app(
         audit,
         files,
     )
-    _open_shares(app, settings.limits)
+    _share_out(app, settings.limits)
     for room in rooms:
         app.include_router(room.router)
     app.add_middleware(edge.Edge, body_limit=_limit_of_users, anonymous_bytes=settings.limits.anonymous_bytes)
     cors.add_to(app, settings.cors_origins)
     return app
-
-
-def _open_shares(app: FastAPI, limits: Limits) -> None:
-    """What the callers of this process share."""
-    app.state.checker = Checker(limits)
-    app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
-    app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")
 
 
 def create_system_app(
@@ -186,6 +180,14 @@ def _bare_app(**options: object) -> FastAPI:
 async def _healthz() -> dict[str, str]:
     """The process answers; it asks no one else, so that a busy database restarts no replica."""
     return {"status": "ok"}
+
+
+def _share_out(app: FastAPI, limits: Limits) -> None:
+    """What callers share in this process: checks of files, requests, and bytes of bodies."""
+    app.state.checker = Checker(limits)
+    app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
+    app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")
+    app.state.bodies = BytesUnderWay(limits)
 
 
 def _limit_of_users(method: str, path: str) -> int:

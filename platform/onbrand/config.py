@@ -54,9 +54,11 @@ class Limits(BaseModel):
     account_waiting_pictures: int = 256
     brands_per_account: int = Field(default=20, ge=1)
     logins_per_address: int = Field(default=20, ge=1)
-    """Wrong passwords a minute from one client address (of IPv6: one /64); right ones do not count."""
+    """Wrong passwords a minute from one client address (of IPv6: one /64); right ones do not count here."""
     logins_per_account: int = Field(default=10, ge=1)
     """Wrong passwords a minute for one account from one client address."""
+    right_logins_per_account: int = Field(default=60, ge=1)
+    """Passwords a minute for one account from one client address, the right ones included."""
     logins_before_delay: int = Field(default=60, ge=1)
     """Wrong passwords a minute for one account from everywhere; with more, every log-in to it takes longer."""
     refused_login_seconds: float = Field(default=1.0, ge=0, le=10)
@@ -67,6 +69,8 @@ class Limits(BaseModel):
     """Passwords that one process checks or hashes at a time; each takes 19 MiB and some 30 ms of a core."""
     passwords_waiting: int = Field(default=32, ge=0)
     """Passwords that wait for this in one process; more are refused."""
+    passwords_waiting_each: int = Field(default=2, ge=1)
+    """Of these, from one client address, and for one account."""
     streams_per_caller: int = Field(default=10, ge=1)
     """Event streams that one user has open at one process of the API."""
     streams_per_brand: int = Field(default=30, ge=1)
@@ -88,6 +92,10 @@ class Limits(BaseModel):
     """Requests of one address that are under way at once."""
     requests_per_caller: int = 128
     """Requests of one account that are under way at once, in each process of the API."""
+    account_body_bytes: int = 768 * 2**20
+    """Bytes of bodies of one account that are under way at once, in each process of the API; an import has 513 MiB."""
+    body_bytes: int = 2 * 2**30
+    """The same of all accounts together; no account has more than are left for the others."""
     requests: int = 1_800
     """Requests under way at once, of all addresses together."""
     open_bodies_per_address: int = 32

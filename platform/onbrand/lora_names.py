@@ -10,10 +10,11 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from onbrand.errors import AdapterRefused
+from onbrand.lora_patterns import LayerPatterns
 from onbrand.safetensors_header import LORA_METADATA, SafetensorsHeader, TensorFacts
 
 TextEncoderWish = Literal["refuse", "drop"]
@@ -123,10 +124,14 @@ class LoraSettings:
     rank_pattern: dict[str, float]
     alpha_pattern: dict[str, float]
     use_rslora: bool
+    _alphas: LayerPatterns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_alphas", LayerPatterns(self.alpha_pattern))
 
     def scale(self, path: str, rank: int) -> float:
         """alpha / rank of the layer at `path` in its component, as PEFT has it (`peft.utils.get_pattern_key`)."""
-        alpha = next((value for key, value in self.alpha_pattern.items() if _is_of(key, path)), self.lora_alpha)
+        alpha = self._alphas.of(path, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
@@ -301,10 +306,6 @@ def _must_be_pattern(pattern: object) -> dict[str, Any]:
     if not isinstance(pattern, dict) or not all(_PATTERN.fullmatch(key) for key in pattern):
         raise AdapterRefused(f"the patterns in the header's {LORA_METADATA} are not names of layers")
     return pattern
-
-
-def _is_of(pattern: str, path: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", path) is not None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -121,10 +121,49 @@ async def test_an_address_without_an_account_gets_the_same_answers(replica, ada)
     assert [status for status, _ in found[ada.email]] == [401] * 3 + [429] * 2
 
 
-async def test_right_passwords_do_not_count(replica, ada) -> None:
+async def test_right_passwords_do_not_count_as_wrong_ones(replica, ada) -> None:
     async with replica(HOME) as client:
         assert await statuses(client, ada.email, 12, PASSWORD) == [201] * 12
         assert await statuses(client, ada.email, 4) == [401] * 3 + [429]
+
+
+async def test_right_passwords_count_in_a_wider_number(replica, ada, make_user) -> None:
+    limits = FEW.model_copy(update={"right_logins_per_account": 5})
+    bob = await make_user("bob")
+    async with replica(HOME, limits) as client:
+        assert await statuses(client, ada.email, 6, PASSWORD) == [201] * 5 + [429]
+        assert await statuses(client, bob.email, 1, PASSWORD) == [201]
+    async with replica(AWAY, limits) as client:
+        assert await statuses(client, ada.email, 1, PASSWORD) == [201]
+
+
+async def test_one_address_has_few_places_among_those_who_wait(
+    replica, ada, make_user, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many right passwords it sends at once, somebody elsewhere logs in."""
+    mallory, began, go = await make_user("mallory"), threading.Event(), threading.Event()
+    verify = passwords.verify
+
+    def held(*args: str) -> bool:
+        began.set()
+        assert go.wait(20)
+        return verify(*args)
+
+    monkeypatch.setattr(passwords, "verify", held)
+    limits = Limits(passwords_waiting=4, refused_login_seconds=0)
+    async with replica(HOME, limits) as home:
+        app = home._transport.app
+        away = httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(AWAY, 1)), base_url="http://test")
+        crowd = [asyncio.create_task(tried(home, mallory.email, PASSWORD)) for _ in range(10)]
+        assert await asyncio.to_thread(began.wait, 20)
+        async with asyncio.timeout(20), away:
+            while sum(task.done() for task in crowd) < 7:  # noqa: ASYNC110 (one is checked and two wait)
+                await asyncio.sleep(0.01)
+            other = asyncio.create_task(tried(away, ada.email, PASSWORD))
+            go.set()
+            assert (await other).status_code == 201
+        answers = Counter(answer.status_code for answer in await asyncio.gather(*crowd))
+    assert answers == {201: 3, 429: 7}
 
 
 async def test_many_at_once_are_counted_one_by_one(doors: Doors) -> None:

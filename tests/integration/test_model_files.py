@@ -11,6 +11,8 @@ import pytest
 import safetensors.numpy
 
 import onbrand.client as sdk
+from onbrand.api.bytes_under_way import BytesUnderWay
+from onbrand.config import Limits
 from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, weights
@@ -49,6 +51,21 @@ async def test_kohyas_format_comes_at_once_as_a_file_and_is_recorded(platform: P
         "kohya",
         acme.member.user_id,
     )
+
+
+async def test_answers_that_lie_in_memory_count_as_bytes_under_way(platform: Platform, acme: BrandOfPeople) -> None:
+    before = platform.app.state.bodies
+    bodies = platform.app.state.bodies = BytesUnderWay(Limits(account_body_bytes=100_000))
+    path = f"/v1/brands/{acme.id}/models/sd15-lora-v1/download"
+    try:
+        async with platform.client(acme.member) as client:
+            with bodies.held(acme.member.user_id, 100_000 - len(weights(acme.id)) + 1):
+                assert (await client.get(f"{path}?format=kohya")).status_code == 429
+                assert (await client.get(path)).status_code == 200
+            assert [(await client.get(f"{path}?format=kohya")).status_code for _ in range(2)] == [200, 200]
+    finally:
+        platform.app.state.bodies = before
+    assert len(bodies) == 0
 
 
 async def test_a_format_that_is_none_is_refused_by_name(platform: Platform, acme: BrandOfPeople) -> None:

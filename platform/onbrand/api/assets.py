@@ -9,12 +9,12 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 
 from onbrand.api.caller import Admin, AppParts, Member, Uploader, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
-from onbrand.api.forms import file_of, must_have_only, read_form, too_many_files
+from onbrand.api.forms import file_of, must_be_short, must_have_only, read_form, too_many_files
 from onbrand.api.input import Input, must_be_storable
 from onbrand.api.json_bodies import parsed
 from onbrand.api.lists import Listed, Paging, all_of, listed
@@ -22,12 +22,12 @@ from onbrand.api.once import OnlyOnce
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput
 from onbrand.services import assets
-from onbrand.storage.findings import is_zip
+from onbrand.storage.sent import SentFile, is_archive
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"], route_class=UserRoute)
 
 REQUEST_BYTES = 256 * 2**20
-"""One upload request at most; files on their way lie in temporary files, not in memory."""
+"""One upload request at most; each file is read when its turn has come, and let go."""
 
 _FIELDS = frozenset({"files", "files[]", "captions", "object", "metadata"})
 _UPLOAD_SCHEMA: dict[str, Any] = {
@@ -81,14 +81,16 @@ async def upload(
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     limits = parts.settings.limits
-    checked = await assets.check(checker, await _uploads(form, limits), limits)
-    async with access.open() as caller:
+    uploads = await _uploads(form, limits)
+    async with checker.whole():
+        checked = await assets.check(checker, uploads, limits)
+        async with access.open() as caller:
 
-        async def store() -> dict[str, Any]:
-            whose = (caller.brand_id, caller.user_id)
-            return all_of(await assets.store_checked(caller.session, caller.store, *whose, checked, limits))
+            async def store() -> dict[str, Any]:
+                whose = (caller.brand_id, caller.user_id)
+                return all_of(await assets.store_checked(caller.session, caller.store, *whose, checked, limits))
 
-        return await once.answer(caller, 201, store)
+            return await once.answer(caller, 201, store)
 
 
 @router.get("", response_model=Listed)
@@ -140,12 +142,11 @@ async def _uploads(form: FormData, limits: Limits) -> list[assets.Upload]:
     ]
 
 
-async def _file(part: Any, limits: Limits) -> tuple[str, bytes]:
+async def _file(part: Any, limits: Limits) -> tuple[str, SentFile]:
     """A picture, or an archive, which may have more bytes."""
-    is_archive = isinstance(part, UploadFile) and is_zip(await part.read(4))
-    if isinstance(part, UploadFile):
-        await part.seek(0)
-    return await file_of(part, limits.zip_bytes if is_archive else limits.upload_bytes, "files")
+    filename, sent = await file_of(part, max(limits.zip_bytes, limits.upload_bytes), "files")
+    must_be_short(filename, sent, limits.zip_bytes if is_archive(sent) else limits.upload_bytes, "files")
+    return filename, sent
 
 
 def _captions(form: FormData, num_files: int, limits: Limits) -> list[str | None]:

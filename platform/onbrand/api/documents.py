@@ -19,6 +19,7 @@ from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
 from onbrand.services import documents
+from onbrand.storage.sent import SentFile
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"], route_class=UserRoute)
 
@@ -66,15 +67,16 @@ async def create_document(
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     limits = parts.settings.limits
-    filename, data, title = await _sent(form, limits.document_bytes)
-    checked = await documents.check(checker, filename, data, limits, title)
-    async with access.open() as caller:
+    filename, sent, title = await _sent(form, limits.document_bytes)
+    async with checker.whole():
+        checked = await documents.check(checker, filename, sent, limits, title)
+        async with access.open() as caller:
 
-        async def store() -> documents.Document:
-            whose = (caller.brand_id, caller.user_id)
-            return await documents.store_checked(caller.session, caller.store, *whose, checked, limits)
+            async def store() -> documents.Document:
+                whose = (caller.brand_id, caller.user_id)
+                return await documents.store_checked(caller.session, caller.store, *whose, checked, limits)
 
-        return await once.answer(caller, 201, store)
+            return await once.answer(caller, 201, store)
 
 
 @router.get("", response_model=Listed)
@@ -112,13 +114,13 @@ async def delete_document(document_id: UUID, caller: Admin) -> None:
     await documents.delete_document(caller.session, caller.store, caller.brand_id, str(document_id))
 
 
-async def _sent(form: FormData, bytes_max: int) -> tuple[str, bytes, str | None]:
-    """File name, bytes and title."""
+async def _sent(form: FormData, bytes_max: int) -> tuple[str, SentFile, str | None]:
+    """File name, file and title."""
     must_have_only(form, _FIELDS)
     title = form.get("title")
     if title is not None and not isinstance(title, str):
         raise InvalidInput("title is a text", param="title")
     must_be_storable(title, "title")
-    filename, data = await file_of(form.get("file"), bytes_max, "file")
+    filename, sent = await file_of(form.get("file"), bytes_max, "file")
     must_be_storable(filename, "file")
-    return filename, data, title
+    return filename, sent, title

@@ -81,6 +81,11 @@ def hold(scope: Scope, share: AbstractContextManager[None]) -> None:
         scope[EXCHANGE].held.enter_context(share)
 
 
+def expected_bytes(scope: Scope) -> int:
+    """How many bytes this request's body has: as announced, or the most that its address takes."""
+    return scope[EXCHANGE].expected_bytes() if EXCHANGE in scope else 0
+
+
 class _Exchange:
     """One request and its answer."""
 
@@ -99,6 +104,11 @@ class _Exchange:
     def admit(self) -> None:
         """Read on to the full limit."""
         self._limit = self._full_limit
+
+    def expected_bytes(self) -> int:
+        """Announced, or the full limit where a body comes without its length."""
+        is_open = any(name == b"transfer-encoding" for name, _ in self._scope["headers"])
+        return self._full_limit if is_open else self._announced_bytes()
 
     async def run(self, app: ASGIApp) -> None:
         started = time.monotonic()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from onbrand.api import edge
+from onbrand.api.bytes_under_way import BytesUnderWay
 from onbrand.api.credentials import scope_of
 from onbrand.api.shares import Shares
 from onbrand.brand import Scope
@@ -20,7 +21,8 @@ _SCOPE = "onbrand.caller"
 async def authenticated(request: Request, parts: Parts) -> Scope:
     """The caller, who may now send a body of the address's full size.
 
-    Raises Unauthenticated, CrossSiteRefused, or TooManyRequests for a caller with too many requests under way.
+    Raises Unauthenticated, CrossSiteRefused, or TooManyRequests for a caller with too many requests, or bytes of
+    their bodies, under way.
     """
     known = request.scope.get(_SCOPE)
     if isinstance(known, Scope):
@@ -28,6 +30,8 @@ async def authenticated(request: Request, parts: Parts) -> Scope:
     found = await scope_of(request, parts)
     callers: Shares = request.app.state.callers
     edge.hold(request.scope, callers.held(found.user_id))
+    bodies: BytesUnderWay = request.app.state.bodies
+    edge.hold(request.scope, bodies.held(found.user_id, edge.expected_bytes(request.scope)))
     edge.admit(request.scope)
     request.scope[_SCOPE] = found
     return found

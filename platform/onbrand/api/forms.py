@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from onbrand.api.media import FORM, media_type_of, must_be_utf8_form
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.storage.sent import SentFile
 
 READ_FORM = "onbrand.form"
 """Where a request's scope keeps the form that its route has read."""
@@ -21,7 +23,7 @@ _FIELD_BYTES_MAX = 2**18
 
 @asynccontextmanager
 async def read_form(request: Request, max_files: int, param: str) -> AsyncIterator[FormData]:
-    """The request's form; its files lie in temporary files until the end.
+    """The request's form; its files lie in temporary files (below 1 MiB in memory) until the end.
 
     Args:
         param: the field that files are sent in, for errors.
@@ -56,10 +58,21 @@ def must_have_only(form: FormData, fields: frozenset[str]) -> None:
         raise InvalidInput(f"{unknown[0][:80]} is not a field of this form; leave it out", param=unknown[0][:80])
 
 
-async def file_of(part: Any, bytes_max: int, param: str) -> tuple[str, bytes]:
-    """File name and bytes of a form's part. Raises InvalidInput for text, TooLarge before the bytes are read."""
+async def file_of(part: Any, bytes_max: int, param: str) -> tuple[str, SentFile]:
+    """File name and file of a form's part, not read yet. Raises InvalidInput for text, TooLarge."""
     if not isinstance(part, UploadFile):
         raise InvalidInput(f"send files with names in the field {param!r}", param=param)
-    if part.size is not None and part.size > bytes_max:
-        raise TooLarge(f"{(part.filename or 'a file')[:80]!r} has more than {bytes_max} bytes", param=param)
-    return part.filename or "file", await part.read()
+    sent = SentFile(await _read(part, 4), part.size or 0, partial(_read, part))
+    must_be_short(part.filename or "a file", sent, bytes_max, param)
+    return part.filename or "file", sent
+
+
+def must_be_short(filename: str, sent: SentFile, bytes_max: int, param: str) -> None:
+    """Raise TooLarge for a file of more bytes."""
+    if sent.size > bytes_max:
+        raise TooLarge(f"{filename[:80]!r} has more than {bytes_max} bytes", param=param)
+
+
+async def _read(part: UploadFile, num_bytes: int = -1) -> bytes:
+    await part.seek(0)
+    return await part.read(num_bytes)

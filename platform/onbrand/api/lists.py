@@ -9,6 +9,7 @@ from fastapi import Depends, Query
 from pydantic import BaseModel
 
 from onbrand.api.caller import AppParts
+from onbrand.api.input import must_be_storable
 from onbrand.api.once import as_json
 from onbrand.errors import InvalidInput
 
@@ -40,6 +41,7 @@ def _list_query(
     most = parts.settings.limits.page
     if not 1 <= limit <= most:
         raise InvalidInput(f"limit must be 1 to {most}", param="limit")
+    must_be_storable(cursor, "cursor")
     return ListQuery(limit, cursor)
 
 

@@ -11,8 +11,10 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
+from onbrand.api import edge
 from onbrand.api import jobs as training_jobs
-from onbrand.api.caller import Admin, AppParts, Member, TrainerAccess, UserRoute
+from onbrand.api.bytes_under_way import BytesUnderWay
+from onbrand.api.caller import Access, Admin, AppParts, Member, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -23,6 +25,9 @@ from onbrand.api.problems import as_own_error
 from onbrand.errors import AdapterRefused, InvalidInput
 from onbrand.families.kohya import kohya_name
 from onbrand.services import imports, jobs, models
+from onbrand.storage.checking import Checker
+from onbrand.storage.findings import CheckedWeights
+from onbrand.storage.sent import SentFile
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -63,7 +68,7 @@ _IMPORT_SCHEMA: dict[str, Any] = {
     }
 }
 REQUEST_BYTES = imports.IMPORT_BYTES_MAX + 2**20
-"""An import's whole form; the file on its way lies in a temporary file, not in memory."""
+"""An import's whole form; the file is read when its turn has come."""
 
 
 async def _form(request: Request, access: TrainerAccess) -> AsyncIterator[FormData]:
@@ -85,29 +90,27 @@ async def import_model(
         checker = await in_turn_of(checker, caller)
     new = _new_import(form)
     imports.must_be_importable(new, parts.recommended)
-    _, data = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")
+    _, sent = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")
+    async with checker.whole():
+        checked = await _checked(checker, sent, new, access)
+        data = await sent.read()
+        async with access.open() as caller:
+
+            async def create() -> jobs.TrainingJob:
+                whose = (caller.session, caller.store, caller.brand_id, caller.user_id)
+                served, limits = parts.recommended, parts.settings.limits
+                job = await imports.create_import(*whose, new, data, served, limits, checked.dropped)
+                return await training_jobs.shown(caller, job)
+
+            return await once.answer(caller, 202, create)
+
+
+async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, access: Access) -> CheckedWeights:
     try:
-        checked = await checker.run(checker.weights, data, new.wishes)
+        return await checker.run(checker.weights, sent, new.wishes)
     except AdapterRefused:
         security_log.warning("a file to import into brand %s was refused", access.brand_id)
         raise
-    async with access.open() as caller:
-
-        async def create() -> jobs.TrainingJob:
-            job = await imports.create_import(
-                caller.session,
-                caller.store,
-                caller.brand_id,
-                caller.user_id,
-                new,
-                data,
-                parts.recommended,
-                parts.settings.limits,
-                checked.dropped,
-            )
-            return await training_jobs.shown(caller, job)
-
-        return await once.answer(caller, 202, create)
 
 
 def _new_import(form: FormData) -> imports.NewImport:
@@ -136,7 +139,9 @@ async def get_model(model: str, caller: Member) -> models.Model:
 
 
 @router.get("/{model}/download", response_model=Link, responses=_KOHYA_RESPONSE)
-async def download_model(model: str, caller: Member, format: models.FileFormat = "diffusers") -> Link | Response:
+async def download_model(
+    model: str, caller: Member, request: Request, format: models.FileFormat = "diffusers"
+) -> Link | Response:
     """A signed link to the safetensors file; with `format=kohya` the same adapter as kohya's trainers name it, at once.
 
     Asking is recorded.
@@ -144,6 +149,8 @@ async def download_model(model: str, caller: Member, format: models.FileFormat =
     found = await models.get_model(caller.session, caller.brand_id, model)
     if format == "diffusers":
         return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
+    bodies: BytesUnderWay = request.app.state.bodies
+    edge.hold(request.scope, bodies.held(caller.scope.user_id, found.bytes))  # the answer is in memory until it is sent
     data = await models.read_kohya(caller.session, caller.store, found)
     headers = {"Content-Disposition": f'attachment; filename="{kohya_name(found.name)}"', "Cache-Control": "no-store"}
     return Response(data, media_type="application/octet-stream", headers=headers)

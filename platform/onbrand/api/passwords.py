@@ -9,6 +9,7 @@ from fastapi import Request
 from onbrand.api.caller import Parts
 from onbrand.errors import TooManyRequests, Unauthenticated
 from onbrand.services import attempts, identity
+from onbrand.services.password_turns import Client
 from onbrand.services.passwords import must_be_password
 
 
@@ -28,7 +29,7 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
         await asyncio.sleep(parts.settings.limits.refused_login_seconds)
         raise
     await asyncio.sleep(seconds)
-    is_right = await parts.passwords.are_equal(password, login.hashed)
+    is_right = await parts.passwords.are_equal(password, login.hashed, _client(request, email))
     if not is_right or login.user_id is None:
         raise Unauthenticated("wrong email or password")
     async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
@@ -42,9 +43,13 @@ async def sign_up(request: Request, parts: Parts, email: str, password: str) -> 
     must_be_password(password)
     async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
         await attempts.may_sign_up(nobody, address_of(request), parts.settings.limits)
-    hashed = await parts.passwords.hashed(password)
+    hashed = await parts.passwords.hashed(password, _client(request, email))
     async with parts.doors.user_session(None) as nobody:
         return await identity.sign_up(nobody, email, hashed)
+
+
+def _client(request: Request, email: str) -> Client:
+    return Client(attempts.network_of(address_of(request)), email)
 
 
 def address_of(request: Request) -> str:

@@ -88,15 +88,16 @@ async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: File
     if upload.status != "pending":
         return uploads.must_be_completed(upload)
     limits = access.parts.settings.limits
-    arrived = await uploads.read_arrived(store, upload)
-    try:
-        await anyio.to_thread.run_sync(uploads.must_be_as_announced, upload, arrived)
-        checked = await uploads.check(checker, upload, arrived, limits)
-        async with access.open() as caller:
-            upload = await uploads.complete_upload(caller.session, store, upload, checked, limits)
-    except _REFUSALS as problem:
-        await _refuse(access, store, upload, problem)
-        raise
+    async with checker.whole():
+        arrived = await uploads.read_arrived(store, upload)
+        try:
+            await anyio.to_thread.run_sync(uploads.must_be_as_announced, upload, arrived)
+            checked = await uploads.check(checker, upload, arrived, limits)
+            async with access.open() as caller:
+                upload = await uploads.complete_upload(caller.session, store, upload, checked, limits)
+        except _REFUSALS as problem:
+            await _refuse(access, store, upload, problem)
+            raise
     await _discard(store, upload)
     return upload
 

@@ -21,8 +21,9 @@ from onbrand.services.brands import record
 from onbrand.services.room import must_have_fitted, must_not_be_full
 from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
 from onbrand.storage.checking import Checker
-from onbrand.storage.findings import CleanImage, is_zip, shown
+from onbrand.storage.findings import CleanImage, shown
 from onbrand.storage.layout import Key, training_image
+from onbrand.storage.sent import Content, bytes_of, is_archive, size_of
 from onbrand.storage.store import BrandStore
 from onbrand.visible import must_be_visible, text_of
 
@@ -43,11 +44,12 @@ class Upload:
     """One file on its way in.
 
     Args:
+        data: its bytes, or a file that is read when its turn has come.
         caption: None becomes ``photo of [brand] logo`` (by its object).
     """
 
     filename: str
-    data: bytes = field(repr=False)
+    data: Content = field(repr=False)
     caption: str | None = field(default=None, repr=False)
     object: str = "other"
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -109,26 +111,36 @@ async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[C
         UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names it.
         Unavailable: no child can be started.
     """
-    files = _described(files, limits)
+    files = await _described(files, limits)
     _must_be_countable(files, limits)
     for file in files:
         must_be_fine(file, limits)
-    pictures = [picture for file in files for picture in await _unpacked(checker, file)]
-    if len(pictures) > (most := max(limits.upload_files, limits.zip_files)):
-        raise TooLarge(f"{len(pictures)} pictures in one upload; the limit is {most}", param="files")
-    captions = [must_be_fine(picture, limits) for picture in pictures]
-    checked, left = [], 2 * limits.unpacked_bytes
-    for picture, caption in zip(pictures, captions, strict=True):
-        image = await checker.run(checker.picture, picture.data, picture.filename)
-        must_be_filename(picture.filename, "files")
-        left -= len(image.bytes)
-        if left < 0:
-            raise TooLarge("the pictures are too large for one upload; send some of them in another", param="files")
-        checked.append(Checked(replace(picture, data=b""), image, caption))
+    checked: list[Checked] = []
+    left = 2 * limits.unpacked_bytes
+    for file in files:  # one archive after another: what it holds is in memory until it is checked
+        pictures = await _unpacked(checker, file)
+        _must_be_few(len(checked) + len(pictures), limits)
+        captions = [must_be_fine(picture, limits) for picture in pictures]
+        for caption in captions:
+            checked.append(await _made_anew(checker, pictures.pop(0), caption))
+            left -= len(checked[-1].image.bytes)
+            if left < 0:
+                raise TooLarge("the pictures are too large for one upload; send some of them in another", param="files")
     return checked
 
 
-def _described(files: list[Upload], limits: Limits) -> list[Upload]:
+async def _made_anew(checker: Checker, picture: Upload, caption: str) -> Checked:
+    image = await checker.run(checker.picture, picture.data, picture.filename)
+    must_be_filename(picture.filename, "files")
+    return Checked(replace(picture, data=b""), image, caption)
+
+
+def _must_be_few(num_pictures: int, limits: Limits) -> None:
+    if num_pictures > (most := max(limits.upload_files, limits.zip_files)):
+        raise TooLarge(f"{num_pictures} pictures in one upload; the limit is {most}", param="files")
+
+
+async def _described(files: list[Upload], limits: Limits) -> list[Upload]:
     """The pictures and archives among the files, with the captions of the text files among them, as in an archive.
 
     Raises:
@@ -139,14 +151,14 @@ def _described(files: list[Upload], limits: Limits) -> list[Upload]:
     if files and not kept:
         raise InvalidInput(f"{shown(files[0].filename)} is no picture: a system keeps it beside them", param="files")
     names = [file.filename for file in kept]
-    texts = [index for index, file in enumerate(kept) if is_caption(file.filename) and not is_zip(file.data)]
+    texts = [index for index, file in enumerate(kept) if is_caption(file.filename) and not is_archive(file.data)]
     found = described(names, texts)
     for index in [*found.nobodys, *found.doubtful]:
         raise UnsupportedMedia(
             f"{shown(names[index])} is neither a picture nor the caption of exactly one picture of its name",
             param="files",
         )
-    captions = {picture: _caption_in(kept[text], limits) for picture, text in found.captions.items()}
+    captions = {picture: await _caption_in(kept[text], limits) for picture, text in found.captions.items()}
     return [
         replace(file, caption=captions.get(index, file.caption))
         for index, file in enumerate(kept)
@@ -154,12 +166,12 @@ def _described(files: list[Upload], limits: Limits) -> list[Upload]:
     ]
 
 
-def _caption_in(file: Upload, limits: Limits) -> str:
+async def _caption_in(file: Upload, limits: Limits) -> str:
     """What a text file says. Raises InvalidInput, TooLarge."""
-    if len(file.data) > 4 * limits.caption_chars + 16:
+    if size_of(file.data) > 4 * limits.caption_chars + 16:
         raise TooLarge(f"{shown(file.filename)} has more than {limits.caption_chars} characters", param="files")
     try:
-        text = text_of(file.data)
+        text = text_of(await bytes_of(file.data))
     except ValueError as problem:
         raise InvalidInput(f"{shown(file.filename)} {problem}", param="files") from None
     return _must_be_caption(text, limits, f"the caption in {shown(file.filename)}", "files")
@@ -167,7 +179,7 @@ def _caption_in(file: Upload, limits: Limits) -> str:
 
 async def _unpacked(checker: Checker, file: Upload) -> list[Upload]:
     """The file itself, or the pictures of an archive; its caption is for those that have none of their own."""
-    if not is_zip(file.data):
+    if not is_archive(file.data):
         return [file]
     packed = await checker.run(checker.unpack, file.data, file.filename)
     return [

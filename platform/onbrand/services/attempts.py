@@ -1,8 +1,9 @@
 """How often somebody may try: buckets in the database, which all processes of the API share.
 
 Wrong passwords are counted by client address, and by account and client address together: so an attacker elsewhere
-keeps nobody out of their account. What one account gets from everywhere only makes log-ins to it slower. Accounts that
-do not exist are counted alike, and what is refused counts for nothing.
+keeps nobody out of their account. Right ones count in a bucket of their own, which is wider. What one account gets from
+everywhere only makes log-ins to it slower. Accounts that do not exist are counted alike, and what is refused counts for
+nothing.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class LogIn:
             Bucket(_key("log in", network_of(self.address), self.email.lower()), limits.logins_per_account, _MINUTE),
         )
 
+    def wide_bucket(self, limits: Limits) -> Bucket:
+        """Of the account from there, right passwords included."""
+        key = _key("log in, right or wrong", network_of(self.address), self.email.lower())
+        return Bucket(key, limits.right_logins_per_account, _MINUTE)
+
     def slow_bucket(self, limits: Limits) -> Bucket:
         """Of the account from everywhere."""
         return Bucket(_key("account", self.email.lower()), limits.logins_before_delay, _MINUTE)
@@ -59,12 +65,13 @@ async def may_log_in(session: Session, attempt: LogIn, limits: Limits) -> float:
 
     Raises TooManyRequests; `retry_after` says when the next one is due.
     """
-    await _take(session, attempt.buckets(limits), "too many wrong passwords; try again later")
+    buckets = [*attempt.buckets(limits), attempt.wide_bucket(limits)]
+    await _take(session, buckets, "too many attempts to log in; try again later")
     return min(_DELAY_SECONDS_MAX, await _wait(session, [attempt.slow_bucket(limits)]))
 
 
 async def was_right(session: Session, attempt: LogIn, limits: Limits) -> None:
-    """The password was right: the attempt does not count. `session` is nobody's."""
+    """The password was right: the attempt counts in the wide bucket only. `session` is nobody's."""
     given = [*attempt.buckets(limits), attempt.slow_bucket(limits)]
     await session.run("select private.give_attempt_back(%s, %s, %s)", _columns(given))
 

@@ -21,6 +21,7 @@ from onbrand.storage.checking import Checker
 from onbrand.storage.findings import CleanDocument, shown
 from onbrand.storage.layout import INCOMING, Key
 from onbrand.storage.layout import document as document_key
+from onbrand.storage.sent import Content, size_of
 from onbrand.storage.store import BrandStore
 from onbrand.visible import hidden_in
 
@@ -65,7 +66,7 @@ class Document(Row):
         return Key("brand-documents", self.object_name)
 
 
-async def check(checker: Checker, filename: str, data: bytes, limits: Limits, title: str | None = None) -> Checked:
+async def check(checker: Checker, filename: str, data: Content, limits: Limits, title: str | None = None) -> Checked:
     """Have the document read by a child and written anew. Needs no transaction.
 
     Args:
@@ -78,7 +79,7 @@ async def check(checker: Checker, filename: str, data: bytes, limits: Limits, ti
     stem, ext = must_be_document_name(filename)
     title = _must_be_title(stem if title is None else title)
     name = _named(title)
-    if len(data) > limits.document_bytes:
+    if size_of(data) > limits.document_bytes:
         raise TooLarge(f"{shown(filename)} has more than {limits.document_bytes} bytes", param="file")
     clean = await checker.run(checker.document, data, ext, filename)
     return Checked(name, title, clean)

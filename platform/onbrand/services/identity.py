@@ -16,6 +16,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from onbrand.services.oidc import UNREADABLE, Subject, bad_token
 from onbrand.services.rows import Row, known_id
+from onbrand.visible import hidden_in, must_be_visible
 
 _ISSUER, _AUDIENCE = "onbrand", "onbrand-api"
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
@@ -176,11 +177,16 @@ async def get_user(session: Session) -> User:
 
 def _address(text: str | None) -> str | None:
     """An issuer's address, if we can take it for one."""
-    return text.lower() if text is not None and len(text) <= 254 and _EMAIL.fullmatch(text) else None
+    return text.lower() if text is not None and _is_address(text) else None
+
+
+def _is_address(text: str) -> bool:
+    return len(text) <= 254 and _EMAIL.fullmatch(text) is not None and hidden_in(text) is None
 
 
 def must_be_email(text: str) -> str:
     """`text` as an address in lower case. Raises InvalidInput."""
-    if len(text) > 254 or not _EMAIL.fullmatch(text):
+    must_be_visible(text, "email", "email")
+    if not _is_address(text):
         raise InvalidInput("email must be an address like name@example.com", param="email")
     return text.lower()

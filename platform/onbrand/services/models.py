@@ -23,6 +23,7 @@ from onbrand.services.brands import record
 from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import BrandStore
+from onbrand.visible import hidden_in
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -110,9 +111,16 @@ async def list_reached(session: Session, families: Sequence[str], limit: int, cu
 def _place_of(cursor: str) -> list[Any]:
     try:
         brand_id, is_base, age, name = json.loads(base64.urlsafe_b64decode(cursor))
-        return [str(brand_id), bool(is_base), Decimal(age), str(name)]
+        return [_storable(brand_id), bool(is_base), Decimal(age), _storable(name)]
     except (ValueError, TypeError, ArithmeticError):
         raise InvalidInput("the cursor is not one that a list of ours gave", param="cursor") from None
+
+
+def _storable(said: object) -> str:
+    """Text without characters that no name of ours has. Raises ValueError."""
+    if hidden_in(text := str(said)) is not None:
+        raise ValueError("a character that no name has")
+    return text
 
 
 async def find_model_of_job(session: Session, brand_id: str, job_id: str) -> Model | None:

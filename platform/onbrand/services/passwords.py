@@ -1,4 +1,4 @@
-"""The work of passwords: argon2id, in a few threads of their own, outside any transaction; a bounded number waits."""
+"""The work of passwords: argon2id, in a few threads of their own, outside any transaction; clients take turns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from onbrand.config import Limits
-from onbrand.errors import InvalidInput, TooManyRequests
+from onbrand.errors import InvalidInput
+from onbrand.services.password_turns import Client, PasswordTurns
 
 T = TypeVar("T")
 PASSWORD_CHARS = (8, 256)
 _HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
 """Of a long random password that was thrown away: what an unknown address's password is compared with."""
-_RETRY_SECONDS = 2
 _NICENESS = 4
 """Of the threads (on Linux each has its own): they give way to the requests beside them."""
 _LOOKUPS_AT_ONCE = 2
@@ -33,35 +33,29 @@ class Passwords:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.passwords_at_once + limits.passwords_waiting
-        self._num_here = 0
+        self._turns = PasswordTurns(limits)
         self._threads = ThreadPoolExecutor(limits.passwords_at_once, "passwords", initializer=_give_way)
         self.lookups = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
         """Held while an attempt is counted: those of one client address wait for each other, and would do so with all
         connections to the database."""
 
-    async def are_equal(self, password: str, hashed: str | None) -> bool:
+    async def are_equal(self, password: str, hashed: str | None, client: Client) -> bool:
         """Whether `password` is the one that was hashed. None, for nobody's, takes as long and is False.
 
-        Raises TooManyRequests when too many wait.
+        Raises TooManyRequests when too many wait, of this client or of all (`password_turns`).
         """
         sent = password[: PASSWORD_CHARS[1] + 1].replace("\x00", "\ufffd")
-        is_right = await self._done(partial(verify, sent, hashed or _HASH_OF_NOBODY))
+        is_right = await self._done(partial(verify, sent, hashed or _HASH_OF_NOBODY), client)
         return is_right and hashed is not None and sent == password
 
-    async def hashed(self, password: str) -> str:
+    async def hashed(self, password: str, client: Client) -> str:
         """The hash to keep. Raises InvalidInput for one that is too short or too long, TooManyRequests."""
         must_be_password(password)
-        return await self._done(partial(hash_password, password))
+        return await self._done(partial(hash_password, password), client)
 
-    async def _done(self, work: Callable[[], T]) -> T:
-        if self._num_here >= self._most:
-            raise TooManyRequests("too many passwords are being checked; try again soon", retry_after=_RETRY_SECONDS)
-        self._num_here += 1
-        try:
+    async def _done(self, work: Callable[[], T], client: Client) -> T:
+        async with self._turns.take(client):
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._num_here -= 1
 
 
 def must_be_password(password: str) -> None:

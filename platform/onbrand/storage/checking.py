@@ -12,7 +12,8 @@ import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -45,6 +46,7 @@ from onbrand.storage.findings import (
     shown,
 )
 from onbrand.storage.frames import BrokenFrame
+from onbrand.storage.sent import SentFile
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Checker:
         self._child = threading.BoundedSemaphore(num_children)
         self._threads = anyio.CapacityLimiter(num_children)
         self._turns = FairTurns(num_children, self._limits.waiting_checks)
+        self._requests = FairTurns(num_children, self._limits.waiting_checks)
         self._whose = _NOBODY
 
     def on_behalf_of(self, whose: Whose) -> Checker:
@@ -84,10 +87,22 @@ class Checker:
     async def run(self, check: Callable[..., T], *given: Any) -> T:
         """A check of this checker in a thread, when it is the brand's turn; who waits holds no thread and no child.
 
+        A `SentFile` among `given` is read when the turn has come, and let go with it.
+
         Raises TooManyRequests when too many of the brand's files wait.
         """
         async with self._turns.take(self._whose):
-            return await anyio.to_thread.run_sync(check, *given, limiter=self._threads)
+            read = [await each.read() if isinstance(each, SentFile) else each for each in given]
+            return await anyio.to_thread.run_sync(check, *read, limiter=self._threads)
+
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[None]:
+        """A turn for a whole request, from the first byte that is read until all is stored: few at once hold files.
+
+        Raises TooManyRequests when too many of the brand wait.
+        """
+        async with self._requests.take(self._whose):
+            yield
 
     def picture(self, data: bytes, name: str = "the file") -> CleanImage:
         """The picture decoded and encoded anew."""

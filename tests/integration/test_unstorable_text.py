@@ -1,0 +1,67 @@
+"""Cursors and addresses with characters that no text of ours has are refused, and never a fault."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from tests.conftest import PASSWORD, MakeBrand
+from tests.ingress import Platform
+
+LISTS = (
+    "models",
+    "assets",
+    "documents",
+    "generations",
+    "images",
+    "training-jobs",
+    "uploads",
+    "members",
+    "audit-events",
+)
+
+
+def cursor(*place: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+CURSORS = (
+    cursor("\ud800", True, 1, "x"),
+    cursor("a", True, 1, "\udfff"),
+    cursor("\x00", True, 1, "x"),
+    cursor("a", False, 1, "x\x00"),
+    cursor("2026-01-01T00:00:00\ud800", "00000000-0000-4000-8000-000000000000"),
+    cursor("2026-01-01T00:00:00", "\ud800"),
+    base64.urlsafe_b64encode(b"line \xed\xa0\x80").decode(),
+    "\x00",
+    "acme\x00",
+)
+
+
+@pytest.mark.parametrize("said", CURSORS)
+async def test_a_cursor_with_such_a_character_is_refused(platform: Platform, make_brand: MakeBrand, said: str) -> None:
+    acme = await make_brand("acme")
+    paths = ["/v1/models", *(f"/v1/brands/{acme.id}/{name}" for name in LISTS)]
+    paths += (
+        ["/v1/brands"] if "\x00" in said else []
+    )  # there a cursor is a brand's id, and any text comes before or after
+    async with platform.client(acme.admin) as client:
+        answers = {path: (await client.get(path, params={"cursor": said})).status_code for path in paths}
+    assert answers == dict.fromkeys(paths, 422)
+
+
+@pytest.mark.parametrize(
+    "email", ["a\u202e@b.example", "a\u2066b@b.example", "a\u0085b@b.example", "\u009fa@b.example"]
+)
+async def test_an_address_with_hidden_characters_is_refused(
+    platform: Platform, make_brand: MakeBrand, email: str
+) -> None:
+    acme = await make_brand("acme")
+    async with platform.client(acme.admin) as client:
+        answers = [
+            await client.post("/v1/users", json={"email": email, "password": PASSWORD}),
+            await client.post(f"/v1/brands/{acme.id}/invitations", json={"email": email, "role": "member"}),
+        ]
+    assert [(answer.status_code, answer.json()["param"]) for answer in answers] == [(422, "email")] * 2
