@@ -64,6 +64,11 @@ class Scope:
         """Whether this is the user themselves and not an API key of theirs."""
         return self.key_id is None and self.scopes is None
 
+    @property
+    def holder(self) -> str:
+        """Whose shares its calls use: the user's, or those of what is bound to this brand in the user's name."""
+        return self.user_id if self.brand_id is None else f"{self.user_id} in {self.brand_id}"
+
     def allows(self, what: KeyScope) -> bool:
         """Whether the credential may do such a thing at all; whether its user may is another question."""
         return self.scopes is None or what in self.scopes

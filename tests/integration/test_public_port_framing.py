@@ -154,6 +154,17 @@ async def test_trailers_are_counted_as_headers(last: bytes, is_split: bool) -> N
         assert await heard(line) == (431, "too_many_headers")
 
 
+@pytest.mark.parametrize(("first", "second"), [(b"Content-Length: 4", b"Transfer-Encoding: chunked")])
+@pytest.mark.parametrize("is_turned", [False, True])
+async def test_a_request_has_one_length(first: bytes, second: bytes, is_turned: bool) -> None:
+    headers = (second, first) if is_turned else (first, second)
+    async with opened() as (port, behind), wire(port) as line:
+        smuggled = b"0\r\n\r\nGET /internal HTTP/1.1\r\nHost: a\r\n\r\n"
+        await line.say(b"POST /v1/brands HTTP/1.1\r\nHost: a\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + smuggled)
+        assert await heard(line) == (400, "bad_request")
+    assert not behind.seen
+
+
 @pytest.mark.parametrize("num_at_once", [1, 2, 3, 7])
 def test_it_is_the_same_in_whatever_pieces_it_comes(num_at_once: int) -> None:
     connection = BoundedConnection(2**16)

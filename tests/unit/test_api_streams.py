@@ -119,3 +119,12 @@ async def test_a_stream_that_is_refused_leaves_nothing_open(streams: OpenStreams
     with pytest.raises(TooManyRequests):
         await opened(streams, closed)
     assert (len(streams), closed) == (2, ["closed"])
+
+
+def test_what_is_bound_to_a_brand_takes_no_share_of_its_user(streams: OpenStreams) -> None:
+    in_person, of_a_key = Scope("ada"), Scope("ada", brand_id="acme", key_id="k")
+    for _ in range(FEW.streams_per_caller):
+        streams.open(of_a_key.holder, "acme")
+    streams.open(in_person.holder, "globex")
+    with pytest.raises(TooManyRequests):
+        streams.open(of_a_key.holder, "acme")

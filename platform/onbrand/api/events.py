@@ -75,7 +75,7 @@ async def stream(access: Access, after: int, look: Look, close: Close | None = N
         if close is not None:
             await close()
         return Response(status_code=204)
-    streams, whose = access.parts.streams, (access.scope.user_id, access.brand_id)
+    streams, whose = access.parts.streams, (access.scope.holder, access.brand_id)
     try:
         streams.open(*whose)
     except TooManyRequests:

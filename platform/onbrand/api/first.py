@@ -29,7 +29,7 @@ async def authenticated(request: Request, parts: Parts) -> Scope:
         return known
     found = await scope_of(request, parts)
     callers: Shares = request.app.state.callers
-    edge.hold(request.scope, callers.held(found.user_id))
+    edge.hold(request.scope, callers.held(found.holder))
     bodies: BytesUnderWay = request.app.state.bodies
     edge.hold(request.scope, bodies.held(found.user_id, edge.expected_bytes(request.scope)))
     edge.admit(request.scope)

@@ -18,10 +18,10 @@ class OpenStreams:
         self._of_caller: Counter[str] = Counter()
         self._of_brand: Counter[str] = Counter()
 
-    def open(self, user_id: str, brand_id: str) -> None:
-        """Count one more. Raises TooManyRequests when there may be none."""
+    def open(self, holder: str, brand_id: str) -> None:
+        """Count one more of the holder (`Scope.holder`). Raises TooManyRequests when there may be none."""
         for held, most, whose in (
-            (self._of_caller[user_id], self._limits.streams_per_caller, "you have"),
+            (self._of_caller[holder], self._limits.streams_per_caller, "you have"),
             (self._of_brand[brand_id], self._limits.streams_per_brand, "the members of this brand have"),
         ):
             if held >= most:
@@ -29,12 +29,12 @@ class OpenStreams:
                     f"{whose} {held} event streams open, of {most} at most; close one, or ask for the thing itself",
                     retry_after=_RETRY_SECONDS,
                 )
-        self._of_caller[user_id] += 1
+        self._of_caller[holder] += 1
         self._of_brand[brand_id] += 1
 
-    def close(self, user_id: str, brand_id: str) -> None:
+    def close(self, holder: str, brand_id: str) -> None:
         """One less."""
-        self._of_caller[user_id] -= 1
+        self._of_caller[holder] -= 1
         self._of_brand[brand_id] -= 1
         self._of_caller, self._of_brand = +self._of_caller, +self._of_brand  # forgets those at zero
 

@@ -41,6 +41,10 @@ TOO_MUCH_FRAMING = Refusal(
     f"with a line of more than {CHUNK_LINE_BYTES} bytes between them; send larger chunks, or Content-Length",
 )
 
+TWO_LENGTHS = Refusal(
+    400, "bad_request", "the request has a Content-Length and a Transfer-Encoding; send one of them (RFC 9112, 6.1)"
+)
+
 
 class BoundedConnection(h11.Connection):
     """h11's connection to a client, with these bounds.
@@ -67,8 +71,11 @@ class BoundedConnection(h11.Connection):
             self._is_between_chunks = False  # the chunk's line was taken, and nothing of the chunk is here
         if isinstance(event, h11.Request):
             self._num_chunks = self._num_bytes = 0
-            self._is_between_chunks = any(name == b"transfer-encoding" for name, _ in event.headers)
+            names = [name for name, _ in event.headers]
+            self._is_between_chunks = b"transfer-encoding" in names
             self._is_at_end = False
+            if self._is_between_chunks and b"content-length" in names:
+                self._refuse(TWO_LENGTHS)  # a proxy that goes by the other one sees other requests behind it
         elif isinstance(event, h11.Data):
             self._count(event)
         return event
