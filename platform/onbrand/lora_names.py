@@ -10,7 +10,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NoReturn
 
 from onbrand.errors import AdapterRefused
@@ -115,7 +116,7 @@ class LoraNames:
     zeros: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoraSettings:
     """What scales in PEFT's configuration of one component. All else is left out: it could name code to import."""
 
@@ -124,10 +125,10 @@ class LoraSettings:
     rank_pattern: dict[str, float]
     alpha_pattern: dict[str, float]
     use_rslora: bool
-    _alphas: LayerPatterns = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_alphas", LayerPatterns(self.alpha_pattern))
+    @cached_property
+    def _alphas(self) -> LayerPatterns:
+        return LayerPatterns(self.alpha_pattern)
 
     def scale(self, path: str, rank: int) -> float:
         """alpha / rank of the layer at `path` in its component, as PEFT has it (`peft.utils.get_pattern_key`)."""

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import safetensors.torch
@@ -185,7 +185,7 @@ def _attach(foreign: ForeignLora, family: Family) -> None:
     }
     metadata = None
     if (settings := foreign.settings) is not None:
-        config: dict[str, Any] = {name: getattr(settings, name) for name in settings.__slots__}
+        config: dict[str, Any] = asdict(settings)
         config["target_modules"] = sorted(foreign.layers)
         metadata = {f"{prefix}.{name}": value for name, value in config.items()}
     try:
