@@ -119,7 +119,7 @@ FILLINGS: dict[str, tuple[str, dict[str, str]]] = {
 """For each table: how many rows, and its columns beside brand_id as SQL over n."""
 GENERATED_BRAND = frozenset({"storage.objects"})
 """Tables that read brand_id off another column."""
-EMPTY = frozenset({"app.brand_users", "app.numbers", "app.idempotency_keys"})
+EMPTY = frozenset({"app.brand_users", "app.numbers", "app.idempotency_keys", "app.brand_usage"})
 """Tables with brand_id that are filled otherwise, or that no list reads."""
 WRITERS = {"audit.events": "onbrand_definer"}
 """Tables that only one role may add to, whoever asks."""

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from onbrand.api import edge
 from onbrand.api import jobs as training_jobs
 from onbrand.api.bytes_under_way import BytesUnderWay
-from onbrand.api.caller import Access, Admin, AppParts, Member, TrainerAccess, UserRoute
+from onbrand.api.caller import Access, Admin, AppParts, Member, MemberAccess, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -140,18 +140,23 @@ async def get_model(model: str, caller: Member) -> models.Model:
 
 @router.get("/{model}/download", response_model=Link, responses=_KOHYA_RESPONSE)
 async def download_model(
-    model: str, caller: Member, request: Request, format: models.FileFormat = "diffusers"
+    model: str, access: MemberAccess, request: Request, checker: FileChecker, format: models.FileFormat = "diffusers"
 ) -> Link | Response:
     """A signed link to the safetensors file; with `format=kohya` the same adapter as kohya's trainers name it, at once.
 
     Asking is recorded.
     """
-    found = await models.get_model(caller.session, caller.brand_id, model)
-    if format == "diffusers":
-        return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
+    async with access.open() as caller:
+        found = await models.get_model(caller.session, caller.brand_id, model)
+        if format == "diffusers":
+            return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
+        store, turns = caller.store, await in_turn_of(checker, caller)
     bodies: BytesUnderWay = request.app.state.bodies
-    edge.hold(request.scope, bodies.held(caller.scope.user_id, found.bytes))  # the answer is in memory until it is sent
-    data = await models.read_kohya(caller.session, caller.store, found)
+    edge.hold(request.scope, bodies.held(access.scope.user_id, found.bytes))  # the answer is in memory until it is sent
+    async with turns.whole():
+        data = await models.read_kohya(store, found)
+    async with access.open() as caller:  # whoever is a member no more gets nothing
+        await models.record_download(caller.session, found)
     headers = {"Content-Disposition": f'attachment; filename="{kohya_name(found.name)}"', "Cache-Control": "no-store"}
     return Response(data, media_type="application/octet-stream", headers=headers)
 

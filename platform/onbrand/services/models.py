@@ -149,20 +149,27 @@ async def read_weights(session: Session, store: BrandStore, brand_id: str, model
     Raises NotFound; NotAsPublished, a security event, if the stored bytes are not those that were published.
     """
     model = await get_model(session, brand_id, known_id(model_id, "model"))
+    return model, await _as_published(store, model)
+
+
+async def read_kohya(store: BrandStore, model: Model) -> bytes:
+    """The adapter as kohya's trainers name it. Hold no transaction meanwhile. Raises NotFound, NotAsPublished."""
+    data = await _as_published(store, model)
+    return await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, model.model_type)))
+
+
+async def record_download(session: Session, model: Model) -> None:
+    """A line in the brand's record: the caller gets the file in kohya's format."""
+    await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
+
+
+async def _as_published(store: BrandStore, model: Model) -> bytes:
     data = await anyio.to_thread.run_sync(store.read, model.key)
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     if digest != model.sha256:
         security_log.error("the stored bytes of model %s are not those that were published", model.id)
         raise NotAsPublished(f"the stored bytes of {model.name} are not those that were published; train it again")
-    return model, data
-
-
-async def read_kohya(session: Session, store: BrandStore, model: Model) -> bytes:
-    """The adapter as kohya's trainers name it; the download is recorded. Raises NotFound, NotAsPublished."""
-    _, data = await read_weights(session, store, model.brand_id, model.id)
-    written = await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, model.model_type)))
-    await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
-    return written
+    return data
 
 
 async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:
