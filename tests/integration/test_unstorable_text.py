@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from onbrand.errors import InvalidInput
+from onbrand.services.identity import must_be_email
 from tests.conftest import PASSWORD, MakeBrand
 from tests.ingress import Platform
 
@@ -65,3 +67,16 @@ async def test_an_address_with_hidden_characters_is_refused(
             await client.post(f"/v1/brands/{acme.id}/invitations", json={"email": email, "role": "member"}),
         ]
     assert [(answer.status_code, answer.json()["param"]) for answer in answers] == [(422, "email")] * 2
+
+
+@pytest.mark.parametrize(
+    "email", ["\u212aate@corp.example", "kate@corp.\u212aom", "\u0130da@corp.example", "a@b.\u017fe"]
+)
+def test_no_address_becomes_anothers_in_small_letters(email: str) -> None:
+    with pytest.raises(InvalidInput, match="must be an address"):
+        must_be_email(email)
+
+
+def test_what_becomes_ascii_in_small_letters_is_all_known() -> None:
+    found = [char for char in map(chr, range(128, 0x110000)) if any(small.isascii() for small in char.lower())]
+    assert found == ["\u0130", "\u212a"]

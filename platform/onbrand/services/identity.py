@@ -19,7 +19,9 @@ from onbrand.services.rows import Row, known_id
 from onbrand.visible import hidden_in, must_be_visible
 
 _ISSUER, _AUDIENCE = "onbrand", "onbrand-api"
-_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_BECOMES_ASCII = re.compile("[\u0130\u212a]")
+"""Capitals whose small letter is one of ASCII (dotted I, Kelvin): the address in small letters would be another's."""
 
 
 class User(Row):
@@ -181,7 +183,8 @@ def _address(text: str | None) -> str | None:
 
 
 def _is_address(text: str) -> bool:
-    return len(text) <= 254 and _EMAIL.fullmatch(text) is not None and hidden_in(text) is None
+    is_one = len(text) <= 254 and _EMAIL.fullmatch(text) is not None
+    return is_one and hidden_in(text) is None and _BECOMES_ASCII.search(text) is None
 
 
 def must_be_email(text: str) -> str:
