@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 import safetensors.numpy
+from psycopg.conninfo import conninfo_to_dict
 
 import onbrand.client as sdk
 from onbrand.api.bytes_under_way import BytesUnderWay
 from onbrand.config import Limits
+from onbrand.db.logins import DatabaseUrls
+from onbrand.services import models
 from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, weights
@@ -66,6 +70,27 @@ async def test_answers_that_lie_in_memory_count_as_bytes_under_way(platform: Pla
     finally:
         platform.app.state.bodies = before
     assert len(bodies) == 0
+
+
+async def test_a_conversion_holds_no_transaction(
+    platform: Platform, acme: BrandOfPeople, database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def converted(data: bytes, model_type: str) -> list[bytes]:
+        with psycopg.connect(database.owner_url) as owner:
+            row = owner.execute(
+                "select count(*) from pg_stat_activity where usename = %s and datname = current_database()"
+                " and xact_start is not null",
+                [conninfo_to_dict(database.web_url)["user"]],
+            ).fetchone()
+        seen.append(row[0] if row else -1)
+        return [data]
+
+    monkeypatch.setattr(models, "kohya_file", converted)
+    async with platform.client(acme.member) as client:
+        answer = await client.get(f"/v1/brands/{acme.id}/models/sd15-lora-v1/download?format=kohya")
+    assert (answer.status_code, answer.content, seen) == (200, weights(acme.id), [0])
 
 
 async def test_a_format_that_is_none_is_refused_by_name(platform: Platform, acme: BrandOfPeople) -> None:
