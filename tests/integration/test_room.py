@@ -102,6 +102,21 @@ async def test_open_uploads_of_a_caller_end_at_their_limit_in_all_brands(
     must_name(answers[-1], 429, "caller_open_uploads")
 
 
+async def test_what_is_bound_to_a_brand_leaves_its_user_uploads_elsewhere(
+    narrow: Platform, make_brand: MakeBrand
+) -> None:
+    brand, other = await make_brand("acme"), await make_brand("globex")
+    async with narrow.client(other.admin) as admin:
+        await join(admin, narrow, other, brand.member)
+    async with narrow.client(brand.member, brand.id) as bound, narrow.client(brand.member) as in_person:
+        half = LIMITS.caller_open_uploads // 2
+        answers = [await announce(bound, brand) for _ in range(half + 1)]
+        assert [answer.status_code for answer in answers] == [201] * half + [429]
+        must_name(answers[-1], 429, "caller_open_uploads")
+        answers = [await announce(in_person, other) for _ in range(LIMITS.caller_open_uploads - half)]
+    assert [answer.status_code for answer in answers] == [201] * len(answers)
+
+
 async def join(admin: httpx.AsyncClient, platform: Platform, brand: BrandOfPeople, person: Any) -> None:
     """The person becomes a member, by an invitation that they accept."""
     made = await admin.post(f"/v1/brands/{brand.id}/invitations", json={"email": person.email, "role": "member"})

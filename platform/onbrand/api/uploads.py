@@ -19,6 +19,7 @@ from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.once import OnlyOnce
 from onbrand.errors import Conflict, InvalidInput, OnbrandError, StorageError, TooLarge, UnsupportedMedia
 from onbrand.services import uploads
+from onbrand.services.room import limits_of
 from onbrand.storage.links import UploadLink
 from onbrand.storage.store import BrandStore
 
@@ -57,10 +58,11 @@ class Announced(uploads.Upload):
 async def create_upload(body: uploads.NewUpload, caller: Uploader, once: OnlyOnce) -> JSONResponse:
     """Announce a file; the answer says where to send it. Then complete the upload."""
     settings = caller.parts.settings
+    limits = limits_of(caller.scope, settings.limits)
 
     async def create() -> Announced:
         upload, link = await uploads.create_upload(
-            caller.session, caller.store, caller.brand_id, caller.user_id, body, settings.limits, settings.link_seconds
+            caller.session, caller.store, caller.brand_id, caller.user_id, body, limits, settings.link_seconds
         )
         return Announced(**upload.model_dump(), send=Sending.by(link))
 

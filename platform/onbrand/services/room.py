@@ -6,6 +6,7 @@ and never refused; a brand that is full begins no other.
 
 from __future__ import annotations
 
+from onbrand.brand import Scope
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import TooLarge, TooManyRequests
@@ -18,6 +19,13 @@ select (select count(*)::integer from app.uploads u
   + (select coalesce(sum(greatest(0, (j.training_config -> 'import' ->> 'bytes')::bigint)), 0)::bigint
     from app.lora_training_jobs j where j.brand_id = %(brand_id)s and j.status in ('pending', 'training')) as bytes
 """
+
+
+def limits_of(scope: Scope, limits: Limits) -> Limits:
+    """What is bound to one brand opens at most half of its user's uploads, and leaves the rest for their others."""
+    if scope.brand_id is None:
+        return limits
+    return limits.model_copy(update={"caller_open_uploads": max(1, limits.caller_open_uploads // 2)})
 
 
 async def must_have_room_to_send(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
