@@ -151,6 +151,13 @@ def test_a_password_that_is_not_utf8_is_refused_without_it(tmp_path: Path) -> No
     assert b"geheim" not in done.stderr
 
 
+def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
+    done = run("brand", "list", config=tmp_path, ONBRAND_TOKEN="t", ONBRAND_URL="http://ada:geheim@127.0.0.1:1")
+    line = must_be_one_line(done, exits.UNAVAILABLE)
+    assert "http://127.0.0.1:1 does not answer" in line
+    assert "geheim" not in line
+
+
 def test_a_socks_proxy_does_not_keep_the_command_from_this_machine(tmp_path: Path) -> None:
     known = {"ONBRAND_TOKEN": "t", "ALL_PROXY": "socks5://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
     done = run("brand", "list", config=tmp_path, ONBRAND_URL="http://[::1]:1", **known)

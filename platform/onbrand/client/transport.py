@@ -140,8 +140,9 @@ class Transport:
         raise AssertionError("unreachable")
 
     def _unreachable(self, problem: Exception) -> ConnectionFailed:
+        address = self._http.base_url.copy_with(userinfo=b"")  # a password may stand in it
         return ConnectionFailed(
-            f"{self._http.base_url} does not answer ({type(problem).__name__}); is it up, and the address right?"
+            f"{address} does not answer ({type(problem).__name__}); is it up, and the address right?"
         )
 
 
