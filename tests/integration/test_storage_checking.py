@@ -453,7 +453,8 @@ def told_of_one_that_is_ended(stopped: list[Child], end: signal.Signals) -> str:
             time.sleep(0.01)
         time.sleep(0.1)
         os.kill(stopped[0].pid, end)
-        os.kill(stopped[0].pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # SIGKILL ends a stopped one too
+            os.kill(stopped[0].pid, signal.SIGCONT)
 
     ending = threading.Thread(target=end_it, daemon=True)
     ending.start()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.isolation.faults.catalogue import ROOT
 
@@ -81,7 +81,8 @@ class Server:
     def _let_in(self, name: str) -> Logins:
         """What db/logins.py does for a database; the roles are there already."""
         self._owner.execute(f"revoke temporary on database {name} from public")  # type: ignore[arg-type]
-        self._owner.execute(f"grant connect on database {name} to onbrand_web, onbrand_system")  # type: ignore[arg-type]
+        logins = ", ".join(str(conninfo_to_dict(url)["user"]) for url in (self._template.web, self._template.system))
+        self._owner.execute(f"grant connect on database {name} to {logins}")  # type: ignore[arg-type]
         return self._template.of(name)
 
 
