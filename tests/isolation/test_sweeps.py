@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
-from onbrand.db.logins import login_name
+from onbrand.db.logins import DatabaseUrls
 
 OURS = "('app', 'storage', 'audit', 'identity', 'private')"
-LOGINS = "('onbrand_web_' || current_database(), 'onbrand_system_' || current_database())"
+LOGINS = (
+    "(select rolname from pg_roles where rolname ~ '^onbrand_(web|system)_'"
+    " and has_database_privilege(oid, current_database(), 'connect'))"
+)
 LEDGER = "onbrand_migrations"
 """Where yoyo keeps which migrations were applied."""
 PER_BRAND = f"""
@@ -211,8 +215,8 @@ def test_nothing_is_wrong(name: str, owner: psycopg.Connection):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_the_sweep_finds_a_planted_fault(name: str, owner: psycopg.Connection):
-    web = login_name("web", owner.info.dbname)
+def test_the_sweep_finds_a_planted_fault(name: str, owner: psycopg.Connection, database: DatabaseUrls):
+    web = conninfo_to_dict(database.web_url)["user"]
     owner.execute(f"grant create on schema app to {web}")
     owner.execute(PLANT[name].replace("onbrand_web", web))
     assert owner.execute(SWEEPS[name]).fetchall() != []
