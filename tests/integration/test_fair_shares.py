@@ -194,3 +194,13 @@ async def test_the_callers_own_word_lifts_no_limit(doors, make_user) -> None:
             await session.run("select set_config('onbrand.brands_per_account', '1000', true)")
             insert = "insert into app.brands (id, name, user_id) values (%s, 'x', private.uid())"
             await session.run(insert, [f"word-{ada.user_id[:8]}-2"])
+
+
+async def test_nobody_hears_how_many_brands_another_has(doors, make_user) -> None:
+    ada, bob = await make_user("ada"), await make_user("bob")
+    await make(doors, ada, f"heard-{ada.user_id[:8]}", 1)
+    insert = "insert into app.brands (id, name, user_id) values (%s, 'x', %s)"
+    with pytest.raises(OnbrandError) as told:
+        async with doors.user_session(bob.scope) as session, session.claiming(brands_per_account=1):
+            await session.run(insert, [f"heard-{bob.user_id[:8]}", ada.user_id])
+    assert isinstance(told.value, Forbidden)

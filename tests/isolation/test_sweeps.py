@@ -156,6 +156,13 @@ SWEEPS = {
         select reach.login::regrole::text || ' ' || reach.role::regrole::text from reach
         join pg_roles r on r.oid = reach.role
         where r.rolbypassrls or r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication""",
+    "a login of ours becomes the roles of its door and no other": f"""
+        with recursive reach(login, role) as (
+          select r.oid, m.roleid from pg_roles r join pg_auth_members m on m.member = r.oid
+            where r.rolname in {LOGINS}
+          union select reach.login, m.roleid from reach join pg_auth_members m on m.member = reach.role)
+        select reach.login::regrole::text || ' ' || reach.role::regrole::text from reach
+        where reach.role::regrole::text not in ('anon', 'authenticated', 'brand_system', 'onbrand_dispatcher')""",
     "the two logins share no role": f"""
         with recursive reach(login, role) as (
           select r.oid, m.roleid from pg_roles r join pg_auth_members m on m.member = r.oid
@@ -201,6 +208,7 @@ PLANT = {
     "only the two walled families and our helpers may touch a table": "grant select on app.models to anon",
     "tables belong to roles that cannot log in": "alter table app.models owner to onbrand_web",
     "a login of ours reaches no role that passes by row security": "grant postgres to authenticated",
+    "a login of ours becomes the roles of its door and no other": "grant onbrand_definer to onbrand_web",
     "the two logins share no role": "grant brand_system to onbrand_web",
     "no role of ours passes by row security": "alter role authenticated bypassrls",
     "a policy on memberships asks the helpers, not memberships": "create policy loop on app.brand_users using"
