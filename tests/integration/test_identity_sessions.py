@@ -55,8 +55,8 @@ async def page(platform: Platform, acme: BrandOfPeople) -> AsyncIterator[Page]:
     await made.client.aclose()
 
 
-def told(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
+def told(answer: httpx.Response) -> tuple[int, str | None]:
+    return answer.status_code, answer.json().get("code")
 
 
 # the cookie
