@@ -124,12 +124,12 @@ async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> 
     user_id = known_id(user_id, "member")
     await _lock_members(session, brand_id)
     await must_be_admin(session, brand_id, "change roles")
+    await record(session, brand_id, "member.set_role", {"user_id": user_id, "role": role})  # while one still is admin
     num_changed = await session.run(
         "update app.brand_users set role = %s where brand_id = %s and user_id = %s", [role, brand_id, user_id]
     )
     if num_changed == 0:
         raise NotFound("there is no such member")
-    await record(session, brand_id, "member.set_role", {"user_id": user_id, "role": role})
     return await _member(session, brand_id, user_id)
 
 
