@@ -19,7 +19,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import psycopg
+from fastapi import FastAPI
 
 from benchmarks.crowd import Crowd, crowd, known_id
 from benchmarks.described import PICTURE, operations
@@ -120,8 +121,8 @@ async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
     for role in roles:
         scope = platform.scope(role, _NUMBER)
         doors.asked_by = ("", role)
-        app.dependency_overrides[token_holder()] = lambda scope=scope: scope
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://benchmark") as client:
+        transport = httpx.ASGITransport(_known_as(scope, app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://benchmark") as client:
             for operation in operations(app.openapi()):
                 if operation.method == "GET" and operation.path not in NOT_READS:
                     doors.asked_by = (str(operation), role)
@@ -132,11 +133,14 @@ async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
     return list(doors.reads.values())
 
 
-def token_holder() -> Any:
-    """The dependency that says who calls; credentials have rows of their own, which are no part of this."""
-    from onbrand.api.caller import TokenHolder
+def _known_as(scope: Scope, app: FastAPI) -> Callable[..., Awaitable[None]]:
+    """The app, to which this caller is known; credentials have rows of their own, which are no part of this."""
+    from onbrand.api import first
 
-    return TokenHolder.__metadata__[0].dependency
+    async def called(request: dict[str, Any], receive: Any, send: Any) -> None:
+        await app({**request, first.CALLER: scope}, receive, send)
+
+    return called
 
 
 def _named(things: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:

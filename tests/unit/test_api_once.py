@@ -51,7 +51,7 @@ def request(form: FormData | None, body: bytes = b"") -> Request:
     app.state.parts, app.state.hashing = None, FairTurns(2, 2)
     headers = [(b"content-type", b"multipart/form-data; boundary=x")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/x", "headers": headers, "app": app}
-    scope[first._SCOPE] = Scope("00000000-0000-0000-0000-000000000001")
+    scope[first.CALLER] = Scope("00000000-0000-0000-0000-000000000001")
     if form is not None:
         scope[READ_FORM] = form
 

@@ -15,7 +15,8 @@ from onbrand.brand import Scope
 if TYPE_CHECKING:
     from onbrand.api.caller import Parts
 
-_SCOPE = "onbrand.caller"
+CALLER = "onbrand.caller"
+"""Where a request's ASGI scope holds who calls, once that is known."""
 
 
 async def authenticated(request: Request, parts: Parts) -> Scope:
@@ -24,7 +25,7 @@ async def authenticated(request: Request, parts: Parts) -> Scope:
     Raises Unauthenticated, CrossSiteRefused, or TooManyRequests for a caller with too many requests, or bytes of
     their bodies, under way.
     """
-    known = request.scope.get(_SCOPE)
+    known = request.scope.get(CALLER)
     if isinstance(known, Scope):
         return known
     found = await scope_of(request, parts)
@@ -33,5 +34,5 @@ async def authenticated(request: Request, parts: Parts) -> Scope:
     bodies: BytesUnderWay = request.app.state.bodies
     edge.hold(request.scope, bodies.held(found.user_id, edge.expected_bytes(request.scope)))
     edge.admit(request.scope)
-    request.scope[_SCOPE] = found
+    request.scope[CALLER] = found
     return found
