@@ -27,7 +27,7 @@ from PIL import Image
 
 ADDRESS = "127.0.0.2"
 NUM_KEYS, NUM_CONNECTIONS, NUM_OPEN = 90_000, 16, 1_050
-NUM_LOGINS, NUM_STREAMS, NUM_UPLOADS, NUM_CHECKS = 40, 200, 16, 16
+NUM_LOGINS, NUM_STREAMS, NUM_UPLOADS, NUM_CHECKS, NUM_READS = 40, 200, 16, 16, 120
 _PAUSE_SECONDS = 0.05
 """Between two calls of one line that were refused: nobody gains by asking faster."""
 
@@ -58,8 +58,8 @@ class Attacker:
     answers: Counter[str] = field(default_factory=Counter)
 
     def client(self) -> httpx.AsyncClient:
-        """Without a credential, with as many connections as are asked for."""
-        transport = httpx.AsyncHTTPTransport(local_address=ADDRESS, limits=httpx.Limits(max_connections=None))
+        """Without a credential, for one line: a client of many connections looks through all of them at each call."""
+        transport = httpx.AsyncHTTPTransport(local_address=ADDRESS, verify=False)  # loopback, no TLS
         return httpx.AsyncClient(transport=transport, base_url=self.orders.url, timeout=120)
 
     @property
@@ -80,12 +80,12 @@ class Attacker:
     async def again_and_again(self, num_lines: int, call: Callable[[httpx.AsyncClient, int], Awaitable[Any]]) -> None:
         """So many lines, each of which calls anew as soon as it was answered."""
 
-        async def line(client: httpx.AsyncClient, number: int) -> None:
-            while True:
-                await call(client, number)
+        async def line(number: int) -> None:
+            async with self.client() as client:
+                while True:
+                    await call(client, number)
 
-        async with self.client() as client:
-            await asyncio.gather(*(line(client, number) for number in range(num_lines)))
+        await asyncio.gather(*(line(number) for number in range(num_lines)))
 
 
 async def large_bodies(attacker: Attacker, headers: dict[str, str]) -> None:
@@ -184,6 +184,16 @@ async def many_brands(attacker: Attacker) -> None:
     await attacker.again_and_again(2 * len(brands), call)
 
 
+async def plain_reads(attacker: Attacker) -> None:
+    """120 lines that read one brand, as many as one account may."""
+    path = f"/v1/brands/{attacker.orders.brands[0]}"
+
+    async def call(client: httpx.AsyncClient, _: int) -> None:
+        await attacker.call(client, "GET", path, headers=attacker.credential)
+
+    await attacker.again_and_again(NUM_READS, call)
+
+
 async def event_streams(attacker: Attacker) -> None:
     """200 event streams of one training job."""
     path = f"/v1/brands/{attacker.orders.brands[0]}/training-jobs/{attacker.orders.job_id}/events"
@@ -225,6 +235,7 @@ ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
         slow_headers,
         slow_bodies,
         wrong_logins,
+        plain_reads,
         event_streams,
         uploads,
         checks,

@@ -14,6 +14,7 @@ from onbrand.api import (
     abandoned,
     assets,
     audit,
+    body_limits,
     brands,
     cors,
     documents,
@@ -114,7 +115,7 @@ def create_app(
     _share_out(app, settings.limits)
     for room in rooms:
         app.include_router(room.router)
-    app.add_middleware(edge.Edge, body_limit=_limit_of_users, anonymous_bytes=settings.limits.anonymous_bytes)
+    app.add_middleware(edge.Edge, body_limit=body_limits.of_users, anonymous_bytes=settings.limits.anonymous_bytes)
     cors.add_to(app, settings.cors_origins)
     return app
 
@@ -156,7 +157,7 @@ def create_system_app(
         settings, secrets, doors, store, credentials=CredentialIssuer.from_settings(settings)
     )
     app.include_router(system.router)
-    app.add_middleware(edge.Edge, body_limit=_limit_of_workers, anonymous_bytes=settings.limits.anonymous_bytes)
+    app.add_middleware(edge.Edge, body_limit=body_limits.of_workers, anonymous_bytes=settings.limits.anonymous_bytes)
     return app
 
 
@@ -188,21 +189,3 @@ def _share_out(app: FastAPI, limits: Limits) -> None:
     app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
     app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")
     app.state.bodies = BytesUnderWay(limits)
-
-
-def _limit_of_users(method: str, path: str) -> int:
-    if method == "POST" and path.startswith("/v1/brands/") and path.endswith("/documents"):
-        return documents.REQUEST_BYTES
-    if method == "POST" and path.startswith("/v1/brands/") and path.endswith("/models:import"):
-        return models.REQUEST_BYTES
-    is_upload = method == "POST" and path.startswith("/v1/brands/") and path.endswith("/assets")
-    is_file = method == "PUT" and path.startswith("/v1/files/")
-    return assets.REQUEST_BYTES if is_upload or is_file else edge.JSON_BYTES
-
-
-def _limit_of_workers(method: str, path: str) -> int:
-    if path.endswith("/v1/training/publish"):
-        return system.MODEL_BYTES
-    if path.endswith(("/v1/training/samples", "/v1/generation/images")):
-        return system.IMAGE_BYTES
-    return edge.JSON_BYTES

@@ -98,12 +98,18 @@ class Limits(BaseModel):
     """The same of all accounts together; no account has more than are left for the others."""
     requests: int = 1_800
     """Requests under way at once, of all addresses together."""
+    turns: int = 4
+    """Requests that the API works at, at once; addresses take turns, and one has at most half. Further ones wait."""
+    turn_seconds: float = 0.1
+    """When a request that waits for something (a picture, an event) gives its turn to the next."""
     open_bodies_per_address: int = 32
     """Bodies of one address that have not arrived whole: of more, the one that is silent longest ends with 408."""
     open_bodies: int = 512
     """Bodies that have not arrived whole, of all addresses together."""
     connections_per_address: int = 512
     """Connections of one address: of more, the one that has been idle longest is closed."""
+    connections_per_second: float = 100.0
+    """New connections of one address, after `connections_per_address` at once; further ones are closed."""
     connections: int = 10_000
     """Connections of all addresses together, and never more than the process may have files."""
     header_seconds: float = 10.0

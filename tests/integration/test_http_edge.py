@@ -8,9 +8,11 @@ import re
 import httpx
 import pytest
 
+from onbrand.api import body_limits
 from onbrand.app import create_app
 from onbrand.config import Limits
 from onbrand.errors import ConfigurationError
+from onbrand.services import imports
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform
 from tests.integration.public_port import problem_of, routes_of
@@ -247,6 +249,10 @@ def test_what_is_no_origin_is_refused(origin: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ONBRAND_CORS_ORIGINS", json.dumps([origin]))
     with pytest.raises(ConfigurationError, match="ONBRAND_CORS_ORIGINS"):
         settings_from({})
+
+
+def test_a_file_to_import_fits_into_its_request() -> None:
+    assert body_limits.IMPORT_BYTES == imports.IMPORT_BYTES_MAX + 2**20
 
 
 def test_limits_of_the_edge_have_numbers() -> None:

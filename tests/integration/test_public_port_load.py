@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from tests.integration.public_port import SAFE, Wire, asked, lines, opened, request, until, wire
 
 QUICK = {"header_seconds": 0.5, "body_seconds": 0.5}
@@ -105,6 +107,55 @@ async def test_requests_of_one_address_beyond_its_number_are_429_and_another_add
             behind.let_go.set()
             assert {(await line.hear())[0] for line in waiting} == {200}
         assert (await asked(port, request()))[0] == 200
+
+
+async def test_an_address_with_many_requests_has_half_of_the_turns_and_another_is_served() -> None:
+    async with opened({"turns": 4, "turn_seconds": 60}) as (port, behind):
+        async with lines(port, 20, request("/v1/slow")) as waiting:
+            await until(lambda: behind.num_inside == 2)
+            assert (await asked(port, request(), "127.0.0.2"))[0] == 200
+            assert behind.num_inside == 2
+            behind.let_go.set()
+            assert {(await line.hear())[0] for line in waiting} == {200}
+
+
+async def test_a_request_that_waits_gives_its_turn_to_the_next() -> None:
+    async with opened({"turns": 2, "turn_seconds": 0.02}) as (port, behind), lines(port, 20, request("/v1/slow")):
+        await until(lambda: behind.num_inside == 20)
+
+
+async def test_an_answer_that_has_begun_holds_no_turn() -> None:
+    async def begun(send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": SAFE})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await behind.let_go.wait()
+        await send({"type": "http.response.body", "body": b"a"})
+
+    async with opened({"turns": 2, "turn_seconds": 60}) as (port, behind):
+        behind.answer = begun
+        async with lines(port, 20, request()):
+            await until(lambda: behind.num_inside == 20)
+
+
+async def test_connections_of_an_address_come_no_faster_than_its_rate() -> None:
+    limits = {"connections_per_address": 5, "connections_per_second": 0.01}
+    async with opened(limits) as (port, _):
+        for _ in range(5):
+            assert (await asked(port, request()))[0] == 200
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asked(port, request())
+        assert (await asked(port, request(), "127.0.0.2"))[0] == 200
+    async with opened(limits, trusted_proxies=("127.0.0.1",)) as (port, _):
+        assert [(await asked(port, request()))[0] for _ in range(10)] == [200] * 10
+
+
+async def test_a_body_beyond_the_limit_of_its_address_never_reaches_serve() -> None:
+    async with opened() as (port, behind), wire(port) as line:
+        await line.say(b"POST /v1/brands/acme/training-jobs HTTP/1.1\r\nhost: a\r\ncontent-length: 1048577\r\n\r\n{")
+        status, headers, body = await line.hear()
+        assert (status, json.loads(body)["code"], headers["connection"]) == (413, "too_large", "close")
+        assert await line.is_closed()
+    assert behind.seen == []
 
 
 async def test_requests_beyond_the_number_of_all_are_503() -> None:

@@ -53,6 +53,7 @@ async def test_after_all_of_them_good_files_are_taken(doors_of_files: Doors) -> 
         ),
         ("documents", "Guidelines.pdf", papers.pdf()),
         ("documents", "Voice.md", b"# Voice\n\nKind, `<brief>`, 1 < 2. [More](https://acme.example/voice)\n"),
+        ("documents", "Flags.md", "".join(map(papers.flag, ("gbeng", "gbsct", "gbwls"))).encode()),
         ("publish", "a.safetensors", weights("hostile")),
     ]
     for door, filename, data in good:

@@ -182,3 +182,13 @@ async def test_nothing_is_kept_of_who_is_done(files: Files) -> None:
             await files.end(name)
     turns = files.turns
     assert (turns._brands, turns._accounts, turns._waiting, turns._num_free) == ({}, {}, {}, 2)
+
+
+async def test_a_turn_that_is_ended_twice_is_one_turn(files: Files) -> None:
+    turn = await files.turns.begin(A)
+    turn.end()
+    turn.end()
+    for name in ("a1", "b1"):
+        await files.send(name, A if name == "a1" else B)
+    await files.send("b2", B)
+    assert files.begun == ["a1", "b1"]

@@ -31,6 +31,8 @@ class Answer:
         origins: whose pages may read those.
         seconds: within which each piece must leave.
         abort: drops the connection with what is not sent.
+
+    `on_start` is called when the answer begins.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Answer:
         self._request_id, self._origins = request_id, origins
         self._seconds, self._abort = seconds, abort
         self.has_started = False
+        self.on_start: Callable[[], object] = lambda: None
         self._is_replaced = False
 
     async def send(self, message: Message) -> None:
@@ -70,7 +73,9 @@ class Answer:
         await response(self._scope, self._receive, self._pass)
 
     async def _pass(self, message: Message) -> None:
-        self.has_started = True
+        if not self.has_started:
+            self.has_started = True
+            self.on_start()
         try:
             async with asyncio.timeout(self._seconds):
                 await self._send(message)

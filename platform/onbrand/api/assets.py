@@ -26,7 +26,6 @@ from onbrand.storage.sent import SentFile, is_archive
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"], route_class=UserRoute)
 
-REQUEST_BYTES = 256 * 2**20
 """One upload request at most; each file is read when its turn has come, and let go."""
 
 _FIELDS = frozenset({"files", "files[]", "captions", "object", "metadata"})

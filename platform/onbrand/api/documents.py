@@ -23,7 +23,6 @@ from onbrand.storage.sent import SentFile
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"], route_class=UserRoute)
 
-REQUEST_BYTES = 32 * 2**20
 """One request at most; a document's own limit is narrower."""
 
 _FIELDS = frozenset({"file", "title"})

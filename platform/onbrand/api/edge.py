@@ -17,14 +17,13 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onbrand.api import problems
+from onbrand.api import body_limits, problems
 from onbrand.api.heads import HeadOnly
-from onbrand.errors import InvalidInput, TooLarge
+from onbrand.errors import InvalidInput
 
 access_log = logging.getLogger("onbrand.access")
 fault_log = logging.getLogger("onbrand.faults")
 
-JSON_BYTES = 2**20
 ANONYMOUS_BYTES = 16 * 2**10
 PARTS_MAX = 100
 """Parameters of an address; and cookies."""
@@ -53,7 +52,7 @@ class Edge:
     def __init__(
         self,
         app: ASGIApp,
-        body_limit: Callable[[str, str], int] = lambda method, path: JSON_BYTES,
+        body_limit: Callable[[str, str], int] = body_limits.of_users,
         anonymous_bytes: int = ANONYMOUS_BYTES,
     ) -> None:
         self._app = app
@@ -108,31 +107,23 @@ class _Exchange:
     def expected_bytes(self) -> int:
         """Announced, or the full limit where a body comes without its length."""
         is_open = any(name == b"transfer-encoding" for name, _ in self._scope["headers"])
-        return self._full_limit if is_open else self._announced_bytes()
+        return self._full_limit if is_open else body_limits.announced_bytes(self._scope)
 
     async def run(self, app: ASGIApp) -> None:
         started = time.monotonic()
         try:
             with self.held:
-                if (excess := _too_many_parts(self._scope)) is not None:
+                if (odd := _too_many_parts(self._scope)) is not None:
+                    await self._answer(problems.problem(odd, self.request_id, {"Connection": "close"}))
+                elif body_limits.announced_bytes(self._scope) > self._full_limit:
+                    excess = body_limits.too_large(self._full_limit)
                     await self._answer(problems.problem(excess, self.request_id, {"Connection": "close"}))
-                elif self._announced_bytes() > self._full_limit:
-                    await self._answer(problems.problem(self._too_large(), self.request_id, {"Connection": "close"}))
                 else:
                     await HeadOnly(app)(self._scope, self._bounded_receive, self._marked_send)
         except Exception as fault:
             await self._on_fault(fault)
         finally:
             self._log(time.monotonic() - started)
-
-    def _announced_bytes(self) -> int:
-        for name, value in self._scope["headers"]:
-            if name == b"content-length" and value.isdigit():
-                return int(value)
-        return 0
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is larger than the {self._full_limit} bytes that this address accepts", param="body")
 
     async def _bounded_receive(self) -> Message:
         """Read on, but not beyond the limit: what is larger is refused without reading the rest."""

@@ -5,6 +5,7 @@ It sees connections and addresses; who calls, and what a body means, is the busi
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -15,9 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onbrand.api.answers import Answer
 from onbrand.api.bodies import Body, OpenBodies
+from onbrand.api.body_limits import announced_bytes, of_users, too_large
 from onbrand.api.shares import Shares
 from onbrand.config import Limits
 from onbrand.errors import NotFound, OnbrandError, Unavailable
+from onbrand.storage.fair_turns import FairTurns, Whose
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Front:
         self._controls = _CONTROLS | {_plain(name) for name in controls}
         self._bodies = OpenBodies(limits)
         self._requests = Shares(limits.requests_per_address, "requests of one address")
+        self._turns = FairTurns(limits.turns, limits.requests_per_address, what="requests of this address wait")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,15 +80,28 @@ class Front:
     async def _pass_on(self, scope: Scope, body: Body, answer: Answer) -> None:
         if not is_below(scope["path"], PUBLIC):
             raise NotFound("there is nothing at this address")
+        if announced_bytes(scope) > (limit := of_users(scope["method"], scope["path"])):
+            raise too_large(limit)
         if len(self._requests) >= self._limits.requests:
             raise Unavailable("too many requests are under way here; try again soon", retry_after=1)
         with self._requests.held(body.address):
             await body.hold()
-            await self._app(scope, body.receive, answer.send)
+            await self._in_turn(scope, body, answer)
         if body.problem is not None:
             raise body.problem
         if not answer.has_started and not body.is_gone:
             raise Unavailable("the API ended before it answered; try again")
+
+    async def _in_turn(self, scope: Scope, body: Body, answer: Answer) -> None:
+        """Addresses take turns at the app. A turn ends when the answer begins, or soon: some requests wait."""
+        turn = await self._turns.begin(Whose(body.address))
+        answer.on_start = turn.end
+        timer = asyncio.get_running_loop().call_later(self._limits.turn_seconds, turn.end)
+        try:
+            await self._app(scope, body.receive, answer.send)
+        finally:
+            timer.cancel()
+            turn.end()
 
     def _passed_on(self, headers: list[tuple[bytes, bytes]]) -> tuple[str, list[tuple[bytes, bytes]]]:
         """The request's id, and the headers without any that Serve would act on."""

@@ -67,7 +67,6 @@ _IMPORT_SCHEMA: dict[str, Any] = {
         },
     }
 }
-REQUEST_BYTES = imports.IMPORT_BYTES_MAX + 2**20
 """An import's whole form; the file is read when its turn has come."""
 
 

@@ -40,8 +40,6 @@ from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
 from onbrand.system_client import RunCredentials
 
-MODEL_BYTES = 2**30
-IMAGE_BYTES = 64 * 2**20
 F = TypeVar("F", bound=Input)
 _BINARY = "application/octet-stream"
 

@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from onbrand.api.answers import Answer
 from onbrand.api.front import ABORT, INTERNAL, Front, is_below, network_of, refuse
 from onbrand.api.problems import MEDIA_TYPE, body
+from onbrand.api.rates import Rates
 from onbrand.config import Limits, Settings
 from onbrand.errors import ConfigurationError, NotFound
 from onbrand.serving.framing import BoundedConnection, Refusal
@@ -137,9 +138,14 @@ class Connections:
         self._most = limits.connections if unlimited else max(1, min(limits.connections, files - _FILES_KEPT))
         self._open: OrderedDict[PublicProtocol, None] = OrderedDict()
         self._by_address: dict[str, OrderedDict[PublicProtocol, None]] = {}
+        self._rates = Rates(limits.connections_per_second, limits.connections_per_address)
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def may_open(self, address: str) -> bool:
+        """Whether the address opens connections no faster than it may."""
+        return self._rates.take(address) or self._is_trusted(address)
 
     def add(self, made: PublicProtocol) -> None:
         """A connection was made; one too many of its address, or of all, costs the one that was idle longest."""
@@ -198,6 +204,9 @@ class PublicProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = network_of(self.client[0] if self.client else "")
+        if not self._doors.may_open(self.address):
+            self.drop()
+            return
         self.app_state = {ABORT: transport.abort}
         self._doors.add(self)
         self._watch(is_due=True)

@@ -67,6 +67,13 @@ _LOOKED_INTO = (b"/URI", b"/Base", b"/OpenAction", b"/Metadata")
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
 _UNSEEN = re.compile("[\ufff0-\uffff\U000e0000-\U000e0fff]")
 """In documents also tags and non-characters: nobody writes them there, and a reader that is a model reads them."""
+_FLAGS = re.compile(
+    "|".join(
+        "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in region) + "\U000e007f"
+        for region in ("gbeng", "gbsct", "gbwls")
+    )
+)
+"""The flags of England, Scotland and Wales (Unicode's RGI set), the only emoji that are written with tags."""
 _NESTING_MAX = 50
 
 
@@ -267,7 +274,7 @@ def _markdown(data: bytes, limits: Limits, name: str) -> bytes:
 
 def _must_be_visible(text: str, name: str) -> None:
     for number, line in enumerate(text.split("\n"), start=1):
-        if hidden_in(line, lines=True) or _UNSEEN.search(line):
+        if hidden_in(line, lines=True) or _UNSEEN.search(_FLAGS.sub("", line)):
             _refuse(name, f"line {number} holds characters that cannot be seen", InvalidInput)
 
 

@@ -52,6 +52,19 @@ class _Waiter:
     turn: anyio.Event = field(default_factory=anyio.Event)
 
 
+class Turn:
+    """A turn that runs until `end` is called; calling it again does nothing."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back: Callable[[], None] | None = give_back
+
+    def end(self) -> None:
+        """Give the turn to whoever is next."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+
 class FairTurns:
     """So many turns at once. Not to be shared between event loops.
 
@@ -83,12 +96,17 @@ class FairTurns:
     @asynccontextmanager
     async def take(self, whose: Whose) -> AsyncIterator[None]:
         """A turn, when it comes. Raises TooManyRequests when as many of the brand wait as may."""
-        await self._wait(whose)
-        began = self._now()
+        turn = await self.begin(whose)
         try:
             yield
         finally:
-            self._give_back(whose, self._now() - began)
+            turn.end()
+
+    async def begin(self, whose: Whose) -> Turn:
+        """A turn, when it comes, that its holder ends. Raises TooManyRequests when as many of the brand wait as may."""
+        await self._wait(whose)
+        began = self._now()
+        return Turn(lambda: self._give_back(whose, self._now() - began))
 
     async def _wait(self, whose: Whose) -> None:
         line = self._waiting.get(whose.brand_id, deque())

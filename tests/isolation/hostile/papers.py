@@ -284,6 +284,11 @@ def _names() -> list[tuple]:
     return [*found, ("a name of dots", "...pdf", pdf, "title"), ("a name without letters", "\u202e.pdf", pdf, "title")]
 
 
+def flag(region: str) -> str:
+    """A black flag and the region in tags, as emoji have it."""
+    return "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in region) + "\U000e007f"
+
+
 def _texts() -> list[tuple]:
     markup = {
         "a script": "# Voice\n\n<script>alert(1)</script>\n",
@@ -320,6 +325,8 @@ def _texts() -> list[tuple]:
         "a character that turns around": "a\u202eb\n".encode(),
         "an isolate": "a\u2066b\n".encode(),
         "a hidden tag": "a\U000e0041b\n".encode(),
+        "words in a flag": flag("hidden").encode(),
+        "tags after a flag": f"{flag('gbeng')}\U000e0041\n".encode(),
     }
     other = {
         "UTF-16": ("# Voice".encode("utf-16"), "UTF-8|cannot be seen"),
