@@ -109,7 +109,8 @@ class Limits(BaseModel):
     connections_per_address: int = 512
     """Connections of one address: of more, the one that has been idle longest is closed."""
     connections_per_second: float = 100.0
-    """New connections of one address, after `connections_per_address` at once; further ones are closed."""
+    """New connections of one address, after `connections_burst`; further ones are closed."""
+    connections_burst: int = 128
     connections: int = 10_000
     """Connections of all addresses together, and never more than the process may have files."""
     header_seconds: float = 10.0

@@ -138,7 +138,7 @@ async def test_an_answer_that_has_begun_holds_no_turn() -> None:
 
 
 async def test_connections_of_an_address_come_no_faster_than_its_rate() -> None:
-    limits = {"connections_per_address": 5, "connections_per_second": 0.01}
+    limits = {"connections_burst": 5, "connections_per_second": 0.01}
     async with opened(limits) as (port, _):
         for _ in range(5):
             assert (await asked(port, request()))[0] == 200

@@ -138,7 +138,7 @@ class Connections:
         self._most = limits.connections if unlimited else max(1, min(limits.connections, files - _FILES_KEPT))
         self._open: OrderedDict[PublicProtocol, None] = OrderedDict()
         self._by_address: dict[str, OrderedDict[PublicProtocol, None]] = {}
-        self._rates = Rates(limits.connections_per_second, limits.connections_per_address)
+        self._rates = Rates(limits.connections_per_second, limits.connections_burst)
 
     def __len__(self) -> int:
         return len(self._open)

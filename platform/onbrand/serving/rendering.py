@@ -32,6 +32,7 @@ security_log = logging.getLogger("onbrand.security")
 
 _ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
 """So often the rows of drawings hear from here: less often the more are under way."""
+_PROGRESS_SECONDS = 0.25
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
 _ENDS = frozenset({"completed", "failed", "canceled"})
@@ -249,8 +250,7 @@ class Renderer:
 
     async def _pass_on(self, rendering: Rendering, client: AsyncSystemClient, event: Event) -> None:
         if isinstance(event, Progress):
-            rendering.progress = 100 * event.done // event.total
-            rendering.tell("progress", {"progress": rendering.progress, "step": event.done, "num_steps": event.total})
+            rendering.advance(event.done, event.total)
         elif isinstance(event, Preview):
             rendering.show(event.index, event.step, as_data_url(event.image_CHW))
         elif isinstance(event, Picture):
@@ -308,6 +308,7 @@ class Rendering:
     def __init__(self, request: RenderRequest) -> None:
         self.request = request
         self.progress = 0
+        self._progress_due = 0.0
         self.cancel_requested = False
         self.task: asyncio.Task[None] | None = None
         self._events: list[RenderEvent | None] = []
@@ -324,6 +325,14 @@ class Rendering:
         """Add an event."""
         self._events.append(RenderEvent(kind=kind, data=data))
         self._wake()
+
+    def advance(self, step: int, num_steps: int) -> None:
+        """Note how far it is, and add an event unless the last one was just told: each costs both ends milliseconds."""
+        self.progress = 100 * step // num_steps
+        now = time.monotonic()
+        if now >= self._progress_due:
+            self._progress_due = now + _PROGRESS_SECONDS
+            self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
 
     def show(self, index: int, step: int, image: str) -> None:
         """Add a preview of picture `index`; the one before it is forgotten, also by readers who come later."""

@@ -26,6 +26,8 @@ ASKED = struct.Struct("<Q")
 TOLD = struct.Struct("<i")
 """First the pid, then the exit code (of a signal: its number, negative)."""
 NUM_DESCRIPTORS = 3
+_NICENESS = 4
+"""Files are read beside the API and the database, which share the cores and need little of them."""
 _STDIN, _STDOUT, _FIRST_OTHER = 0, 1, 3
 _NUM_DESCRIPTORS_MAX = 1024
 
@@ -38,6 +40,7 @@ def serve(run: Callable[[int], None]) -> NoReturn:
             and no other but 2. It ends with 0 if this returns, with 1 if it raises.
     """
     be_unreadable()
+    os.nice(_NICENESS)
     requests = socket.socket(fileno=_STDIN)
     woken = _wakes_at_a_childs_end()
     most = min(_NUM_DESCRIPTORS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
