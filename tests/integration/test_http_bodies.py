@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,19 @@ def test_every_route_asks_for_a_credential_before_it_reads_or_is_known_to_need_n
         assert asks != needs_none, (method, path)
     for method, path, route in routes_of(platform.system_app):
         assert path == "/healthz" or isinstance(route, Route), (method, path)
+
+
+def test_nothing_that_a_route_depends_on_takes_a_thread(platform: Platform) -> None:
+    """FastAPI hands a dependency that is no coroutine to a thread, which costs more than any of ours does."""
+    for method, path, route in [*routes_of(platform.app), *routes_of(platform.system_app)]:
+        for call in calls_of(route.dependant):
+            assert inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call), (method, path, call)
+
+
+def calls_of(dependant: Any) -> Iterator[Any]:
+    yield dependant.call
+    for each in dependant.dependencies:
+        yield from calls_of(each)
 
 
 class Endless:

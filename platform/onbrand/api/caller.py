@@ -15,7 +15,7 @@ again, so that a removed member or a revoked key is out at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +68,7 @@ class Parts:
         return Terms(self.recommended, self.settings.limits, self.settings.train_workers)
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
@@ -234,8 +234,8 @@ async def _admin_in_person(admin: Admin) -> BrandCaller:
 AdminInPerson = Annotated[BrandCaller, Depends(_admin_in_person)]
 
 
-def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Access]:
-    def access(brand_id: str, scope: TokenHolder, parts: AppParts) -> Access:
+def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Awaitable[Access]]:
+    async def access(brand_id: str, scope: TokenHolder, parts: AppParts) -> Access:
         return Access(scope, brand_id, parts, need)
 
     return access

@@ -11,7 +11,7 @@ from onbrand.storage.checking import Checker
 from onbrand.storage.fair_turns import Whose
 
 
-def checker_of(request: Request) -> Checker:
+async def checker_of(request: Request) -> Checker:
     """The one checker of this process."""
     checker: Checker = request.app.state.checker
     return checker

@@ -44,7 +44,7 @@ Look = Callable[[BrandCaller, int], Awaitable[Seen]]
 Close = Callable[[], Awaitable[None]]
 
 
-def _last_event_id(
+async def _last_event_id(
     last: Annotated[str | None, Header(alias="Last-Event-ID", description="Resume after this event.")] = None,
 ) -> int:
     if last is None or last == "":

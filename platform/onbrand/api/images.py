@@ -22,7 +22,7 @@ WAIT_SECONDS_MAX = 60
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?:$|[,;\s])")
 
 
-def _wait_seconds(
+async def _wait_seconds(
     prefer: Annotated[str | None, Header(description="`wait=N`: answer when done, at most after N seconds.")] = None,
 ) -> int:
     """N of `Prefer: wait=N` (RFC 7240), at most 60; a preference that says nothing to us is ignored."""

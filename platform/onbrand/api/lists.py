@@ -33,7 +33,7 @@ class ListQuery:
     cursor: str | None
 
 
-def _list_query(
+async def _list_query(
     parts: AppParts,
     limit: Annotated[int, Query(description="Objects on a page.")] = _LIMIT,
     cursor: Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")] = None,

@@ -59,7 +59,7 @@ class SystemParts:
         return "SystemParts(...)"
 
 
-def _parts(request: Request) -> SystemParts:
+async def _parts(request: Request) -> SystemParts:
     parts: SystemParts = request.app.state.parts
     return parts
 
@@ -108,12 +108,12 @@ def _must_be_of_kind(ticket: Ticket, kind: TicketKind) -> None:
         raise TicketRefused(f"this needs a {kind} ticket")
 
 
-def _trainer(worker: AnyWorker) -> Worker:
+async def _trainer(worker: AnyWorker) -> Worker:
     _must_be_of_kind(worker.ticket, "training")
     return worker
 
 
-def _drawer(worker: AnyWorker) -> Worker:
+async def _drawer(worker: AnyWorker) -> Worker:
     _must_be_of_kind(worker.ticket, "generation")
     return worker
 
@@ -122,9 +122,9 @@ Trainer = Annotated[Worker, Depends(_trainer)]
 Drawer = Annotated[Worker, Depends(_drawer)]
 
 
-def _checker(request: Request, ticket: AnyTicket) -> Checker:
+async def _checker(request: Request, ticket: AnyTicket) -> Checker:
     """Workers hand in what was admitted: they wait in their brand's line, which has no end for them."""
-    return checker_of(request).on_behalf_of(Whose(ticket.brand_id, is_bounded=False))
+    return (await checker_of(request)).on_behalf_of(Whose(ticket.brand_id, is_bounded=False))
 
 
 FileChecker = Annotated[Checker, Depends(_checker)]
