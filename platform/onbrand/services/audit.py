@@ -16,6 +16,7 @@ from onbrand.services.rows import PAGE_MAX, Page, Row
 Actor = Literal["user", "key", "system"]
 Order = Literal["desc", "asc"]
 
+_BEYOND_ALL = 2**63 - 1
 LINE = """
 select seq, brand_id, at, actor, user_id::text, credential, action, detail, encode(prev, 'hex') as prev,
   encode(hash, 'hex') as hash from audit.events
@@ -54,12 +55,11 @@ async def list_events(
     """
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
-    after = None if cursor is None else _place(cursor)
-    beyond = ">" if order == "asc" else "<"
+    beyond, start = (">", 0) if order == "asc" else ("<", _BEYOND_ALL)
+    after = start if cursor is None else _place(cursor)
     rows = await session.all(
-        f"{LINE} where brand_id = %(brand_id)s and (%(after)s::bigint is null or seq {beyond} %(after)s::bigint)"
-        f" order by seq {order} limit %(limit)s",
-        {"brand_id": brand_id, "after": after, "limit": limit + 1},
+        f"{LINE} where brand_id = %s and seq {beyond} %s::bigint order by seq {order} limit {limit + 1:d}",
+        (brand_id, after),
     )
     more = len(rows) > limit
     return Page[AuditEvent](

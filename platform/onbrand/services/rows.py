@@ -16,6 +16,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, NotFound
 
 PAGE_MAX = 100
+_BEFORE_ALL = ("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
 
 
 class Row(BaseModel):
@@ -58,16 +59,17 @@ async def page_where(
 ) -> Page[R]:
     """A page of `select`, a statement up to its WHERE clause whose table is called `t` and has created_at and id.
 
-    It may also use `%(at)s` and `%(after)s` (the cursor's place, or null) and `%(limit)s` (rows that are read).
+    It may also use `%(at)s` and `%(after)s` (the cursor's place, or one before all rows) and `%(limit)s` (rows that
+    are read). The condition has no alternative and the limit is no parameter: only so does PostgreSQL keep the plan.
 
     Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
     """
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
-    at, after = _place(cursor) if cursor else (None, None)
+    at, after = _place(cursor) if cursor else _BEFORE_ALL
     rows = await session.all(
-        f"{select} and (%(at)s::timestamptz is null or (t.created_at, t.id) < (%(at)s::timestamptz, %(after)s::uuid))"
-        " order by t.created_at desc, t.id desc limit %(limit)s",
+        f"{select} and (t.created_at, t.id) < (%(at)s::timestamptz, %(after)s::uuid)"
+        f" order by t.created_at desc, t.id desc limit {limit + 1:d}",
         {**params, "at": at, "after": after, "limit": limit + 1},
     )
     more = len(rows) > limit
