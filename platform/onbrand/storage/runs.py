@@ -61,7 +61,7 @@ class RunsBucket:
 
 
 def runs_bucket(settings: Settings) -> RunsBucket | None:
-    """The bucket and prefix of runs on S3; None when they lie in a folder. Raises ConfigurationError for other addresses.
+    """The bucket and prefix of runs on S3; None for runs in a folder. Raises ConfigurationError for other addresses.
 
     Only plain names are accepted, because they become part of a policy, where `*` and `$` have a meaning.
     """

@@ -131,7 +131,7 @@ def _with_name(entry: Entry, reading: Reading) -> Entry:
 
 
 def _key_of_bytes(raw: bytes) -> str:
-    """The key of a name with unknown letters: its bytes in hex, and its extension as text, whose case does not count."""
+    """The key of a name with unknown letters: its bytes in hex, and its extension as text; its case does not count."""
     stem, dot, extension = raw.rpartition(b".")
     return f"\0{stem.hex()}.{extension.decode('latin-1')}" if dot else f"\0{raw.hex()}"
 
