@@ -128,7 +128,7 @@ def _must_be_framed(data: bytes, name: str) -> None:
 
 
 def _must_be_pages_only(pdf: pikepdf.Pdf, limits: Limits, name: str) -> int:
-    """Refuse active content and numbers beyond the limits; returns the number of pages."""
+    """Refuse encryption, active content and numbers beyond the limits; returns the number of pages."""
     if pdf.is_encrypted:
         _refuse(name, "it is encrypted; save it without a password")
     if int(pdf.trailer.get("/Size", 0)) > _OBJECTS_MAX:

@@ -1,4 +1,6 @@
-"""Fair queueing for the checking children: first between accounts, then between the brands of an account.
+"""Fair queueing for file checks: first between accounts, then between the brands of an account.
+
+The public port uses it for client addresses too (`onbrand.api.front`).
 
 Like the engine's queue (`onbrand.engine.fairness`), but in one event loop, and measured in seconds of turns.
 """

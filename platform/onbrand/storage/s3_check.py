@@ -39,7 +39,7 @@ class Bucketed(Protocol):
 
 
 def check_bucket(store: Bucketed, bucket: Bucket) -> None:
-    """Test writing, reading, listing, links, multipart writing and deleting. Raises ConfigurationError on failure."""
+    """Test all operations that Onbrand uses. A failure raises ConfigurationError with a one-line message."""
     name = f"{PROBES}/{randomness.token_hex(8)}/one"
     with _explained(store, bucket, "it is missing and cannot be made", "make it, or give the key s3:CreateBucket"):
         store.make_if_missing(bucket)

@@ -100,7 +100,7 @@ class BrandStore:
         return self.backend.link(key, name, must_be_link_seconds(seconds))
 
     def upload_link(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
-        """A link by which anyone may upload the announced bytes within `seconds`. Raises NotFound unless incoming."""
+        """A link by which anyone may fill an incoming `key` within `seconds`. Raises NotFound for other keys."""
         return self.backend.upload_link(key, self._incoming(key), announced, must_be_link_seconds(seconds))
 
     def receive(self, key: Key) -> Draft:

@@ -115,7 +115,7 @@ def _must_be_plain_name(entry: Entry, name: str) -> None:
 
 
 def _must_be_a_file(entry: Entry, name: str) -> None:
-    """Neither a link nor a device (the upper half of the attributes, as Unix writes it), nor encrypted."""
+    """Refuse links and devices (by the upper half of the attributes, as Unix writes it) and encrypted files."""
     kind = entry.attributes >> 28
     if kind not in (0, 0o10, 0o04):
         _refuse(name, f"'{entry.path}' is a link or a device, not a file")
