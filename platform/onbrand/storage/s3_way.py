@@ -50,7 +50,7 @@ class NotFit(Exception):
 
 
 def decide(store: Sends, wanted: S3Uploads) -> Way:
-    """The first of the `wanted` methods that is safe on this store. If none is, raises a one-line ConfigurationError."""
+    """The first of the `wanted` methods that is safe here. If none is, raises a one-line ConfigurationError."""
     if wanted == "none":
         return Way(None)
     faults = []
