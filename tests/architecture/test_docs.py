@@ -32,7 +32,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_decisions_say_why_and_what_and_have_a_number_of_their_own() -> None:
-    decisions = sorted((ROOT / "docs/decisions").glob("*.md"))
+    decisions = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
     numbers = [decision.name[:4] for decision in decisions]
     assert len(numbers) == len(set(numbers))
     for decision in decisions:

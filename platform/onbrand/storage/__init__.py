@@ -1,1 +1,1 @@
-"""Bytes: where objects live, the store that is bound to one brand, signed links, and checks of what comes in."""
+"""Object storage: backends, stores bound to one brand, signed links, and checks of incoming files."""

@@ -1,7 +1,7 @@
-"""Addresses inside documents: to the web, to a mailbox, or within the document, whatever a viewer makes of them.
+"""Addresses inside documents: they may lead to the web, to a mailbox, or within the document.
 
-Browsers and viewers drop tabs, line ends and leading spaces, read a backslash as a slash, and complete what has no
-scheme (WHATWG URL, 4.4). So what they would change is refused, and only what is then plain is looked at.
+Browsers and viewers drop tabs, line ends and leading spaces, read a backslash as a slash, and complete addresses
+without a scheme (WHATWG URL, 4.4). So an address that they would change is refused before its form is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNSEEN = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
 def is_plain_address(text: str) -> bool:
-    """Whether it is http, https or mailto, or relative to where it stands, and the same for everybody who reads it."""
+    """Whether the address is http, https, mailto or relative, and every viewer reads it the same way."""
     if "\\" in text or text != text.strip() or any(unicodedata.category(c) in _UNSEEN for c in text):
         return False
     if _WEB.match(text) or _MAILBOX.match(text):
@@ -25,5 +25,5 @@ def is_plain_address(text: str) -> bool:
 
 
 def address_in_pdf(data: bytes) -> str:
-    """The text of a PDF's address: UTF-8 (ISO 32000-2, 12.6.4.8); UTF-16 shows by the NULs that are no address's."""
+    """The text of a PDF's address, read as UTF-8 (ISO 32000-2, 12.6.4.8). UTF-16 leaves NULs, which are not plain."""
     return data.decode("utf-8", "replace")

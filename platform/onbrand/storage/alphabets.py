@@ -1,4 +1,4 @@
-"""Letters that languages have beyond ASCII, in lower case: what names in old code pages are told apart by."""
+"""Letters of languages beyond ASCII, in lower case. They tell which old code page a name is in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LATIN = {
     "Vietnamese": "àáâãăđèéêìíòóôõơùúưýạ\u0300\u0301\u0303\u0309\u0323",
 }
 ALPHABETS: tuple[frozenset[str], ...] = tuple(map(frozenset, _LATIN.values()))
-"""Of languages that are written in Latin letters."""
+"""Alphabets of the languages that are written in Latin letters."""
 _VOWELLESS = r"^[^{0}]{{3,}}$"
 FOREIGN_SCRIPTS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
     (
@@ -52,7 +52,7 @@ FOREIGN_SCRIPTS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
         re.compile("^[\u0e30-\u0e3a\u0e45-\u0e4e]"),
     ),
 )
-"""Cyrillic, Greek, Hebrew, Arabic, Thai: no word of theirs has Latin letters.
-With each, what no word of it in lower case has."""
+"""Cyrillic, Greek, Hebrew, Arabic, Thai: their words contain no Latin letters.
+Each comes with a pattern that no lower-case word of the script matches."""
 SYMBOLS = frozenset("©®™°№§€£«»²³½¼µ·–—…ªº\u00a0")
-"""Signs that names hold."""
+"""Non-ASCII signs that may appear in names."""

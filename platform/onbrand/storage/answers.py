@@ -1,4 +1,4 @@
-"""What a checking child may say, and of which form: it is bounded here, for a child is not trusted."""
+"""The answers of checking children. Their form and size are bounded here, because a child is not trusted."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Answer(BaseModel):
-    """What a child may say."""
+    """An answer of a checking child."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     def fits(self, given: bytes) -> bool:
-        """Whether the bytes that came along are of the type that is said of them."""
+        """Whether the bytes sent along have the type that the answer names."""
         return True
 
 
 class PictureSaid(Answer):
+    """A picture that was encoded anew; its bytes come along."""
+
     content_type: Literal["image/png", "image/jpeg", "image/webp"]
     width: _Side
     height: _Side
@@ -33,6 +35,8 @@ class PictureSaid(Answer):
 
 
 class FactsSaid(PictureSaid):
+    """A picture's header; no bytes come along."""
+
     format: PictureFormat
 
     def fits(self, given: bytes) -> bool:
@@ -40,6 +44,8 @@ class FactsSaid(PictureSaid):
 
 
 class FeaturesSaid(Answer):
+    """The numbers of `findings.PictureFeatures`; no bytes come along."""
+
     width: _Side
     height: _Side
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -56,11 +62,15 @@ class FeaturesSaid(Answer):
 
 
 class PackedSaid(Answer):
+    """One picture of an archive with its caption; its bytes come along, unchecked."""
+
     filename: Annotated[str, Field(min_length=1, max_length=300)]
     caption: Annotated[str, Field(max_length=100_000)] | None
 
 
 class PdfSaid(Answer):
+    """A PDF that was written anew; its bytes come along."""
+
     num_pages: Annotated[int, Field(ge=1, le=100_000)]
 
     def fits(self, given: bytes) -> bool:
@@ -68,10 +78,14 @@ class PdfSaid(Answer):
 
 
 class MarkdownSaid(Answer):
+    """A Markdown text, which has no pages; its bytes come along."""
+
     num_pages: None
 
 
 class WeightsSaid(Answer):
+    """The numbers of `findings.CheckedWeights`."""
+
     num_tensors: Annotated[int, Field(ge=1, le=10**6)]
     text_layers: Annotated[int, Field(ge=0, le=10**6)]
     text_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -1,6 +1,6 @@
-"""Where bytes really lie: a local directory or anything that speaks S3, both through fsspec.
+"""Storage backends: a local directory or an S3 endpoint, both through fsspec.
 
-A backend knows buckets and names, not brands; `BrandStore` decides which name may be asked for.
+A backend knows buckets and names, not brands. `BrandStore` decides which names may be used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BUCKET_PREFIX = re.compile(r"(?:[a-z0-9][a-z0-9.-]{0,40})?")
 
 
 class Backend(Protocol):
-    """What a store needs from the place where bytes lie. Names are relative to the bucket's root."""
+    """The operations that a store needs of a backend. Names are relative to the bucket's root."""
 
     def read(self, bucket: Bucket, name: str) -> bytes: ...
     def open(self, bucket: Bucket, name: str) -> BinaryIO: ...
@@ -49,7 +49,7 @@ class Backend(Protocol):
 
 
 class Draft:
-    """An object on its way: written piece by piece beside the buckets, seen by nobody until it is kept."""
+    """An object being uploaded. It is written in pieces outside the buckets and invisible until `keep`."""
 
     def __init__(self, path: Path, target: Path) -> None:
         self.num_bytes = 0
@@ -60,12 +60,13 @@ class Draft:
             self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
     def write(self, piece: bytes) -> None:
+        """Append a piece. Raises StorageError."""
         with told("written"):
             self._file.write(piece)
         self.num_bytes += len(piece)
 
     def keep(self) -> None:
-        """Make it the object, whole and at once. Raises Conflict if there is one: a link fills its key once."""
+        """Publish the draft as the object, atomically. Raises Conflict if it exists: a link fills its key once."""
         with told("written"):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -76,7 +77,7 @@ class Draft:
             _sync_folder(self._target.parent)
 
     def drop(self) -> None:
-        """End it; what was kept stays."""
+        """Close and remove the draft; an object that was published with `keep` stays."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 
@@ -96,7 +97,7 @@ def open_backend(settings: Settings, secrets: Secrets) -> Backend:
 
 
 class LocalBackend(FsspecBackend):
-    """A directory with a folder per bucket. For one machine or a file system that all nodes share."""
+    """A directory with a folder per bucket, on one machine or on a file system that all nodes share."""
 
     def __init__(self, folder: Path, signer: LinkSigner) -> None:
         super().__init__(fsspec.filesystem("file", skip_instance_cache=True))
@@ -110,14 +111,14 @@ class LocalBackend(FsspecBackend):
         return f"{self.folder}/{bucket}/{name}"
 
     def must_lie_in(self, bucket: Bucket, name: str, folder: str) -> None:
-        """Refuse a name that links or dots lead out of `folder`, or to another file than it says."""
+        """Raise NotFound if symbolic links or dots in the name lead out of `folder` or to another file."""
         path = self.path(bucket, name)
         inside = os.path.commonpath([self.path(bucket, folder), os.path.realpath(path)]) == self.path(bucket, folder)
         if not inside or os.path.realpath(path) != path:
             raise NotFound("there is no such object")
 
     def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None:
-        """A draft beside the buckets is written, synced, and renamed into place: readers see all of it or none."""
+        """Write a draft outside the buckets, sync it, and rename it into place: readers see all of it or none."""
         target = Path(self.path(bucket, name))
         draft = self.folder / _DRAFTS / randomness.token_hex(16)
         with told("written"):
@@ -156,7 +157,7 @@ class LocalBackend(FsspecBackend):
         self._sweep_drafts()
 
     def _sweep_drafts(self) -> None:
-        """Drafts of processes that died while writing; younger ones may still be written."""
+        """Remove drafts of processes that died while writing; younger drafts may still be in use."""
         for draft in (self.folder / _DRAFTS).iterdir():
             if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS_MAX:
                 draft.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What JPEG and WEBP files say in their own structure, read without decoding them: scans, canvas, loss.
+"""Facts from the structure of JPEG and WEBP files, read without decoding: scans, canvas size, lossless or not.
 
 Runs in the checking child.
 """
@@ -17,7 +17,7 @@ _CANVAS_KNOWN_AT = 30
 
 
 def num_scans(data: bytes) -> int:
-    """Scans of a JPEG up to its first end of image; what stands in segments or follows the image does not count."""
+    """Number of scans of a JPEG up to its first end of image. Bytes in segments and after the image do not count."""
     at, count = len(JPEG_MAGIC), 0
     while (found := _MARKER.search(data, at)) is not None:
         kind, at = found[0][1], found.end()
@@ -43,7 +43,7 @@ def webp_canvas(data: bytes) -> tuple[int, int]:
 
 
 def is_lossless_webp(data: bytes) -> bool:
-    """Whether a WEBP's pixels are a lossless bitstream: its first chunk of an image is ``VP8L``, not ``VP8``."""
+    """Whether a WEBP is lossless: its first image chunk is ``VP8L``, not ``VP8``."""
     at = 12 if _is_webp(data) else len(data)
     while at + 8 <= len(data):
         kind, num_bytes = struct.unpack_from("<4sI", data, at)

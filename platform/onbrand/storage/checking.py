@@ -1,7 +1,7 @@
-"""Files from outside are read by children only: few rights, little memory, little time, and gone after one file.
+"""Checks files from outside in child processes with few rights, little memory and little time, one file per child.
 
-`checking_child` is what runs there. A child that was taken over sees nothing of another file, and can give nothing to
-one. What it says is not trusted either: it is bounded, of a known form, and hashed here.
+Children run `checking_child`. A compromised child sees no other file and can pass nothing on to another. Its answers
+are not trusted either: their form and size are checked here, and their bytes are hashed here.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ class Checker:
         self._whose = _NOBODY
 
     def on_behalf_of(self, whose: Whose) -> Checker:
-        """The same checker, whose `run` waits in this brand's line."""
+        """The same checker, whose `run` waits in this brand's queue."""
         given = copy.copy(self)
         given._whose = whose
         return given
 
     async def run(self, check: Callable[..., T], *given: Any) -> T:
-        """A check of this checker in a thread, when it is the brand's turn; who waits holds no thread and no child.
+        """Run a check of this checker in a thread when it is the brand's turn. Waiting takes no thread and no child.
 
-        A `SentFile` among `given` is read when the turn has come, and let go with it.
+        A `SentFile` among `given` is read when the turn has come and released when it ends.
 
         Raises TooManyRequests when too many of the brand's files wait.
         """
@@ -97,9 +97,9 @@ class Checker:
 
     @asynccontextmanager
     async def whole(self) -> AsyncIterator[None]:
-        """A turn for a whole request, from the first byte that is read until all is stored: few at once hold files.
+        """A turn for a whole request, from the first byte read until all is stored: few requests hold files at once.
 
-        Raises TooManyRequests when too many of the brand wait.
+        Raises TooManyRequests when too many requests of the brand wait.
         """
         async with self._requests.take(self._whose):
             yield
@@ -113,13 +113,13 @@ class Checker:
         return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
 
     def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
-        """What the picture's header says, checked as far as that goes."""
+        """The facts of the picture's header; only the header is checked."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
         facts, _ = self._one(FactsSaid, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
 
     def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
-        """What a stored picture looks like, in numbers; it is decoded whole. (Made anew, it may exceed an upload.)"""
+        """Measure a stored picture, decoding it whole. It may be larger than an upload, because it was encoded anew."""
         limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
         _must_be_short(data, limits.upload_bytes, name, "files")
         asked = _Asked("features", name, "files", 0, {"limits": limits.model_dump()})
@@ -149,10 +149,10 @@ class Checker:
         return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
 
     def weights(self, data: bytes, wishes: ImportWishes | None = None) -> CheckedWeights:
-        """What a safetensors file holds whose header is plain and whose values are finite.
+        """Check that a safetensors file's header is plain and its values are finite, and summarize it.
 
         Args:
-            wishes: of whoever imports another trainer's file (`storage.weights.check_weights`).
+            wishes: given when another trainer's file is imported (`storage.weights.check_weights`).
         """
         said = {"wishes": None if wishes is None else asdict(wishes)}
         facts, _ = self._one(WeightsSaid, _Asked("weights", "the adapter", "file", 0, said), data)
@@ -165,7 +165,7 @@ class Checker:
         return answers[0]
 
     def _ask(self, kind: type[A], asked: _Asked, data: bytes) -> Iterator[tuple[A, bytes]]:
-        """What a child answers, as long as each answer is of this kind."""
+        """The answers of a new child, each validated as `kind`."""
         name = shown(asked.name)
         with self._child, contextlib.closing(fork_child(asked.trade, self._limits.check_bytes)) as child:
             try:
@@ -182,7 +182,7 @@ class Checker:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is asked of a child beside the bytes."""
+    """A request to a child, without the bytes."""
 
     trade: Trade
     name: str
@@ -201,7 +201,7 @@ def _must_be_short(data: bytes, most: int, name: str, param: str) -> None:
 
 
 def _read(kind: type[A], said: dict[str, Any], given: bytes) -> A:
-    """The answer, if it has the form that this kind has. Raises ValidationError, BrokenFrame."""
+    """The answer, validated as `kind`. Raises ValidationError, BrokenFrame."""
     answer = kind.model_validate(said)
     if not answer.fits(given):
         raise BrokenFrame("the bytes are not of the type that is said of them")
@@ -217,7 +217,7 @@ def _too_long(name: str, param: str) -> UnsupportedMedia:
 
 
 def _ended(code: int, name: str, param: str) -> OnbrandError:
-    """What a child's end without an answer says of the file."""
+    """The error for a file whose child ended with `code` before it answered."""
     if code in (-signal.SIGPROF, -signal.SIGXCPU):
         return _too_long(name, param)
     if code == -signal.SIGKILL:

@@ -1,8 +1,8 @@
-"""The child that reads files from outside: it can do nothing but read its input, compute and answer.
+"""The child process that reads a file from outside. It can only read its input, compute and answer.
 
-A server (`fork_server`) with a trade (`pictures`, `features`, `zips`, `documents`, `weights`) reads a file of its own,
-so that all libraries are loaded. Its children close themselves in, after which they can open no file, and read one
-file from outside each, within a bound of processor time.
+A server (`fork_server`) for one trade (`pictures`, `features`, `zips`, `documents`, `weights`) first reads a file that
+it made itself, which loads all libraries. Each of its children then confines itself, can open no file from then on, and
+reads one file from outside within a limit of processor time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onbrand.storage.frames import head_of, read_head
 from onbrand.storage.syscalls import allow_only_computing
 
 READ_SECONDS = 1.5
-"""Processor time for reading a file; what is left after that depends on the size of what was read."""
+"""Processor time for reading a file. Further time depends on the size of what was read."""
 _SECONDS_PER_MEGAPIXEL = 0.6
 _SECONDS_PER_GIGABYTE = 6.0
 _SECONDS_PER_GIGABYTE_WEIGHED = 40.0
@@ -38,7 +38,7 @@ Said = tuple[dict[str, Any], bytes]
 
 
 def main(trade: str) -> None:
-    """Fork children of this trade until the input ends. They are asked for with the bytes of memory they may have."""
+    """Fork children of this trade until the input ends. A request says how many bytes of memory the child may use."""
     warm_up, answer = {
         "pictures": (_warm_up_pictures, _picture),
         "features": (_warm_up_features, _features),
@@ -55,19 +55,19 @@ def _read_one(answer: Callable[[Any, int], Iterator[Said]], memory: int) -> None
     _send({"ready": True, "filtered": confine(memory)})
     with contextlib.suppress(EOFError):
         _answer(answer, *read_head(_exactly, 2**40))
-        _exactly(1)  # until it is let go
+        _exactly(1)  # waits until the parent closes the pipe
 
 
 def confine(memory: int) -> bool:
-    """Close every way out: memory, files, programs, processes, core dumps; become nobody where that is possible.
+    """Limit memory, files, programs, processes and core dumps, and become the user nobody if run as root.
 
-    The bounds of resources are POSIX's. Where the system can, only what computes may be asked of it (`syscalls`).
+    The limits are POSIX resource limits. Where the system supports it, system calls are filtered too (`syscalls`).
 
     Args:
         memory: bytes that the process may take from now on.
 
     Returns:
-        Whether the system filters what is asked of it.
+        Whether system calls are filtered.
     """
     size, _ = _pages()
     _bound(resource.RLIMIT_AS, size + max(_ROUNDED, memory - _ROUNDED))
@@ -79,12 +79,12 @@ def confine(memory: int) -> bool:
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
     _bound(resource.RLIMIT_NPROC, 0)
-    _bound(resource.RLIMIT_NOFILE, 0)  # of numbers: who closes one of the three that are open can open no other
+    _bound(resource.RLIMIT_NOFILE, 0)  # closing one of the three open descriptors allows no new one
     return allow_only_computing()
 
 
 def _bound(what: int, most: int) -> None:
-    with contextlib.suppress(ValueError, OSError):  # systems other than Linux know fewer of them
+    with contextlib.suppress(ValueError, OSError):  # systems other than Linux lack some of the limits
         resource.setrlimit(what, (most, most))
 
 
@@ -99,7 +99,7 @@ def _pages() -> tuple[int, int]:
 
 
 def _allow(seconds: float) -> None:
-    """End this process (SIGPROF) after so much processor time from now; 0: never."""
+    """End this process (SIGPROF) after `seconds` of processor time from now; 0: never."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
@@ -120,7 +120,7 @@ def _answer(answer: Callable[[Any, int], Iterator[Said]], asked: Any, num_bytes:
 
 
 def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
-    """Say why, and go."""
+    """Send the reason and exit."""
     _send({"refused": kind, "message": problem.message, "param": problem.param})
     os._exit(0)
 
@@ -209,7 +209,7 @@ def _warm_up_zips() -> None:
     from onbrand.visible import TEXT_ENCODINGS
 
     for encoding in (*CODE_PAGES, *TEXT_ENCODINGS):
-        codecs.lookup(encoding)  # a child that is closed in can load none
+        codecs.lookup(encoding)  # a confined child can load none
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"a")
@@ -251,14 +251,14 @@ def _warm_up_weights() -> None:
 
 
 def _facts_of(thing: Any) -> dict[str, Any]:
-    """The fields that are no bytes."""
+    """The fields of a dataclass, without those of type bytes."""
     fields = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
     return {name: value for name, value in fields.items() if not isinstance(value, bytes)}
 
 
 def _exactly(num_bytes: int) -> bytes:
     """The next bytes of the input. Raises EOFError when it has ended."""
-    got = io.BytesIO()  # hands its bytes out without a second copy
+    got = io.BytesIO()  # getvalue() makes no second copy
     while (left := num_bytes - got.tell()) > 0:
         piece = os.read(0, min(left, _PIPE_BYTES))
         if not piece:

@@ -1,6 +1,6 @@
-"""The parent's end of checking children: the servers that fork them, and the pipes to each.
+"""The parent's side of checking children: the servers that fork them, and the pipes to each child.
 
-A process has one server for each trade, started when it is first needed, which lives as long as the process does.
+A process has one server per trade. It starts when it is first needed and lives as long as the process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Trade = Literal["pictures", "features", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
-"""A child that has not answered by then is ended; its bounds of processor time are much narrower."""
+"""A child that has not answered by then is ended; its limits of processor time are much lower."""
 
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
@@ -41,7 +41,7 @@ _RUN = (
     "from onbrand.storage.checking_child import main; main(sys.argv[1])"
 )
 _OUR_SIGNALS = (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
-"""What ends a child that takes too long or too much; any other signal is a crash."""
+"""Signals that end a child for taking too much time or memory; any other signal is a crash."""
 _REFUSALS: dict[str, type[OnbrandError]] = {
     kind.__name__: kind for kind in (AdapterRefused, InvalidInput, TooLarge, UnsupportedMedia)
 }
@@ -53,12 +53,12 @@ class Gone(Exception):
 
 
 def fork_child(trade: Trade, memory: int) -> Child:
-    """A new child that may have `memory` bytes, closed in and ready. Raises Unavailable if none can be started."""
+    """A new child, confined and ready, that may use `memory` bytes. Raises Unavailable if none can be started."""
     for _ in range(2):
         server = _server_of(trade)
         try:
             child = server.fork(memory)
-        except _ServerGone:  # it may have ended since it was last asked
+        except _ServerGone:  # it may have ended since the last request
             _retire(server)
             continue
         except OSError as problem:
@@ -71,16 +71,16 @@ def fork_child(trade: Trade, memory: int) -> Child:
 
 @cache
 def _tell_that_nothing_is_filtered() -> None:
-    """Once: operators may want another system."""
+    """Log once that system calls are not filtered here, so that operators can choose another system."""
     log.warning("this system does not filter what checking children ask of it (seccomp): bounds of resources hold them")
 
 
 class _ServerGone(Exception):
-    """A server takes no more requests."""
+    """The server takes no more requests."""
 
 
 class Server:
-    """A process of `onbrand.storage.fork_server` that has loaded what a trade needs."""
+    """A process of `onbrand.storage.fork_server` that has loaded the libraries of one trade."""
 
     def __init__(self, trade: Trade) -> None:
         self.trade: Trade = trade
@@ -105,7 +105,7 @@ class Server:
         return self._process.poll() is None
 
     def fork(self, memory: int) -> Child:
-        """A child that begins. Raises _ServerGone, and OSError if there are no descriptors left."""
+        """Start a child. Raises _ServerGone, and OSError if no descriptors are left."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             leash, other_end = map(theirs.enter_context, socket.socketpair())
             their_input, to = os.pipe()
@@ -122,16 +122,16 @@ class Server:
             return Child(self, socket.socket(fileno=leash.detach()), to, come_from)
 
     def let_go(self) -> None:
-        """Ask for no more: it ends when its last child has."""
+        """Send no more requests: the server ends when its last child has ended."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End it at once; its children end when they are let go."""
+        """End the server at once; its children end when their leashes are closed."""
         self._process.kill()
 
     def end(self, patience: float) -> None:
-        """End it, by force if it does not by itself within `patience`."""
+        """End the server, by force if it has not ended within `patience` seconds."""
         self.let_go()
         try:
             self._process.wait(patience)
@@ -161,7 +161,7 @@ def _server_of(trade: Trade) -> Server:
 
 
 def _retire(server: Server) -> None:
-    """Ask it for no more children: the next one comes from a new server."""
+    """Stop using the server: the next child comes from a new one."""
     with _lock:
         if _servers.get(server.trade) is server:
             del _servers[server.trade]
@@ -171,7 +171,7 @@ def _retire(server: Server) -> None:
 
 @atexit.register
 def end_servers(patience: float = _END_SECONDS) -> None:
-    """End all servers of this process; they start again when they are needed."""
+    """End all servers of this process; new ones start when needed."""
     with _lock:
         ending = [*_servers.values(), *_retired]
         _servers.clear()
@@ -183,7 +183,7 @@ def end_servers(patience: float = _END_SECONDS) -> None:
 
 
 class Child:
-    """One process of `checking_child`: the two pipes to it, and its leash. It reads one file."""
+    """One process of `checking_child`, with its two pipes and its leash. It reads one file."""
 
     def __init__(self, server: Server, leash: socket.socket, to: int, come_from: int) -> None:
         self.pid = 0
@@ -197,7 +197,7 @@ class Child:
         self._got = bytearray()
 
     def must_be_ready(self) -> None:
-        """Wait until it has closed itself in. Raises Unavailable if it does not."""
+        """Wait until the child has confined itself. Raises Unavailable if it does not."""
         self._until = time.monotonic() + _START_SECONDS
         try:
             said, _ = self._frame(0)
@@ -213,11 +213,11 @@ class Child:
             raise _no_child() from None
 
     def answers(self, asked: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Said]:
-        """What the child says about `data`, until it is done.
+        """The child's answers about `data`, until it is done.
 
         Raises:
-            TooLarge, UnsupportedMedia, InvalidInput, AdapterRefused: what it refused, in its words.
-            Gone, BrokenFrame, TimeoutError: it ended, said something else, or nothing.
+            TooLarge, UnsupportedMedia, InvalidInput, AdapterRefused: the child refused the file; its message is kept.
+            Gone, BrokenFrame, TimeoutError: it ended, broke the protocol, or did not answer in time.
         """
         self._until = time.monotonic() + WALL_SECONDS
         self._left = [memoryview(head_of(asked, len(data))), memoryview(data)]
@@ -230,28 +230,28 @@ class Child:
             yield said, given
 
     def code(self) -> int:
-        """The exit code of a child that has ended (of a signal: its number, negative).
+        """The exit code of a child that has ended; the negative number of a signal.
 
         Raises:
-            Unavailable: whoever could say it is gone.
+            Unavailable: the server, which reports exit codes, is gone.
         """
         try:
             code = self._told()
         except TimeoutError:
             if not self._has_ended():
-                return 1  # it has only closed its output
+                return 1  # it runs on and has only closed its output
             _retire(self._server)
             raise _no_child() from None
         except Gone:
             _retire(self._server)
             raise _no_child() from None
         if code < 0 and code not in _OUR_SIGNALS:
-            _retire(self._server)  # children of one server look alike inside, and nobody may try twice to guess how
+            _retire(self._server)  # children of one server share a memory layout: no second guess
         return code
 
     def close(self) -> None:
-        """Let go of it, which ends it, and end it: a child that was taken over may have stopped its server. Again, it
-        does nothing."""
+        """Kill the child, in case it was taken over and stopped its server; close leash and pipes. Repeated calls do
+        nothing."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
@@ -264,7 +264,7 @@ class Child:
         self._to = self._from = -1
 
     def _has_ended(self) -> bool:
-        """Whether it is known that the process has ended."""
+        """Whether the process is known to have ended."""
         if self._process is None:
             return False
         poll = select.poll()
@@ -272,7 +272,7 @@ class Child:
         return bool(poll.poll(0))
 
     def _be_told_of_it(self) -> None:
-        """Its pid and, where the system has such a thing, its process. Raises Gone, TimeoutError."""
+        """Receive the child's pid and, where the system has them, its pidfd. Raises Gone, TimeoutError."""
         said, descriptors, _, _ = socket.recv_fds(self._leash, TOLD.size, 1)
         self._process = descriptors[0] if descriptors else None
         if len(said) != TOLD.size:
@@ -280,7 +280,7 @@ class Child:
         self.pid = int(TOLD.unpack(said)[0])
 
     def _told(self) -> int:
-        """The exit code, from the server. Raises Gone, TimeoutError."""
+        """Receive the exit code from the server. Raises Gone, TimeoutError."""
         said = self._leash.recv(TOLD.size)
         if len(said) != TOLD.size:
             raise Gone
@@ -298,7 +298,7 @@ class Child:
         return taken
 
     def _move(self) -> None:
-        """Write what is left to be written, and read what there is to read: whichever is possible first."""
+        """Write pending bytes and read available ones, whichever is possible first. Raises Gone, TimeoutError."""
         poll = select.poll()
         poll.register(self._from, select.POLLIN)
         if self._left:
@@ -322,7 +322,7 @@ class Child:
                     self._left.pop(0)
         except BlockingIOError:
             return
-        except BrokenPipeError:  # it has answered already, or is gone: reading tells
+        except BrokenPipeError:  # it has answered already or is gone: reading will tell
             self._left = []
 
 
@@ -331,7 +331,7 @@ def _no_child() -> Unavailable:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of ours but how programs are loaded and that one thread is enough."""
+    """The environment of a server: only what loading programs needs, and settings for one thread."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     return kept | {"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 

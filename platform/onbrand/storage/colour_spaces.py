@@ -1,7 +1,7 @@
-"""Which colour space a picture's file says that its pixels are in, in whichever words: as a profile.
+"""The colour space that a picture's file declares, as an ICC profile.
 
-PNG says it by cICP, iCCP, sRGB, or gAMA and cHRM, the first of which counts (PNG, third edition, 4.3); JPEG and WEBP by
-a profile; JPEG of cameras also by EXIF (DCF 2.0, 3.3.5). Who says nothing means sRGB.
+A PNG declares it by cICP, iCCP, sRGB, or gAMA and cHRM; the first of these counts (PNG, third edition, 4.3). JPEG and
+WEBP declare it by a profile, JPEG from cameras also by EXIF (DCF 2.0, 3.3.5). A file without a declaration is sRGB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _GAMMA_OF_SRGB = 45455
 _GAMMA_TOLERANCE = 0.05
-"""libpng's PNG_GAMMA_THRESHOLD: as near to 1/2.2, what is meant is sRGB's curve, whose gAMA that is (11.3.2.5)."""
+"""libpng's PNG_GAMMA_THRESHOLD: a gAMA this near to 1/2.2, sRGB's gAMA, means sRGB's curve (11.3.2.5)."""
 _GAMMA_RANGE = (10_000, 1_000_000)
 _POINT_TOLERANCE = 0.002
 _INTEROPERABILITY, _ADOBE_RGB = 0xA005, "R03"
@@ -32,15 +32,15 @@ _HIGH_DYNAMIC_RANGE = (16, 18)
 
 
 def profile_of(image: Image.Image, head: PngHead | None, bytes_max: int) -> Profile | None:
-    """The profile that the picture's colours go by; None: they are sRGB.
+    """The profile of the picture's colours; None for sRGB.
 
     Args:
-        image: opened; its EXIF not yet applied.
-        head: a PNG's.
-        bytes_max: of a profile.
+        image: opened, with its EXIF not yet applied.
+        head: of a PNG; None for other formats.
+        bytes_max: limit of a profile's size.
 
     Raises:
-        UnusableProfile: what is said of colours is damaged, too large, or of no space that is known here.
+        UnusableProfile: the declaration is damaged, too large, or of an unsupported colour space.
     """
     if head is not None:
         return _of_png(head, bytes_max)
@@ -69,7 +69,7 @@ def _of_png(head: PngHead, bytes_max: int) -> Profile | None:
 
 
 def _of_code(said: bytes, is_gray: bool) -> Profile | None:
-    """By the numbers of ITU-T H.273 (PNG, 11.3.2.6)."""
+    """The profile of a cICP chunk, whose numbers are those of ITU-T H.273 (PNG, 11.3.2.6)."""
     if len(said) != 4:
         raise UnusableProfile("is damaged")
     primaries, transfer, matrix, is_full = said
@@ -86,7 +86,7 @@ def _of_code(said: bytes, is_gray: bool) -> Profile | None:
 
 
 def _of_numbers(gamma: bytes | None, points: bytes | None, is_gray: bool) -> Profile | None:
-    """By gAMA (11.3.2.2) and cHRM (11.3.2.1); what is missing, or as good as sRGB's, is sRGB's."""
+    """The profile of gAMA (11.3.2.2) and cHRM (11.3.2.1). Missing values, and those very near to sRGB's, are sRGB's."""
     curve = None if gamma is None else _curve(gamma)
     primaries = None if points is None else _primaries(points)
     if curve is None and primaries is None:
@@ -115,7 +115,7 @@ def _primaries(chunk: bytes) -> Primaries | None:
 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
-    """Whether a camera says so: in EXIF, it has no number for Adobe RGB but a rule of names."""
+    """Whether EXIF declares Adobe RGB: it has no number for it, only an interoperability index."""
     try:
         said = image.getexif().get_ifd(_INTEROPERABILITY).get(1)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error):

@@ -1,7 +1,7 @@
-"""Session credentials on S3 for one training job: minutes long, and limited to what that job may touch.
+"""S3 session credentials for one training job: they last minutes and reach only that job's objects.
 
-The platform's own key assumes a role (STS AssumeRole) under a policy made for just this session. Workers get the result
-with their ticket, and never the key. What a worker does not need is not in it: samples and adapters go through the
+The platform's own key assumes a role (STS AssumeRole) under a policy made for this session. Workers get the session's
+credentials with their ticket, never the key. The policy excludes samples and adapters: workers send them through the
 internal routes, which check them.
 """
 
@@ -23,9 +23,9 @@ from onbrand.storage.runs import RunsBucket, runs_bucket
 from onbrand.system_client import RunCredentials
 
 SESSION_SECONDS = 900
-"""The shortest life that STS gives. Nothing ends such credentials earlier, so they are never made to last longer."""
+"""The shortest lifetime that STS gives. Session credentials cannot be revoked, so they never last longer."""
 POLICY_CHARS_MAX = 2048
-"""What STS accepts as a session's policy."""
+"""STS's limit for a session's policy."""
 _PROBE_BRAND, _PROBE_JOB = "probe-of-onbrand", "00000000-0000-4000-8000-000000000000"
 
 
@@ -50,7 +50,7 @@ class CredentialIssuer:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CredentialIssuer | None:
-        """None when runs lie in a folder, where nobody needs any. Raises ConfigurationError when no role is set."""
+        """None when runs lie in a folder, which needs no credentials. Raises ConfigurationError when no role is set."""
         runs = runs_bucket(settings)
         if runs is None:
             return None
@@ -75,7 +75,7 @@ class CredentialIssuer:
         """Credentials for one job. Raises StorageError when the store gives none.
 
         Args:
-            asset_names: keys of the job's pictures, which may be read; as long as a policy has room for all of them.
+            asset_names: keys of the job's pictures. The session may read them if all fit into the policy, else none.
         """
         folder = self.runs.folder(brand_id, job_id)
         with _told():
@@ -105,7 +105,7 @@ class CredentialIssuer:
         return policy
 
     def check(self) -> None:
-        """Prove that a session reaches its own run and no other. Raises ConfigurationError that says what to do."""
+        """Test that a session reaches its own run and no other. Raises ConfigurationError with a remedy."""
         try:
             self._make_bucket()
             given = self.issue(_PROBE_BRAND, _PROBE_JOB)
@@ -135,7 +135,7 @@ class CredentialIssuer:
             self._must_not_widen(given)
 
     def _must_reach_its_own(self, session: Any, given: RunCredentials) -> None:
-        """All that a run does with its folder. What was tried is removed, by the platform's own key if need be."""
+        """Try all operations of a run on its folder. The probe is removed in the end with the platform's own key."""
         inside = {"Bucket": given.bucket, "Key": f"{given.prefix}.probe"}
         try:
             with _told():
@@ -151,7 +151,7 @@ class CredentialIssuer:
                 self.own.delete_object(**inside)
 
     def _must_not_widen(self, given: RunCredentials) -> None:
-        """A session that may take the role up again has left its policy behind: some gateways take it for its user."""
+        """Raise StorageError if the session can get a new one, which lacks its policy; some gateways allow it."""
         sts = _made("sts", self.sts.meta.endpoint_url, self.region, _keys(given))
         asked = {"RoleArn": self.role_arn, "RoleSessionName": "onbrand-probe", "DurationSeconds": SESSION_SECONDS}
         if _refusal(sts.assume_role, **asked) is None or _refusal(sts.get_session_token) is None:
@@ -162,7 +162,7 @@ class CredentialIssuer:
 
 
 def session_policy(bucket: str, folder: str, assets: Sequence[str] = (), partition: str = "aws") -> str:
-    """The policy of a session: all of `folder` in `bucket`, and reading `assets` (bucket/key each); compact JSON."""
+    """The policy of a session as compact JSON: all of `folder` in `bucket`, and reading `assets` (bucket/key each)."""
     arn = f"arn:{partition}:s3:::"
     statements = [
         {
@@ -184,7 +184,7 @@ def session_policy(bucket: str, folder: str, assets: Sequence[str] = (), partiti
 
 
 def session_client(given: RunCredentials) -> Any:
-    """An S3 client (botocore's) that acts with these credentials and nothing of the machine's own."""
+    """An S3 client of botocore that uses only these credentials, none of the machine's own."""
     return _made("s3", given.endpoint, given.region, _keys(given))
 
 
@@ -197,7 +197,7 @@ def _keys(given: RunCredentials) -> dict[str, str]:
 
 
 def _client(settings: Settings, service: str, endpoint: str | None) -> Any:
-    """A client with the platform's own key, or with what the machine's AWS chain gives."""
+    """A client with the platform's own key, or else with the credentials of the machine's AWS chain."""
     keys = {"aws_access_key_id": settings.s3_access_key, "aws_secret_access_key": settings.s3_secret_key}
     return _made(service, endpoint, settings.region, keys)
 
@@ -208,7 +208,7 @@ def _made(service: str, endpoint: str | None, region: str, keys: Mapping[str, st
         "read_timeout": 60,
         "retries": {"max_attempts": 4, "mode": "standard"},
     }
-    if endpoint:  # gateways other than AWS often know neither virtual hosts nor newer checksums
+    if endpoint:  # gateways other than AWS often lack virtual hosts and newer checksums
         options |= {
             "s3": {"addressing_style": "path"},
             "request_checksum_calculation": "when_required",
@@ -219,7 +219,7 @@ def _made(service: str, endpoint: str | None, region: str, keys: Mapping[str, st
 
 
 def _put_in_parts(session: Any, where: Mapping[str, str]) -> None:
-    """As checkpoints above 128 MiB are written. Nothing of it is left when it fails."""
+    """Upload in parts, as checkpoints above 128 MiB are written. A failed upload is aborted."""
     upload = {**where, "UploadId": session.create_multipart_upload(**where)["UploadId"]}
     try:
         part = {"PartNumber": 1, "ETag": session.upload_part(**upload, PartNumber=1, Body=b"onbrand")["ETag"]}
@@ -231,7 +231,7 @@ def _put_in_parts(session: Any, where: Mapping[str, str]) -> None:
 
 
 def _refusal(call: Any, **arguments: Any) -> str | None:
-    """The store's code when it refuses `call`; None when it does not."""
+    """The store's error code if it refuses `call`, else None."""
     try:
         call(**arguments)
     except ClientError as problem:
@@ -240,7 +240,7 @@ def _refusal(call: Any, **arguments: Any) -> str | None:
 
 
 def _code_of(problem: ClientError) -> str:
-    """Gateways answer some refusals without a code."""
+    """The error code; "Unknown" where a gateway gives none."""
     return str(problem.response.get("Error", {}).get("Code", "Unknown"))
 
 

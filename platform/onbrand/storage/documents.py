@@ -1,6 +1,6 @@
-"""Documents from outside: PDFs are taken apart and written anew, Markdown is text without markup of browsers.
+"""Documents from outside: PDFs are parsed and written anew, Markdown must be text without HTML.
 
-Runs in the checking child. What a PDF may do besides showing pages is refused, not cut out: the author should know.
+Runs in the checking child. Active content of a PDF is refused, not removed, so that the author learns of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STREAM_BYTES_MAX = 128 * 2**20
 _STREAMS_BYTES_MAX = 256 * 2**20
 _IMAGE_PIXELS_MAX = 100_000_000
 _FILTERS_MAX = 3
-_MENDED = "repairing"  # qpdf's word for what it may add by itself, such as an empty dictionary of resources
+_MENDED = "repairing"  # qpdf's word for additions of its own, such as an empty dictionary of resources
 _INFLATED = 2**20
 _STRING = re.compile(rb"\((?:\\.|[^\\()])*\)|<[0-9a-fA-F\s]*>", re.DOTALL)
 _NAME = re.compile(rb"/[^\s/<>\[\]()%{}]*")
@@ -66,28 +66,28 @@ _AS_TEXT = frozenset({"/ASCII85Decode", "/ASCIIHexDecode"})
 _LOOKED_INTO = (b"/URI", b"/Base", b"/OpenAction", b"/Metadata")
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
 _UNSEEN = re.compile("[\ufff0-\uffff\U000e0000-\U000e0fff]")
-"""In documents also tags and non-characters: nobody writes them there, and a reader that is a model reads them."""
+"""Tags and non-characters, refused in documents too: people do not write them, but models read them."""
 _FLAGS = re.compile(
     "|".join(
         "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in region) + "\U000e007f"
         for region in ("gbeng", "gbsct", "gbwls")
     )
 )
-"""The flags of England, Scotland and Wales (Unicode's RGI set), the only emoji that are written with tags."""
+"""The flags of England, Scotland and Wales: the only emoji of Unicode's RGI set that are written with tags."""
 _NESTING_MAX = 50
 
 
 def clean_document(data: bytes, ext: str, limits: Limits, name: str) -> CleanDocument:
-    """The document made anew.
+    """Check the document and write it anew.
 
     Args:
-        ext: ``pdf`` or ``md``, what its name promises.
+        ext: ``pdf`` or ``md``, by its name.
         name: its name, safe to show.
 
     Raises:
-        UnsupportedMedia: not a whole document of that type, encrypted, or with more in it than pages to look at.
+        UnsupportedMedia: not a complete document of that type, encrypted, or with active content.
         TooLarge: more bytes, pages or objects than the limits, packed or unpacked.
-        InvalidInput: text with markup for browsers or characters that hide something.
+        InvalidInput: text that is empty, or has HTML, odd links or invisible characters.
     """
     made, num_pages = _pdf(data, limits, name) if ext == "pdf" else (_markdown(data, limits, name), None)
     return CleanDocument(made, _CONTENT_TYPES[ext], ext, num_pages, hashlib.sha256(made).hexdigest())
@@ -119,7 +119,7 @@ def _pdf(data: bytes, limits: Limits, name: str) -> tuple[bytes, int]:
 
 
 def _must_be_framed(data: bytes, name: str) -> None:
-    """A PDF from its first byte to its last: nothing before its header, nothing after its end."""
+    """Refuse bytes before the PDF's header or after its end, and files that are also of another type."""
     if not data.startswith((b"%PDF-1.", b"%PDF-2.")):
         _refuse(name, "it is not a PDF")
     if not data.rstrip(b"\r\n\t \0").endswith(b"%%EOF"):
@@ -128,7 +128,7 @@ def _must_be_framed(data: bytes, name: str) -> None:
 
 
 def _must_be_pages_only(pdf: pikepdf.Pdf, limits: Limits, name: str) -> int:
-    """The number of pages of a document that has nothing but pages, and these within bounds."""
+    """Refuse encryption, active content and numbers beyond the limits; returns the number of pages."""
     if pdf.is_encrypted:
         _refuse(name, "it is encrypted; save it without a password")
     if int(pdf.trailer.get("/Size", 0)) > _OBJECTS_MAX:
@@ -145,7 +145,7 @@ def _must_be_pages_only(pdf: pikepdf.Pdf, limits: Limits, name: str) -> int:
 
 
 def _must_do_nothing(thing: Any, name: str) -> None:
-    """No scripts, files, programs or films: by the names that its dictionaries hold, in qpdf's plain spelling."""
+    """Refuse scripts, files, programs and films, found by the names in dictionaries in qpdf's normal spelling."""
     what = thing.stream_dict if isinstance(thing, pikepdf.Stream) else thing
     if not isinstance(what, pikepdf.Dictionary | pikepdf.Array):
         return
@@ -158,7 +158,7 @@ def _must_do_nothing(thing: Any, name: str) -> None:
 
 
 def _dictionaries(thing: Any) -> Iterator[Any]:
-    """The dictionary and all that lie directly in it; references are not followed, `pdf.objects` has their ends."""
+    """The dictionary and all nested ones. References are not followed: `pdf.objects` lists their targets."""
     waiting = [thing]
     while waiting:
         each = waiting.pop()
@@ -174,7 +174,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def _must_lead_nowhere_else(each: Any, name: str) -> None:
-    """Links to pages and to the web only, none of them followed on opening; notes about authors and tools go."""
+    """Refuse links other than to pages and the web, and actions on opening; remove metadata about authors and tools."""
     for uri in (each.get("/URI"), each.get("/Base")):
         is_odd = isinstance(uri, pikepdf.Name | pikepdf.Stream)  # some viewers take a name for an address
         is_text = isinstance(uri, pikepdf.String)
@@ -188,7 +188,7 @@ def _must_lead_nowhere_else(each: Any, name: str) -> None:
 
 
 def _must_be_plain_stream(stream: Any, left: int, name: str) -> int:
-    """How many bytes the stream unpacks to, where that is more than it has."""
+    """Refuse streams with odd filters or beyond the limits; returns the bytes that count as unpacked."""
     facts = stream.stream_dict
     if "/F" in facts or "/FFilter" in facts:
         _refuse(name, "it holds other files")
@@ -220,7 +220,7 @@ def _must_be_small_image(facts: Any, name: str) -> None:
 
 
 def _unpacked_bytes(stream: Any, filters: list[str], most: int) -> int:
-    """Bytes after unpacking, counted up to `most` only. Formats of pictures are left to whoever shows them."""
+    """Bytes after unpacking; inflating stops beyond `most`. Picture formats are not decoded and count as 0."""
     if filters == ["/FlateDecode"]:
         return _inflated_bytes(bytes(stream.read_raw_bytes()), most)
     if any(each in ("/FlateDecode", "/LZWDecode", "/RunLengthDecode") for each in filters):
@@ -240,7 +240,7 @@ def _inflated_bytes(packed: bytes, most: int) -> int:
 
 
 def _written(pdf: pikepdf.Pdf) -> bytes:
-    """What can be reached from its pages, written anew: earlier versions, notes on authors and loose parts are gone."""
+    """Write the PDF anew from reachable objects, without earlier versions, author metadata and loose objects."""
     if "/Info" in pdf.trailer:
         del pdf.trailer["/Info"]
     out = io.BytesIO()
@@ -279,7 +279,7 @@ def _must_be_visible(text: str, name: str) -> None:
 
 
 def _must_be_text_only(text: str, name: str) -> None:
-    """No HTML outside of code, and links to the web only."""
+    """Refuse HTML outside code, deep nesting, and links other than to the web."""
     reader = MarkdownIt("commonmark", {"html": True, "maxNesting": _NESTING_MAX})
     reader.validateLink = lambda url: True  # type: ignore[method-assign]
     about: dict[str, Any] = {}

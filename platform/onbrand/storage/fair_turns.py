@@ -1,6 +1,8 @@
-"""Turns at the checking children: accounts take turns, and within an account its brands, however much one sends.
+"""Fair queueing for file checks: first between accounts, then between the brands of an account.
 
-Like the engine's line (`onbrand.engine.fairness`), but in one event loop, and counted in seconds that a turn took.
+The public port uses it for client addresses too (`onbrand.api.front`).
+
+Like the engine's queue (`onbrand.engine.fairness`), but in one event loop, and measured in seconds of turns.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ _RETRY_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """For whom a turn is taken.
+    """The brand and account of a turn.
 
     Args:
-        account: who answers for the brand; None where that is not known: the brand stands for itself.
-        is_bounded: whether it is refused when the queue is full, and has at most half of the turns. What the platform's
-            own workers hand in is neither: it was admitted, and made by us.
+        account: the account that answers for the brand; None if unknown: the brand then counts as its own account.
+        is_bounded: whether the limits apply: refusal when the queue is full, and at most half of the turns. They do
+            not apply to files of the platform's own workers, whose jobs were admitted already.
     """
 
     brand_id: str
@@ -36,7 +38,7 @@ class Whose:
 
 @dataclass(slots=True)
 class _Share:
-    """What a brand, or an account, has of the turns."""
+    """Counters of one brand or account; `seconds` is what its turns took."""
 
     num_waiting: int = 0
     num_running: int = 0
@@ -45,7 +47,7 @@ class _Share:
 
 @dataclass(slots=True)
 class _Waiter:
-    """One who waits; `number` is its place in the order of coming."""
+    """A waiting request; `number` is its place in the order of arrival."""
 
     whose: Whose
     number: int
@@ -59,23 +61,22 @@ class Turn:
         self._give_back: Callable[[], None] | None = give_back
 
     def end(self) -> None:
-        """Give the turn to whoever is next."""
+        """Pass the turn to the next waiter."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             give_back()
 
 
 class FairTurns:
-    """So many turns at once. Not to be shared between event loops.
+    """Grants up to `num_turns` turns at once. Not to be shared between event loops.
 
-    Who comes next is of the account with the fewest turns that run, then with the fewest seconds used, and among its
-    brands likewise. An account has at most half of the turns at once, so that slow files leave room for another's.
+    The next turn goes to the account with the fewest running turns, then with the fewest seconds used; its brands are
+    ordered the same way. An account has at most half of the turns at once, so that slow files leave room for others.
 
     Args:
         num_turns: turns at once.
-        waiting_max: how many of one brand may wait.
-        now: a clock in seconds.
-        what: whose turns they are, for the error.
+        waiting_max: how many requests of one brand may wait.
+        now, what: a clock in seconds; the waiting things, for the error's text.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class FairTurns:
 
     @asynccontextmanager
     async def take(self, whose: Whose) -> AsyncIterator[None]:
-        """A turn, when it comes. Raises TooManyRequests when as many of the brand wait as may."""
+        """Wait for a turn and hold it. Raises TooManyRequests when the brand's queue is full."""
         turn = await self.begin(whose)
         try:
             yield
@@ -103,7 +104,7 @@ class FairTurns:
             turn.end()
 
     async def begin(self, whose: Whose) -> Turn:
-        """A turn, when it comes, that its holder ends. Raises TooManyRequests when as many of the brand wait as may."""
+        """Wait for a turn; the caller must end it. Raises TooManyRequests when the brand's queue is full."""
         await self._wait(whose)
         began = self._now()
         return Turn(lambda: self._give_back(whose, self._now() - began))
@@ -124,7 +125,7 @@ class FairTurns:
             raise
 
     def _enter(self, whose: Whose) -> _Waiter:
-        """To the end of its brand's line. Who was idle begins where those are who used least: idleness is no credit."""
+        """Append to the brand's queue. An idle share starts at the smallest `seconds` in use: idleness is no credit."""
         for shares, name in self._shares_of(whose):
             if name not in shares:
                 shares[name] = _Share(seconds=min((share.seconds for share in shares.values()), default=0.0))
@@ -134,7 +135,7 @@ class FairTurns:
         return waiter
 
     def _leave(self, waiter: _Waiter) -> None:
-        """It waits no more; a turn that came at the same moment goes to the next."""
+        """Remove a waiter; a turn that was granted at the same moment goes to the next."""
         if waiter.turn.is_set():
             self._give_back(waiter.whose, 0.0)
             return
@@ -154,7 +155,7 @@ class FairTurns:
         return min(may, key=self._place, default=None)
 
     def _running(self, waiter: _Waiter) -> int:
-        """Turns that its account has now."""
+        """Running turns of the waiter's account."""
         return self._accounts[_account(waiter.whose)].num_running
 
     def _place(self, waiter: _Waiter) -> tuple[int, float, int, float, int]:
@@ -167,7 +168,7 @@ class FairTurns:
         self._grant()
 
     def _change(self, whose: Whose, num_waiting: int = 0, num_running: int = 0, seconds: float = 0.0) -> None:
-        """Nothing is kept of who neither runs nor waits."""
+        """Update both shares; a share with nothing running or waiting is deleted."""
         for shares, name in self._shares_of(whose):
             share = shares[name]
             share.num_waiting += num_waiting

@@ -1,6 +1,6 @@
-"""What a picture looks like, in a few numbers: for finding twins, blur and transparency without keeping the picture.
+"""Measures a picture: a few numbers that show duplicates, blur and transparency without keeping the picture.
 
-Runs in the checking child. What the numbers mean for a training is said in `onbrand.services.doctor`.
+Runs in the checking child. `onbrand.services.doctor` interprets the numbers for training.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ROUNDING = 2
 def measure(
     data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> PictureFeatures:
-    """Decode the picture whole and measure it, with transparent parts on white as training has them.
+    """Decode the whole picture and measure it, with transparent parts on white, as in training.
 
     Args:
-        decoded: told the number of pixels once they are there.
+        decoded: called with the number of pixels after decoding.
 
     Raises UnsupportedMedia, TooLarge, InvalidInput: as `images.decode` does.
     """
@@ -59,7 +59,7 @@ def measure(
 
 
 def _digest(image: Image.Image) -> str:
-    """Of the pixels, a strip at a time: the whole of them is in memory once already."""
+    """SHA-256 of the pixels, computed in strips to avoid a second copy of the picture in memory."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
     for top in range(0, image.height, _STRIP_ROWS):
         strip = image.crop((0, top, image.width, min(image.height, top + _STRIP_ROWS)))
@@ -77,7 +77,7 @@ def _alpha(image: Image.Image) -> tuple[float, float]:
 
 
 def _largest_side(width: int, height: int) -> int:
-    """The largest of the sides that makes the picture no larger, and not too large to compute on."""
+    """The largest of `_SIDES` that does not enlarge the picture and keeps it within `_SCALED_PIXELS_MAX`."""
     shorter, longer = sorted((width, height))
     fitting = (side for side in _SIDES if side <= shorter and side * side * longer / shorter <= _SCALED_PIXELS_MAX)
     return max(fitting, default=shorter)
@@ -99,9 +99,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _dhash(luminance: Image.Image) -> str:
-    """Is each of 16 x 17 means brighter than its left neighbour? (Difference hash; Krawetz 2013, "Kind of Like That".)
+    """Difference hash of 16 x 17 means: one bit per pair of neighbours (Krawetz 2013, "Kind of Like That").
 
-    Brighter by more than rounding: else the bits of plain areas would be noise.
+    A bit is set if the right one is brighter by more than rounding; otherwise bits of plain areas would be noise.
     """
     small = luminance.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     means = np.asarray(small, dtype=np.int16)
@@ -124,7 +124,7 @@ def _pyramid(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _laplacian_variance(image: Image.Image) -> float:
-    """Of f(x-1, y) + f(x+1, y) + f(x, y-1) + f(x, y+1) - 4 f(x, y), in luminance 0..1."""
+    """Variance of f(x-1, y) + f(x+1, y) + f(x, y-1) + f(x, y+1) - 4 f(x, y), in luminance 0..1."""
     f = np.asarray(image, dtype=np.float32) / 255
     if min(f.shape) < 3:
         return 0.0

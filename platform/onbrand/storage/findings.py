@@ -1,4 +1,4 @@
-"""What checking a file finds: plain facts, known to the child that reads files and to the parent that trusts none."""
+"""Results of checking files: plain data types shared by the checking child and its parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME_CHARS_MAX = 80
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the header says. Width and height are the stored ones, before EXIF turns them."""
+    """Facts of a picture's header. Width and height are as stored, before EXIF rotation."""
 
     format: PictureFormat
     content_type: str
@@ -24,7 +24,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class CleanImage:
-    """A picture made anew: upright, sRGB, 8 bit, without metadata or anything that followed the pixels."""
+    """A picture encoded anew: upright, sRGB, 8 bit, without metadata or trailing bytes."""
 
     bytes: bytes
     content_type: str
@@ -36,13 +36,13 @@ class CleanImage:
 
 @dataclass(frozen=True, slots=True)
 class PictureFeatures:
-    """What can be said of a picture without keeping it; `storage.features` measures it.
+    """Measurements of a picture, taken by `storage.features`; they outlive the picture.
 
     Args:
         width, height: upright, in pixels.
-        digest: SHA-256 of the upright pixels, whatever file they came in.
-        dhash: 256 bits, hex.
-        colours: 8 x 8 x RGB, 192 bytes, hex.
+        digest: SHA-256 of the upright pixels, independent of the file format.
+        dhash: difference hash, 256 bits, hex.
+        colours: the picture scaled to 8 x 8 x RGB, 192 bytes, hex.
         sides: the shorter sides, in pixels, at which `sharpness` was taken; powers of two, ascending.
         sharpness: variance of the Laplacian of the luminance (0..1) at each of `sides`.
         contrast: standard deviation of the luminance (0..1).
@@ -63,7 +63,7 @@ class PictureFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One picture of an archive, as it was packed: not yet checked."""
+    """One picture of an archive, unpacked but not yet checked."""
 
     filename: str
     data: bytes = field(repr=False)
@@ -72,7 +72,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class CleanDocument:
-    """A document made anew. `num_pages` is None for text."""
+    """A document written anew. `num_pages` is None for text."""
 
     bytes: bytes
     content_type: str
@@ -82,7 +82,7 @@ class CleanDocument:
 
 
 def is_zip(data: bytes) -> bool:
-    """Whether the file says of itself that it is a zip archive."""
+    """Whether the file begins like a zip archive."""
     return data[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 
 
@@ -94,12 +94,12 @@ def shown(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CheckedWeights:
-    """What a file of weights holds.
+    """Summary of a file of weights.
 
     Args:
-        text_layers: layers of text encoders, which an import leaves out.
-        text_norm: of what these add to their weights, all together (Frobenius).
-        norm: the same of the whole file; 0 where nothing is left out.
+        text_layers: number of text-encoder layers, which an import drops.
+        text_norm: Frobenius norm of all updates of these layers together.
+        norm: the same for the whole file; 0 where nothing is dropped.
     """
 
     num_tensors: int
@@ -109,5 +109,5 @@ class CheckedWeights:
 
     @property
     def dropped(self) -> Dropped | None:
-        """What is left out, where anything is."""
+        """The part that an import drops; None if it drops nothing."""
         return Dropped(self.text_layers, self.text_norm, self.norm) if self.text_layers else None

@@ -1,10 +1,9 @@
-"""A process that has loaded all that its children need, and forks one whenever it is asked.
+"""A process that has loaded its children's libraries and forks a child on each request.
 
-It reads nothing from outside. Over its one socket come, for each child, a number and three descriptors: the child's
-input, its output and its leash. On the leash the server tells the child's pid when it begins and its exit code when
-it has ended; with the pid comes a descriptor of the process, for whoever must end it although the server cannot. Who
-lets go of a leash ends its child; who lets go of the socket ends the server with its last child.
-`onbrand.storage.children` is the other end.
+It reads nothing from outside. A request on its one socket is a number and three descriptors: the child's input, its
+output and its leash. On the leash the server sends the child's pid when it begins and its exit code when it has ended.
+A pidfd comes with the pid, so that the parent can end the child even if the server cannot. Closing a leash ends its
+child; closing the socket ends the server after its last child. `onbrand.storage.children` is the other end.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from onbrand.storage.syscalls import be_unreadable
 
 ASKED = struct.Struct("<Q")
 TOLD = struct.Struct("<i")
-"""First the pid, then the exit code (of a signal: its number, negative)."""
+"""First the pid, then the exit code (the negative number of a signal)."""
 NUM_DESCRIPTORS = 3
 _NICENESS = 4
-"""Files are read beside the API and the database, which share the cores and need little of them."""
+"""Lowers the priority: the API and the database share the cores and need little of them."""
 _STDIN, _STDOUT, _FIRST_OTHER = 0, 1, 3
 _NUM_DESCRIPTORS_MAX = 1024
 
 
 def serve(run: Callable[[int], None]) -> NoReturn:
-    """Fork for every message that comes at standard input, until there are no more.
+    """Fork a child for every request at standard input, until it is closed.
 
     Args:
-        run: what a child does, given the number it was asked with; it has its input and output as descriptors 0 and 1
-            and no other but 2. It ends with 0 if this returns, with 1 if it raises.
+        run: called in the child with the number of the request. The child has its input and output as descriptors 0
+            and 1, and no other but 2. It exits with 0 if `run` returns, with 1 if it raises.
     """
     be_unreadable()
     os.nice(_NICENESS)
@@ -48,7 +47,7 @@ def serve(run: Callable[[int], None]) -> NoReturn:
     leashes: dict[int, socket.socket] = {}
     is_asked = True
     gc.collect()
-    gc.freeze()  # what is never collected is never copied for a child
+    gc.freeze()  # frozen objects are not touched by collection, so children share their pages
     while is_asked or leashes:
         ready, _, _ = select.select([woken, *([requests] if is_asked else []), *leashes.values()], [], [])
         if woken in ready:
@@ -68,7 +67,7 @@ def serve(run: Callable[[int], None]) -> NoReturn:
                     os.close(descriptor)
             else:
                 leash = socket.socket(fileno=given[2])
-                with contextlib.suppress(OSError):  # without a process, the leash is let go: that tells
+                with contextlib.suppress(OSError):  # without a child, the leash closes, which tells the parent
                     pid = _fork(run, ASKED.unpack(asked)[0], *given[:2])
                     leashes[pid] = leash
                     _tell_of(pid, leash)
@@ -76,7 +75,7 @@ def serve(run: Callable[[int], None]) -> NoReturn:
 
 
 def _fork(run: Callable[[int], None], number: int, to_read: int, to_write: int) -> int:
-    """A child with these for its input and output; its pid. Raises OSError."""
+    """Fork a child with these descriptors as input and output; returns its pid. Raises OSError."""
     try:
         pid = os.fork()
         if pid == 0:
@@ -88,7 +87,7 @@ def _fork(run: Callable[[int], None], number: int, to_read: int, to_write: int) 
 
 
 def _tell_of(pid: int, leash: socket.socket) -> None:
-    """The child's pid, and where the system has such a thing, a descriptor of it. Raises OSError."""
+    """Send the child's pid and, where the system has them, its pidfd. Raises OSError."""
     descriptors = []
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):
@@ -101,7 +100,7 @@ def _tell_of(pid: int, leash: socket.socket) -> None:
 
 
 def _wakes_at_a_childs_end() -> socket.socket:
-    """What can be read when a child has ended."""
+    """A socket that becomes readable when a child has ended."""
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -110,7 +109,7 @@ def _wakes_at_a_childs_end() -> socket.socket:
 
 
 def _become(run: Callable[[int], None], number: int, to_read: int, to_write: int) -> NoReturn:
-    """Be the child, with nothing of the server's but its memory."""
+    """Run as the child, which keeps nothing of the server but its memory."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -126,5 +125,5 @@ def _become(run: Callable[[int], None], number: int, to_read: int, to_write: int
 
 
 def _tell(leash: socket.socket, code: int) -> None:
-    with leash, contextlib.suppress(OSError):  # nobody may hold the other end any more
+    with leash, contextlib.suppress(OSError):  # the other end may be closed already
         leash.send(TOLD.pack(code))

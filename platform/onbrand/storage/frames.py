@@ -1,6 +1,6 @@
-"""How a checking child and its parent talk: frames of a JSON object and bytes, each with its length before it.
+"""The protocol between a checking child and its parent: frames of a JSON object and bytes, with their lengths in front.
 
-Nothing else is understood on either side: a child that was taken over can say wrong things, but only of this form.
+Neither side understands anything else: a child that was taken over can send false answers, but only in this form.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ SAID_BYTES_MAX = 2**18
 
 
 class BrokenFrame(Exception):
-    """What came is not a frame."""
+    """The received bytes are not a valid frame."""
 
 
 def head_of(said: dict[str, Any], num_bytes: int) -> bytes:
-    """A frame up to its bytes."""
+    """A frame without its bytes: the two lengths and the object."""
     text = json.dumps(said, allow_nan=False).encode()
     return HEAD.pack(len(text), num_bytes) + text
 
@@ -28,10 +28,10 @@ def read_head(read: Callable[[int], bytes], bytes_max: int) -> tuple[dict[str, A
     """The object of the next frame, and how many bytes follow it.
 
     Args:
-        read: the next bytes, exactly as many as are asked for.
+        read: returns exactly the requested number of bytes.
 
     Raises:
-        BrokenFrame: longer than the limits, or no object.
+        BrokenFrame: the frame is longer than the limits or holds no object.
     """
     num_said, num_bytes = HEAD.unpack(read(HEAD.size))
     if num_said > SAID_BYTES_MAX or num_bytes > bytes_max:

@@ -1,4 +1,4 @@
-"""What the two places of objects share: reading, listing and deleting through fsspec, and its errors as ours."""
+"""The common part of both backends: reading, listing and deleting through fsspec, with its errors mapped to ours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMEDIES = {
 
 
 class FsspecBackend:
-    """What both backends share; they differ in how a name becomes a path, and in how bytes are written and linked."""
+    """Base of both backends, which differ in paths, in how they write, and in their links."""
 
     def __init__(self, fs: Any) -> None:
         self.fs = fs
@@ -41,18 +41,22 @@ class FsspecBackend:
         raise NotImplementedError
 
     def read(self, bucket: Bucket, name: str) -> bytes:
+        """The object's bytes. Raises NotFound, StorageError."""
         with told("read"), found():
             return cast(bytes, self.fs.cat_file(self.path(bucket, name)))
 
     def open(self, bucket: Bucket, name: str) -> BinaryIO:
+        """A readable stream of the object. Raises NotFound, StorageError."""
         with told("read"), found():
             return cast(BinaryIO, self.fs.open(self.path(bucket, name), "rb"))
 
     def exists(self, bucket: Bucket, name: str) -> bool:
+        """Whether an object has this name; a folder is none. Raises StorageError."""
         with told("read"), found():
             return bool(self.fs.isfile(self.path(bucket, name)))
 
     def size(self, bucket: Bucket, name: str) -> int:
+        """The object's size in bytes. Raises NotFound, StorageError."""
         with told("read"), found():
             facts = self.fs.info(self.path(bucket, name))
         if facts["type"] != "file":
@@ -60,6 +64,7 @@ class FsspecBackend:
         return int(facts["size"])
 
     def delete(self, bucket: Bucket, name: str) -> None:
+        """Remove the object; a missing one is no error. Raises StorageError."""
         try:
             with told("deleted"), found():
                 self.fs.rm_file(self.path(bucket, name))
@@ -67,6 +72,7 @@ class FsspecBackend:
             return
 
     def names(self, bucket: Bucket, folder: str) -> Iterator[str]:
+        """Names of all objects below `folder`; none if it is missing. Raises StorageError."""
         root = self.root(bucket)
         try:
             with told("listed"), found():
@@ -78,7 +84,7 @@ class FsspecBackend:
 
 @contextmanager
 def found() -> Iterator[None]:
-    """A missing object, or a folder in its place, is NotFound."""
+    """Raise NotFound for a missing object and for a folder in its place."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -87,7 +93,7 @@ def found() -> Iterator[None]:
 
 @contextmanager
 def told(done: str) -> Iterator[None]:
-    """Turn what the backends raise into our errors, without a path, a key or a secret in the text."""
+    """Turn errors of the backends into StorageError, without a path, a key or a secret in the text."""
     try:
         yield
     except OSError as problem:

@@ -1,7 +1,7 @@
-"""Pictures that come from outside: told apart, bounded before decoding, and made anew so that only pixels remain.
+"""Incoming pictures: checked against the limits before decoding, then encoded anew so that only pixels remain.
 
-This runs in the child process of `onbrand.storage.checking`, and is frugal: one picture's pixels lie in memory once,
-and a second time only while it is turned.
+This runs in the child process of `onbrand.storage.checking` and saves memory: a picture's pixels are in memory once,
+and twice only while it is rotated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOSSLESS_WEBP = {"lossless": True, "exact": True, "quality": 20, "method": 0}  
 _MAGIC = (PNG_MAGIC, JPEG_MAGIC, b"RIFF")
 _JPEG_SCANS_MAX = 128
 _XMP = ("xmp", "XML:com.adobe.xmp")
-"""Where Pillow keeps XMP."""
+"""Pillow's keys for XMP."""
 _WEBP_PIXELS_MAX = 12_600_000  # 4096 x 3072: libwebp and its wrapper keep 17 bytes a pixel
 
 
@@ -48,7 +48,7 @@ def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageF
     """Read the header only.
 
     Args:
-        name: what the caller calls the file; errors name it.
+        name: the caller's name of the file, for errors.
 
     Raises:
         UnsupportedMedia: not a still PNG, JPEG or WEBP.
@@ -62,15 +62,17 @@ def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageF
 def clean_image(
     data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> CleanImage:
-    """Decode the picture and encode its pixels anew in the same format. Raises as `decode` does.
+    """Decode the picture and encode its pixels anew in the same format.
 
     Args:
-        decoded: told the number of pixels once they are there: what follows takes time by their number only.
+        decoded: called with the number of pixels after decoding; the remaining time depends on that number only.
+
+    Raises as `decode` does, and TooLarge if encoding runs out of memory.
     """
     facts, upright = decode(data, limits, name, decoded)
     try:
         encoded = _encoded(upright, facts.format, is_lossless_webp(data))
-    except (OSError, ValueError):  # the pixels are there, so it is no damage: encoders say so when memory ends
+    except (OSError, ValueError):  # the file is not damaged: encoders raise these when out of memory
         raise _too_much_to_encode(name) from None
     digest = hashlib.sha256(encoded).hexdigest()
     return CleanImage(encoded, facts.content_type, _EXT[facts.format], *upright.size, digest)
@@ -79,7 +81,7 @@ def clean_image(
 def decode(
     data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> tuple[ImageFacts, Image.Image]:
-    """What the header says, and upright sRGB pixels without what decoded them: libwebp keeps two canvases.
+    """The facts of the header, and upright sRGB pixels. A WEBP is copied to free its decoder, which keeps two canvases.
 
     Raises as `inspect_image` does, and UnsupportedMedia for a picture that is damaged or cut short, or whose colour
     profile cannot be applied.
@@ -132,7 +134,7 @@ def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
 
 
 def _with_its_decoder(data: bytes, limits: Limits) -> Image.Image:
-    """Opened. Of several pictures in a JPEG (MPO: depth, the other eye, a preview) the first is the picture."""
+    """Open the picture; the first of several in a JPEG (MPO: depth, the other eye, a preview)."""
     if data.startswith(JPEG_MAGIC):
         return JpegImageFile(io.BytesIO(data))
     if data.startswith(PNG_MAGIC):
@@ -143,7 +145,7 @@ def _with_its_decoder(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _must_be_harmless_to_open(data: bytes, limits: Limits, name: str) -> None:
-    """Two things decoders do not bound: the canvas that libwebp allocates on opening, and a JPEG's number of scans."""
+    """Check what decoders do not limit: the canvas that libwebp allocates on opening, and a JPEG's number of scans."""
     if data.startswith(_MAGIC):
         must_be_one_thing(data, "picture", shown(name))
     width, height = webp_canvas(data)
@@ -175,7 +177,7 @@ def _facts(image: Image.Image) -> ImageFacts:
 
 
 def _upright(image: Image.Image, data: bytes, head: PngHead | None, profile: Profile | None) -> Image.Image:
-    """Pixels only: EXIF's turn applied, 8 bit, sRGB, with or without alpha."""
+    """Apply the EXIF rotation and convert to 8-bit sRGB, with or without alpha."""
     second = None
     if head is not None and head.has_second_bytes and (profile or head.transparent):
         second = read_second_bytes(PngImageFile(io.BytesIO(data)), head)
@@ -187,9 +189,9 @@ def _upright(image: Image.Image, data: bytes, head: PngHead | None, profile: Pro
 
 
 def _drop_xmp(image: Image.Image) -> None:
-    """Pillow would turn pictures by XMP too, where EXIF does not say; browsers and viewers go by EXIF alone.
+    """Remove XMP: Pillow would rotate by it where EXIF gives no orientation, but browsers and viewers use EXIF alone.
 
-    It is read on opening, and in a PNG also on loading.
+    Pillow reads it on opening, and in a PNG also on loading.
     """
     for key in _XMP:
         image.info.pop(key, None)

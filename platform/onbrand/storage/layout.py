@@ -1,4 +1,4 @@
-"""The only place where a key is made. The first segment of every key is the brand; a region is never in it."""
+"""Makes all keys of objects. The first segment of every key is the brand; a region is never part of it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ CONTENT_TYPES = {
 }
 
 SHOWN_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
-"""What a browser may show; everything else is saved."""
+"""Types that a browser may display; all others are downloaded."""
 
 INCOMING = "incoming"
-"""The folder of a brand where uploads arrive, as they were sent; nothing is ever served from it."""
+"""A brand's folder for unchecked uploads; nothing is ever served from it."""
 
 _NAME_CHARS_MAX = 512
 _SEGMENT = r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.))*"
@@ -40,7 +40,7 @@ _PICTURES = ("png", "jpg", "webp")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One object: a bucket and a name like ``acme/logo-001.jpg``. It cannot be made with a name that is not plain.
+    """One object: a bucket and a plain name like ``acme/logo-001.jpg``.
 
     Raises:
         InvalidInput: the bucket is unknown, or the name is not `brand/segment[/segment...]` in plain lower case.
@@ -54,7 +54,7 @@ class Key:
 
     @property
     def brand_id(self) -> str:
-        """Whose it is."""
+        """The brand that owns the object."""
         return self.name.split("/", 1)[0]
 
     @property
@@ -64,18 +64,18 @@ class Key:
 
     @property
     def is_incoming(self) -> bool:
-        """Whether it is a file as it was sent: unchecked, and never to be served."""
+        """Whether it is an unchecked upload, which must never be served."""
         return self.name.split("/", 2)[1] == INCOMING
 
     @property
     def content_type(self) -> str:
-        """What the extension promises; `application/octet-stream` where it promises nothing."""
+        """The type of the extension; `application/octet-stream` for an unknown one."""
         return CONTENT_TYPES.get(self.name.rsplit(".", 1)[-1], "application/octet-stream")
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Which sample a picture is: the base's, once, or the adapter's after `step` steps; of the prompt `index`."""
+    """Identifies a sample: drawn by the base, or by the adapter after `step` steps, for the prompt `index`."""
 
     by: DrawnBy
     step: int
@@ -83,7 +83,7 @@ class Drawn:
 
 
 def must_be_plain(bucket: str, name: str) -> None:
-    """Raise InvalidInput unless `bucket` is one of ours and `name` a plain key: no `..`, `//`, `./`, odd characters."""
+    """Raise InvalidInput unless the bucket is known and the name plain: no `..`, `//`, `./`, odd characters."""
     if bucket not in BUCKETS:
         raise InvalidInput(f"there is no such bucket; the buckets are {', '.join(BUCKETS)}", param="bucket")
     if len(name) > _NAME_CHARS_MAX or not _NAME.fullmatch(name):
@@ -111,7 +111,7 @@ def model_file(brand_id: str, family: str, version: int) -> Key:
 
 
 def model_metadata(brand_id: str) -> Key:
-    """``models: acme/metadata.json``, written for people who look at the bucket; Onbrand never reads it."""
+    """``models: acme/metadata.json``, written for people; Onbrand never reads it."""
     return Key("models", f"{brand_id}/metadata.json")
 
 
@@ -122,14 +122,14 @@ def generated_image(brand_id: str, day: date, number: int, ext: str) -> Key:
 
 
 def sample_image(brand_id: str, job_id: str, drawn: Drawn, ext: str) -> Key:
-    """``generated-content: acme/samples/{job_id}/000100-00.png``, and ``.../base-00.png`` for what the base draws."""
+    """``generated-content: acme/samples/{job_id}/000100-00.png``, and ``.../base-00.png`` for samples of the base."""
     who = "base" if drawn.by == "base" else f"{drawn.step:06d}"
     name = f"{brand_id}/samples/{job_id}/{who}-{drawn.index:02d}.{_one_of(ext, _PICTURES)}"
     return Key("generated-content", name)
 
 
 def drawn_in(key: Key) -> Drawn:
-    """Which sample `key`, made by `sample_image`, is."""
+    """The sample of a key that `sample_image` made."""
     who, index = key.filename.split(".", 1)[0].split("-")
     return Drawn("base", 0, int(index)) if who == "base" else Drawn("adapter", int(who), int(index))
 
@@ -143,7 +143,7 @@ def document(brand_id: str, title: str, ext: str, version: int = 1) -> Key:
 
 
 def incoming_file(bucket: Bucket, brand_id: str, upload_id: str) -> Key:
-    """``training-data: acme/incoming/{upload_id}``, where an upload lies until it was checked and made anew."""
+    """``training-data: acme/incoming/{upload_id}``, where an upload lies until it is checked and published."""
     return Key(bucket, f"{brand_id}/{INCOMING}/{upload_id}")
 
 

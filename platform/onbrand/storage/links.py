@@ -1,7 +1,7 @@
-"""Signed links to one object: bound to bucket, key, method and a short life, to upload also to type, size and hash.
+"""Signed links to one object, bound to bucket, key, method and expiry; upload links also to type, size and hash.
 
-They are bearer tokens; keep them short. Serving the bytes is in `onbrand.api.files`. Links of an S3 store are presigned
-by S3 itself (`backends`).
+They are bearer tokens; keep their lives short. `onbrand.api.files` serves the bytes. Links of an S3 store are presigned
+for S3 itself (`backends`).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def must_be_link_seconds(seconds: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What an upload is announced to be; the link takes nothing else.
+    """Type, size and hash of an announced upload; the link accepts nothing else.
 
     Args:
-        bytes: exactly so many.
-        sha256: of the bytes, hex; None leaves it open.
+        bytes: exact size.
+        sha256: hash of the bytes, hex; None accepts any.
 
     Raises:
-        InvalidInput: a part is not what its name says.
+        InvalidInput: a field has not the form of one.
     """
 
     content_type: str
@@ -88,7 +88,7 @@ class LinkSigner:
         return sign_link(key, method, seconds, self.secret, self.base_url)
 
     def sign_upload(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
-        """A link that takes the announced bytes for `key` within `seconds`."""
+        """A link that accepts the announced bytes for `key` for `seconds`."""
         return sign_upload(key, announced, seconds, self.secret, self.base_url)
 
 
@@ -103,7 +103,7 @@ def verify_link(bucket: str, name: str, method: str, expires: str, signature: st
     """The key that the link opens.
 
     Raises:
-        Unauthenticated: forged, altered, for another method, or too old; the answer does not say which.
+        Unauthenticated: forged, altered, for another method, or expired; the message does not say which.
     """
     _must_be_genuine(_signature(bucket, name, method, expires, secret), signature, expires)
     try:
@@ -125,13 +125,13 @@ def sign_upload(key: Key, announced: Announced, seconds: int, secret: str, base_
 def verify_upload(
     bucket: str, name: str, said: Mapping[str, str], expires: str, signature: str, secret: str
 ) -> tuple[Key, Announced]:
-    """The key that an upload's link may fill, and with what.
+    """The key that an upload link may fill, and the announced upload.
 
     Args:
         said: the link's `type`, `bytes` and `sha256`, as they stand in it.
 
     Raises:
-        Unauthenticated: as `verify_link`; also for a link to get a file.
+        Unauthenticated: as in `verify_link`; also for a download link.
     """
     parts = [said.get(part, "") for part in ("type", "bytes", "sha256")]
     _must_be_genuine(_signature(bucket, name, "PUT", expires, secret, *parts), signature, expires)
@@ -159,9 +159,9 @@ def _not_genuine() -> Unauthenticated:
 
 
 def _signature(bucket: str, name: str, method: str, expires: str, secret: str, *more: str) -> str:
-    """HMAC-SHA256 over the parts, one a line; no part of a key, a method or what is announced can hold a newline.
+    """HMAC-SHA256 over the parts, one per line. No part of a key, method or announcement can hold a newline.
 
-    A link to get has five lines and one to upload eight, so neither can stand for the other.
+    A download link has five lines and an upload link eight, so neither is valid as the other.
     """
     parts = "\n".join(("onbrand-link-2", method.upper(), bucket, name, expires, *more))
     digest = hmac.new(secret.encode(), parts.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()

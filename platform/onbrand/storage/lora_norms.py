@@ -1,4 +1,4 @@
-"""How much of a LoRA file's update is of text encoders: norms of alpha / rank B A, from r x r matrices, by numpy."""
+"""The share of text encoders in a LoRA file's update: norms of alpha / rank B A, computed from r x r matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onbrand.lora_names import ImportWishes, LoraNames, LoraSettings, PairNames,
 from onbrand.safetensors_header import SafetensorsHeader, TensorFacts
 
 RANK_MAX = 512
-"""The highest rank that is weighed; no base serves more than 128, and FLUX' original has up to four layers in one."""
+"""The highest rank that is read. No base serves more than 128, and FLUX' original fuses up to four layers into one."""
 _KINDS = {
     "F64": "<f8",
     "F32": "<f4",
@@ -26,9 +26,9 @@ _KINDS = {
 
 
 class Norms:
-    """Takes a file's tensors in any order; nothing is weighed where nothing is left out.
+    """Computes norms from a file's tensors, in any order; it needs none if no text-encoder layers are dropped.
 
-    Raises AdapterRefused as `lora_names.scale_of` does, and for a rank that is too high to be weighed.
+    Raises AdapterRefused as `lora_names.scale_of` does, and for a rank above `RANK_MAX` if such layers are dropped.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Norms:
         return name in self._roles
 
     def take(self, name: str, data: bytes, facts: TensorFacts) -> None:
-        """Keep of a tensor what weighing needs: [r, r], or a number."""
+        """Keep the part of a tensor that the norms need: an [r, r] Gram matrix, or alpha."""
         numbers = _numbers(data, facts.dtype)
         if self._roles[name] == "alpha":
             self._alphas[name] = float(numbers[0])
@@ -64,7 +64,7 @@ class Norms:
         self._grams[name] = matrix @ matrix.T if self._roles[name] == "down" else matrix.T @ matrix
 
     def of_text_and_all(self) -> tuple[float, float]:
-        """The norm of what text encoders' layers add, and of what all add; both 0 where nothing is left out."""
+        """The norms of the text encoders' updates and of all updates; both 0 if no text-encoder layers are dropped."""
         if not self._roles:
             return 0.0, 0.0
         text, rest = (sum(map(self._energy, pairs)) for pairs in (self._names.text_pairs, self._names.pairs))
@@ -79,7 +79,7 @@ class Norms:
 
 
 def _numbers(data: bytes, dtype: str) -> np.ndarray:
-    """In double precision."""
+    """The tensor's values in double precision."""
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype("<f8")
     return np.frombuffer(data, _KINDS[dtype]).astype("<f8")

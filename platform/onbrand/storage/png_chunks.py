@@ -1,4 +1,4 @@
-"""What a PNG says before its pixels (PNG, third edition, W3C 2025): depth, colour type, and its chunks by name."""
+"""The part of a PNG before its pixels (PNG, third edition, W3C 2025): depth, colour type, and chunks by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 _SECOND_BYTES = {_RGB: "RGB;16L", _RGB_ALPHA: "RGBA;16L", _GRAY_ALPHA: "RGBA"}
-"""Pillow's names for the second bytes of samples that have two; those of gray with alpha come as four 8-bit samples."""
+"""Pillow's raw modes for the second bytes of 16-bit samples. Gray with alpha is read as four 8-bit samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class PngHead:
     """A PNG up to its pixels.
 
     Args:
-        depth: bits of a sample.
-        chunks: by name; of several of a name the first.
+        depth: bits per sample.
+        chunks: by name; the first of several with the same name.
     """
 
     depth: int
@@ -39,7 +39,7 @@ class PngHead:
 
     @property
     def has_second_bytes(self) -> bool:
-        """Whether Pillow leaves the second byte of each sample out."""
+        """Whether Pillow drops the second byte of each sample."""
         return self.depth == 16 and self.colour_type in _SECOND_BYTES
 
     @property
@@ -53,7 +53,7 @@ class PngHead:
 
 
 def png_head(data: bytes) -> PngHead:
-    """Of bytes that Pillow has opened as a PNG."""
+    """Parse the head of bytes that Pillow accepts as a PNG."""
     chunks: dict[bytes, bytes] = {}
     at = len(MAGIC)
     while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IDAT":
@@ -65,12 +65,12 @@ def png_head(data: bytes) -> PngHead:
 
 
 def allow_profiles_of(bytes_max: int) -> None:
-    """Have Pillow open PNGs whose profile unpacks to so many bytes: it bounds profiles as it bounds texts."""
+    """Raise Pillow's limit for text chunks, which it also applies to unpacked profiles, to at least `bytes_max`."""
     PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, bytes_max)
 
 
 def unpacked_profile(chunk: bytes, bytes_max: int) -> bytes:
-    """The profile in an iCCP chunk (11.3.2.3). Raises UnusableProfile: damaged, or of more bytes than the limit."""
+    """The profile in an iCCP chunk (11.3.2.3). Raises UnusableProfile if it is damaged or exceeds the limit."""
     _, _, packed = chunk.partition(b"\0")
     reader = zlib.decompressobj()
     try:
@@ -85,10 +85,10 @@ def unpacked_profile(chunk: bytes, bytes_max: int) -> bytes:
 
 
 def read_second_bytes(image: PngImageFile, head: PngHead) -> PngImageFile:
-    """The second bytes of the samples of a PNG that was opened and not yet loaded (`has_second_bytes`).
+    """Read the second bytes of the samples of a PNG that is opened but not loaded (`has_second_bytes`).
 
     Returns:
-        Mode RGB or RGBA. Of gray with alpha: the first and the second byte of gray, and those of alpha.
+        An image in mode RGB or RGBA. For gray with alpha: first and second byte of gray, then both bytes of alpha.
     """
     image.tile = [tile._replace(args=_SECOND_BYTES[head.colour_type]) for tile in image.tile]
     image.load()

@@ -1,6 +1,6 @@
-"""ICC profiles: the parts of one that is given, checked before littlecms reads it, and small ones that are made here.
+"""ICC profiles: checks of a given profile before littlecms reads it, and making of small profiles.
 
-A made profile says in ICC's words what a file says in other words: a gamma, chromaticities, a code for a colour space.
+Profiles are made from other declarations in a file: a gamma, chromaticities, or the code of a colour space.
 Formats: ICC.1:2022 (clauses 7 and 10). Adaptation to D50: Bradford's, as in Annex E.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 Space = Literal["GRAY", "RGB ", "CMYK"]
 Point = tuple[float, float]
-"""x and y of CIE 1931."""
+"""Chromaticity: x and y of CIE 1931."""
 
 _HEADER_BYTES = 128
 _TAGS_MAX = 100
@@ -27,16 +27,16 @@ Matrix = Sequence[Sequence[float]]
 
 
 class UnusableProfile(Exception):
-    """The profile cannot be applied; the message says why, as the end of a sentence: "its colour profile ..."."""
+    """The profile cannot be applied; the message is the end of a sentence that begins "its colour profile ..."."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A profile whose parts lie within its bytes.
+    """A profile whose tags lie within its bytes.
 
     Args:
-        space: of the pixels that it describes.
-        tags: by signature; of tables, which may be large, only the signature.
+        space: colour space of the pixels.
+        tags: data by signature; empty except for the curves and columns of a matrix profile.
     """
 
     data: bytes
@@ -45,7 +45,7 @@ class Profile:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether three curves and a matrix say everything."""
+        """Whether three curves and a matrix define the profile."""
         has_tables = any(name.startswith((b"A2B", b"D2B")) for name in self.tags)
         return self.space == "RGB " and not has_tables and self.tags.keys() >= {*_PARTS_OF_MATRICES}
 
@@ -67,7 +67,7 @@ BT2020 = Primaries((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
 
 
 def read_profile(data: bytes) -> Profile:
-    """The profile's parts. Raises UnusableProfile: it is no profile, cut short, or of something else than pixels."""
+    """Parse a profile. Raises UnusableProfile: no profile, cut short, too many tags, or not of gray, RGB or CMYK."""
     if len(data) < _HEADER_BYTES + 4 or data[36:40] != b"acsp":
         raise UnusableProfile("is no ICC profile")
     size = int.from_bytes(data[:4], "big")
@@ -93,14 +93,14 @@ def gray_profile(curve: bytes) -> Profile:
 
 
 def rgb_profile(primaries: Primaries, curve: bytes) -> Profile:
-    """An RGB profile with this tone curve for each channel. Raises UnusableProfile: the primaries span no space."""
+    """An RGB profile with this tone curve for each channel. Raises UnusableProfile if the primaries span no space."""
     columns = zip(*_to_d50(primaries), strict=True)
     tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(_xyz, columns), strict=True))
     return _made("RGB ", {b"wtpt": _xyz(_D50)} | tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
 
 
 def with_curve(profile: Profile, curve: bytes) -> Profile:
-    """The same primaries as those of a matrix profile, with another tone curve."""
+    """A copy of a matrix profile with another tone curve for each channel."""
     kept = {name: profile.tags[name] for name in (b"rXYZ", b"gXYZ", b"bXYZ")}
     return _made("RGB ", {b"wtpt": _xyz(_D50)} | kept | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
 
@@ -116,7 +116,7 @@ def with_toe(exponent: float, offset: float, slope: float, end: float) -> bytes:
 
 
 def srgb_curve() -> bytes:
-    """IEC 61966-2-1."""
+    """The tone curve of sRGB (IEC 61966-2-1)."""
     return with_toe(2.4, 0.055, 12.92, 0.04045)
 
 
@@ -125,7 +125,7 @@ def _parametric(kind: int, *values: float) -> bytes:
 
 
 def _fixed(value: float) -> bytes:
-    """s15Fixed16Number."""
+    """The value as an s15Fixed16Number."""
     return struct.pack(">i", round(value * 65536))
 
 
@@ -134,7 +134,7 @@ def _xyz(values: Sequence[float]) -> bytes:
 
 
 def _made(space: Space, tags: Mapping[bytes, bytes]) -> Profile:
-    """A profile of version 4.3 with these parts."""
+    """A profile of version 4.3 with these tags."""
     table, body = b"", b""
     begin = _HEADER_BYTES + 4 + 12 * len(tags)
     for name, data in tags.items():
@@ -147,7 +147,7 @@ def _made(space: Space, tags: Mapping[bytes, bytes]) -> Profile:
 
 
 def _to_d50(primaries: Primaries) -> Matrix:
-    """From linear RGB to XYZ whose white is D50."""
+    """The matrix from linear RGB to XYZ with white D50."""
     columns = [_of_point(point) for point in (primaries.red, primaries.green, primaries.blue)]
     white = _of_point(primaries.white)
     matrix = list(zip(*columns, strict=True))
@@ -176,7 +176,7 @@ def _product(left: Matrix, right: Matrix) -> Matrix:
 
 
 def _inverse(matrix: Matrix) -> Matrix:
-    """Of a 3 x 3 matrix, by its adjugate. Raises UnusableProfile when it has none."""
+    """The inverse of a 3 x 3 matrix, by its adjugate. Raises UnusableProfile if it is singular."""
     (a, b, c), (d, e, f), (g, h, i) = matrix
     adjugate = (
         (e * i - f * h, c * h - b * i, b * f - c * e),

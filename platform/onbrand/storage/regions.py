@@ -1,4 +1,4 @@
-"""The root of a region: a brand has one home region, and its bytes stay there. A region is never part of a key."""
+"""Folders of regions: a brand has one home region, where its bytes stay. A region is never part of a key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onbrand.brand import LOOKS_LIKE_REGION
 from onbrand.errors import InvalidInput
 
 _REGION = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-"""What botocore takes as a region, for it may become part of a host name."""
+"""Region names that botocore accepts; they may become part of a host name."""
 
 
 def must_be_region(text: str, param: str = "region") -> str:
@@ -25,11 +25,11 @@ def must_be_region(text: str, param: str = "region") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Which folder of a bucket holds which region.
+    """Maps regions to folders of a bucket.
 
-    Brands of the home region lie at the bucket's root (``training-data/acme/...``); those of another region
-    in that region's folder (``training-data/eu-west-1/acme/...``). No folder of a region can be one of a brand: no
-    brand's name begins like `eu-west-1`, and the folder of a region that a brand could be called begins with ``_``
+    Brands of the home region lie at the bucket's root (``training-data/acme/...``), those of another region in that
+    region's folder (``training-data/eu-west-1/acme/...``). A region's folder is never a brand's: no brand's name begins
+    like `eu-west-1`, and a region whose name could be a brand's has a folder beginning with ``_``
     (``training-data/_garage/acme/...``).
 
     Args:

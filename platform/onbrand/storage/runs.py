@@ -1,4 +1,4 @@
-"""Where a training job's run lies: a folder or a prefix on S3. Made of ids only, never of a caller's text."""
+"""Location of a training job's run: a folder or an S3 prefix, built from ids only, never from a caller's text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def must_be_job_id(text: str) -> str:
 
 
 def runs_folder(settings: Settings) -> Path | None:
-    """The folder of all runs; None when they lie on S3. Raises ConfigurationError for an address that is neither."""
+    """The folder of all runs; None when they lie on S3. Raises ConfigurationError for a path that is not plain."""
     place = settings.runs_url
     if not is_url(place):
         return must_be_plain_path(Path(place), "run_storage")
@@ -33,14 +33,14 @@ def runs_folder(settings: Settings) -> Path | None:
 
 
 def brand_folder(settings: Settings, brand_id: str) -> Path:
-    """The folder of one brand's runs. Only where runs lie in a folder."""
+    """The folder of one brand's runs; call it only if runs lie in a folder."""
     folder = runs_folder(settings)
     assert folder is not None
     return folder / must_be_brand_id(brand_id)
 
 
 def run_folder(settings: Settings, brand_id: str, job_id: str) -> Path:
-    """The folder of one run. Only where runs lie in a folder."""
+    """The folder of one run; call it only if runs lie in a folder."""
     return brand_folder(settings, brand_id) / must_be_job_id(job_id)
 
 
@@ -61,9 +61,9 @@ class RunsBucket:
 
 
 def runs_bucket(settings: Settings) -> RunsBucket | None:
-    """Where runs lie on S3; None when they lie in a folder. Raises ConfigurationError for an address that is neither.
+    """The bucket and prefix of runs on S3; None for runs in a folder. Raises ConfigurationError for other addresses.
 
-    The name is part of a policy, where `*` and `$` have a meaning: only plain ones are taken.
+    Only plain names are accepted, because they become part of a policy, where `*` and `$` have a meaning.
     """
     if runs_folder(settings) is not None:
         return None

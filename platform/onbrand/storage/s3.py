@@ -1,4 +1,4 @@
-"""Four buckets at an endpoint that speaks S3. What the start tries of them is in `s3_check`."""
+"""The backend for S3: four buckets at one endpoint. `s3_check` tests them at start."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class S3Backend(FsspecBackend):
-    """Keys without credentials come from AWS's own chain.
+    """Objects on S3. Without configured keys, credentials come from AWS's own chain.
 
     Args:
-        prefix: what the names of all buckets begin with.
+        prefix: common prefix of all bucket names.
     """
 
     def __init__(self, settings: Settings, prefix: str) -> None:
@@ -45,19 +45,19 @@ class S3Backend(FsspecBackend):
         return f"{self.prefix}{bucket}/{name}"
 
     def must_lie_in(self, bucket: Bucket, name: str, folder: str) -> None:
-        """Refuse a name that s3fs would read as another bucket, another key or a version of a key."""
+        """Raise NotFound for a name that s3fs would read as another bucket, another key or a version of a key."""
         place, key, version = self.fs.split_path(self.path(bucket, name))
         normal = os.path.normpath(name)
         if (place, key, version, normal) != (self.root(bucket), name, None, name) or not name.startswith(f"{folder}/"):
             raise NotFound("there is no such object")
 
     def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None:
-        """S3 shows an object only when all of it has arrived."""
+        """Write an object; S3 shows it only when all of it has arrived."""
         with told("written"):
             self.fs.pipe_file(self.path(bucket, name), data, ContentType=content_type)
 
     def link(self, key: Key, name: str, seconds: int) -> str:
-        """Type and disposition are in the signature: what is no picture is saved as bytes, whatever was stored."""
+        """A presigned link. It fixes type and disposition: browsers save all but pictures, whatever the stored type."""
         is_shown = key.content_type in SHOWN_TYPES
         with told("linked"):
             return str(
@@ -71,7 +71,7 @@ class S3Backend(FsspecBackend):
             )
 
     def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink:
-        """By the way that this store takes uploads. Raises Conflict where it takes none, StorageError."""
+        """An upload link by the method that this store supports. Raises Conflict if it supports none, StorageError."""
         try:
             way = must_be_open(self.way())
         except ConfigurationError as problem:
@@ -87,7 +87,7 @@ class S3Backend(FsspecBackend):
         return upload_put(url, announced, way, seconds)
 
     def way(self) -> Way:
-        """How this store takes uploads: found out once, by trying. Raises ConfigurationError if it takes none."""
+        """The upload method of this store, found once by trial. Raises ConfigurationError if it supports none."""
         with self._deciding:
             if self._decided is None:
                 self._decided = decide(self, self._wanted)
@@ -108,17 +108,17 @@ class S3Backend(FsspecBackend):
         return await getattr(await self.fs.set_session(), how)(*given)
 
     def draft(self, bucket: Bucket, name: str) -> NoReturn:
-        """S3 takes uploads itself; they never come through us."""
+        """Raises NotFound: S3 receives uploads itself, so there are no drafts here."""
         raise NotFound("there is no such object")
 
     def check(self) -> None:
-        """Try all that is used of each bucket. Raises ConfigurationError that says what failed and what to change."""
+        """Test all operations on each bucket and the upload method. Raises ConfigurationError with a remedy."""
         for bucket in BUCKETS:
             check_bucket(self, bucket)
         self.way()
 
     def make_if_missing(self, bucket: Bucket) -> None:
-        """AWS wants its region named, except for us-east-1; gateways know only their own."""
+        """Create a missing bucket. AWS requires the region, except us-east-1; gateways know only their own."""
         if self._is_there(bucket):
             return
         place = {"CreateBucketConfiguration": {"LocationConstraint": self.constraint}} if self.constraint else {}
@@ -142,7 +142,7 @@ def _s3_options(settings: Settings) -> dict[str, Any]:
         "retries": {"max_attempts": 4, "mode": "standard"},
     }
     if settings.s3_endpoint:
-        # Gateways other than AWS often know neither virtual hosts nor the checksums that newer SDKs add.
+        # Gateways other than AWS often lack virtual hosts and the checksums that newer SDKs add.
         config["s3"] = {"addressing_style": "path"}
         config["request_checksum_calculation"] = "when_required"
         config["response_checksum_validation"] = "when_required"

@@ -1,4 +1,4 @@
-"""What the start tries of a bucket: everything that Onbrand does with one. It removes what it wrote."""
+"""Tests of a bucket at start: every operation that Onbrand uses. Objects written by the tests are removed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from onbrand.storage.layout import Bucket, Key
 from onbrand.storage.s3_strangers import stranger
 
 PROBES = ".probe"
-"""The folder of what is tried; no brand's name begins with a dot."""
+"""The folder of test objects; no brand's name begins with a dot."""
 _DATA = b"onbrand"
 _SECONDS = 60
 _REMEDY = "check ONBRAND_STORAGE_URL, ONBRAND_S3_ENDPOINT, ONBRAND_S3_ACCESS_KEY and ONBRAND_S3_SECRET_KEY"
 
 
 class Bucketed(Protocol):
-    """What is tried: `onbrand.storage.s3.S3Backend`."""
+    """The tested store: `onbrand.storage.s3.S3Backend`."""
 
     fs: Any
     endpoint: str
@@ -39,7 +39,7 @@ class Bucketed(Protocol):
 
 
 def check_bucket(store: Bucketed, bucket: Bucket) -> None:
-    """Write, read, list, link, write in parts and delete. Raises ConfigurationError, in one line, for what fails."""
+    """Test all operations that Onbrand uses. A failure raises ConfigurationError with a one-line message."""
     name = f"{PROBES}/{randomness.token_hex(8)}/one"
     with _explained(store, bucket, "it is missing and cannot be made", "make it, or give the key s3:CreateBucket"):
         store.make_if_missing(bucket)
@@ -54,7 +54,7 @@ def check_bucket(store: Bucketed, bucket: Bucket) -> None:
 
 
 def must_be(fact: bool, otherwise: str) -> None:
-    """Raise StorageError that says what the store did instead."""
+    """Raise StorageError with the text `otherwise` unless `fact` holds."""
     if not fact:
         raise StorageError(otherwise, remedy=otherwise)
 
@@ -74,7 +74,7 @@ def _list(store: Bucketed, bucket: Bucket, name: str) -> None:
 
 
 def _link(store: Bucketed, bucket: Bucket, name: str) -> None:
-    """The link serves a stranger; type and disposition are ours to say; without its signature nobody gets anything."""
+    """A link works without credentials and keeps its type and disposition; without its signature access is refused."""
     url = store.link(Key(bucket, "probe-of-onbrand/probe.txt"), name, _SECONDS)
     with stranger() as client:
         answer = client.get(url)
@@ -86,7 +86,7 @@ def _link(store: Bucketed, bucket: Bucket, name: str) -> None:
 
 
 def _write_in_parts(store: Bucketed, bucket: Bucket, name: str) -> None:
-    """As s3fs does with large objects."""
+    """A multipart upload, as s3fs does for large objects."""
     where: dict[str, Any] = {"Bucket": store.root(bucket), "Key": f"{name}-parts"}
     with told("written"):
         upload = where | {"UploadId": store.fs.call_s3("create_multipart_upload", **where)["UploadId"]}

@@ -1,4 +1,4 @@
-"""The two ways in which a file goes straight to S3: a form with a signed policy, or a presigned PUT."""
+"""The two methods of uploading directly to S3: a form with a signed policy, or a presigned PUT."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onbrand.storage.links import Announced, UploadLink
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a store takes uploads.
+    """A store's upload method.
 
     Args:
-        method: None where it takes none.
-        is_once: a PUT says ``If-None-Match: *``, which the store keeps: a link fills its key once.
+        method: None if the store takes no direct uploads.
+        is_once: a PUT sends ``If-None-Match: *`` and the store obeys it: a link fills its key once.
     """
 
     method: Literal["POST", "PUT"] | None
@@ -27,7 +27,7 @@ class Way:
 
 
 def must_be_open(way: Way) -> Way:
-    """The way. Raises Conflict where no file goes straight to the store."""
+    """Return `way`. Raises Conflict if the store takes no direct uploads."""
     if way.method is None:
         raise Conflict("this platform takes no files by a link; send them to the brand's assets or documents as a form")
     return way
@@ -36,13 +36,13 @@ def must_be_open(way: Way) -> Way:
 def upload_form(
     announced: Announced, seconds: int, sign: Callable[[dict[str, str], list[Any], int], dict[str, Any]]
 ) -> UploadLink:
-    """A form that takes exactly what was announced.
+    """A form that accepts exactly the announced upload.
 
     Args:
-        sign: makes address and fields of fixed fields, conditions and seconds.
+        sign: makes the address and fields from fixed fields, conditions and seconds.
     """
     fixed = {"Content-Type": announced.content_type}
-    if announced.sha256 is not None:  # AWS checks it on arrival; a gateway that does not leaves it to `complete`
+    if announced.sha256 is not None:  # AWS checks it on arrival; for other gateways `complete` does
         fixed["x-amz-checksum-sha256"] = _in_base64(announced.sha256)
     conditions = [["content-length-range", announced.bytes, announced.bytes], *({k: v} for k, v in fixed.items())]
     made = sign(fixed, conditions, seconds)
@@ -50,7 +50,7 @@ def upload_form(
 
 
 def put_parameters(announced: Announced, way: Way) -> dict[str, Any]:
-    """What botocore signs into a PUT: each becomes a header that must come exactly so."""
+    """The parameters that botocore signs into a PUT: each becomes a header that must arrive unchanged."""
     given: dict[str, Any] = {"ContentType": announced.content_type, "ContentLength": announced.bytes}
     if announced.sha256 is not None:
         given["ChecksumSHA256"] = _in_base64(announced.sha256)
@@ -58,7 +58,7 @@ def put_parameters(announced: Announced, way: Way) -> dict[str, Any]:
 
 
 def upload_put(url: str, announced: Announced, way: Way, seconds: int) -> UploadLink:
-    """The link whose `url` was signed with `put_parameters`, and the headers that it needs."""
+    """The upload link for a `url` signed with `put_parameters`, with the required headers."""
     headers = {"Content-Type": announced.content_type, "Content-Length": str(announced.bytes)}
     if announced.sha256 is not None:
         headers["x-amz-checksum-sha256"] = _in_base64(announced.sha256)

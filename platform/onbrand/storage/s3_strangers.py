@@ -1,4 +1,4 @@
-"""A client that knows nothing but an address: what is tried with presigned links is tried as a stranger would."""
+"""A client without credentials, for trying presigned links as an outsider would."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TIMEOUT_SECONDS = 20.0
 
 
 def stranger() -> httpx.Client:
-    """Without credentials, and trusting the same authorities as botocore does (`AWS_CA_BUNDLE`)."""
+    """An HTTP client without credentials that trusts the same authorities as botocore (`AWS_CA_BUNDLE`)."""
     bundle = botocore.session.Session().get_config_variable("ca_bundle")
     trusted = ssl.create_default_context(cafile=bundle) if bundle else True
     return httpx.Client(verify=trusted, timeout=_TIMEOUT_SECONDS, follow_redirects=False)

@@ -1,7 +1,7 @@
-"""Finds out how a store takes uploads: whether it takes forms, or else whether a presigned PUT is as narrow there.
+"""Finds a store's upload method by trial: forms, or else presigned PUTs if they are as restrictive.
 
-A way is taken only if what was announced arrives and nothing else does. Gateways differ: some take no forms, some obey
-headers of a presigned PUT that nobody signed, with which a link copies another brand's object or makes one public.
+A method is used only if the announced upload is accepted and any other is refused. Gateways differ: some accept no
+forms, some obey unsigned headers of a presigned PUT, which could copy another brand's object or make one public.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RIGHTS = ({"x-amz-acl": "public-read"}, {"x-amz-grant-read": _EVERYBODY})
 
 
 class Sends(Protocol):
-    """What is tried: `onbrand.storage.s3.S3Backend`."""
+    """The tested store: `onbrand.storage.s3.S3Backend`."""
 
     endpoint: str
 
@@ -46,11 +46,11 @@ class Sends(Protocol):
 
 
 class NotFit(Exception):
-    """A way that this store does not take, or not narrowly enough; the text says why."""
+    """The store does not support a method, or is too permissive; the text says why."""
 
 
 def decide(store: Sends, wanted: S3Uploads) -> Way:
-    """The first way of those `wanted` that the store is fit for. Raises ConfigurationError, in one line, if none is."""
+    """The first of the `wanted` methods that is safe here. If none is, raises a one-line ConfigurationError."""
     if wanted == "none":
         return Way(None)
     faults = []
@@ -76,7 +76,7 @@ def _tried(store: Sends, find: Callable[[Trial], Way]) -> Way:
         trial = Trial(store, client)
         try:
             return find(trial)
-        except httpx.HTTPError as problem:  # says nothing of what it takes
+        except httpx.HTTPError as problem:  # not a statement about the method
             raise _unfit(store, f"it cannot be reached: {type(problem).__name__}") from None
         except OnbrandError as problem:
             raise _unfit(store, problem.fields.get("remedy", problem.message)) from None
@@ -85,7 +85,7 @@ def _tried(store: Sends, find: Callable[[Trial], Way]) -> Way:
 
 
 class Trial:
-    """Links to objects that are removed in the end, in a stranger's hands."""
+    """Upload links used by a client without credentials. `clean` removes the objects."""
 
     def __init__(self, store: Sends, client: httpx.Client) -> None:
         self.store, self._client = store, client
@@ -93,20 +93,21 @@ class Trial:
         self._used: set[str] = set()
 
     def link(self, way: Way, name: str) -> UploadLink:
+        """An upload link for `name` by this method."""
         return self.store.upload_link_by(way, _BUCKET, self.at(name), _WHAT, _SECONDS)
 
     def at(self, name: str) -> str:
-        """The key of a name that this trial uses."""
+        """The key for `name`; `clean` will remove it."""
         self._used.add(f"{self._folder}/{name}")
         return f"{self._folder}/{name}"
 
     def secret(self) -> str:
-        """Where another brand's object lies: bucket and key."""
+        """Write an object that stands for another brand's; returns its bucket and key."""
         self.store.write(_BUCKET, self.at("secret"), _SECRET, "image/png")
         return f"/{self.store.root(_BUCKET)}/{self.at('secret')}"
 
     def send(self, link: UploadLink, data: bytes = _DATA, **changed: Any) -> httpx.Response:
-        """Send as the link says, but for what is changed: `url`, `headers`, `fields`."""
+        """Send as the link says, with the changes given as `url`, `headers`, `fields`."""
         url, headers = changed.get("url", link.url), {**link.headers, **changed.get("headers", {})}
         if link.method == "PUT":
             return self._client.put(url, content=data, headers=headers | {"Content-Length": str(len(data))})
@@ -114,15 +115,16 @@ class Trial:
         return self._client.post(url, data=fields, files={"file": ("file", data)}, headers=headers)
 
     def arrived(self, name: str) -> bytes | None:
-        """What lies there; None for nothing."""
+        """The stored bytes; None if there is no object."""
         return self.store.read(_BUCKET, self.at(name)) if self.store.exists(_BUCKET, self.at(name)) else None
 
     def is_public(self, link: UploadLink, name: str) -> bool:
-        """Whether everybody gets the object by its bare address."""
+        """Whether anyone can read the object by its address without a signature."""
         bare = str(httpx.URL(link.url).copy_with(query=None))
         return self._client.get(bare if link.method == "PUT" else f"{bare.rstrip('/')}/{self.at(name)}").is_success
 
     def clean(self) -> None:
+        """Remove all objects of the trial; errors are ignored."""
         for name in self._used:
             with suppress(OnbrandError):
                 self.store.delete(_BUCKET, name)
@@ -156,7 +158,7 @@ def _put(trial: Trial) -> Way:
 
 
 def _once_or_not(trial: Trial) -> Way:
-    """Whether the store keeps ``If-None-Match: *``; one that does not is used without it."""
+    """PUT with ``If-None-Match: *`` if the store obeys it, else without."""
     once, again = Way("PUT", is_once=True), Way("PUT")
     link = trial.link(once, "once")
     if not trial.send(link).is_success:
@@ -180,7 +182,7 @@ def _must_refuse(trial: Trial, way: Way, changes: Mapping[str, dict[str, Any]]) 
 
 
 def _must_obey_nobody(trial: Trial, way: Way) -> None:
-    """Headers that nobody signed are refused, or do nothing."""
+    """Raise NotFit unless unsigned headers are refused or ignored."""
     link = trial.link(way, "copied")
     trial.send(link, headers={"x-amz-copy-source": trial.secret()})
     must_have(trial.arrived("copied") in (None, _DATA), "the store copies what x-amz-copy-source names, unsigned")
@@ -192,6 +194,6 @@ def _must_obey_nobody(trial: Trial, way: Way) -> None:
 
 
 def must_have(fact: bool, otherwise: str) -> None:
-    """Raise NotFit unless it is so."""
+    """Raise NotFit with the text `otherwise` unless `fact` holds."""
     if not fact:
         raise NotFit(otherwise)

@@ -1,4 +1,4 @@
-"""Files from outside that lie on disk until it is their turn."""
+"""Incoming files that stay on disk until their turn."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from onbrand.storage.findings import is_zip
 
 @dataclass(frozen=True, slots=True)
 class SentFile:
-    """A file that is not read yet.
+    """A file that is not in memory yet.
 
     Args:
         head: its first four bytes.
-        size: how many bytes it has.
-        read: all its bytes, read anew at each call.
+        size: its size in bytes.
+        read: reads all bytes, anew at each call.
     """
 
     head: bytes
@@ -24,19 +24,19 @@ class SentFile:
 
 
 Content = bytes | SentFile
-"""A file that was read, or that will be."""
+"""The bytes of a file, or a file that is still to be read."""
 
 
 async def bytes_of(content: Content) -> bytes:
-    """All bytes; who calls holds them from here on."""
+    """All bytes, now in the caller's memory."""
     return await content.read() if isinstance(content, SentFile) else content
 
 
 def size_of(content: Content) -> int:
-    """How many bytes it has; nothing is read."""
+    """The size in bytes, without reading the file."""
     return content.size if isinstance(content, SentFile) else len(content)
 
 
 def is_archive(content: Content) -> bool:
-    """Whether it says of itself that it is a zip archive; nothing is read."""
+    """Whether the file begins like a zip archive; only its head is used."""
     return is_zip(content.head if isinstance(content, SentFile) else content)

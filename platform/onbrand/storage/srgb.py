@@ -1,6 +1,6 @@
-"""Decoded pixels as 8-bit sRGB, with or without alpha: by littlecms where the file says another colour space.
+"""Converts decoded pixels to 8-bit sRGB, with or without alpha, by littlecms if the file declares another space.
 
-Pixels are converted a strip at a time, in place where the mode stays: a picture lies in memory once, not three times.
+Pixels are converted in strips, in place if the mode stays: a picture is in memory once, not three times.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Decoded:
     """A picture as its decoder left it.
 
     Args:
-        image: of any mode that PNG, JPEG and WEBP decode to.
-        second: the second bytes of 16-bit samples (`png_chunks.read_second_bytes`), where those are kept.
-        head: a PNG's.
-        profile: what its colours go by; None: sRGB.
+        image: in any mode that PNG, JPEG and WEBP decode to.
+        second: the second bytes of 16-bit samples (`png_chunks.read_second_bytes`), if kept.
+        head: of a PNG; None for other formats.
+        profile: the profile of its colours; None for sRGB.
     """
 
     image: Image.Image
@@ -63,13 +63,13 @@ def to_srgb(decoded: Decoded) -> Image.Image:
     """The picture in mode RGB or RGBA. The decoded pixels may be overwritten.
 
     Raises:
-        UnusableProfile: its profile is damaged, or of other pixels than these.
+        UnusableProfile: the profile is damaged or of another kind of pixels.
     """
     image, mode = decoded.image, "RGBA" if decoded.has_alpha else "RGB"
     if decoded.profile is None and image.mode == mode and decoded.second is None:
         return image
     if image.mode != "P":
-        image.info.pop("transparency", None)  # Pillow's conversions would mind it, by the levels of the file
+        image.info.pop("transparency", None)  # Pillow's conversions would apply it, with the levels of the file
     colours = _colours(decoded)
     target = image if image.mode == mode else Image.new(mode, image.size)
     for box in _strips(image.size):
@@ -92,7 +92,7 @@ def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _colours(decoded: Decoded) -> Callable[[_Strip], Image.Image]:
-    """How a strip becomes RGB. Raises UnusableProfile."""
+    """A function that converts a strip to RGB. Raises UnusableProfile."""
     profile = decoded.profile
     if decoded.is_gray:
         return _gray_colours(decoded, profile)
@@ -111,14 +111,14 @@ def _by(convert: Convert) -> Callable[[_Strip], Image.Image]:
 
 
 def _plain_rgb(image: Image.Image) -> Image.Image:
-    """Colours without alpha; a palette's are looked up."""
+    """The picture as RGB without alpha; palette colours are looked up."""
     if image.mode == "P":
-        image = image.convert("RGBA")  # its way to RGB warns of transparency
+        image = image.convert("RGBA")  # direct conversion to RGB warns of transparency
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
 def _gray_colours(decoded: Decoded, profile: Profile | None) -> Callable[[_Strip], Image.Image]:
-    """Gray by its own curve, or as the gray of an RGB space: what was made gray often keeps the profile it had."""
+    """Convert gray by its own curve, or as gray of an RGB space: pictures made gray often keep their RGB profile."""
     is_deep = decoded.image.mode in ("I", "I;16") or decoded.second is not None
     if profile is not None and profile.space == "RGB ":
         convert = _converter(profile, "RGB")
@@ -133,7 +133,7 @@ def _gray_colours(decoded: Decoded, profile: Profile | None) -> Callable[[_Strip
 
 
 def _gray(strip: _Strip) -> Image.Image:
-    """Mode L, or I of 16 bits."""
+    """The gray channel in mode L, or in mode I with 16 bits."""
     image, second = strip.image, strip.second
     if second is not None:
         return _sixteen_bit(second.getchannel(0), second.getchannel(1))
@@ -150,7 +150,7 @@ def _tripled(strip: _Strip) -> _Strip:
 
 
 def _sixteen_bit(first: Image.Image, second: Image.Image) -> Image.Image:
-    """Mode I, of first and second bytes."""
+    """An image in mode I from first and second bytes."""
     both = Image.merge("LA", (second, first)).tobytes()
     return Image.frombytes("I;16", first.size, both).convert("I")
 
@@ -164,7 +164,7 @@ def _looked_up(image: Image.Image, table: Sequence[int]) -> Image.Image:
 
 
 def _gray_table(profile: Profile | None, is_deep: bool) -> Sequence[int]:
-    """sRGB's 8-bit gray for each gray level; littlecms's own tables are ten levels wrong in the dark."""
+    """The 8-bit sRGB gray of each gray level; littlecms's own tables are off by ten levels in dark tones."""
     if profile is None:
         return _ROUNDED
     return _table_of(profile, is_deep)
@@ -182,7 +182,7 @@ def _table_of(profile: Profile, is_deep: bool) -> Sequence[int]:
 
 
 def _deep_colours(profile: Profile) -> Callable[[_Strip], Image.Image]:
-    """16-bit RGB by a matrix profile: each channel through its curve while it has 16 bits, then the matrix."""
+    """Convert 16-bit RGB by a matrix profile: the curve of each channel at 16 bits, then the matrix."""
     tables = [_table_of(profiles.gray_profile(profile.tags[name]), True) for name in (b"rTRC", b"gTRC", b"bTRC")]
     convert = _converter(profiles.with_curve(profile, profiles.srgb_curve()), "RGB")
 
@@ -201,7 +201,7 @@ def _deep_colours(profile: Profile) -> Callable[[_Strip], Image.Image]:
 
 
 def _converter(profile: Profile, mode: str) -> Convert:
-    """From 8-bit RGB or CMYK to sRGB: littlecms's fast way where it gives what its exact way gives, else that one."""
+    """A conversion of 8-bit RGB or CMYK to sRGB: littlecms's fast one if it agrees with its exact one, else that."""
     if profile.space.strip() != mode:
         raise _of_other_pixels(profile, mode)
     exact = _transform(profile, mode, ImageCms.Flags.NOOPTIMIZE)
@@ -213,7 +213,7 @@ def _converter(profile: Profile, mode: str) -> Convert:
 
 
 def _probe(mode: str) -> Image.Image:
-    """Colours from all of the space, more of them dark, where tables are coarse."""
+    """Sample colours of the whole space, denser in dark tones, where tables are coarse."""
     levels = _PROBES if len(mode) == 3 else _PROBES[::2]
     side, channels = len(levels), len(mode)
     indices = (index // side**channel % side for index in range(side**channels) for channel in range(channels))
@@ -245,7 +245,7 @@ def _of_other_pixels(profile: Profile, mode: str) -> UnusableProfile:
 
 
 def _alpha(decoded: Decoded, strip: _Strip) -> Image.Image:
-    """Mode L: of the file, or 0 where a pixel is the one transparent colour and 255 elsewhere."""
+    """Alpha in mode L: the file's, or 0 for pixels of the one transparent colour and 255 elsewhere."""
     transparent = decoded.head.transparent if decoded.head is not None else None
     if transparent is None:
         return strip.image.convert("RGBA").getchannel("A")
@@ -262,7 +262,7 @@ def _alpha(decoded: Decoded, strip: _Strip) -> Image.Image:
 
 
 def _as_decoded(level: int, decoded: Decoded) -> int:
-    """A gray level of the file among those that Pillow makes of it: 0 to 255, or 0 to 65535."""
+    """The file's gray level on the scale that Pillow decodes to: 0 to 255, or 0 to 65535."""
     depth = decoded.head.depth if decoded.head is not None else 8
     return level * 255 // ((1 << depth) - 1) if depth < 8 else level
 

@@ -1,4 +1,4 @@
-"""The store, and the view of it that is bound to one brand. Rows about objects are written by the services."""
+"""The object store and its view for one brand. The services write the database rows about objects."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LIST_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ObjectStore:
-    """All buckets of a platform. It moves no byte itself: take `brand(...)` for that. Safe to share between threads."""
+    """All buckets of a platform. Use `brand(...)` to read and write. Safe to share between threads."""
 
     backend: Backend
     regions: Regions
 
     @classmethod
     def from_settings(cls, settings: Settings, secrets: Secrets | None = None) -> ObjectStore:
-        """The store that the settings name. Raises ConfigurationError for an address or a region that is none."""
+        """The store of the settings. Raises ConfigurationError for an invalid address or region."""
         secrets = secrets or load_secrets(settings)
         return cls(open_backend(settings, secrets), _regions_of(settings))
 
@@ -39,13 +39,13 @@ class ObjectStore:
         return BrandStore(self.backend, must_be_brand_id(brand_id), self.regions.folder(region))
 
     def check(self) -> None:
-        """Prove that every bucket can be written and read. Raises ConfigurationError that says what to do."""
+        """Test that every bucket is usable. Raises ConfigurationError with a remedy."""
         self.backend.check()
 
 
 @dataclass(frozen=True, slots=True)
 class BrandStore:
-    """One brand's objects. A key of another brand is refused by its pattern and by where it would really lie.
+    """One brand's objects. Keys of other brands are refused, both by name and by resolved location.
 
     All methods block; call them from a thread (`anyio.to_thread.run_sync`).
     """
@@ -67,7 +67,7 @@ class BrandStore:
         return self.backend.open(key.bucket, self._own(key))
 
     def write(self, key: Key, data: bytes, content_type: str | None = None) -> None:
-        """Store `data` whole or not at all; an object of that key is replaced. Raises TooLarge, StorageError."""
+        """Store `data` atomically, replacing an existing object. Raises TooLarge, StorageError."""
         if len(data) > OBJECT_BYTES_MAX:
             raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes", limit=OBJECT_BYTES_MAX)
         self.backend.write(key.bucket, self._own(key), data, content_type or key.content_type)
@@ -81,7 +81,7 @@ class BrandStore:
         return self.backend.size(key.bucket, self._own(key))
 
     def delete(self, key: Key) -> None:
-        """Remove the object; one that is not there is no error, so that a deletion can be repeated."""
+        """Remove the object. A missing object is no error, so that a deletion can be repeated."""
         self.backend.delete(key.bucket, self._own(key))
 
     def list(self, bucket: Bucket, prefix: str = "") -> list[Key]:
@@ -93,20 +93,20 @@ class BrandStore:
         return [key for key in found if key is not None][:LIST_MAX]
 
     def link(self, key: Key, seconds: int) -> str:
-        """A signed address where anyone may GET this one object for `seconds`. Raises NotFound for incoming files."""
+        """A signed address at which anyone may GET this object for `seconds`. Raises NotFound for incoming files."""
         name = self._own(key)
         if key.is_incoming:
             raise NotFound("there is no such object")
         return self.backend.link(key, name, must_be_link_seconds(seconds))
 
     def upload_link(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
-        """Where anyone may send the announced bytes within `seconds`. Raises NotFound for what is no incoming file."""
+        """A link by which anyone may fill an incoming `key` within `seconds`. Raises NotFound for other keys."""
         return self.backend.upload_link(key, self._incoming(key), announced, must_be_link_seconds(seconds))
 
     def receive(self, key: Key) -> Draft:
-        """A draft of an incoming object, for bytes that come in pieces; it becomes the object when it is kept.
+        """A draft of an incoming object, for bytes that arrive in pieces; `Draft.keep` makes it the object.
 
-        Raises NotFound for any other key, and on a store that takes uploads itself; Conflict if the object is there.
+        Raises NotFound for any other key and on a store that receives uploads itself, Conflict if the object exists.
         """
         return self.backend.draft(key.bucket, self._incoming(key))
 
@@ -117,7 +117,7 @@ class BrandStore:
         return name
 
     def _own(self, key: Key) -> str:
-        """The name below the bucket's root. Raises NotFound for any key that is not plainly this brand's."""
+        """The name below the bucket's root. Raises NotFound for a key that is not plain or not this brand's."""
         try:
             must_be_plain(key.bucket, key.name)
         except OnbrandError:
@@ -129,7 +129,7 @@ class BrandStore:
         return name
 
     def _listed(self, bucket: Bucket, name: str) -> Key | None:
-        """The key of a listed name; None for what Onbrand did not put there."""
+        """The key of a listed name; None for names that are no keys of this brand."""
         try:
             key = Key(bucket, name)
             self._own(key)

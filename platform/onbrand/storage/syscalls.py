@@ -1,7 +1,7 @@
-"""What a process may ask of Linux from now on: a list of system calls that reach nothing beyond the process.
+"""A system call filter for Linux: it allows only calls that affect nothing beyond the process.
 
-The filter is the classic BPF of seccomp(2). On other systems, other machines and kernels without it nothing happens:
-the bounds of `checking_child.confine` stand by themselves.
+The filter is a classic BPF program for seccomp(2). On other systems, other machines and kernels without seccomp there
+is no filter, and only the resource limits of `checking_child.confine` hold.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import struct
 from collections.abc import Callable
 
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38  # linux/prctl.h
-_SECCOMP_MODE_FILTER = 2  # linux/seccomp.h, as are the two answers
+_SECCOMP_MODE_FILTER = 2  # linux/seccomp.h, as are the actions below
 _ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
 _REFUSE = 0x00050000 | errno.EPERM
 _LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # linux/bpf_common.h
 _NUMBER_AT, _MACHINE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16  # struct seccomp_data; words are little-endian on both machines
 _POINTER_BYTES = 8
-"""A program of 32 bits has other numbers on the same machine."""
+"""32-bit programs have other system call numbers on the same machine."""
 _INSTRUCTION = struct.Struct("<HBBI")
 
 _MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
@@ -32,7 +32,7 @@ _ALLOWED = {
     "writev": (20, 66),
     "close": (3, 57),
     "lseek": (8, 62),
-    "fstat": (5, 80),  # glibc 2.33 to 2.38 asks newfstatat, which takes paths and is refused; nobody here minds
+    "fstat": (5, 80),  # glibc 2.33 to 2.38 uses newfstatat, which takes paths: its refusal does no harm
     # memory
     "brk": (12, 214),
     "mmap": (9, 222),
@@ -40,13 +40,13 @@ _ALLOWED = {
     "mremap": (25, 216),
     "mprotect": (10, 226),
     "madvise": (28, 233),
-    # threads of one process: they wait for each other
+    # synchronization of threads
     "futex": (202, 98),
     "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123),
     "membarrier": (324, 283),
     "rseq": (334, 293),
-    # time, and the signal that ends who takes too long
+    # time, and the signal that ends a slow process
     "clock_gettime": (228, 113),
     "gettimeofday": (96, 169),
     "clock_getres": (229, 114),
@@ -75,7 +75,7 @@ _ALLOWED = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-"""Their numbers on x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h)."""
+"""System call numbers on x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h)."""
 _TGKILL = (234, 131)
 
 
@@ -86,19 +86,19 @@ class _Program(ctypes.Structure):
 
 
 def be_unreadable() -> None:
-    """No process of the same user may look into this one or its children: they read for different brands."""
+    """Keep other processes of the same user from reading this one and its children, which serve different brands."""
     prctl = _prctl()
     if prctl is not None:
         prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def allow_only_computing() -> bool:
-    """Refuse (EPERM) whatever reaches beyond this process: files, other processes and their limits, shared memory.
+    """Refuse (EPERM) all calls that reach beyond this process: files, other processes and their limits, shared memory.
 
-    A signal to itself is allowed: what crashes ends as what it is.
+    Signals to itself are allowed, so that a crash ends the process with the right signal.
 
     Returns:
-        Whether the system does so; it does until the process ends.
+        Whether the filter is active; it stays so until the process ends.
     """
     prctl = _prctl()
     if prctl is None or platform.machine() not in _MACHINES or struct.calcsize("P") != _POINTER_BYTES:
@@ -112,7 +112,7 @@ def allow_only_computing() -> bool:
 
 
 def _filter(machine: str, pid: int) -> bytes:
-    """Instructions: the numbers of another machine's calls mean other calls, so who uses them is ended."""
+    """The BPF program. It kills a process that uses another machine's call numbers, which mean other calls."""
     column = list(_MACHINES).index(machine)
     allowed = sorted(numbers[column] for numbers in _ALLOWED.values())
     refuse = len(allowed) + 3

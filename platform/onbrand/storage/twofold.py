@@ -1,4 +1,4 @@
-"""Files that are two things at once: a picture that is also an archive, a PDF that is also a page for browsers."""
+"""Polyglot files: a picture that is also an archive, a PDF that is also an HTML page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _COMMENT_BYTES_MAX = 2**16
 
 
 def must_be_one_thing(data: bytes, kind: str, shown: str, param: str = "files") -> None:
-    """Raise UnsupportedMedia if a reader of PDF, zip or HTML would take `data`, a `kind`, for its own.
+    """Raise UnsupportedMedia if a reader of PDF, zip or HTML would also accept `data`, a `kind`.
 
     Args:
-        kind: what the file says that it is: ``picture`` or ``PDF``.
+        kind: the file's declared type: ``picture`` or ``PDF``.
         shown: the file's name, safe to show.
     """
     head = data[:_SNIFFED].lower()
@@ -33,7 +33,7 @@ def _twofold(shown: str, kind: str, other: str, param: str) -> UnsupportedMedia:
 
 
 def _is_archive(data: bytes) -> bool:
-    """Whether the end holds a zip's directory whose numbers fit (APPNOTE.TXT, 4.3.16)."""
+    """Whether the end holds a consistent zip directory (APPNOTE.TXT, 4.3.16)."""
     tail_at = max(0, len(data) - _COMMENT_BYTES_MAX - 22)
     at = data.rfind(_END_OF_ARCHIVE, tail_at)
     while at >= 0:

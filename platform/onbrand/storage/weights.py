@@ -1,8 +1,8 @@
-"""An adapter's file from a worker: header and every number in it, read in pieces. Runs in the checking child.
+"""Checks an adapter's file: its header and every number in it, read in pieces. Runs in the checking child.
 
-What is published here is what the engine copies into a slot, so all that it would have to convert or refuse is refused
-now: other kinds of adapters, layers of the text encoder, and an alpha that is not folded into B. Of another trainer's
-file, which is about to be imported, it says what would be left out.
+The engine copies a published file into a slot unchanged. So everything that it would have to convert or refuse is
+refused here: other kinds of adapters, text-encoder layers, and an alpha that is not folded into B. For another
+trainer's file, which is about to be imported, the result says what an import would drop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BITS: dict[str, tuple[str, int, int]] = {
     "F16": ("<u2", 0x7C00, 0x8000),
     "BF16": ("<u2", 0x7F80, 0x8000),
 }
-"""Exponent and sign: a number is infinite or none when all bits of its exponent are set (IEEE 754-2019, 3.4)."""
+"""Type, exponent mask and sign mask: a value with all exponent bits set is infinite or NaN (IEEE 754-2019, 3.4)."""
 _DORA = re.compile(r".*(lora_magnitude_vector|dora_scale)")
 _TEXT_ENCODER = re.compile(r"(text_encoder|lora_te)")
 _DOWN = ".lora_A.weight"
@@ -51,13 +51,13 @@ def check_weights(
     """Read a safetensors file.
 
     Args:
-        read: the next bytes of the file, exactly as many as are asked for.
-        num_bytes: of the whole file.
-        wishes: of whoever imports another trainer's file: it may hold more notes, and must be a plain LoRA.
-        allow: called before layers are weighed, which takes longer than reading them.
+        read: returns exactly the requested number of the next bytes.
+        num_bytes: size of the whole file.
+        wishes: given for the import of another trainer's file, which may hold more metadata and must be a plain LoRA.
+        allow: called before norms are computed, which takes longer than reading.
 
     Raises:
-        AdapterRefused: a header that is not plain, an adapter that is not served as it is, a value that is not finite.
+        AdapterRefused: the header is not plain, the adapter cannot be served unchanged, or a value is not finite.
     """
     head = read(min(8, num_bytes))
     size = int.from_bytes(head, "little")
@@ -109,7 +109,7 @@ def must_be_served(header: SafetensorsHeader) -> None:
 
 
 def _config(metadata: dict[str, str]) -> dict[str, Any]:
-    """The LoRA's configuration, of the one component that it changes; empty where the file has none: alpha is rank."""
+    """The LoRA's configuration, without component prefixes; empty if the file has none, so that alpha is the rank."""
     try:
         said = json.loads(metadata.get(LORA_METADATA, "{}"))
     except (ValueError, RecursionError):
@@ -129,7 +129,7 @@ def _must_be_folded(layer: str, rank: int, config: dict[str, Any]) -> None:
 
 
 def _must_be_finite(name: str, facts: TensorFacts, read: Callable[[int], bytes], is_zero: bool = False) -> None:
-    """Read a tensor. Raises AdapterRefused for a value that is not finite; for any but zero where `is_zero` says so."""
+    """Read a tensor. Raises AdapterRefused for a value that is not finite or, if `is_zero`, not zero."""
     kind, exponent, sign = _BITS.get(facts.dtype, ("<u1", 0, 0))
     for at in range(0, facts.num_bytes, _PIECE_BYTES):
         numbers = np.frombuffer(read(min(_PIECE_BYTES, facts.num_bytes - at)), kind)

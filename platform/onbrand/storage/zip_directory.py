@@ -1,6 +1,6 @@
-"""The directory of a zip archive and the bytes of its files (APPNOTE.TXT 6.3.10), read the same on every Python.
+"""Reads a zip archive's directory and files (APPNOTE.TXT 6.3.10), independent of the Python version.
 
-Python's own reader decodes names differently from version to version, and fails on parts that do not matter here.
+Python's own reader decodes names differently from version to version, and fails on fields that do not matter here.
 Runs in the checking child.
 """
 
@@ -24,20 +24,20 @@ _LEADING_DOTS = re.compile(r"^(?:\./)+(?=.)", re.DOTALL)
 
 
 class BrokenArchive(Exception):
-    """The archive is damaged, cut short, or says what cannot be."""
+    """The archive is damaged, cut short or inconsistent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the directory says of a file.
+    """An entry of the directory.
 
     Args:
-        raw: its name as bytes.
-        path: its name, composed, with slashes; U+FFFD for letters that are not known.
-        key: what it is compared with other names by; its path where all of that is known.
-        attributes: the system's that packed it; Unix keeps the file's type in the upper half.
-        num_packed, num_bytes: before and after unpacking.
-        at: where its own head begins.
+        raw: the name as bytes.
+        path: the name, composed, with slashes; U+FFFD for unknown letters.
+        key: the name for comparisons; equals `path` if all its letters are known.
+        attributes: of the system that packed the file; Unix keeps the file's type in the upper half.
+        num_packed, num_bytes: size before and after unpacking.
+        at: offset of the local header.
     """
 
     raw: bytes
@@ -57,7 +57,7 @@ class Entry:
 
 
 def read_directory(data: bytes, at: int, num_bytes: int, count: int) -> list[Entry]:
-    """The entries in their order. Raises BrokenArchive."""
+    """All entries in order. Raises BrokenArchive."""
     end, entries, extras = at + num_bytes, [], []
     for _ in range(count):
         if at + _ENTRY.size > end:
@@ -89,7 +89,7 @@ def read_directory(data: bytes, at: int, num_bytes: int, count: int) -> list[Ent
 
 
 def _parts(extra: bytes) -> dict[int, bytes]:
-    """An extra field's parts by number; what does not fit is left out, as aligning programs leave some."""
+    """Parts of an extra field by number. Parts that do not fit are skipped, because aligning programs write some."""
     found: dict[int, bytes] = {}
     at = 0
     while at + 4 <= len(extra):
@@ -101,7 +101,7 @@ def _parts(extra: bytes) -> dict[int, bytes]:
 
 
 def _with_large_numbers(entry: Entry, part: bytes) -> Entry:
-    """Numbers from the zip64 part (4.5.3): programs that do not know a size beforehand write it for small files too."""
+    """Take sizes and offset from the zip64 part (4.5.3), which streaming programs also write for small files."""
     numbers, at = [], 0
     for said in (entry.num_bytes, entry.num_packed, entry.at):
         if said == _LARGE and at + 8 <= len(part):
@@ -115,7 +115,7 @@ def _with_large_numbers(entry: Entry, part: bytes) -> Entry:
 
 
 def _named(entries: list[Entry], extras: list[bytes]) -> list[Entry]:
-    """Names: by the flag for UTF-8, by Info-ZIP's part, as UTF-8, the others as `zip_names` reads them together."""
+    """Decode names: by the UTF-8 flag, by Info-ZIP's part, as UTF-8, and the rest together by `zip_names`."""
     names = [_said_name(entry, extra) for entry, extra in zip(entries, extras, strict=True)]
     left = [entry.raw for entry, name in zip(entries, names, strict=True) if name is None]
     readings = iter(read_names(left))
@@ -131,17 +131,17 @@ def _with_name(entry: Entry, reading: Reading) -> Entry:
 
 
 def _key_of_bytes(raw: bytes) -> str:
-    """What a name of unknown letters is compared by: its bytes as they are, and its extension in any case."""
+    """The key of a name with unknown letters: its bytes in hex, and its extension as text; its case does not count."""
     stem, dot, extension = raw.rpartition(b".")
     return f"\0{stem.hex()}.{extension.decode('latin-1')}" if dot else f"\0{raw.hex()}"
 
 
 def _said_name(entry: Entry, extra: bytes) -> str | None:
-    """The name where it is known how it is encoded. Raises BrokenArchive: flagged as UTF-8, and it is none."""
+    """The name if its encoding is known, else None. Raises BrokenArchive if it is flagged as UTF-8 but is not."""
     try:
         if not entry.flags & _IN_UTF8 and (name := _unicode_path(entry.raw, extra)):
             return name
-        return entry.raw.decode("utf-8")  # also without the flag: macOS's Finder, and zip on Linux
+        return entry.raw.decode("utf-8")  # also without the flag, as macOS's Finder and zip on Linux write it
     except UnicodeDecodeError:
         if entry.flags & _IN_UTF8:
             raise BrokenArchive from None
@@ -149,7 +149,7 @@ def _said_name(entry: Entry, extra: bytes) -> str | None:
 
 
 def _unicode_path(raw: bytes, extra: bytes) -> str | None:
-    """Info-ZIP's Unicode Path (4.6.9): it counts while it is of the name beside it."""
+    """Info-ZIP's Unicode Path (4.6.9); None unless its checksum matches the entry's name."""
     if len(extra) < 5 or extra[0] != 1 or int.from_bytes(extra[1:5], "little") != zlib.crc32(raw):
         return None
     try:
@@ -162,7 +162,7 @@ def _unicode_path(raw: bytes, extra: bytes) -> str | None:
 
 
 def unpacked(data: bytes, entry: Entry) -> bytes:
-    """A file's bytes, as many as the directory says. Raises BrokenArchive: damaged, or of another size or checksum."""
+    """A file's bytes. Raises BrokenArchive if they are damaged or differ from the directory's size or checksum."""
     begin = _begin_of(data, entry)
     packed = memoryview(data)[begin : begin + entry.num_packed]
     if len(packed) != entry.num_packed:
@@ -174,7 +174,7 @@ def unpacked(data: bytes, entry: Entry) -> bytes:
 
 
 def _begin_of(data: bytes, entry: Entry) -> int:
-    """Where a file's packed bytes begin, by its own head, which must name it as the directory does."""
+    """Offset of a file's packed bytes. Raises BrokenArchive if its local header has another name than the directory."""
     if entry.at + _LOCAL.size > len(data):
         raise BrokenArchive
     head = _LOCAL.unpack_from(data, entry.at)

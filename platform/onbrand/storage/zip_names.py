@@ -1,8 +1,8 @@
-"""Names in archives whose encoding is not said: read where only one reading makes sense, else marked as unknown.
+"""Decodes names in archives that do not state their encoding; ambiguous characters are marked as unknown.
 
-Programs under Windows write names in the code page of their system and do not say which. A code page stays possible
-while every name of the archive makes words in it; characters on which all possible ones agree are known, others are
-shown as U+FFFD. Runs in the checking child.
+Windows programs write names in the code page of their system and do not say which. A code page is a candidate if every
+name of the archive makes words in it. Characters on which all candidates agree are known; others become U+FFFD. Runs in
+the checking child.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OEM = ("cp437", "cp850", "cp852", "cp857", "cp775", "cp737", "cp866", "cp855", 
 _ANSI = ("cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874")
 _WIDE = ("cp932", "gbk", "cp950", "cp949")
 CODE_PAGES = (*_OEM, *_ANSI, *_WIDE)
-"""What Windows' languages have as their OEM and ANSI code pages."""
+"""OEM and ANSI code pages of Windows' languages."""
 
 _REST_OF_WORD = re.compile(rb"[\x80-\xff][\x40-\x7e\x80-\xff]*")
 _LETTER = r"[^\W\d_ªºµ²³¹½¼¾]"
@@ -28,14 +28,14 @@ _WORD = re.compile(f"{_LETTER}+(?:{_MARK}+{_LETTER}*)*")
 _SHAPE = re.compile(r"U?l*|U+")
 _SHARP_S = re.compile("(?<![aeiouyäöü])ß", re.IGNORECASE)
 _BROKEN = re.compile(r"[^\x00-\x7f][`{|}~^@\\]")
-"""Second bytes of double-byte pages behind what a single-byte page takes for a letter."""
+"""A non-ASCII character and a sign: the two bytes of a double-byte character, read in a single-byte page."""
 _LATIN = r"[A-Za-z]"
 _WIDE_LETTER = "[\u0391-\u0451\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uac00-\ud7a3\uff66-\uff9f]"
 _LONE = re.compile(
     f"{_LATIN}{_WIDE_LETTER}+{_LATIN}|{_WIDE_LETTER}[a-z]{_WIDE_LETTER}|"
     f"(?<!{_WIDE_LETTER}){_WIDE_LETTER}{_LATIN}{{2}}|{_LATIN}{{2}}{_WIDE_LETTER}(?!{_WIDE_LETTER})"
 )
-"""Between Latin letters, or one alone beside them: an accented letter read as half of a character."""
+"""Wide letters between Latin letters, or one alone beside them: an accented letter read as half a character."""
 _WIDE_SIGNS = re.compile(
     "[\u3000-\u3004\u3008-\u301f\uff01-\uff5e\u2018-\u201d\u2026\u00b7\u00d7\u2605\u2606\u25a0-\u25cf]"
 )
@@ -45,11 +45,11 @@ _HALF_WIDTH_WORD = re.compile("(?=.{2})[\uff66\uff71-\uff9d][\uff66-\uff9f]*")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a name is read.
+    """A decoded name.
 
     Args:
-        text: with U+FFFD for what is not known.
-        is_known: whether all of it is known.
+        text: the name, with U+FFFD for unknown characters.
+        is_known: whether all characters are known.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Reading:
 
 
 def read_names(names: Sequence[bytes]) -> list[Reading]:
-    """Names of one archive that are not UTF-8; they are in one code page."""
+    """Decode the names of one archive that are not UTF-8; all are in the same code page."""
     possible = [page for page in CODE_PAGES if all(_makes_words(name, page) for name in names)]
     return [_agreed(name, possible) for name in names]
 
@@ -86,7 +86,7 @@ def _makes_words(name: bytes, page: str) -> bool:
 
 
 def _is_written(words: list[str]) -> bool:
-    """Foreign words of one script, and of one language where that is Latin, without capitals within."""
+    """Whether non-ASCII words are of one Latin-letter language or of known scripts, without capitals inside."""
     words = [word for word in words if not word.isascii()]
     return all(map(_is_shaped, words)) and (_is_of_a_language(words) or all(map(_is_of_a_script, words)))
 
@@ -111,7 +111,7 @@ def _case(letter: str) -> str:
 
 
 def _has_signs_in_place(text: str) -> bool:
-    """Outside of words are a few signs only, and none stands within or beside a word but behind it (`Logo™`)."""
+    """Whether all non-ASCII signs are in `SYMBOLS`, and next to a word only a few of them, behind it (`Logo™`)."""
     text = _WORD.sub(lambda word: "a" * len(word[0]), text)
     for index, sign in enumerate(text):
         before, after = text[index - 1 : index], text[index + 1 : index + 2]
@@ -126,7 +126,7 @@ def _has_signs_in_place(text: str) -> bool:
 
 
 def _is_east_asian(name: bytes, text: str, page: str) -> bool:
-    """Half of the letters at least are ones in general use, and none stands alone among Latin ones."""
+    """Whether at least half of the letters are in general use, and none stands alone among Latin letters."""
     if _LONE.search(text) or not all(_HALF_WIDTH_WORD.fullmatch(word) for word in _HALF_WIDTH.findall(text)):
         return False
     rest = _WIDE_SIGNS.sub("", text)
@@ -134,7 +134,7 @@ def _is_east_asian(name: bytes, text: str, page: str) -> bool:
     if not letters or any(not letter.isascii() and not re.match(_WIDE_LETTER, letter) for letter in rest):
         return False
     if page == "cp949" and all("\u4e00" <= letter <= "\u9fff" for letter in letters):
-        return True  # Chinese letters in Korea: all of a name, or few of it
+        return True  # Korean names have Chinese letters throughout or hardly any
     return 2 * sum(letter < "\u3000" or _IN_USE[page](letter) for letter in letters) >= len(letters)
 
 

@@ -1,6 +1,6 @@
-"""Zip archives of pictures with their captions: told apart and bounded by their directory before anything is unpacked.
+"""Reads zip archives of pictures and captions; the directory is checked against the limits before unpacking.
 
-A picture is described by the text file of the same stem: `logo.png`, `logo.txt`. Runs in the checking child.
+A text file is the caption of the picture with the same stem: `logo.png`, `logo.txt`. Runs in the checking child.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _ENTRY_BYTES = 46
 _HEAD_BYTES = 30
 _DIRECTORY_BYTES_MAX = 2**20
 _FILES_PER_PICTURE = 6
-"""A picture, its caption, what macOS keeps of each, and folders."""
+"""A picture, its caption, macOS's extra file for each, and folders."""
 _RATIO_MAX = 200
 _SMALL = 2**16
 _NAME_CHARS_MAX = 200
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _DRIVE = re.compile("[A-Za-z]:")
-"""At the beginning of a path. Elsewhere a colon is a slash of macOS's Finder, or a time of day."""
+"""A drive at the beginning of a path. Elsewhere a colon is a slash of macOS's Finder, or part of a time of day."""
 
 
 def unpack(data: bytes, limits: Limits, name: str) -> Iterator[Packed]:
@@ -63,7 +63,7 @@ def _refuse(name: str, why: str, kind: type[OnbrandError] = UnsupportedMedia) ->
 
 
 def _bounded_directory(data: bytes, limits: Limits, name: str) -> tuple[int, int, int]:
-    """Where the directory begins, its bytes, and the number of its entries: bounded before anything reads further."""
+    """Offset, size and number of entries of the directory, checked against the limits."""
     if len(data) > limits.zip_bytes:
         _refuse(name, f"it has {len(data)} bytes; the limit is {limits.zip_bytes}", TooLarge)
     if not data.startswith(_BEGIN):
@@ -80,7 +80,7 @@ def _bounded_directory(data: bytes, limits: Limits, name: str) -> tuple[int, int
 
 
 def _end_of(data: bytes, name: str) -> int:
-    """Where the record at the end begins, which a comment may follow; readers that disagree would see two archives."""
+    """Offset of the end record, which a comment may follow. Two are refused: readers would see different archives."""
     tail_at = max(0, len(data) - _END.size - _COMMENT_BYTES_MAX)
     found, at = [], data.find(_END_MAGIC, tail_at)
     while at >= 0:
@@ -95,7 +95,7 @@ def _end_of(data: bytes, name: str) -> int:
 
 
 def _is_left_out(entry: Entry, name: str) -> bool:
-    """Folders, and what systems add to every archive: whatever that is, it is not read."""
+    """Whether an entry is skipped unread: folders, and files that operating systems add to every archive."""
     if is_litter(entry.path.removesuffix("/")):
         return True
     if entry.path != "./":
@@ -115,7 +115,7 @@ def _must_be_plain_name(entry: Entry, name: str) -> None:
 
 
 def _must_be_a_file(entry: Entry, name: str) -> None:
-    """Neither a link nor a device (the upper half of the attributes, as Unix writes it), nor encrypted."""
+    """Refuse links and devices (by the upper half of the attributes, as Unix writes it) and encrypted files."""
     kind = entry.attributes >> 28
     if kind not in (0, 0o10, 0o04):
         _refuse(name, f"'{entry.path}' is a link or a device, not a file")
@@ -128,7 +128,7 @@ def _must_be_a_file(entry: Entry, name: str) -> None:
 
 
 def _must_not_overlap(entries: list[Entry], directory_at: int, name: str) -> None:
-    """Files must lie one after another: archives that unpack to millions of times their size share their bytes."""
+    """Refuse overlapping files: zip bombs share bytes to unpack to millions of times their size."""
     at = 0
     for entry in sorted(entries, key=lambda entry: entry.at):
         if entry.at < at:
@@ -139,7 +139,7 @@ def _must_not_overlap(entries: list[Entry], directory_at: int, name: str) -> Non
 
 
 def _sorted_out(entries: list[Entry], limits: Limits, name: str) -> list[tuple[Entry, Entry | None]]:
-    """Pictures in the archive's order, each with the text that describes it."""
+    """Pictures in the archive's order, each with its caption file or None."""
     _must_unpack_to_little(entries, limits, name)
     seen: set[str] = set()
     for entry in entries:
