@@ -1,4 +1,4 @@
-"""Brands and their members."""
+"""Routes of brands and their members."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ Role = Literal["member", "admin"]
 
 
 class NewBrand(Input):
+    """A brand to create."""
+
     id: str = Field(description="2 to 63 of a-z, 0-9 and '-': the brand's folder in every bucket.")
     name: str = Field(min_length=1, max_length=200)
     home_region: str | None = Field(
@@ -30,11 +32,15 @@ class NewBrand(Input):
 
 
 class NewMember(Input):
+    """The address to invite, and the role it gets."""
+
     email: str = Field(max_length=320)
     role: Role = "member"
 
 
 class NewRole(Input):
+    """A member's new role."""
+
     role: Role
 
 

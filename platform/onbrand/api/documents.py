@@ -1,4 +1,4 @@
-"""Documents of a brand: guidelines, voice and tone, as PDF or Markdown. A new upload of a title is its next version."""
+"""Routes of a brand's documents (guidelines, voice and tone; PDF or Markdown). Uploading a title again versions it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from onbrand.services import documents
 from onbrand.storage.sent import SentFile
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"], route_class=UserRoute)
-
-"""One request at most; a document's own limit is narrower."""
 
 _FIELDS = frozenset({"file", "title"})
 _SCHEMA: dict[str, Any] = {
@@ -62,7 +60,7 @@ DocumentForm = Annotated[FormData, Depends(_form)]
 async def create_document(
     form: DocumentForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
 ) -> JSONResponse:
-    """Upload a document: the first version of its title, or the next. It is read by a child and written anew."""
+    """Upload a document: the first or next version of its title. A child process reads it and writes it anew."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     limits = parts.settings.limits
