@@ -13,10 +13,9 @@ from onbrand.errors import TooManyRequests
 
 
 class Shares:
-    """Counter that allows each key at most `most` at once.
+    """Allows each key to hold at most `most` things at once; `what` names them in the error (``requests of ...``).
 
     Args:
-        what: the counted things, for the error: ``requests of this address``.
         retry_after: seconds after which a refused caller may retry.
     """
 
