@@ -138,7 +138,7 @@ def read_urls(settings: Settings) -> DatabaseUrls:
 
 
 def open_database(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabase | DatabaseUrls:
-    """Open the database that the settings name, migrated if we own it; only the embedded one has (and needs) `stop`."""
+    """Open the database that the settings name; migrate it if its owner is known. Only the embedded one has `stop`."""
     _must_be_logins(settings)
     if settings.database_url is None and settings.web_database_url is None:
         return start(settings, secrets)

@@ -174,7 +174,7 @@ def _let_in(connection: psycopg.Connection, login: Login, password: str, reset: 
         ("statement_timeout", _STATEMENT_TIMEOUT[login]),
         ("idle_in_transaction_session_timeout", "5min"),
         ("timezone", "UTC"),
-        ("enable_bitmapscan", "off"),  # without statistics the planner prefers it to reading 100 rows of a list in order
+        ("enable_bitmapscan", "off"),  # without statistics it would be chosen over reading 100 rows in order
     ):
         statement = sql.SQL("alter role {} set {} = {}")
         connection.execute(statement.format(name, sql.Identifier(setting), sql.Literal(value)))

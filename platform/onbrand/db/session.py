@@ -188,7 +188,7 @@ class Doors:
                     )
 
     async def close(self) -> None:
-        """Close all connections; calls in progress get 5 seconds for each pool."""
+        """Close the pools; connections in use close when they are returned. Waits at most 5 seconds for each pool."""
         for each in self._pools():
             await each.close(timeout=5)
 
