@@ -1,4 +1,4 @@
-"""`onbrand brand`: brands, who is in them, and (for operators) what they may take of engines and trainers."""
+"""`onbrand brand`: brands, their members, and (for operators) their limits on engines and trainers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command()
 def members(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Who is in a brand."""
+    """List a brand's members."""
     client = connect()
     show_rows(client.members.list(chosen_brand(client, brand)), ("user_id", "email", "role"), as_json)
 
@@ -107,7 +107,7 @@ def limits(
     data_dir: DataDirOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Operators: show or set what a brand may take of engines and trainers, in the database itself."""
+    """Operators: show or set a brand's limits on engines and trainers, directly in the database."""
     from onbrand.db.limits import set_limits
 
     said = {
@@ -124,7 +124,7 @@ def limits(
 
 
 def _number(name: str, value: Any) -> float | int | None:
-    """An option's number; None for 'none'."""
+    """An option's value as a number; None for 'none'. Raises Refused."""
     if not isinstance(value, str):
         return float(value)
     if value == "none":
@@ -135,7 +135,7 @@ def _number(name: str, value: Any) -> float | int | None:
 
 
 def _user_id(client: Onbrand, brand_id: str, member: str) -> str:
-    """The id of the member with this address; an id stays what it is."""
+    """The user id of a member given by address; an id is returned unchanged. Raises Refused."""
     if "@" not in member:
         return member
     for each in client.members.list(brand_id):

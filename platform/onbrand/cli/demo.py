@@ -1,4 +1,4 @@
-"""`onbrand demo`: the five steps for two brands, on a platform of its own."""
+"""`onbrand demo`: the five steps for two brands, on a temporary platform."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def demo(
 
 
 def report_problems(report: dict[str, object]) -> list[str]:
-    """What is wrong with a demo's report; nothing for a good one."""
+    """The shortcomings in a demo's report; empty for a good one."""
     from onbrand.demo import shortcomings
 
     return shortcomings(report)

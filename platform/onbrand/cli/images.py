@@ -1,4 +1,4 @@
-"""`onbrand image`: generated pictures that exist."""
+"""`onbrand image`: list, download and delete generated pictures."""
 
 from __future__ import annotations
 

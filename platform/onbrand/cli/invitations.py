@@ -1,4 +1,4 @@
-"""`onbrand invitation`: invite somebody into a brand; accept or decline an invitation of one's own."""
+"""`onbrand invitation`: create, list and revoke invitations into a brand; accept or decline received ones."""
 
 from __future__ import annotations
 
