@@ -20,7 +20,7 @@ class AuditEvents(Resource):
         return self._pages(objects.AuditEvent, brand_path(brand, "audit-events"), 100, order=order)
 
     def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
-        """Read the whole record and verify its hash chain locally. It must contain `head`, an earlier verdict's head."""
+        """Read the whole record and verify its hash chain locally; it must contain `head` of an earlier verdict."""
         brand_id = brand.id if isinstance(brand, objects.Brand) else brand
         anchor = Head.parse(head) if isinstance(head, str) else head
         return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)
