@@ -113,7 +113,7 @@ async def link_asset(asset_id: UUID, caller: Member) -> Link:
 
 @router.patch("/{asset_id}")
 async def set_caption(asset_id: UUID, body: NewCaption, caller: Uploader) -> assets.Asset:
-    """Give the picture a new version of its caption."""
+    """Add a new version of the picture's caption."""
     limits = caller.parts.settings.limits
     return await assets.set_caption(
         caller.session, caller.brand_id, caller.user_id, str(asset_id), body.caption, limits

@@ -90,7 +90,7 @@ async def get_document(document_id: UUID, caller: Member) -> documents.Document:
 
 @router.get("/{document_id}/versions", response_model=Listed)
 async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
-    """All versions of the document that this is one of, newest first."""
+    """All versions of the document, given the id of any of them; newest first."""
     found = await documents.list_versions(
         caller.session, caller.brand_id, str(document_id), paging.limit, paging.cursor
     )
@@ -99,7 +99,7 @@ async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> di
 
 @router.get("/{document_id}/content")
 async def link_document(document_id: UUID, caller: Member) -> Link:
-    """A signed link to the document; browsers save it."""
+    """A signed link to the document; browsers save it as a file."""
     document = await documents.get_document(caller.session, caller.brand_id, str(document_id))
     ids = {"document_id": document.id}
     return await link_to(caller, "brand-documents", document.object_name, "document.link", ids)
@@ -112,7 +112,7 @@ async def delete_document(document_id: UUID, caller: Admin) -> None:
 
 
 async def _sent(form: FormData, bytes_max: int) -> tuple[str, SentFile, str | None]:
-    """File name, file and title."""
+    """File name, file and title (or None) of the form. Raises InvalidInput, TooLarge."""
     must_have_only(form, _FIELDS)
     title = form.get("title")
     if title is not None and not isinstance(title, str):

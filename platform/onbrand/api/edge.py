@@ -28,7 +28,7 @@ ANONYMOUS_BYTES = 16 * 2**10
 PARTS_MAX = 100
 """The most query parameters, and the most cookies, of a request."""
 EXCHANGE = "onbrand.exchange"
-_LINKED = "/v1/files/"  # the signature in such an address is its credential, and is checked before its body is read
+_LINKED = "/v1/files/"  # the path's signature is the credential; the route checks it before the body is read
 _DROPPED_HEADERS = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{8,64}")
 _SAFE_HEADERS = {
@@ -86,7 +86,7 @@ def expected_bytes(scope: Scope) -> int:
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, anonymous_bytes: int) -> None:
         given = _given_request_id(scope)

@@ -60,7 +60,7 @@ async def list_generations(caller: Member, paging: Paging) -> dict[str, Any]:
 
 @router.get("/generations/{generation_id}")
 async def get_generation(generation_id: UUID, caller: Member) -> images.Generation:
-    """One generation as it is now."""
+    """The current state of one generation."""
     return await images.get_generation(caller.session, caller.brand_id, str(generation_id))
 
 

@@ -81,13 +81,13 @@ async def list_jobs(caller: Member, paging: Paging) -> dict[str, Any]:
 
 @router.get("/{job_id}")
 async def get_job(job_id: UUID, caller: Member) -> jobs.TrainingJob:
-    """One training job as it is now."""
+    """The current state of one training job."""
     return await shown(caller, await jobs.get_job(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.patch("/{job_id}")
 async def rename_job(job_id: UUID, body: NewName, caller: Trainer) -> jobs.TrainingJob:
-    """Give an own job another name."""
+    """Rename an own job."""
     return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
@@ -135,7 +135,7 @@ async def get_metrics(
     limit: Annotated[int, Query(description="Points at most, 2 to 1000, spread evenly.")] = 200,
     after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
 ) -> monitor.Course:
-    """The course of the training: loss, validation, learning rate, throughput and time left, step by step."""
+    """The training's metrics by step: loss, validation, learning rate, throughput and time left."""
     return await monitor.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
 
 

@@ -75,7 +75,7 @@ def _headers_of(error: OnbrandError) -> dict[str, str]:
     if isinstance(error, TooManyRequests | Unavailable):
         return {"Retry-After": str(int(error.fields.get("retry_after", _RETRY_AFTER_SECONDS)))}
     if error.fields.get("should_retry") is False:
-        return {"X-Should-Retry": "false"}  # OpenAI's clients try again after 409 and 500 unless told so
+        return {"X-Should-Retry": "false"}  # OpenAI's clients retry after 409 and 500 without this header
     return {}
 
 

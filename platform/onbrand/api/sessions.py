@@ -67,7 +67,7 @@ async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Ope
 
 @router.delete("/session", status_code=204)
 async def close_session(caller: AnyUser, parts: AppParts) -> Response:
-    """Log the page out, at once."""
+    """End the page's own session at once."""
     if caller.scope.session_id is None:
         raise _no_session()
     await sessions.end_session(caller.session, caller.scope.session_id)

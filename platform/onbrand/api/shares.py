@@ -40,9 +40,9 @@ class Shares:
                 del self._held[key]
 
     def num_held(self, key: Hashable) -> int:
-        """How many the key holds now."""
+        """The number that the key holds now."""
         return self._held.get(key, 0)
 
     def __len__(self) -> int:
-        """How many all keys hold together."""
+        """The number that all keys hold together."""
         return self._held.total()

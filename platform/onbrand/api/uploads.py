@@ -49,14 +49,14 @@ class Sending(BaseModel):
 
 
 class Announced(uploads.Upload):
-    """An upload that may now be sent."""
+    """An announced upload, with the link to send its file to."""
 
     send: Sending
 
 
 @router.post("", status_code=201, response_model=Announced)
 async def create_upload(body: uploads.NewUpload, caller: Uploader, once: OnlyOnce) -> JSONResponse:
-    """Announce a file; the answer says where to send it. Then complete the upload."""
+    """Announce a file. The response has the link to send it to; complete the upload after sending."""
     settings = caller.parts.settings
     limits = limits_of(caller.scope, settings.limits)
 
@@ -77,7 +77,7 @@ async def list_uploads(caller: Member, paging: Paging) -> dict[str, Any]:
 
 @router.get("/{upload_id}")
 async def get_upload(upload_id: UUID, caller: Member) -> uploads.Upload:
-    """One upload as it is now, and what it became."""
+    """The current state of one upload, with the ids of the objects made of it."""
     return await uploads.get_upload(caller.session, caller.brand_id, str(upload_id))
 
 

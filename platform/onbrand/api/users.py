@@ -40,7 +40,7 @@ class OtherToken(Input):
 
 @router.post("/v1/users", status_code=201)
 async def sign_up(body: SignUp, request: Request, parts: AppParts) -> identity.User:
-    """Make an account."""
+    """Create an account."""
     if parts.settings.sign_up == "closed":
         raise Forbidden("sign-up is closed here; ask the operator for an account")
     return await passwords.sign_up(request, parts, body.email, body.password)

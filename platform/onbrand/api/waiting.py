@@ -63,7 +63,7 @@ async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Ge
 
 
 async def read(access: Access, generation_id: str) -> images.Generation:
-    """The generation as it is now."""
+    """The current state of the generation."""
     async with access.open() as caller:
         return await images.get_generation(caller.session, caller.brand_id, generation_id)
 

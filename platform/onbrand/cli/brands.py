@@ -51,7 +51,7 @@ def add_member(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Invite somebody into a brand (admins only). The token is shown this once: hand it over."""
+    """Invite an address into a brand (admins only). The token is shown only once: hand it over."""
     client = connect()
     made = client.members.add(chosen_brand(client, brand), email, role)
     how = f"They accept with: onbrand invitation accept {made.token}"
@@ -66,7 +66,7 @@ def set_role(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a member's role (admins only); the last admin stays one."""
+    """Change a member's role (admins only). A brand keeps at least one admin."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     changed = client.members.set_role(brand_id, _user_id(client, brand_id, member), role)
@@ -75,7 +75,7 @@ def set_role(
 
 @app.command("remove-member")
 def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Remove a member, at once (admins; anybody may remove themselves); the last admin stays."""
+    """Remove a member at once (admins only, except for yourself). The last admin cannot be removed."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     user_id = _user_id(client, brand_id, member)
@@ -85,7 +85,7 @@ def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: As
 
 @app.command()
 def leave(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Leave a brand, at once; its last admin stays."""
+    """Leave a brand at once; its last admin cannot."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     client.members.leave(brand_id)

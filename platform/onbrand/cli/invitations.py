@@ -27,7 +27,7 @@ def create(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Invite an address (admins only). The token is shown this once: hand it over."""
+    """Invite an address (admins only). The token is shown only once: hand it over."""
     client = connect()
     made = client.invitations.create(chosen_brand(client, brand), email, role, days=days)
     lost = f"The answer that held the token was lost: run 'onbrand invitation revoke {made.id}' and invite again."

@@ -46,7 +46,7 @@ def show_rows(things: Iterable[BaseModel], columns: Sequence[str], as_json: bool
     for thing in found:
         table.add_row(*(Text(_cell(getattr(thing, column))) for column in columns))
     console = Console()
-    wide = console if console.is_terminal else Console(width=240)  # a pipe must not lose half an id
+    wide = console if console.is_terminal else Console(width=240)  # ids must not be cut in a pipe
     wide.print(table if found else "none")
 
 

@@ -38,7 +38,7 @@ class Attached(Answer):
 
 
 class Waitable(Attached):
-    """Something that runs on the platform and ends as completed, failed or canceled."""
+    """A job or generation on the platform, which ends as completed, failed or canceled."""
 
     id: str
     brand_id: str

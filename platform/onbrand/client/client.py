@@ -202,7 +202,7 @@ class Onbrand:
         return b"".join(self.transport.download(_url(link)))
 
     def save(self, link: objects.Link | str, path: str | Path, name: str) -> Path:
-        """Save the file behind a signed link at `path`, or as `name` in the folder `path`."""
+        """Save the file behind a signed link to the file `path`, or as `name` into the folder `path`."""
         return save_at(path, name, self.transport.download(_url(link)))
 
 

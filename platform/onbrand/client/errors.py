@@ -49,7 +49,7 @@ class OnbrandClientError(Exception):
 
 
 class ConnectionFailed(OnbrandClientError):
-    """Nobody answered at the platform's address, or the connection broke."""
+    """The platform's address did not respond, or the connection broke."""
 
 
 class WaitTimeout(OnbrandClientError):

@@ -232,6 +232,6 @@ def _socket_folder(folder: Path) -> Path:
     near = folder / SOCKETS
     if len(str(near / SOCKET).encode()) <= _SOCKET_PATH_MAX and "," not in str(near):
         return near
-    known = f"{folder} {_passwords(folder)[OWNER]}"  # a name that nobody else can take before us
+    known = f"{folder} {_passwords(folder)[OWNER]}"  # an unpredictable name, so that no other account creates it first
     digest = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return Path("/tmp") / f"onbrand-{os.geteuid()}-{digest}"

@@ -153,7 +153,7 @@ def programs() -> Path:
 def _program(folder: Path, name: str, *arguments: str) -> None:
     """Run one of PostgreSQL's programs in the data directory, as the server's account.
 
-    Raises ConfigurationError with its first complaint.
+    Raises ConfigurationError with its first error message.
     """
     path = programs() / name
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, "env": _inherited(os.environ)}

@@ -100,7 +100,7 @@ class Session:
         return await cursor.fetchone()
 
     async def one(self, statement: str, params: Params = None) -> DictRow:
-        """The first row. Raises NotFound when there is none."""
+        """The first row. Raises NotFound without one."""
         row = await self.maybe(statement, params)
         if row is None:
             raise NotFound("not found")
