@@ -68,7 +68,7 @@ async def get_brand(caller: Member) -> brands.Brand:
 
 @router.post("/{brand_id}/members", status_code=201, response_model=invitations.NewInvitation)
 async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResponse:
-    """Invite an email address for seven days (as `POST .../invitations`); its account becomes a member on acceptance."""
+    """Invite an address for seven days, as `POST .../invitations`; its account becomes a member when it accepts."""
     most = caller.parts.settings.limits.open_invitations
     return await once.answer_secret(
         caller,
@@ -98,5 +98,5 @@ async def leave(caller: Manager) -> None:
 
 @router.delete("/{brand_id}/members/{user_id}", status_code=204, response_class=Response)
 async def remove_member(user_id: UUID, caller: Manager) -> None:
-    """Remove a member at once. Admins may remove any member, others only themselves; the last admin cannot be removed."""
+    """Remove a member at once. Admins may remove anyone but the last admin; others only themselves."""
     await brands.remove_member(caller.session, caller.brand_id, str(user_id))

@@ -70,7 +70,7 @@ class Front:
         except OnbrandError as problem:
             await answer.problem(problem, is_whole=not has_body(scope))
         except Exception as fault:
-            log.error("request %s: %s in Serve's proxy", request_id, type(fault).__name__)  # its text may contain a client's data
+            log.error("request %s: %s in Serve's proxy", request_id, type(fault).__name__)  # its text may be private
             if answer.has_started:
                 raise
             await answer.problem(Unavailable("the API ended before it answered; try again"), is_whole=False)

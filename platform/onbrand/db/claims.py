@@ -35,7 +35,7 @@ class ClaimsSigner:
         return f"ClaimsSigner({self.key_id})"
 
     def sign(self, role: str, claims: Mapping[str, Any], stamp: str) -> tuple[str, str, str]:
-        """Sign claims for a role and the transaction of `stamp`; returns JSON, the `request.scope` text, the signature."""
+        """Sign claims for a role and the transaction of `stamp`; returns JSON, `request.scope` and the signature."""
         text = json.dumps(claims)
         scope = "|".join((self.key_id, stamp, role, *_scope_of(claims)))
         return text, scope, hmac.new(self._key, f"{scope}\n{text}".encode(), hashlib.sha256).hexdigest()
