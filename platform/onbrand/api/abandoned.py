@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 SILENT_SECONDS = 30.0
-"""A generation without a heartbeat for so long is abandoned; owners send one every few seconds."""
+"""A generation is abandoned after this time without a heartbeat; its owner sends one every few seconds."""
 
 
 class Recovery:

@@ -103,7 +103,7 @@ async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -
 
 
 def why_none(generation: images.Generation) -> OnbrandError:
-    """The error that ended a generation. `should_retry` is set only if the engine failed or the status is 503."""
+    """The error that ended a generation. `should_retry` is true only if the engine failed or the status is 503."""
     error = generation.error or {}
     code = "canceled" if generation.status == "canceled" else error.get("code", "")
     problem = of_code(code, f"no pictures: {error.get('message', 'the generation was canceled')}")

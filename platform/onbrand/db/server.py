@@ -195,7 +195,8 @@ def _account() -> str | None:
 def let_server_through(folder: Path) -> None:
     """Make the data directory private to us; as root, the server's account may also pass through it.
 
-    As root, the folders above it and above the programs get the execute permission for others (no listing).
+    As root, also gives others the execute permission (no listing) on the folders above it, the programs' folder and the
+    folders above that.
     """
     if _account() is None:
         must_be_private(folder)

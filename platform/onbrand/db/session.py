@@ -219,8 +219,7 @@ class Doors:
 
     @asynccontextmanager
     async def dispatch_session(self) -> AsyncIterator[Session]:
-        """A transaction that may only call the dispatcher's functions: `private.queue()`, `lead`, `end_orphaned`,
-        `sweep_uploads`."""
+        """A transaction that may only call `private.queue`, `lead`, `end_orphaned` and `sweep_uploads`."""
         async with _transaction(self._system, "system", Identity("onbrand_dispatcher", {}, self._signer)) as session:
             yield session
 
@@ -268,8 +267,8 @@ async def _configure(connection: Connection) -> None:
 async def _reset(connection: Connection) -> None:
     """Clear settings, locks and cursors of a transaction before the connection is used again.
 
-    Statements that psycopg prepared stay. A statement prepared in SQL is not ours and could replace one of ours, so the
-    connection is then closed, as also if this fails.
+    Statements that psycopg prepared stay. A statement prepared in SQL is not ours and could replace one of ours, so its
+    connection is closed. The pool also closes the connection if this function fails.
     """
     cursor = await connection.execute(_CLEAN, prepare=False)
     while cursor.nextset():

@@ -57,7 +57,7 @@ class Player:
 
 
 def enter(url: str, kit: Kit) -> Player:
-    """Sign up two users, create the brand with the first and invite the second."""
+    """Sign up two users; the first creates the brand, the second joins by invitation."""
     admin, member = (_sign_up(url, f"{who}@{kit.brand_id}.example") for who in ("ada", "max"))
     admin.brands.create(kit.brand_id, kit.title)
     invitation = admin.members.add(kit.brand_id, f"max@{kit.brand_id}.example")
