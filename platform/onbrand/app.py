@@ -1,4 +1,4 @@
-"""The two apps: one for users (web login only), one for workers with tickets (system login only). No Ray here."""
+"""Builds the two apps: for users (web login only) and for workers with tickets (system login only). Ray-free."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def create_app(
     """The API for users.
 
     Args:
-        generator: draws; `onbrand.serving` implements it over Ray Serve.
+        generator: draws pictures; `onbrand.serving` implements it over Ray Serve.
         client_for: makes a client of the internal routes for a ticket; None: over HTTP to `settings.system_url`.
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)
@@ -129,10 +129,10 @@ def create_system_app(
     *,
     client_for: SystemClientFor | None = None,
 ) -> FastAPI:
-    """The internal routes: tickets only. Beside them runs what looks after abandoned generations and uploads.
+    """The internal routes, for tickets only. Also starts generation recovery and upload clean-up.
 
     Args:
-        generator: draws abandoned generations again; None: they are ended as failed.
+        generator: draws abandoned generations again; None: they are marked failed.
         client_for: as for `create_app`.
     """
     renderings = None if generator is None else Renderings(settings, secrets, generator, client_for)
@@ -162,7 +162,7 @@ def create_system_app(
 
 
 def _bare_app(**options: object) -> FastAPI:
-    """No interactive pages: theirs load scripts from elsewhere. The description is at /openapi.json."""
+    """An app with error handlers and /healthz. No interactive docs pages, since they load scripts from other sites."""
     app = FastAPI(
         title=_TITLE,
         summary=_SUMMARY,
@@ -179,12 +179,12 @@ def _bare_app(**options: object) -> FastAPI:
 
 
 async def _healthz() -> dict[str, str]:
-    """The process answers; it asks no one else, so that a busy database restarts no replica."""
+    """Liveness of this process only; a busy database restarts no replica."""
     return {"status": "ok"}
 
 
 def _share_out(app: FastAPI, limits: Limits) -> None:
-    """What callers share in this process: checks of files, requests, and bytes of bodies."""
+    """Set up this process's shared limits: file checks, requests, form hashing, body bytes."""
     app.state.checker = Checker(limits)
     app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
     app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")

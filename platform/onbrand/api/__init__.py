@@ -1,1 +1,1 @@
-"""HTTP: one file a noun. Routes check who calls, hand over to `onbrand.services`, and answer; nothing else."""
+"""HTTP routes, one module per resource. They authorize the caller, call `onbrand.services` and return the result."""

@@ -1,7 +1,7 @@
-"""Generations that nobody looks after any more, since their ingress died: drawn again, as they were asked for.
+"""Recovery of generations whose ingress process died: they are drawn again with the same request.
 
-Runs beside the internal routes. It learns ids and states from the dispatcher's queue, and takes over a row with a
-ticket for just that one. The same adapters and the same seed give the same pictures, and what was stored already stays.
+Runs in the process of the internal routes. Reads ids and states from the dispatcher's queue, and takes over each row
+with a ticket for that row only. The same adapters and seed give the same pictures; stored pictures are kept.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 SILENT_SECONDS = 30.0
-"""Who looks after a generation says so every few seconds: who is silent for so long is gone."""
+"""A generation is abandoned after this time without a heartbeat; its owner sends one every few seconds."""
 
 
 class Recovery:
-    """Has abandoned generations drawn again.
+    """Draws abandoned generations again.
 
     Args:
-        renderings: what this process has drawn; None where it reaches no engine, and ends them as failed.
+        renderings: the generations of this process; None without an engine: abandoned ones are then failed.
     """
 
     def __init__(self, doors: Doors, renderings: Renderings | None) -> None:
@@ -39,7 +39,7 @@ class Recovery:
         self._listening_since: datetime | None = None
 
     async def run(self) -> None:
-        """Look, again and again, until canceled."""
+        """Look every LOOK_SECONDS until canceled."""
         while True:
             try:
                 await self.look(datetime.now(UTC))
@@ -52,9 +52,9 @@ class Recovery:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self, now: datetime) -> int:
-        """Take care of every generation that is abandoned at `now`; how many they were.
+        """Recover the generations that are abandoned at `now`, as many as there is room for; how many were found.
 
-        While this process or the database was away nobody could be heard: silence counts from the first look after.
+        No heartbeat arrives while this process or the database is down: silence counts from the first look afterwards.
         """
         self._listening_since = self._listening_since or now
         found = abandoned(await self._queue(), self._listening_since, now)
@@ -70,7 +70,7 @@ class Recovery:
     async def _take_care(self, entry: QueueEntry) -> None:
         try:
             if self._renderings is not None and self._renderings.is_running(entry.job_id):
-                return  # its words do not get through
+                return  # this process runs it, but its heartbeats do not reach the database
             if self._renderings is None:
                 await self._end(entry, "engine_lost", "nothing was heard of the engine; try again")
             elif entry.cancel_requested:
@@ -97,7 +97,7 @@ class Recovery:
             renderings.start(*request)
 
     async def _taken_over(self, entry: QueueEntry, renderings: Renderings) -> tuple[str, RenderRequest] | None:
-        """Family and request, the row being ours now; None when somebody was heard after all.
+        """Take ownership of the row; its family and request, or None if a new heartbeat arrived meanwhile.
 
         Raises Conflict (it has ended), NotFound (a model of it was deleted), EngineLost.
         """
@@ -117,8 +117,7 @@ class Recovery:
 
 
 def abandoned(queue: Iterable[QueueEntry], listening_since: datetime, now: datetime) -> list[QueueEntry]:
-    """Generations of which nothing was heard for too long, oldest first, but of each account the first before
-    the second of any."""
+    """Generations without a heartbeat for SILENT_SECONDS: round-robin over accounts, oldest first in each."""
     turns: Counter[str] = Counter()
     found: list[tuple[int, int, QueueEntry]] = []
     for entry in queue:

@@ -1,4 +1,4 @@
-"""One answer on its way outside: the API's own words pass, Ray Serve's are said in ours, slow readers end."""
+"""Sends one response to the client: replaces Ray Serve's own errors with problem bodies and drops slow readers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _OF_STATUS: dict[int, OnbrandError] = {
 
 
 class Answer:
-    """ASGI's `send` with a bound on how long a reader may take for a piece.
+    """ASGI's `send` with a time limit for each message.
 
     Args:
         scope: the request's.
-        request_id: for answers that are given before anybody is asked.
-        origins: whose pages may read those.
-        seconds: within which each piece must leave.
-        abort: drops the connection with what is not sent.
+        request_id: for problems that are sent from here.
+        origins: CORS origins that may read those problems.
+        seconds: time limit to send one message.
+        abort: drops the connection and all unsent data.
 
-    `on_start` is called when the answer begins.
+    `on_start` is called when the response begins.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Answer:
         self._is_replaced = False
 
     async def send(self, message: Message) -> None:
-        """Send what the API says; what Serve says by itself (it lacks the edge's headers) becomes a problem."""
+        """Forward a message of the API. Serve's own errors lack the edge's headers and are replaced by a problem."""
         if message["type"] == "http.response.start" and _is_serves_own(message):
             self._is_replaced = True
             await self.problem(_OF_STATUS.get(message["status"], _unforeseen(message["status"])))
@@ -61,10 +61,10 @@ class Answer:
             await self._pass(message)
 
     async def problem(self, error: OnbrandError, is_whole: bool = True) -> None:
-        """Answer with a problem, unless an answer has begun.
+        """Send a problem unless a response has begun.
 
         Args:
-            is_whole: the body was read to its end, so that another request may follow.
+            is_whole: the request's body was read to its end, so the connection can be kept alive.
         """
         if self.has_started:
             return

@@ -1,4 +1,4 @@
-"""Training pictures: upload (zip archives too) with captions, list, look at, recaption, delete."""
+"""Routes of training pictures: upload (also zip archives) with captions, list, read, recaption, delete."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from onbrand.services import assets
 from onbrand.storage.sent import SentFile, is_archive
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"], route_class=UserRoute)
-
-"""One upload request at most; each file is read when its turn has come, and let go."""
 
 _FIELDS = frozenset({"files", "files[]", "captions", "object", "metadata"})
 _UPLOAD_SCHEMA: dict[str, Any] = {
@@ -58,6 +56,8 @@ _UPLOAD_SCHEMA: dict[str, Any] = {
 
 
 class NewCaption(Input):
+    """A caption that replaces the picture's current one."""
+
     caption: str = Field(description="`[brand]` stands for the trigger word.")
 
 
@@ -113,7 +113,7 @@ async def link_asset(asset_id: UUID, caller: Member) -> Link:
 
 @router.patch("/{asset_id}")
 async def set_caption(asset_id: UUID, body: NewCaption, caller: Uploader) -> assets.Asset:
-    """Give the picture a new version of its caption."""
+    """Add a new version of the picture's caption."""
     limits = caller.parts.settings.limits
     return await assets.set_caption(
         caller.session, caller.brand_id, caller.user_id, str(asset_id), body.caption, limits
@@ -142,14 +142,14 @@ async def _uploads(form: FormData, limits: Limits) -> list[assets.Upload]:
 
 
 async def _file(part: Any, limits: Limits) -> tuple[str, SentFile]:
-    """A picture, or an archive, which may have more bytes."""
+    """File name and file of a part: a picture or an archive, each within its own size limit. Raises TooLarge."""
     filename, sent = await file_of(part, max(limits.zip_bytes, limits.upload_bytes), "files")
     must_be_short(filename, sent, limits.zip_bytes if is_archive(sent) else limits.upload_bytes, "files")
     return filename, sent
 
 
 def _captions(form: FormData, num_files: int, limits: Limits) -> list[str | None]:
-    """A JSON list, the repeated field, or one for all."""
+    """One caption (or None) per file, from a JSON list, the repeated field, or one caption for all files."""
     said: list[Any] = [text for text in form.getlist("captions") if isinstance(text, str)]
     if len(said) == 1 and said[0].lstrip().startswith("["):
         found = _list_in(said[0], limits)
@@ -167,7 +167,7 @@ def _captions(form: FormData, num_files: int, limits: Limits) -> list[str | None
 
 
 def _shared(form: FormData, limits: Limits) -> dict[str, Any]:
-    """What is said once for all files."""
+    """The fields that apply to all files: object and metadata."""
     shared: dict[str, Any] = {}
     if (kind := form.get("object")) is not None:
         shared["object"] = kind

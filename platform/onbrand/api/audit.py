@@ -1,4 +1,4 @@
-"""The brand's record, for its admins: append-only and chained, so that they can prove that nobody rewrote it."""
+"""Route of a brand's audit record, for its admins. The record is append-only and hash-chained."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ async def list_audit_events(
     paging: Paging,
     order: Annotated[audit.Order, Query(description="`asc`: from the first line on, as the chain goes.")] = "desc",
 ) -> dict[str, Any]:
-    """Who did what, when, to which object; newest first."""
+    """The brand's audit events (actor, action, time, object), newest first."""
     return listed(await audit.list_events(caller.session, caller.brand_id, paging.limit, paging.cursor, order))

@@ -1,7 +1,7 @@
-"""Bodies on their way in: how long one may take, and how many may be under way.
+"""Limits on request bodies that are still arriving: a deadline for each, and a maximum number of open ones.
 
-A body that has arrived whole costs nothing here. Of those that have not, each address has so many; when there are more,
-the one that has been silent longest gives way, so that slow senders are in the way of one another alone.
+A body that has arrived whole does not count. Each address, and all together, may have a limited number of open bodies;
+beyond it the body that was silent longest is ended, so that slow senders hinder only each other.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from onbrand.config import Limits
 from onbrand.errors import RequestTimeout
 
 HELD_BYTES = 16 * 2**10
-"""So much of a body, or all of it, is here before anybody is asked to answer."""
+"""This much of a body, or all of it, is received before the app is called."""
 
 
 class OpenBodies:
-    """The bodies that have not arrived whole, those that were silent longest first."""
+    """The bodies that are still arriving, in order of last activity (longest silent first)."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -30,7 +30,7 @@ class OpenBodies:
         return len(self._open)
 
     def heard(self, body: Body) -> None:
-        """A body has begun, or has come further; whoever is one too many ends."""
+        """Note that a body began or made progress; end the longest silent ones beyond the limits."""
         own = self._by_address.setdefault(body.address, OrderedDict())
         for line in (own, self._open):
             line[body] = None
@@ -41,7 +41,7 @@ class OpenBodies:
             self._end(next(iter(self._open)))
 
     def forget(self, body: Body) -> None:
-        """It is whole, or its sender is gone."""
+        """Remove a body that is whole or whose sender is gone."""
         self._open.pop(body, None)
         own = self._by_address.get(body.address)
         if own is not None:
@@ -59,9 +59,9 @@ class Body:
 
     Args:
         receive: the server's.
-        address: whose body it is.
+        address: the sender's, for limits.
 
-    `problem` says why it was ended, once it was.
+    `problem` is the reason if it was ended early, else None.
     """
 
     def __init__(self, receive: Receive, address: str, bodies: OpenBodies) -> None:
@@ -75,14 +75,14 @@ class Body:
         self._waiting: asyncio.Timeout | None = None
 
     async def hold(self) -> None:
-        """Wait for the first HELD_BYTES, or all. Raises RequestTimeout."""
+        """Wait for the first HELD_BYTES or the whole body. Raises RequestTimeout."""
         while not self._is_whole and self._num_bytes < HELD_BYTES:
             self._held.append(await self._next())
             if self.problem is not None:
                 raise self.problem
 
     async def receive(self) -> Message:
-        """What was held, then what comes; a body that is too slow ends like a client that leaves."""
+        """The next message: first those held, then new ones. A body that is too slow ends as a disconnect."""
         if self._held:
             return self._held.popleft()
         if self.problem is not None:
@@ -90,18 +90,18 @@ class Body:
         return await (self._receive() if self._is_whole else self._next())
 
     def end(self) -> None:
-        """Do not wait for the rest."""
+        """Stop waiting for the rest of the body."""
         self._is_one_too_many = True
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(0)
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client left before all of it had come."""
+        """Whether the client disconnected before the whole body arrived."""
         return self._is_gone
 
     def close(self) -> None:
-        """The request is answered."""
+        """Release the body after the response."""
         self._bodies.forget(self)
 
     async def _next(self) -> Message:

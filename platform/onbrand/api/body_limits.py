@@ -1,4 +1,4 @@
-"""How many bytes the body of a request may have, by method and path: known before anybody reads it."""
+"""The maximum size of a request's body in bytes, by method and path. Known before the body is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE_BYTES = 64 * 2**20
 
 
 def of_users(method: str, path: str) -> int:
-    """Of the API for users."""
+    """The limit in bytes for a route of the API for users."""
     is_of_brand = method == "POST" and path.startswith("/v1/brands/")
     if is_of_brand and path.endswith("/documents"):
         return DOCUMENT_BYTES
@@ -28,7 +28,7 @@ def of_users(method: str, path: str) -> int:
 
 
 def of_workers(method: str, path: str) -> int:
-    """Of the internal routes."""
+    """The limit in bytes for an internal route."""
     if path.endswith("/v1/training/publish"):
         return MODEL_BYTES
     if path.endswith(("/v1/training/samples", "/v1/generation/images")):
@@ -37,7 +37,7 @@ def of_workers(method: str, path: str) -> int:
 
 
 def announced_bytes(scope: Scope) -> int:
-    """What the request says of its body's length; 0 where it says nothing."""
+    """The request's Content-Length; 0 without one."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             return int(value)
@@ -45,5 +45,5 @@ def announced_bytes(scope: Scope) -> int:
 
 
 def too_large(limit: int) -> TooLarge:
-    """The error of a body beyond its limit."""
+    """The error for a body that exceeds `limit` bytes."""
     return TooLarge(f"the body is larger than the {limit} bytes that this address accepts", param="body")

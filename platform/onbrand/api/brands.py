@@ -1,4 +1,4 @@
-"""Brands and their members."""
+"""Routes of brands and their members."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ Role = Literal["member", "admin"]
 
 
 class NewBrand(Input):
+    """A brand to create."""
+
     id: str = Field(description="2 to 63 of a-z, 0-9 and '-': the brand's folder in every bucket.")
     name: str = Field(min_length=1, max_length=200)
     home_region: str | None = Field(
@@ -30,11 +32,15 @@ class NewBrand(Input):
 
 
 class NewMember(Input):
+    """The address to invite, and the role it gets."""
+
     email: str = Field(max_length=320)
     role: Role = "member"
 
 
 class NewRole(Input):
+    """A member's new role."""
+
     role: Role
 
 
@@ -62,7 +68,7 @@ async def get_brand(caller: Member) -> brands.Brand:
 
 @router.post("/{brand_id}/members", status_code=201, response_model=invitations.NewInvitation)
 async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResponse:
-    """Invite somebody: they are a member once they accept. As `POST .../invitations`, for seven days."""
+    """Invite an address for seven days, as `POST .../invitations`; its account becomes a member when it accepts."""
     most = caller.parts.settings.limits.open_invitations
     return await once.answer_secret(
         caller,
@@ -74,23 +80,23 @@ async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResp
 
 @router.get("/{brand_id}/members", response_model=Listed)
 async def list_members(caller: Member, paging: Paging) -> dict[str, Any]:
-    """The brand's members: all for an admin, the own row for others."""
+    """The brand's members: an admin sees all, other members see only themselves."""
     return listed(await brands.list_members(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.patch("/{brand_id}/members/{user_id}")
 async def set_role(user_id: UUID, body: NewRole, caller: Admin) -> brands.Member:
-    """Change a member's role; the last admin stays one."""
+    """Change a member's role. A brand keeps at least one admin."""
     return await brands.set_role(caller.session, caller.brand_id, str(user_id), body.role)
 
 
 @router.delete("/{brand_id}/members/me", status_code=204, response_class=Response)
 async def leave(caller: Manager) -> None:
-    """Leave the brand, at once; the last admin stays."""
+    """Leave the brand at once; the last admin cannot."""
     await brands.leave(caller.session, caller.brand_id)
 
 
 @router.delete("/{brand_id}/members/{user_id}", status_code=204, response_class=Response)
 async def remove_member(user_id: UUID, caller: Manager) -> None:
-    """Remove a member, at once: anybody for an admin, oneself for a member; the last admin stays."""
+    """Remove a member at once. Admins may remove anyone but the last admin; others only themselves."""
     await brands.remove_member(caller.session, caller.brand_id, str(user_id))

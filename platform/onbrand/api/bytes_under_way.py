@@ -1,4 +1,4 @@
-"""How many bytes of bodies are under way in one process of the API, by account and of all together."""
+"""Limits the bytes of request bodies in progress in one API process, per account and in total."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _RETRY_SECONDS = 5
 
 
 class BytesUnderWay:
-    """Bytes of requests that are not answered yet, as they were announced.
+    """Counts the announced bytes of requests that are not answered yet.
 
-    An account has at most `limits.account_body_bytes`, and never more than are left for all others
-    (`limits.body_bytes`): so a few accounts leave room for the next one.
+    An account holds at most `limits.account_body_bytes`, and at most as many bytes as remain free of
+    `limits.body_bytes`, so that a few accounts leave room for the next one.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -25,7 +25,7 @@ class BytesUnderWay:
 
     @contextmanager
     def held(self, account: str, num_bytes: int) -> Iterator[None]:
-        """Hold so many more for as long as the context is open. Raises TooManyRequests."""
+        """Hold `num_bytes` more while the context is open. Raises TooManyRequests."""
         self._must_fit(account, num_bytes)
         self._held[account] += num_bytes
         try:

@@ -1,16 +1,16 @@
-"""Who may call stands in a route's signature, and so does what an API key must be allowed.
+"""Dependencies that authorize a route's caller: a route's signature names the role and the API key scope it needs.
 
-    nobody yet   Anonymous, or nothing
+    no login     Anonymous, or nothing
     a user       AnyUser; AnyReader (a key needs `read`); Person (no key, no token that is bound to a brand)
     a member     Member (`read`), Uploader (`upload`), Trainer (`train`), Artist (`generate`), Manager (`manage`)
     an admin     Admin (`manage`); AdminInPerson (no key)
 
-They hold the request's one transaction, committed before the answer leaves. What a key must be allowed is said to the
-database, too, when the transaction opens: it shows nothing to a key that may not.
+They hold the request's one transaction, which is committed before the response is sent. The transaction's claims also
+name the needed scope: the database shows no rows to a key without it.
 
 `MemberAccess` (`read`), `UploaderAccess` (`upload`), `TrainerAccess` (`train`) and `ArtistAccess` (`generate`) are for
-calls that outlive a transaction (waiting, streaming): they open short ones, and each looks membership and credential up
-again, so that a removed member or a revoked key is out at once.
+calls that outlive a transaction (waiting, streaming). They open short transactions; each checks membership and
+credential again, so that a removed member or a revoked key loses access at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the app was made of, for routes."""
+    """The app's components, for its routes."""
 
     settings: Settings
     secrets: Secrets
@@ -64,7 +64,7 @@ class Parts:
 
     @property
     def terms(self) -> Terms:
-        """What is offered to those who train."""
+        """The configurations and limits for training jobs."""
         return Terms(self.recommended, self.settings.limits, self.settings.train_workers)
 
 
@@ -81,11 +81,11 @@ async def _token(request: Request, parts: AppParts) -> Scope:
 
 
 TokenHolder = Annotated[Scope, Depends(_token)]
-"""Someone with a good credential; nothing of a brand has been asked for yet."""
+"""A caller with a valid credential, before any brand is looked up."""
 
 
 class UserRoute(Route):
-    """A route of the API for users: a token, key or cookie is checked before the body is read."""
+    """A route of the API for users. Checks the token, key or cookie before it reads the body."""
 
     credentials = (_token,)
 
@@ -103,21 +103,21 @@ class Caller:
         return self.scope.user_id
 
     def must_be_allowed(self, what: KeyScope) -> None:
-        """Raise Forbidden to a key without this scope."""
+        """Raise Forbidden for a key without this scope."""
         if not self.scope.allows(what):
             raise Forbidden(f"this key lacks the scope '{what}'; an admin of the brand can make one that has it")
 
 
 @dataclass(frozen=True, slots=True)
 class BrandCaller(Caller):
-    """A user inside one brand of theirs."""
+    """A member of a brand, inside a transaction about that brand."""
 
     brand_id: str
     role: str
 
     @property
     def store(self) -> BrandStore:
-        """The brand's own objects."""
+        """The object store, restricted to this brand."""
         return self.parts.store.brand(self.brand_id)
 
 
@@ -168,11 +168,11 @@ Person = Annotated[Caller, Depends(_person)]
 
 
 async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller:
-    """The caller as a member of the brand that their transaction is about, with a credential for what they `need`.
+    """The caller as a member of the transaction's brand, with a credential that has the scope `need`.
 
-    Raises NotFound for a brand that is not there or not theirs, Forbidden to a key without that scope.
+    Raises NotFound if there is no such brand or the caller is no member, Forbidden for a key without that scope.
     """
-    if caller.scope.brand_id in (None, brand_id):  # to a key that may not, the database shows no brand
+    if caller.scope.brand_id in (None, brand_id):  # the database shows no brand to a key without the scope
         caller.must_be_allowed(need)
     brand = await brands.get_brand(caller.session, brand_id)
     return BrandCaller(caller.scope, caller.session, caller.parts, brand.id, brand.role)
@@ -180,10 +180,10 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A member's right to open short transactions in one brand, for as long as they are a member and their key lives.
+    """Opens short transactions in one brand for a member; fails once the membership or the key has ended.
 
     Args:
-        need: what an API key must be allowed.
+        need: the scope that an API key must have.
     """
 
     scope: Scope
@@ -193,7 +193,7 @@ class Access:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[BrandCaller]:
-        """One transaction, about this brand. Raises NotFound once the membership has ended."""
+        """Open one transaction about this brand. Raises NotFound once the membership has ended."""
         try:
             scope = self.scope.in_brand(must_be_brand_id(self.brand_id))
         except InvalidInput:

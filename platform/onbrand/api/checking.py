@@ -1,4 +1,4 @@
-"""The app's checker of files from outside, for routes: whose files they are says in which line they wait."""
+"""The app's checker of uploaded files, as a dependency of routes. Each brand's files wait in the brand's own queue."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from onbrand.storage.fair_turns import Whose
 
 
 async def checker_of(request: Request) -> Checker:
-    """The one checker of this process."""
+    """The only checker of this process."""
     checker: Checker = request.app.state.checker
     return checker
 
 
 FileChecker = Annotated[Checker, Depends(checker_of)]
-"""Not to be used as it is: `in_turn_of` or `on_behalf_of` says for whom."""
+"""Do not use it directly: choose the queue with `in_turn_of` or `on_behalf_of` first."""
 
 
 async def in_turn_of(checker: Checker, caller: BrandCaller) -> Checker:
-    """The checker, waiting in the line of the caller's brand, below the account that made the brand."""
+    """The checker with the queue of the caller's brand, grouped under the account that created the brand."""
     row = await caller.session.one("select user_id from app.brands where id = %s", [caller.brand_id])
     return checker.on_behalf_of(Whose(caller.brand_id, str(row["user_id"])))

@@ -1,6 +1,6 @@
-"""Cross-origin requests (the Fetch standard's CORS), for pages that hold a token and whose origins the operator names.
+"""CORS (the Fetch standard) for pages of origins that the operator lists; such pages send a token.
 
-`Access-Control-Allow-Credentials` is never sent: a page's cookie counts on our own pages alone.
+`Access-Control-Allow-Credentials` is never sent: the session cookie works on our own pages only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CACHE_SECONDS = 600
 
 
 def add_to(app: FastAPI, origins: tuple[str, ...]) -> None:
-    """Answer preflights, and let pages of `origins` read answers; with none, CORS is off."""
+    """Answer preflights and let pages of `origins` read responses; without origins CORS is off."""
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -30,5 +30,5 @@ def add_to(app: FastAPI, origins: tuple[str, ...]) -> None:
 
 
 def readable(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
-    """The answer `app`, to be read by pages of `origins`: for those that are given before the API is asked."""
+    """Wrap the response `app` with CORS headers for `origins`; for responses that are sent before the API runs."""
     return CORSMiddleware(app, allow_origins=origins, expose_headers=EXPOSED_HEADERS) if origins else app

@@ -1,7 +1,7 @@
-"""Whose request it is: a bearer token (ours, an outside issuer's, an API key), or the cookie of a page's session.
+"""Authenticates a request by a bearer token (ours, an outside issuer's, an API key) or a page's session cookie.
 
-A cookie is sent by browsers whoever made the request, so what changes state with it must prove that our own page asked:
-by the session's CSRF token, and by `Origin` or `Sec-Fetch-Site`.
+Browsers also send the cookie with requests of other sites. A request that changes state with a cookie must therefore
+prove that our own page sent it: by the session's CSRF token, and by `Origin` or `Sec-Fetch-Site`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 async def scope_of(request: Request, parts: Parts) -> Scope:
-    """Who calls. An Authorization header goes before the cookie, also a bad one. Raises Unauthenticated."""
+    """The caller's scope. An Authorization header, valid or not, takes precedence over the cookie.
+
+    Raises Unauthenticated, CrossSiteRefused.
+    """
     if "authorization" in request.headers:
         return await _of_token(bearer_of(request), parts)
     cookie = cookie_of(request, parts.settings)
@@ -47,21 +50,22 @@ def bearer_of(request: Request) -> str:
 
 
 def cookie_name(settings: Settings) -> str:
-    """With https, a name that browsers let no other host and no plain http set."""
+    """The session cookie's name; with https a `__Host-` name, which other hosts and plain http cannot set."""
     return "__Host-onbrand_session" if is_https(settings) else "onbrand_session"
 
 
 def cookie_of(request: Request, settings: Settings) -> str | None:
-    """The session's cookie, if there is one."""
+    """The value of the session's cookie, or None."""
     return request.cookies.get(cookie_name(settings)) or None
 
 
 def is_https(settings: Settings) -> bool:
+    """Whether users reach the platform by https."""
     return urlsplit(settings.url).scheme == "https"
 
 
 def must_not_be_another_site(request: Request, settings: Settings) -> None:
-    """Raise CrossSiteRefused when a browser says that another site asks; programs say nothing."""
+    """Raise CrossSiteRefused if a browser's headers show that another site sent this; programs send none of them."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site not in (None, "same-origin") or (origin is not None and origin not in _own_origins(request, settings)):
         raise CrossSiteRefused("this request comes from another site; ask from our own page")
@@ -95,7 +99,7 @@ def _must_have_csrf_token(request: Request, cookie: str) -> None:
 
 
 def _own_origins(request: Request, settings: Settings) -> set[str]:
-    """How our pages' origin may be written: as callers reach us by the settings, and as they reached us now."""
+    """The accepted origins of our pages: that of the configured address, and that of this request."""
     configured = urlsplit(settings.url)
     return {
         f"{configured.scheme}://{configured.netloc}",

@@ -1,4 +1,4 @@
-"""Documents of a brand: guidelines, voice and tone, as PDF or Markdown. A new upload of a title is its next version."""
+"""Routes of a brand's documents (guidelines, voice and tone; PDF or Markdown). Uploading a title again versions it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from onbrand.services import documents
 from onbrand.storage.sent import SentFile
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"], route_class=UserRoute)
-
-"""One request at most; a document's own limit is narrower."""
 
 _FIELDS = frozenset({"file", "title"})
 _SCHEMA: dict[str, Any] = {
@@ -62,7 +60,7 @@ DocumentForm = Annotated[FormData, Depends(_form)]
 async def create_document(
     form: DocumentForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
 ) -> JSONResponse:
-    """Upload a document: the first version of its title, or the next. It is read by a child and written anew."""
+    """Upload a document: the first or next version of its title. A child process reads it and writes it anew."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     limits = parts.settings.limits
@@ -92,7 +90,7 @@ async def get_document(document_id: UUID, caller: Member) -> documents.Document:
 
 @router.get("/{document_id}/versions", response_model=Listed)
 async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
-    """All versions of the document that this is one of, newest first."""
+    """All versions of the document, given the id of any of them; newest first."""
     found = await documents.list_versions(
         caller.session, caller.brand_id, str(document_id), paging.limit, paging.cursor
     )
@@ -101,7 +99,7 @@ async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> di
 
 @router.get("/{document_id}/content")
 async def link_document(document_id: UUID, caller: Member) -> Link:
-    """A signed link to the document; browsers save it."""
+    """A signed link to the document; browsers save it as a file."""
     document = await documents.get_document(caller.session, caller.brand_id, str(document_id))
     ids = {"document_id": document.id}
     return await link_to(caller, "brand-documents", document.object_name, "document.link", ids)
@@ -114,7 +112,7 @@ async def delete_document(document_id: UUID, caller: Admin) -> None:
 
 
 async def _sent(form: FormData, bytes_max: int) -> tuple[str, SentFile, str | None]:
-    """File name, file and title."""
+    """File name, file and title (or None) of the form. Raises InvalidInput, TooLarge."""
     must_have_only(form, _FIELDS)
     title = form.get("title")
     if title is not None and not isinstance(title, str):

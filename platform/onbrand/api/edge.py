@@ -1,6 +1,6 @@
-"""The edge of an app: request ids, bounded bodies, safe headers, an access log that tells no secret.
+"""The outermost middleware of an app: request ids, body limits, security headers, an access log without secrets.
 
-Limits of addresses and slow bodies are further out, where connections are (`front`).
+`front` limits addresses and slow bodies, where connections are known.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ fault_log = logging.getLogger("onbrand.faults")
 
 ANONYMOUS_BYTES = 16 * 2**10
 PARTS_MAX = 100
-"""Parameters of an address; and cookies."""
+"""The most query parameters, and the most cookies, of a request."""
 EXCHANGE = "onbrand.exchange"
-_LINKED = "/v1/files/"  # the signature in such an address is its credential, and is checked before its body is read
+_LINKED = "/v1/files/"  # the path's signature is the credential; the route checks it before the body is read
 _DROPPED_HEADERS = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{8,64}")
 _SAFE_HEADERS = {
@@ -45,8 +45,8 @@ class Edge:
     """ASGI middleware.
 
     Args:
-        body_limit: bytes that a request with this method and path may carry.
-        anonymous_bytes: bytes of a body that is read before `admit` has said that its sender has a good credential.
+        body_limit: the most body bytes for a method and path.
+        anonymous_bytes: the most body bytes that are read before `admit` is called for the request.
     """
 
     def __init__(
@@ -69,24 +69,24 @@ class Edge:
 
 
 def admit(scope: Scope) -> None:
-    """The sender of this request has a good credential: its body may be as large as its address takes."""
+    """Raise the body limit to that of the request's path; call it once the sender is authenticated."""
     if EXCHANGE in scope:
         scope[EXCHANGE].admit()
 
 
 def hold(scope: Scope, share: AbstractContextManager[None]) -> None:
-    """Enter `share` now, and leave it when this request has been answered."""
+    """Enter `share` now and exit it when this request has been answered."""
     if EXCHANGE in scope:
         scope[EXCHANGE].held.enter_context(share)
 
 
 def expected_bytes(scope: Scope) -> int:
-    """How many bytes this request's body has: as announced, or the most that its address takes."""
+    """Bytes of this request's body: its Content-Length, or the path's limit for a body without one."""
     return scope[EXCHANGE].expected_bytes() if EXCHANGE in scope else 0
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, anonymous_bytes: int) -> None:
         given = _given_request_id(scope)
@@ -101,11 +101,11 @@ class _Exchange:
         self.held = ExitStack()
 
     def admit(self) -> None:
-        """Read on to the full limit."""
+        """Allow the path's full body limit."""
         self._limit = self._full_limit
 
     def expected_bytes(self) -> int:
-        """Announced, or the full limit where a body comes without its length."""
+        """The Content-Length, or the full limit for a chunked body."""
         is_open = any(name == b"transfer-encoding" for name, _ in self._scope["headers"])
         return self._full_limit if is_open else body_limits.announced_bytes(self._scope)
 
@@ -126,7 +126,7 @@ class _Exchange:
             self._log(time.monotonic() - started)
 
     async def _bounded_receive(self) -> Message:
-        """Read on, but not beyond the limit: what is larger is refused without reading the rest."""
+        """Receive the next message. Raises HTTPException 413 once the body exceeds the limit; the rest is not read."""
         message = await self._receive()
         if message["type"] == "http.request":
             self._num_received += len(message.get("body", b""))
@@ -151,7 +151,7 @@ class _Exchange:
         await response(self._scope, self._receive, self._marked_send)
 
     async def _on_fault(self, fault: Exception) -> None:
-        """Log where it happened, without the exception's text: that may hold a prompt or a row."""
+        """Log the exception's type and place, not its text, which may hold a prompt or a row; answer 500."""
         frames = traceback.extract_tb(fault.__traceback__)
         places = "; ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:])
         fault_log.error("request %s: %s at %s", self.request_id, type(fault).__name__, places)
@@ -159,14 +159,14 @@ class _Exchange:
             await self._answer(problems.fault(self.request_id))
 
     def _log(self, seconds: float) -> None:
-        """Method, path and status; no query (signatures live there), no header, no body."""
+        """Log method, path and status; no query (it may hold a signature), no header, no body."""
         path = self._scope["path"].encode("unicode_escape").decode()[:300]
         method, status = self._scope["method"], self._status or 499
         access_log.info("%s %s %s %.0f ms %s", method, path, status, seconds * 1000, self.request_id)
 
 
 def _too_many_parts(scope: Scope) -> InvalidInput | None:
-    """Parameters and cookies are all taken apart before a route is asked: their number is bounded, not their bytes."""
+    """The error for too many query parameters or cookies, else None. The framework parses all before it routes."""
     if scope.get("query_string", b"").count(b"&") >= PARTS_MAX:
         return InvalidInput(f"the address has more than {PARTS_MAX} parameters; leave some out", param="query")
     if sum(1 + value.count(b";") for name, value in scope["headers"] if name.lower() == b"cookie") > PARTS_MAX:
@@ -175,7 +175,7 @@ def _too_many_parts(scope: Scope) -> InvalidInput | None:
 
 
 def _given_request_id(scope: Scope) -> str | None:
-    """The id that a proxy before us gave this request (Ray Serve's does, and says it in the answer itself)."""
+    """The request id that a proxy set, if valid. Ray Serve's proxy sets one and adds it to the response itself."""
     for name, value in scope["headers"]:
         if name.lower() == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode())

@@ -1,6 +1,6 @@
-"""Server-Sent Events of a job or a generation: read from its rows, resumable by `Last-Event-ID`, ended with its end.
+"""Server-Sent Events of a job or a generation, polled from its rows until it has ended; `Last-Event-ID` resumes.
 
-No connection is held between looks, and every look checks the membership anew.
+No database connection is held between polls, and every poll checks the membership again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _LONGEST = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look at the rows: the status first, then at most AT_ONCE events, so that none before the end is missed.
+    """One poll of the rows: the status is read first, then at most AT_ONCE events, so that no event is missed.
 
     Args:
-        asides: kind and data of what is told and kept nowhere; they have no id, and nobody resumes at one.
+        asides: (kind, data) of events that are not stored; they have no id to resume from.
     """
 
     status: str
@@ -58,16 +58,14 @@ After = Annotated[int, Depends(_last_event_id)]
 
 
 async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> Response:
-    """The stream, or 204 for who has seen its end: browsers' `EventSource` then asks no more.
-
-    Raises NotFound before it begins if the first look finds nothing, TooManyRequests for one stream too many.
+    """The stream, or 204 if the client has already seen its last event: `EventSource` then stops reconnecting.
 
     Args:
-        close: ends what looks began, when the stream has ended or its reader is gone.
+        close: releases what `look` holds, when the stream has ended or its client is gone.
 
     Raises:
-        NotFound: the first look finds nothing.
-        TooManyRequests: the caller, or the brand, has as many streams open as may be.
+        NotFound: the first poll finds nothing.
+        TooManyRequests: the caller or the brand has the maximum number of streams open.
     """
     async with access.open() as caller:
         first = await look(caller, after)
@@ -92,7 +90,7 @@ async def stream(access: Access, after: int, look: Look, close: Close | None = N
 
 
 class _Stream(StreamingResponse):
-    """One that says when it is over, also when its reader went away before it began."""
+    """A streaming response that calls `ended` at its end, also if the client left before it began."""
 
     def __init__(self, text: AsyncIterator[str], ended: Close) -> None:
         super().__init__(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -127,10 +125,10 @@ async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncI
             async with access.open() as caller:
                 seen = await look(caller, after)
         except OnbrandError:
-            return  # no longer a member, deleted, or the database is away: the client resumes, and is told then
+            return  # not a member any more, deleted, or no database: the client resumes and gets the error then
 
 
 def as_text(seq: int | None, kind: str, data: Any) -> str:
-    """One event on the wire."""
+    """One event in the format of Server-Sent Events."""
     at = "" if seq is None else f"id: {seq}\n"
     return f"{at}event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -1,7 +1,7 @@
-"""Signed links: making one for a caller, serving what a link of our own store opens, and taking what one announces.
+"""Signed links: issue them, serve a file by one, and receive an upload by one.
 
-A link is a bearer right to one object, one method, a short time; links of an S3 store go to S3 and never come here.
-Every link that is made is recorded.
+A link permits its bearer one method on one object for a short time. Links of an S3 store point to S3, not to these
+routes. Every issued link is recorded.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ _NO_BROWSER = "default-src 'none'; sandbox; frame-ancestors 'none'"
 
 
 class Link(BaseModel):
-    """A signed address; whoever has it may GET the file until it expires."""
+    """A signed address. Its bearer may GET the file until it expires."""
 
     url: str
     expires_at: datetime
 
 
 async def link_to(caller: BrandCaller, bucket: Bucket, object_name: str, action: str, ids: Mapping[str, Any]) -> Link:
-    """A link to an object that the caller was just allowed to see.
+    """A link to an object; authorize the caller first, and call this last.
 
     Args:
-        action, ids: the line in the brand's record (``asset.link``, ``{"asset_id": ...}``). Call it last.
+        action, ids: the line in the brand's record (``asset.link``, ``{"asset_id": ...}``).
     """
     return (await links_to(caller, [Key(bucket, object_name)], action, ids))[0]
 
 
 async def links_to(caller: BrandCaller, keys: Sequence[Key], action: str, ids: Mapping[str, Any]) -> list[Link]:
-    """A link to each of several objects, with one line in the brand's record for all; none for none."""
+    """A link to each object, with one line in the brand's record for all; no line without objects."""
     if not keys:
         return []
     seconds = caller.parts.settings.link_seconds
@@ -101,7 +101,7 @@ async def receive_file(
     expires: Annotated[str, Query(max_length=12)] = "",
     signature: Annotated[str, Query(max_length=100)] = "",
 ) -> None:
-    """Take the file that a signed upload link announces: exactly so many bytes of that type, once."""
+    """Receive the file of a signed upload link once; its size and type must be as announced."""
     said = {"type": type, "bytes": bytes, "sha256": sha256}
     key, announced = verify_upload(bucket, name, said, expires, signature, parts.secrets.links)
     _must_come_as_announced(request, announced)
@@ -115,7 +115,7 @@ async def receive_file(
 
 
 def _must_come_as_announced(request: Request, announced: Announced) -> None:
-    """What the headers already say; nothing of the body has been read."""
+    """Check Content-Type and Content-Length before the body is read. Raises UnsupportedMedia, InvalidInput."""
     if media_type_of(request.headers) != plain_media_type(announced.content_type):
         raise UnsupportedMedia(f"this link takes {announced.content_type} only", param="Content-Type")
     if request.headers.get("content-length") != str(announced.bytes):
@@ -123,7 +123,7 @@ def _must_come_as_announced(request: Request, announced: Announced) -> None:
 
 
 async def _fill(draft: Draft, request: Request, announced: Announced) -> None:
-    """Write the body into the draft. Raises when it is not what was announced, or takes too long."""
+    """Write the body into the draft. Raises TooLarge, InvalidInput if it is not as announced or takes too long."""
     digest = hashlib.sha256()
     piece = bytearray()
 
@@ -150,7 +150,7 @@ async def _fill(draft: Draft, request: Request, announced: Announced) -> None:
 
 
 def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
-    """Pictures are shown, all else is saved; only the caller may keep a copy, and not beyond the link's life."""
+    """Response headers: browsers show pictures, save other files, and cache privately until the link expires."""
     disposition = "inline" if key.content_type in SHOWN_TYPES else "attachment"
     return {
         "Content-Disposition": f'{disposition}; filename="{key.filename}"',
@@ -158,7 +158,7 @@ def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
         "Cache-Control": f"private, max-age={max(0, expires - int(time.time()))}",
         "Content-Security-Policy": _NO_BROWSER,
         "X-Content-Type-Options": "nosniff",
-        "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has the link may show the picture on a page
+        "Cross-Origin-Resource-Policy": "cross-origin",  # any page may embed the picture by its link
     }
 
 

@@ -1,4 +1,4 @@
-"""Who calls, found out once a request and before its body is read; and one caller's share of what goes on at once."""
+"""Authenticates a request once, before its body is read, and applies the caller's limits of concurrent requests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from onbrand.api.caller import Parts
 
 CALLER = "onbrand.caller"
-"""Where a request's ASGI scope holds who calls, once that is known."""
+"""Key of the caller's `Scope` in a request's ASGI scope, after authentication."""
 
 
 async def authenticated(request: Request, parts: Parts) -> Scope:
-    """The caller, who may now send a body of the address's full size.
+    """The caller's scope; the request may now send a body up to its path's limit.
 
-    Raises Unauthenticated, CrossSiteRefused, or TooManyRequests for a caller with too many requests, or bytes of
-    their bodies, under way.
+    Raises Unauthenticated, CrossSiteRefused, or TooManyRequests if the caller has too many requests or body bytes in
+    progress.
     """
     known = request.scope.get(CALLER)
     if isinstance(known, Scope):

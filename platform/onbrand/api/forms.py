@@ -1,4 +1,4 @@
-"""Forms with files: read whole before a call's transaction begins, and only of those who may make the call."""
+"""Forms with files. A form is read whole before the transaction of the call, and only for authorized callers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
 from onbrand.storage.sent import SentFile
 
 READ_FORM = "onbrand.form"
-"""Where a request's scope keeps the form that its route has read."""
+"""Key of the parsed form in a request's ASGI scope."""
 _FIELDS_MAX = 200
 _FIELD_BYTES_MAX = 2**18
 
 
 @asynccontextmanager
 async def read_form(request: Request, max_files: int, param: str) -> AsyncIterator[FormData]:
-    """The request's form; its files lie in temporary files (below 1 MiB in memory) until the end.
+    """The request's form. Its files are temporary files (below 1 MiB in memory) until the context ends.
 
     Args:
         param: the field that files are sent in, for errors.
 
     Raises:
-        UnsupportedMedia: no form.
+        UnsupportedMedia: the body is no multipart form.
         TooLarge: more files than `max_files`.
     """
     if media_type_of(request.headers) != FORM:
@@ -49,17 +49,18 @@ async def read_form(request: Request, max_files: int, param: str) -> AsyncIterat
 
 
 def too_many_files(most: int, param: str) -> TooLarge:
+    """The error for a request with more than `most` files."""
     return TooLarge(f"at most {most} files go in one request; send the others in another", param=param)
 
 
 def must_have_only(form: FormData, fields: frozenset[str]) -> None:
-    """Raise InvalidInput that names a field which this form does not have."""
+    """Raise InvalidInput naming the first field of the form that is not in `fields`."""
     if unknown := sorted(set(form) - fields):
         raise InvalidInput(f"{unknown[0][:80]} is not a field of this form; leave it out", param=unknown[0][:80])
 
 
 async def file_of(part: Any, bytes_max: int, param: str) -> tuple[str, SentFile]:
-    """File name and file of a form's part, not read yet. Raises InvalidInput for text, TooLarge."""
+    """File name and (unread) file of a form's part. Raises InvalidInput for a text field, TooLarge."""
     if not isinstance(part, UploadFile):
         raise InvalidInput(f"send files with names in the field {param!r}", param=param)
     sent = SentFile(await _read(part, 4), part.size or 0, partial(_read, part))
@@ -68,7 +69,7 @@ async def file_of(part: Any, bytes_max: int, param: str) -> tuple[str, SentFile]
 
 
 def must_be_short(filename: str, sent: SentFile, bytes_max: int, param: str) -> None:
-    """Raise TooLarge for a file of more bytes."""
+    """Raise TooLarge for a file of more than `bytes_max` bytes."""
     if sent.size > bytes_max:
         raise TooLarge(f"{filename[:80]!r} has more than {bytes_max} bytes", param=param)
 

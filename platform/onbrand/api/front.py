@@ -1,6 +1,6 @@
-"""What stands between the outside and Ray Serve's proxy: which addresses are public, limits, and no header for Serve.
+"""The app in front of Ray Serve's proxy: exposes only public paths, applies limits and removes Serve's headers.
 
-It sees connections and addresses; who calls, and what a body means, is the business of `edge` and of the routes.
+It works on connections and client addresses. `edge` and the routes authenticate callers and interpret bodies.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from onbrand.storage.fair_turns import FairTurns, Whose
 log = logging.getLogger(__name__)
 
 PUBLIC = ("/v1", "/healthz", "/openapi.json")
-"""What is reached from outside; everything else is Serve's own, or the workers'."""
+"""Paths that are reached from outside; all others belong to Serve or to the workers."""
 INTERNAL = ("/internal", "/-")
-"""What is reached from inside, at Serve's own port."""
+"""Paths that are reached from inside only, at Serve's own port."""
 ABORT = "onbrand.abort"
 _CONTROLS = frozenset(
     {"x_session_id", "x_request_timeout_seconds", "x_request_disconnect_disabled", "traceparent", "tracestate",
@@ -43,8 +43,8 @@ class Front:
 
     Args:
         app: Serve's proxy.
-        cors_origins: whose pages may read what is answered here.
-        controls: further names of headers that steer Serve.
+        cors_origins: origins whose pages may read responses that are sent from here.
+        controls: names of further headers that control Serve.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Front:
         except OnbrandError as problem:
             await answer.problem(problem, is_whole=not has_body(scope))
         except Exception as fault:
-            log.error("request %s: %s in Serve's proxy", request_id, type(fault).__name__)  # its text is a client's
+            log.error("request %s: %s in Serve's proxy", request_id, type(fault).__name__)  # its text may be private
             if answer.has_started:
                 raise
             await answer.problem(Unavailable("the API ended before it answered; try again"), is_whole=False)
@@ -93,7 +93,7 @@ class Front:
             raise Unavailable("the API ended before it answered; try again")
 
     async def _in_turn(self, scope: Scope, body: Body, answer: Answer) -> None:
-        """Addresses take turns at the app. A turn ends when the answer begins, or soon: some requests wait."""
+        """Call the app in this address's turn. A turn ends when the response begins, or after `turn_seconds`."""
         turn = await self._turns.begin(Whose(body.address))
         answer.on_start = turn.end
         timer = asyncio.get_running_loop().call_later(self._limits.turn_seconds, turn.end)
@@ -104,7 +104,7 @@ class Front:
             turn.end()
 
     def _passed_on(self, headers: list[tuple[bytes, bytes]]) -> tuple[str, list[tuple[bytes, bytes]]]:
-        """The request's id, and the headers without any that Serve would act on."""
+        """The request's id, and the headers without those that Serve acts on."""
         kept = [(name, value) for name, value in headers if not self._is_control(name)]
         given = [value for name, value in kept if name == b"x-request-id"]
         is_safe = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
@@ -118,7 +118,7 @@ class Front:
 
 
 def is_below(path: str, roots: tuple[str, ...]) -> bool:
-    """Whether a path is one of these, or lies below one."""
+    """Whether a path is one of `roots` or lies below one."""
     return any(path == root or path.startswith(f"{root}/") for root in roots)
 
 
@@ -128,12 +128,12 @@ def has_body(scope: Scope) -> bool:
 
 
 def address_of(scope: Scope) -> str:
-    """Whose request it is for limits: an IPv4 address, or the /64 network that an IPv6 host is given."""
+    """The client's address for limits: an IPv4 address, or the /64 network of an IPv6 address."""
     return network_of(scope["client"][0] if scope.get("client") else "")
 
 
 def network_of(host: str) -> str:
-    """The address, or of IPv6 its /64 network."""
+    """An IPv4 address as it is, the /64 network of an IPv6 address, any other text unchanged."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -146,7 +146,7 @@ def network_of(host: str) -> str:
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Nothing but HTTP is spoken here."""
+    """Close a connection that is not HTTP, such as a websocket."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
 

@@ -1,4 +1,4 @@
-"""HEAD wherever GET is (RFC 9110, 9.3.2): the same status and headers, and no body; a stream ends before it begins."""
+"""HEAD for every GET route (RFC 9110, 9.3.2): same status and headers, no body; a stream ends at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OWN = "/v1/files/"
-"""Links are signed for a method: these routes answer HEAD themselves."""
+"""Links are signed for one method, so these routes handle HEAD themselves."""
 
 
 class HeadOnly:
-    """ASGI middleware that asks the app for GET and keeps the body."""
+    """ASGI middleware that turns HEAD into GET for the app and drops the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Generations (a prompt, becoming pictures) and the pictures themselves."""
+"""Routes of generations (pictures drawn from a prompt) and of the generated pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?:$|[,;\s])")
 async def _wait_seconds(
     prefer: Annotated[str | None, Header(description="`wait=N`: answer when done, at most after N seconds.")] = None,
 ) -> int:
-    """N of `Prefer: wait=N` (RFC 7240), at most 60; a preference that says nothing to us is ignored."""
+    """N of `Prefer: wait=N` (RFC 7240), at most 60; 0 for any other preference."""
     found = _WAIT.search(prefer or "")
     return min(WAIT_SECONDS_MAX, int(found[1])) if found else 0
 
@@ -42,7 +42,7 @@ WaitSeconds = Annotated[int, Depends(_wait_seconds)]
 async def create_generation(
     body: images.NewGeneration, access: ArtistAccess, once: OnlyOnce, wait: WaitSeconds, request: Request
 ) -> JSONResponse:
-    """Draw pictures: 201 when they were done within `Prefer: wait=N`, else 202 and the generation under way."""
+    """Draw pictures: 201 if they are done within `Prefer: wait=N`, else 202 with the generation in progress."""
     generation_id = await waiting.begin(access, body, once)
     generation = await waiting.until_done(access, generation_id, wait, request, abandon=once.key is None)
     headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation_id}"}
@@ -60,20 +60,20 @@ async def list_generations(caller: Member, paging: Paging) -> dict[str, Any]:
 
 @router.get("/generations/{generation_id}")
 async def get_generation(generation_id: UUID, caller: Member) -> images.Generation:
-    """One generation as it is now."""
+    """The current state of one generation."""
     return await images.get_generation(caller.session, caller.brand_id, str(generation_id))
 
 
 @router.post("/generations/{generation_id}/cancel", response_model=images.Generation)
 async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: OnlyOnce) -> JSONResponse:
-    """Ask an own generation to end: its rows on the accelerator are free at the next step."""
+    """Cancel an own generation; its rows on the accelerator are freed at the next step."""
     done = await waiting.cancel(access, str(generation_id), once)
     return JSONResponse(done.body, done.status)
 
 
 @router.get("/generations/{generation_id}/events", response_class=StreamingResponse, responses=events.OVER)
 async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> Response:
-    """Progress and status as Server-Sent Events, to the generation's end; to its own member also previews."""
+    """Progress and status as Server-Sent Events until the generation ends; for its own member also previews."""
     viewer = access.parts.renderings.viewer()
 
     async def look(caller: BrandCaller, after: int) -> events.Seen:

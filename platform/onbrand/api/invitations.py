@@ -1,6 +1,6 @@
-"""Invitations: an admin makes one for an address; that address's account accepts or declines it, once.
+"""Routes of invitations: an admin invites an email address; that address's account accepts or declines once.
 
-By the token that the admin hands over, or, where an outside issuer has verified the address, by its id.
+The account uses the token that the admin hands over, or the invitation's id if its address is verified.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ router = APIRouter(tags=["invitations"], route_class=UserRoute)
 
 
 class NewInvitation(Input):
+    """The address to invite, the role it gets, and how long it can accept."""
+
     email: str = Field(max_length=320)
     role: brands.Role = "member"
     days: int = Field(7, ge=1, le=invitations.DAYS_MAX, description="How long it can be accepted.")
 
 
 class Acceptance(Input):
+    """The token of the invitation to accept or decline."""
+
     token: str = Field(max_length=200, repr=False)
 
 
 @router.post("/v1/brands/{brand_id}/invitations", status_code=201, response_model=invitations.NewInvitation)
 async def invite(body: NewInvitation, caller: Admin, once: OnlyOnce) -> JSONResponse:
-    """Invite an address. `token` is said this once, for the caller to hand over: a repeated call answers null."""
+    """Invite an address. Hand `token` over: it is shown only once, and a repeated call returns null for it."""
     most = caller.parts.settings.limits.open_invitations
     return await once.answer_secret(
         caller,

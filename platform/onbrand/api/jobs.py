@@ -1,4 +1,4 @@
-"""Training jobs: check their data, create, watch, rename, cancel, retry, delete."""
+"""Routes of training jobs: check their data, create, watch, rename, cancel, stop, retry, delete."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training
 
 
 class NewName(Input):
+    """A job's new name."""
+
     name: str = Field(min_length=1, max_length=200)
 
 
 async def shown(caller: BrandCaller, job: jobs.TrainingJob) -> jobs.TrainingJob:
-    """The job with addresses, and links in place of its samples' keys."""
+    """The job with its URLs, and with signed links in place of its samples' keys."""
     at = f"{caller.parts.settings.url}/v1/brands/{job.brand_id}/training-jobs/{job.id}"
     urls = jobs.JobUrls(get=at, cancel=f"{at}/cancel", events=f"{at}/events")
     samples = await links_to(caller, job.sample_keys, "job.link", {"job_id": job.id})
@@ -53,7 +55,7 @@ async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSON
 async def check_job(
     body: jobs.NewCheck, access: TrainerAccess, parts: AppParts, checker: FileChecker
 ) -> doctor.CheckedData:
-    """Look at the pictures and captions that a job would train on. Findings say what to do; nothing else happens."""
+    """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
         aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
         store, checker = caller.store, await in_turn_of(checker, caller)
@@ -65,7 +67,7 @@ async def check_job(
     ]
     findings = await anyio.to_thread.run_sync(doctor.examine, examined, aim)
     said = doctor.checked_data(findings, len(examined), aim)
-    async with access.open() as caller:  # who is no member any more hears nothing
+    async with access.open() as caller:  # a removed member gets no result
         await jobs.record_check(caller.session, caller.brand_id, patients, said)
     return said
 
@@ -79,19 +81,19 @@ async def list_jobs(caller: Member, paging: Paging) -> dict[str, Any]:
 
 @router.get("/{job_id}")
 async def get_job(job_id: UUID, caller: Member) -> jobs.TrainingJob:
-    """One training job as it is now."""
+    """The current state of one training job."""
     return await shown(caller, await jobs.get_job(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.patch("/{job_id}")
 async def rename_job(job_id: UUID, body: NewName, caller: Trainer) -> jobs.TrainingJob:
-    """Give an own job another name."""
+    """Rename an own job."""
     return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
 @router.post("/{job_id}/cancel", response_model=jobs.TrainingJob)
 async def cancel_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
-    """Ask an own job to end; it does at its next report."""
+    """Cancel an own job; it ends at its next report."""
 
     async def cancel() -> jobs.TrainingJob:
         return await shown(caller, await jobs.request_cancel(caller.session, caller.brand_id, str(job_id)))
@@ -101,7 +103,7 @@ async def cancel_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONRespo
 
 @router.post("/{job_id}/stop", response_model=jobs.TrainingJob)
 async def stop_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
-    """Ask an own job that trains to end now, and to publish the best step that it has by then."""
+    """Stop an own job that trains now; it publishes its best step so far."""
 
     async def stop() -> jobs.TrainingJob:
         return await shown(caller, await jobs.request_stop(caller.session, caller.brand_id, str(job_id)))
@@ -111,7 +113,7 @@ async def stop_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONRespons
 
 @router.post("/{job_id}/retry", status_code=201, response_model=jobs.TrainingJob)
 async def retry_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
-    """A new job like one that failed or was canceled; it goes on from that one's last checkpoint where it fits."""
+    """Create a job like one that failed or was canceled; it resumes from that job's last checkpoint if it fits."""
 
     async def retry() -> jobs.TrainingJob:
         made = await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id), caller.parts.terms)
@@ -133,13 +135,13 @@ async def get_metrics(
     limit: Annotated[int, Query(description="Points at most, 2 to 1000, spread evenly.")] = 200,
     after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
 ) -> monitor.Course:
-    """The course of the training: loss, validation, learning rate, throughput and time left, step by step."""
+    """The training's metrics by step: loss, validation, learning rate, throughput and time left."""
     return await monitor.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
 
 
 @router.get("/{job_id}/samples", response_model=Listed)
 async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
-    """Links to the sample pictures: for each prompt what the base draws, then what the adapter draws as it learns."""
+    """Links to the sample pictures: for each prompt the base's picture, then the adapter's at each sampled step."""
     page = await monitor.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
     links = await links_to(caller, [sample.key for sample in page.data], "job.link", {"job_id": str(job_id)})
     linked = [sample.model_copy(update={"url": link.url}) for sample, link in zip(page.data, links, strict=True)]
@@ -148,13 +150,13 @@ async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str
 
 @router.get("/{job_id}/logs", response_model=Listed)
 async def read_log(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
-    """What the run says, line by line, oldest first."""
+    """The lines of the run's log, oldest first."""
     return listed(await monitor.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=events.OVER)
 async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> Response:
-    """Progress, metrics, samples, the log and status as Server-Sent Events, to the job's end."""
+    """Progress, metrics, samples, the log and status as Server-Sent Events until the job ends."""
 
     async def look(caller: BrandCaller, after: int) -> events.Seen:
         job = await jobs.get_job(caller.session, caller.brand_id, str(job_id))

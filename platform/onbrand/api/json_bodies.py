@@ -1,4 +1,4 @@
-"""What a JSON body may cost: its values are counted before it is parsed, and its first unknown field ends it."""
+"""Limits the cost of a JSON body: counts its values before parsing, and refuses it at its first unknown field."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from onbrand.api.input import place_of
 from onbrand.errors import InvalidInput, TooLarge
 
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[,:\[\]{}]', re.DOTALL)
-"""Texts, the last perhaps without its end, and marks: possessive, and never in vain, so that it takes linear time."""
+"""Strings (the last may be unterminated) and punctuation. Possessive quantifiers, so matching takes linear time."""
 
 
 NAME_BYTES = 800
-"""A name in a JSON text, as it is written there."""
+"""The most bytes of a name in JSON text, as written (with escapes)."""
 
 
 def must_be_few_values(text: bytes, most: int, levels_max: int, param: str = "body") -> None:
-    """Raise TooLarge for more than `most` names and values, deeper nesting or a name of more than NAME_BYTES;
-    InvalidInput for what is not UTF-8.
+    """Raise TooLarge for more than `most` names and values, nesting deeper than `levels_max` or a name of more than
+    NAME_BYTES; InvalidInput for a NUL byte, as in UTF-16.
 
-    Counts commas, colons and opening brackets outside texts, and texts, and ends with the first that is too many.
+    Counts strings, and commas, colons and opening brackets outside strings; stops at the first excess.
 
     Args:
-        param: what is counted, for the error: the body, or a field of a form.
+        param: the name for the error: ``body``, or a field of a form.
     """
     what = "the body" if param == "body" else param
     if b"\x00" in text:
@@ -51,7 +51,7 @@ def must_be_few_values(text: bytes, most: int, levels_max: int, param: str = "bo
 
 
 def parsed(text: str, param: str, most: int, levels_max: int) -> Any:
-    """A form's field as JSON, counted first as a body is. Raises TooLarge, and InvalidInput for what is not JSON."""
+    """Parse a form's field as JSON after `must_be_few_values`. Raises TooLarge, and InvalidInput for invalid JSON."""
     must_be_few_values(text.encode("utf-8", "surrogatepass"), most, levels_max, param)
     try:
         return json.loads(text)
@@ -60,9 +60,9 @@ def parsed(text: str, param: str, most: int, levels_max: int) -> Any:
 
 
 def must_have_known_fields(kind: Any, sent: Any) -> None:
-    """Raise InvalidInput that names the first field, at any level, that `kind` does not have.
+    """Raise InvalidInput naming the first field, at any level, that `kind` does not have.
 
-    pydantic would look for all of them and describe each, which takes a second where there are 90,000.
+    pydantic would describe every unknown field, which takes a second for 90,000 of them.
     """
     for place in _unknown(kind, sent, ()):
         param = place_of(place)
@@ -86,7 +86,7 @@ def _unknown(kind: Any, sent: Any, place: tuple[str, ...]) -> Iterator[tuple[str
 
 
 def _model_in(kind: Any) -> type[BaseModel] | None:
-    """The one model that an annotation such as ``tuple[Model, ...] | None`` speaks of."""
+    """The first model in an annotation such as ``tuple[Model, ...] | None``, or None."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind
     found = (_model_in(part) for part in get_args(kind))

@@ -1,4 +1,4 @@
-"""API keys of a brand: an admin makes them in person, each for what its scopes name; they are shown once."""
+"""Routes of a brand's API keys. Only a logged-in admin creates one; it is limited to its scopes and shown once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ router = APIRouter(prefix="/v1/brands/{brand_id}/keys", tags=["keys"], route_cla
 
 
 class NewKey(Input):
+    """A key to create."""
+
     name: str = Field(min_length=1, max_length=200)
     scopes: list[KeyScope] = Field(min_length=1, max_length=10, description="`manage` is what admins may.")
     expires_at: AwareDatetime | None = Field(None, description="When it ends; never if left out.")
@@ -27,7 +29,7 @@ class NewKey(Input):
 
 @router.post("", status_code=201, response_model=keys.NewApiKey)
 async def create_key(body: NewKey, caller: AdminInPerson, once: OnlyOnce) -> JSONResponse:
-    """Make a key that acts for the caller in this brand. `key` is said this once: a repeated call answers null."""
+    """Create a key that acts for the caller in this brand. `key` is shown only once; a repeated call returns null."""
     return await once.answer_secret(
         caller,
         201,
@@ -38,7 +40,7 @@ async def create_key(body: NewKey, caller: AdminInPerson, once: OnlyOnce) -> JSO
 
 @router.get("", response_model=Listed)
 async def list_keys(caller: Manager, paging: Paging) -> dict[str, Any]:
-    """The brand's keys without their secrets: all for an admin, the own ones for others."""
+    """The brand's keys without their secrets: an admin sees all, other members see their own."""
     return listed(await keys.list_keys(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
@@ -50,5 +52,5 @@ async def get_key(key_id: UUID, caller: Manager) -> keys.ApiKey:
 
 @router.delete("/{key_id}", status_code=204, response_class=Response)
 async def revoke_key(key_id: UUID, caller: AdminInPerson) -> None:
-    """Revoke a key, at once and for ever."""
+    """Revoke a key at once and permanently."""
     await keys.revoke_key(caller.session, caller.brand_id, str(key_id))

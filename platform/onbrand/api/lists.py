@@ -1,4 +1,4 @@
-"""Lists: `{"object": "list", "data": [...], "has_more": ..., "next_cursor": ...}`; cursors are opaque."""
+"""The form of list responses: `{"object": "list", "data": [...], "has_more": ..., "next_cursor": ...}`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIMIT = 20
 
 
 class Page(Protocol):
-    """What a service's list gives."""
+    """A page of a service's list; the cursor is opaque, and None on the last page."""
 
     @property
     def data(self) -> Any: ...
@@ -27,7 +27,7 @@ class Page(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """Which part of a list is asked for."""
+    """The requested page of a list."""
 
     limit: int
     cursor: str | None
@@ -49,7 +49,7 @@ Paging = Annotated[ListQuery, Depends(_list_query)]
 
 
 class Listed(BaseModel):
-    """The answer's shape, for the description of the API."""
+    """The shape of a list response, for the description of the API."""
 
     object: str = "list"
     data: list[dict[str, Any]]
@@ -58,10 +58,10 @@ class Listed(BaseModel):
 
 
 def listed(page: Page) -> dict[str, Any]:
-    """A page as the API's object."""
+    """A page as a list response."""
     return all_of(page.data) | {"has_more": page.next_cursor is not None, "next_cursor": page.next_cursor}
 
 
 def all_of(things: Any) -> dict[str, Any]:
-    """A list that is complete."""
+    """All `things` as one complete list response."""
     return {"object": "list", "data": [as_json(thing) for thing in things], "has_more": False, "next_cursor": None}

@@ -1,4 +1,4 @@
-"""Content types compared as RFC 9110 says: by their type, without case and without parameters."""
+"""Content types, compared by RFC 9110: case-insensitive and without parameters."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 
 
 def media_type_of(headers: Headers) -> str:
-    """The type that a body says it has: ``image/png``; empty if it says none."""
+    """The body's media type from its Content-Type header, e.g. ``image/png``; empty without one."""
     return plain_media_type(headers.get("content-type", ""))
 
 
 def plain_media_type(text: str) -> str:
-    """A content type in lower case, without its parameters."""
+    """A content type in lower case and without parameters."""
     return text.partition(";")[0].strip().lower()
 
 
 def must_be_utf8_form(headers: Headers) -> None:
-    """Raise InvalidInput for a form in another character set: some of Python's make text that no database holds."""
+    """Raise InvalidInput for a form with another charset: some of Python's codecs yield text no database stores."""
     message = Message()
     message["content-type"] = headers.get("content-type", "")
     charset = message.get_param("charset", "utf-8")

@@ -1,4 +1,4 @@
-"""Published adapters: list, look at, download in two formats, import, delete. Only the system makes them."""
+"""Routes of published adapters: list, read, download in two formats, import, delete. Only the system creates them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _IMPORT_SCHEMA: dict[str, Any] = {
         },
     }
 }
-"""An import's whole form; the file is read when its turn has come."""
+"""OpenAPI description of an import's form."""
 
 
 async def _form(request: Request, access: TrainerAccess) -> AsyncIterator[FormData]:
@@ -84,7 +84,7 @@ ImportForm = Annotated[FormData, Depends(_form)]
 async def import_model(
     form: ImportForm, access: TrainerAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
 ) -> JSONResponse:
-    """Make another trainer's LoRA file the brand's next version. The job that does it is to be followed."""
+    """Import another trainer's LoRA file as the brand's next version. Returns the job that imports it."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     new = _new_import(form)
@@ -113,7 +113,7 @@ async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, acc
 
 
 def _new_import(form: FormData) -> imports.NewImport:
-    """The fields beside the file. Raises InvalidInput naming the one that is missing, unknown or not acceptable."""
+    """The form's fields other than the file. Raises InvalidInput naming a missing, unknown or invalid field."""
     must_have_only(form, frozenset({"file", *imports.NewImport.model_fields}))
     said = {name: form[name] for name in imports.NewImport.model_fields if name in form}
     if not all(isinstance(value, str) for value in said.values()):
@@ -141,9 +141,9 @@ async def get_model(model: str, caller: Member) -> models.Model:
 async def download_model(
     model: str, access: MemberAccess, request: Request, checker: FileChecker, format: models.FileFormat = "diffusers"
 ) -> Link | Response:
-    """A signed link to the safetensors file; with `format=kohya` the same adapter as kohya's trainers name it, at once.
+    """A signed link to the safetensors file; with `format=kohya` the file itself, with kohya's names of the layers.
 
-    Asking is recorded.
+    The download is recorded.
     """
     async with access.open() as caller:
         found = await models.get_model(caller.session, caller.brand_id, model)
@@ -154,7 +154,7 @@ async def download_model(
     edge.hold(request.scope, bodies.held(access.scope.user_id, found.bytes))  # the answer is in memory until it is sent
     async with turns.whole():
         data = await models.read_kohya(store, found)
-    async with access.open() as caller:  # whoever is a member no more gets nothing
+    async with access.open() as caller:  # a removed member gets no file
         await models.record_download(caller.session, found)
     headers = {"Content-Disposition": f'attachment; filename="{kohya_name(found.name)}"', "Cache-Control": "no-store"}
     return Response(data, media_type="application/octet-stream", headers=headers)

@@ -1,6 +1,6 @@
-"""`Idempotency-Key`: a POST that is sent again is answered again, not done again.
+"""`Idempotency-Key`: a repeated POST returns the first response and is not executed again.
 
-Keys belong to a caller and a brand, are kept for 24 hours, and cover address and body.
+A key belongs to a caller and a brand, is kept for 24 hours, and covers path and body.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEY_CHARS_MAX = 255
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An answer, and whether it was made now or remembered."""
+    """A response, and whether it was made now (`is_fresh`) or is a stored one."""
 
     status: int
     body: Any
@@ -39,7 +39,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """The key of this request, if it has one."""
+    """The request's idempotency key (None without one), and the digest that it covers."""
 
     key: str | None
     route: str
@@ -48,7 +48,7 @@ class Once:
     async def do(
         self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel | Mapping[str, Any]]]
     ) -> Done:
-        """Status and JSON body: of `act` now, or as they were when this key was first used."""
+        """Run `act`, or return the stored response if this key was used before."""
         if self.key is None:
             return Done(status, as_json(await act()), True)
         brand_id = caller.brand_id if isinstance(caller, BrandCaller) else None
@@ -65,14 +65,14 @@ class Once:
     async def answer(
         self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel | Mapping[str, Any]]]
     ) -> JSONResponse:
-        """`do`, as a response."""
+        """`do` as an HTTP response."""
         done = await self.do(caller, status, act)
         return JSONResponse(done.body, done.status)
 
     async def answer_secret(
         self, caller: Caller, status: int, act: Callable[[], Awaitable[BaseModel]], field: str
     ) -> JSONResponse:
-        """`answer`, where a field is said once and kept nowhere: an answer that is remembered has null there."""
+        """`answer` for a body with a secret `field`: only the first response has it; the stored one has null there."""
         secret: dict[str, Any] = {}
 
         async def without() -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Once:
 
 
 def as_json(thing: BaseModel | Mapping[str, Any]) -> Any:
-    """JSON types only."""
+    """A model or mapping as plain JSON types."""
     if isinstance(thing, BaseModel):
         return thing.model_dump(mode="json")
     return {name: as_json(value) if isinstance(value, BaseModel) else value for name, value in thing.items()}
@@ -104,7 +104,7 @@ async def _once(
 
 
 async def _digest(request: Request) -> str:
-    """SHA-256 of address and body; of a form its fields and files, since boundaries change from call to call."""
+    """SHA-256 of path and body; of a form, its fields and files, since multipart boundaries differ between calls."""
     digest = hashlib.sha256(str(request.scope["path"]).encode("utf-8", "surrogateescape"))
     form: FormData | None = request.scope.get(READ_FORM)
     if form is not None:
@@ -118,7 +118,7 @@ async def _digest(request: Request) -> str:
 
 
 def _form_facts(form: FormData) -> list[tuple[str, ...]]:
-    """Names and values; of files the digest, read piece by piece. It takes seconds, and belongs into a thread."""
+    """Names and values of fields, names and SHA-256 of files. Takes seconds: run it in a thread."""
     facts: list[tuple[str, ...]] = []
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):

@@ -1,6 +1,6 @@
-"""The OpenAI Images face: `POST /v1/images/generations` and `GET /v1/models`, so that its client works unchanged.
+"""Routes compatible with OpenAI's Images API, for its unchanged client: `/v1/images/generations` and `/v1/models`.
 
-A model is `{brand_id}/{model}`, or `{model}` with a key or token of one brand. A family's name is its base.
+A model id is `{brand_id}/{model}`, or `{model}` with a key or token of one brand. A family's name selects its base.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
 
 
 class ImagesRequest(Input):
-    """OpenAI's fields that mean something here, and ours."""
+    """The supported fields of OpenAI's request, and Onbrand's own."""
 
     prompt: str
     model: str
@@ -78,7 +78,7 @@ class ImagesRequest(Input):
 async def generate(
     body: ImagesRequest, scope: TokenHolder, parts: AppParts, once: OnlyOnce, request: Request
 ) -> JSONResponse | StreamingResponse:
-    """Draw pictures and answer with them, or with events while they are drawn."""
+    """Draw pictures and return them, or stream events while they are drawn."""
     brand_id, model = split_model(body.model, scope)
     access = Access(scope, brand_id, parts, "generate")
     _must_be_streamable(body)
@@ -104,7 +104,7 @@ async def list_models(
     limit: Annotated[int, Query(ge=1, le=models.REACHED_MAX)] = models.REACHED_MAX,
     cursor: Annotated[str | None, Query(max_length=500)] = None,
 ) -> dict[str, Any]:
-    """Every adapter and base that this token reaches, by brand; a page of at most 1,000."""
+    """Every adapter and base that this token may use, by brand; at most 1,000 on a page."""
     found = await models.list_reached(caller.session, caller.parts.settings.families, limit, cursor)
     data = [_described(caller.scope, model) for model in found.data]
     return {"object": "list", "data": data, "has_more": found.has_more, "next_cursor": found.next_cursor}
@@ -112,7 +112,7 @@ async def list_models(
 
 @router.get("/models/{model:path}")
 async def get_model(model: str, scope: TokenHolder, parts: AppParts) -> dict[str, Any]:
-    """One model by the id that the list gives it."""
+    """One model by its id in the list."""
     try:
         brand_id, name = split_model(model, scope)
     except InvalidInput:
@@ -125,7 +125,7 @@ async def get_model(model: str, scope: TokenHolder, parts: AppParts) -> dict[str
 
 
 def split_model(model: str, scope: Scope) -> tuple[str, str]:
-    """Brand and model of an id. Raises InvalidInput when it names no brand and neither does the token."""
+    """Brand and model of a model id. Raises InvalidInput if neither the id nor the token names a brand."""
     brand_id, slash, name = model.partition("/")
     if slash and name:
         return brand_id, name
@@ -161,7 +161,7 @@ def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...
 
 
 def _models_of_body(body: ImagesRequest, model: str, families: tuple[str, ...]) -> dict[str, Any]:
-    """`model`, with its scale, and those that are added to it."""
+    """The fields of a generation that select `model`, its scale, and the adapters that are added to it."""
     if not body.more_models:
         named = {"model_type": model} if model in families else {"model": model}
         return {**named, "lora_scale": body.lora_scale}
@@ -172,7 +172,7 @@ def _models_of_body(body: ImagesRequest, model: str, families: tuple[str, ...]) 
 
 
 def _must_be_streamable(body: ImagesRequest) -> None:
-    """Raise InvalidInput for what contradicts `stream`."""
+    """Raise InvalidInput for fields that contradict `stream`."""
     if not body.stream:
         if body.partial_images:
             raise InvalidInput("partial_images come in a stream; send stream: true", param="partial_images")
@@ -184,7 +184,7 @@ def _must_be_streamable(body: ImagesRequest) -> None:
 
 
 def _named_as_openai_does(problem: InvalidInput) -> InvalidInput:
-    """The error with OpenAI's name of the field."""
+    """The error with OpenAI's name for the field."""
     name = _OPENAI_NAMES.get(problem.param or "")
     if name is None:
         return problem
@@ -193,7 +193,7 @@ def _named_as_openai_does(problem: InvalidInput) -> InvalidInput:
 
 
 def _in_openai_words(fault: Any) -> dict[str, Any]:
-    """The finding with OpenAI's name of the field."""
+    """pydantic's finding with OpenAI's name for the field."""
     name, *rest = fault["loc"]
     return {**fault, "loc": ("body", _OPENAI_NAMES.get(str(name), name), *rest)}
 

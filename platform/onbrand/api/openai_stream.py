@@ -1,6 +1,6 @@
-"""OpenAI's events while a picture is drawn: `image_generation.partial_image`, then `image_generation.completed`.
+"""OpenAI's event stream of one picture: `image_generation.partial_image`, then `image_generation.completed`.
 
-Partial images are the engine's previews: small JPEGs. What fails after the stream has begun is an `error` event.
+Partial images are the engine's previews (small JPEGs). A failure after the stream has begun becomes an `error` event.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _USAGE = _NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is streamed.
+    """A streamed request.
 
     Args:
-        num_partial: partial images at most.
-        quality: as the caller said it.
-        abandon: cancel the generation when the reader goes away.
+        num_partial: the most partial images.
+        quality: as the caller sent it.
+        abandon: cancel the generation if the client disconnects.
     """
 
     generation_id: str
@@ -56,12 +56,12 @@ class Asked:
 
     @property
     def said(self) -> dict[str, Any]:
-        """What each event repeats of the request."""
+        """The fields of the request that each event repeats."""
         return {"background": "opaque", "quality": "auto" if self.quality == "standard" else self.quality}
 
 
 def streamed(access: Access, asked: Asked, seconds: float) -> StreamingResponse:
-    """The events of a generation that was begun, for at most so many seconds."""
+    """Stream the events of a started generation for at most `seconds`."""
     text = _events(access, asked, seconds)
     return StreamingResponse(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
@@ -82,7 +82,7 @@ async def _events(access: Access, asked: Asked, seconds: float) -> AsyncIterator
 
 
 async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
-    """Previews as they come, then the picture. Raises what ended the generation without one."""
+    """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
     num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
     while (generation := await waiting.read(access, asked.generation_id)).status not in ENDED:
         for preview in viewer.news(generation)[: asked.num_partial - num_shown]:
@@ -103,12 +103,12 @@ async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -
 
 
 def why_none(generation: images.Generation) -> OnbrandError:
-    """What ended it, with its own status. Trying again is of use only where a part of the platform was away."""
+    """The error that ended a generation. `should_retry` is true only if the engine failed or the status is 503."""
     error = generation.error or {}
     code = "canceled" if generation.status == "canceled" else error.get("code", "")
     problem = of_code(code, f"no pictures: {error.get('message', 'the generation was canceled')}")
     if not isinstance(problem, NotFound | AdapterRefused | Canceled | Unavailable | BaseModelRefused | StorageError):
-        problem = OnbrandError(problem.message)  # between parts of the platform: the call itself was right
+        problem = OnbrandError(problem.message)  # an internal fault: the request itself was right
     problem.fields["should_retry"] = problem.status == 503 or code == "engine_failed"
     return problem
 

@@ -1,4 +1,4 @@
-"""Who an email and a password are, and new accounts. Short transactions find and note; the hashing is between them."""
+"""Password login and sign-up. No transaction is open while a password is hashed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onbrand.services.passwords import must_be_password
 async def must_know_password(request: Request, parts: Parts, email: str, password: str) -> str:
     """The id of the account with this address and password.
 
-    Unknown addresses, and accounts without a password, take as long and get the same answer.
+    For unknown addresses and accounts without a password, time and error are the same as for a wrong password.
 
     Raises Unauthenticated, TooManyRequests.
     """
@@ -38,7 +38,7 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
 
 
 async def sign_up(request: Request, parts: Parts, email: str, password: str) -> identity.User:
-    """Make an account. Raises InvalidInput, Conflict, TooManyRequests."""
+    """Create an account. Raises InvalidInput, Conflict, TooManyRequests."""
     identity.must_be_email(email)
     must_be_password(password)
     async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
@@ -53,5 +53,5 @@ def _client(request: Request, email: str) -> Client:
 
 
 def address_of(request: Request) -> str:
-    """The client's address, as the HTTP server says it: behind a proxy that it trusts, the one that this forwards."""
+    """The client's address as the HTTP server reports it; behind a trusted proxy, the forwarded one."""
     return request.client.host if request.client else ""

@@ -1,6 +1,6 @@
-"""Previews on their way to a member who watches: kept in memory, the newest of each picture, until it is drawn.
+"""Previews for open event streams: the newest preview of each picture, kept in memory until the picture is drawn.
 
-Whose generation it is, and who asks, is decided by the route that reads its row first.
+No authorization here: the route reads the generation's row first and decides who may see previews.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from onbrand.services.images import Generation, Generator, RenderEvent
 log = logging.getLogger(__name__)
 
 ASK_AGAIN_SECONDS = 2.0
-"""After no replica was found to draw a generation, or the one that did is gone."""
+"""Pause before asking again which replica draws a generation, if none was found or it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A small picture of what is being drawn; `serial` grows from one to the next in this process."""
+    """A small picture of an unfinished image; `serial` increases over all previews of this process."""
 
     serial: int
     data: Mapping[str, Any] = field(repr=False)
@@ -34,7 +34,7 @@ class Previews:
     """The newest preview of each picture of one generation that is not drawn yet.
 
     Args:
-        serials: counts all previews of this process.
+        serials: numbers for all previews of this process.
     """
 
     def __init__(self, serials: Iterator[int]) -> None:
@@ -42,24 +42,24 @@ class Previews:
         self._newest: dict[int, Preview] = {}
 
     def take(self, event: RenderEvent) -> None:
-        """Remember a preview, or forget those of a picture that is drawn; other events change nothing."""
+        """Store a preview, or drop that of a finished picture; ignore other events."""
         if event.kind == "preview":
             self._newest[int(event.data["index"])] = Preview(next(self._serials), event.data)
         elif event.kind == "image":
             self._newest.pop(int(event.data["index"]), None)
 
     def after(self, serial: int) -> list[Preview]:
-        """Those after a serial number, in their order."""
+        """Previews with a higher serial number, in order."""
         return sorted((each for each in self._newest.values() if each.serial > serial), key=lambda each: each.serial)
 
 
 class Viewer:
-    """What one open stream has shown of a generation's previews, wherever it is drawn.
+    """Tracks which previews of a generation one open stream has sent.
 
-    An ingress that does not have it drawn itself listens to the replica that draws, for as long as the stream is open.
+    If another process runs the generation, it subscribes to the replica that draws while the stream is open.
 
     Args:
-        here: the previews of a generation that this process has drawn; None for any other.
+        here: returns the previews of a generation that this process runs, None for any other.
     """
 
     def __init__(self, generator: Generator, here: Callable[[str], Previews | None], serials: Iterator[int]) -> None:
@@ -70,7 +70,7 @@ class Viewer:
         self._shown = 0
 
     def news(self, generation: Generation) -> list[Preview]:
-        """Previews that were not shown yet, of a generation whose row the stream's member may see."""
+        """Previews that were not sent yet. The caller must have checked that the member may see the generation."""
         previews = self._here(generation.id)
         if previews is None:
             self._listen(generation)
@@ -80,7 +80,7 @@ class Viewer:
         return found
 
     async def close(self) -> None:
-        """The stream is closed."""
+        """Stop listening; call it when the stream is closed."""
         if self._listening is not None:
             self._listening.cancel()
             with suppress(asyncio.CancelledError):
@@ -104,5 +104,5 @@ class Viewer:
 
 
 def serials() -> Iterator[int]:
-    """Numbers for the previews of one process."""
+    """Serial numbers for the previews of one process, from 1."""
     return itertools.count(1)

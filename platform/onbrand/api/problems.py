@@ -1,4 +1,4 @@
-"""Errors as HTTP: RFC 9457 `application/problem+json` that also carries OpenAI's `error`. No stack, SQL or path."""
+"""Errors as HTTP: RFC 9457 `application/problem+json` with OpenAI's `error` added. No stack trace, SQL or file path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REQUEST_ID = "onbrand.request_id"
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_SECONDS = 2
 _DETAIL_CHARS = 4_000
-"""So much of an error's text is said."""
+"""The most characters of an error's text in a response."""
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
 _HTTP_DETAILS = {
@@ -30,31 +30,31 @@ _HTTP_DETAILS = {
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem body."""
+    """Make `app` answer every error with a problem body."""
     app.add_exception_handler(OnbrandError, _on_own_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_validation_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
 
 
 def request_id_of(scope: Mapping[str, Any]) -> str:
-    """The id of this request, as its answer's header says it too."""
+    """The id of this request, which the response's header also has."""
     return str(scope.get(REQUEST_ID, "none"))
 
 
 def problem(error: OnbrandError, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer for an error of ours."""
+    """The response for one of Onbrand's errors."""
     content = body(error.status, error.code, error.title, error.message, request_id, error.param)
     said = dict(headers or {}) | _headers_of(error)
     return JSONResponse(content, error.status, headers=said, media_type=MEDIA_TYPE)
 
 
 def fault(request_id: str) -> JSONResponse:
-    """The answer for an error nobody foresaw: it says nothing but the id to quote."""
+    """The response for an unexpected exception: it reveals only the request id."""
     return problem(OnbrandError("something went wrong on our side; quote the request id to the operator"), request_id)
 
 
 def body(status: int, code: str, title: str, detail: str, request_id: str, param: str | None = None) -> dict[str, Any]:
-    """RFC 9457's members, ours, and OpenAI's `error`."""
+    """The problem's JSON: RFC 9457's members, Onbrand's, and OpenAI's `error`."""
     detail, param = detail[:_DETAIL_CHARS], param and param[:PLACE_CHARS]
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {
@@ -75,7 +75,7 @@ def _headers_of(error: OnbrandError) -> dict[str, str]:
     if isinstance(error, TooManyRequests | Unavailable):
         return {"Retry-After": str(int(error.fields.get("retry_after", _RETRY_AFTER_SECONDS)))}
     if error.fields.get("should_retry") is False:
-        return {"X-Should-Retry": "false"}  # OpenAI's clients try again after 409 and 500 unless told so
+        return {"X-Should-Retry": "false"}  # OpenAI's clients retry after 409 and 500 without this header
     return {}
 
 
@@ -88,7 +88,7 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    """Starlette's own: unknown address, wrong method, unreadable or too large body."""
+    """Handle Starlette's errors: unknown path, wrong method, unreadable or too large body."""
     code = _HTTP_CODES.get(error.status_code, "bad_request" if error.status_code < 500 else "internal_error")
     detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be answered")
     title = HTTPStatus(error.status_code).phrase
@@ -97,7 +97,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
 
 
 def as_own_error(faults: Sequence[Mapping[str, Any]]) -> OnbrandError:
-    """pydantic's findings as one error of ours. A caller's values are never repeated; an odd id is simply not there."""
+    """pydantic's findings as one Onbrand error, without the caller's values; a malformed id in the path is NotFound."""
     first = faults[0]
     place = [str(part) for part in first["loc"]]
     if place and place[0] == "path":

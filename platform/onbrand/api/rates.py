@@ -1,4 +1,4 @@
-"""How often each holder may do one thing: a token bucket for each, full at first (Turner 1986, "leaky bucket")."""
+"""Rate limits: one token bucket for each key, full at first (Turner 1986, "leaky bucket")."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _KEYS_MAX = 10_000
 
 
 class Rates:
-    """At most `burst` at once for each key, and `per_second` after that.
+    """Allows each key a burst of `burst` calls, refilled at `per_second`.
 
     Args:
         now: a clock in seconds.
@@ -18,10 +18,10 @@ class Rates:
     def __init__(self, per_second: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:
         self._per_second, self._burst, self._now = per_second, burst, now
         self._left: dict[Hashable, tuple[float, float]] = {}
-        """By key: what was left, and when."""
+        """By key: tokens left, and at which time."""
 
     def take(self, key: Hashable) -> bool:
-        """Whether the key may do it once more; then it has done so."""
+        """Take a token of `key`; False if none is left."""
         now = self._now()
         left = self._left_at(key, now)
         if left < 1:
@@ -32,7 +32,7 @@ class Rates:
         return True
 
     def __len__(self) -> int:
-        """Keys of which something is remembered."""
+        """The number of stored keys."""
         return len(self._left)
 
     def _left_at(self, key: Hashable, now: float) -> float:
@@ -40,6 +40,6 @@ class Rates:
         return min(self._burst, left + (now - since) * self._per_second)
 
     def _forget_the_full(self, now: float) -> None:
-        """Keys with a full bucket, and where there are none, all: nobody is refused for being remembered."""
+        """Drop the keys with a full bucket; if there are none, drop all keys."""
         kept = {key: self._left[key] for key in self._left if self._left_at(key, now) < self._burst}
         self._left = kept if len(kept) < _KEYS_MAX else {}

@@ -1,7 +1,4 @@
-"""Callers who were just told to come back later: for a second they are told so again, without a transaction.
-
-Somebody who ignores `Retry-After` would otherwise have every call looked at in the database, which others wait for.
-"""
+"""Caches 429 refusals for a second, so that a caller who ignores `Retry-After` is refused without a transaction."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from typing import Any
 from onbrand.errors import TooManyRequests
 
 SECONDS = 1.0
-"""So long a refusal is repeated: room that comes meanwhile is not seen."""
+"""How long a refusal is repeated, even if capacity becomes free meanwhile."""
 _CALLERS_MAX = 10_000
 
 
 class Refusals:
-    """Refusals of one process, by caller and brand; one for a whole account holds in each brand of it.
+    """The recent refusals of one process, by caller and brand; a refusal of an account holds in all its brands.
 
-    Only who was refused in a brand, and so was a member of it, is told anything from here.
+    A caller gets a cached refusal only in a brand where it was refused before, and so was a member.
     """
 
     def __init__(self) -> None:
@@ -27,7 +24,7 @@ class Refusals:
         self._until: OrderedDict[str, tuple[float, int, TooManyRequests]] = OrderedDict()
 
     def must_be_over(self, user_id: str, brand_id: str, num_images: int) -> None:
-        """Raise what the caller was told in this brand, or in another one of its account, of no more images."""
+        """Raise TooManyRequests if a recent refusal holds for this brand or its account, for at most `num_images`."""
         if (account_id := self._accounts.get((user_id, brand_id))) is None:
             return
         for key in (account_id, f"{user_id} {brand_id}"):
@@ -36,7 +33,7 @@ class Refusals:
                 raise TooManyRequests(problem.message, retry_after=problem.fields.get("retry_after", 1))
 
     def note(self, user_id: str, brand_id: str, account_id: str, num_images: int, problem: TooManyRequests) -> None:
-        """Remember what a member of the brand was told who asked for so many images."""
+        """Store the refusal of a request for `num_images` by a member of the brand."""
         _put(self._accounts, (user_id, brand_id), account_id)
         key = account_id if problem.fields.get("of_account") else f"{user_id} {brand_id}"
         _put(self._until, key, (time.monotonic() + SECONDS, num_images, problem))

@@ -1,10 +1,10 @@
-"""Generations that run: one background task each, from the committed row to its end.
+"""Runs generations: one background task for each, from the committed row to its end.
 
-The replica that draws stores pictures and ends the row itself, with the ticket. What was admitted is drawn: while the
-engine is full or away its task waits here, and new ones are refused meanwhile; when a replica dies, another is asked.
-Until a replica has begun, this side says in the row that somebody looks after it; if this process dies too, `abandoned`
-takes over. Only when waiting lasts, or drawing broke off, does this side end the row as failed: honestly, with the same
-ticket, through the internal routes.
+The replica that draws stores the pictures and ends the row itself, with the ticket. An admitted generation is drawn:
+its task waits while the engine is full or away, and new generations are refused meanwhile; if a replica dies, another
+one is asked. Until a replica has begun, this task writes the row's heartbeat; if this process dies too, `abandoned`
+takes over. This task marks the row failed, by the internal routes and the same ticket, only if it waited too long or
+drawing broke off.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 RUNNING_MAX = 512
 FULL_SECONDS, AWAY_SECONDS = 600.0, 120.0
-"""How long an admitted generation waits while the engine is full, or away, since it last heard of it."""
+"""How long an admitted generation waits after its last event while the engine is full, and while it is away."""
 ALIVE_SECONDS = 5.0
-"""So often a row hears of who looks after it while no replica has begun it."""
+"""Interval of a row's heartbeat until a replica has begun."""
 _REPORT_EVERY, _REPORT_EVERY_MAX, _REPORTS_PER_SECOND = 1.0, 10.0, 10
-"""So often the rows hear of progress: about once a second each, and less often the more are under way."""
+"""Interval of progress reports: about a second for each generation, longer if many are running."""
 _PAUSE_MAX, _PAUSE_AFTER_LOSS = 20.0, 0.5
 _ENDINGS = frozenset({"completed", "failed", "canceled"})
 _UNWANTED = RenderEvent("canceled")
@@ -44,7 +44,7 @@ SystemClientFor = Callable[[str], AsyncSystemClient]
 
 @dataclass(slots=True)
 class Running:
-    """A generation under way, and what was heard of it."""
+    """The state of a running generation."""
 
     ticket: Ticket
     previews: Previews
@@ -78,12 +78,14 @@ class Renderings:
 
     @property
     def room(self) -> int:
-        """How many more generations this process takes from whoever asks."""
+        """How many more generations this process accepts from any brand."""
         return max(0, RUNNING_MAX - len(self._running))
 
     def must_have_room(self, brand_id: str, account_id: str) -> None:
-        """Raise TooManyRequests when this process has as many generations under way as it takes, the brand's account
-        its share of them, and the brand its share of these: what a brand that has none asks for is always taken."""
+        """Raise TooManyRequests if this process is full, and the brand and its account both have their fair share.
+
+        A brand without a running generation is always accepted.
+        """
         if self.room:
             return
         held = Counter(running.account_id for running in self._running.values())
@@ -96,9 +98,9 @@ class Renderings:
             raise TooManyRequests("too many generations of this brand are under way; try again soon", retry_after=5)
 
     def must_have_room_for(self, brand_id: str, family: str) -> None:
-        """Raise what the engine said a moment ago, with the time that is left of it.
+        """Repeat the engine's recent refusal, with the remaining time in `retry_after`.
 
-        TooManyRequests while it takes no more of this brand, which others are not told; Unavailable while it is away.
+        Raises TooManyRequests if it refuses this brand only, Unavailable while it is away.
         """
         for key in (_full(brand_id, family), family):
             until, problem = self._refused.get(key, (0.0, None))
@@ -112,7 +114,7 @@ class Renderings:
         return ticket.sign(self._secrets.tickets)
 
     def start(self, family: str, request: RenderRequest) -> None:
-        """Begin drawing a generation whose row is committed."""
+        """Start the task of a generation whose row is committed."""
         ticket = Ticket.verify(request.ticket, self._secrets.tickets)
         running = self._running[request.generation_id] = Running(
             ticket, Previews(self._serials), request.account_id or ticket.brand_id
@@ -123,17 +125,17 @@ class Renderings:
         running.task.add_done_callback(lambda _: self._running.pop(request.generation_id, None))
 
     async def wait(self, generation_id: str, seconds: float) -> None:
-        """Return when the task of a generation has ended here, or after `seconds`; at once if it is not ours."""
+        """Return when the generation's task in this process has ended or after `seconds`; at once without a task."""
         running = self._running.get(generation_id)
         if running is not None and running.task is not None:
             await asyncio.wait([running.task], timeout=seconds)
 
     def is_running(self, generation_id: str) -> bool:
-        """Whether this process runs it."""
+        """Whether this process runs the generation."""
         return generation_id in self._running
 
     def viewer(self) -> Viewer:
-        """For one stream of a generation's events, to be closed with it."""
+        """A viewer for one event stream; close it with the stream."""
         return Viewer(self._generator, self._previews_here, self._serials)
 
     def _previews_here(self, generation_id: str) -> Previews | None:
@@ -141,7 +143,7 @@ class Renderings:
         return running.previews if running else None
 
     async def cancel(self, family: str, generation_id: str) -> None:
-        """Tell the engine to give the rows free; the row itself already says that canceling was asked."""
+        """Tell the engine to drop a generation whose database row already has the cancel request."""
         if running := self._running.get(generation_id):
             running.wake.set()
         try:
@@ -150,13 +152,13 @@ class Renderings:
             log.warning("generation %s: the engine did not hear the cancel (%s)", generation_id, type(problem).__name__)
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Finish `work` although the request that asked for it is gone."""
+        """Run `work` to its end after its request has ended."""
         task = asyncio.create_task(work)
         self._others.add(task)
         task.add_done_callback(self._others.discard)
 
     async def close(self) -> None:
-        """Break off what runs."""
+        """Cancel all tasks."""
         tasks = [*(each.task for each in self._running.values() if each.task), *self._others]
         for task in tasks:
             task.cancel()
@@ -180,8 +182,8 @@ class Renderings:
                 await self._fail(client, request.generation_id, *why)
 
     async def _drawn(self, family: str, request: RenderRequest, running: Running, client: AsyncSystemClient) -> None:
-        """Follow the drawing until the row has its end: waiting while the engine is full or away, asking another
-        replica when one is lost. Raises what lasted too long."""
+        """Follow the drawing until the row has ended. Waits while the engine is full or away, and retries on another
+        replica after a loss. Raises the engine's error if it lasts too long."""
         while True:
             try:
                 return await self._follow(family, request, running, client)
@@ -193,9 +195,9 @@ class Renderings:
             request = replace(request, ticket=client.token)
 
     def _pause_after(self, family: str, problem: OnbrandError, running: Running) -> float:
-        """Seconds until an engine is asked again. Raises the problem when it has lasted too long.
+        """Seconds until an engine is asked again. Raises the problem if it has lasted too long.
 
-        After a loss they are drawn by lot and double: if this generation is what kills engines, it soon does so alone.
+        After a loss: exponential backoff with jitter, so that a generation that kills engines soon runs alone.
         """
         is_full, is_lost = isinstance(problem, TooManyRequests), "elsewhere" in problem.fields
         if is_lost:
@@ -211,7 +213,7 @@ class Renderings:
         return seconds
 
     async def _follow(self, family: str, request: RenderRequest, running: Running, client: AsyncSystemClient) -> None:
-        """Read events to the end. Raises Unavailable when there is none, as after a lost replica."""
+        """Read events to the last one. Raises Unavailable if the stream stops without it, as after a lost replica."""
         async with aclosing(self._generator.generate(family, request)) as events:  # type: ignore[type-var]
             event = await self._first(events, running, client)
             while event is not None and event.kind not in _ENDINGS:
@@ -227,9 +229,9 @@ class Renderings:
     async def _first(
         self, events: AsyncIterator[RenderEvent], running: Running, client: AsyncSystemClient
     ) -> RenderEvent | None:
-        """The first event, with which a replica has begun; until then the row hears from here. None: there is none.
+        """The first event (a replica has begun), or None if there is none; writes the row's heartbeat until then.
 
-        `_UNWANTED` when it was canceled meanwhile. Raises Unavailable when no replica begins.
+        `_UNWANTED` if the generation has ended or was canceled meanwhile. Raises Unavailable if no replica begins.
         """
         coming = asyncio.ensure_future(anext(events, None))
         try:
@@ -244,7 +246,7 @@ class Renderings:
             await asyncio.wait([coming])
 
     async def _has_come(self, coming: asyncio.Future[Any], running: Running) -> bool:
-        """Wait for the event, for a cancel that is heard here, or for the time to speak."""
+        """Wait for the event, a local cancel, or the next heartbeat; whether the event has come."""
         woken = asyncio.ensure_future(running.wake.wait())
         try:
             await asyncio.wait([coming, woken], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -259,16 +261,16 @@ class Renderings:
         self._refused[key] = now + seconds, problem
 
     async def _is_wanted_after(self, seconds: float, running: Running, client: AsyncSystemClient, lost: bool) -> bool:
-        """Wait; False when it has ended meanwhile, which a cancel that is heard here does."""
+        """Wait for `seconds` or a local cancel; False if the generation has ended meanwhile."""
         with suppress(TimeoutError):
             await asyncio.wait_for(running.wake.wait(), seconds)
         running.wake.clear()
         return await self._is_wanted(running, client, lost)
 
     async def _is_wanted(self, running: Running, client: AsyncSystemClient, lost: bool = False) -> bool:
-        """Say in its row that somebody looks after it; False when it has ended, or ends now since it was canceled.
+        """Write the row's heartbeat; False if it has ended, or ends now because it was canceled.
 
-        Raises EngineLost when engines were lost under it too often.
+        Raises EngineLost if it lost its engine too often.
         """
         try:
             if (await client.report_generation(running.progress, lost)).cancel_requested:
@@ -283,7 +285,7 @@ class Renderings:
         return True
 
     async def _report(self, running: Running, client: AsyncSystemClient) -> None:
-        """Progress for those who watch, now and then; drawing goes on whether it is heard or not."""
+        """Report progress at intervals; a failed report does not stop the drawing."""
         pause = min(_REPORT_EVERY_MAX, max(_REPORT_EVERY, len(self._running) / _REPORTS_PER_SECOND))
         if time.monotonic() - running.told_at <= pause:
             return
@@ -303,5 +305,5 @@ class Renderings:
 
 
 def _full(brand_id: str, family: str) -> str:
-    """What is remembered of one brand alone; a family's name is what is remembered for all."""
+    """Key of refusals of one brand; the family's name is the key of refusals of all brands."""
     return f"{family}/{brand_id}"

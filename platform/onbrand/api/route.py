@@ -1,7 +1,7 @@
-"""The order in which a route looks at a request: the credential first, then the size of its JSON, then its fields.
+"""A route class that checks a request in this order: its credential, the size of its JSON, its fields.
 
-FastAPI reads and parses a body before it asks who sends it. Here a caller without a good credential is told so before
-a byte of the body is read, and nobody's body is validated before its values are counted.
+FastAPI reads and parses a body before it resolves credentials. This class refuses an invalid credential before a byte
+of the body is read, and counts the values of a body before it is validated.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Credential = Callable[[Request, Any], Awaitable[object]]
 
 
 class Route(APIRoute):
-    """A route that authenticates before it reads.
+    """A route that authenticates before it reads the body.
 
-    Subclasses name the dependencies that check a credential. Each is called with the request and `app.state.parts`
-    where the route depends on it, and again by FastAPI.
+    Subclasses list the dependencies that check a credential. Each one that the route depends on is called with the
+    request and `app.state.parts` first, and again by FastAPI.
     """
 
     credentials: ClassVar[tuple[Credential, ...]] = ()
     json_values: ClassVar[int | None] = None
-    """Names and values that a JSON body may hold; None: as the settings' limits say."""
+    """The most names and values of a JSON body; None: the settings' limit."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -46,18 +46,18 @@ class Route(APIRoute):
         return in_order
 
     async def _must_be_readable(self, request: Request, kind: Any) -> None:
-        """Raise for too many values, for text that no database holds, and for fields that `kind` does not have."""
+        """Raise TooLarge for too many values, InvalidInput for unstorable text and fields that `kind` lacks."""
         limits: Limits = request.app.state.parts.settings.limits
         body = await request.body()
         must_be_few_values(body, self.json_values or limits.json_values, limits.json_levels)
         try:
             sent = await request.json() if body else None
         except (ValueError, RecursionError):
-            return  # FastAPI says it better
+            return  # FastAPI reports invalid JSON
         must_be_storable(sent, "body")
         must_have_known_fields(kind, sent)
 
 
 def asks_for(dependant: Dependant, call: Any) -> bool:
-    """Whether a dependency, or one of its own, is this one."""
+    """Whether `dependant` or one of its dependencies is `call`."""
     return dependant.call is call or any(asks_for(each, call) for each in dependant.dependencies)

@@ -1,4 +1,4 @@
-"""Sessions of pages: logging in sets a cookie that scripts cannot read; what changes state needs its CSRF token too."""
+"""Routes of page sessions. Login sets an HttpOnly cookie; requests that change state also need the CSRF token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1", tags=["sessions"], route_class=UserRoute)
 
 
 class Opened(BaseModel):
-    """A session: the cookie is in `Set-Cookie`, and this token goes with whatever changes state."""
+    """A session. Its cookie is in `Set-Cookie`; requests that change state must also send `csrf_token`."""
 
     id: str
     csrf_token: str = Field(repr=False)
@@ -57,7 +57,7 @@ async def open_session(body: SignUp, request: Request, parts: AppParts) -> JSONR
 
 @router.get("/session")
 async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Opened:
-    """The page's own session: its CSRF token again, after a reload."""
+    """The page's own session, with its CSRF token (for a reloaded page)."""
     cookie, session_id = cookie_of(request, parts.settings), caller.scope.session_id
     if not cookie or session_id is None:
         raise _no_session()
@@ -67,7 +67,7 @@ async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Ope
 
 @router.delete("/session", status_code=204)
 async def close_session(caller: AnyUser, parts: AppParts) -> Response:
-    """Log the page out, at once."""
+    """End the page's own session at once."""
     if caller.scope.session_id is None:
         raise _no_session()
     await sessions.end_session(caller.session, caller.scope.session_id)
@@ -80,19 +80,19 @@ async def close_session(caller: AnyUser, parts: AppParts) -> Response:
 
 @router.get("/sessions", response_model=Listed)
 async def list_sessions(caller: Person, paging: Paging) -> dict[str, Any]:
-    """The caller's sessions that live, newest first."""
+    """The caller's active sessions, newest first."""
     return listed(await sessions.list_sessions(caller.session, paging.limit, paging.cursor))
 
 
 @router.delete("/sessions", status_code=204, response_class=Response)
 async def close_all_sessions(caller: Person) -> None:
-    """Log every page of the caller out."""
+    """End all sessions of the caller."""
     await sessions.end_all_sessions(caller.session)
 
 
 @router.delete("/sessions/{session_id}", status_code=204, response_class=Response)
 async def close_one_session(session_id: UUID, caller: Person) -> None:
-    """Log one page of the caller out."""
+    """End one session of the caller."""
     await sessions.end_session(caller.session, str(session_id))
 
 

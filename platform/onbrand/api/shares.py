@@ -1,6 +1,6 @@
-"""How many of one thing each holder has at once: requests by address or caller, streams by brand, open uploads.
+"""Limits how many of one thing each key holds at once, such as requests of an address or of a caller.
 
-A count lives in its process. Where several processes serve one address, each counts for itself.
+Counts are local to a process: processes that serve the same address count separately.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from onbrand.errors import TooManyRequests
 
 
 class Shares:
-    """At most `most` at once for each key.
+    """Allows each key to hold at most `most` things at once; `what` names them in the error (``requests of ...``).
 
     Args:
-        what: the things that are counted, for the error: ``requests of this address``.
-        retry_after: seconds after which a refused caller may come back.
+        retry_after: seconds after which a refused caller may retry.
     """
 
     def __init__(self, most: int, what: str, retry_after: int = 1) -> None:
@@ -26,7 +25,7 @@ class Shares:
 
     @contextmanager
     def held(self, key: Hashable) -> Iterator[None]:
-        """Hold one more for as long as the context is open. Raises TooManyRequests."""
+        """Hold one more while the context is open. Raises TooManyRequests."""
         if self._held[key] >= self._most:
             raise TooManyRequests(
                 f"{self._most} {self._what} are open at once, which is the limit; wait until one has ended",
@@ -41,9 +40,9 @@ class Shares:
                 del self._held[key]
 
     def num_held(self, key: Hashable) -> int:
-        """How many the key holds now."""
+        """The number that the key holds now."""
         return self._held.get(key, 0)
 
     def __len__(self) -> int:
-        """How many all keys hold together."""
+        """The number that all keys hold together."""
         return self._held.total()

@@ -1,4 +1,4 @@
-"""Event streams that are open in this process: each caller and each brand has a bounded number of them."""
+"""Limits the open event streams in this process, per caller and per brand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RETRY_SECONDS = 5
 
 
 class OpenStreams:
-    """Counts streams. `open` and `close` are a pair."""
+    """Counts open streams. Call `close` once for each successful `open`."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -19,7 +19,7 @@ class OpenStreams:
         self._of_brand: Counter[str] = Counter()
 
     def open(self, holder: str, brand_id: str) -> None:
-        """Count one more of the holder (`Scope.holder`). Raises TooManyRequests when there may be none."""
+        """Count one more stream of the holder (`Scope.holder`). Raises TooManyRequests at the limit."""
         for held, most, whose in (
             (self._of_caller[holder], self._limits.streams_per_caller, "you have"),
             (self._of_brand[brand_id], self._limits.streams_per_brand, "the members of this brand have"),
@@ -33,7 +33,7 @@ class OpenStreams:
         self._of_brand[brand_id] += 1
 
     def close(self, holder: str, brand_id: str) -> None:
-        """One less."""
+        """Count one stream less."""
         self._of_caller[holder] -= 1
         self._of_brand[brand_id] -= 1
         self._of_caller, self._of_brand = +self._of_caller, +self._of_brand  # forgets those at zero

@@ -1,6 +1,6 @@
-"""Uploads that nobody completed, and what was sent for those that ended: removed, an hour after their links.
+"""Removes the bytes of uploads that were not completed or have ended, an hour after their links expire.
 
-Runs beside the internal routes. It learns whose bytes to remove from the dispatcher's function, and nothing else.
+Runs in the process of the internal routes. The database's sweep function tells it only which bytes to remove.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOOK_SECONDS = 300.0
 
 
 async def watch(doors: Doors, store: ObjectStore) -> None:
-    """Sweep again and again, until canceled."""
+    """Sweep every LOOK_SECONDS until canceled."""
     while True:
         try:
             await sweep(doors, store)
@@ -31,7 +31,7 @@ async def watch(doors: Doors, store: ObjectStore) -> None:
 
 
 async def sweep(doors: Doors, store: ObjectStore) -> int:
-    """Remove what is old now; how many uploads that were."""
+    """Remove the bytes of old uploads; how many uploads were swept."""
     num_swept = 0
     while True:
         async with doors.dispatch_session() as session:

@@ -1,6 +1,6 @@
-"""The internal routes: what workers do with a ticket. `onbrand.system_client` is their client.
+"""The internal routes, which workers call with a ticket. `onbrand.system_client` is their client.
 
-A ticket names one brand, one job and one member; its kind decides which routes it opens, the row policies the rest.
+A ticket names one brand, one job and one member. Its kind decides which routes it opens, the row policies which rows.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _BINARY = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class SystemParts:
-    """What the internal app was made of."""
+    """The internal app's components."""
 
     settings: Settings
     secrets: Secrets
     doors: Doors
     store: ObjectStore
     credentials: CredentialIssuer | None = None
-    """None where training runs lie in a folder."""
+    """None if training runs are stored in a folder, not on S3."""
 
     def __repr__(self) -> str:
         return "SystemParts(...)"
@@ -74,7 +74,7 @@ async def _ticket(request: Request, parts: AppParts) -> Ticket:
 
 
 class SystemRoute(Route):
-    """A route of the internal app: the ticket is checked before the body is read."""
+    """A route of the internal app. Checks the ticket before it reads the body."""
 
     credentials = (_ticket,)
     json_values = 200_000  # a report's lines and findings
@@ -88,7 +88,7 @@ AnyTicket = Annotated[Ticket, Depends(_ticket)]
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker with a good ticket, inside this request's transaction."""
+    """A worker with a valid ticket, inside this request's transaction."""
 
     ticket: Ticket
     session: Session
@@ -123,7 +123,7 @@ Drawer = Annotated[Worker, Depends(_drawer)]
 
 
 async def _checker(request: Request, ticket: AnyTicket) -> Checker:
-    """Workers hand in what was admitted: they wait in their brand's line, which has no end for them."""
+    """The checker with the queue of the ticket's brand, unbounded: the work of workers was already admitted."""
     return (await checker_of(request)).on_behalf_of(Whose(ticket.brand_id, is_bounded=False))
 
 
@@ -141,9 +141,9 @@ def _form_for(kind: TicketKind) -> Any:
 
 
 async def _must_stand(ticket: Ticket, parts: SystemParts) -> None:
-    """Before a byte of the form is read. Raises NotFound for a ticket whose job or member is gone.
+    """Check the ticket's job before the form is read. Raises NotFound if the job or the member is gone.
 
-    That a job has ended is for the call to say: it may be a repeated one.
+    A job that has ended passes: the call may be a repeated one, and decides itself.
     """
     of_kind = training if ticket.kind == "training" else generation
     async with parts.doors.system_session(ticket) as session:
@@ -168,6 +168,8 @@ GenerationForm = Annotated[FormData, _form_for("generation")]
 
 
 class Report(Input):
+    """A training run's report; its fields are optional."""
+
     progress: int | None = Field(None, ge=0, le=100)
     metrics: dict[str, Any] | None = None
     lines: list[Line] = Field(default_factory=list, max_length=AT_ONCE_MAX)
@@ -175,22 +177,30 @@ class Report(Input):
 
 
 class Progress(Input):
+    """A generation's progress in percent; `lost`: its engine was lost, and another one is asked."""
+
     progress: int = Field(ge=0, le=100)
     lost: bool = False
 
 
 class Failure(Input):
+    """Why a job or generation failed: a code for programs, a message for people."""
+
     code: str = Field(pattern=r"^[a-z_]{1,60}$")
     message: str = Field(max_length=2000)
 
 
 class SampleFacts(Input):
+    """The step, prompt index and source of a sample picture."""
+
     step: int = Field(ge=0, le=10_000_000)
     index: int = Field(ge=0, le=99)
     drawn_by: DrawnBy = "adapter"
 
 
 class ImageFacts(Input):
+    """Index, seed, size in pixels and receipt of a generated picture."""
+
     index: int = Field(ge=0, le=63)
     seed: int = Field(ge=0, le=2**63 - 1)
     width: int = Field(ge=1, le=16_384)
@@ -216,7 +226,7 @@ async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
 
 @router.get("/training/import", response_class=Response)
 async def read_import(worker: Trainer) -> Response:
-    """The file that the ticket's job imports, as it was sent."""
+    """The file that the ticket's job imports, as it was uploaded."""
     data = await imports.read_import(worker.session, worker.store, worker.ticket)
     return Response(data, media_type=_BINARY)
 
@@ -230,7 +240,7 @@ async def read_start(worker: Trainer) -> Response:
 
 @router.post("/training/credentials")
 async def lend_credentials(worker: Trainer, parts: AppParts, response: Response) -> dict[str, RunCredentials | None]:
-    """Session credentials for the run's folder on S3, while the job is open; null where runs lie in a folder."""
+    """Session credentials for the run's folder on S3 while the job is open; null if runs are stored in a folder."""
     names = await training.asset_names(worker.session, worker.ticket)
     run_id = await training.run_of(worker.session, worker.ticket)
     response.headers["cache-control"] = "no-store"
@@ -242,7 +252,7 @@ async def lend_credentials(worker: Trainer, parts: AppParts, response: Response)
 
 @router.post("/training/report")
 async def report(body: Report, worker: Trainer) -> training.Heard:
-    """Progress, metrics, lines for the log, and the heartbeat; answers whether the owner asked to cancel."""
+    """Store progress, metrics, log lines and the heartbeat; returns whether the owner asked to cancel."""
     said = (body.progress, body.metrics, body.lines, body.findings)
     return await training.report(worker.session, worker.ticket, *said)
 
@@ -258,7 +268,7 @@ async def add_sample(form: TrainingForm, worker: Trainer, checker: FileChecker) 
 
 @router.post("/training/publish", status_code=201)
 async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker, parts: AppParts) -> Any:
-    """Publish the adapter as the brand's next version; the job is completed with it."""
+    """Publish the adapter as the brand's next version and complete the job."""
     facts = _json_of(form, "facts", parts.settings.limits)
     must_be_storable(facts, "facts")
     data, _ = await _file_of(form)
@@ -267,13 +277,13 @@ async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker, par
 
 @router.post("/training/fail", status_code=204, response_class=Response)
 async def fail(body: Failure, worker: Trainer) -> None:
-    """The job failed, and why."""
+    """End the job as failed, with its reason."""
     await training.fail(worker.session, worker.ticket, body.code, body.message, worker.store)
 
 
 @router.post("/training/canceled", status_code=204, response_class=Response)
 async def canceled(worker: Trainer) -> None:
-    """The job ended because its owner asked for it."""
+    """End the job as canceled by its owner."""
     await training.canceled(worker.session, worker.ticket, worker.store)
 
 
@@ -289,13 +299,13 @@ async def read_weights(model_id: UUID, worker: Drawer) -> Response:
 
 @router.post("/generation/start")
 async def start_generation(worker: Drawer) -> training.Heard:
-    """Drawing begins; answers whether the owner has canceled meanwhile."""
+    """Mark the generation as running; returns whether the owner has canceled meanwhile."""
     return await generation.start_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/report")
 async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
-    """Progress, and the heartbeat; or that what drew it is gone, and another engine is asked."""
+    """Store progress and the heartbeat; `lost` counts a lost engine."""
     return await generation.report_generation(worker.session, worker.ticket, body.progress, body.lost)
 
 
@@ -319,13 +329,13 @@ async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, 
 
 @router.post("/generation/finish", status_code=204, response_class=Response)
 async def finish_generation(worker: Drawer) -> None:
-    """All pictures are there."""
+    """End the generation as completed; all its pictures are stored."""
     await generation.finish_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/fail", status_code=204, response_class=Response)
 async def fail_generation(body: Failure, worker: Drawer) -> None:
-    """The generation failed, and why; the code `canceled` says that its owner wanted that."""
+    """End the generation as failed, with its reason; the code `canceled` ends it as canceled by its owner."""
     await generation.fail_generation(worker.session, worker.ticket, body.code, body.message)
 
 
@@ -334,7 +344,7 @@ async def fail_generation(body: Failure, worker: Drawer) -> None:
 
 @router.post("/ticket:renew")
 async def renew(worker: AnyWorker, parts: AppParts) -> dict[str, str]:
-    """The same rights for some more time, while the job is open and the member one."""
+    """A ticket with the same rights for more time, while the job is open and the member still one."""
     of_kind = training if worker.ticket.kind == "training" else generation
     await of_kind.must_be_open(worker.session, worker.ticket)
     return {"ticket": worker.ticket.renewed(parts.settings.ticket_seconds).sign(parts.secrets.tickets)}
@@ -348,7 +358,7 @@ async def _file_of(form: FormData) -> tuple[bytes, str]:
 
 
 def _facts(kind: type[F], said: Any) -> F:
-    """The checked facts. Raises InvalidInput naming the field."""
+    """`said` as a validated `kind`. Raises InvalidInput naming the field."""
     must_be_storable(said, "facts")
     try:
         return kind.model_validate(said)

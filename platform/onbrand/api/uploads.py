@@ -1,4 +1,4 @@
-"""Uploads that go straight to the store: announce, send to the signed link, complete. What arrives is never served."""
+"""Uploads directly to the store: announce, send to the signed link, complete. The uploaded bytes are never served."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REFUSALS = (UnsupportedMedia, TooLarge, InvalidInput, Conflict)
 
 
 class Sending(BaseModel):
-    """How to send the file, once and soon.
+    """How to send the file, once, before the link expires.
 
     PUT: the bytes with `headers`. POST: a form of `fields` and then the file, in a field called `file`.
     """
@@ -49,14 +49,14 @@ class Sending(BaseModel):
 
 
 class Announced(uploads.Upload):
-    """An upload that may now be sent."""
+    """An announced upload, with the link to send its file to."""
 
     send: Sending
 
 
 @router.post("", status_code=201, response_model=Announced)
 async def create_upload(body: uploads.NewUpload, caller: Uploader, once: OnlyOnce) -> JSONResponse:
-    """Announce a file; the answer says where to send it. Then complete the upload."""
+    """Announce a file. The response has the link to send it to; complete the upload after sending."""
     settings = caller.parts.settings
     limits = limits_of(caller.scope, settings.limits)
 
@@ -77,13 +77,13 @@ async def list_uploads(caller: Member, paging: Paging) -> dict[str, Any]:
 
 @router.get("/{upload_id}")
 async def get_upload(upload_id: UUID, caller: Member) -> uploads.Upload:
-    """One upload as it is now, and what it became."""
+    """The current state of one upload, with the ids of the objects made of it."""
     return await uploads.get_upload(caller.session, caller.brand_id, str(upload_id))
 
 
 @router.post("/{upload_id}/complete")
 async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: FileChecker) -> uploads.Upload:
-    """Check what arrived and make it an asset, assets or a document. Asked again, it answers the same."""
+    """Check the uploaded file and make assets or a document of it. A repeated call returns the same."""
     async with access.open() as caller:
         upload = await uploads.get_own_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))
         store, checker = caller.store, await in_turn_of(checker, caller)
@@ -106,7 +106,7 @@ async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: File
 
 @router.delete("/{upload_id}", status_code=204, response_class=Response)
 async def cancel_upload(upload_id: UUID, access: UploaderAccess) -> None:
-    """End an own upload that is not completed; what arrived is removed."""
+    """Cancel an own upload that is not completed, and remove its bytes."""
     async with access.open() as caller:
         upload = await uploads.cancel_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))
         store = caller.store
@@ -120,7 +120,7 @@ async def _refuse(access: Access, store: BrandStore, upload: uploads.Upload, pro
 
 
 async def _discard(store: BrandStore, upload: uploads.Upload) -> None:
-    """After the commit; what fails here is swept."""
+    """Remove the uploaded bytes after the commit; the sweeper removes them if this fails."""
     try:
         await uploads.discard(store, upload.key)
     except StorageError as problem:

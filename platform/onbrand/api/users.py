@@ -1,4 +1,4 @@
-"""Signing up, logging in, and who a token is."""
+"""Routes to sign up, log in and read the own account."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ router = APIRouter(tags=["users"], route_class=UserRoute)
 
 
 class SignUp(Input):
+    """An email address and a password."""
+
     email: str = Field(max_length=320)
     password: str = Field(max_length=1000, repr=False)
 
 
 class LogIn(SignUp):
+    """An email address and a password, and optionally the only brand of the token."""
+
     brand_id: str | None = Field(None, description="Narrows the token to one brand.")
 
 
 class OtherToken(Input):
+    """A token of the outside issuer."""
+
     token: str = Field(max_length=20_000, repr=False)
 
 
 @router.post("/v1/users", status_code=201)
 async def sign_up(body: SignUp, request: Request, parts: AppParts) -> identity.User:
-    """Make an account."""
+    """Create an account."""
     if parts.settings.sign_up == "closed":
         raise Forbidden("sign-up is closed here; ask the operator for an account")
     return await passwords.sign_up(request, parts, body.email, body.password)
@@ -52,7 +58,7 @@ async def log_in(body: LogIn, request: Request, parts: AppParts) -> JSONResponse
 
 @router.get("/v1/me")
 async def me(caller: AnyUser) -> Any:
-    """Who this credential is, which brands it reaches, and, of a key, what it may do."""
+    """The credential's account, its brands, and the scopes of a key."""
     user = await identity.get_user(caller.session)
     mine = await brands.list_brands(caller.session)
     scope = caller.scope
@@ -67,7 +73,7 @@ async def me(caller: AnyUser) -> Any:
 
 @router.post("/v1/me/identities", status_code=204, response_class=Response)
 async def link_identity(body: OtherToken, caller: Person, parts: AppParts) -> None:
-    """Let the account be reached by an outside issuer's token too: whoever holds both says that they are one."""
+    """Link the account to an outside issuer's account, whose token the body holds; either token then logs in."""
     if parts.oidc is None:
         raise InvalidInput("no outside issuer's tokens are accepted here", param="token")
     await identity.link(caller.session, await parts.oidc.verify(body.token))

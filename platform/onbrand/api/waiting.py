@@ -1,4 +1,4 @@
-"""A generation's life as a request sees it: begin, wait for the end, cancel; a client that goes away frees its rows."""
+"""Begins a generation for a request, waits for its end, and cancels it on request or if the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from onbrand.errors import OnbrandError, TooManyRequests
 from onbrand.services import brands, images
 
 _LOOK_EVERY, _LISTEN_EVERY = 5.0, 0.5
-"""How often a row is read while its generation is drawn by this process, which hears of its end; and how often somebody
-asks whether the client is still there."""
+"""Seconds between reads of a row whose generation this process runs (its end is noticed at once), and between checks
+whether the client is still connected."""
 _LOOK_ELSEWHERE = (0.2, 2.0)
-"""The first and the longest pause between looks at what another process has drawn."""
+"""The first and the longest pause between reads of a row whose generation another process runs."""
 
 
 async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
-    """Write the row, commit, and start drawing; a repeated call finds the generation of the first. Returns its id."""
+    """Write the row, commit and start drawing; returns the id. A repeated call returns the first call's generation."""
     renderings = access.parts.renderings
     render: images.RenderRequest | None = None
-    if once.key is None:  # one that is sent again may have been answered before
+    if once.key is None:  # a repeated call with a key may have an earlier response
         access.parts.refusals.must_be_over(access.scope.user_id, access.brand_id, body.num_images)
     async with access.open() as caller:
         done = await once.do(caller, 202, lambda: _written(caller, body))
@@ -39,9 +39,9 @@ async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
 
 
 def _was_never_begun(access: Access, generation: images.Generation) -> bool:
-    """Its ingress died between committing and drawing; drawing twice would store each picture once.
+    """Whether its ingress died between commit and drawing. Drawing twice is safe: each picture is stored once.
 
-    One of which somebody was heard and is no more is drawn again by `abandoned`.
+    `abandoned` recovers a generation whose heartbeats stopped.
     """
     is_new = generation.status == "pending" and generation.heartbeat_at is None
     return is_new and not access.parts.renderings.is_running(generation.id)
@@ -63,7 +63,7 @@ async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Ge
 
 
 async def read(access: Access, generation_id: str) -> images.Generation:
-    """The generation as it is now."""
+    """The current state of the generation."""
     async with access.open() as caller:
         return await images.get_generation(caller.session, caller.brand_id, generation_id)
 
@@ -71,10 +71,10 @@ async def read(access: Access, generation_id: str) -> images.Generation:
 async def until_done(
     access: Access, generation_id: str, seconds: float, request: Request, *, abandon: bool
 ) -> images.Generation:
-    """The generation when it has ended, or as it is after `seconds`.
+    """The generation when it has ended, or its state after `seconds`.
 
     Args:
-        abandon: cancel it when the client goes away meanwhile (one with an Idempotency-Key will come back for it).
+        abandon: cancel it if the client disconnects; False with an Idempotency-Key, since the client may return.
     """
     try:
         return await _look_until_done(access, generation_id, seconds, request, abandon)
@@ -85,7 +85,7 @@ async def until_done(
 
 
 async def cancel(access: Access, generation_id: str, once: Once) -> Done:
-    """Write that canceling was asked, then tell the engine."""
+    """Store the cancel request, then tell the engine."""
     async with access.open() as caller:
         done = await once.do(
             caller,
@@ -115,7 +115,7 @@ async def _look_until_done(
 
 
 async def _client_left(access: Access, generation_id: str, until: float, request: Request | None) -> bool:
-    """Wait until then, or until the generation's task ends where it runs here; True as soon as the client is gone."""
+    """Wait `until` then, or until the generation's task in this process ends; True if the client has disconnected."""
     renderings, is_here = access.parts.renderings, access.parts.renderings.is_running(generation_id)
     while (left := until - time.monotonic()) > 0:
         if request is not None and await request.is_disconnected():
@@ -130,6 +130,6 @@ async def _client_left(access: Access, generation_id: str, until: float, request
 
 
 async def give_up(access: Access, generation_id: str) -> None:
-    """Cancel a generation that nobody waits for any more."""
+    """Cancel a generation that no client waits for."""
     with suppress(OnbrandError):  # it may have ended meanwhile
         await cancel(access, generation_id, Once(None, "", ""))

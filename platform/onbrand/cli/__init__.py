@@ -1,6 +1,7 @@
-"""The command `onbrand`. One file a noun; `main` joins them and turns every error into one line and an exit code.
+"""The command `onbrand`: one module per group of commands; `main` turns errors into one line and an exit code.
 
-Only `up`, `demo` and `tiny` load the platform (torch, Ray); everything else talks to a running one through the SDK.
+Only `up`, `demo` and `tiny` load the platform (torch, Ray). Other commands call a running platform through the SDK, or
+its database directly (for operators).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave the process with its exit code; loading it may be interrupted too."""
+    """Run the command line and exit with its code; handles an interrupt during imports too."""
     try:
         from onbrand.cli.main import main as run
     except KeyboardInterrupt:

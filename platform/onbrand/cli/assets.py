@@ -1,4 +1,4 @@
-"""`onbrand asset`: the pictures a brand is trained on."""
+"""`onbrand asset`: a brand's training pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def upload(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload pictures: all, or none if one is refused. A text file beside a picture, `logo.txt`, is its caption."""
+    """Upload pictures: all, or none if one is refused. A text file next to a picture, `logo.txt`, is its caption."""
     client = connect()
     pictures = expand(files)
     captions = with_sidecars(pictures, caption)
@@ -56,10 +56,10 @@ def delete(asset_id: str, brand: BrandOption = None, as_json: AsJson = False) ->
 
 
 def expand(files: list[Path]) -> list[Path]:
-    """The files themselves, and the pictures in folders and theirs, in order of their paths.
+    """The given files, and the pictures in the given folders (recursive, sorted by path).
 
-    What systems keep beside files is left out, and texts that describe a picture (`with_sidecars` reads them); of a
-    folder also all else, which is named on stderr.
+    Skips system files such as `.DS_Store`, and captions (`with_sidecars` reads them). Of a folder, all other files that
+    are no pictures are skipped and listed on stderr.
 
     Raises Refused.
     """
@@ -94,7 +94,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def with_sidecars(pictures: list[Path], said: list[str] | None) -> list[str | None]:
-    """A caption for each picture: its text file's, else what was said for all or for it. Raises Refused."""
+    """A caption (or None) for each picture: from its text file, else from the command line. Raises Refused."""
     given: list[str | None] = [*said] if said else [None]
     if len(given) == 1:
         given = given * len(pictures)
@@ -105,7 +105,7 @@ def with_sidecars(pictures: list[Path], said: list[str] | None) -> list[str | No
 
 
 def _texts_beside(pictures: list[Path]) -> dict[Path, Path]:
-    """What `logo.txt` is for `logo.png`, as in an archive: the text file of each picture that has one."""
+    """The text file of each picture that has one, such as `logo.txt` for `logo.png`. Raises Refused if ambiguous."""
     named = [path for path in pictures if is_picture(path.name)]
     beside = [text for folder in sorted({path.parent for path in named}) for text in sorted(folder.iterdir())]
     paths = [*named, *(text for text in beside if is_caption(text.name) and not is_litter(text.name))]

@@ -1,7 +1,7 @@
-"""`onbrand audit`: the record of who did what, and the proof that nobody rewrote it.
+"""`onbrand audit`: lists and verifies a brand's audit record.
 
-`verify` keeps the last line that it saw in `~/.config/onbrand/audit-heads.json`, away from the platform: a record that
-has lost lines at its end, or was written anew as a whole, is noticed the next time.
+`verify` stores the last line's number and hash in `~/.config/onbrand/audit-heads.json`, outside the platform. The next
+run then detects a record that lost lines at its end or was rewritten as a whole.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def verify(
     data_dir: Annotated[Path | None, typer.Option(help="With --database: the platform's (ONBRAND_DATA_DIR).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the record's chain anew from its lines, and compare it with the last line seen before (admins only)."""
+    """Verify the record's hash chain, and that it still contains the last line seen before (admins only)."""
     if head is not None and database and brand is None:
         raise Refused("--head is of one brand; name it with --brand", USAGE, "usage")
     place, verdicts = _from_database(brand, head, data_dir) if database else _over_http(brand, head)
@@ -110,7 +110,7 @@ def _name(place: str, verdict: Verdict) -> str:
 
 
 def heads_path() -> Path:
-    """Where the last line that was seen of each record is kept."""
+    """The file with the last seen line of each record."""
     return credentials_path().with_name("audit-heads.json")
 
 
@@ -125,7 +125,7 @@ def _kept_heads() -> dict[str, str]:
 
 
 def _keep_heads(heads: dict[str, str]) -> None:
-    """Write the file whole; what it says of other records stays."""
+    """Replace the file atomically; entries of other records stay."""
     path = heads_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")

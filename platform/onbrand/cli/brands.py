@@ -1,4 +1,4 @@
-"""`onbrand brand`: brands, who is in them, and (for operators) what they may take of engines and trainers."""
+"""`onbrand brand`: brands, their members, and (for operators) their limits on engines and trainers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def list_(as_json: AsJson = False) -> None:
 
 @app.command()
 def members(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Who is in a brand."""
+    """List a brand's members."""
     client = connect()
     show_rows(client.members.list(chosen_brand(client, brand)), ("user_id", "email", "role"), as_json)
 
@@ -51,7 +51,7 @@ def add_member(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Invite somebody into a brand (admins only). The token is shown this once: hand it over."""
+    """Invite an address into a brand (admins only). The token is shown only once: hand it over."""
     client = connect()
     made = client.members.add(chosen_brand(client, brand), email, role)
     how = f"They accept with: onbrand invitation accept {made.token}"
@@ -66,7 +66,7 @@ def set_role(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a member's role (admins only); the last admin stays one."""
+    """Change a member's role (admins only). A brand keeps at least one admin."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     changed = client.members.set_role(brand_id, _user_id(client, brand_id, member), role)
@@ -75,7 +75,7 @@ def set_role(
 
 @app.command("remove-member")
 def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Remove a member, at once (admins; anybody may remove themselves); the last admin stays."""
+    """Remove a member at once (admins only, except for yourself). The last admin cannot be removed."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     user_id = _user_id(client, brand_id, member)
@@ -85,7 +85,7 @@ def remove_member(member: MemberArgument, brand: BrandOption = None, as_json: As
 
 @app.command()
 def leave(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Leave a brand, at once; its last admin stays."""
+    """Leave a brand at once; its last admin cannot."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     client.members.leave(brand_id)
@@ -107,7 +107,7 @@ def limits(
     data_dir: DataDirOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Operators: show or set what a brand may take of engines and trainers, in the database itself."""
+    """Operators: show or set a brand's limits on engines and trainers, directly in the database."""
     from onbrand.db.limits import set_limits
 
     said = {
@@ -124,7 +124,7 @@ def limits(
 
 
 def _number(name: str, value: Any) -> float | int | None:
-    """An option's number; None for 'none'."""
+    """An option's value as a number; None for 'none'. Raises Refused."""
     if not isinstance(value, str):
         return float(value)
     if value == "none":
@@ -135,7 +135,7 @@ def _number(name: str, value: Any) -> float | int | None:
 
 
 def _user_id(client: Onbrand, brand_id: str, member: str) -> str:
-    """The id of the member with this address; an id stays what it is."""
+    """The user id of a member given by address; an id is returned unchanged. Raises Refused."""
     if "@" not in member:
         return member
     for each in client.members.list(brand_id):

@@ -1,4 +1,4 @@
-"""`onbrand demo`: the five steps for two brands, on a platform of its own."""
+"""`onbrand demo`: the five steps for two brands, on a temporary platform."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the base's own advice.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload, train, publish and generate for two brands, and try to reach across the wall between them.
+    """Upload, train, publish and generate for two brands, and attempt access from each brand to the other.
 
-    Runs on free ports and a data directory of its own, ends by itself and leaves only the output folder.
+    Uses free ports and a temporary data directory, ends by itself and leaves only the output folder.
     ONBRAND_STORAGE_URL, ONBRAND_S3_ENDPOINT and the keys choose another object store.
     """
     kits = list(zip(brand or [], images or [], strict=False))
@@ -39,7 +39,7 @@ def demo(
 
 
 def report_problems(report: dict[str, object]) -> list[str]:
-    """What is wrong with a demo's report; nothing for a good one."""
+    """The shortcomings in a demo's report; empty for a good one."""
     from onbrand.demo import shortcomings
 
     return shortcomings(report)

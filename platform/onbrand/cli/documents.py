@@ -1,4 +1,4 @@
-"""`onbrand document`: guidelines, voice and tone."""
+"""`onbrand document`: a brand's documents (guidelines, voice and tone)."""
 
 from __future__ import annotations
 

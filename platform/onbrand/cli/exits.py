@@ -1,4 +1,4 @@
-"""Exit codes, and which error of the platform or the SDK leaves with which."""
+"""Exit codes, and their mapping from errors of the platform and the SDK."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REMEDIES = {NOT_LOGGED_IN: "run 'onbrand login'", UNAVAILABLE: "is 'onbrand up'
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One line for people, one object for programs."""
+    """A failure as an exit code, a message for people, and a code with fields for programs."""
 
     exit_code: int
     code: str
@@ -43,7 +43,7 @@ class Failure:
 
 
 class Refused(Exception):
-    """What the command line itself refuses, before anything is sent."""
+    """The command line refuses its input or result itself, without the platform."""
 
     def __init__(self, message: str, exit_code: int = REFUSED, code: str = "refused") -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class Refused(Exception):
 
 
 def failure_of(problem: Exception) -> Failure | None:
-    """What to say about an error that was raised on purpose, or by the system; None for a bug."""
+    """The failure for an expected error or an OSError; None for a bug."""
     if isinstance(problem, Refused):
         return Failure(problem.exit_code, problem.code, str(problem))
     if isinstance(problem, OSError):
@@ -68,10 +68,10 @@ def failure_of(problem: Exception) -> Failure | None:
 
 
 def _of_library(problem: Exception) -> Failure | None:
-    """Their own texts would repeat what may be a secret."""
+    """The failure for a library's error, without its text, which may contain a secret; None for a bug."""
     if isinstance(problem, UnicodeError):
         return Failure(REFUSED, "not_utf8", "an argument, a variable or an input has bytes that are not UTF-8")
-    psycopg = sys.modules.get("psycopg")  # nothing of the client loads it
+    psycopg = sys.modules.get("psycopg")  # the client does not import it
     if psycopg is None or not isinstance(problem, psycopg.Error):
         return None
     state = problem.sqlstate or type(problem).__name__

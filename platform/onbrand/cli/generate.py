@@ -66,7 +66,7 @@ def generate(
 
 
 def adapters(named: list[str]) -> dict[str, Any]:
-    """`model` for one name alone, else `models`, each with the scale after its colon."""
+    """The field `model` for a single name without scale, else `models` with the scale after each colon."""
     if len(named) == 1 and ":" not in named[0]:
         return {"model": named[0]}
     models = []

@@ -1,4 +1,4 @@
-"""`onbrand image`: generated pictures that exist."""
+"""`onbrand image`: list, download and delete generated pictures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def download(
 
 @app.command()
 def delete(image_id: ImageId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Delete a picture of yours."""
+    """Delete an own picture."""
     client = connect()
     client.images.delete(chosen_brand(client, brand), image_id)
     show({"id": image_id, "deleted": True}, f"Deleted {image_id}.", as_json)

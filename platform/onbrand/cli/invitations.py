@@ -1,4 +1,4 @@
-"""`onbrand invitation`: invite somebody into a brand; accept or decline an invitation of one's own."""
+"""`onbrand invitation`: create, list and revoke invitations into a brand; accept or decline received ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def create(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Invite an address (admins only). The token is shown this once: hand it over."""
+    """Invite an address (admins only). The token is shown only once: hand it over."""
     client = connect()
     made = client.invitations.create(chosen_brand(client, brand), email, role, days=days)
     lost = f"The answer that held the token was lost: run 'onbrand invitation revoke {made.id}' and invite again."

@@ -1,4 +1,4 @@
-"""`onbrand job`: training jobs that exist."""
+"""`onbrand job`: list, follow, cancel, stop, retry and delete training jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def get(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """One job, perhaps followed to its end."""
+    """Show one job; with --wait, follow it to its end."""
     client = connect()
     job = client.training_jobs.get(chosen_brand(client, brand), job_id)
     show_job(follow(job, as_json) if wait else job, as_json)
@@ -38,21 +38,21 @@ def get(
 
 @app.command()
 def cancel(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Ask a job to end."""
+    """Cancel a job."""
     client = connect()
     show_job(client.training_jobs.cancel(chosen_brand(client, brand), job_id), as_json)
 
 
 @app.command()
 def stop(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """End a training job now, and publish the best that it has."""
+    """Stop a training job now, and publish its best step so far."""
     client = connect()
     show_job(client.training_jobs.stop(chosen_brand(client, brand), job_id), as_json)
 
 
 @app.command()
 def retry(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Start a failed or canceled job again, as a new one that goes on from its last checkpoint where that fits."""
+    """Retry a failed or canceled job as a new one, which resumes from the last checkpoint if it fits."""
     client = connect()
     show_job(client.training_jobs.retry(chosen_brand(client, brand), job_id), as_json)
 

@@ -23,7 +23,7 @@ def create(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key that acts for you in one brand (admins only). It is shown this once."""
+    """Create a key that acts for you in one brand (admins only). It is shown only once."""
     client = connect()
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     made = client.keys.create(chosen_brand(client, brand), name, scope, expires_at=expires_at)
@@ -41,7 +41,7 @@ def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(key_id: KeyId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """End a key, at once and for ever (admins only)."""
+    """Revoke a key at once and permanently (admins only)."""
     client = connect()
     client.keys.revoke(chosen_brand(client, brand), key_id)
     show({"id": key_id, "revoked": True}, f"Revoked key {key_id}.", as_json)

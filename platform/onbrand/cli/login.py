@@ -1,6 +1,6 @@
-"""Who the caller is: `signup`, `login`, and the client that every other command talks through.
+"""`onbrand signup` and `onbrand login`, and the authenticated client for all other commands.
 
-The token lies in `~/.config/onbrand/credentials.json` (0600). ONBRAND_URL and ONBRAND_TOKEN go before it.
+The token is in `~/.config/onbrand/credentials.json` (0600). ONBRAND_URL and ONBRAND_TOKEN take precedence.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def login(
     brand: Annotated[str | None, typer.Option("--brand", help="Narrow the token to this brand.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Log in; the token is kept for the commands that follow."""
+    """Log in; the token is stored for the following commands."""
     _log_in(_anonymous(url), email, _ask(password), brand, as_json)
 
 
 def connect() -> Onbrand:
-    """A client of the platform that the caller is logged in to. Raises Refused when there is no token."""
+    """A client of the platform that the caller is logged in to. Raises Refused without a token."""
     from onbrand.client import Onbrand
 
     stored = read_credentials()
@@ -63,17 +63,17 @@ def connect() -> Onbrand:
 
 
 def chosen_brand(client: Onbrand, brand: str | None) -> str:
-    """The id of the brand that a command is about: the named one, or the caller's only one."""
+    """The id of a command's brand: the named one, or the caller's only brand."""
     return brand or client.get_user_brand().id
 
 
 def credentials_path() -> Path:
-    """Where the token is kept."""
+    """The file that stores the token."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "onbrand" / "credentials.json"
 
 
 def read_credentials() -> dict[str, Any]:
-    """What `login` kept; empty when there is nothing readable."""
+    """The credentials that `login` stored; empty if the file is missing or unreadable."""
     try:
         stored = json.loads(credentials_path().read_text())
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def read_credentials() -> dict[str, Any]:
 
 
 def keep_credentials(**credentials: Any) -> Path:
-    """Write the credentials file whole, readable by its owner only."""
+    """Replace the credentials file atomically, readable by its owner only."""
     path = credentials_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")

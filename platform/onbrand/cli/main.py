@@ -1,4 +1,4 @@
-"""The commands joined, and the one place where errors leave the process."""
+"""Builds the command line from its modules, runs it, and prints errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def build() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave the process with its exit code."""
+    """Run the command line and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
     take_any_text()
     try:

@@ -19,14 +19,14 @@ app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True
 
 
 class TextEncoder(Enum):
-    """What becomes of a file's layers of text encoders."""
+    """How to treat text encoder layers of an imported file."""
 
     refuse = "refuse"
     drop = "drop"
 
 
 class Format(Enum):
-    """What a downloaded file may be."""
+    """Formats of a downloaded adapter."""
 
     diffusers = "diffusers"
     kohya = "kohya"
@@ -61,7 +61,7 @@ def download(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Save the safetensors file (the platform logs it)."""
+    """Save the safetensors file (the platform records the download)."""
     client = connect()
     found = client.models.get(chosen_brand(client, brand), model)
     path = found.download(out, format.value)
@@ -82,7 +82,7 @@ def import_(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make another trainer's file the brand's next model; it is checked and proved first."""
+    """Import another trainer's file as the brand's next model, after checking and testing it."""
     client = connect()
     wish = None if text_encoder is TextEncoder.refuse else text_encoder.value
     job = client.models.import_file(

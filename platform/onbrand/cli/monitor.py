@@ -1,4 +1,4 @@
-"""`onbrand job metrics, samples, logs` and `onbrand train plot`: what a training shows, and showed."""
+"""`onbrand job metrics, samples, logs` and `onbrand train plot`: metrics, samples and the log of a training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def metrics(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """The course of a training: loss, learning rate, speed, time left; and what the held-out pictures said."""
+    """The metrics of a training: loss, learning rate, speed, time left, and the loss on held-out pictures."""
     course = _job(job_id, brand).course(points)
     if as_json:
         show(course, "", as_json)
@@ -60,7 +60,7 @@ def samples(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """The sample pictures: for each prompt the base's beside the adapter's, step by step."""
+    """The sample pictures: for each prompt the base's, then the adapter's at each sampled step."""
     found = list(_job(job_id, brand).samples())
     if out is None:
         show_rows(found, ("index", "drawn_by", "step", "seed"), as_json)
@@ -83,7 +83,7 @@ def logs(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """What the run says, line by line."""
+    """The lines of the run's log."""
     job = _job(job_id, brand)
     if not follow:
         lines = list(job.logs())
@@ -96,7 +96,7 @@ def logs(
 
 
 def _follow(job: TrainingJob) -> None:
-    """Print every line once; events tell when there are new ones."""
+    """Print every log line once, until the job ends; events signal new lines."""
     last = 0
     for line in job.logs():
         print(_text(line))

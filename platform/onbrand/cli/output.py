@@ -1,4 +1,4 @@
-"""What a command prints: one JSON document, or text for people. Progress and errors go to stderr."""
+"""Prints a command's result as one JSON document or as text. Progress and errors go to stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON doc
 
 
 class Step(Protocol):
-    """Moves a bar to a percentage, with a title, and notes below it."""
+    """Sets a progress bar's percentage, title, and notes below it."""
 
     def __call__(self, percent: float, title: str, notes: str = "") -> None: ...
 
@@ -46,12 +46,12 @@ def show_rows(things: Iterable[BaseModel], columns: Sequence[str], as_json: bool
     for thing in found:
         table.add_row(*(Text(_cell(getattr(thing, column))) for column in columns))
     console = Console()
-    wide = console if console.is_terminal else Console(width=240)  # a pipe must not lose half an id
+    wide = console if console.is_terminal else Console(width=240)  # ids must not be cut in a pipe
     wide.print(table if found else "none")
 
 
 def print_failure(failure: Failure, as_json: bool) -> None:
-    """One line on stderr; with `as_json` also the error as the one document on stdout."""
+    """Print one line on stderr; with `as_json` also the error as the only document on stdout."""
     if as_json:
         error = {"code": failure.code, "message": failure.message, **failure.fields}
         print(_as_json({"error": error}))
@@ -59,9 +59,9 @@ def print_failure(failure: Failure, as_json: bool) -> None:
 
 
 def take_any_text() -> None:
-    """Let no character that a terminal's encoding lacks end a command: it is shown as `\\u2026`."""
+    """Print characters that the terminal's encoding lacks as `\\u2026`; accept any bytes on stdin."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started us
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
         elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -70,21 +70,21 @@ def take_any_text() -> None:
 
 
 def leave_reader() -> int:
-    """Nobody reads our output any more: write the rest of it nowhere. Returns the exit code, which is also typer's."""
+    """Redirect stdout to the null device after a broken pipe. Returns the exit code, the same as typer's."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
 
 
 def _as_json(document: Any) -> str:
-    """In an encoding other than UTF-8 as ASCII: JSON has no other encoding."""
+    """JSON text; ASCII only if stdout is not UTF-8, since JSON permits no other encoding."""
     is_utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").replace("_", "") == "utf8"
     return json.dumps(document, ensure_ascii=not is_utf8)
 
 
 @contextmanager
 def progress_bar(title: str, as_json: bool) -> Iterator[Step]:
-    """A bar on stderr that the yielded function moves to a percentage; silent with `as_json`."""
+    """A progress bar on stderr, set by the yielded function; silent with `as_json`."""
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.text import Text

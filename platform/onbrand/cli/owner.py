@@ -1,4 +1,4 @@
-"""The database's owner, for what only operators do: beside the platform, never through its API."""
+"""Finds the login of the database's owner, for operators' commands that bypass the API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DataDirOption = Annotated[Path | None, typer.Option(help="The platform's data di
 
 
 def owner_of(data_dir: Path | None) -> tuple[str, str]:
-    """Where the platform keeps its data, and the DSN of its database's owner. Raises Refused when it is not known."""
+    """The platform's data directory, and the DSN of its database's owner. Raises Refused if the owner is unknown."""
     from onbrand.cli.up import settings_from
     from onbrand.db.embedded import read_urls
 

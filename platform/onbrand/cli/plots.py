@@ -1,4 +1,4 @@
-"""A training's course as a picture: loss and held-out loss over the steps, and the best step marked."""
+"""Plots of a training: training and held-out loss by step, with the best step marked; and a sheet of its samples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TRAINED, _JUDGED, _BEST = "#8a8f98", "#1f5fd0", "#d0471f"
 
 
 def must_have_points(course: Course) -> None:
-    """Raise Refused for a job that has told no numbers yet."""
+    """Raise Refused for a job without metrics."""
     if not course.data:
         raise Refused("the job has told no numbers yet; look again when it trains", CONFLICT, "no_metrics")
 
 
 def draw_course(course: Course, title: str, path: Path) -> Path:
-    """Write the plot at `path`, in the format that its name says. Raises Refused for one that cannot be written."""
+    """Write the plot to `path`; its extension gives the format. Raises Refused for an unsupported one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     must_have_points(course)
@@ -36,7 +36,7 @@ def draw_course(course: Course, title: str, path: Path) -> Path:
 
 
 def figure_of(course: Course, title: str) -> Figure:
-    """Both losses above, the learning rate below; no window, and no state of matplotlib's own."""
+    """A figure with both losses above the learning rate. Opens no window and does not use pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -65,14 +65,14 @@ def _draw_losses(axes: Axes, course: Course) -> None:
 
 
 def _line(course: Course, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values, where it was told."""
+    """Steps and values of a metric, without the points that lack it."""
     told = {point.step: getattr(point, name) for point in course.data}
     known = {step: float(value) for step, value in told.items() if value is not None}
     return list(known), list(known.values())
 
 
 def sheet_of(samples: list[tuple[Any, bytes]]) -> Any:
-    """A Pillow picture of all samples: a row per prompt, the base's picture first, then the adapter's step by step."""
+    """A Pillow image of all samples: a row per prompt, with the base's picture first, then the adapter's by step."""
     import io
 
     from PIL import Image, ImageDraw, ImageFont, ImageOps

@@ -1,4 +1,4 @@
-"""`onbrand tiny`: make the tiny base models that ship with Onbrand, and measure them."""
+"""`onbrand tiny`: train and score the tiny base models that ship with Onbrand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def score(
     seed: Annotated[int, typer.Option(help="Chooses prompts and noise.")] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """How often colour, shape and ground are right, on seen and on held-out combinations."""
+    """Score how often colour, shape and background are right, on seen and held-out combinations."""
     must_be_family(family)
     from onbrand.families.tiny.score import score as score_tiny
 

@@ -56,7 +56,7 @@ def train(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune an adapter on the brand's pictures. Unsaid values are the base model's own advice."""
+    """Fine-tune an adapter on the brand's pictures. Options default to the base model's recommendations."""
     if context.invoked_subcommand is not None:
         return
     wishes = {
@@ -88,7 +88,7 @@ def train(
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """FIELD=VALUE; the value as JSON has it where it is that, else as it stands."""
+    """Parse FIELD=VALUE; the value is parsed as JSON if it is valid JSON, else it is text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise typer.BadParameter(f"'{text}' is not FIELD=VALUE", param_hint="--set")
@@ -99,7 +99,7 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def show_check(checked: DataCheck, as_json: bool) -> None:
-    """Print what the data doctor says. Exits with 5 (input refused) when a job would not start."""
+    """Print the data doctor's findings. Exits with 5 (input refused) if a job would be refused."""
     lines = [f"{finding.level}: {finding.message}; {finding.remedy} [{finding.code}]" for finding in checked.findings]
     lines.append(
         f"{checked.num_images} pictures, trained at {checked.resolution} with the trigger word "
@@ -136,7 +136,7 @@ def show_job(job: Any, as_json: bool) -> None:
 
 
 def _notes(job: TrainingJob) -> str:
-    """The newest numbers in one line: step, loss, what the held-out pictures say, speed, time left."""
+    """The newest metrics in one line: step, loss, held-out loss, speed, time left."""
     told = job.metrics or {}
     parts = [
         _part(told, "step {step} of {steps}"),
@@ -149,7 +149,7 @@ def _notes(job: TrainingJob) -> str:
 
 
 def _part(told: dict[str, Any], words: str) -> str:
-    """The words with their numbers; nothing where one is not told yet."""
+    """`words` formatted with the metrics; empty if one is missing."""
     try:
         return words.format(**told)
     except (KeyError, ValueError):

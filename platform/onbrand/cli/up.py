@@ -1,4 +1,4 @@
-"""`onbrand up`: the whole platform on this machine, in the foreground, until Ctrl-C."""
+"""`onbrand up`: runs the whole platform on this machine in the foreground until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def up(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the platform here: database, object store, Ray, Serve. Ctrl-C ends all of it, and nothing else."""
+    """Run the platform here: database, object store, Ray, Serve. Ctrl-C stops all of it, and nothing else."""
     settings = settings_from(
         {"host": host, "port": port, "data_dir": data_dir, "families": family or None, "dev": dev or None}
     )
@@ -58,7 +58,7 @@ def _wait_for_end(platform: Platform) -> None:
 
 
 def settings_from(options: dict[str, Any]) -> Settings:
-    """The environment's settings, with the command line's before them. Raises ConfigurationError naming the setting."""
+    """The environment's settings, overridden by `options`. Raises ConfigurationError naming the setting."""
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
@@ -87,11 +87,11 @@ def _setting_refused(first: Any) -> ConfigurationError:
 
 
 class Ended(KeyboardInterrupt):
-    """The first SIGINT or SIGTERM."""
+    """Raised by the first SIGINT or SIGTERM."""
 
 
 def listen_for_end() -> None:
-    """From now on the first SIGINT or SIGTERM raises Ended; later ones do not disturb the clearing up."""
+    """Make the first SIGINT or SIGTERM raise Ended; later ones are ignored, so that clean-up can finish."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

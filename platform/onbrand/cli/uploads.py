@@ -1,4 +1,4 @@
-"""`onbrand upload`: files that go straight to the platform's store."""
+"""`onbrand upload`: sends files directly to the platform's store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def send(
     brand: BrandOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send files one by one; those before a refused one stay."""
+    """Send files one by one; if one is refused, those sent before it stay."""
     client = connect()
     brand_id = chosen_brand(client, brand)
     paths = expand(files)
@@ -52,7 +52,7 @@ def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(upload_id: str, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """End an own upload that is not completed."""
+    """Cancel an own upload that is not completed."""
     client = connect()
     client.uploads.cancel(chosen_brand(client, brand), upload_id)
     show({"id": upload_id, "canceled": True}, f"Canceled {upload_id}.", as_json)

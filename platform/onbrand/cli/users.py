@@ -1,4 +1,4 @@
-"""`onbrand user`: operators settle whose an address is, in the database itself."""
+"""`onbrand user`: operators verify or release an account's email address, directly in the database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = typer.Typer(name="user", help="Operators: whose an account's address is.",
 
 @app.command()
 def verify(email: EmailArgument, data_dir: DataDirOption = None, as_json: AsJson = False) -> None:
-    """Operators: say that the account with this address owns it; it needs no token to accept invitations then."""
+    """Operators: mark an account's address as verified; it can then accept invitations without a token."""
     from onbrand.db.accounts import verify_address
 
     user_id = verify_address(owner_of(data_dir)[1], email)
@@ -25,7 +25,7 @@ def verify(email: EmailArgument, data_dir: DataDirOption = None, as_json: AsJson
 
 @app.command()
 def release(email: EmailArgument, data_dir: DataDirOption = None, as_json: AsJson = False) -> None:
-    """Operators: take an address from an account that never showed that it owns it, for whoever does to sign up."""
+    """Operators: take an unverified address from an account, so that its owner can sign up with it."""
     from onbrand.db.accounts import release_address
 
     user_id = release_address(owner_of(data_dir)[1], email)

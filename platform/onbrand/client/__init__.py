@@ -1,4 +1,4 @@
-"""The Python client of Onbrand. Stands alone: it imports nothing else of the package, and neither torch nor ray."""
+"""The Python client of Onbrand. Imports no other part of the package, and neither torch nor ray."""
 
 from onbrand.client.chain import Head, Verdict
 from onbrand.client.client import Onbrand

@@ -1,4 +1,4 @@
-"""What all answers share: frozen, tolerant of newer fields, attached to their client, and how to wait for one."""
+"""Base classes of the API's objects: frozen, ignore unknown fields, know their client, and can be waited for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Answer(BaseModel):
 
 
 class Attached(Answer):
-    """An object that knows the client it came from."""
+    """An object that keeps a reference to its client."""
 
     _client: Onbrand | None = PrivateAttr(default=None)
 
@@ -38,7 +38,7 @@ class Attached(Answer):
 
 
 class Waitable(Attached):
-    """Something that runs on the platform and ends as completed, failed or canceled."""
+    """A job or generation on the platform, which ends as completed, failed or canceled."""
 
     id: str
     brand_id: str
@@ -51,7 +51,7 @@ class Waitable(Attached):
         return self.status in ("completed", "failed", "canceled")
 
     def refresh(self) -> Self:
-        """Its state now, as a new object."""
+        """Its current state, as a new object."""
         raise NotImplementedError
 
     def wait(
@@ -65,10 +65,10 @@ class Waitable(Attached):
 
         Args:
             progress: called with the object whenever its status or progress has changed.
-            timeout: seconds; None waits for as long as it takes.
-            every_look: call it at each look, every two seconds or oftener, for those who also show its numbers.
+            timeout: seconds; None waits without limit.
+            every_look: call `progress` at every poll (every two seconds or more often), to show other fields too.
 
-        Raises JobFailed when it failed or was canceled, WaitTimeout when `timeout` has passed.
+        Raises JobFailed if it failed or was canceled, WaitTimeout after `timeout`.
         """
         end = None if timeout is None else time.monotonic() + timeout
         delay, now, told = _FIRST_POLL, self, None

@@ -1,7 +1,7 @@
-"""The record's chain, computed anew from its lines: whoever can read a brand's record can check it, trusting nobody.
+"""Verifies the hash chain of a brand's audit record from its lines, without trust in the platform.
 
-Every line's hash is over its own fields and the hash of the line before. A line that was changed, taken out, put in or
-moved breaks the chain; lines that are missing at its end are noticed by a head that was kept elsewhere.
+Every line's hash covers its fields and the hash of the line before. A line that was changed, removed, inserted or
+moved breaks the chain. To detect lines that are missing at the end, compare with a head that was kept elsewhere.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Line(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The last line that was seen, written ``12:9f86d0...``. Kept elsewhere, it anchors the chain."""
+    """Number and hash of a record's last line, written ``12:9f86d0...``. A kept head anchors later checks."""
 
     seq: int
     hash: str
@@ -68,12 +68,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the check of one brand's record found.
+    """The result of verifying one brand's record.
 
     Args:
-        num_events: lines that hold.
-        head: the last of them; None for an empty record.
-        fault: what is wrong with the line after them, or None.
+        num_events: the number of valid lines before the first fault.
+        head: the last valid line; None without one.
+        fault: the first fault, or None.
     """
 
     brand_id: str
@@ -87,11 +87,11 @@ class Verdict:
 
 
 def check_chain(brand_id: str, lines: Iterable[Line], anchor: Head | None = None) -> Verdict:
-    """Walk the record from its first line and stop at the first fault.
+    """Verify the record from its first line; stop at the first fault.
 
     Args:
-        lines: of this brand, oldest first.
-        anchor: a head that an earlier check gave; the record must still contain it.
+        lines: the brand's lines, oldest first.
+        anchor: the head of an earlier check, which the record must still contain.
     """
     head: Head | None = None
     for line in lines:
@@ -107,7 +107,7 @@ def check_chain(brand_id: str, lines: Iterable[Line], anchor: Head | None = None
 
 
 def hash_of(line: Line) -> str:
-    """The hash that a line must have, hex, from its fields and the hash of the line before."""
+    """The correct hash (hex) of a line, from its fields and the hash of the line before."""
     fields = [
         _FORM,
         line.brand_id,
@@ -152,6 +152,6 @@ def _netstring(field: str | None) -> bytes:
 
 
 def _as_postgres(detail: Mapping[str, Any]) -> str:
-    """`detail` as PostgreSQL prints a jsonb of plain values: keys by length, then by bytes."""
+    """`detail` as PostgreSQL prints a jsonb of plain values: keys sorted by length, then by bytes."""
     ordered = {name: detail[name] for name in sorted(detail, key=lambda name: (len(name.encode()), name.encode()))}
     return json.dumps(ordered, ensure_ascii=False)

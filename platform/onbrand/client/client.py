@@ -1,4 +1,4 @@
-"""The client: the five steps as verbs, everything else as resources."""
+"""The client: methods for the five main steps, and resources for everything else."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Onbrand:
     """A client of one Onbrand platform.
 
     Args:
-        base_url: the platform's address; the environment's ``ONBRAND_URL``, else ``http://127.0.0.1:8000``.
-        token: a bearer token or an API key; the environment's ``ONBRAND_TOKEN``; None until `log_in`.
+        base_url: the platform's address; defaults to ``ONBRAND_URL``, else ``http://127.0.0.1:8000``.
+        token: a bearer token or an API key; defaults to ``ONBRAND_TOKEN``; None until `log_in`.
         timeout: seconds for one request.
-        max_retries: how often a request is repeated when the platform is not there or busy.
+        max_retries: how often a request is repeated if the platform is unreachable or busy.
         transport: an `httpx` transport, for tests.
 
     >>> client = Onbrand()
@@ -40,7 +40,7 @@ class Onbrand:
     >>> generation = client.generate_image(brand, "photo of [brand] logo on a billboard", model="flux-lora-v1")
     >>> generation.images[0].download("billboard.png")
 
-    Raises the classes of `onbrand.client.errors`, whose docstring draws their tree.
+    Raises the exceptions of `onbrand.client.errors`; that module's docstring shows their hierarchy.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Onbrand:
         self.close()
 
     def close(self) -> None:
+        """Close the connections to the platform."""
         self.transport.close()
 
     @property
@@ -93,7 +94,7 @@ class Onbrand:
         self.transport.token = token
 
     def log_in(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
-        """Log in and use the token from now on; with `brand` it reaches that brand only."""
+        """Log in and use the token from now on; with `brand` it is limited to that brand."""
         token = self.tokens.create(email, password, brand)
         self.token = token.access_token
         return token
@@ -101,9 +102,9 @@ class Onbrand:
     # the five steps
 
     def get_user_brand(self, brand_id: str | None = None) -> objects.Brand:
-        """The caller's brand: the named one, or the only one. Invitations that were not accepted do not count.
+        """The brand with `brand_id`, or the caller's only brand. Invitations that were not accepted do not count.
 
-        Raises InvalidArgument when the caller is in no brand, or in several and names none.
+        Raises InvalidArgument without `brand_id` if the caller is in no brand or in several.
         """
         if brand_id is not None:
             return self.brands.get(brand_id)
@@ -161,7 +162,7 @@ class Onbrand:
         assets: Sequence[str | objects.Asset] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> objects.DataCheck:
-        """What is wrong with the pictures and captions that `create_training_job` would train on."""
+        """Check the pictures and captions that `create_training_job` would train on."""
         ids = self._asset_ids(brand, assets)
         return self.training_jobs.check(brand, model_type, training_asset_ids=ids, training_config=config)
 
@@ -184,9 +185,9 @@ class Onbrand:
 
         Args:
             model: an adapter (name, id or object); None draws with the base named by ``model_type``.
-            wait: False returns at once; `.wait()` on what comes back waits.
-            timeout: seconds to wait; None waits for as long as it takes.
-            progress: called with the generation as it changes.
+            wait: False returns at once; call `.wait()` on the result.
+            timeout: seconds to wait; None waits without limit.
+            progress: called with the generation when it changes.
             parameters: as in `Generations.create`: ``num_images``, ``seed``, ``width``, ``negative_prompt``, ...
         """
         name = model.id if isinstance(model, objects.Model) else model
@@ -201,7 +202,7 @@ class Onbrand:
         return b"".join(self.transport.download(_url(link)))
 
     def save(self, link: objects.Link | str, path: str | Path, name: str) -> Path:
-        """Save the file behind a signed link at `path`, or as `name` in the folder `path`."""
+        """Save the file behind a signed link to the file `path`, or as `name` into the folder `path`."""
         return save_at(path, name, self.transport.download(_url(link)))
 
 

@@ -1,6 +1,6 @@
-"""What can go wrong when talking to Onbrand.
+"""The exceptions of the client.
 
-The tree::
+The hierarchy::
 
     OnbrandClientError
     ├── ConnectionFailed           nobody answered, or the connection broke (after retries)
@@ -45,19 +45,19 @@ __all__ = [
 
 
 class OnbrandClientError(Exception):
-    """Everything this client raises on purpose."""
+    """Base class of the client's exceptions."""
 
 
 class ConnectionFailed(OnbrandClientError):
-    """Nobody answered at the platform's address, or the connection broke."""
+    """The platform's address did not respond, or the connection broke."""
 
 
 class WaitTimeout(OnbrandClientError):
-    """The job is not done yet; it goes on, and `.wait()` may be called again."""
+    """The job has not ended within the timeout; it continues, and `.wait()` may be called again."""
 
 
 class InvalidArgument(OnbrandClientError, ValueError):
-    """An argument that cannot be sent as it is."""
+    """An argument is invalid; nothing was sent."""
 
 
 class JobFailed(OnbrandClientError):
@@ -76,10 +76,10 @@ class RequestRefused(OnbrandClientError):
 
     Args:
         status: the HTTP status.
-        code: a stable word for programs, e.g. ``invalid_input``.
+        code: a stable code for programs, e.g. ``invalid_input``.
         param: the input field that was wrong, or None.
-        request_id: what to quote to the operator.
-        retry_after: seconds, where the platform named them.
+        request_id: the request's id; quote it to the operator.
+        retry_after: seconds, if the platform gave them.
     """
 
     def __init__(
@@ -105,19 +105,19 @@ class RequestRefused(OnbrandClientError):
 
 
 class NotLoggedIn(RequestRefused):
-    """No token, or one that is not (or no longer) good."""
+    """The token is missing, invalid or expired."""
 
 
 class RoleTooLow(RequestRefused):
-    """Own brand, but the role is too low for this verb."""
+    """The caller's role or the key's scopes do not permit this."""
 
 
 class NotFound(RequestRefused):
-    """Not there, or another brand's: the same answer for both."""
+    """It does not exist, or belongs to another brand; the response is the same for both."""
 
 
 class Conflict(RequestRefused):
-    """The state of the thing does not allow this now."""
+    """The object's current state does not allow this."""
 
 
 class InvalidInput(RequestRefused):
@@ -125,23 +125,23 @@ class InvalidInput(RequestRefused):
 
 
 class TooLarge(InvalidInput):
-    """More bytes, pixels or files than the limit."""
+    """The input exceeds a limit on bytes, pixels or files."""
 
 
 class UnsupportedMedia(InvalidInput):
-    """Not a decodable file of an accepted type."""
+    """The file cannot be decoded as an accepted type."""
 
 
 class TooManyRequests(RequestRefused):
-    """A limit in time; `retry_after` holds seconds."""
+    """A rate or capacity limit was reached; `retry_after` holds seconds."""
 
 
 class PlatformFailed(RequestRefused):
-    """The platform's own fault; quote `request_id`."""
+    """An error inside the platform; quote `request_id` to the operator."""
 
 
 class Unavailable(PlatformFailed):
-    """A part of the platform cannot answer now; trying later is right."""
+    """A part of the platform cannot answer now; retry later."""
 
 
 _BY_STATUS: dict[int, type[RequestRefused]] = {
@@ -157,7 +157,7 @@ _BY_STATUS: dict[int, type[RequestRefused]] = {
 
 
 def kind_for(status: int) -> type[RequestRefused]:
-    """The class that stands for an HTTP status."""
+    """The exception class for an HTTP status."""
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return PlatformFailed if status >= 500 else InvalidInput

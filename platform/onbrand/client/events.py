@@ -1,4 +1,4 @@
-"""Server-Sent Events, read line by line (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Parses Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from onbrand.client.objects import Event
 
 
 def read_events(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream; comments (heartbeats) and incomplete events are skipped.
+    """The events of a stream, without comments (heartbeats) and incomplete events.
 
-    One without an id (a preview) has that of the event before it: going on after it loses nothing.
+    An event without an id (a preview) gets the id of the event before it, so that resuming after it loses nothing.
     """
     fields: dict[str, str] = {}
     last = "0"

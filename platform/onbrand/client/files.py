@@ -1,4 +1,4 @@
-"""Pictures to send and files to save: paths, bytes or open files become parts of a request."""
+"""Reads files to send (paths, bytes or open files) into parts of a request, and saves downloads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _read(path: Path) -> bytes:
 
 
 def as_captions(captions: Captions, names: Sequence[str]) -> list[str | None]:
-    """One caption per file: one for all, one each in order, or by file name."""
+    """One caption (or None) per file, from one caption for all, a list in order, or a mapping by file name."""
     if captions is None or isinstance(captions, str):
         return [captions] * len(names)
     if isinstance(captions, Mapping):
@@ -55,14 +55,14 @@ def as_captions(captions: Captions, names: Sequence[str]) -> list[str | None]:
 
 
 def _composed(name: str) -> str:
-    """Letters with their marks as one character (NFC): macOS takes them apart in file names."""
+    """`name` in Unicode NFC, since macOS decomposes characters in file names."""
     return unicodedata.normalize("NFC", name)
 
 
 def save_at(path: str | Path, name: str, chunks: Iterable[Any]) -> Path:
-    """Write `chunks` at `path`, or under `name` in the folder `path`; a broken download leaves nothing.
+    """Write `chunks` to the file `path`, or as `name` into the folder `path`. A broken download leaves no file.
 
-    A string that ends in a slash is a folder, which is made if it is missing.
+    A string that ends in a slash is a folder, which is created if missing.
     """
     target = _target(path, name)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")

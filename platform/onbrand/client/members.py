@@ -1,4 +1,4 @@
-"""Who is in a brand, and how somebody comes in: `client.members`, `client.invitations`."""
+"""Members of a brand, and invitations into it: `client.members`, `client.invitations`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _TOKEN_PREFIX = "obi_"
 
 
 class Members(Resource):
+    """The members of a brand."""
+
     def add(self, brand: BrandLike, email: str, role: str = "member") -> objects.Invitation:
-        """Invite an address for seven days; its account is a member once it accepts. See `Invitations.create`."""
+        """Invite an address for seven days; its account becomes a member when it accepts. See `Invitations.create`."""
         return self._post(objects.Invitation, brand_path(brand, "members"), {"email": email, "role": role})
 
     def list(self, brand: BrandLike) -> Iterator[objects.Member]:
@@ -27,7 +29,7 @@ class Members(Resource):
         return self._read(objects.Member, self._transport.json("PATCH", path, json={"role": role}))
 
     def remove(self, brand: BrandLike, user_id: str) -> None:
-        """End a membership: admins anybody's, members their own."""
+        """End a membership: admins can end any, members only their own."""
         self._transport.send("DELETE", brand_path(brand, "members", user_id))
 
     def leave(self, brand: BrandLike) -> None:
@@ -36,15 +38,15 @@ class Members(Resource):
 
 
 class Invitations(Resource):
-    """Admins invite an address; its account accepts or declines with the token that they hand over.
+    """Invitations: admins invite an address; its account accepts or declines with the token that they hand over.
 
-    Where an outside issuer has verified the address, the account finds the invitation in `received` and needs no token.
+    An account with a verified address finds the invitation in `received` and needs no token.
     """
 
     def create(
         self, brand: BrandLike, email: str, role: str = "member", *, days: int | None = None
     ) -> objects.Invitation:
-        """Invite an address; the answer's `token` is never to be had again."""
+        """Invite an address. The result's `token` cannot be read again."""
         body = given(email=email, role=role, days=days)
         return self._post(objects.Invitation, brand_path(brand, "invitations"), body)
 

@@ -1,4 +1,4 @@
-"""What a training shows while it runs and afterwards: the course of its numbers, its samples, its log."""
+"""Metrics, sample pictures and log lines of a training, while it runs and afterwards."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Judgement(Answer):
 
 
 class Course(Answer):
-    """A training's numbers in the order of its steps, spread evenly where there are more than were asked for.
+    """A training's metrics by step; evenly spaced points if there are more than were requested.
 
     Args:
-        num_points, num_validations: how many there are.
-        best: the best of all validations; its step is the one that is published.
+        num_points, num_validations: how many exist in total.
+        best: the best of all validations; its step is published.
     """
 
     data: tuple[Point, ...]
@@ -53,7 +53,7 @@ class Course(Answer):
 
 
 class Sample(Attached):
-    """Prompt `index` with the same seed: by the `base` alone, and by the `adapter` after `step` steps."""
+    """A picture of prompt `index`, drawn by the `base` or by the `adapter` after `step` steps, with the same seed."""
 
     step: int
     index: int
@@ -62,11 +62,11 @@ class Sample(Attached):
     url: str
 
     def read(self) -> builtins.bytes:
-        """The picture's bytes; its link lasts some minutes from the answer on."""
+        """The picture's bytes; the link expires some minutes after the response."""
         return self._must_have_client().fetch(self.url)
 
     def download(self, path: str | Path) -> Path:
-        """Save the picture at `path`, or in the folder `path` as ``base-00.png``, ``000100-00.png``."""
+        """Save the picture to the file `path`, or into the folder `path` as ``base-00.png``, ``000100-00.png``."""
         who = "base" if self.drawn_by == "base" else f"{self.step:06d}"
         return self._must_have_client().save(self.url, path, f"{who}-{self.index:02d}.png")
 

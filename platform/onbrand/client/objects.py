@@ -1,4 +1,4 @@
-"""What the platform answers with, typed and frozen. Fields that a newer platform adds are ignored."""
+"""The objects that the API returns, typed and frozen. Fields that a newer platform adds are ignored."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ ModelType = Literal["flux", "sdxl", "sd15"]
 
 
 class User(Answer):
+    """An account."""
+
     id: str
     email: str | None = None
     email_verified: bool = False
@@ -53,6 +55,8 @@ class User(Answer):
 
 
 class Token(Answer):
+    """A bearer token, and when it expires."""
+
     access_token: str = Field(repr=False)
     token_type: str = "bearer"
     expires_at: datetime | None = None
@@ -69,7 +73,7 @@ class Brand(Answer):
 
 
 class Me(Answer):
-    """Who the token is, and the brands it reaches."""
+    """The token's account, and the brands that the token may use."""
 
     id: str
     email: str | None = None
@@ -81,6 +85,8 @@ class Me(Answer):
 
 
 class Member(Answer):
+    """A member of a brand."""
+
     user_id: str
     email: str | None = None
     role: str
@@ -90,8 +96,8 @@ class Member(Answer):
 class ApiKey(Answer):
     """An API key of a brand.
 
-    `key` is there only in the answer that made it; None there too when that answer was lost on its way and the call
-    repeated: revoke the key then, and make another.
+    Only the response that creates it has `key`. If that response was lost and the call repeated, `key` is None: revoke
+    the key and create another.
     """
 
     id: str
@@ -108,7 +114,7 @@ class ApiKey(Answer):
 
 
 class Invitation(Answer):
-    """An invitation into a brand; `token` is there only in the answer that made it, as with a key."""
+    """An invitation into a brand; only the response that creates it has `token`, as for `ApiKey.key`."""
 
     id: str
     brand_id: str
@@ -132,14 +138,14 @@ class ReceivedInvitation(Answer):
 
 
 class Link(Answer):
-    """A signed link: a bearer right to one file for a short time."""
+    """A signed link, which gives its bearer access to one file for a short time."""
 
     url: str = Field(repr=False)
     expires_at: datetime | None = None
 
 
 class Sending(Answer):
-    """How to send an announced file, once and soon; whoever has it may."""
+    """How to send an announced file, once, before the link expires. The link needs no token."""
 
     method: Literal["PUT", "POST"]
     url: str = Field(repr=False)
@@ -149,7 +155,7 @@ class Sending(Answer):
 
 
 class Upload(Answer):
-    """A file that goes straight to the store, and what it became."""
+    """A file that is sent directly to the store, and the objects made of it."""
 
     id: str
     brand_id: str
@@ -180,12 +186,12 @@ class Event(Answer):
 
 
 class AuditEvent(Answer):
-    """One line of the brand's record: who did what, when, to which object.
+    """One line of the brand's audit record: actor, action, time and object.
 
     Args:
-        actor: a `user`, a `key` on behalf of its maker `user_id`, or the `system` for one job of `user_id`.
-        credential: the key's id, or the job's; None for a user.
-        prev, hash: of the line before and of this one, hex.
+        actor: a `user`, a `key` on behalf of its creator `user_id`, or the `system` for one job of `user_id`.
+        credential: the id of the key or the job; None for a user.
+        prev, hash: hash of the line before and of this one, hex.
     """
 
     seq: int
@@ -220,7 +226,7 @@ class Asset(Attached):
 
 
 class Document(Attached):
-    """One version of a document of the brand; `name` is the same for all of them."""
+    """One version of a brand's document; all its versions have the same `name`."""
 
     id: str
     brand_id: str
@@ -240,12 +246,12 @@ class Document(Attached):
         return self._must_have_client().documents.versions(self.brand_id, self.id)
 
     def read(self) -> builtins.bytes:
-        """The document."""
+        """The document's bytes."""
         client = self._must_have_client()
         return client.fetch(client.documents.link(self.brand_id, self.id))
 
     def download(self, path: str | Path = ".") -> Path:
-        """Save the document at `path`, or under its own name in the folder `path`."""
+        """Save the document to the file `path`, or under its own name into the folder `path`."""
         client = self._must_have_client()
         ext = PurePosixPath(self.object_name or "document").suffix
         name = f"{self.name}{'' if self.version == 1 else f'-v{self.version}'}{ext}"
@@ -271,10 +277,10 @@ class Model(Attached):
     created_at: datetime | None = None
 
     def download(self, path: str | Path, format: Literal["diffusers", "kohya"] = "diffusers") -> Path:
-        """Save the safetensors file at `path` (a folder keeps its name).
+        """Save the safetensors file to the file `path`, or under its own name into the folder `path`.
 
         Args:
-            format: ``diffusers`` is the published file, ``kohya`` the same adapter under kohya's names.
+            format: ``diffusers`` is the published file, ``kohya`` the same adapter with kohya's layer names.
         """
         client = self._must_have_client()
         if format == "kohya":
@@ -283,7 +289,7 @@ class Model(Attached):
 
 
 class Finding(Answer):
-    """One thing about training data: an `error` stops a job, a `warning` does not. `file` None: about all of them."""
+    """A finding about training data: an `error` stops a job, a `warning` does not. `file` None: about all files."""
 
     level: Literal["error", "warning"]
     code: str
@@ -295,7 +301,7 @@ class Finding(Answer):
 
 
 class DataCheck(Answer):
-    """What the data doctor says of a job that is not created yet."""
+    """The data doctor's result for a job that is not created yet."""
 
     ok: bool
     num_images: int
@@ -331,7 +337,7 @@ class Image(Attached):
         return client.fetch(client.images.link(self.brand_id, self.id))
 
     def download(self, path: str | Path) -> Path:
-        """Save the picture at `path` (a folder keeps its own name)."""
+        """Save the picture to the file `path`, or under its own name into the folder `path`."""
         client = self._must_have_client()
         return client.save(client.images.link(self.brand_id, self.id), path, self._file_name())
 
@@ -365,7 +371,7 @@ class TrainingJob(Waitable):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the data doctor said when the job began."""
+        """The data doctor's findings at the start of the job."""
         return tuple(map(Finding.model_validate, (self.metrics or {}).get("findings", ())))
 
     def refresh(self) -> Self:
@@ -392,7 +398,7 @@ class TrainingJob(Waitable):
 
     @property
     def model_name(self) -> str | None:
-        """What it became, ``flux-lora-v1``; None before it has completed."""
+        """The published model's name, e.g. ``flux-lora-v1``; None before the job has completed."""
         return None if self.model_url is None else PurePosixPath(self.model_url).stem
 
     def model(self) -> Model:
@@ -403,7 +409,7 @@ class TrainingJob(Waitable):
 
 
 class UsedAdapter(Answer):
-    """An adapter that a generation is drawn with; `model_id` is None once the model is deleted."""
+    """An adapter that a generation uses; `model_id` is None after the model is deleted."""
 
     model: str
     model_id: str | None = None
@@ -412,7 +418,7 @@ class UsedAdapter(Answer):
 
 
 class Generation(Waitable):
-    """Pictures made (or being made) from one prompt."""
+    """Pictures that are or were drawn from one prompt."""
 
     user_id: str | None = None
     model: str | None = None
@@ -434,7 +440,7 @@ class Generation(Waitable):
     preview_every: int = 0
     output_compression: int | None = None
     cut: tuple[dict[str, Any], ...] | None = None
-    """Prompts that are longer than what the base reads: field, tokenizer, tokens, read. None: not known yet."""
+    """Prompts that were truncated, each with field, tokenizer, tokens and read (tokens used). None: not known yet."""
     images: tuple[Image, ...] = ()
     created_at: datetime | None = None
     completed_at: datetime | None = None

@@ -1,4 +1,4 @@
-"""The resources of a client: `client.assets.list("acme")`, `client.training_jobs.create(...)`. One class a noun."""
+"""The resources of a client, one class each: `client.assets.list("acme")`, `client.training_jobs.create(...)`."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _STREAM_RETRIES = 5
 
 
 def brand_path(brand: BrandLike, *rest: str) -> str:
-    """``/v1/brands/acme/assets/...`` with every segment quoted."""
+    """The path ``/v1/brands/acme/assets/...``, with every segment quoted."""
     brand_id = brand.id if isinstance(brand, objects.Brand) else brand
     return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id, *rest))])
 
 
 def given(**fields: Any) -> dict[str, Any]:
-    """Only what was said: the platform's own defaults hold for the rest."""
+    """The fields that are not None; the platform's defaults apply to the others."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 class Resource:
-    """A noun of the API, bound to a client."""
+    """Base class of the API's resources, bound to a client."""
 
     def __init__(self, client: Onbrand) -> None:
         self._client = client
@@ -68,7 +68,7 @@ class Resource:
     def _pages(
         self, kind: type[A], path: str, limit: int | None = None, cursor: str | None = None, **asked: Any
     ) -> Iterator[A]:
-        """All objects of a list, page after page, fetched as they are needed; `limit` is a page's size."""
+        """All objects of a list; pages of `limit` objects are fetched lazily."""
         while True:
             page = self._transport.json("GET", path, params={"limit": limit, "cursor": cursor, **asked})
             yield from (self._read(kind, item) for item in page["data"])
@@ -77,7 +77,7 @@ class Resource:
                 return
 
     def _events(self, path: str, after: int | None) -> Iterator[objects.Event]:
-        """Events until the end; a broken stream goes on after the last event seen."""
+        """Events until the job has ended; a broken stream resumes after the last event."""
         left = _STREAM_RETRIES
         while True:
             headers = {"accept": "text/event-stream"} | ({"last-event-id": str(after)} if after is not None else {})
@@ -98,23 +98,29 @@ class Resource:
 
 
 class Users(Resource):
+    """Accounts."""
+
     def create(self, email: str, password: str) -> objects.User:
         """Sign up."""
         return self._post(objects.User, "/v1/users", {"email": email, "password": password})
 
     def me(self) -> objects.Me:
-        """Who the token is."""
+        """The token's account and brands."""
         return self._get(objects.Me, "/v1/me")
 
 
 class Tokens(Resource):
+    """Bearer tokens."""
+
     def create(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
-        """Log in; with `brand`, the token reaches that brand only. `client.log_in` also uses it."""
+        """Log in; with `brand`, the token is limited to that brand. Unlike `client.log_in`, does not use the token."""
         brand_id = brand.id if isinstance(brand, objects.Brand) else brand
         return self._post(objects.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
 
 
 class Brands(Resource):
+    """The caller's brands."""
+
     def create(self, brand_id: str, name: str | None = None, home_region: str | None = None) -> objects.Brand:
         """Create a brand; the caller becomes its admin."""
         return self._post(
@@ -129,16 +135,16 @@ class Brands(Resource):
 
 
 class Keys(Resource):
-    """API keys, made and revoked by admins who are logged in; `Onbrand(url, token=key)` uses one."""
+    """API keys, created and revoked by logged-in admins; `Onbrand(url, token=key)` uses one."""
 
     def create(
         self, brand: BrandLike, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None
     ) -> objects.ApiKey:
-        """Make a key that acts for the caller in one brand; the answer's `key` is never to be had again.
+        """Create a key that acts for the caller in one brand. The result's `key` cannot be read again.
 
         Args:
-            scopes: of ``read``, ``upload``, ``train``, ``generate`` and ``manage`` (what admins may).
-            expires_at: when it ends, with its zone; None never.
+            scopes: any of ``read``, ``upload``, ``train``, ``generate`` and ``manage`` (admin rights).
+            expires_at: expiry with time zone; None never expires.
         """
         ends = None if expires_at is None else expires_at.isoformat()
         body = given(name=name, scopes=[*scopes], expires_at=ends)
@@ -155,6 +161,8 @@ class Keys(Resource):
 
 
 class Assets(Resource):
+    """Training pictures."""
+
     def upload(
         self,
         brand: BrandLike,
@@ -188,7 +196,7 @@ class Assets(Resource):
         return self._get(objects.Asset, brand_path(brand, "assets", asset_id))
 
     def set_caption(self, brand: BrandLike, asset_id: str, caption: str) -> objects.Asset:
-        """A new version of the caption; earlier ones are kept."""
+        """Add a new version of the caption; earlier ones are kept."""
         path = brand_path(brand, "assets", asset_id)
         return self._read(objects.Asset, self._transport.json("PATCH", path, json={"caption": caption}))
 
@@ -200,12 +208,14 @@ class Assets(Resource):
 
 
 class Documents(Resource):
+    """Documents of a brand."""
+
     def upload(self, brand: BrandLike, file: File, title: str | None = None) -> objects.Document:
-        """Upload a PDF or Markdown file: the first version of its title, or the next.
+        """Upload a PDF or Markdown file as the first or next version of its title.
 
         Args:
             file: a path, a (name, bytes) pair or an open binary file; its name ends in ``.pdf`` or ``.md``.
-            title: what people call it; the file's name without its extension if left out.
+            title: defaults to the file's name without its extension.
         """
         path = brand_path(brand, "documents")
         fields = {"title": title} if title is not None else {}
@@ -219,7 +229,7 @@ class Documents(Resource):
         return self._get(objects.Document, brand_path(brand, "documents", document_id))
 
     def versions(self, brand: BrandLike, document_id: str) -> builtins.list[objects.Document]:
-        """All versions of the document that the id is one of, newest first."""
+        """All versions of the document, given the id of any of them; newest first."""
         return list(self._pages(objects.Document, brand_path(brand, "documents", document_id, "versions")))
 
     def link(self, brand: BrandLike, document_id: str) -> objects.Link:
@@ -231,6 +241,8 @@ class Documents(Resource):
 
 
 class TrainingJobs(Resource):
+    """Training jobs."""
+
     def check(
         self,
         brand: BrandLike,
@@ -239,7 +251,7 @@ class TrainingJobs(Resource):
         training_asset_ids: Sequence[str],
         training_config: Mapping[str, Any] | None = None,
     ) -> objects.DataCheck:
-        """What is wrong with the pictures and captions that such a job would train on; nothing is created."""
+        """Check the pictures and captions that such a job would train on; no job is created."""
         body = given(
             model_type=model_type,
             training_config=dict(training_config or {}),
@@ -258,7 +270,7 @@ class TrainingJobs(Resource):
         provider: str | None = None,
         idempotency_key: str | None = None,
     ) -> objects.TrainingJob:
-        """Start a fine-tuning; `.wait()` on what comes back waits for its model."""
+        """Start a fine-tuning; call `.wait()` on the result to wait for its end."""
         body = given(
             name=name or f"{model_type} adapter",
             model_type=model_type,
@@ -283,28 +295,28 @@ class TrainingJobs(Resource):
         return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "cancel"))
 
     def stop(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
-        """Ask a job that trains to end now and to publish the best that it has."""
+        """Stop a job that trains now; it publishes its best step so far."""
         return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "stop"))
 
     def retry(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
-        """A new job like a failed or canceled one, which goes on from its last checkpoint where that fits."""
+        """Create a job like a failed or canceled one; it resumes from that job's last checkpoint if it fits."""
         return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "retry"))
 
     def events(self, brand: BrandLike, job_id: str, after: int | None = None) -> Iterator[objects.Event]:
         return self._events(brand_path(brand, "training-jobs", job_id, "events"), after)
 
     def metrics(self, brand: BrandLike, job_id: str, limit: int = 200, after_step: int = -1) -> monitor.Course:
-        """The course of its numbers beyond `after_step`, in at most `limit` points."""
+        """Its metrics after step `after_step`, in at most `limit` points."""
         path = brand_path(brand, "training-jobs", job_id, "metrics")
         asked = {"limit": limit, "after_step": after_step}
         return self._read(monitor.Course, self._transport.json("GET", path, params=asked))
 
     def samples(self, brand: BrandLike, job_id: str) -> Iterator[monitor.Sample]:
-        """What the base draws of each prompt, then what the adapter draws, step by step."""
+        """The sample pictures: for each prompt the base's, then the adapter's at each sampled step."""
         return self._pages(monitor.Sample, brand_path(brand, "training-jobs", job_id, "samples"), 100)
 
     def logs(self, brand: BrandLike, job_id: str, after: int = 0) -> Iterator[monitor.LogLine]:
-        """What the run said so far, or since the line whose `seq` is `after`."""
+        """The lines of the run's log so far, or those after the line whose `seq` is `after`."""
         return self._pages(monitor.LogLine, brand_path(brand, "training-jobs", job_id, "logs"), 100, str(after))
 
     def delete(self, brand: BrandLike, job_id: str) -> None:
@@ -312,15 +324,17 @@ class TrainingJobs(Resource):
 
 
 class Models(Resource):
+    """Published adapters."""
+
     def list(self, brand: BrandLike) -> Iterator[objects.Model]:
         return self._pages(objects.Model, brand_path(brand, "models"))
 
     def get(self, brand: BrandLike, model: str) -> objects.Model:
-        """By id, or by name (``flux-lora-v2``)."""
+        """One adapter, by id or by name (``flux-lora-v2``)."""
         return self._get(objects.Model, brand_path(brand, "models", model))
 
     def link(self, brand: BrandLike, model: str) -> objects.Link:
-        """A signed link to the safetensors file; the platform logs that it was asked for."""
+        """A signed link to the safetensors file; the platform records the request."""
         return self._get(objects.Link, brand_path(brand, "models", model, "download"))
 
     def import_file(
@@ -335,16 +349,16 @@ class Models(Resource):
         lora_alpha: float | None = None,
         idempotency_key: str | None = None,
     ) -> objects.TrainingJob:
-        """Make a LoRA file of another trainer (kohya's, ai-toolkit, ComfyUI, PEFT, diffusers) the brand's next model.
+        """Import another trainer's LoRA file (kohya, ai-toolkit, ComfyUI, PEFT, diffusers) as the brand's next model.
 
-        `.wait()` on what comes back waits for it; a file that cannot be served is refused, at once or by the job.
+        Call `.wait()` on the result. A file that cannot be served is refused, at once or by the job.
 
         Args:
             file: a path, a (name, bytes) pair or an open binary file.
-            trigger_word: what ``[brand]`` stands for; the brand's id if left out.
-            text_encoder: ``drop`` imports a file without its layers of text encoders, which is refused otherwise;
-                ``training_config["import"]["dropped"]`` of the job tells how many layers and how much that is.
-            lora_alpha: what PEFT's ``adapter_config.json`` says, for files that do not say it.
+            trigger_word: replaces ``[brand]`` in prompts; defaults to the brand's id.
+            text_encoder: ``drop`` removes text encoder layers; by default a file with such layers is refused.
+                The job's ``training_config["import"]["dropped"]`` gives their number and share.
+            lora_alpha: ``lora_alpha`` of PEFT's ``adapter_config.json``, for files without it.
         """
         alpha = None if lora_alpha is None else str(lora_alpha)
         fields = given(
@@ -355,7 +369,7 @@ class Models(Resource):
         return self._post(objects.TrainingJob, path, idempotency_key=idempotency_key, **parts)
 
     def save_kohya(self, brand: BrandLike, model: str, path: str | Path, name: str) -> Path:
-        """Save the adapter as kohya's trainers name it, at `path`, or as `name` in the folder `path`."""
+        """Save the adapter with kohya's layer names to the file `path`, or as `name` into the folder `path`."""
         source = f"{brand_path(brand, 'models', model, 'download')}?format=kohya"
         return save_at(path, name, self._transport.content(source))
 
@@ -364,6 +378,8 @@ class Models(Resource):
 
 
 class Generations(Resource):
+    """Generations."""
+
     def create(
         self,
         brand: BrandLike,
@@ -393,12 +409,12 @@ class Generations(Resource):
         """Draw `num_images` pictures of `prompt` with the adapter `model`, or with the base of `model_type`.
 
         Args:
-            models: instead of `model`: up to four adapters that are added up, each ``{"model": ..., "scale": ...}``.
+            models: instead of `model`: the sum of up to four adapters, each ``{"model": ..., "scale": ...}``.
             sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
             exclusive: share no forward pass with another brand.
-            preview_every: `events` shows a preview of each picture every so many steps (``preview``, a data URL).
+            preview_every: steps between previews of each picture in `events` (``preview``, a data URL).
             quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`. `output_compression`: 0 to 100.
-            wait_seconds: let the platform answer only when done, or after so many seconds; 0 answers at once.
+            wait_seconds: return when done, or after this many seconds; 0 returns at once.
         """
         body = given(
             prompt=prompt,
@@ -447,6 +463,8 @@ class Generations(Resource):
 
 
 class Images(Resource):
+    """Generated pictures."""
+
     def list(self, brand: BrandLike) -> Iterator[objects.Image]:
         return self._pages(objects.Image, brand_path(brand, "images"))
 

@@ -1,4 +1,4 @@
-"""What can be sent, and whereto: addresses, proxies, tokens, headers and texts are checked before anything is sent."""
+"""Validates addresses, proxies, tokens, headers and texts before a request is sent."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _NO_PROXY = (
 
 
 def opened(base_url: str, **how: Any) -> httpx.Client:
-    """An HTTP client for `base_url`, by the environment's proxies; this machine is reached without one.
+    """An HTTP client for `base_url` with the environment's proxies; loopback addresses use no proxy.
 
-    Raises InvalidArgument for an address that is none, and for a proxy that cannot be used.
+    Raises InvalidArgument for an invalid address, and for a proxy that cannot be used.
     """
     url = _must_be_address(base_url)
     direct = {f"all://{host}": None for host in _LOOPBACK}
@@ -54,7 +54,7 @@ def _must_be_address(text: str) -> httpx.URL:
 
 
 def must_be_token(token: str) -> str:
-    """Return a bearer token or key. Raises InvalidArgument, without it, for what cannot stand in a header."""
+    """Return a bearer token or key. Raises InvalidArgument (without the token) if a header cannot contain it."""
     if not _TOKEN.fullmatch(token):
         raise InvalidArgument(
             "the token has characters that no token has (it is ASCII, without spaces or line ends); copy it anew, "
@@ -64,14 +64,14 @@ def must_be_token(token: str) -> str:
 
 
 def must_be_header(name: str, value: str) -> str:
-    """Return a header's value. Raises InvalidArgument for what is not printable ASCII."""
+    """Return a header's value. Raises InvalidArgument unless it is printable ASCII."""
     if not _HEADER.fullmatch(value):
         raise InvalidArgument(f"the header {name} takes printable ASCII only")
     return value
 
 
 def must_be_text(value: Any, field: str = "a text") -> None:
-    """Raise InvalidArgument, naming the field, for half characters: bytes that were not UTF-8 when they were read."""
+    """Raise InvalidArgument, naming the field, for lone surrogates: bytes that were not UTF-8 when read."""
     if isinstance(value, str) and _HALF_CHARACTER.search(value):
         raise InvalidArgument(f"{field} has bytes that are not UTF-8; write it in UTF-8")
     if isinstance(value, Mapping):

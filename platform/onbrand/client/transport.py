@@ -1,4 +1,4 @@
-"""One request over the wire: retries, idempotency keys and errors. What requests mean is in `resources`."""
+"""Sends HTTP requests with retries and idempotency keys, and raises errors. `resources` defines the requests."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class Transport:
         self._http = opened(base_url, timeout=timeout, transport=transport)
 
     def close(self) -> None:
+        """Close the HTTP client."""
         self._http.close()
 
     def json(self, method: str, path: str, **parts: Any) -> Any:
-        """Send, and return the parsed answer (None for 204). Raises RequestRefused or ConnectionFailed."""
+        """Send a request and return the parsed JSON (None without a body). Raises RequestRefused, ConnectionFailed."""
         answer = self.send(method, path, **parts)
         return answer.json() if answer.content else None
 
@@ -62,7 +63,7 @@ class Transport:
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
-        """Send with retries: a POST carries an Idempotency-Key, so that it happens once however often it is sent."""
+        """Send with retries. A POST has an Idempotency-Key, so that it is executed only once."""
         sent = dict(headers or {})
         if method == "POST":
             sent["idempotency-key"] = idempotency_key or str(uuid.uuid4())
@@ -82,19 +83,19 @@ class Transport:
         return _must_be_good(self._send_with_retries(request))
 
     def download(self, url: str) -> Iterator[bytes]:
-        """The bytes behind a signed link. No token is sent: the link is its own right, perhaps to another host."""
+        """The bytes behind a signed link. No token is sent: the link needs none and may point to another host."""
         with self._streamed("GET", url, {}) as answer:
             yield from answer.iter_bytes(2**16)
 
     def content(self, path: str) -> Iterator[bytes]:
-        """The bytes of an answer of the API itself that is a file."""
+        """The bytes of a file that the API itself returns."""
         with self._streamed("GET", path, self._with_token({})) as answer:
             yield from answer.iter_bytes(2**16)
 
     def send_file(
         self, method: str, url: str, data: bytes, *, headers: Mapping[str, str], fields: Mapping[str, str]
     ) -> None:
-        """Send a file to a signed link, as it says. No token is sent, and it is not repeated: a link is used once."""
+        """Send a file to a signed link. No token is sent, and no retry is made, since a link works only once."""
         body: dict[str, Any] = (
             {"data": dict(fields), "files": {"file": ("file", data)}} if fields else {"content": data}
         )
@@ -106,7 +107,7 @@ class Transport:
 
     @contextmanager
     def lines(self, path: str, headers: Mapping[str, str]) -> Iterator[Iterator[str]]:
-        """The lines of a streaming answer (Server-Sent Events)."""
+        """The lines of a streamed response (Server-Sent Events)."""
         with self._streamed("GET", path, self._with_token(headers)) as answer:
             yield answer.iter_lines()
 

@@ -1,4 +1,4 @@
-"""Uploads that go straight to the platform's store: for large files, and for pages that hold no token."""
+"""Uploads directly to the platform's store, for large files and for pages without a token: `client.uploads`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _KINDS = {"application/zip": "zip", "application/pdf": "document", "text/markdow
 
 
 class Uploads(Resource):
+    """Uploads directly to the platform's store."""
+
     def upload(
         self,
         brand: BrandLike,
@@ -36,8 +38,8 @@ class Uploads(Resource):
     ) -> objects.Upload:
         """Announce, send and complete one file: a picture, a zip of pictures, a PDF or a markdown document.
 
-        Returns the completed upload; its ``asset_ids`` or ``document_ids`` say what it became. Raises what the
-        platform refuses it with.
+        Returns the completed upload, with its ``asset_ids`` or ``document_ids``. Raises RequestRefused if the platform
+        refuses the file.
         """
         name, data, _ = as_part(file)
         upload = self.create(
@@ -67,10 +69,10 @@ class Uploads(Resource):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> objects.Upload:
-        """Announce a file; `send` of what comes back says where it goes, for some minutes.
+        """Announce a file; the result's `send` has the link to send it to, valid for some minutes.
 
         Args:
-            kind: ``image``, ``zip`` or ``document``; None goes by `content_type`.
+            kind: ``image``, ``zip`` or ``document``; None derives it from `content_type`.
         """
         body = given(
             kind=kind or _KINDS.get(content_type, "image"),
@@ -86,14 +88,14 @@ class Uploads(Resource):
         return self._post(objects.Upload, path, body, idempotency_key=idempotency_key)
 
     def send(self, upload: objects.Upload, data: bytes) -> None:
-        """Send the announced bytes to the upload's link. Anyone who has the link may: no token is sent."""
+        """Send the announced bytes to the upload's link. No token is sent; the link is sufficient."""
         if upload.send is None:
             raise InvalidArgument(f"upload {upload.id} has no link; only `create` gives one")
         how = upload.send
         self._transport.send_file(how.method, how.url, data, headers=how.headers, fields=how.fields)
 
     def complete(self, brand: BrandLike, upload_id: str) -> objects.Upload:
-        """Let the platform check what arrived and make it what it is to be. May be repeated."""
+        """Let the platform check the uploaded file and make assets or a document of it. May be repeated."""
         return self._post(objects.Upload, brand_path(brand, "uploads", upload_id, "complete"))
 
     def list(self, brand: BrandLike) -> Iterator[objects.Upload]:
@@ -108,7 +110,7 @@ class Uploads(Resource):
 
 
 def content_type_of(name: str) -> str:
-    """By the file's ending. Raises InvalidArgument for one that nothing takes."""
+    """The content type by the file's extension. Raises InvalidArgument for an unsupported one."""
     suffix = PurePath(name).suffix.lower()
     found = _TYPES.get(suffix) or mimetypes.guess_type(f"x{suffix}")[0]
     if found not in {*_KINDS, "image/png", "image/jpeg", "image/webp"}:

@@ -1,1 +1,1 @@
-"""Rows: PostgreSQL, the wall between brands, and the doors through it. Bytes are in `onbrand.storage`."""
+"""The PostgreSQL database: row policies that isolate brands, and connections. `onbrand.storage` stores bytes."""

@@ -1,4 +1,4 @@
-"""Addresses of accounts, as the database's owner settles whose they are. `services.identity` is the API's side."""
+"""Verifies and releases accounts' email addresses, as the database's owner. The API uses `services.identity`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _END_SESSIONS = "update identity.sessions set ended_at = clock_timestamp() where
 
 
 def verify_address(owner_url: str, email: str) -> str:
-    """Say that the account with this address owns it; its id. Raises NotFound, Unavailable, ConfigurationError."""
+    """Mark an account's address as verified; the account's id. Raises NotFound, Unavailable, ConfigurationError."""
     with connect_as_owner(owner_url) as connection:
         found = _run(connection, _VERIFY, email)
         if found is None:
@@ -29,10 +29,10 @@ def verify_address(owner_url: str, email: str) -> str:
 
 
 def release_address(owner_url: str, email: str) -> str:
-    """Take an address from an account that never showed that it owns it; the account's id.
+    """Take an unverified address from an account; the account's id.
 
-    Whoever owns the address can sign up with it then. The account stays without an address: nobody logs in to it with a
-    password any more, its pages are logged out, and its tokens end within their time.
+    The address's owner can then sign up with it. The account remains without an address: password login stops working,
+    its page sessions end, and its tokens remain valid until they expire.
 
     Raises:
         Conflict: the address is verified.
@@ -53,7 +53,7 @@ def _cannot_release(connection: psycopg.Connection[Any], email: str) -> Conflict
 
 
 def _run(connection: psycopg.Connection[Any], statement: str, email: str) -> str | None:
-    """The id of the account that the statement touches, as the role that owns accounts."""
+    """Run the statement as the role that owns accounts; the id of the affected account, or None."""
     try:
         connection.execute("set local role onbrand_identity")
         row = connection.execute(statement, [email]).fetchone()  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Claims of a transaction, signed: the database believes only claims that the platform made (`private.claims()`).
+"""Signs the claims of a transaction; the database accepts only claims that the platform signed (`private.claims()`).
 
-A stolen login can set any claims, but without the key it signs none, so it acts as nobody. Claims are signed for one
-transaction (`STAMP`), so stolen ones are worth nothing in another. The key is `Secrets.claims`; the database keeps the
-newest two keys, so that one can be replaced while processes still sign with the other.
+A stolen login can set claims but cannot sign them without the key, so it has no identity. A signature holds for one
+transaction (`STAMP`), so stolen claims are useless in another one. The key is `Secrets.claims`. The database keeps the
+newest two keys, so that a key can be replaced while processes still sign with the old one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from onbrand.db.logins import connect_as_owner
 
 STAMP = "pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text"
-"""What names a transaction, in SQL: its server process and its begin (`private.stamp()`)."""
+"""SQL that identifies a transaction by its server process and start time (as `private.stamp()` does)."""
 _BLOCK = 64
 
 
@@ -35,23 +35,23 @@ class ClaimsSigner:
         return f"ClaimsSigner({self.key_id})"
 
     def sign(self, role: str, claims: Mapping[str, Any], stamp: str) -> tuple[str, str, str]:
-        """The claims for this role in the transaction of `stamp`: as JSON, as `request.scope`, and the signature."""
+        """Sign claims for a role and the transaction of `stamp`; returns JSON, `request.scope` and the signature."""
         text = json.dumps(claims)
         scope = "|".join((self.key_id, stamp, role, *_scope_of(claims)))
         return text, scope, hmac.new(self._key, f"{scope}\n{text}".encode(), hashlib.sha256).hexdigest()
 
     @property
     def pads(self) -> tuple[bytes, bytes]:
-        """The key as HMAC's inner and outer block, 64 bytes each: what the database checks signatures with."""
+        """HMAC's inner and outer padded key, 64 bytes each, with which the database verifies signatures."""
         key = self._key if len(self._key) <= _BLOCK else hashlib.sha256(self._key).digest()
         block = key.ljust(_BLOCK, b"\0")
         return bytes(b ^ 0x36 for b in block), bytes(b ^ 0x5C for b in block)
 
 
 def _scope_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the wall asks, in the order of `private.my_role`. Raises ValueError for what it would read otherwise.
+    """The claims that the row policies read, in the order of `private.my_role`. Raises ValueError for a '|' in one.
 
-    Claims of a key and of a page's session at once are no credential's.
+    Claims with both a key and a page's session get the kind ``several``, which matches no credential.
     """
     kinds = {"key": claims.get("key_id"), "session": claims.get("session_id")}
     given = [(kind, credential_id) for kind, credential_id in kinds.items() if credential_id is not None]
@@ -72,9 +72,9 @@ def _scope_of(claims: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def install_key(owner_url: str, key: str) -> None:
-    """Let the database believe claims that are signed with `key`, and forget all but the newest two keys.
+    """Make the database accept claims that are signed with `key`, and delete all but the newest two keys.
 
-    Raises Unavailable when nobody answers.
+    Raises Unavailable if the database does not answer.
     """
     signer = ClaimsSigner(key)
     with connect_as_owner(owner_url) as connection:

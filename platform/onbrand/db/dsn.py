@@ -1,7 +1,7 @@
-"""DSNs as people give them: read by libpq's own parser, refused in one line that repeats nothing of them.
+"""Parses DSNs with libpq and connects; errors are one line and never repeat a part of the DSN.
 
-A part of a DSN may be a password wherever it stands (an unquoted `@` moves it into the host), so no error here quotes
-one, and what libpq says of it is looked at and not passed on.
+Any part of a DSN may contain the password (an unquoted `@` moves it into the host). So no error quotes one, and
+libpq's messages are only matched, not passed on.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def must_be_dsn(dsn: str, setting: str = "database_url") -> str:
     """Return `dsn` if libpq can read it.
 
     Args:
-        setting: where it was given, for the error.
+        setting: the setting that holds it, for the error.
 
-    Raises ConfigurationError, which repeats no part of it.
+    Raises ConfigurationError, without any part of it.
     """
     try:
         parts = conninfo_to_dict(dsn)
@@ -65,9 +65,9 @@ def must_be_dsn(dsn: str, setting: str = "database_url") -> str:
 
 
 def explicit_dsn(connection: psycopg.Connection) -> str:
-    """The DSN of an open connection with nothing left to service files, password files or defaults of this machine.
+    """The DSN of an open connection, independent of service files, password files and this machine's defaults.
 
-    Other processes, which have none of these, connect to the same place with it. It holds the password.
+    Other processes, which lack these, connect to the same database with it. It contains the password.
     """
     known = connection.info.get_parameters()
     elsewhere = ("service", "servicefile", "passfile")
@@ -76,11 +76,11 @@ def explicit_dsn(connection: psycopg.Connection) -> str:
 
 
 def connect(dsn: str, setting: str = "database_url", **how: object) -> psycopg.Connection:
-    """Connect as the DSN says, whatever `PG*` variables say. `how` goes to psycopg.
+    """Connect with the DSN and ignore `PG*` variables. `how` goes to psycopg.
 
     Raises:
-        ConfigurationError: the DSN cannot be read, or names a service that nobody knows.
-        Unavailable: the server is not there, or does not let us in; the message says why, without the DSN.
+        ConfigurationError: the DSN cannot be parsed, or names an unknown service.
+        Unavailable: the server does not answer or refuses the connection; the message gives the reason, not the DSN.
     """
     must_be_dsn(dsn, setting)
     forget_postgres_variables()
@@ -110,7 +110,7 @@ def _why_unreadable(dsn: str, said: str) -> str:
 
 
 def _nearest_option(name: str) -> str:
-    """A name of libpq's, and not the one that was given: that may be a piece of a password."""
+    """A hint at libpq's nearest option name. The given name is not repeated: it may be part of a password."""
     known = sorted(option.keyword.decode() for option in pq.Conninfo.get_defaults())
     found = difflib.get_close_matches(name, known, n=1)
     return f"; do you mean {found[0]}?" if found else ""

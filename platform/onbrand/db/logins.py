@@ -1,7 +1,7 @@
-"""The roles that Onbrand uses on a PostgreSQL server, and the two logins of each of its databases.
+"""Creates the roles that Onbrand uses on a PostgreSQL server, and the two logins of each of its databases.
 
-Roles belong to the server, so they are made here and not in the migrations of one database. Roles that cannot log in
-are shared by all of the server's databases; a login belongs to one database and cannot connect to another platform's.
+Roles belong to the server, so the migrations of one database do not create them. All databases of the server share the
+roles that cannot log in; a login belongs to one database and cannot connect to another platform's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOCK = 0x0B4A4D
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DatabaseUrls:
-    """DSNs of the owner (migrations only) and of the two logins. Their passwords are in them: never log one."""
+    """DSNs of the owner (migrations only) and of the two logins. They contain passwords: never log one."""
 
     owner_url: str
     web_url: str
@@ -45,7 +45,7 @@ class DatabaseUrls:
 
 
 def login_name(login: Login, database: str) -> str:
-    """The name of a database's login: it carries the database's name, or the hash of one that is too long."""
+    """The name of a database's login: contains the database's name, or its hash if that is too long."""
     name = f"onbrand_{login}_{database}"
     if len(name.encode()) <= _NAME_BYTES:
         return name
@@ -55,17 +55,17 @@ def login_name(login: Login, database: str) -> str:
 def prepare(
     owner_url: str, web_password: str | None = None, system_password: str | None = None, *, reset: bool = False
 ) -> DatabaseUrls:
-    """Make the roles and the database's logins where they are missing. Safe to repeat and to race.
+    """Create missing roles and logins of the database. Safe to repeat and to run concurrently.
 
     Passwords that are not given are generated.
 
     Args:
-        reset: give logins that exist these passwords; without it, theirs must be the right ones already.
+        reset: set the passwords of existing logins; without it, they must already have the given ones.
 
     Raises:
-        ConfigurationError: the server is too old; the owner may not make roles or does not own the database; or a login
-            exists with another password.
-        Unavailable: nobody answers.
+        ConfigurationError: the server is too old; the owner may not create roles or does not own the database; or a
+            login exists with another password.
+        Unavailable: the server does not answer.
     """
     passwords: dict[Login, str] = {
         "web": web_password or secrets.token_hex(24),
@@ -94,7 +94,7 @@ def prepare(
 
 
 def _must_open(url: str, name: str) -> None:
-    """Raise ConfigurationError if an existing login has another password; no password is changed unasked."""
+    """Raise ConfigurationError if an existing login has another password; it is not changed without `reset`."""
     try:
         psycopg.connect(url, connect_timeout=10).close()
     except psycopg.OperationalError:
@@ -107,12 +107,12 @@ def _must_open(url: str, name: str) -> None:
 
 
 def connect_as_owner(owner_url: str, *, autocommit: bool = False) -> psycopg.Connection:
-    """A plain connection of the owner. Raises ConfigurationError and Unavailable without saying the DSN."""
+    """Connect as the owner. Raises ConfigurationError and Unavailable, without the DSN in the message."""
     return connect(owner_url, connect_timeout=10, autocommit=autocommit, application_name="onbrand-owner")
 
 
 def must_be_new_enough(version: int) -> None:
-    """Raise ConfigurationError below 15.14, 16.10 and 17.6: older ones have holes in row security."""
+    """Raise ConfigurationError below 15.14, 16.10 and 17.6: older versions have bugs in row-level security."""
     if version < _OLDEST.get(version // 10000, 0 if version >= 180000 else 150014):
         found = f"{version // 10000}.{version % 10000}"
         raise ConfigurationError(
@@ -132,7 +132,7 @@ def _make_roles(connection: psycopg.Connection) -> None:
 
 
 def _make_role(connection: psycopg.Connection, role: str, attributes: str) -> bool:
-    """Whether the role was missing, and is made now."""
+    """Create the role unless it exists; whether it was created."""
     if connection.execute("select 1 from pg_roles where rolname = %s", [role]).fetchone() is not None:
         return False
     connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(role), sql.SQL(attributes)))  # type: ignore[arg-type]
@@ -140,7 +140,10 @@ def _make_role(connection: psycopg.Connection, role: str, attributes: str) -> bo
 
 
 def _close_to_others(connection: psycopg.Connection) -> None:
-    """Nobody connects to this database but its owner, its logins, and whom somebody gave the right by name."""
+    """Revoke the right to connect from PUBLIC; the owner, the logins and explicitly granted roles keep it.
+
+    Raises ConfigurationError if the owner's login may not do this.
+    """
     database = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(database))
     row = connection.execute("select has_database_privilege('public', current_database(), 'connect')").fetchone()
@@ -153,7 +156,7 @@ def _close_to_others(connection: psycopg.Connection) -> None:
 
 
 def _let_in(connection: psycopg.Connection, login: Login, password: str, reset: bool) -> bool:
-    """Make `login` able to connect, and to become its own roles and no others. Whether it has this password now."""
+    """Let `login` connect and become its own roles only; whether `password` was set now."""
     role = login_name(login, connection.info.dbname)
     is_new = _make_role(connection, role, "login noinherit")
     name, database = sql.Identifier(role), sql.Identifier(connection.info.dbname)
@@ -171,7 +174,7 @@ def _let_in(connection: psycopg.Connection, login: Login, password: str, reset: 
         ("statement_timeout", _STATEMENT_TIMEOUT[login]),
         ("idle_in_transaction_session_timeout", "5min"),
         ("timezone", "UTC"),
-        ("enable_bitmapscan", "off"),  # without statistics it is taken where a list would read 100 rows in order
+        ("enable_bitmapscan", "off"),  # without statistics it would be chosen over reading 100 rows in order
     ):
         statement = sql.SQL("alter role {} set {} = {}")
         connection.execute(statement.format(name, sql.Identifier(setting), sql.Literal(value)))

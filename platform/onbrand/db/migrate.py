@@ -1,6 +1,6 @@
-"""Bring a database to this version's schema: `migrations/*.sql` in order, each once, each in a transaction.
+"""Migrates a database to this version's schema: runs `migrations/*.sql` in order, each once and in a transaction.
 
-`schema.sql` is what they make, written by `dump_schema` (`make schema`) and proved equal by a test.
+`schema.sql` is the resulting schema, written by `dump_schema` (`make schema`); a test checks that it is up to date.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LEDGER = "onbrand_migrations"
 
 
 def migrate(owner_url: str) -> int:
-    """Apply what is missing; how many were applied. Two processes at once wait for each other.
+    """Apply the missing migrations; how many were applied. Concurrent calls wait for each other.
 
-    Raises ConfigurationError naming the migration that failed; that one leaves nothing behind.
+    Raises ConfigurationError naming the migration that failed, which is rolled back.
     """
     with connect_as_owner(owner_url, autocommit=True) as gate:
         gate.execute(
             "select pg_advisory_lock(%s)", [_LOCK]
-        )  # yoyo's own lock is a row, which outlives a killed process
+        )  # yoyo's own lock is a row, which a killed process leaves behind
         gate.execute(f"create schema if not exists {_LEDGER}")  # type: ignore[arg-type]
         with as_file(files("onbrand.db") / "migrations") as folder:
             return _apply_missing(owner_url, folder)
@@ -54,7 +54,7 @@ def _apply_missing(owner_url: str, folder: Path) -> int:
 
 
 def _must_be_known(applied: Iterable[str], known: set[str]) -> None:
-    """Raise ConfigurationError if another version made this schema: then this one's would not fit on it."""
+    """Raise ConfigurationError if the database has migrations of another version, which are incompatible."""
     if unknown := set(applied) - known:
         raise ConfigurationError(
             f"the database has {len(unknown)} migrations that this version does not know: a newer version made it, or "
@@ -64,16 +64,16 @@ def _must_be_known(applied: Iterable[str], known: set[str]) -> None:
 
 
 def _yoyo_url(owner_url: str) -> str:
-    """`owner_url`, a DSN of any form, as the URL that yoyo reads; its ledger lives in a schema of its own.
+    """`owner_url`, a DSN of any form, as a URL for yoyo, whose ledger has its own schema.
 
-    All of it is in the query, for yoyo unquotes that and not the path.
+    All parts are in the query, since yoyo unquotes the query but not the path.
     """
     parts = {name: str(value) for name, value in conninfo_to_dict(owner_url).items() if value is not None}
     return f"postgresql+psycopg:///?{urlencode({**parts, 'schema': _LEDGER}, errors='surrogateescape')}"
 
 
 def dump_schema(owner_url: str, pg_dump: Path) -> str:
-    """The schema as SQL, without the ledger, comments and what differs between runs of pg_dump."""
+    """The schema as SQL, without the ledger, comments and lines that differ between runs of pg_dump."""
     done = subprocess.run(
         [pg_dump, "--schema-only", f"--exclude-schema={_LEDGER}", f"--dbname={owner_url}"],
         check=True,

@@ -1,4 +1,4 @@
-"""Every brand's record as the database's owner reads it, for operators who check chains. Users read by `services`."""
+"""Reads all brands' audit records as the database's owner, for operators who verify them. Users read by `services`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ select seq, brand_id, at, actor, user_id::text, credential, action, detail, enco
 
 
 class Record:
-    """The lines of all brands, within one snapshot; a context. Raises Unavailable, ConfigurationError.
+    """Context manager that reads all brands' lines in one snapshot. Raises Unavailable, ConfigurationError.
 
     Args:
         owner_url: DSN of the owner that ran the migrations.
@@ -43,12 +43,12 @@ class Record:
         self._connection.close()
 
     def brand_ids(self) -> list[str]:
-        """Every brand, with or without lines, and every brand that lines name."""
+        """Ids of all existing brands and of all brands in the record, sorted."""
         rows = self._connection.execute("select id from app.brands union select brand_id from audit.events order by 1")
         return [row[0] for row in rows.fetchall()]
 
     def lines(self, brand_id: str) -> Iterator[dict[str, Any]]:
-        """One brand's lines, oldest first, a few hundred at a time."""
+        """One brand's lines, oldest first, fetched in batches."""
         with self._connection.cursor(name="record", row_factory=dict_row) as cursor:
             cursor.itersize = _BATCH
             yield from cursor.execute(_LINES, [brand_id])

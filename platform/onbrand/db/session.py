@@ -1,8 +1,8 @@
-"""The two doors to PostgreSQL (and the dispatcher's hatch): one transaction, its role and signed claims set at once.
+"""Transactions for users, workers and the dispatcher, each with a role and signed claims.
 
-A transaction is about one brand at most: the row policies show rows of the brand that its claims name, and of no other.
+A transaction is about at most one brand: the row policies show only rows of the brand in its claims.
 
-Services get a `Session` and never commit: the edge that opened the door does, at the end of its block.
+Services get a `Session` and never commit. `Doors` commits at the end of the `async with` block that opened it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As whom a transaction runs: a role of the database, and claims that the platform signs for it."""
+    """The identity of a transaction: a database role, and claims that the platform signs."""
 
     role: str
     claims: Mapping[str, Any]
@@ -52,12 +52,12 @@ class Identity:
     stamp: str = ""
 
     def with_claims(self, **changes: Any) -> Identity:
-        """The same with some claims changed."""
+        """A copy with some claims changed."""
         return replace(self, claims={**self.claims, **changes})
 
 
 class Session:
-    """One open transaction. Rows are dicts; errors are Onbrand's, and never carry SQL or values."""
+    """One open transaction. Rows are dicts; errors are Onbrand's and contain no SQL or values."""
 
     def __init__(self, connection: Connection, identity: Identity) -> None:
         self._connection = connection
@@ -66,19 +66,19 @@ class Session:
 
     @asynccontextmanager
     async def in_brand(self, brand_id: str) -> AsyncIterator[None]:
-        """Within the block, the transaction is about this brand; afterwards about what it was about before."""
+        """Make the transaction about this brand within the block; restore the previous brand afterwards."""
         async with self.claiming(brand_id=brand_id):
             yield
 
     @asynccontextmanager
     async def asking(self, *what: str | None) -> AsyncIterator[None]:
-        """Within the block, the platform asks for one call: a function's name, and arguments that it looks at."""
+        """Within the block, the claims permit one call of a database function: its name and checked arguments."""
         async with self.claiming(asks=list(what)):
             yield
 
     @asynccontextmanager
     async def claiming(self, **claims: Any) -> AsyncIterator[None]:
-        """Within the block, the transaction has these claims, too."""
+        """Within the block, the transaction also has these claims."""
         before = self._identity
         self._identity = before.with_claims(**claims)
         await _become(self._connection, self._identity)
@@ -100,23 +100,23 @@ class Session:
         return await cursor.fetchone()
 
     async def one(self, statement: str, params: Params = None) -> DictRow:
-        """The first row. Raises NotFound when there is none."""
+        """The first row. Raises NotFound without one."""
         row = await self.maybe(statement, params)
         if row is None:
             raise NotFound("not found")
         return row
 
     async def run(self, statement: str, params: Params = None) -> int:
-        """Execute; how many rows it touched."""
+        """Execute; the number of affected rows."""
         cursor = await self._execute(statement, params)
         return cursor.rowcount
 
     def on_rollback(self, undo: Undo) -> None:
-        """Call `undo` if the block ends with an exception: how bytes that were written for its rows go away again."""
+        """Call `undo` if the block ends with an exception, e.g. to delete bytes that were written for its rows."""
         self._undo.append(undo)
 
     async def undo_all(self) -> None:
-        """Undo in reverse order; one that fails does not stop the others."""
+        """Call all undo functions in reverse order; one that fails does not stop the others."""
         with anyio.CancelScope(shield=True):
             while self._undo:
                 try:
@@ -134,7 +134,7 @@ class Session:
 
 
 class Doors:
-    """Connection pools behind the doors that a process may open: the web tier has no system door, and the reverse."""
+    """The connection pools of a process: the web tier has no system login, the system tier no web login."""
 
     def __init__(self, web: Pool | None, system: Pool | None, signer: ClaimsSigner) -> None:
         self._web = web
@@ -154,12 +154,12 @@ class Doors:
         """Connect.
 
         Args:
-            claims_key: `Secrets.claims`, which the database knows (`db.claims.install_key`).
-            pool: connections kept, and connections at most, for each login.
+            claims_key: `Secrets.claims`, which `db.claims.install_key` installed in the database.
+            pool: minimum and maximum number of connections for each login.
 
         Raises:
             Unavailable: a database does not answer within `patience` seconds.
-            ConfigurationError: the database does not believe claims that are signed with this key.
+            ConfigurationError: the database does not accept claims that are signed with this key.
         """
         doors = cls(_pool(web_url, pool), _pool(system_url, pool), ClaimsSigner(claims_key))
         try:
@@ -175,7 +175,7 @@ class Doors:
         return doors
 
     async def _must_be_believed(self) -> None:
-        """Raise ConfigurationError if the database does not know the key: it would show no row to anyone."""
+        """Raise ConfigurationError if the database does not know the key, since it would then show no rows."""
         for pool, role in ((self._web, "anon"), (self._system, "onbrand_dispatcher")):
             if pool is None:
                 continue
@@ -188,7 +188,7 @@ class Doors:
                     )
 
     async def close(self) -> None:
-        """Close every connection; calls in flight are cut off."""
+        """Close the pools; connections in use close when they are returned. Waits at most 5 seconds for each pool."""
         for each in self._pools():
             await each.close(timeout=5)
 
@@ -197,7 +197,7 @@ class Doors:
 
     @asynccontextmanager
     async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
-        """A transaction as this user (`authenticated`), or as nobody yet (`anon`) when `scope` is None."""
+        """A transaction as this user (`authenticated`), or without a user (`anon`) if `scope` is None."""
         if scope is None:
             role, claims = "anon", {}
         else:
@@ -219,7 +219,7 @@ class Doors:
 
     @asynccontextmanager
     async def dispatch_session(self) -> AsyncIterator[Session]:
-        """A transaction that may call `private.queue()` and nothing else."""
+        """A transaction that may only call `private.queue`, `lead`, `end_orphaned` and `sweep_uploads`."""
         async with _transaction(self._system, "system", Identity("onbrand_dispatcher", {}, self._signer)) as session:
             yield session
 
@@ -253,10 +253,10 @@ def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
 
 
 async def _configure(connection: Connection) -> None:
-    """UUIDs are read as text: ids are `str` everywhere above the database. Behind a pooler, nothing is prepared.
+    """Load UUIDs as text, since ids are `str` everywhere else; disable prepared statements behind a pooler.
 
-    pgbouncer in transaction mode gives each transaction another server, which does not know the statements that an
-    earlier one prepared. The number of the server process that it told at the start is then not the true one.
+    pgbouncer in transaction mode may give each transaction another server, which lacks earlier prepared statements. It
+    is detected by a backend process id that differs from the one announced at connection start.
     """
     connection.adapters.register_loader("uuid", TextLoader)
     row = await (await connection.execute("select pg_backend_pid() as pid", prepare=False)).fetchone()
@@ -265,10 +265,10 @@ async def _configure(connection: Connection) -> None:
 
 
 async def _reset(connection: Connection) -> None:
-    """Leave nothing of one transaction on a connection for the next: settings, locks, cursors, statements of others.
+    """Clear settings, locks and cursors of a transaction before the connection is used again.
 
-    Statements that psycopg prepared stay. One that was prepared in SQL is none of ours, and could stand in the place of
-    one that is: then the connection is closed (and so it is when this fails).
+    Statements that psycopg prepared stay. A statement prepared in SQL is not ours and could replace one of ours, so its
+    connection is closed. The pool also closes the connection if this function fails.
     """
     cursor = await connection.execute(_CLEAN, prepare=False)
     while cursor.nextset():
@@ -295,7 +295,7 @@ async def _transaction(pool: Pool | None, door: str, identity: Identity) -> Asyn
 
 @asynccontextmanager
 async def _begun(connection: Connection) -> AsyncIterator[str]:
-    """A transaction, and its stamp; committed at the end, or rolled back. Begin and stamp are one round trip."""
+    """Begin a transaction and yield its stamp (one round trip); commit at the end, roll back on an exception."""
     cursor = await connection.execute(_BEGIN, prepare=False)
     cursor.nextset()
     row = await cursor.fetchone()
@@ -311,10 +311,10 @@ async def _begun(connection: Connection) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _undone_on_error(connection: Connection, identity: Identity) -> AsyncIterator[Session]:
-    """Undo while the transaction's locks still keep others off the names that it took.
+    """Run the undo functions on an exception, before the rollback releases the locks on the names it took.
 
-    With the connection lost these are free already, and with the commit's answer lost nobody knows its outcome: then
-    nothing is undone. What is left over has no row, and the next writer of the same name replaces it.
+    Nothing is undone if the connection is lost, since the locks are then free, or if the commit's outcome is unknown.
+    Objects left over have no row, and the next writer of the same name replaces them.
     """
     session = Session(connection, identity)
     try:
@@ -326,7 +326,7 @@ async def _undone_on_error(connection: Connection, identity: Identity) -> AsyncI
 
 
 async def _become(connection: Connection, identity: Identity) -> None:
-    """Role and claims in one statement, all gone at the end of the transaction: nothing is left on the connection."""
+    """Set role and signed claims in one statement, for this transaction only."""
     await connection.execute(
         "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true),"
         " set_config('request.scope', %s, true), set_config('request.claims_signature', %s, true)",
@@ -370,7 +370,7 @@ _MEANS: list[tuple[tuple[type[BaseException], ...], type[OnbrandError], str, dic
 
 
 def translated(problem: BaseException) -> OnbrandError:
-    """Onbrand's error for one of PostgreSQL's; the SQLSTATE is kept as a field, nothing else of it."""
+    """Onbrand's error for a PostgreSQL error; it keeps only the SQLSTATE, as a field."""
     state = getattr(problem, "sqlstate", None)
     if state in _OURS:
         return Conflict(_OURS[state], sqlstate=state)

@@ -1,4 +1,4 @@
-"""`onbrand demo`: everything once, for two brands, through the same doors as any user."""
+"""`onbrand demo`: uploads, trains, publishes and generates for two brands through the public API."""
 
 from onbrand.demo.run import run_demo, shortcomings
 

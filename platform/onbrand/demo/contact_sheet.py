@@ -1,4 +1,4 @@
-"""The contact sheet: per brand its own pictures, the base's and the adapter's, one row each."""
+"""Draws the contact sheet: for each brand a row of its own pictures, of the base's and of the adapter's."""
 
 from __future__ import annotations
 

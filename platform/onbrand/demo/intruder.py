@@ -1,7 +1,7 @@
-"""A member of one brand tries to reach another brand's things, over HTTP, in every way we could think of.
+"""Attempts by a member of one brand to access another brand's objects over HTTP.
 
-A try counts as refused only if the answer is the right refusal and, where there is a way for the owner, the owner's way
-works: what is broken for everyone proves nothing.
+An attempt counts as refused only if the status is an expected refusal and the same request of the owner, if there is
+one, succeeds: a request that fails for everyone proves nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NOT_AN_INPUT = frozenset({404, 422})
 
 @dataclass(frozen=True)
 class Try:
-    """One way across the wall.
+    """One attempt to access another brand.
 
     Args:
-        intrude: what the intruder does; returns the HTTP status.
-        right: the statuses that are the right refusal.
-        owner: the owner's own way to the same thing, or None where there is none.
+        intrude: makes the intruder's request; returns the HTTP status.
+        right: the statuses that count as a refusal.
+        owner: makes the owner's request for the same object; returns the HTTP status. None if there is none.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Try:
     owner: Callable[[], int] | None = None
 
     def is_refused(self) -> bool:
-        """Make the try."""
+        """Make the attempt; whether it was refused and the owner's request succeeded."""
         return self.intrude() in self.right and (self.owner is None or self.owner() < 300)
 
 
 def tries(intruder: Player, victim: Player) -> list[Try]:
-    """Every try of `intruder`'s member on what `victim` has; the victim needs a model and pictures."""
+    """All attempts of `intruder` on `victim`'s objects; the victim needs a model and pictures."""
     return [
         *_reads(intruder, victim),
         *_writes(intruder, victim),

@@ -1,4 +1,4 @@
-"""What each brand of the demo brings: pictures to upload, pictures to be measured by, prompts."""
+"""The input of each demo brand: pictures to upload, held-out pictures to measure `fit` with, and prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OBJECTS = ("logo", "product", "packaging")
 
 @dataclass(frozen=True)
 class Upload:
-    """A file with its caption and what it shows."""
+    """A file with its caption and the kind of object in it."""
 
     path: Path
     caption: str
@@ -34,8 +34,8 @@ class Kit:
 
     Args:
         word: the trigger word.
-        held_out: pictures of the brand that are never uploaded; `fit` is measured by them.
-        prompts: what is drawn with the base and with the adapter.
+        held_out: pictures of the brand that are never uploaded; references for `fit`.
+        prompts: drawn with the base and with the adapter.
     """
 
     brand_id: str
@@ -47,7 +47,7 @@ class Kit:
 
 
 def made_up_kits(folder: Path, suffix: str = "") -> list[Kit]:
-    """The two brands that the project draws itself; their files are written under `folder`."""
+    """Kits of the two synthetic brands; their pictures are written under `folder`."""
     from onbrand.families.tiny.brands import BRANDS, write_brand_images
 
     kits = []
@@ -61,7 +61,7 @@ def made_up_kits(folder: Path, suffix: str = "") -> list[Kit]:
 
 
 def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
-    """A kit of a user's own pictures; every fourth is held out. Raises InvalidInput naming what is wrong."""
+    """A kit of a user's own pictures; every fourth is held out. Raises InvalidInput for unusable pictures or names."""
     word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     must_be_brand_id(word + suffix, param="brand")
     if not folder.is_dir():
@@ -79,7 +79,7 @@ def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
 
 
 def _must_be_whole(path: Path) -> None:
-    """Raise InvalidInput unless all of the picture can be decoded."""
+    """Raise InvalidInput unless the whole picture can be decoded."""
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             image.load()
@@ -90,7 +90,7 @@ def _must_be_whole(path: Path) -> None:
 
 
 def choose_kits(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[Kit]:
-    """The user's brands, and made-up ones until there are two."""
+    """Kits of the user's brands, filled up to two with synthetic ones. Raises InvalidInput."""
     kits = [own_kit(name, images, suffix) for name, images in own]
     taken = {kit.brand_id for kit in kits}
     if len(taken) < len(kits):

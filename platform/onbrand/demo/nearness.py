@@ -1,4 +1,4 @@
-"""How near generated pictures are to a brand: `fit`, by the VAE of the family's own base."""
+"""Measures how similar generated pictures are to a brand's: `fit`, in the latent space of the base's VAE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onbrand.config import FamilyName, Settings
 
 
 class Nearness:
-    """Measures with the base of one family; loads torch when it is made."""
+    """Measures `fit` with the base of one family; the constructor loads torch."""
 
     def __init__(self, family: FamilyName, settings: Settings) -> None:
         from onbrand.families.bases import base_source
@@ -18,9 +18,9 @@ class Nearness:
         self._family = load_family(family, base_source(family, settings.bases))
 
     def fit(self, pictures: Sequence[Path], references: Sequence[Path]) -> float | None:
-        """1 - mean over `pictures` of the cosine of VAE latents with the nearest of `references`; smaller is nearer.
+        """1 - mean over `pictures` of the cosine similarity of VAE latents to the nearest of `references`.
 
-        None without pictures. References are brought to the pictures' size.
+        Smaller is more similar; None without pictures. References are resized to the pictures' size.
         """
         if not pictures:
             return None

@@ -1,4 +1,4 @@
-"""The five steps for the brands of a demo, through the SDK."""
+"""Runs the five steps for the brands of a demo through the SDK."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_SECONDS = 0.5
 
 @dataclass
 class Player:
-    """A brand with its members' clients and what the steps made.
+    """A brand with its members' clients and the results of the steps.
 
     Args:
         admin: created the brand.
@@ -43,21 +43,21 @@ class Player:
 
     @property
     def job(self) -> TrainingJob:
-        """The job as it was last seen; `train` starts it."""
+        """The last known state of the job. Raises RuntimeError before `train`."""
         if self.started_job is None:
             raise RuntimeError("train() comes first")
         return self.started_job
 
     @property
     def published(self) -> Model:
-        """The model of a job that has completed."""
+        """The model of the completed job. Raises RuntimeError without one."""
         if self.model is None:
             raise RuntimeError(f"{self.brand_id} has no model")
         return self.model
 
 
 def enter(url: str, kit: Kit) -> Player:
-    """Sign two people up, create the brand, let the second one in."""
+    """Sign up two users; the first creates the brand, the second joins by invitation."""
     admin, member = (_sign_up(url, f"{who}@{kit.brand_id}.example") for who in ("ada", "max"))
     admin.brands.create(kit.brand_id, kit.title)
     invitation = admin.members.add(kit.brand_id, f"max@{kit.brand_id}.example")
@@ -66,7 +66,7 @@ def enter(url: str, kit: Kit) -> Player:
 
 
 def upload(player: Player, most: int) -> None:
-    """Step 1; at most `most` pictures a request."""
+    """Step 1: upload the pictures, at most `most` in a request."""
     uploads = sorted(player.kit.uploads, key=lambda one: one.object)
     for shown, group in groupby(uploads, key=lambda one: one.object):
         same = list(group)
@@ -79,7 +79,7 @@ def upload(player: Player, most: int) -> None:
 
 
 def train(players: Sequence[Player], model_type: str, steps: int | None, tell: Callable[[Player], object]) -> None:
-    """Steps 2 to 4 for all brands at once. A job that fails stays with its player; nothing is raised."""
+    """Steps 2 to 4 for all brands at once, until all jobs have ended. A failed job is kept and raises nothing."""
     for player in players:
         config = {"trigger_word": player.kit.word} | ({"steps": steps} if steps else {})
         player.started_job = player.member.create_training_job(
@@ -98,14 +98,14 @@ def train(players: Sequence[Player], model_type: str, steps: int | None, tell: C
 
 
 def fetch_model(player: Player) -> None:
-    """The model that the brand's job has published, if it completed."""
+    """Set the player's model if its job has completed."""
     if player.job.status == "completed":
         models = player.member.models.list(player.brand_id)
         player.model = next(model for model in models if model.job_id == player.job.id)
 
 
 def generate(player: Player, model_type: str, out: Path) -> None:
-    """Step 5, with the base and with the adapter, for the same prompts and seeds; saves the pictures in `out`."""
+    """Step 5: draw the prompts with the base and the adapter, with the same seeds; save the pictures in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(player.kit.prompts):
         seed = FIRST_SEED + 100 * number

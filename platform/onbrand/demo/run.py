@@ -1,4 +1,4 @@
-"""The demo from start to end: a platform of its own, the five steps, the tries, the contact sheet and the report."""
+"""Runs the demo on a temporary platform: the five steps, the access attempts, the contact sheet and the report."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from onbrand.demo.play import Player
 from onbrand.runtime import Platform
 
 FIT_RATIO = 0.3
-"""What `fit` with the adapter may be of `fit` without, at most."""
+"""The highest accepted ratio of the adapter's `fit` to the base's."""
 FEWEST_TRIES = 8
-"""Fewer ways across the wall show nothing."""
+"""The minimum number of cross-brand access attempts in a valid report."""
 REPORT = "report.json"
 
 Tell = Callable[[str], object]
@@ -43,9 +43,9 @@ def run_demo(
     """Run the demo and return its report, which is also in `out/report.json`.
 
     Args:
-        own: (brand name, folder of pictures) of the user; made-up brands fill up to two.
-        steps: of training; None is the base's own advice.
-        quiet: say nothing.
+        own: (brand name, folder of pictures) of the user; synthetic brands fill up to two.
+        steps: training steps; None: as recommended for the base.
+        quiet: print nothing.
 
     Raises InvalidInput for pictures that cannot be used, ConfigurationError if the platform cannot start.
     """
@@ -66,7 +66,7 @@ def run_demo(
 
 
 def own_settings(family: FamilyName, data_dir: Path) -> Settings:
-    """Settings that keep the demo out of the user's data; the object store stays the environment's choice."""
+    """Settings that separate the demo from the user's data; the environment still chooses the object store."""
     return Settings(
         data_dir=data_dir,
         database_url=None,
@@ -84,7 +84,7 @@ def own_settings(family: FamilyName, data_dir: Path) -> Settings:
 
 
 def shortcomings(report: dict[str, Any]) -> list[str]:
-    """What a report does not show although it must."""
+    """The requirements that a report does not meet, as sentences."""
     found = []
     for brand in report["brands"]:
         name, fit = brand["brand_id"], brand["fit"]
@@ -202,12 +202,12 @@ def _table(report: dict[str, Any]) -> Table:
 
 
 def _suffix(settings: Settings) -> str:
-    """A shared object store may hold an earlier demo's files: there each run has brand ids of its own."""
+    """A random suffix for brand ids in a shared object store, which may hold files of earlier demos."""
     return f"-{secrets.token_hex(3)}" if settings.storage_url else ""
 
 
 def _make_ready(out: Path) -> None:
-    """The folder without an earlier run's report: should this run fail, none is there."""
+    """Create the output folder and remove an earlier report, so that a failed run leaves none."""
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).unlink(missing_ok=True)
 
