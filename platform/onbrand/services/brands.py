@@ -160,7 +160,7 @@ async def leave(session: Session, brand_id: str) -> None:
 
 
 async def is_member(session: Session, brand_id: str, email: str) -> bool:
-    """Whether the account of this address is a member already; always False unless the caller is an admin."""
+    """Whether the account of this address is a member already; a member sees only their own."""
     row = await session.maybe(
         "select 1 from private.member_emails(%s) e where e.email = %s", [brand_id, must_be_email(email)]
     )
