@@ -67,7 +67,7 @@ def http_url(host: str, port: int) -> str:
     """`http://host:port` for a caller on this machine: IPv6 in brackets, a wildcard address becomes loopback."""
     known = _ANY_ADDRESS.get(host, host)
     if ":" in known:
-        known = f"[{known.replace('%', '%25', 1)}]"  # RFC 6874: the zone's mark is quoted
+        known = f"[{known.replace('%', '%25', 1)}]"  # RFC 6874: the zone separator is quoted
     return f"http://{known}:{port}"
 
 

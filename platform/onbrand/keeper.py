@@ -27,7 +27,7 @@ _GRACE_SECONDS, _KILL_SECONDS, _POLL_SECONDS = 3.0, 10.0, 0.25
 def main(parent: int, folder: Path, command: list[str]) -> int:
     """Run `command` while process `parent` lives; returns the command's exit status."""
     asked = _listen()
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans below us become our children, so that none is lost
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphaned descendants become our children, so that none is lost
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     scratch = tempfile.mkdtemp(prefix="onbrand-")
     environment = os.environ | {"TMPDIR": scratch}

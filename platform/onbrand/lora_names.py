@@ -87,7 +87,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class PairNames:
-    """The tensors of one LoRA layer of a file, as it names them.
+    """The tensors of one LoRA layer, by their names in the file.
 
     Args:
         layer: the common name of the tensors, without their suffixes.

@@ -67,7 +67,7 @@ class RayHead:
     def launch(self) -> None:
         """Begin starting; `connected` waits until the cluster runs."""
         forget_other_rays(os.environ)
-        self._private = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # 0700, and short: sockets lie in it
+        self._private = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # 0700, and short for its sockets' paths
         must_be_out_of_reach(self._private)
         os.environ.update(self._own_environment())
         self._log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -80,7 +80,7 @@ class RayHead:
                 stderr=subprocess.STDOUT,
                 env=without_secrets(os.environ) | self._environment,
                 umask=0o077,
-                start_new_session=True,  # a terminal's Ctrl-C is for us alone
+                start_new_session=True,  # so that a terminal's Ctrl-C reaches only this process
                 pass_fds=self._kept_open,
             )
 
@@ -148,14 +148,14 @@ class RayHead:
     def _own_environment(self) -> dict[str, str]:
         return {
             "RAY_AUTH_MODE": "disabled" if self._is_open else "token",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as it is there: every port on loopback, also on Linux
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on loopback, as on Windows and macOS
             "RAY_AUTH_TOKEN_PATH": str(_token(self._folder)),
             "RAY_USAGE_STATS_ENABLED": "0",
             "TPU_LOG_DIR": str(self._private),  # else Ray links a folder in /tmp that any user can make
             # the metrics ports require no token; the dashboard can be kept from opening one only in this way
             "RAY_enable_metrics_collection": "0",
             "DASHBOARD_METRIC_PORT": "-1",
-            "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
+            "RAY_prestart_worker_first_driver": "0",  # idle workers cost a laptop seconds and memory
             "PYTHONPATH": _python_path(),
             **without_proxy_for(self._no_proxy, os.environ),
             # keep torch's compiled code: its default place is the temporary folder, which is removed with the cluster

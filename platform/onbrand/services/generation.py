@@ -189,7 +189,7 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
 
 
 async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
-    """A line in the brand's record, last in the transaction."""
+    """Write a line to the brand's record; call it last in the transaction."""
     await record(session, ticket.brand_id, what, {"generation_id": ticket.job_id, **about})
 
 

@@ -155,7 +155,7 @@ class OidcIssuer:
 
     async def _refresh(self, kid: str) -> None:
         now = self._clock()
-        has_it = kid in self._keys and now - self._fetched_at <= _FRESH_SECONDS  # another token's refresh brought it
+        has_it = kid in self._keys and now - self._fetched_at <= _FRESH_SECONDS  # refreshed for another token
         if has_it or now - self._tried_at < self._refetch_after:
             return
         self._tried_at = now

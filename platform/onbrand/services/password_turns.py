@@ -59,7 +59,7 @@ class PasswordTurns:
             self._give_back()
 
     async def _wait(self, client: Client) -> None:
-        if self._num_free:  # then nobody waits
+        if self._num_free:  # a free turn means that nobody waits
             self._num_free -= 1
             return
         self._make_room(client)

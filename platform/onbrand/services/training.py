@@ -111,7 +111,7 @@ class QueueEntry(Row):
 
 
 class Orphan(Row):
-    """A job or generation that was ended because its member left the brand or was removed."""
+    """A job or generation that was ended because its user is no longer a member."""
 
     kind: str
     brand_id: str
@@ -399,7 +399,7 @@ async def _end(
 
 
 async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
-    """A line in the brand's record, last in the transaction."""
+    """Write a line to the brand's record; call it last in the transaction."""
     await record(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
 
 
