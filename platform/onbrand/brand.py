@@ -66,7 +66,7 @@ class Scope:
 
     @property
     def holder(self) -> str:
-        """The user of rate shares: the account, or the account within the one brand that its credential is bound to."""
+        """Identity whose shares the calls use: the user, or the user within the brand of a brand-bound credential."""
         return self.user_id if self.brand_id is None else f"{self.user_id} in {self.brand_id}"
 
     def allows(self, what: KeyScope) -> bool:

@@ -62,7 +62,7 @@ class Limits(BaseModel):
     logins_before_delay: int = Field(default=60, ge=1)
     """Wrong passwords per minute for one account from all addresses; beyond that, each log-in to it is delayed."""
     refused_login_seconds: float = Field(default=1.0, ge=0, le=10)
-    """Delay of the answer to a log-in that these limits refuse; a client that does not wait gains nothing."""
+    """Seconds that the answer to a log-in beyond these limits is delayed; a client that does not wait gains nothing."""
     sign_ups_per_address: int = Field(default=100, ge=1)
     """New accounts per hour from one client address."""
     passwords_at_once: int = Field(default=1, ge=1)
