@@ -1,3 +1,3 @@
-"""Onbrand: private image models for brands, many brands on shared GPUs, nothing of one ever reaching another."""
+"""Onbrand: private image models for many brands on shared GPUs; no brand's data reaches another brand."""
 
 __version__ = "0.1.0"

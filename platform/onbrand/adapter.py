@@ -1,4 +1,4 @@
-"""What names an adapter: its content. Never a name that can change, never a path, never a client's integer."""
+"""Reference to an adapter by its content, never by a mutable name, a path or a client's integer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AdapterRef:
     """One published LoRA of one brand.
 
     Args:
-        brand_id: whose it is.
+        brand_id: the brand that owns it.
         model_id: the id of its row (a UUID).
         family: `sd15`, `sdxl` or `flux`.
         version: 1, 2, ... within brand and family.
@@ -27,12 +27,12 @@ class AdapterRef:
 
     @property
     def name(self) -> str:
-        """What people call it within the brand: ``flux-lora-v2``."""
+        """Display name within the brand: ``flux-lora-v2``."""
         return f"{self.family}-lora-v{self.version}"
 
     @property
     def routing_id(self) -> str:
-        """An opaque digest for routers and metrics; says nothing of brand or name."""
+        """An opaque digest for routers and metrics; reveals neither brand nor name."""
         return routing_id(self.brand_id, self.sha256)
 
 
@@ -42,9 +42,9 @@ def routing_id(brand_id: str, sha256: str) -> str:
 
 
 def combined_sha256(parts: Sequence[tuple[str, float]]) -> str:
-    """What stands for several adapters of one brand that are added up: of (sha256, scale) in their order.
+    """The digest of several adapters of one brand that are summed: over (sha256, scale) in their order.
 
-    One adapter stands for itself, whatever its scale, for that is a number of the row and not of the weights.
+    A single adapter keeps its own sha256 whatever its scale: the scale belongs to the row, not to the weights.
     """
     if len(parts) == 1:
         return parts[0][0]

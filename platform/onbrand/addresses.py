@@ -1,4 +1,4 @@
-"""Paths and hosts as URLs, and back. `file://` URLs are made and read here and nowhere else: both sides quote alike."""
+"""Convert paths and hosts to URLs and back. Only this module builds and parses `file://` URLs, so quoting matches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from onbrand.errors import ConfigurationError
 
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-"""Control characters, and halves of characters: how Python keeps bytes that are not UTF-8."""
+"""Control characters, and lone surrogates, which Python uses for bytes that are not UTF-8."""
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"[0-9A-Za-z.:_%-]+")
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is said as a URL, and not as a path."""
+    """Whether a place is a URL and not a path."""
     return bool(_SCHEME.match(place))
 
 
 def file_url(path: Path) -> str:
-    """The `file://` URL of an absolute path; every character that means something in a URL is quoted."""
+    """The `file://` URL of an absolute path; characters that are special in URLs are quoted."""
     return path.as_uri()
 
 
@@ -30,10 +30,10 @@ def path_of_file_url(url: str, setting: str) -> Path:
     """The absolute path that `url` names.
 
     Args:
-        setting: where the URL was given, for the error.
+        setting: name of the setting that holds the URL, for the error.
 
-    Raises ConfigurationError for another scheme, a host, a relative path, and an unquoted `#`, `?` or control
-    character: a URL ends there, and the rest of the path would be lost.
+    Raises ConfigurationError for another scheme, a host, a relative path, an unquoted `#` or `?` (the rest of the path
+    would be lost), control characters, and bytes that are not UTF-8.
     """
     variable = f"ONBRAND_{setting.upper()}"
     if _UNUSABLE.search(url):
@@ -50,8 +50,8 @@ def path_of_file_url(url: str, setting: str) -> Path:
 def must_be_plain_path(path: Path, setting: str) -> Path:
     """Return `path`.
 
-    Raises ConfigurationError for control characters and for bytes that are not UTF-8: PostgreSQL's files, Arrow and Ray
-    cannot hold them all.
+    Raises ConfigurationError for control characters and for bytes that are not UTF-8: PostgreSQL, Arrow and Ray do not
+    support all of them.
     """
     if _UNUSABLE.search(str(path)):
         shown = os.fsencode(path).decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
@@ -64,15 +64,15 @@ def must_be_plain_path(path: Path, setting: str) -> Path:
 
 
 def http_url(host: str, port: int) -> str:
-    """`http://host:port` for a caller on this machine: IPv6 in brackets, loopback for "every address"."""
+    """`http://host:port` for a caller on this machine: IPv6 in brackets, a wildcard address becomes loopback."""
     known = _ANY_ADDRESS.get(host, host)
     if ":" in known:
-        known = f"[{known.replace('%', '%25', 1)}]"  # RFC 6874: the zone's mark is quoted
+        known = f"[{known.replace('%', '%25', 1)}]"  # RFC 6874: the zone separator is quoted
     return f"http://{known}:{port}"
 
 
 def must_be_host(host: str) -> str:
-    """Return the address or name to listen on; brackets around IPv6 are left out. Raises ConfigurationError."""
+    """Return the address or host name to listen on, without brackets around IPv6. Raises ConfigurationError."""
     known = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not _HOST.fullmatch(known):
         raise ConfigurationError(

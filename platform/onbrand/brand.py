@@ -1,4 +1,4 @@
-"""Whose data a call may touch: brand ids, the user's scope, and the system's ticket for one job."""
+"""Access scope of a call: brand ids, the user's scope, and the system's ticket for one job."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onbrand.errors import InvalidInput, TicketRefused
 REGIONS_RESERVED = ("us", "eu", "ap", "sa", "ca", "me", "af", "il")
 _BRAND_ID = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
 LOOKS_LIKE_REGION = re.compile(rf"(?:{'|'.join(REGIONS_RESERVED)})-")
-"""What no brand's name begins with."""
+"""No brand id may begin like this."""
 _TICKET_ISSUER = "onbrand-tickets"
 _TICKET_CLAIMS = ("iss", "sub", "brand_id", "job_id", "kind", "iat", "exp")
 TICKET_SECONDS_MAX = 3600
-"""No ticket lives longer, whatever it says: also one that was signed with a wrong setting."""
+"""Maximum lifetime of a ticket, checked on verification: also for a ticket signed under a wrong setting."""
 
 TicketKind = Literal["training", "generation"]
 KeyScope = Literal["read", "upload", "train", "generate", "manage"]
@@ -39,16 +39,16 @@ def must_be_brand_id(text: str, param: str = "brand_id") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A user, and how far their credential narrows them. It never widens.
+    """A user, and the restrictions of their credential. A credential never grants more than its user has.
 
     Args:
         brand_id: the one brand that a brand-bound credential reaches.
-        within: the one brand that a transaction is about (`in_brand`); of others the database shows nothing.
-        key_id: the API key that acts for the user; the database looks up whether it lives, and its scopes, by it.
-        scopes: what the key may do; None for a credential that may all that its user may.
-        session_id: the session of a page; the database looks up whether it lives.
-        purpose: what a key is used for now. The database shows a key nothing that is asked for without a purpose, or
-            for one that is not among the key's scopes; nobody else needs one.
+        within: the brand of the transaction (`in_brand`); the database shows no other.
+        key_id: the API key that acts for the user; the database looks up its validity and scopes.
+        scopes: the key's scopes; None for a credential with all rights of its user.
+        session_id: the session of a page; the database looks up whether it is open.
+        purpose: the scope that a key uses now. The database shows a key nothing if its purpose is missing or not among
+            its scopes; other credentials need none.
     """
 
     user_id: str
@@ -61,20 +61,20 @@ class Scope:
 
     @property
     def is_in_person(self) -> bool:
-        """Whether this is the user themselves and not an API key of theirs."""
+        """Whether the user acts in person and not by an API key."""
         return self.key_id is None and self.scopes is None
 
     @property
     def holder(self) -> str:
-        """Whose shares its calls use: the user's, or those of what is bound to this brand in the user's name."""
+        """Identity whose shares the calls use: the user, or the user within the brand of a brand-bound credential."""
         return self.user_id if self.brand_id is None else f"{self.user_id} in {self.brand_id}"
 
     def allows(self, what: KeyScope) -> bool:
-        """Whether the credential may do such a thing at all; whether its user may is another question."""
+        """Whether the credential has this scope; the user's own rights are checked elsewhere."""
         return self.scopes is None or what in self.scopes
 
     def used_to(self, what: KeyScope) -> Scope:
-        """The same credential, used for that and nothing else."""
+        """The same credential, restricted to this purpose."""
         return replace(self, purpose=what)
 
     def in_brand(self, brand_id: str) -> Scope:
@@ -82,7 +82,7 @@ class Scope:
         return replace(self, within=brand_id)
 
     def claims(self) -> dict[str, Any]:
-        """What the database is told of the caller; `brand_id` is the brand that the transaction is about."""
+        """The caller's claims for the database; `brand_id` is the transaction's brand, else the bound one."""
         scopes = None if self.scopes is None else sorted(self.scopes)
         said = {
             "sub": self.user_id,
@@ -136,7 +136,7 @@ class Ticket:
     def verify(cls, token: str, secret: str) -> Ticket:
         """Read a signed token. Raises TicketRefused if it is forged, expired, incomplete, or lives too long.
 
-        Whether its job is open and its member still one is for the database to say, at every call.
+        The database checks at every call that the job is open and the member still belongs to the brand.
         """
         try:
             claims = jwt.decode(
@@ -148,7 +148,7 @@ class Ticket:
 
 
 def _ticket_of(claims: dict[str, Any]) -> Ticket:
-    """The ticket that checked claims say. Raises ValueError or InvalidInput for what no ticket of ours says."""
+    """The ticket in verified claims. Raises TypeError, ValueError or InvalidInput if they are not a valid ticket's."""
     if not all(isinstance(claims[name], str) for name in ("sub", "brand_id", "job_id", "kind")):
         raise TypeError
     if claims["kind"] not in get_args(TicketKind) or not 0 < claims["exp"] - claims["iat"] <= TICKET_SECONDS_MAX:

@@ -1,4 +1,4 @@
-"""Settings: read once at a process edge from the environment (``ONBRAND_*``) and handed down, frozen."""
+"""Settings from the environment (``ONBRAND_*``): read once at a process's entry point and passed down, frozen."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ S3Uploads = Literal["auto", "form", "put", "none"]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 FREE_BYTES_MIN = 256 * 2**20
-"""What a start may take of the data directory: an empty database and its log, and as much again."""
+"""Free bytes that a start needs in the data directory: an empty database with its log, twice over."""
 
 
 class Limits(BaseModel):
-    """Bounds of what a caller may send. Every number appears in the error that it causes."""
+    """Bounds on callers' requests. Each error states the number of the limit that caused it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,27 +54,27 @@ class Limits(BaseModel):
     account_waiting_pictures: int = 256
     brands_per_account: int = Field(default=20, ge=1)
     logins_per_address: int = Field(default=20, ge=1)
-    """Wrong passwords a minute from one client address (of IPv6: one /64); right ones do not count here."""
+    """Wrong passwords per minute from one client address (IPv6: one /64); right ones do not count."""
     logins_per_account: int = Field(default=10, ge=1)
-    """Wrong passwords a minute for one account from one client address."""
+    """Wrong passwords per minute for one account from one client address."""
     right_logins_per_account: int = Field(default=60, ge=1)
-    """Passwords a minute for one account from one client address, the right ones included."""
+    """Passwords per minute for one account from one client address, right ones included."""
     logins_before_delay: int = Field(default=60, ge=1)
-    """Wrong passwords a minute for one account from everywhere; with more, every log-in to it takes longer."""
+    """Wrong passwords per minute for one account from all addresses; beyond that, each log-in to it is delayed."""
     refused_login_seconds: float = Field(default=1.0, ge=0, le=10)
-    """How long the answer to a log-in beyond these numbers is held back: who does not wait gets no faster."""
+    """Seconds that the answer to a log-in beyond these limits is delayed; a client that does not wait gains nothing."""
     sign_ups_per_address: int = Field(default=100, ge=1)
-    """New accounts an hour from one client address."""
+    """New accounts per hour from one client address."""
     passwords_at_once: int = Field(default=1, ge=1)
-    """Passwords that one process checks or hashes at a time; each takes 19 MiB and some 30 ms of a core."""
+    """Passwords that one process checks or hashes at once; each takes 19 MiB and about 30 ms of a core."""
     passwords_waiting: int = Field(default=32, ge=0)
-    """Passwords that wait for this in one process; more are refused."""
+    """Passwords that wait for this in one process; further ones are refused."""
     passwords_waiting_each: int = Field(default=2, ge=1)
-    """Of these, from one client address, and for one account."""
+    """Maximum of these for one client address, and for one account."""
     streams_per_caller: int = Field(default=10, ge=1)
-    """Event streams that one user has open at one process of the API."""
+    """Open event streams of one user, per API process."""
     streams_per_brand: int = Field(default=30, ge=1)
-    """Event streams of one brand that are open at one process of the API."""
+    """Open event streams of one brand, per API process."""
     open_trainings: int = 100
     open_uploads: int = 200
     caller_open_uploads: int = 100
@@ -83,48 +83,48 @@ class Limits(BaseModel):
     open_invitations: int = 200
     page: int = 100
     anonymous_bytes: int = 16 * 2**10
-    """A body without a good credential."""
+    """Body bytes of a request without a valid credential."""
     json_values: int = 5_000
-    """Names and values of a JSON body."""
+    """Names and values in a JSON body."""
     json_levels: int = 32
-    """How deep they lie in one another."""
+    """Nesting depth of a JSON body."""
     requests_per_address: int = 256
-    """Requests of one address that are under way at once."""
+    """Concurrent requests of one address."""
     requests_per_caller: int = 128
-    """Requests of one account that are under way at once, in each process of the API."""
+    """Concurrent requests of one account, per API process."""
     account_body_bytes: int = 768 * 2**20
-    """Bytes of bodies of one account that are under way at once, in each process of the API; an import has 513 MiB."""
+    """Body bytes of one account's concurrent requests, per API process; an import has 513 MiB."""
     body_bytes: int = 2 * 2**30
-    """The same of all accounts together; no account has more than are left for the others."""
+    """The same for all accounts together; no account may have more than remains for the others."""
     requests: int = 1_800
-    """Requests under way at once, of all addresses together."""
+    """Concurrent requests of all addresses together."""
     turns: int = 4
-    """Requests that the API works at, at once; addresses take turns, and one has at most half. Further ones wait."""
+    """Requests that the API processes at once; addresses take turns, one has at most half. Further ones wait."""
     turn_seconds: float = 0.1
-    """When a request that waits for something (a picture, an event) gives its turn to the next."""
+    """Seconds after which a request that waits (for a picture, an event) passes its turn to the next."""
     open_bodies_per_address: int = 32
-    """Bodies of one address that have not arrived whole: of more, the one that is silent longest ends with 408."""
+    """Incomplete bodies of one address; beyond that, the one silent for longest ends with 408."""
     open_bodies: int = 512
-    """Bodies that have not arrived whole, of all addresses together."""
+    """Incomplete bodies of all addresses together."""
     connections_per_address: int = 512
-    """Connections of one address: of more, the one that has been idle longest is closed."""
+    """Connections of one address; beyond that, the one idle for longest is closed."""
     connections_per_second: float = 100.0
-    """New connections of one address, after `connections_burst`; further ones are closed."""
+    """New connections per second of one address, after `connections_burst`; further ones are closed."""
     connections_burst: int = 128
     connections: int = 10_000
-    """Connections of all addresses together, and never more than the process may have files."""
+    """Connections of all addresses together, at most the process's limit of open files."""
     header_seconds: float = 10.0
-    """How long a request's line and headers may take."""
+    """Seconds for a request's line and headers to arrive."""
     body_seconds: float = 10.0
-    """How long a body may take, before its rate counts."""
+    """Seconds that a body may take before its rate is checked."""
     body_bytes_per_second: int = 4_096
-    """How fast a body must come, on the whole, after that."""
+    """Minimum average rate of a body after that."""
     send_seconds: float = 60.0
-    """How long a reader may take for each piece of an answer."""
+    """Seconds that a client may take to read each piece of an answer."""
 
 
 class Settings(BaseSettings):
-    """What a process of Onbrand must know. Frozen; no module keeps one."""
+    """Configuration of one process. Frozen; no module keeps a global copy."""
 
     model_config = SettingsConfigDict(
         env_prefix="ONBRAND_",
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
-        """Read the environment; `values` go before it. Raises ConfigurationError for an unknown `ONBRAND_*`."""
+        """Read the environment; `values` take precedence. Raises ConfigurationError for an unknown `ONBRAND_*`."""
         must_be_known(type(self).model_fields, os.environ)
         super().__init__(**values)
 
@@ -269,7 +269,7 @@ class Settings(BaseSettings):
     @field_validator("data_dir", mode="before")
     @classmethod
     def _named_data_dir(cls, place: Any) -> Any:
-        """An empty name would be the working directory."""
+        """Reject an empty name: it would mean the working directory."""
         if str(place) == "":
             raise ConfigurationError("data_dir is empty; name a folder, or unset ONBRAND_DATA_DIR", param="data_dir")
         return place
@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     @field_validator("run_storage")
     @classmethod
     def _absolute_run_storage(cls, place: str | None) -> str | None:
-        """Every process of the cluster reads it, each in a working directory of its own."""
+        """Make a path absolute: the cluster's processes have different working directories."""
         return str(Path(place).expanduser().absolute()) if place and not is_url(place) else place
 
     @property
@@ -292,7 +292,7 @@ class Settings(BaseSettings):
 
     @property
     def encoded_folder(self) -> Path:
-        """Where a node keeps what training encoded, sealed (`training.cache`)."""
+        """A node's folder for the inputs that training encoded, sealed (`training.cache`)."""
         return self.folder / "encoded"
 
     @property
@@ -313,8 +313,8 @@ class Settings(BaseSettings):
 
 
 class Secrets(BaseModel):
-    """Keys that sign tokens, tickets, links and the database's claims, hex. They are in `data_dir/secrets.json` (0600),
-    never in logs or Ray's state."""
+    """Keys that sign tokens, tickets, links and the database's claims, hex. They are stored in `data_dir/secrets.json`
+    (0600), never in logs or Ray's state."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -357,9 +357,9 @@ def must_have_space(folder: Path) -> None:
 
 
 def load_secrets(settings: Settings) -> Secrets:
-    """Read the secrets of this data directory, or make them at the first start; one that is missing is made, too.
+    """Read the data directory's secrets; the first start creates them, and missing ones are added.
 
-    Raises ConfigurationError for a file that is not ours.
+    Raises ConfigurationError if the file does not hold secrets.
     """
     path = must_be_writable(settings.folder) / "secrets.json"
     if not path.exists():
@@ -378,7 +378,7 @@ def load_secrets(settings: Settings) -> Secrets:
 
 
 def _draft_of(path: Path, known: dict[str, str]) -> Path:
-    """A file beside `path` (0600) with these secrets and fresh ones for those that are missing."""
+    """Write a file beside `path` (0600) with these secrets, and new ones for those that are missing."""
     made = {name: secrets.token_hex(32) for name in Secrets.model_fields} | known
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""The process's environment: what is ours in it and must be known, and what is other people's and must not leak in."""
+"""The process's environment: reject unknown `ONBRAND_*` variables, and remove those meant for other programs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from onbrand.errors import ConfigurationError
 
 PREFIX = "ONBRAND_"
 CLIENT_VARIABLES = frozenset({"ONBRAND_URL", "ONBRAND_TOKEN", "ONBRAND_PASSWORD", "ONBRAND_BRAND"})
-"""What the command line and the Python client read."""
+"""Variables that the command line and the Python client read."""
 _NEARLY_THE_SAME = 0.85
-"""Of difflib's ratios; the names of settings are further from the client's variables than this."""
+"""Minimum difflib ratio; names of settings are less similar to the client's variables than this."""
 _TEST_VARIABLES = "ONBRAND_TEST_"
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
@@ -26,13 +26,13 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def must_be_known(settings: Iterable[str], environ: Mapping[str, str]) -> None:
-    """Raise ConfigurationError for an `ONBRAND_*` variable that nobody reads, with the nearest name that somebody does.
+    """Raise ConfigurationError for an unknown `ONBRAND_*` variable, with the nearest known name.
 
-    A mistyped one would leave a default in force, perhaps an open one. Variables that Kubernetes makes of a service's
-    name (`ONBRAND_SERVE_SVC_PORT=tcp://...`) are left alone.
+    A typo would leave a default in force, perhaps an insecure one. Variables that Kubernetes derives from a service's
+    name (`ONBRAND_SERVE_SVC_PORT=tcp://...`) are ignored.
 
     Args:
-        settings: the names of settings, in any case; a map's members may be named alone (`BASES__FLUX`).
+        settings: the names of settings, in any case; a map's name covers its members (`BASES__FLUX`).
     """
     known = {f"{PREFIX}{name.upper()}" for name in settings} | CLIENT_VARIABLES
     for name, value in sorted(environ.items()):
@@ -45,7 +45,7 @@ def must_be_known(settings: Iterable[str], environ: Mapping[str, str]) -> None:
 
 
 def must_be_meant(environ: Mapping[str, str]) -> None:
-    """Raise ConfigurationError for a variable that is nearly one of the client's, and would not be read."""
+    """Raise ConfigurationError for a likely typo of a client variable, which would not be read."""
     known = sorted(CLIENT_VARIABLES)
     for name in sorted(name for name in environ if name.startswith(PREFIX) and name not in CLIENT_VARIABLES):
         if found := difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY_THE_SAME):
@@ -59,14 +59,14 @@ def _is_for_others(name: str, value: str) -> bool:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """Compared without what all have in common."""
+    """The nearest known name as a hint, compared without the common prefix; "" if none is similar."""
     words = sorted(each.removeprefix(PREFIX) for each in known)
     found = difflib.get_close_matches(name.removeprefix(PREFIX).split("__", 1)[0], words, n=1)
     return f" (do you mean {PREFIX}{found[0]}?)" if found else ""
 
 
 def forget_postgres_variables(environ: MutableMapping[str, str] | None = None) -> None:
-    """Remove `PG*`: PostgreSQL's programs and libpq read them, and they would change where and as whom we connect."""
+    """Remove `PG*`: libpq and PostgreSQL's programs read them, and would connect elsewhere or as another user."""
     environ = os.environ if environ is None else environ
     for name in [name for name in environ if is_postgres_variable(name)]:
         del environ[name]
@@ -78,13 +78,13 @@ def is_postgres_variable(name: str) -> bool:
 
 
 def forget_other_rays(environ: MutableMapping[str, str]) -> None:
-    """Remove what names another Ray cluster, its token or its hooks: ours is named by nobody."""
+    """Remove variables that name another Ray cluster, its token or its hooks; our cluster needs none of them."""
     for name in _OTHER_RAYS:
         environ.pop(name, None)
 
 
 def without_proxy_for(hosts: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """`NO_PROXY` in both spellings, as it is and with loopback and `hosts`: calls within the platform take no proxy."""
+    """`NO_PROXY` in both spellings, extended by loopback and `hosts`: calls within the platform use no proxy."""
     said = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     names = [name.strip() for name in said.split(",") if name.strip()]
     names += [name for name in dict.fromkeys([*_LOOPBACK, *hosts]) if name not in names]

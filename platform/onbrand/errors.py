@@ -1,4 +1,4 @@
-"""Every error Onbrand raises on purpose: its code, its HTTP status and its fields, in one place.
+"""All errors that Onbrand raises on purpose, each with its code, HTTP status and fields.
 
 Rendering for HTTP (RFC 9457 and OpenAI's `error` object) is in `onbrand.api.problems`.
 """
@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 
 class OnbrandError(Exception):
-    """Base of all errors raised on purpose. Keeps its fields in a dict, so it survives pickling between processes.
+    """Base of all errors raised on purpose. Its fields are in a dict, so it can be pickled between processes.
 
     Args:
-        message: what happened, to which input, and what to do; safe to show to the caller.
-        fields: anything a program may want to read, e.g. ``param="steps"``, ``retry_after=3``.
+        message: the problem, the input and the remedy; safe to show to the caller.
+        fields: details for programs, e.g. ``param="steps"``, ``retry_after=3``.
     """
 
     status: ClassVar[int] = 500
@@ -29,7 +29,7 @@ class OnbrandError(Exception):
         return (_rebuild, (type(self), self.message, self.fields))
 
     def anew(self) -> OnbrandError:
-        """The same to be raised again: one that was raised holds on to all that was under way then."""
+        """A fresh copy to raise again: a raised exception keeps its traceback's frames alive."""
         return _rebuild(type(self), self.message, self.fields)
 
     @property
@@ -39,7 +39,7 @@ class OnbrandError(Exception):
 
 
 def of_code(code: str, message: str, **fields: Any) -> OnbrandError:
-    """The class whose `code` it is, as it was before it became words; OnbrandError for a code that is nobody's."""
+    """Rebuild an error from its code; OnbrandError for an unknown code."""
     kinds = [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, OnbrandError)]
     return next((kind for kind in kinds if kind.code == code), OnbrandError)(message, **fields)
 
@@ -55,47 +55,47 @@ class InvalidInput(OnbrandError):
 
 
 class DataRefused(InvalidInput):
-    """Training pictures or captions that a job must not start with; ``findings`` holds each with its remedy."""
+    """Training pictures or captions are unfit for a job; ``findings`` holds each problem with its remedy."""
 
     code, title = "data_refused", "The training data is not fit to train on"
 
 
 class Unauthenticated(OnbrandError):
-    """No credential, or one that is not (or no longer) good."""
+    """The credential is missing, invalid or no longer valid."""
 
     status, code, title = 401, "unauthenticated", "Log in first"
 
 
 class Forbidden(OnbrandError):
-    """Own brand, but the caller's role is too low for this verb."""
+    """The brand is the caller's, but their role is too low for this action."""
 
     status, code, title = 403, "forbidden", "Your role does not allow this"
 
 
 class CrossSiteRefused(Forbidden):
-    """A request that comes with a page's cookie, but not provably from our own page."""
+    """A request with a page's cookie that does not provably come from our own page."""
 
     code, title = "cross_site_refused", "Not from our own page"
 
 
 class NotFound(OnbrandError):
-    """Not there, or another brand's: the same answer for both, always."""
+    """Missing, or another brand's: always the same answer for both."""
 
     status, code, title = 404, "not_found", "Not found"
 
 
 class ModelGone(NotFound):
-    """The model was deleted after its generation was admitted; its id never comes back."""
+    """The model was deleted after its generation was admitted; its id is never reused."""
 
 
 class Conflict(OnbrandError):
-    """The state of the thing does not allow this now."""
+    """The object's current state does not allow this."""
 
     status, code, title = 409, "conflict", "Conflict"
 
 
 class RequestTimeout(OnbrandError):
-    """A request came too slowly, or was the slowest of too many."""
+    """The request arrived too slowly, or was the slowest of too many."""
 
     status, code, title = 408, "request_timeout", "Too slow"
 
@@ -113,19 +113,19 @@ class UnsupportedMedia(OnbrandError):
 
 
 class TooManyRequests(OnbrandError):
-    """A limit in time or in a queue; ``retry_after`` holds seconds."""
+    """A rate limit or queue limit is reached; ``retry_after`` holds seconds."""
 
     status, code, title = 429, "too_many_requests", "Too many requests"
 
 
 class Unavailable(OnbrandError):
-    """A part of the platform cannot answer now; trying later is right."""
+    """A part of the platform cannot answer now; the caller should retry later."""
 
     status, code, title = 503, "unavailable", "Not available now"
 
 
 class EngineLost(OnbrandError):
-    """What drew a generation died under it again and again; it is not begun any more."""
+    """The engine died too often while it drew this generation, which is not started again."""
 
     code, title = "engine_lost", "The engine was lost"
 
@@ -143,13 +143,13 @@ class AdapterRefused(OnbrandError):
 
 
 class NotFinite(OnbrandError):
-    """What was drawn overflowed: there is no picture in it."""
+    """The generated values overflowed (not finite), so there is no picture."""
 
     status, code, title = 422, "picture_not_finite", "The picture overflowed"
 
 
 class NotAsPublished(AdapterRefused):
-    """Stored bytes are not those of the row: a fault of the store, which may be mended, and not of the content."""
+    """The stored bytes differ from the row's digest: a repairable fault of the store, and not of the content."""
 
     code, title = "not_as_published", "Not what was published"
 
@@ -167,7 +167,7 @@ class ConfigurationError(OnbrandError):
 
 
 class StorageError(OnbrandError):
-    """The object store did not do what it was asked."""
+    """The object store could not complete an operation."""
 
     status, code, title = 503, "storage_error", "Storage error"
 
@@ -179,16 +179,16 @@ class TrainingFailed(OnbrandError):
 
 
 class OutOfMemory(TrainingFailed):
-    """The device's memory is not enough for the run, however thrifty."""
+    """The device's memory is too small for the run, even with all memory savings."""
 
     code, title = "out_of_memory", "Not enough memory"
 
 
 class RanOutOfMemory(OutOfMemory):
-    """A run that was thought to fit did not; it may be tried again with less."""
+    """A run that was expected to fit ran out of memory; it may be retried with less."""
 
 
 class Canceled(OnbrandError):
-    """The owner asked for the end, and it ended."""
+    """The owner requested cancellation, and it was carried out."""
 
     status, code, title = 409, "canceled", "Canceled"

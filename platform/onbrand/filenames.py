@@ -1,4 +1,4 @@
-"""Names of files as people's systems make them: what is no file of theirs, and which text describes which picture.
+"""File names from users' systems: detect system files, and match captions to pictures.
 
 One rule for zip archives, forms, folders and direct uploads.
 """
@@ -30,14 +30,14 @@ _FILES = frozenset({
     ".bridgesort", ".bridgecache", ".bridgecachet", ".bridgelabelsandratings",
 })  # fmt: skip
 _BEGINNINGS = ("._", "~$", ".~lock.")
-"""macOS's resource forks, and what Office and LibreOffice keep beside open files."""
+"""Prefixes of macOS's resource forks, and of the files that Office and LibreOffice keep beside open files."""
 
 _ENDINGS = (":zone.identifier", "\uf03azone.identifier", ":com.dropbox.attributes", ":com.dropbox.attrs")
-"""What Windows keeps in streams of a file, as files of their own."""
+"""Suffixes of Windows' alternate data streams that were saved as separate files."""
 
 
 def is_litter(path: str) -> bool:
-    """Whether a file, by its path with slashes, is one that a system or a program keeps beside people's files."""
+    """Whether a path (with slashes) is a file that a system or a program keeps beside users' files."""
     *folders, name = path.casefold().split("/")
     return (
         any(folder in _FOLDERS for folder in folders)
@@ -49,43 +49,43 @@ def is_litter(path: str) -> bool:
 
 
 def own_name(path: str) -> str:
-    """A path's last part, composed, of either kind of slash."""
+    """The last part of a path with slashes or backslashes, in NFC."""
     return composed(path.replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def plain(path: str) -> str:
-    """What is the same for two names that people take for the same: in any case, composed or not.
+    """The name in NFC and lower case, for comparisons.
 
-    ``ß`` is not ``ss``, as systems have it; a sigma at the end of a word is any sigma.
+    ``ß`` is not ``ss``, as in file systems; a final sigma equals any sigma.
     """
     return composed(composed(path).lower()).replace("ς", "σ")
 
 
 def stem_and_extension(path: str) -> tuple[str, str]:
-    """Of `plain`: the path without its extension, and the extension without its dot; "" where there is none."""
+    """A path's stem (with its folders) and its extension (without the dot), both as by `plain`; "" if it has none."""
     folder, slash, name = plain(path).rpartition("/")
     stem, dot, extension = name.rpartition(".")
     return (f"{folder}{slash}{stem}", extension) if dot else (f"{folder}{slash}{name}", "")
 
 
 def is_picture(path: str) -> bool:
-    """By its extension."""
+    """Whether the extension is a picture's."""
     return stem_and_extension(path)[1] in PICTURES
 
 
 def is_caption(path: str) -> bool:
-    """By its extension."""
+    """Whether the extension is a caption's."""
     return stem_and_extension(path)[1] == CAPTION
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Which of several files describe which; files by their index.
+    """Text files matched to pictures, all by index.
 
     Args:
-        captions: of a picture, its text file.
-        nobodys: text files that describe no picture.
-        doubtful: text files beside two pictures of their name, or beside another text for the same picture.
+        captions: each picture's text file.
+        nobodys: text files that match no picture.
+        doubtful: text files that match two pictures, or a picture that already has a text file.
     """
 
     captions: dict[int, int] = field(default_factory=dict)
@@ -94,10 +94,10 @@ class Described:
 
 
 def described(paths: Sequence[str], texts: Iterable[int]) -> Described:
-    """``logo.txt`` describes the one picture of the same stem beside it: ``logo.png``, ``LOGO.JPG``.
+    """Match text files to pictures: ``logo.txt`` describes the one ``logo.png`` or ``LOGO.JPG`` beside it.
 
     Args:
-        texts: which of the paths are text files; the others are pictures.
+        texts: indices of the text files; the other paths are pictures.
     """
     pictures: dict[str, list[int]] = {}
     texts = set(texts)

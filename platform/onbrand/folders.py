@@ -1,4 +1,4 @@
-"""Folders that no other user of the machine may enter, and that nobody else can put in place of ours."""
+"""Private folders: other users of the machine can neither enter nor replace them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from onbrand.errors import ConfigurationError
 
 PRIVATE_FOLDERS = ("objects", "runs", "tickets", "encoded", "cache", "logs", "inductor")
-"""Below the data directory; each may be a link of ours to another place."""
+"""Subfolders of the data directory; each may be our symbolic link to another place."""
 _MARKS = frozenset({"up.lock", "postgres.lock", "database.json", "secrets.json", "ray-token"})
-"""One of these lies in every data directory."""
+"""Every data directory holds at least one of these files."""
 _OTHERS_WRITE = stat.S_IWOTH
 _REMEDY = "choose another with ONBRAND_DATA_DIR"
 
@@ -20,11 +20,11 @@ def must_be_private(folder: Path, *, group: int | None = None, is_inner: bool = 
     """Make an existing folder 0700 and return it.
 
     Args:
-        group: of an account that may pass through it (not list it): the folder is then 0710.
-        is_inner: it is a part of a data directory, whatever lies in it.
+        group: a group that may traverse the folder but not list it: the mode is then 0710.
+        is_inner: True for a part of a data directory, whatever its content.
 
-    Raises ConfigurationError: it belongs to another user, a link of another user's leads to it, others could put
-    another folder in its place, or it is open to others and holds files that are not Onbrand's (`/tmp`, a home).
+    Raises ConfigurationError: it belongs to another user, it is another user's symbolic link, others could replace it,
+    or it is open to others and holds files that are not Onbrand's (`/tmp`, a home).
     """
     _must_be_our_link(folder)
     must_be_out_of_reach(folder)
@@ -48,7 +48,7 @@ def must_be_private(folder: Path, *, group: int | None = None, is_inner: bool = 
 
 
 def must_be_out_of_reach(folder: Path) -> None:
-    """Raise ConfigurationError if a folder above lets every user of the machine rename what lies in it."""
+    """Raise ConfigurationError if every user of the machine may rename entries of a parent folder."""
     for above in {*folder.parents, *Path(os.path.realpath(folder)).parents}:
         mode = above.stat().st_mode
         if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
@@ -59,9 +59,9 @@ def must_be_out_of_reach(folder: Path) -> None:
 
 
 def must_be_closed_to_others(folder: Path, setting: str) -> None:
-    """Close an existing folder of ours to users outside its group; a folder of another owner must be closed already.
+    """Close an existing folder of ours to users outside its group.
 
-    Raises ConfigurationError: it is another owner's and open to everybody.
+    Raises ConfigurationError if the folder is another owner's and open to everybody.
     """
     found = folder.stat()
     if not found.st_mode & stat.S_IRWXO:
@@ -81,7 +81,7 @@ def _is_ours_to_close(folder: Path) -> bool:
 
 
 def _must_be_our_link(path: Path) -> None:
-    """A link of another user's may lead elsewhere tomorrow."""
+    """Reject a symbolic link of another user but root: its owner may change the target."""
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode) and found.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(f"{path} is a link that belongs to another user; {_REMEDY}", param="data_dir")

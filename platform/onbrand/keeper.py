@@ -1,8 +1,8 @@
-"""Runs one command as the child of another process, and ends with all its descendants when either of the two is gone.
+"""Run one command as a child process, and end it with all its descendants when the command or the parent ends.
 
-`python -m onbrand.keeper PARENT FOLDER COMMAND...` is how `onbrand up` starts Ray: even after `kill -9` nothing of it
-stays, and FOLDER is removed. So is what the command's processes left in their temporary folder, which is theirs alone:
-one that is killed tidies nothing up. Standard library only, so that it costs nothing to keep.
+`onbrand up` starts Ray by `python -m onbrand.keeper PARENT FOLDER COMMAND...`: no process of Ray remains, even after
+`kill -9`. FOLDER is removed, and so is the command's own temporary folder, because a killed process does not clean up.
+Standard library only, so that the process stays small.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _GRACE_SECONDS, _KILL_SECONDS, _POLL_SECONDS = 3.0, 10.0, 0.25
 
 
 def main(parent: int, folder: Path, command: list[str]) -> int:
-    """Keep `command` while process `parent` lives; returns the command's exit status."""
+    """Run `command` while process `parent` lives; returns the command's exit status."""
     asked = _listen()
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans below us become our children, so that none is lost
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphaned descendants become our children, so that none is lost
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     scratch = tempfile.mkdtemp(prefix="onbrand-")
     environment = os.environ | {"TMPDIR": scratch}
@@ -44,7 +44,7 @@ def main(parent: int, folder: Path, command: list[str]) -> int:
 
 
 def end_tree(root: int) -> None:
-    """End every descendant of process `root`: SIGTERM to its children first, SIGKILL to whatever is left."""
+    """End every descendant of process `root`: SIGTERM to its children first, SIGKILL to all that remain."""
     for pid in children(root):
         _signal(pid, signal.SIGTERM)
     _wait_until(lambda: not _alive_below(root), _GRACE_SECONDS)
@@ -76,7 +76,7 @@ def _alive_below(root: int) -> list[int]:
 
 
 def _reap(but: int | None) -> None:
-    """Collect ended orphans; `but` is the child whose status `Popen` must see."""
+    """Reap ended child processes except `but`, whose status `Popen` must see."""
     for pid in children(os.getpid()):
         if pid != but:
             with contextlib.suppress(ChildProcessError):
@@ -95,7 +95,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _listen() -> list[int]:
-    """The signals that asked us to end, as they come; a terminal's Ctrl-C is the parent's to handle."""
+    """The termination signals received so far, as a growing list; the parent handles a terminal's Ctrl-C."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
-"""Logins and keys that some processes hold and most do not: by file for those who need them, out of the others' sight.
+"""Logins and keys that only some processes may hold: passed by file, not by environment.
 
-Ray's processes inherit their environment from the one that starts Ray, workers and drivers of jobs included. So nothing
-that opens a database or a bucket stands there: it lies in `logins.json` (0600) in the data directory, for the
-deployments `Ingress` and `System` (decision 0063).
+Ray's processes, workers and job drivers included, inherit the environment of the process that starts Ray. So database
+logins and bucket keys are not in it: they are in `logins.json` (0600) in the data directory, for the deployments
+`Ingress` and `System` (decision 0063).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that Ray's processes may inherit: none of our logins and keys, of AWS's, or of what looks like one.
+    """The variables that Ray's processes may inherit: without our secrets, AWS's, and any that look like a secret.
 
-    A key that a library needs to fetch a base (`HF_TOKEN`) is not among them either: `up` fetches bases beforehand.
+    This also removes a key that a library needs to fetch a base (`HF_TOKEN`): `up` fetches bases beforehand.
     """
     return {name: value for name, value in environ.items() if not _is_secret(name, value)}
 
@@ -50,7 +50,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def write_logins(settings: Settings, web_url: str, system_url: str) -> Path:
-    """Leave for `Ingress` and `System` what they need and do not inherit; replaces what an earlier start left."""
+    """Write the logins that `Ingress` and `System` need and do not inherit; replaces the file of an earlier start."""
     known: dict[str, Any] = {"web_database_url": web_url, "system_database_url": system_url}
     known |= {"s3_access_key": settings.s3_access_key, "s3_secret_key": settings.s3_secret_key}
     if _uses_s3(settings) and settings.s3_access_key is None:
@@ -64,10 +64,10 @@ def write_logins(settings: Settings, web_url: str, system_url: str) -> Path:
 
 
 def with_logins(settings: Settings, login: Literal["web", "system"]) -> Settings:
-    """The settings of a process that holds one of the two logins, and the store's keys: call it at the process's edge.
+    """Settings with one of the two logins and the store's keys; call it at the process's entry point.
 
-    What stands in the environment comes first. AWS's own variables go into this process's environment, where its SDK
-    looks for them. Raises ConfigurationError for a file that cannot be read.
+    Values from the environment take precedence. AWS's variables are set in this process's environment, where its SDK
+    reads them. Raises ConfigurationError for a file that cannot be read.
     """
     other = "system_database_url" if login == "web" else "web_database_url"
     found = _read(settings.folder / _FILE)

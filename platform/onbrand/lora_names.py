@@ -1,7 +1,7 @@
-"""What the names, shapes and settings in a LoRA file say, whoever's trainer wrote it. Free of torch and numpy.
+"""Interpret the names, shapes and settings in a LoRA file of any trainer. Needs neither torch nor numpy.
 
-y += scale * up (down x) for each layer. Values are looked at in `storage.weights` (at the door) and in
-`families.foreign` (by the job that imports the file).
+y += scale * up (down x) for each layer. `storage.weights` checks the values on upload, and `families.foreign` checks
+them in the importing job.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onbrand.lora_patterns import LayerPatterns
 from onbrand.safetensors_header import LORA_METADATA, SafetensorsHeader, TensorFacts
 
 TextEncoderWish = Literal["refuse", "drop"]
-"""What becomes of a file's layers of text encoders: the file is refused, or imported without them."""
+"""Handling of a file's text-encoder layers: refuse the file, or import it without them."""
 NUMBER_MAX = 1e9
 """The largest rank or alpha that a file's settings may name."""
 _SUFFIXES = (
@@ -29,17 +29,17 @@ _SUFFIXES = (
     (re.compile(r"_lora\.down()\.weight"), "_lora.up{}.weight"),
     (re.compile(r"\.lora_linear_layer\.down()\.weight"), ".lora_linear_layer.up{}.weight"),
 )
-"""How a down matrix's name ends, with PEFT's name of the adapter in it or without, and then its up matrix's."""
+"""Suffix of a down matrix's name, with or without PEFT's adapter name, and the suffix of its up matrix."""
 _ALPHA = ".alpha"
 _WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
-"""What PEFT's and ComfyUI's files have before a layer's name."""
+"""Prefixes of layer names in files of PEFT and ComfyUI."""
 _TEXT_ENCODERS = (
     *("text_encoder", "text_model.", "te_", "te1_", "te2_", "te3_", "lora_te", "lora_clip", "clip_l.", "clip_g."),
     *("t5xxl.", "cond_stage_model", "conditioner."),
 )
 _OTHER_PRODUCTS = ("lokr_", "hada_", "lora_mid", ".oft_", "oft_diag", ".glora", "dora_scale", "lora_magnitude")
 _ZEROS = (".diff", ".diff_b", ".bias", ".lora_bias")
-"""What is added as it is, and not as a product; harmless where it is zero."""
+"""Suffixes of tensors that are added directly and not as a product; harmless if zero."""
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]{1,200}")
 _REFUSED_SETTINGS = (
@@ -54,11 +54,11 @@ _REFUSED_SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class ImportWishes:
-    """What an importer says of a file beside its family.
+    """An importer's options for a file, besides its family.
 
     Args:
-        text_encoder: what becomes of layers of text encoders.
-        lora_alpha: alpha of all layers, for files whose format keeps it elsewhere (PEFT's `adapter_config.json`).
+        text_encoder: handling of text-encoder layers.
+        lora_alpha: alpha of all layers, for files whose format stores it elsewhere (PEFT's `adapter_config.json`).
     """
 
     text_encoder: TextEncoderWish = "refuse"
@@ -67,11 +67,11 @@ class ImportWishes:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Layers of text encoders that an import leaves out.
+    """Text-encoder layers that an import leaves out.
 
     Args:
-        norm: of what they add to their weights, all together (Frobenius).
-        norm_of_all: the same of the whole file; squares of norms add up.
+        norm: Frobenius norm of all their weight changes together.
+        norm_of_all: the same for the whole file; squares of norms add up.
     """
 
     layers: int
@@ -79,7 +79,7 @@ class Dropped:
     norm_of_all: float
 
     def as_json(self) -> dict[str, float]:
-        """What is told of it; `norm_share` is norm / norm_of_all."""
+        """As JSON for the importer; `norm_share` is norm / norm_of_all."""
         share = self.norm / self.norm_of_all if self.norm_of_all else 0.0
         norm, norm_of_all = (float(f"{value:.4g}") for value in (self.norm, self.norm_of_all))
         return {"layers": self.layers, "norm": norm, "norm_of_all": norm_of_all, "norm_share": round(share, 4)}
@@ -87,11 +87,11 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class PairNames:
-    """The tensors of one LoRA layer of a file, as it names them.
+    """The tensors of one LoRA layer, by their names in the file.
 
     Args:
-        layer: the name before what ends the tensors' names.
-        name: the same without what PEFT or ComfyUI put before it.
+        layer: the common name of the tensors, without their suffixes.
+        name: `layer` without the prefixes of PEFT and ComfyUI.
     """
 
     layer: str
@@ -107,8 +107,8 @@ class LoraNames:
 
     Args:
         pairs: of the denoiser.
-        text_pairs: of text encoders; to be left out.
-        zeros: tensors that add nothing if they are zero, and cannot be served otherwise.
+        text_pairs: of text encoders; not imported.
+        zeros: tensors that add nothing if they are zero; others are not served.
     """
 
     pairs: list[PairNames]
@@ -118,7 +118,7 @@ class LoraNames:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What scales in PEFT's configuration of one component. All else is left out: it could name code to import."""
+    """Scaling fields of PEFT's configuration of one component. Others are not kept: they could name code to import."""
 
     r: int
     lora_alpha: float
@@ -131,17 +131,17 @@ class LoraSettings:
         return LayerPatterns(self.alpha_pattern)
 
     def scale(self, path: str, rank: int) -> float:
-        """alpha / rank of the layer at `path` in its component, as PEFT has it (`peft.utils.get_pattern_key`)."""
+        """Scale of the layer at `path` in its component: alpha / rank, with rsLoRA alpha / sqrt(rank), as in PEFT."""
         alpha = self._alphas.of(path, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
 def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderWish = "refuse") -> LoraNames:
-    """The layers of a LoRA file of any trainer, told by names and shapes alone.
+    """Find the layers of a LoRA file of any trainer by names and shapes alone.
 
     Raises:
-        AdapterRefused: DoRA, layers of text encoders unless they may be left out, LyCORIS' other products, a half pair,
-            or two adapters in one file. What is left out silently would draw something else than its owner knows.
+        AdapterRefused: DoRA, text-encoder layers unless they may be dropped, LyCORIS' other products, a half pair, or
+            two adapters in one file. Ignoring these silently would change the pictures.
     """
     names = header.tensors
     for name in names:
@@ -165,9 +165,9 @@ def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderWish 
 
 
 def must_be_settings(metadata: Mapping[str, str]) -> dict[str, LoraSettings]:
-    """PEFT's configuration in a file's header, by component; by "" where no component is named.
+    """PEFT's configuration in a file's header, by component; under "" if no component is named.
 
-    Raises AdapterRefused: it is no JSON object, holds numbers that are not finite, or does more than scale.
+    Raises AdapterRefused if it is not a JSON object, holds numbers that are not finite, or does more than scaling.
     """
     try:
         said = json.loads(
@@ -187,7 +187,7 @@ def must_be_settings(metadata: Mapping[str, str]) -> dict[str, LoraSettings]:
 
 
 def settings_of(settings: Mapping[str, LoraSettings], pair: PairNames) -> tuple[LoraSettings | None, str]:
-    """The settings that are of this layer's component, and the layer's path in it."""
+    """The settings of this layer's component, and the layer's path in it."""
     component, _, path = pair.name.partition(".")
     if component in _COMPONENTS:
         return settings.get(component, settings.get("")), path
@@ -197,12 +197,12 @@ def settings_of(settings: Mapping[str, LoraSettings], pair: PairNames) -> tuple[
 def scale_of(
     pair: PairNames, rank: int, alpha: float | None, settings: Mapping[str, LoraSettings], wishes: ImportWishes
 ) -> float:
-    """alpha / rank as the file means it: its own tensor, else PEFT's configuration, else the importer's word, else 1.
+    """The layer's scale by its own alpha tensor, else PEFT's configuration, else the importer's alpha, else 1.
 
     Args:
         alpha: the value of the pair's own tensor.
 
-    Raises AdapterRefused when PEFT keeps alpha in a file of its own and nobody says it, or both say it.
+    Raises AdapterRefused if PEFT keeps alpha in a separate file and the importer gives none, or if both give it.
     """
     known, path = settings_of(settings, pair)
     if (alpha is not None or known is not None) and wishes.lora_alpha is not None:
@@ -233,14 +233,14 @@ def _must_be_servable(name: str) -> None:
 
 
 def must_be_zeros(name: str) -> NoReturn:
-    """Raise AdapterRefused for a tensor of `LoraNames.zeros` that holds something else."""
+    """Raise AdapterRefused for a tensor of `LoraNames.zeros` that is not zero."""
     if name.endswith((".diff", ".diff_b")):
         _refuse(f"it is no plain LoRA ({name} is not zero): full differences are not served")
     _refuse(f"it has biases ({name} is not zero), which are not served")
 
 
 def _pair(name: str, names: Mapping[str, TensorFacts]) -> PairNames | None:
-    """The pair that this tensor is the down matrix of."""
+    """The pair with this tensor as its down matrix, or None."""
     for ending, up in _SUFFIXES:
         found = ending.search(name)
         if found is None or found.end() != len(name):

@@ -1,34 +1,34 @@
-"""PEFT's patterns of layers (`alpha_pattern`): which one holds for a layer, found by look-up and not one by one."""
+"""PEFT's layer patterns (`alpha_pattern`): find a layer's pattern by look-up instead of a scan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 Dots = tuple[int, ...]
-"""Places of dots in a name."""
+"""Positions of the dots in a name."""
 
 
 class LayerPatterns:
-    """Values by pattern. The first pattern that fits a path counts, as in `peft.utils.get_pattern_key`.
+    """Values by pattern. The first matching pattern counts, as in `peft.utils.get_pattern_key`.
 
-    A pattern fits a path that ends with it, from the beginning or after a dot; `^` before it asks for the whole path. A
-    dot in it stands for any character, as in PEFT's regular expressions.
+    A pattern matches a path that ends with it, from the start or after a dot; a leading `^` requires the whole path. A
+    dot in it matches any character, as in PEFT's regular expressions.
 
     Args:
-        values: by patterns of letters, digits, `_` and `.`, perhaps with `^` in front.
+        values: by patterns of letters, digits, `_` and `.`, optionally with a leading `^`.
     """
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self._places: dict[str, tuple[int, float]] = {}
         self._dots: dict[int, set[Dots]] = {}
-        """Where patterns of a length have their dots."""
+        """Positions of the dots in patterns, by pattern length."""
         for place, (pattern, value) in enumerate(values.items()):
             self._places[pattern] = (place, value)
             name = pattern.removeprefix("^")
             self._dots.setdefault(len(name), set()).add(_dots_of(name))
 
     def of(self, path: str, otherwise: float) -> float:
-        """The value for a layer, or `otherwise` where no pattern fits."""
+        """The value for a layer, or `otherwise` if no pattern matches."""
         return min(self._found(path), key=lambda found: found[0], default=(0, otherwise))[1]
 
     def _found(self, path: str) -> Iterator[tuple[int, float]]:

@@ -1,9 +1,9 @@
-"""A Ray cluster of one node that belongs to this process alone and dies with it.
+"""A single-node Ray cluster that belongs to this process alone and ends with it.
 
-`ray start --block` under `onbrand.keeper`, for `ray.init` can neither move its agent's port out of another cluster's
-way nor end its agents after a `kill -9`. Its ports are on loopback, and token authentication is on: other users of this
-machine, who reach them, still cannot use them. Ray makes its folders accessible to everybody, so they lie in one that
-only we may enter (decision 0146); its address is read there, from the process that listens, and nowhere else.
+Runs `ray start --block` under `onbrand.keeper`: `ray.init` can neither move its agent's port away from another
+cluster's nor end its agents after a `kill -9`. Ports are on loopback with token authentication, so other users of this
+machine can reach but not use them. Ray makes its folders world-accessible, so they lie in a folder that only our user
+may enter (decision 0146). The cluster's address is read only there, as the listening process wrote it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from onbrand.folders import must_be_out_of_reach, must_be_private
 from onbrand.logins import without_secrets
 
 RAY_FOLDER = "ray"
-"""Ray's `--temp-dir`, which it makes 0777, in a folder of ours, which stays 0700."""
+"""Ray's `--temp-dir`: Ray makes it 0777, inside a folder of ours that stays 0700."""
 START_SECONDS = 180
 STOP_SECONDS = 25
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Plasma's share of /dev/shm. Pictures and weights travel over HTTP, so little is ever in it."""
+"""Plasma's share of /dev/shm. Small, since pictures and weights travel over HTTP."""
 
 
 class RayHead:
     """Start, deploy to, and end a private Ray.
 
     Args:
-        folder: where its token and its log stay (the data directory).
-        environment: what every process of the cluster shall see, besides this process's own environment.
-        kept_open: descriptors that must stay open until the last of its processes is gone (the data directory's lock).
-        is_open: let everybody on this machine in, without a token. For development.
-        no_proxy: hosts besides loopback that calls within the platform go to, without a proxy.
+        folder: holds its token and its log (the data directory).
+        environment: further variables for every process of the cluster, besides this process's environment.
+        kept_open: descriptors that stay open until the last of its processes ends (the data directory's lock).
+        is_open: accept all users of this machine, without a token. For development.
+        no_proxy: hosts besides loopback that the platform calls without a proxy.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class RayHead:
         self._log = folder / "logs" / "ray.log"
 
     def launch(self) -> None:
-        """Begin starting; `connected` waits for the end of it."""
+        """Begin starting; `connected` waits until the cluster runs."""
         forget_other_rays(os.environ)
-        self._private = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # 0700, and short: sockets lie in it
+        self._private = Path(tempfile.mkdtemp(prefix="onbrand-", dir="/tmp"))  # 0700, and short for its sockets' paths
         must_be_out_of_reach(self._private)
         os.environ.update(self._own_environment())
         self._log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -80,15 +80,15 @@ class RayHead:
                 stderr=subprocess.STDOUT,
                 env=without_secrets(os.environ) | self._environment,
                 umask=0o077,
-                start_new_session=True,  # a terminal's Ctrl-C is for us alone
+                start_new_session=True,  # so that a terminal's Ctrl-C reaches only this process
                 pass_fds=self._kept_open,
             )
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Wait until the cluster runs and be its driver for a while. Raises ConfigurationError if it never does.
+        """Wait until the cluster runs, and be its driver in this context. Raises ConfigurationError if it never runs.
 
-        Ray prints what its parts complain of to the driver's stdout, which is not ours to spoil: it goes to the log.
+        Ray prints its components' complaints to the driver's stdout; they are redirected to the log.
         """
         address = self._wait_for_address()
         import ray
@@ -100,7 +100,7 @@ class RayHead:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="onbrand")
                 yield
             finally:
-                with _own_signals():  # its core takes SIGTERM back to the default, behind Python's back
+                with _own_signals():  # Ray's core resets SIGTERM to the default without Python's knowledge
                     ray.shutdown()
 
     @property
@@ -108,7 +108,7 @@ class RayHead:
         return self._keeper is not None and self._keeper.poll() is None
 
     def listens_at(self, port: int) -> bool:
-        """Whether a process of this cluster is who listens at a port of this machine."""
+        """Whether a process of this cluster listens on this port of the machine."""
         import psutil
 
         for process in psutil.Process(self._keeper.pid).children(recursive=True) if self._keeper else ():
@@ -135,7 +135,7 @@ class RayHead:
         raise ConfigurationError(f"Ray did not start; the end of {self._log} says why")
 
     def _address(self) -> str:
-        """What Ray says when it has started; empty before. Raises ConfigurationError if others could write it."""
+        """The cluster's address once Ray has started, else "". Raises ConfigurationError if others could write it."""
         file = self._private / RAY_FOLDER / "ray_current_cluster"
         if not file.is_file():
             return ""
@@ -148,17 +148,17 @@ class RayHead:
     def _own_environment(self) -> dict[str, str]:
         return {
             "RAY_AUTH_MODE": "disabled" if self._is_open else "token",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as it is there: every port on loopback, also on Linux
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on loopback, as on Windows and macOS
             "RAY_AUTH_TOKEN_PATH": str(_token(self._folder)),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "TPU_LOG_DIR": str(self._private),  # else Ray would link a folder in /tmp that anybody can make
-            # metrics would be read at ports that ask for no token; the dashboard has no other way to open none
+            "TPU_LOG_DIR": str(self._private),  # else Ray links a folder in /tmp that any user can make
+            # the metrics ports require no token; the dashboard can be kept from opening one only in this way
             "RAY_enable_metrics_collection": "0",
             "DASHBOARD_METRIC_PORT": "-1",
-            "RAY_prestart_worker_first_driver": "0",  # idle workers would cost a laptop seconds and memory
+            "RAY_prestart_worker_first_driver": "0",  # idle workers cost a laptop seconds and memory
             "PYTHONPATH": _python_path(),
             **without_proxy_for(self._no_proxy, os.environ),
-            # what torch compiled is worth keeping, and its default is the temporary folder, which goes with the cluster
+            # keep torch's compiled code: its default place is the temporary folder, which is removed with the cluster
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(self._folder / "inductor"),
         }
 
@@ -166,7 +166,7 @@ class RayHead:
         ports = free_ports(2)
         options = {
             "--node-ip-address": "127.0.0.1",
-            "--port": 0,  # chosen as it is bound: nobody can take it first, and be sent the token
+            "--port": 0,  # chosen when it is bound: no other process can take it first and receive the token
             "--dashboard-port": ports[0],
             "--dashboard-agent-listen-port": 0,
             "--ray-client-server-port": ports[1],
@@ -184,17 +184,17 @@ class RayHead:
 
 
 def num_cpus() -> int:
-    """Logical CPUs: enough for the small replicas and workers of one machine to be placed, however few cores it has."""
+    """Logical CPUs: enough to place one machine's small replicas and workers, however few cores it has."""
     return max(16, 2 * (os.cpu_count() or 1))
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """IPv6 for an address of it, else IPv4."""
+    """AF_INET6 for an IPv6 address, else AF_INET."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports nobody listens on now; all different. Raises OSError for a host that is not this machine's."""
+    """Ports that are free now, all different. Raises OSError for a host that is not this machine's."""
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket(family_of(host))) for _ in range(count)]
         for probe in probes:
@@ -204,7 +204,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let Ray in this process take 127.0.0.1 as it is: it read the environment at its import, perhaps before ours."""
+    """Let Ray in this process use 127.0.0.1: it read the environment when imported, perhaps before we set it."""
     from ray._private import ray_constants
 
     kept = ray_constants.ENABLE_RAY_CLUSTER
@@ -217,7 +217,7 @@ def _loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's handlers: Ray puts its own in their place."""
+    """Restore this process's signal handlers afterwards: Ray replaces them."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

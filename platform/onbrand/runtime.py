@@ -1,6 +1,7 @@
-"""A whole platform on this machine, in the foreground: database, store, Ray, Serve. For `onbrand up` and the demo.
+"""A complete platform on this machine, in the foreground: database, store, Ray, Serve. For `onbrand up` and the demo.
 
-What it starts, and nothing else, ends with it. Clusters of many machines start from `cluster.yaml` and `deployments/`.
+It ends everything that it started and nothing else. Clusters of many machines start from `cluster.yaml` and
+`deployments/`.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ if TYPE_CHECKING:
     from onbrand.db.logins import DatabaseUrls
 
 LOCK_SECONDS = 40
-"""How long a start waits for the rest of a killed platform on the same data directory to end."""
+"""How long a start waits for the remaining processes of a killed platform on the same data directory."""
 HEALTH_SECONDS = 120
 REVIVALS, REVIVAL_SECONDS = 5, 600.0
-"""How often a database that ends by itself is started again, and within what time."""
+"""Maximum restarts of a database that ends by itself, within so many seconds."""
 INTERNAL_HOST = "127.0.0.1"
 PUBLIC_PORT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "onbrand.serving.listener:middlewares"}
-"""Has Serve's HTTP proxy open the public port."""
+"""Makes Serve's HTTP proxy open the public port."""
 
 
 class Platform:
-    """Everything of one data directory, running while this context is open; `url` is its address.
+    """The platform of one data directory; it runs while this context is open. `url` is its address.
 
     Args:
         settings: `port` 0 takes a free one.
-        tell: called with a line of text as the start proceeds.
+        tell: called with a line of text for each step of the start.
 
-    Raises ConfigurationError or BaseModelRefused, with nothing left running, when it cannot start as configured.
+    Raises ConfigurationError or BaseModelRefused, with nothing left running, if it cannot start as configured.
     """
 
     def __init__(self, settings: Settings, tell: Callable[[str], object] = lambda text: None) -> None:
@@ -73,7 +74,7 @@ class Platform:
 
     @property
     def url(self) -> str:
-        """Where a caller on this machine reaches the ingress."""
+        """The ingress's URL for callers on this machine."""
         return http_url(self.settings.host, self.settings.port)
 
     @property
@@ -82,9 +83,9 @@ class Platform:
         return self._ray is not None and self._ray.running
 
     def tend(self) -> None:
-        """Start an embedded database that has ended by itself again: calls meanwhile were answered 503, none is lost.
+        """Restart an embedded database that ended by itself; calls in between were answered with 503, none is lost.
 
-        Raises ConfigurationError if it cannot be started, or ends again and again.
+        Raises ConfigurationError if it cannot be started, or ended more than `REVIVALS` times.
         """
         if self._embedded is None or not self._embedded.revive():
             return
@@ -129,7 +130,7 @@ class Platform:
         self._must_listen()
 
     def _must_listen(self) -> None:
-        """Another user's program may have taken the port meanwhile: it would be sent passwords and tickets."""
+        """Raise ConfigurationError if another program took the port: it would receive passwords and tickets."""
         if self._ray is not None and not self._ray.listens_at(self.settings.port):
             raise ConfigurationError(
                 f"another program than Ray Serve listens on port {self.settings.port}; stop it, or choose another port",
@@ -148,7 +149,7 @@ class Platform:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold the data directory; yields the lock's descriptor. Raises ConfigurationError with the pid of who holds it."""
+    """Hold the data directory's lock; yields its descriptor. Raises ConfigurationError with the pid of the holder."""
     path = folder / "up.lock"
     with open(path, "a+", opener=_for_us_alone) as file:
         end = time.monotonic() + LOCK_SECONDS
@@ -198,14 +199,14 @@ def _free_port(host: str) -> int:
 
 
 def with_absolute_bases(settings: Settings) -> Settings:
-    """Bases in folders by their absolute paths: Ray's processes work in other directories."""
+    """Make the paths of bases in folders absolute: Ray's processes have other working directories."""
     found = {family: Path(source).expanduser() for family, source in settings.bases.items() if not is_url(source)}
     there = {family: str(path.absolute()) for family, path in found.items() if path.is_dir()}
     return settings.model_copy(update={"bases": {**settings.bases, **there}})
 
 
 def make_private_folders(settings: Settings) -> None:
-    """Make those that this platform uses, and close all that are there to other users. Raises ConfigurationError."""
+    """Create the folders that this platform uses, and close all existing ones to others. Raises ConfigurationError."""
     used = {"logs", *(["objects"] if not settings.storage_url else []), *(["runs"] if not settings.run_storage else [])}
     for name in PRIVATE_FOLDERS:
         folder = settings.folder / name
@@ -218,7 +219,7 @@ def make_private_folders(settings: Settings) -> None:
 
 
 def must_be_free(host: str, port: int, said_with: str = "--port or ONBRAND_PORT") -> None:
-    """Raise ConfigurationError if nothing can listen on `host` and `port`."""
+    """Raise ConfigurationError if no process can listen on `host` and `port`."""
     with socket.socket(family_of(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -237,7 +238,7 @@ def _why_not(problem: OSError, host: str, port: int, said_with: str = "--port or
 
 
 def must_be_bases(settings: Settings, tell: Callable[[str], object]) -> None:
-    """Raise BaseModelRefused if the base of a family is not there; remote ones are fetched into the cache now."""
+    """Fetch remote bases into the cache. Raises BaseModelRefused if the base of a family is not available."""
     from onbrand.families.bases import base_folder, base_source, folder_at_hand, s3_access
 
     for family in settings.families:
@@ -248,9 +249,9 @@ def must_be_bases(settings: Settings, tell: Callable[[str], object]) -> None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The settings as `ONBRAND_*` variables, for all processes of the cluster: no login and no key among them.
+    """The settings as `ONBRAND_*` variables for all processes of the cluster, without logins and keys.
 
-    Those travel by file to the few who need them (`onbrand.logins`).
+    The few processes that need logins and keys read them from a file (`onbrand.logins`).
     """
     known = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=set(SECRET_SETTINGS))
     known |= {"data_dir": str(settings.folder), "host": settings.host, "port": settings.port}
@@ -265,7 +266,7 @@ def _is_open(settings: Settings) -> bool:
 
 
 def must_be_store(settings: Settings) -> None:
-    """Raise ConfigurationError or StorageError if the object store, or the runs' place on S3, cannot be written."""
+    """Raise ConfigurationError or StorageError if the object store, or the runs' place on S3, is not writable."""
     from onbrand.storage.credentials import CredentialIssuer
     from onbrand.storage.store import ObjectStore
 
@@ -275,7 +276,7 @@ def must_be_store(settings: Settings) -> None:
 
 
 def deploy(settings: Settings) -> None:
-    """Run all applications on Serve. Raises the OnbrandError that kept one from starting, or ConfigurationError."""
+    """Run all applications on Serve. Raises BaseModelRefused or ConfigurationError with the cause of a failed start."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 

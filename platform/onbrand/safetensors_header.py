@@ -1,8 +1,8 @@
-"""Bounds of a safetensors file, checked with no tensor library before anything loads it.
+"""Bounds of a safetensors file, checked before any tensor library loads it.
 
-The safetensors readers accept a 67 MB header of a million empty tensors; this refuses it in microseconds.
-Finiteness is checked in `onbrand.storage.weights`, the fit to a base in `onbrand.families.lora`; what names of layers
-mean is in `onbrand.lora_names`.
+The safetensors readers accept a 67 MB header of a million empty tensors; this module refuses it in microseconds.
+`onbrand.storage.weights` checks finiteness, `onbrand.families.lora` the fit to a base, and `onbrand.lora_names`
+interprets the names of layers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from onbrand.errors import AdapterRefused
 ADAPTER_BYTES_MAX = 2 * 2**30
 TENSORS_MAX = 20_000
 LORA_METADATA = "lora_adapter_metadata"
-"""Where diffusers writes a LoRA's configuration, as JSON, in a file's metadata."""
+"""Metadata key under which diffusers stores a LoRA's configuration as JSON."""
 HEADER_BYTES_MAX = 4 * 2**20
 METADATA_BYTES_MAX = 64 * 2**10
 FOREIGN_METADATA_BYTES_MAX = 2 * 2**20
-"""Other trainers write every tag of every picture into their files."""
+"""A higher limit, because other trainers write every tag of every picture into their files."""
 _DIMS_MAX = 8
 _SIDE_MAX = 2**31
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -43,7 +43,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """A header that kept its bounds; its tensors in the order of their bytes, which follow one another."""
+    """A header within its bounds; tensors in the order of their bytes, which are contiguous."""
 
     tensors: dict[str, TensorFacts]
     metadata: dict[str, str]
@@ -56,7 +56,7 @@ def must_be_plain_safetensors(
     max_metadata: int = METADATA_BYTES_MAX,
     is_foreign: bool = False,
 ) -> SafetensorsHeader:
-    """Read the header of a whole file in memory. Arguments and errors as `must_be_plain_header` has them."""
+    """Read the header of a whole file in memory. Arguments and errors as for `must_be_plain_header`."""
     size = int.from_bytes(data[:8], "little")
     head = bytes(data[: 8 + min(size, HEADER_BYTES_MAX)])
     return must_be_plain_header(head, len(data), max_bytes, max_tensors, max_metadata, is_foreign)
@@ -73,13 +73,13 @@ def must_be_plain_header(
     """Read a file's header.
 
     Args:
-        head: the file's first bytes: eight, and as many as these say.
+        head: the file's first bytes: eight with the header's length, then the header.
         num_bytes: of the whole file.
-        is_foreign: another trainer's file: the alpha of a layer may be an integer or in double precision.
+        is_foreign: True for another trainer's file: a layer's alpha may be an integer or in double precision.
 
     Raises:
-        AdapterRefused: too big, cut short, too many tensors, odd names, dtypes other than F16, BF16 and F32,
-            shapes that do not fit their bytes, gaps, overlaps, or keys that appear twice.
+        AdapterRefused: too big, truncated, too many tensors, invalid names, dtypes other than F16, BF16 and F32,
+            shapes that do not match their bytes, gaps, overlaps, or duplicate keys.
     """
     if num_bytes > max_bytes:
         _refuse(f"it has {num_bytes} bytes; the limit is {max_bytes}")
@@ -136,7 +136,7 @@ def _must_be_metadata(metadata: object, most: int) -> dict[str, str]:
 
 
 def _must_be_entry(name: str, entry: object, is_foreign: bool) -> tuple[TensorFacts, int, int]:
-    """Facts, begin and end of one tensor. The name is shown only when it is plain."""
+    """Facts, begin and end of one tensor. Errors show its name only if the name is valid."""
     if not _TENSOR_NAME.fullmatch(name):
         _refuse("a tensor's name is not letters, digits, '_', '.' and '-'")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -160,7 +160,7 @@ def _are_counts(values: object, least: int, most: int = _SIDE_MAX) -> bool:
 
 
 def _must_tile(places: dict[str, tuple[TensorFacts, int, int]], num_bytes: int) -> None:
-    """Tensors must follow one another from the first byte to the last: no gap to hide in, no overlap, no tail."""
+    """Tensors must be contiguous from the first byte to the last: no gap, no overlap, no trailing bytes."""
     at = 0
     for _, begin, end in sorted(places.values(), key=lambda place: place[1]):
         if begin != at:

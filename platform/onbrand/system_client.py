@@ -1,7 +1,7 @@
-"""What a worker with a ticket may ask of the platform: the client of the internal routes (`onbrand.api.system`).
+"""Client of the internal routes (`onbrand.api.system`), for workers with a ticket.
 
 Workers hold no database login and no bucket key. A ticket names one brand, one job and one member; the routes check
-it and the row policies check it again. A restarting System replica costs a wait here, never a result.
+it and the row policies check it again. A restart of a System replica delays a call and loses no result.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _PROBLEM = "application/problem+json"
 
 
 class _Answer(BaseModel):
-    """Frozen; fields that a newer platform adds are ignored."""
+    """Base of the answers: frozen, and ignores fields that a newer platform adds."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class TrainingAsset(_Answer):
-    """A picture of the job: its caption already has the trigger word in place of ``[brand]``."""
+    """A picture of the job; its caption already has the trigger word in place of ``[brand]``."""
 
     id: str
     caption: str
@@ -47,7 +47,7 @@ class TrainingAsset(_Answer):
 
 
 class StartModel(_Answer):
-    """The published model that a job begins with; its weights by `read_start`."""
+    """The published model that a job continues from; `read_start` returns its weights."""
 
     name: str
     sha256: str
@@ -56,7 +56,7 @@ class StartModel(_Answer):
 
 
 class TrainingSpec(_Answer):
-    """Everything a training worker may know of its job."""
+    """Everything that a training worker may know about its job."""
 
     brand_id: str
     job_id: str
@@ -80,8 +80,8 @@ class RunCredentials(_Answer):
     """Credentials of an S3 session for one run's folder, until `expires_at`. Their `repr` holds no secret.
 
     Args:
-        prefix: what the keys of the run begin with, ending in a slash.
-        endpoint: None is AWS's own in `region`.
+        prefix: prefix of the run's keys, with a trailing slash.
+        endpoint: None for AWS's own in `region`.
     """
 
     bucket: str
@@ -120,7 +120,7 @@ class StoredImage(_Answer):
 
 @dataclass(frozen=True)
 class _Call:
-    """One request, as data: so that the sync and the async client send exactly the same thing."""
+    """One request as data, so that the sync and the async client send exactly the same."""
 
     method: str
     path: str
@@ -190,14 +190,14 @@ def _is_ours(answer: httpx.Response) -> bool:
 
 
 def _may_try_again(answer: httpx.Response) -> bool:
-    """503 by us, or anything a proxy says for a replica that is not there (404 and 5xx without a problem body)."""
+    """Whether to retry: our 429 or 503, or a proxy's for a missing replica (404 or 5xx without a problem body)."""
     if _is_ours(answer):
         return answer.status_code in (429, 503)
     return answer.status_code == 404 or answer.status_code >= 500
 
 
 def _as_error(answer: httpx.Response) -> errors.OnbrandError:
-    """The same class that the platform raised, rebuilt from its problem body."""
+    """The error that the platform raised, rebuilt from its problem body; else Unavailable."""
     if not _is_ours(answer):
         return errors.Unavailable(f"the platform's internal routes answered {answer.status_code}; is it starting?")
     body = answer.json()
@@ -218,19 +218,19 @@ def _unreachable(problem: httpx.TransportError | None) -> errors.Unavailable:
 
 @functools.cache
 def _trusted() -> ssl.SSLContext:
-    """Whom to believe over TLS, read once: it takes 50 ms, and a generation makes two clients."""
+    """The trusted CA certificates, loaded once: loading takes 50 ms, and a generation makes two clients."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 class SystemClient:
-    """The internal routes, blocking: for training workers and threads.
+    """Blocking client of the internal routes, for training workers and threads.
 
     Args:
         url: the internal routes' root, `settings.system_url`.
         token: a signed ticket; `renew` replaces it.
-        patience: seconds to go on trying while the platform is away.
+        patience: seconds to retry while the platform is unavailable.
 
-    Every method raises the class of `onbrand.errors` that the platform raised, `Unavailable` when patience ends.
+    Every method raises the `onbrand.errors` class that the platform raised, or `Unavailable` when patience ends.
     """
 
     def __init__(
@@ -257,12 +257,13 @@ class SystemClient:
         self.close()
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     # training tickets
 
     def spec(self) -> TrainingSpec:
-        """The job: configuration and pictures (ids and captions; bytes by `read_asset`)."""
+        """The job's configuration and pictures (ids and captions; `read_asset` returns the bytes)."""
         return TrainingSpec.model_validate(self._json(_Call("GET", "/training")))
 
     def read_asset(self, asset_id: str) -> bytes:
@@ -270,15 +271,15 @@ class SystemClient:
         return self._send(_Call("GET", f"/training/assets/{asset_id}")).content
 
     def read_import(self) -> bytes:
-        """The file that this job imports, as it was sent. Raises NotFound for a job that imports none."""
+        """The file that this job imports, as uploaded. Raises NotFound for a job that imports none."""
         return self._send(_Call("GET", "/training/import")).content
 
     def read_start(self) -> bytes:
-        """The weights of the model that this job continues from. Raises NotFound for a job that begins at nothing."""
+        """The weights of the model that this job continues from. Raises NotFound if it continues from none."""
         return self._send(_Call("GET", "/training/start")).content
 
     def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
-        """What the data doctor says; kept with the job."""
+        """Report the data doctor's findings, which are kept with the job."""
         return Heard.model_validate(self._json(_report(None, None, findings=findings)))
 
     def report(
@@ -287,7 +288,7 @@ class SystemClient:
         metrics: Mapping[str, Any] | None = None,
         lines: Sequence[Mapping[str, Any]] = (),
     ) -> Heard:
-        """Progress 0 to 100, metrics (e.g. ``{"step": 20, "loss": 0.1}``), lines of the log; also the heartbeat.
+        """Report progress 0 to 100, metrics (e.g. ``{"step": 20, "loss": 0.1}``) and log lines; also the heartbeat.
 
         Args:
             lines: at most 100, each ``{"code": ..., "facts": {...}}`` of `services.logs`.
@@ -297,10 +298,10 @@ class SystemClient:
     def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
     ) -> None:
-        """Store a sample picture of training step `step`; sending the same one again changes nothing.
+        """Store a sample picture of training step `step`; repeating the call changes nothing.
 
         Args:
-            drawn_by: ``base`` for what the base alone draws, at step 0.
+            drawn_by: ``base`` for a sample by the base alone, at step 0.
         """
         self._send(_sample(step, index, data, content_type, drawn_by))
 
@@ -313,15 +314,15 @@ class SystemClient:
         return PublishedModel.model_validate(self._json(_publish(data, facts)))
 
     def fail(self, code: str, message: str) -> None:
-        """End the job with a reason that its owner reads."""
+        """End the job as failed, with a reason for its owner."""
         self._send(_failure("/training/fail", code, message))
 
     def canceled(self) -> None:
-        """The job ended because its owner asked for that."""
+        """End the job as canceled at its owner's request."""
         self._send(_Call("POST", "/training/canceled"))
 
     def credentials(self) -> RunCredentials | None:
-        """Session credentials for the run's folder on S3; None where runs lie in a folder."""
+        """Session credentials for the run's folder on S3; None if runs are kept in a folder."""
         return _credentials_of(self._json(_Call("POST", "/training/credentials")))
 
     # generation tickets
@@ -331,11 +332,11 @@ class SystemClient:
         return self._send(_Call("GET", f"/models/{model_id}/weights")).content
 
     def start_generation(self) -> Heard:
-        """The generation is `running` from now."""
+        """Set the generation to `running`."""
         return Heard.model_validate(self._json(_Call("POST", "/generation/start")))
 
     def report_generation(self, progress: int, lost: bool = False) -> Heard:
-        """Progress 0 to 100, also the heartbeat. `lost`: an engine is; raises EngineLost when that was so too often."""
+        """Report progress 0 to 100 and the heartbeat. `lost`: an engine was lost; raises EngineLost after too many."""
         return Heard.model_validate(self._json(_progress(progress, lost)))
 
     def add_image(
@@ -348,12 +349,12 @@ class SystemClient:
         height: int,
         receipt: Mapping[str, Any],
     ) -> StoredImage:
-        """Store picture `index`; sending the same one again changes nothing."""
+        """Store picture `index`; repeating the call changes nothing."""
         answer = self._json(_image(index, seed, data, content_type, width, height, receipt))
         return StoredImage.model_validate(answer)
 
     def finish_generation(self) -> None:
-        """All pictures are stored: the generation is `completed`."""
+        """Set the generation to `completed`; all its pictures must be stored."""
         self._send(_Call("POST", "/generation/finish"))
 
     def fail_generation(self, code: str, message: str) -> None:
@@ -363,7 +364,7 @@ class SystemClient:
     # either
 
     def renew(self) -> str:
-        """A fresh ticket with the same rights; this client uses it from now on."""
+        """Get a new ticket with the same rights; this client uses it from now on."""
         self.token = str(self._json(_Call("POST", "/ticket:renew"))["ticket"])
         return self.token
 
@@ -388,7 +389,7 @@ class SystemClient:
 
 
 class AsyncSystemClient:
-    """The internal routes for the event loop: the same calls as `SystemClient`, for generation tickets."""
+    """Asynchronous client of the internal routes: the same calls as `SystemClient`, except `read_start`."""
 
     def __init__(
         self,
@@ -414,18 +415,23 @@ class AsyncSystemClient:
         await self.close()
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def spec(self) -> TrainingSpec:
+        """The job's configuration and pictures."""
         return TrainingSpec.model_validate(await self._json(_Call("GET", "/training")))
 
     async def read_asset(self, asset_id: str) -> bytes:
+        """The bytes of one picture of this job."""
         return (await self._send(_Call("GET", f"/training/assets/{asset_id}"))).content
 
     async def read_import(self) -> bytes:
+        """The file that this job imports."""
         return (await self._send(_Call("GET", "/training/import"))).content
 
     async def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
+        """Report the data doctor's findings."""
         return Heard.model_validate(await self._json(_report(None, None, findings=findings)))
 
     async def report(
@@ -434,32 +440,41 @@ class AsyncSystemClient:
         metrics: Mapping[str, Any] | None = None,
         lines: Sequence[Mapping[str, Any]] = (),
     ) -> Heard:
+        """Report progress, metrics and log lines; also the heartbeat."""
         return Heard.model_validate(await self._json(_report(progress, metrics, lines)))
 
     async def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
     ) -> None:
+        """Store a sample picture of a training step."""
         await self._send(_sample(step, index, data, content_type, drawn_by))
 
     async def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
+        """Publish the safetensors `data` as the brand's next version; completes the job."""
         return PublishedModel.model_validate(await self._json(_publish(data, facts)))
 
     async def fail(self, code: str, message: str) -> None:
+        """End the job as failed, with a reason for its owner."""
         await self._send(_failure("/training/fail", code, message))
 
     async def canceled(self) -> None:
+        """End the job as canceled at its owner's request."""
         await self._send(_Call("POST", "/training/canceled"))
 
     async def credentials(self) -> RunCredentials | None:
+        """Session credentials for the run's folder on S3, or None."""
         return _credentials_of(await self._json(_Call("POST", "/training/credentials")))
 
     async def read_model(self, model_id: str) -> bytes:
+        """The weights of a model that this ticket's generation uses."""
         return (await self._send(_Call("GET", f"/models/{model_id}/weights"))).content
 
     async def start_generation(self) -> Heard:
+        """Set the generation to `running`."""
         return Heard.model_validate(await self._json(_Call("POST", "/generation/start")))
 
     async def report_generation(self, progress: int, lost: bool = False) -> Heard:
+        """Report progress and the heartbeat, or that an engine was lost."""
         return Heard.model_validate(await self._json(_progress(progress, lost)))
 
     async def add_image(
@@ -472,16 +487,20 @@ class AsyncSystemClient:
         height: int,
         receipt: Mapping[str, Any],
     ) -> StoredImage:
+        """Store picture `index`; repeating the call changes nothing."""
         answer = await self._json(_image(index, seed, data, content_type, width, height, receipt))
         return StoredImage.model_validate(answer)
 
     async def finish_generation(self) -> None:
+        """Set the generation to `completed`."""
         await self._send(_Call("POST", "/generation/finish"))
 
     async def fail_generation(self, code: str, message: str) -> None:
+        """End the generation with a reason."""
         await self._send(_failure("/generation/fail", code, message))
 
     async def renew(self) -> str:
+        """Get a new ticket with the same rights; this client uses it from now on."""
         self.token = str((await self._json(_Call("POST", "/ticket:renew")))["ticket"])
         return self.token
 

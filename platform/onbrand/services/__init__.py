@@ -1,4 +1,4 @@
-"""What a brand can do: functions of an open session, and the brand's store where bytes move. No torch, no Ray.
+"""Operations of a brand, on an open session and, where bytes move, on the brand's store. No torch, no Ray.
 
-The edge that opened the session commits; nothing here does.
+The caller that opened the session commits; these functions do not.
 """

@@ -1,4 +1,4 @@
-"""Training pictures: uploaded whole or not at all, captions with versions, deleted by admins."""
+"""Training pictures: an upload is stored whole or not at all, captions have versions, admins delete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from onbrand.visible import must_be_visible, text_of
 
 ObjectKind = Literal["logo", "product", "person", "packaging", "other"]
 FILES_PER_PICTURE = 4
-"""What a form may hold for each picture: itself, its caption, and what macOS keeps of both."""
+"""Maximum files of a form per picture: the picture, its caption, and macOS's companion file of each."""
 _METADATA_CHARS = 10_000
 _ASSET = """
 select t.*, c.caption, c.version as caption_version
@@ -41,10 +41,10 @@ from app.brand_assets t left join lateral (
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file on its way in.
+    """One uploaded file before its check.
 
     Args:
-        data: its bytes, or a file that is read when its turn has come.
+        data: its bytes, or a file that is read later.
         caption: None becomes ``photo of [brand] logo`` (by its object).
     """
 
@@ -57,7 +57,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A picture that may be stored: made anew, with a caption and fields that are fine."""
+    """A picture that passed its check: re-encoded, with a valid caption and valid fields."""
 
     upload: Upload
     image: CleanImage = field(repr=False)
@@ -86,7 +86,7 @@ class Asset(Row):
 
     @property
     def key(self) -> Key:
-        """Where its bytes are."""
+        """The key of its bytes in the store."""
         return Key("training-data", self.object_name)
 
 
@@ -99,17 +99,17 @@ async def upload(
     limits: Limits,
     checker: Checker | None = None,
 ) -> list[Asset]:
-    """`check` and `store_checked` in one transaction: for few files. Raises what they raise."""
+    """`check` and `store_checked` in one transaction, for few files. Raises their errors."""
     checked = await check(checker or Checker(limits), files, limits)
     return await store_checked(session, store, brand_id, user_id, checked, limits)
 
 
 async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[Checked]:
-    """Have every file read by a child and made anew; a zip archive becomes the pictures in it. Needs no transaction.
+    """Check and re-encode every file in a child process; a zip archive becomes its pictures. Needs no transaction.
 
     Raises:
         UnsupportedMedia, TooLarge, InvalidInput: a file, caption or field is not acceptable; the message names it.
-        Unavailable: no child can be started.
+        Unavailable: no child process can be started.
     """
     files = await _described(files, limits)
     _must_be_countable(files, limits)
@@ -117,7 +117,7 @@ async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[C
         must_be_fine(file, limits)
     checked: list[Checked] = []
     left = 2 * limits.unpacked_bytes
-    for file in files:  # one archive after another: what it holds is in memory until it is checked
+    for file in files:  # one archive at a time: its content stays in memory until it is checked
         pictures = await _unpacked(checker, file)
         _must_be_few(len(checked) + len(pictures), limits)
         captions = [must_be_fine(picture, limits) for picture in pictures]
@@ -141,11 +141,11 @@ def _must_be_few(num_pictures: int, limits: Limits) -> None:
 
 
 async def _described(files: list[Upload], limits: Limits) -> list[Upload]:
-    """The pictures and archives among the files, with the captions of the text files among them, as in an archive.
+    """The pictures and archives among the files; the text files become their captions, as in an archive.
 
     Raises:
-        InvalidInput: only what systems keep beside files, or a text file that is no caption.
-        UnsupportedMedia: a text file that describes no picture, or more than one.
+        InvalidInput: only system files, or a text file that is not a valid caption.
+        UnsupportedMedia: a text file that is not the caption of exactly one picture.
     """
     kept = [file for file in files if not is_litter(file.filename.replace("\\", "/"))]
     if files and not kept:
@@ -167,7 +167,7 @@ async def _described(files: list[Upload], limits: Limits) -> list[Upload]:
 
 
 async def _caption_in(file: Upload, limits: Limits) -> str:
-    """What a text file says. Raises InvalidInput, TooLarge."""
+    """The caption in a text file. Raises InvalidInput, TooLarge."""
     if size_of(file.data) > 4 * limits.caption_chars + 16:
         raise TooLarge(f"{shown(file.filename)} has more than {limits.caption_chars} characters", param="files")
     try:
@@ -178,7 +178,7 @@ async def _caption_in(file: Upload, limits: Limits) -> str:
 
 
 async def _unpacked(checker: Checker, file: Upload) -> list[Upload]:
-    """The file itself, or the pictures of an archive; its caption is for those that have none of their own."""
+    """The file itself, or an archive's pictures; the file's caption applies to those without their own."""
     if not is_archive(file.data):
         return [file]
     packed = await checker.run(checker.unpack, file.data, file.filename)
@@ -201,7 +201,7 @@ async def store_checked(
     """Store checked pictures and their rows, all or none.
 
     Raises:
-        Conflict: a picture is there already, or twice among them.
+        Conflict: a picture is stored already, or occurs twice.
         TooLarge: the brand or the caller has too much stored.
         NotFound: not the caller's brand.
     """
@@ -241,7 +241,7 @@ async def read_asset(session: Session, store: BrandStore, brand_id: str, asset_i
 async def set_caption(
     session: Session, brand_id: str, user_id: str, asset_id: str, caption: str, limits: Limits | None = None
 ) -> Asset:
-    """A new version of the caption; older ones stay. Raises NotFound, InvalidInput, Conflict (two at once)."""
+    """Store a new version of the caption; older ones stay. Raises NotFound, InvalidInput, Conflict (two at once)."""
     caption = _must_be_caption(caption, limits or Limits())
     asset = await get_asset(session, brand_id, asset_id)
     try:
@@ -253,7 +253,7 @@ async def set_caption(
 
 
 async def delete_asset(session: Session, store: BrandStore, brand_id: str, asset_id: str) -> None:
-    """Delete row and bytes. Raises NotFound, Forbidden (members), Conflict (a job that has not ended uses it)."""
+    """Delete row and bytes. Raises NotFound, Forbidden (members), Conflict (an open job uses it)."""
     asset = await get_asset(session, brand_id, asset_id)
     num_deleted = await session.run(
         "delete from app.brand_assets where brand_id = %s and id = %s", [brand_id, asset.id]
@@ -275,7 +275,7 @@ def _must_be_countable(files: list[Upload], limits: Limits) -> None:
 
 
 def must_be_fine(file: Upload, limits: Limits) -> str:
-    """The caption of a file whose other fields are fine too. Raises InvalidInput."""
+    """Check a file's fields and return its caption. Raises InvalidInput."""
     if file.object not in get_args(ObjectKind):
         raise InvalidInput(f"object must be one of {', '.join(get_args(ObjectKind))}", param="object")
     try:
@@ -299,12 +299,12 @@ def _must_be_caption(caption: str, limits: Limits, what: str = "a caption", para
 
 
 def must_be_filename(filename: str, param: str) -> None:
-    """Raise InvalidInput for a name with characters that cannot be seen."""
+    """Raise InvalidInput for a name with invisible characters."""
     must_be_visible(own_name(filename), shown(filename), param)
 
 
 async def _must_be_new(session: Session, brand_id: str, checked: list[Checked]) -> None:
-    """Raise Conflict naming a file whose picture is there already, or is sent twice."""
+    """Raise Conflict naming a file whose picture is stored already, or occurs twice."""
     digests = [one.image.sha256 for one in checked]
     rows = await session.all(
         "select sha256, object_name from app.brand_assets where brand_id = %s and sha256 = any(%s)",
@@ -321,7 +321,7 @@ async def _must_be_new(session: Session, brand_id: str, checked: list[Checked]) 
 
 
 async def _take_keys(session: Session, brand_id: str, checked: list[Checked]) -> list[Key]:
-    """A fresh key for each file: ``acme/logo-001.jpg``. Numbers are never given twice."""
+    """A new key for each file: ``acme/logo-001.jpg``. Numbers are never reused."""
     following = {}
     for kind, count in sorted(Counter(one.upload.object for one in checked).items()):
         row = await session.one("select private.next_number(%s, %s, %s) as first", [brand_id, f"asset:{kind}", count])

@@ -1,9 +1,8 @@
-"""How often somebody may try: buckets in the database, which all processes of the API share.
+"""Rate limits of log-ins and sign-ups: buckets in the database, shared by all processes of the API.
 
-Wrong passwords are counted by client address, and by account and client address together: so an attacker elsewhere
-keeps nobody out of their account. Right ones count in a bucket of their own, which is wider. What one account gets from
-everywhere only makes log-ins to it slower. Accounts that do not exist are counted alike, and what is refused counts for
-nothing.
+Wrong passwords count per client address, and per account and client address together: an attacker elsewhere cannot lock
+an account. A wider bucket counts all passwords of an account from an address, right ones included. Wrong passwords for
+an account from all addresses only delay its log-ins. Unknown accounts count alike; refused attempts do not count.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _DELAY_SECONDS_MAX = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """`most` attempts in `seconds`, of who `key` names by a hash."""
+    """`most` attempts in `seconds`, for the hash `key`."""
 
     key: str
     most: int
@@ -36,34 +35,34 @@ class LogIn:
     """One attempt to log in.
 
     Args:
-        address: the client's, as the connection or a trusted proxy says it.
-        email: as it was sent.
+        address: the client's, from the connection or a trusted proxy.
+        email: as sent.
     """
 
     address: str
     email: str
 
     def buckets(self, limits: Limits) -> tuple[Bucket, Bucket]:
-        """Of the client address, and of the account from there."""
+        """The buckets of the client address, and of the account from that address."""
         return (
             Bucket(_key("log in", network_of(self.address)), limits.logins_per_address, _MINUTE),
             Bucket(_key("log in", network_of(self.address), self.email.lower()), limits.logins_per_account, _MINUTE),
         )
 
     def wide_bucket(self, limits: Limits) -> Bucket:
-        """Of the account from there, right passwords included."""
+        """The bucket of the account from that address, right passwords included."""
         key = _key("log in, right or wrong", network_of(self.address), self.email.lower())
         return Bucket(key, limits.right_logins_per_account, _MINUTE)
 
     def slow_bucket(self, limits: Limits) -> Bucket:
-        """Of the account from everywhere."""
+        """The bucket of the account from all addresses."""
         return Bucket(_key("account", self.email.lower()), limits.logins_before_delay, _MINUTE)
 
 
 async def may_log_in(session: Session, attempt: LogIn, limits: Limits) -> float:
-    """Count the attempt; for how many seconds its answer is to be held back. `session` is nobody's.
+    """Count the attempt; returns the seconds to delay its answer. `session` is anonymous (`anon`).
 
-    Raises TooManyRequests; `retry_after` says when the next one is due.
+    Raises TooManyRequests; `retry_after` says when the next attempt is allowed.
     """
     buckets = [*attempt.buckets(limits), attempt.wide_bucket(limits)]
     await _take(session, buckets, "too many attempts to log in; try again later")
@@ -71,19 +70,19 @@ async def may_log_in(session: Session, attempt: LogIn, limits: Limits) -> float:
 
 
 async def was_right(session: Session, attempt: LogIn, limits: Limits) -> None:
-    """The password was right: the attempt counts in the wide bucket only. `session` is nobody's."""
+    """Uncount an attempt with the right password, except in the wide bucket. `session` is anonymous."""
     given = [*attempt.buckets(limits), attempt.slow_bucket(limits)]
     await session.run("select private.give_attempt_back(%s, %s, %s)", _columns(given))
 
 
 async def may_sign_up(session: Session, address: str, limits: Limits) -> None:
-    """Count a new account. `session` is nobody's. Raises TooManyRequests."""
+    """Count a new account. `session` is anonymous. Raises TooManyRequests."""
     bucket = Bucket(_key("sign up", network_of(address)), limits.sign_ups_per_address, _HOUR)
     await _take(session, [bucket], "too many new accounts from your network; try again later")
 
 
 def network_of(address: str) -> str:
-    """Who is one client: an IPv4 address, the /64 of an IPv6 one, or the text of what is neither."""
+    """The network that counts as one client: an IPv4 address, the /64 of an IPv6 one, or any other text itself."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""The brand's record as its admins read it: who did what, when, to which object. Written by `brands.record`."""
+"""The brand's audit record for its admins: actor, action, time and objects. `brands.record` writes it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ select seq, brand_id, at, actor, user_id::text, credential, action, detail, enco
 
 
 class AuditEvent(Row):
-    """One line of the record. It holds ids, numbers and codes, and no text that people wrote.
+    """One line of the record: ids, numbers and codes, no text written by people.
 
     Args:
         actor: a `user`, a `key` on behalf of its maker, or the `system` for one job on behalf of its owner.
         user_id: the user, the key's maker, or the job's owner.
         credential: the key's id, or the job's (or generation's); None for a user.
-        detail: which objects, by id.
-        prev, hash: of the line before and of this one, hex; `onbrand audit verify` computes them anew.
+        detail: ids of the objects.
+        prev, hash: hashes of the previous line and of this one, hex; `onbrand audit verify` recomputes them.
     """
 
     seq: int
@@ -49,9 +49,9 @@ class AuditEvent(Row):
 async def list_events(
     session: Session, brand_id: str, limit: int = 20, cursor: str | None = None, order: Order = "desc"
 ) -> Page[AuditEvent]:
-    """A page of the record, newest first, or in the order of its chain (`asc`). Empty for who is no admin.
+    """A page of the record, newest first, or in the order of its chain (`asc`). Empty for callers who are not admins.
 
-    Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
+    Raises InvalidInput for a limit outside 1 to 100, or an invalid cursor.
     """
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")

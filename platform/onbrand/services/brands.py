@@ -1,4 +1,4 @@
-"""Brands and their members. The caller's role is looked up in every call; a removed member is out at once."""
+"""Brands and their members. Every call looks up the caller's role, so a removed member loses access at once."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ async def create_brand(
     """Make a brand; the caller becomes its first admin.
 
     Args:
-        most: brands of one account.
+        most: maximum brands of one account.
 
     Raises:
-        InvalidInput: the id, the name or the region is not one.
-        Conflict: the id is taken, or the account has as many brands as it may.
+        InvalidInput: the id, the name or the region is invalid.
+        Conflict: the id is taken, or the account has the maximum of brands.
         Forbidden: the caller's token is bound to one brand.
     """
     must_be_brand_id(brand_id)
@@ -85,7 +85,7 @@ async def create_brand(
 
 
 async def list_brands(session: Session, limit: int = PAGE_MAX, cursor: str | None = None) -> Page[Brand]:
-    """The caller's brands, by id; a cursor is the last id of the page before. Raises InvalidInput."""
+    """The caller's brands, ordered by id; a cursor is the previous page's last id. Raises InvalidInput."""
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
     rows = await session.all("select * from private.my_brands(%s, %s)", [cursor, limit + 1])
@@ -101,30 +101,30 @@ async def get_brand(session: Session, brand_id: str) -> Brand:
 
 
 async def account_of(session: Session, brand_id: str) -> str:
-    """Whose the brand is: who made it. All brands of an account share what one account may take. Raises NotFound."""
+    """The account that created the brand; all brands of an account share its limits. Raises NotFound."""
     row = await session.maybe("select user_id from app.brands where id = %s", [brand_id])
     return str(must_be_there(row, "brand")["user_id"])
 
 
 async def must_be_admin(session: Session, brand_id: str, verb: str) -> None:
-    """Raise NotFound to strangers, Forbidden to members; `verb` completes "only an admin may ..."."""
+    """Raise NotFound for strangers, Forbidden for members; `verb` completes "only an admin may ..."."""
     if (await get_brand(session, brand_id)).role != "admin":
         raise Forbidden(f"only an admin of the brand may {verb}")
 
 
 async def list_members(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[Member]:
-    """Everyone for an admin, oneself for a member, newest first. Raises NotFound to strangers."""
+    """All members for an admin, only oneself for a member, newest first. Raises NotFound for strangers."""
     await get_brand(session, brand_id)
     return await page_of(session, Member, _MEMBER, brand_id, limit, cursor)
 
 
 async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> Member:
-    """Make a member an admin or the reverse. Raises Conflict for the last admin."""
+    """Change a member's role. Raises InvalidInput, NotFound, Forbidden (a member), Conflict (the last admin)."""
     must_be_role(role)
     user_id = known_id(user_id, "member")
     await _lock_members(session, brand_id)
     await must_be_admin(session, brand_id, "change roles")
-    await record(session, brand_id, "member.set_role", {"user_id": user_id, "role": role})  # while one still is admin
+    await record(session, brand_id, "member.set_role", {"user_id": user_id, "role": role})  # the caller is still admin
     num_changed = await session.run(
         "update app.brand_users set role = %s where brand_id = %s and user_id = %s", [role, brand_id, user_id]
     )
@@ -134,9 +134,9 @@ async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> 
 
 
 async def remove_member(session: Session, brand_id: str, user_id: str) -> None:
-    """End a membership, at once: anybody's for an admin, the own one for a member.
+    """End a membership at once: any member's for an admin, one's own for a member.
 
-    Raises NotFound, Forbidden (a member, another's), Conflict (the last admin).
+    Raises NotFound, Forbidden (a member removes another), Conflict (the last admin).
     """
     user_id = known_id(user_id, "member")
     me = await session.one("select private.uid() as id")
@@ -154,13 +154,13 @@ async def remove_member(session: Session, brand_id: str, user_id: str) -> None:
 
 
 async def leave(session: Session, brand_id: str) -> None:
-    """End the caller's own membership, at once. Raises NotFound to strangers, Conflict for the last admin."""
+    """End the caller's own membership at once. Raises NotFound for strangers, Conflict for the last admin."""
     await get_brand(session, brand_id)
     await session.one("select private.leave_brand(%s)", [brand_id])
 
 
 async def is_member(session: Session, brand_id: str, email: str) -> bool:
-    """Whether the account of this address is a member already; only an admin is told."""
+    """Whether the account of this address is a member already; a member sees only their own."""
     row = await session.maybe(
         "select 1 from private.member_emails(%s) e where e.email = %s", [brand_id, must_be_email(email)]
     )
@@ -168,14 +168,14 @@ async def is_member(session: Session, brand_id: str, email: str) -> bool:
 
 
 async def record(session: Session, brand_id: str, what: str, detail: Mapping[str, Any]) -> None:
-    """One line in the brand's chained record: who did `what` (``model.download``). Ids only, no content."""
+    """Append a line to the brand's chained audit record; `what` is the action (``model.download``). Ids, no content."""
     from psycopg.types.json import Jsonb
 
     await session.run("select private.record(%s, %s, %s)", [brand_id, what, Jsonb(dict(detail))])
 
 
 async def _lock_members(session: Session, brand_id: str) -> None:
-    """First of all locks, the triggers' and the record's: two who remove each other wait in turn."""
+    """Take this lock before all others (the triggers', the record's): two who remove each other wait in turn."""
     await session.run("select private.hold('members', %s)", [brand_id])
 
 
@@ -196,6 +196,6 @@ def _must_be_name(name: str) -> str:
 
 
 def must_be_role(role: str) -> None:
-    """Raise InvalidInput for what is no role."""
+    """Raise InvalidInput for an unknown role."""
     if role not in ("member", "admin"):
         raise InvalidInput("role must be 'member' or 'admin'", param="role")

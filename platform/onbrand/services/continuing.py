@@ -1,4 +1,4 @@
-"""Jobs that do not begin at nothing: they continue from a published model of the brand."""
+"""Training jobs that continue from a published model of the brand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onbrand.services.rows import Row
 from onbrand.storage.store import BrandStore
 
 FIELD = "continue_from"
-"""In a job's configuration: the name of the model whose weights it begins with."""
+"""Field of a job's configuration: the name of the model that it continues from."""
 _PARAM = f"training_config.{FIELD}"
 
 
 class Start(Row):
-    """The model that a job begins with, as its worker must know it."""
+    """The model that a job continues from, with the facts for its worker."""
 
     id: str
     name: str
@@ -30,13 +30,13 @@ class Start(Row):
 async def start_of(
     session: Session, brand_id: str, model_type: str, config: Mapping[str, Any]
 ) -> tuple[str | None, dict[str, Any]]:
-    """The id of the model that a configuration continues from, and the configuration with what follows from that.
+    """The id of the model that a configuration continues from, and the completed configuration.
 
-    Rank, targets and trigger word are the model's where they are not said.
+    Rank, targets and trigger word default to the model's.
 
     Raises:
         NotFound: there is no such model in this brand.
-        InvalidInput: it is of another family, or rank or targets are said and are not its own.
+        InvalidInput: it is of another family, or the given rank or targets differ from its own.
     """
     named = config.get(FIELD)
     if named is None:
@@ -54,7 +54,7 @@ async def start_of(
 
 
 async def _targets_of(session: Session, model: Model) -> str | None:
-    """What its job was told to train; None where that is not known: then the file itself must fit (`Trainer`)."""
+    """The `targets` of the model's job; None if unknown, and then the file itself must fit (`Trainer`)."""
     row = await session.maybe(
         "select training_config ->> 'targets' as targets from app.lora_training_jobs where brand_id = %s and id = %s",
         [model.brand_id, model.job_id],
@@ -63,14 +63,14 @@ async def _targets_of(session: Session, model: Model) -> str | None:
 
 
 async def start_for_worker(session: Session, job: Mapping[str, Any]) -> Start | None:
-    """The model that the ticket's job begins with; None when it begins at nothing, or the model was deleted."""
+    """The model that the ticket's job continues from; None if it continues from none, or the model was deleted."""
     if job["start_model_id"] is None:
         return None
     return Start.of((await get_model(session, job["brand_id"], job["start_model_id"])).model_dump())
 
 
 async def read_start(session: Session, store: BrandStore, ticket: Ticket) -> bytes:
-    """The weights that the ticket's job begins with. Raises NotFound (none, or deleted), AdapterRefused."""
+    """Weights of the model that the ticket's job continues from. Raises NotFound (none, or deleted), AdapterRefused."""
     row = await session.one(
         "select start_model_id from app.lora_training_jobs where brand_id = %s and id = %s"
         " and status in ('pending', 'training')",

@@ -1,7 +1,7 @@
-"""The data doctor: what is wrong with training pictures and captions, why, and what to do about it.
+"""The data doctor: finds faults of training pictures and captions, with reasons and remedies.
 
-Errors stop a job before it costs anything, warnings are told and kept. Pictures are read by the checking children
-(`storage.features`); here their numbers are judged. Asked by members (`training-jobs:check`) and by every job itself.
+Errors stop a job before it costs anything; warnings are reported and kept. The checking child processes read pictures
+(`storage.features`); this module judges the measurements. Members run it (`training-jobs:check`); so does every job.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from onbrand.storage.findings import PictureFeatures
 
 Level = Literal["error", "warning"]
 ENOUGH_PICTURES = 10
-"""Different pictures below which an adapter is likely to learn the pictures instead of what they show."""
+"""With fewer different pictures, an adapter is likely to memorise the pictures."""
 
 TWIN_BITS = 16
-"""Of 256 bits of a difference hash: a crop of 1 % of each side changes up to 12, scaling and JPEG up to 6, another
-picture about half of them."""
+"""Maximum difference between 256-bit difference hashes of near duplicates: a crop of 1 % of each side changes up to 12
+bits, scaling and JPEG up to 6, another picture about half of them."""
 TWIN_COLOURS = 4.0
-"""Mean difference of 8 x 8 colour means, of 255, up to which two pictures of one hash are the same scene."""
+"""Maximum mean difference of 8 x 8 colour means, of 255, between near duplicates with similar hashes."""
 BLUR_RATIO = 0.1
-"""A sharp edge has half the Laplacian variance at twice the size; blurred by 1.3 pixels or more, under a tenth."""
+"""At twice the size, the Laplacian variance of a sharp edge halves; blurred by 1.3 pixels or more, under a tenth."""
 BLUR_FLOOR = 1e-4
-"""Below this variance there is nothing sharp to lose: rounding to 8 bits alone makes about 1e-5."""
+"""Below this variance there is no detail to judge: rounding to 8 bits alone gives about 1e-5."""
 EMPTY_CONTRAST = 0.01
 _SHOWN_ERRORS = 3
 
 
 class Finding(BaseModel):
-    """One thing about the data.
+    """One finding about the data.
 
     Args:
-        file: the stored picture's own name (``logo-001.png``); None is about all of them.
-        name: what the file was called when it was uploaded, where that is known.
-        message: what is the matter, and why it matters.
-        remedy: what to do.
+        file: the stored picture's own name (``logo-001.png``); None: about all pictures.
+        name: the file's name when it was uploaded, if known.
+        message: the problem, and its effect.
+        remedy: the suggested action.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,7 +61,7 @@ class Finding(BaseModel):
 
 
 class CheckedData(BaseModel):
-    """What the doctor says: `ok` unless a finding is an error."""
+    """The result of a check: `ok` unless a finding is an error."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,13 +76,13 @@ class CheckedData(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What the pictures are for.
+    """The intended training that the pictures are checked for.
 
     Args:
         resolution: pixels of a side in training.
-        trigger_word: what stands for ``[brand]``.
-        smallest_side: pixels; a picture with a shorter one cannot be trained on.
-        text_lengths: what the base reads of captions; None where the base is not at hand.
+        trigger_word: replaces ``[brand]``.
+        smallest_side: pixels; a picture with a shorter side cannot be trained on.
+        text_lengths: caption lengths that the base reads; None if the base is not at hand.
     """
 
     resolution: int
@@ -93,10 +93,10 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """One picture to examine: what is known without its bytes.
+    """One picture to examine, as known without its bytes.
 
     Args:
-        sha256: of the stored bytes, as the row says; None where it does not.
+        sha256: of the stored bytes, from the row; None if the row has none.
     """
 
     asset_id: str
@@ -108,7 +108,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A picture with what was measured, or why it could not be read."""
+    """A picture with its measurements, or the reason why it could not be read."""
 
     patient: Patient
     features: PictureFeatures | None = None
@@ -116,19 +116,19 @@ class Examined:
 
 
 def aim_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> Aim:
-    """What a job with this (checked) configuration trains at, on a base of this family with this advice."""
+    """The aim of a job with this (checked) configuration, on a base of this family with this advice."""
     resolution = config.get("resolution") or advice.training.resolution or advice.resolution
     least = smallest_side(resolution, bucket_step(spec, advice.resolution))
     return Aim(resolution, config.get("trigger_word") or brand_id, least)
 
 
 def measure(checker: Checker, patient: Patient, read: Callable[[], bytes]) -> Examined:
-    """Read one picture in a child. Blocks. What is wrong with the picture becomes its `problem`.
+    """Read one picture in a child process; blocks. A fault of the picture becomes its `problem`.
 
     Args:
-        read: its stored bytes.
+        read: returns its stored bytes.
 
-    Raises StorageError, Unavailable: that says nothing about the picture.
+    Raises StorageError, Unavailable: these say nothing about the picture.
     """
     try:
         data = read()
@@ -143,7 +143,7 @@ def measure(checker: Checker, patient: Patient, read: Callable[[], bytes]) -> Ex
 
 
 def examine(pictures: Sequence[Examined], aim: Aim) -> list[Finding]:
-    """Everything there is to say, errors first, then in the order of the pictures."""
+    """All findings: errors first, then in the order of the pictures."""
     twins = list(_twins(pictures))
     findings = [
         finding for picture in pictures for finding in (*_of_picture(picture, aim), *_of_caption(picture.patient, aim))
@@ -155,12 +155,12 @@ def examine(pictures: Sequence[Examined], aim: Aim) -> list[Finding]:
 
 
 def seen_in_rows(patient: Patient, width: int, height: int, aim: Aim) -> list[Finding]:
-    """What is wrong with a picture as far as its row says it: its size in pixels, and its caption."""
+    """Findings from a picture's row alone: its size in pixels, and its caption."""
     return [*_of_size(patient, width, height, aim), *_of_caption(patient, aim)]
 
 
 def checked_data(findings: Sequence[Finding], num_images: int, aim: Aim) -> CheckedData:
-    """The answer of a check."""
+    """The result of a check."""
     num_errors = sum(finding.level == "error" for finding in findings)
     return CheckedData(
         ok=num_errors == 0,
@@ -174,7 +174,7 @@ def checked_data(findings: Sequence[Finding], num_images: int, aim: Aim) -> Chec
 
 
 def must_be_fit(findings: Sequence[Finding]) -> None:
-    """Raise DataRefused if a finding is an error; the message tells the first of them and how many there are."""
+    """Raise DataRefused if a finding is an error; the message holds the first of them and counts the others."""
     errors = [finding for finding in findings if finding.level == "error"]
     if not errors:
         return
@@ -217,7 +217,7 @@ def _of_picture(picture: Examined, aim: Aim) -> Iterator[Finding]:
 
 
 def _of_size(patient: Patient, width: int, height: int, aim: Aim) -> Iterator[Finding]:
-    """No picture is scaled up: a smaller one is trained smaller, down to the smallest bucket."""
+    """Pictures are never scaled up: a smaller one is trained at a smaller size, down to the smallest bucket."""
     if min(width, height) >= aim.resolution:
         return
     too_small = min(width, height) < aim.smallest_side
@@ -240,11 +240,11 @@ def _of_alpha(patient: Patient, seen: PictureFeatures) -> Iterator[Finding]:
 
 
 def blurred_to(seen: PictureFeatures, resolution: int) -> int | None:
-    """The shorter side, in pixels, at which all of a blurred picture's detail is still there; None if it is sharp.
+    """The shorter side, in pixels, that still holds all of a blurred picture's detail; None if it is sharp.
 
     Compares the variance of the Laplacian (Pech-Pacheco et al. 2000) between neighbouring levels of a pyramid, so that
-    neither contrast nor the number of edges matters: with every doubling of the size it halves for a picture of sharp
-    edges, stays for one of natural texture, and falls to a tenth or less where the finer level adds nothing.
+    neither contrast nor the number of edges matters. With each doubling of size it halves for sharp edges, stays for
+    natural texture, and falls to a tenth or less if the finer level adds nothing.
     """
     levels = list(zip(seen.sides, seen.sharpness, strict=True))
     for (side, coarse), (finer, fine) in pairwise(levels):
@@ -254,7 +254,7 @@ def blurred_to(seen: PictureFeatures, resolution: int) -> int | None:
 
 
 def _of_caption(patient: Patient, aim: Aim) -> Iterator[Finding]:
-    """The trigger word is what an adapter's owner will write in prompts: where it is not said, it learns nothing."""
+    """Owners write the trigger word in prompts: an adapter learns nothing about it if the caption lacks it."""
     caption = patient.caption.replace("[brand]", aim.trigger_word).strip()
     if not caption:
         why = "has no caption"
@@ -272,12 +272,12 @@ def _of_caption(patient: Patient, aim: Aim) -> Iterator[Finding]:
 
 
 def holds_word(caption: str, word: str) -> bool:
-    """Whether the caption holds the word as a word, in whatever case: CLIP's tokenizer knows no case."""
+    """Whether the caption holds the whole word, in any case: CLIP's tokenizer ignores case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE) is not None
 
 
 def _twins(pictures: Sequence[Examined]) -> Iterator[tuple[str, Finding]]:
-    """(asset id, finding) for each picture that an earlier one already shows."""
+    """(asset id, finding) for each picture that duplicates an earlier one."""
     earlier: list[tuple[Patient, PictureFeatures, int, bytes]] = []
     for picture in pictures:
         if (seen := picture.features) is None:

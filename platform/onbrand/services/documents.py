@@ -1,4 +1,4 @@
-"""Documents of a brand: guidelines, voice and tone. Every upload of a name is its next version; admins delete."""
+"""Documents of a brand: guidelines, voice and tone. Each upload of a name is its next version; admins delete."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ select t.* from (
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A document that may be stored: made anew, with a name that can be a key."""
+    """A document that passed its check: rewritten, with a name that is valid as a key."""
 
     name: str
     title: str = field(repr=False)
@@ -45,7 +45,7 @@ class Checked:
 
 
 class Document(Row):
-    """One version of a document. `name` is the same for all of them and names its object."""
+    """One version of a document. All versions have the same `name`, which also names their objects."""
 
     id: str
     brand_id: str
@@ -62,19 +62,19 @@ class Document(Row):
 
     @property
     def key(self) -> Key:
-        """Where its bytes are."""
+        """The key of its bytes in the store."""
         return Key("brand-documents", self.object_name)
 
 
 async def check(checker: Checker, filename: str, data: Content, limits: Limits, title: str | None = None) -> Checked:
-    """Have the document read by a child and written anew. Needs no transaction.
+    """Check and rewrite the document in a child process. Needs no transaction.
 
     Args:
-        title: what people call it, and what its name is made of; None: the file's name without its extension.
+        title: its displayed title, from which its name is made; None: the file's name without its extension.
 
     Raises:
         UnsupportedMedia, TooLarge, InvalidInput: it is not acceptable; the message says why.
-        Unavailable: no child can be started.
+        Unavailable: no child process can be started.
     """
     stem, ext = must_be_document_name(filename)
     title = _must_be_title(stem if title is None else title)
@@ -86,7 +86,7 @@ async def check(checker: Checker, filename: str, data: Content, limits: Limits, 
 
 
 def must_be_document_name(filename: str) -> tuple[str, Literal["pdf", "md"]]:
-    """A file name's stem, and the type it promises. Raises UnsupportedMedia for any other than PDF and Markdown."""
+    """A file name's stem, and the type by its extension. Raises UnsupportedMedia unless it is PDF or Markdown."""
     stem, _, ext = filename.replace("\\", "/").rsplit("/", 1)[-1].rpartition(".")
     if ext.lower() not in _EXTENSIONS:
         raise UnsupportedMedia(f"{shown(filename)} is neither a .pdf nor a .md", param="file")
@@ -101,7 +101,7 @@ def _must_be_title(title: str) -> str:
 
 
 def _named(title: str) -> str:
-    """``brand-guidelines`` of `Brand Guidelines`."""
+    """The name made from a title: ``brand-guidelines`` from `Brand Guidelines`."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_NAME_CHARS_MAX].strip("-")
     if not name or name == INCOMING:
@@ -115,7 +115,7 @@ async def store_checked(
     """Store a checked document as the next version of its name.
 
     Raises:
-        Conflict: it is what the newest version is already.
+        Conflict: the newest version has the same content.
         TooLarge: the brand or the caller has too much stored.
         NotFound: not the caller's brand.
     """
@@ -164,7 +164,7 @@ async def list_documents(session: Session, brand_id: str, limit: int = 20, curso
 async def list_versions(
     session: Session, brand_id: str, document_id: str, limit: int = 20, cursor: str | None = None
 ) -> Page[Document]:
-    """All versions of the document that the id is one of, newest first. Raises NotFound."""
+    """All versions of the document that has this version id, newest first. Raises NotFound."""
     document = await get_document(session, brand_id, document_id)
     select = f"{_VERSIONS} where t.brand_id = %(brand_id)s and t.name = %(name)s"
     return await page_where(session, Document, select, {"brand_id": brand_id, "name": document.name}, limit, cursor)
@@ -178,7 +178,7 @@ async def get_document(session: Session, brand_id: str, document_id: str) -> Doc
 
 
 async def delete_document(session: Session, store: BrandStore, brand_id: str, document_id: str) -> None:
-    """Delete row and bytes of one version; its number is not used again. Raises NotFound, Forbidden (members)."""
+    """Delete row and bytes of one version; its number is never reused. Raises NotFound, Forbidden (members)."""
     document = await get_document(session, brand_id, document_id)
     num_deleted = await session.run(
         "delete from app.documents where brand_id = %s and id = %s", [brand_id, document.id]

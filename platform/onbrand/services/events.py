@@ -1,4 +1,4 @@
-"""What happened to a training job or a generation, numbered within each, for those who watch. No prompts in it."""
+"""Events of a training job or a generation, numbered within each, for watchers. They hold no prompts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from onbrand.services.rows import Row
 
 _LARGEST = 1e300
 AT_ONCE = 500
-"""Events that one look gives at most."""
+"""Maximum events that one query returns."""
 
 
 class Event(Row):
-    """One thing that happened; `seq` counts from 1 within its job or generation.
+    """One event; `seq` counts from 1 within its job or generation.
 
     `kind`: `status` {status}, `progress` {progress, metrics}, `sample` {step, index, drawn_by, object_name},
-    `log` {code, facts} (`services.logs`), `image` {index, image_id, seed}.
+    `log` {code, facts} (`services.logs`), `waiting` {for}, `image` {index, image_id, seed}.
     """
 
     seq: int
@@ -35,7 +35,7 @@ class Event(Row):
 async def events_of(
     session: Session, brand_id: str, subject_id: str, after_seq: int, limit: int = AT_ONCE
 ) -> list[Event]:
-    """What happened after `after_seq`, oldest first."""
+    """Events after `after_seq`, oldest first."""
     rows = await session.all(
         "select seq, subject_id, at, kind, data from app.job_events"
         " where brand_id = %s and subject_id = %s and seq > %s order by seq limit %s",
@@ -45,7 +45,7 @@ async def events_of(
 
 
 async def tell(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:
-    """Add an event to the ticket's subject. The caller holds the subject's row, so numbers have no gaps or twins."""
+    """Append an event to the ticket's subject. The caller locks the subject's row, so numbers have no gaps or twins."""
     subject = {ticket.kind: ticket.job_id}
     await session.run(
         "insert into app.job_events (brand_id, job_id, generation_id, seq, kind, data)"
@@ -63,7 +63,7 @@ async def tell(session: Session, ticket: Ticket, kind: str, data: Mapping[str, A
 
 
 def must_be_finite(data: Mapping[str, Any], param: str = "metrics") -> dict[str, Any]:
-    """`data` if JSON and a double can hold it. Raises InvalidInput for NaN, infinities and beyond, at any depth."""
+    """Return `data` if all its numbers fit a double. Raises InvalidInput for others, also in nested mappings."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             must_be_finite(value, f"{param}.{name}")

@@ -1,4 +1,4 @@
-"""Generations as the system sees them: what a replica's ticket may report and store, and how one ends, once.
+"""Generations, the system's side: reads and reports of a replica's ticket; a generation ends exactly once.
 
 Every function takes a session opened with the ticket; the row policies check brand, generation and member again.
 """
@@ -33,7 +33,7 @@ from onbrand.storage.store import BrandStore
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
 LOST_MAX = 8
-"""A generation under which an engine was lost so often is perhaps what kills engines: it is not begun again."""
+"""Maximum engine losses of a generation. It is not started again after more, since it may be their cause."""
 security_log = logging.getLogger("onbrand.security")
 
 RECEIPT_NAMES = (
@@ -46,7 +46,7 @@ RECEIPT_NAMES = (
     "batch_sizes",
     "slot_generation",
 )
-"""What every picture's receipt says."""
+"""Required fields of a picture's receipt."""
 
 
 async def must_be_open(session: Session, ticket: Ticket) -> None:
@@ -58,7 +58,7 @@ async def must_be_open(session: Session, ticket: Ticket) -> None:
 
 
 async def start_generation(session: Session, ticket: Ticket) -> Heard:
-    """It is `running` from now; again is fine. Raises NotFound, Conflict (it has ended)."""
+    """Set the generation to `running`; repeating is allowed. Raises NotFound, Conflict (it has ended)."""
     before = await _lock_open(session, ticket)
     if before["status"] == "pending":
         await session.run(
@@ -71,10 +71,10 @@ async def start_generation(session: Session, ticket: Ticket) -> Heard:
 
 
 async def report_generation(session: Session, ticket: Ticket, progress: int, lost: bool = False) -> Heard:
-    """Progress 0 to 100, told when it changed; and the sign that somebody has the generation drawn.
+    """Store progress 0 to 100, with an event if it changed, and the heartbeat.
 
     Args:
-        lost: what drew it is gone, and the caller asks another engine.
+        lost: the engine was lost, and the caller asks another one.
 
     Raises NotFound, Conflict (it has ended), InvalidInput, EngineLost (it was lost too often already).
     """
@@ -88,9 +88,9 @@ async def report_generation(session: Session, ticket: Ticket, progress: int, los
 
 
 async def take_over(session: Session, ticket: Ticket, heard_at: datetime | None) -> bool:
-    """Become the one who has a generation drawn of which nothing was heard since `heard_at`.
+    """Take ownership if the last heartbeat is still `heard_at`, else return False.
 
-    False when somebody spoke meanwhile. What was running counts as lost.
+    A generation that was running counts as lost once more.
 
     Raises NotFound, Conflict (it has ended), EngineLost (it was lost too often already).
     """
@@ -102,7 +102,7 @@ async def take_over(session: Session, ticket: Ticket, heard_at: datetime | None)
 
 
 async def _keep(session: Session, ticket: Ticket, row: Mapping[str, Any], lost: bool, progress: int) -> None:
-    """Write that somebody has it drawn, and whether that is after a loss."""
+    """Write progress, the heartbeat, and one more loss if `lost`."""
     num_lost = row["num_lost"] + lost
     if num_lost > LOST_MAX:
         raise EngineLost(f"the engine was lost {num_lost} times while it drew this; try again, or tell the operators")
@@ -126,11 +126,11 @@ async def add_image(
     limits: Limits | None = None,
     checker: Checker | None = None,
 ) -> Image:
-    """Store picture `index`, row and bytes; the same index again returns what is stored.
+    """Store picture `index`, row and bytes; repeating an index returns the stored picture.
 
     Raises NotFound, Conflict (it is not running), TooLarge (the brand or the member has too much), UnsupportedMedia,
-    InvalidInput (also for a receipt that lacks one of `RECEIPT_NAMES`), and TicketRefused for a receipt that names
-    another brand, or other adapters than were asked for: such a picture is never shown to anybody.
+    InvalidInput (also for a receipt that lacks one of `RECEIPT_NAMES`), and TicketRefused for a receipt with another
+    brand or other adapters than requested: such a picture is never shown.
     """
     limits = limits or Limits()
     checker = checker or Checker(limits)
@@ -153,7 +153,7 @@ async def add_image(
 
 
 async def finish_generation(session: Session, ticket: Ticket) -> None:
-    """It is `completed`: all its pictures are stored; again is fine. Raises NotFound, Conflict."""
+    """Set it to `completed` if all its pictures are stored; repeating is allowed. Raises NotFound, Conflict."""
     row = await _lock(session, ticket)
     if row["status"] == "completed":
         return
@@ -189,12 +189,12 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
 
 
 async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
-    """A line in the brand's record, last in the transaction."""
+    """Write a line to the brand's record; call it last in the transaction."""
     await record(session, ticket.brand_id, what, {"generation_id": ticket.job_id, **about})
 
 
 async def _lock(session: Session, ticket: Ticket) -> Mapping[str, Any]:
-    """The generation's row, held to the end of the transaction."""
+    """The generation's row, locked until the transaction ends."""
     row = await session.maybe(
         "select * from app.generations where brand_id = %s and id = %s for update", [ticket.brand_id, ticket.job_id]
     )
@@ -213,7 +213,7 @@ def _must_be_open(row: Mapping[str, Any]) -> None:
 
 
 async def _must_be_drawn_as_asked(session: Session, ticket: Ticket, receipt: Mapping[str, Any]) -> None:
-    """The receipt must be whole, and what it says of brand and adapters what the rows say."""
+    """The receipt must be complete, and its brand and adapters must match the rows."""
     _must_be_cuts(receipt.get("cut", []))
     missing = [name for name in RECEIPT_NAMES if name not in receipt]
     if missing:
@@ -230,7 +230,7 @@ async def _must_be_drawn_as_asked(session: Session, ticket: Ticket, receipt: Map
 
 
 def _must_be_cuts(said: object) -> None:
-    """Raise InvalidInput unless it is what a generation's answer tells of cut prompts."""
+    """Raise InvalidInput unless it is a list of `CutText`."""
     try:
         TypeAdapter(list[CutText]).validate_python(said)
     except ValidationError:
@@ -281,7 +281,7 @@ async def _insert_image(
 
 
 async def _take_key(session: Session, ticket: Ticket, ext: str) -> Key:
-    """A fresh key of today (UTC): ``acme/2024-12-04-001.jpg``. Numbers are never given twice."""
+    """A new key of today (UTC): ``acme/2024-12-04-001.jpg``. Numbers are never reused."""
     day = datetime.now(UTC).date()
     taken = await session.one(
         "select private.next_number(%s, %s, 1) as number", [ticket.brand_id, f"image:{day.isoformat()}"]

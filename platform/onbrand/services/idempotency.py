@@ -1,6 +1,6 @@
-"""Answers remembered by their caller's Idempotency-Key, in the same transaction as what the call did.
+"""Answers remembered by their caller's Idempotency-Key, in the same transaction as the call's effects.
 
-A call that fails leaves no key; two at the same time: the second waits for the first and gets its answer.
+A failed call leaves no key. Of two concurrent calls, the second waits for the first and gets its answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KEPT_HOURS = 24
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What an earlier call with this key was answered."""
+    """The answer to an earlier call with this key."""
 
     status: int
     body: Any
@@ -25,7 +25,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """One key of one caller in one brand (or in none), and what was asked with it. An API key is a caller of its own.
+    """One key of one caller in one brand (or in none), and the request made with it. An API key is a separate caller.
 
     Args:
         request_sha256: digest of address and body, hex.
@@ -40,7 +40,7 @@ class CallKey:
 
 
 async def claim(session: Session, call: CallKey) -> Remembered | None:
-    """Take the key: None means go on and `remember`. Raises Conflict if it was used for another request."""
+    """Take the key: None means proceed and `remember`. Raises Conflict if it was used for another request."""
     await _forget_old(session, call.user_id)
     taken = await session.maybe(
         "insert into app.idempotency_keys (brand_id, user_id, key_id, key, route, request_sha256)"
@@ -51,7 +51,7 @@ async def claim(session: Session, call: CallKey) -> Remembered | None:
 
 
 async def remember(session: Session, call: CallKey, status: int, body: Any) -> None:
-    """Keep the answer to a claimed key: as text within JSON, since jsonb would put its fields in another order."""
+    """Store the answer to a claimed key, as text within JSON: jsonb would reorder its fields."""
     await session.run(
         "update app.idempotency_keys set status = %s, body = %s::jsonb"
         " where user_id = %s and brand_id is not distinct from %s and key = %s",

@@ -1,4 +1,4 @@
-"""Who calls: accounts with a password, and the tokens of the embedded issuer. Roles are not in a token."""
+"""Authentication: accounts with a password, and tokens of the embedded issuer. Tokens hold no roles."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from onbrand.visible import hidden_in, must_be_visible
 _ISSUER, _AUDIENCE = "onbrand", "onbrand-api"
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _BECOMES_ASCII = re.compile("[\u0130\u212a]")
-"""Capitals whose small letter is one of ASCII (dotted I, Kelvin): the address in small letters would be another's."""
+"""Capitals with an ASCII lower case (dotted I, Kelvin): the lower-case address would be another account's."""
 
 
 class User(Row):
-    """An account; one that an outside issuer vouches for may have no address.
+    """An account; one of an outside issuer may have no address.
 
-    `email_verified`: an outside issuer says that the address is theirs. One that somebody signed up with is not.
+    `email_verified`: an outside issuer has verified the address. Sign-up does not verify it.
     """
 
     id: str
@@ -49,7 +49,7 @@ class TokenIssuer:
     """The embedded issuer: signs and reads JWTs with one secret.
 
     Args:
-        minutes: how long a token lasts.
+        minutes: lifetime of a token.
     """
 
     secret: str
@@ -59,7 +59,7 @@ class TokenIssuer:
         return f"TokenIssuer(minutes={self.minutes})"
 
     def issue(self, user_id: str, brand_id: str | None = None) -> tuple[str, datetime]:
-        """A token and when it ends; with `brand_id` it reaches that brand only."""
+        """A token and its expiry; with `brand_id` it reaches that brand only."""
         now = int(time.time())
         claims: dict[str, Any] = {
             "iss": _ISSUER,
@@ -73,7 +73,7 @@ class TokenIssuer:
         return jwt.encode(claims, self.secret, algorithm="HS256"), datetime.fromtimestamp(claims["exp"], UTC)
 
     def verify(self, token: str) -> Scope:
-        """Whose token this is. Raises Unauthenticated if it is forged, expired, or not for this API."""
+        """The token's scope. Raises Unauthenticated if it is forged, expired, or not for this API."""
         try:
             claims = jwt.decode(
                 token,
@@ -93,13 +93,13 @@ def _brand_claim(brand_id: object) -> str | None:
 
 
 async def sign_up(session: Session, email: str, hashed: str) -> User:
-    """Make an account; `session` is nobody's (`anon`).
+    """Make an account; `session` is anonymous (`anon`).
 
     Args:
         hashed: the hash of its password (`services.passwords`), made before the transaction began.
 
     Raises:
-        InvalidInput: not an address.
+        InvalidInput: the address is invalid.
         Conflict: the address has an account.
     """
     email = must_be_email(email)
@@ -116,21 +116,21 @@ async def sign_up(session: Session, email: str, hashed: str) -> User:
 
 
 def token_of(issuer: TokenIssuer, user_id: str, brand_id: str | None = None) -> Token:
-    """A token of this user. `brand_id` binds it to one brand: it narrows what the user may reach, and gives nothing."""
+    """A token of this user. `brand_id` restricts it to one brand and grants nothing."""
     token, expires_at = issuer.issue(user_id, brand_id)
     return Token(access_token=token, expires_at=expires_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The account of an address; nobody's has neither. One of an outside issuer may have no password."""
+    """The account of an address; empty if there is none. An outside issuer's account may have no password."""
 
     user_id: str | None = None
     hashed: str | None = field(default=None, repr=False)
 
 
 async def find_login(session: Session, email: str) -> Login:
-    """What the address's password is to be compared with, after the transaction; `session` is nobody's."""
+    """The address's account and password hash, to compare after the transaction; `session` is anonymous."""
     row = None
     if _EMAIL.fullmatch(email):
         async with session.asking("find_login", email.lower()):  # the database shows the hash of this address only
@@ -139,9 +139,9 @@ async def find_login(session: Session, email: str) -> Login:
 
 
 async def external_user(session: Session, who: Subject) -> str:
-    """The id of the account of an outside issuer's subject, made at its first sight; `session` is nobody's.
+    """The id of the account of an outside issuer's subject, created on first use; `session` is anonymous.
 
-    Raises Conflict when the subject is new and its address has an account already: they are joined by `link` only.
+    Raises Conflict if the subject is new and its address has an account already: only `link` joins them.
     """
     try:
         said = (who.issuer, who.subject, _address(who.email))
@@ -157,9 +157,9 @@ async def external_user(session: Session, who: Subject) -> str:
 
 
 async def link(session: Session, who: Subject) -> None:
-    """Let an outside issuer's subject be the session's user. Raises Conflict when it is somebody's already.
+    """Link an outside issuer's subject to the session's user. Raises Conflict if it has an account already.
 
-    The account's own address is verified from then on, if the issuer has verified the same one.
+    The account's own address becomes verified if the issuer has verified the same one.
     """
     try:
         said = (who.issuer, who.subject, _address(who.email))
@@ -170,7 +170,7 @@ async def link(session: Session, who: Subject) -> None:
 
 
 async def get_user(session: Session) -> User:
-    """The account of the session's user. Raises Unauthenticated if it is gone."""
+    """The account of the session's user. Raises Unauthenticated if it was deleted."""
     row = await session.maybe("select id, email, email_verified, created_at from private.me()")
     if row is None:
         raise Unauthenticated("this account is gone")
@@ -178,7 +178,7 @@ async def get_user(session: Session) -> User:
 
 
 def _address(text: str | None) -> str | None:
-    """An issuer's address, if we can take it for one."""
+    """An issuer's address in lower case, or None if it is not a valid one."""
     return text.lower() if text is not None and _is_address(text) else None
 
 

@@ -1,4 +1,4 @@
-"""Generations and their pictures as members see them, and the protocol of whoever draws. The system's: `generation`."""
+"""Generations and their pictures, the members' side, and the `Generator` protocol. The system's side: `generation`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ADAPTER = "select t.generation_id, t.model_id, t.model_name as model, t.sha256,
 
 
 class ModelUse(BaseModel):
-    """One of several adapters that a picture is drawn with: a model's name or id, and how strongly."""
+    """One of several adapters for a picture: a model's name or id, and its scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -45,16 +45,16 @@ class ModelUse(BaseModel):
 
 
 class NewGeneration(BaseModel):
-    """What a member asks for. None: what the base recommends.
+    """A member's request for pictures. None: the base's recommendation.
 
     Args:
         model: a model's name or id, or a family's name for its base; None: the base of `model_type`.
-        models: instead of `model`: adapters that are added up, of one family. `[brand]` is the first one's word.
+        models: instead of `model`: adapters of one family to add up. `[brand]` becomes the first one's trigger word.
         exclusive: share no forward pass with another brand.
-        sampler: one of the family's.
-        preview_every: show the asker a small preview of each picture every so many steps; 0: none.
-        num_previews: instead of `preview_every`: about so many previews of each picture.
-        quality: instead of `num_inference_steps`: half of what the base recommends, as many, or half as many again.
+        sampler: one of the family's samplers.
+        preview_every: send a small preview of each picture every so many steps; 0: none.
+        num_previews: instead of `preview_every`: the approximate number of previews of each picture.
+        quality: instead of `num_inference_steps`: 0.5 (low), 1 (medium) or 1.5 (high) times the recommended steps.
         output_compression: quality of a JPEG or WEBP file, 0 to 100; None: 95.
     """
 
@@ -83,7 +83,7 @@ class NewGeneration(BaseModel):
 
 
 class Image(Row):
-    """A picture that was drawn. `receipt` says from what: base, adapters, parameters; so does its file."""
+    """A generated picture. `receipt` holds its origin (base, adapters, parameters), and so does its file."""
 
     id: str
     brand_id: str
@@ -103,12 +103,12 @@ class Image(Row):
 
     @property
     def key(self) -> Key:
-        """Where its bytes are."""
+        """The key of its bytes in the store."""
         return Key("generated-content", self.object_name)
 
 
 class UsedAdapter(Row):
-    """An adapter as it was when the pictures were asked for; `model_id` is null once the model is deleted."""
+    """An adapter as it was when the pictures were requested; `model_id` is null once the model is deleted."""
 
     model_id: str | None
     model: str
@@ -117,10 +117,10 @@ class UsedAdapter(Row):
 
 
 class CutText(BaseModel):
-    """A prompt that is longer than what one of the base's tokenizers reads: what is beyond was not drawn.
+    """A prompt that exceeds the limit of one of the base's tokenizers; the rest of it has no effect.
 
     Args:
-        tokens, read: marks of beginning and end included, as in the base's own limit (CLIP's 77).
+        tokens, read: counts with start and end tokens, as in the base's own limit (CLIP's 77).
     """
 
     field: str
@@ -130,10 +130,10 @@ class CutText(BaseModel):
 
 
 class Generation(Row):
-    """A request for pictures, and those that were drawn so far. Picture i has the seed `seed` + i.
+    """A request for pictures, and its pictures so far. Picture i has the seed `seed` + i.
 
-    `model`, `model_id` and `lora_scale` are those of the first of `models`; a base has none. `cut` is known with the
-    first picture; empty: all of the prompts was read.
+    `model`, `model_id` and `lora_scale` are those of the first of `models`; a base has none. `cut` is set with the
+    first picture; it is empty if the prompts were read in full.
     """
 
     id: str
@@ -171,11 +171,11 @@ class Generation(Row):
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
-    """One generation on its way to an engine. `[brand]` is replaced already. Its repr tells no prompt and no ticket.
+    """One generation for an engine, with `[brand]` replaced. Its repr shows no prompt and no ticket.
 
     Args:
-        adapters: each with its scale; all of the ticket's brand, and of one family.
-        account_id: the account that the brand belongs to, by the brand's row: its brands share one account's share.
+        adapters: each with its scale; all of the ticket's brand and of one family.
+        account_id: the brand's account, from the brand's row: an account's brands use one share together.
         weight, slot_quota: the brand's share of the engine (`onbrand.services.limits`).
     """
 
@@ -203,9 +203,9 @@ class RenderRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenderEvent:
-    """What an engine tells while it draws; the pictures themselves go to the store by its ticket.
+    """An event of an engine that draws; it stores the pictures themselves by its ticket.
 
-    A `preview` holds an index, a step, and a small picture as a data URL, which its repr does not tell.
+    A `preview` holds an index, a step, and a small picture as a data URL; the repr hides them.
     """
 
     kind: Literal["progress", "preview", "image", "completed", "failed", "canceled"]
@@ -213,23 +213,23 @@ class RenderEvent:
 
 
 class Generator(Protocol):
-    """Whoever draws: an engine in this process, or replicas behind Serve."""
+    """Draws generations: an engine in this process, or replicas behind Serve."""
 
     def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """Draw; the last event is `completed`, `failed` or `canceled`."""
         ...
 
     def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
-        """The events of a drawing that is under way, for its brand and member; none when nobody draws it now."""
+        """Events of a generation in progress, for its brand and member; none if no engine draws it now."""
         ...
 
     async def cancel(self, family: str, generation_id: str) -> None:
-        """Give its rows free at the next step; a generation that is not there is left alone."""
+        """Free its rows at the next step; an unknown generation is ignored."""
         ...
 
 
 def recommended_of(settings: Settings) -> dict[FamilyName, Recommended]:
-    """What each served family's base says of itself where it is on this machine, else the family's defaults."""
+    """Recommendations per served family: from its base if that is on this machine, else the family's defaults."""
     found = {}
     for family in settings.families:
         folder = bases.folder_at_hand(bases.base_source(family, settings.bases))
@@ -245,15 +245,15 @@ async def create_generation(
     recommended: Mapping[FamilyName, Recommended],
     limits: Limits,
 ) -> Generation:
-    """A pending generation with every parameter decided.
+    """Create a pending generation with all parameters set.
 
     Args:
-        recommended: of each family that is served (`recommended_of`).
+        recommended: for each served family (`recommended_of`).
 
     Raises:
         InvalidInput: a parameter is out of bounds, or the family is not served; `param` names it.
         NotFound: not the caller's brand, or no such model in it.
-        TooManyRequests: as many pictures of the brand wait as may; `retry_after` holds seconds.
+        TooManyRequests: too many pictures of the brand or its account wait; `retry_after` holds seconds.
         TooLarge: the brand or the caller has no room for a picture.
     """
     adapters, family = await adapters_of(session, brand_id, new)
@@ -282,7 +282,7 @@ async def create_generation(
 
 
 async def _use(session: Session, brand_id: str, generation_id: str, adapters: Adapters) -> None:
-    """What the generation is drawn with."""
+    """Store the generation's adapters."""
     for index, (model, scale) in enumerate(adapters):
         await session.run(
             "insert into app.generation_adapters (brand_id, generation_id, index, model_id, model_name, sha256, scale)"
@@ -292,9 +292,9 @@ async def _use(session: Session, brand_id: str, generation_id: str, adapters: Ad
 
 
 async def render_request(session: Session, generation: Generation, ticket: str) -> RenderRequest:
-    """What an engine needs to draw this generation; `ticket` is the signed token.
+    """The request to an engine for this generation; `ticket` is the signed token.
 
-    Raises NotFound, also when one of its models was deleted meanwhile: it is never drawn with less than was asked for.
+    Raises NotFound, also if one of its models was deleted: it is never drawn with fewer models than requested.
     """
     brand_id = generation.brand_id
     models = [await get_model(session, brand_id, use.model_id or use.model) for use in generation.models]
@@ -344,7 +344,7 @@ async def get_generation(session: Session, brand_id: str, generation_id: str) ->
 
 
 async def cancel_generation(session: Session, brand_id: str, generation_id: str) -> Generation:
-    """Ask for the end; asking again changes nothing. Raises NotFound, Forbidden, Conflict (it has ended)."""
+    """Request cancellation; repeating it changes nothing. Raises NotFound, Forbidden, Conflict (it has ended)."""
     before = await get_generation(session, brand_id, generation_id)
     num_changed = await session.run(
         "update app.generations set cancel_requested_at = coalesce(cancel_requested_at, now())"
@@ -364,7 +364,7 @@ async def cancel_generation(session: Session, brand_id: str, generation_id: str)
 async def events(
     session: Session, brand_id: str, generation_id: str, after_seq: int = 0, limit: int = 500
 ) -> list[Event]:
-    """What happened to the generation after `after_seq`, oldest first. Raises NotFound."""
+    """Events of the generation after `after_seq`, oldest first. Raises NotFound."""
     generation = await get_generation(session, brand_id, generation_id)
     return await events_of(session, brand_id, generation.id, after_seq, limit)
 
@@ -403,7 +403,7 @@ async def delete_image(session: Session, store: BrandStore, brand_id: str, image
 
 
 async def _brand_row(session: Session, brand_id: str) -> Mapping[str, Any]:
-    """The brand's name, and whose it is."""
+    """The brand's name and account."""
     row = await session.maybe("select name, user_id from app.brands where id = %s", [brand_id])
     return must_be_there(row, "brand")
 
@@ -417,7 +417,7 @@ async def _with_parts(session: Session, brand_id: str, generations: list[Generat
 
 
 def _whole(generation: Generation, used: list[UsedAdapter], drawn: list[Image]) -> Generation:
-    """With its adapters and pictures, and what their receipts say of its prompts."""
+    """The generation with its adapters, its pictures, and the cut prompts from the first receipt."""
     said = drawn[0].receipt.get("cut") if drawn else None
     cut = None if said is None else [CutText.model_validate(each) for each in said]
     return generation.model_copy(update={"models": used, "images": drawn, "cut": cut})

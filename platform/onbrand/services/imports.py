@@ -1,7 +1,8 @@
-"""LoRA files of other trainers: taken as they are, kept apart, and made into a model by a job that trains nothing.
+"""Import of LoRA files of other trainers: a job makes the uploaded file a model without training.
 
-The web tier knows no torch: a child looks at names, shapes and values (`storage.weights`), the job's own process on the
-cluster converts and proves (`onbrand.training.importing`). What was sent is never served, and goes when the job ends.
+The web tier has no torch: a child process checks names, shapes and values (`storage.weights`), and the job's process on
+the cluster converts and verifies (`onbrand.training.importing`). The file is never served, and is deleted when the job
+ends.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
 
 IMPORT_BYTES_MAX = 512 * 2**20
-"""What is sent in one request and read into memory once."""
+"""Maximum size of a file, which is sent in one request and read into memory once."""
 
 
 class NewImport(BaseModel):
-    """What a member says of the file.
+    """A member's description of the file.
 
     Args:
-        trigger_word: what stands for ``[brand]`` in prompts; None: the brand's id.
-        text_encoder: what becomes of layers of text encoders: the file is refused, or imported without them.
-        lora_alpha: alpha of all layers, where the file does not say it and PEFT's `adapter_config.json` does.
+        trigger_word: replaces ``[brand]`` in prompts; None: the brand's id.
+        text_encoder: handling of text-encoder layers: refuse the file, or import it without them.
+        lora_alpha: alpha of all layers, if PEFT's `adapter_config.json` holds it and the file does not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -49,17 +50,17 @@ class NewImport(BaseModel):
 
     @property
     def wishes(self) -> ImportWishes:
-        """What it says of the file's layers."""
+        """The options for the file's layers."""
         return ImportWishes(self.text_encoder, self.lora_alpha)
 
 
 def is_import(config: Mapping[str, Any]) -> bool:
-    """Whether a job with this configuration brings a file instead of training one."""
+    """Whether a job with this configuration imports a file instead of training."""
     return IMPORT_KEY in config
 
 
 def must_be_importable(new: NewImport, served: Container[str]) -> dict[str, Any]:
-    """What is kept of it in the job's configuration. Raises InvalidInput naming the field."""
+    """The fields to keep in the job's configuration. Raises InvalidInput naming the field."""
     said = {} if new.trigger_word is None else {"trigger_word": new.trigger_word}
     checked_config(new.model_type, said)
     if new.model_type not in served:
@@ -78,15 +79,15 @@ async def create_import(
     limits: Limits = Limits(),
     dropped: Dropped | None = None,
 ) -> TrainingJob:
-    """A pending job that will make `data`, which a child has looked at, the brand's next version.
+    """Create a pending job that makes `data`, which a child process has checked, the brand's next version.
 
     Args:
-        dropped: what the child says will be left out; kept in the job's configuration.
+        dropped: the layers to leave out, found by the child process; kept in the job's configuration.
 
     Raises:
         InvalidInput: a field is out of bounds.
         NotFound: not the caller's brand.
-        TooManyRequests: as many of the brand's jobs are open as may be.
+        TooManyRequests: too many of the brand's jobs are open.
         TooLarge: the brand or the caller would have too much.
     """
     said = must_be_importable(new, served)
@@ -112,7 +113,7 @@ def _said(wishes: ImportWishes) -> dict[str, Any]:
 
 
 async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> bytes:
-    """The file of the ticket's job, as it was sent. Raises NotFound (it brings none), Conflict (it has ended)."""
+    """The uploaded file of the ticket's job. Raises NotFound (none, or its bytes changed), Conflict (it has ended)."""
     row = await session.maybe(
         "select status, training_config from app.lora_training_jobs where brand_id = %s and id = %s",
         [ticket.brand_id, ticket.job_id],
@@ -130,6 +131,6 @@ async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> by
 
 
 async def drop_import(store: BrandStore, ticket: Ticket, config: Mapping[str, Any]) -> None:
-    """The job has ended: what was sent goes. Nothing happens for a job that trained."""
+    """Delete the uploaded file of a job that has ended; a training job has none."""
     if is_import(config):
         await anyio.to_thread.run_sync(store.delete, import_file(ticket.brand_id, ticket.job_id))

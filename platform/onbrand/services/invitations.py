@@ -1,8 +1,8 @@
 """Invitations: an admin names an address and a role; the account of that address accepts or declines.
 
-An address that somebody signed up with proves nothing, so that account needs the invitation's token too, which the
-admin hands over: `obi_<id>_<secret>`, shown once (there is no mail server); only a SHA-256 is kept. Who has the address
-verified by an outside issuer finds the invitation in a list of their own, and needs no token.
+Sign-up does not verify an address, so its account also needs the invitation's token, which the admin hands over:
+`obi_<id>_<secret>`, shown once (there is no mail server); only a SHA-256 is kept. An account whose address an outside
+issuer has verified finds the invitation in its own list, and needs no token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COLUMNS = """t.id, t.brand_id, t.user_id, t.email, t.role, t.created_at, t.expi
 
 
 class Invitation(Row):
-    """An invitation without its secret; `user_id` is who invites."""
+    """An invitation without its secret; `user_id` is the inviter."""
 
     id: str
     brand_id: str
@@ -42,13 +42,13 @@ class Invitation(Row):
 
 
 class NewInvitation(Invitation):
-    """An invitation as the inviter sees it, once."""
+    """A new invitation with its token, shown to the inviter once."""
 
     token: str | None = Field(repr=False)
 
 
 class ReceivedInvitation(Row):
-    """An open invitation as the invited see it."""
+    """An open invitation as the invited account sees it."""
 
     id: str
     brand_id: str
@@ -60,10 +60,10 @@ class ReceivedInvitation(Row):
 async def invite(
     session: Session, brand_id: str, email: str, role: str = "member", days: int = 7, most_open: int | None = None
 ) -> NewInvitation:
-    """Invite an address; its `token` is never to be had again.
+    """Invite an address; its `token` is not available later.
 
     Args:
-        most_open: how many invitations of the brand may be open; None: any number.
+        most_open: maximum open invitations of the brand; None: any number.
 
     Raises InvalidInput, Forbidden (no admin), Conflict (a member already, or too many open invitations).
     """
@@ -103,7 +103,7 @@ async def list_invitations(
 
 
 async def revoke(session: Session, brand_id: str, invitation_id: str) -> None:
-    """End an invitation; again is no error. Raises NotFound, Forbidden, Conflict (accepted already)."""
+    """End an invitation; repeating is allowed. Raises NotFound, Forbidden, Conflict (accepted already)."""
     invitation_id = known_id(invitation_id, "invitation")
     await brands.must_be_admin(session, brand_id, "revoke invitations")
     num_revoked = await session.run(
@@ -130,10 +130,10 @@ async def list_received(session: Session, limit: int = 20, cursor: str | None = 
 
 
 async def accept(session: Session, token: str) -> brands.Brand:
-    """Become a member by an invitation's token, which invites the address of the caller's account.
+    """Become a member by the token of an invitation to the address of the caller's account.
 
-    A role that one has already stays. Raises NotFound, in the same words for every reason: unknown, used, declined,
-    revoked, expired, or another address's.
+    An existing role stays. Raises NotFound, with the same message for every reason: unknown, used, declined, revoked,
+    expired, or for another address.
     """
     return await _joined(session, await _answer(session, *_parts_of(token), accepts=True))
 

@@ -1,4 +1,4 @@
-"""Training jobs as members see them: create, watch, rename, cancel, retry, delete. The system's side: `training`."""
+"""Training jobs, the members' side: create, watch, rename, cancel, retry, delete. The system's side: `training`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from onbrand.visible import must_be_visible
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
 ENDED = ("completed", "failed", "canceled")
 PROVIDERS = ("ray",)
-"""Who trains. The table also knows the external ones, which need a provider in `onbrand.training.providers` first."""
+"""Accepted providers. The table also has external ones, which first need a provider in `onbrand.training.providers`."""
 ASSETS_MAX = 500
 IMPORT_KEY = "import"
-"""In a job's configuration: it brings a file instead of training one (`services.imports`). No member can say it."""
+"""Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids,
@@ -58,7 +58,7 @@ _CONFIG_FIELDS_MAX = 100
 
 
 class NewJob(BaseModel):
-    """What a member asks for. `training_config` is checked against the family's bounds, field by field."""
+    """A member's request for a job. `training_config` is checked against the family's bounds, field by field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -70,7 +70,7 @@ class NewJob(BaseModel):
 
 
 class NewCheck(BaseModel):
-    """What a job would be created with; its name and provider make no difference to its data."""
+    """The fields of a job to check; its name and provider do not affect its data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -82,7 +82,7 @@ class NewCheck(BaseModel):
 
 
 class JobUrls(BaseModel):
-    """Where a job is, for those who speak HTTP."""
+    """The HTTP addresses of a job."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -97,13 +97,13 @@ class TrainingJob(Row):
     Args:
         model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
-        metrics: the newest numbers, and `findings`, what the data doctor said when it began (`doctor.Finding`).
+        metrics: the newest numbers, and `findings` of the data doctor at the start (`doctor.Finding`).
         eta_seconds: until the last step, while it trains; it may end earlier, and the adapter's proof comes after.
-        waiting_for: why it does not run (`training.WaitingFor`); None while it does, or before anybody looked.
-        num_ahead: of the brand's own jobs, those that wait and came earlier; None when it does not wait.
-        attempts: how often it was submitted.
-        retry_of: the job that it was made from by a retry, and whose checkpoints it goes on from where they fit.
-        urls: filled by the API.
+        waiting_for: why it does not run (`training.WaitingFor`); None while it runs, or before the dispatcher looked.
+        num_ahead: earlier jobs of the brand that also wait; None if it does not wait.
+        attempts: number of submissions.
+        retry_of: the job that this one retries; it continues from that job's checkpoints if they fit.
+        urls: set by the API.
     """
 
     id: str
@@ -137,19 +137,19 @@ class TrainingJob(Row):
 
     @property
     def sample_keys(self) -> list[Key]:
-        """Where its samples are, in the order they were made."""
+        """Keys of its samples, in the order they were made."""
         return [Key("generated-content", url.removeprefix("generated-content/")) for url in self.sample_images_urls]
 
 
 async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob, terms: Terms = Terms()) -> TrainingJob:
-    """A pending job.
+    """Create a pending job.
 
     Raises:
         InvalidInput: a field is out of bounds; `param` names it (``training_config.steps``).
-        DataRefused: as far as the rows say, no job can train on these pictures; `findings` says why of each.
-        NotFound: not the caller's brand, or one of the assets, or the model to continue from, is not there (or not
-            the brand's).
-        TooManyRequests: as many of the brand's jobs are open as may be.
+        DataRefused: the rows show that no job can train on these pictures; `findings` holds the reasons.
+        NotFound: the brand, an asset, or the model to continue from is missing, or another's.
+        TooLarge: too many assets, or the brand or the caller has no room for the result.
+        TooManyRequests: too many of the brand's jobs are open.
     """
     config = checked_config(new.model_type, new.training_config)
     name = must_be_name(new.name)
@@ -169,11 +169,11 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob,
 async def patients_of(
     session: Session, brand_id: str, new: NewCheck, recommended: Mapping[FamilyName, Recommended]
 ) -> tuple[Aim, list[Patient], list[Key]]:
-    """What a check looks at: what the job would train at, its pictures in the order of their upload, and their keys.
+    """The inputs of a check: the job's aim, its pictures in upload order, and their keys.
 
     Raises:
         InvalidInput: a field is out of bounds, as for `create_job`, or the family is not served here.
-        NotFound: not the caller's brand, or one of the assets is not there (or not the brand's).
+        NotFound: the brand or an asset is missing, or another's.
     """
     config = checked_config(new.model_type, new.training_config)
     if new.model_type not in recommended:
@@ -192,7 +192,7 @@ async def patients_of(
 
 
 async def record_check(session: Session, brand_id: str, patients: Sequence[Patient], said: CheckedData) -> None:
-    """A line in the brand's record: somebody had all these pictures read."""
+    """Write a line to the brand's record: all these pictures were read for a check."""
     asset_ids = [patient.asset_id for patient in patients]
     await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
 
@@ -222,7 +222,7 @@ async def rename(session: Session, brand_id: str, job_id: str, name: str) -> Tra
 
 
 async def request_cancel(session: Session, brand_id: str, job_id: str) -> TrainingJob:
-    """Ask for the end; asking again changes nothing. Raises NotFound, Forbidden, Conflict (it has ended)."""
+    """Request cancellation; repeating it changes nothing. Raises NotFound, Forbidden, Conflict (it has ended)."""
     job = await get_job(session, brand_id, job_id)
     num_changed = await session.run(
         "update app.lora_training_jobs set cancel_requested_at = coalesce(cancel_requested_at, now())"
@@ -240,7 +240,7 @@ async def request_cancel(session: Session, brand_id: str, job_id: str) -> Traini
 
 
 async def request_stop(session: Session, brand_id: str, job_id: str) -> TrainingJob:
-    """Ask a job that trains to end now, and to publish the best that it has; asking again changes nothing.
+    """Ask a training job to end now and publish its best adapter; repeating it changes nothing.
 
     Raises NotFound, Forbidden, Conflict (it has not begun, or has ended).
     """
@@ -261,11 +261,11 @@ async def request_stop(session: Session, brand_id: str, job_id: str) -> Training
 
 
 async def retry(session: Session, brand_id: str, user_id: str, job_id: str, terms: Terms = Terms()) -> TrainingJob:
-    """A new pending job like one that failed or was canceled, with those of its assets that are still there.
+    """Create a pending job like one that failed or was canceled, with its remaining assets.
 
-    It goes on from the other's last checkpoint, where plan and pictures are the same and no other job does so now.
+    It continues from the old job's last checkpoint if plan and pictures are the same and no other open job does so.
 
-    Raises NotFound, Conflict (it did neither, or no asset is left, or the model that it continued from is gone),
+    Raises NotFound, Conflict (it did neither, was an import, has no asset left, or continued from a deleted model),
     DataRefused and TooManyRequests as `create_job`.
     """
     old = await get_job(session, brand_id, job_id)
@@ -288,7 +288,7 @@ async def retry(session: Session, brand_id: str, user_id: str, job_id: str, term
 
 
 async def _free_run(session: Session, brand_id: str, run_id: str) -> str | None:
-    """The run if no open job writes it; two at once would write over each other's checkpoints."""
+    """The run if no open job writes it, else None: two jobs would overwrite each other's checkpoints."""
     row = await session.maybe(
         "select 1 from app.lora_training_jobs"
         " where brand_id = %s and run_id = %s and status in ('pending', 'training')",
@@ -318,13 +318,13 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
 
 
 async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 0) -> list[Event]:
-    """What happened to the job after `after_seq`, oldest first. Raises NotFound."""
+    """Events of the job after `after_seq`, oldest first. Raises NotFound."""
     job = await get_job(session, brand_id, job_id)
     return await events_of(session, brand_id, job.id, after_seq)
 
 
 def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it is stored. Raises InvalidInput naming the first field that is out of bounds."""
+    """The configuration to store. Raises InvalidInput naming the first field that is out of bounds."""
     if model_type not in SPECS:
         raise InvalidInput(f"model_type must be one of {', '.join(SPECS)}", param="model_type")
     try:
@@ -341,7 +341,7 @@ def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _named(problem: ValidationError | TypeError) -> InvalidInput:
-    """The first complaint, with the field's name and without the value that was sent."""
+    """The first validation error, with the field's name and without the value that was sent."""
     if not isinstance(problem, ValidationError):
         return InvalidInput("training_config must be an object of known fields", param="training_config")
     first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -353,7 +353,7 @@ def _named(problem: ValidationError | TypeError) -> InvalidInput:
 
 
 def must_be_name(name: str) -> str:
-    """The name of a job, without blanks around it. Raises InvalidInput."""
+    """The name of a job, stripped. Raises InvalidInput."""
     name = name.strip()
     if not 1 <= len(name) <= 200:
         raise InvalidInput("name must have 1 to 200 characters", param="name")
@@ -385,13 +385,13 @@ async def _must_have_assets(session: Session, brand_id: str, asset_ids: list[str
 
 
 def _assets_missing() -> NotFound:
-    """The same words whether an asset never was, is gone, or is another brand's."""
+    """The same message whether an asset never existed, was deleted, or is another brand's."""
     return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """The columns of a new job that were decided before."""
+    """Checked columns of a new job."""
 
     name: str
     model_type: str
@@ -413,10 +413,10 @@ values (%s, %s, {", ".join(["%s"] * len(_COLUMNS))}) returning id
 async def insert_job(
     session: Session, brand_id: str, user_id: str, new: JobRow, asset_ids: list[str], limits: Limits
 ) -> TrainingJob:
-    """A pending job's row and those of its assets.
+    """Insert a pending job's row and those of its assets.
 
     Raises NotFound: not the caller's brand, or an asset is gone. TooManyRequests: too many of the brand's are open.
-    TooLarge: the brand or the caller has no room for what it would make.
+    TooLarge: the brand or the caller has no room for the result.
     """
     await must_have_room_to_train(session, brand_id, limits)
     async with hidden("brand"):

@@ -1,4 +1,4 @@
-"""API keys: a brand-bound credential that acts for the admin who made it, as far as its scopes reach.
+"""API keys: brand-bound credentials that act for the admin who made them, within their scopes.
 
 A key is `ob_<id>_<secret>`, shown once; only the secret's SHA-256 is kept (256 random bits need no slow hash).
 """
@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 class ApiKey(Row):
-    """A key without its secret. `prefix` is how the key begins: enough to know it again."""
+    """A key without its secret. `prefix` is the key's beginning, enough to recognise it."""
 
     id: str
     brand_id: str
@@ -43,7 +43,7 @@ class ApiKey(Row):
 
 
 class NewApiKey(ApiKey):
-    """A key as its maker sees it, once."""
+    """A new key with its secret, shown to its maker once."""
 
     key: str | None = Field(repr=False)
 
@@ -51,14 +51,14 @@ class NewApiKey(ApiKey):
 async def create_key(
     session: Session, brand_id: str, name: str, scopes: Sequence[str], expires_at: datetime | None = None
 ) -> NewApiKey:
-    """Make a key of the caller's in one brand; its `key` is never to be had again.
+    """Make a key of the caller's in one brand; its `key` is not available later.
 
     Args:
-        scopes: of read, upload, train, generate, manage; manage is what admins may.
+        scopes: of read, upload, train, generate, manage; manage covers the admins' actions.
 
     Raises:
-        InvalidInput: no or unknown scopes, or an end that is not in the future.
-        Forbidden: the caller is no admin, or is a key.
+        InvalidInput: an invalid name, no or unknown scopes, or an end that is not in the future.
+        Forbidden: the caller is not an admin, or is a key.
     """
     await brands.must_be_admin(session, brand_id, "make keys")
     secret = secrets.token_hex(32)
@@ -72,12 +72,12 @@ async def create_key(
 
 
 async def list_keys(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[ApiKey]:
-    """The brand's keys for an admin, the own ones for a member; newest first, revoked ones too."""
+    """All keys of the brand for an admin, one's own for a member; newest first, revoked ones too."""
     return await page_of(session, ApiKey, f"select {_COLUMNS} from app.api_keys t", brand_id, limit, cursor)
 
 
 async def get_key(session: Session, brand_id: str, key_id: str) -> ApiKey:
-    """One key, of the brand for an admin, of one's own for a member. Raises NotFound."""
+    """One key: any of the brand's for an admin, one's own for a member. Raises NotFound."""
     row = await session.maybe(
         f"select {_COLUMNS} from app.api_keys t where t.brand_id = %s and t.id = %s",
         [brand_id, known_id(key_id, "key")],
@@ -86,7 +86,7 @@ async def get_key(session: Session, brand_id: str, key_id: str) -> ApiKey:
 
 
 async def revoke_key(session: Session, brand_id: str, key_id: str) -> None:
-    """End a key, at once and for ever; again is no error. Raises NotFound, Forbidden."""
+    """Revoke a key at once and permanently; repeating is allowed. Raises NotFound, Forbidden."""
     key_id = known_id(key_id, "key")
     await brands.must_be_admin(session, brand_id, "revoke keys")
     await get_key(session, brand_id, key_id)
@@ -99,9 +99,9 @@ async def revoke_key(session: Session, brand_id: str, key_id: str) -> None:
 
 
 async def scope_of(session: Session, token: str) -> Scope:
-    """Whom a key acts for, where, and how far; `session` is nobody's (`anon`).
+    """The scope of a key; `session` is anonymous (`anon`).
 
-    Raises Unauthenticated for a key that is not one, was revoked, has expired, or whose maker left the brand.
+    Raises Unauthenticated for a key that is invalid, was revoked, has expired, or whose maker left the brand.
     """
     parts = _TOKEN.fullmatch(token)
     row = parts and await session.maybe(
@@ -113,7 +113,7 @@ async def scope_of(session: Session, token: str) -> Scope:
 
 
 def must_be_in_person(scope: Scope, verb: str) -> None:
-    """Raise Forbidden to a key; `verb` completes "a key cannot ..."."""
+    """Raise Forbidden for a key; `verb` completes "a key cannot ..."."""
     if not scope.is_in_person:
         raise Forbidden(f"a key cannot {verb}; log in")
 

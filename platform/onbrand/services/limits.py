@@ -1,4 +1,4 @@
-"""A brand's share of the engines, as its members' calls meet it. Only operators change it (`onbrand.db.limits`)."""
+"""A brand's limits on engines and trainings, for its members' calls. Only operators set them (`onbrand.db.limits`)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ where i.brand_id = %s and i.created_at > clock_timestamp() - make_interval(secs 
 
 
 class BrandLimits(BaseModel):
-    """What a brand may take.
+    """Limits of one brand.
 
     Args:
-        weight: its share of an engine against other brands that wait.
-        max_waiting_pictures: pictures that were asked for and are not drawn; None: the platform's number.
+        weight: its share of an engine, relative to other brands that wait.
+        max_waiting_pictures: requested pictures that are not drawn yet; None: the platform's number.
         slot_quota: its adapters on a device at once, in each rank class; None: no quota of its own.
         max_running_trainings: its jobs that train at once; None: the platform's number.
-        max_open_trainings: its jobs that train or wait to; None: the platform's number.
+        max_open_trainings: its jobs that train or wait; None: the platform's number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,17 +53,17 @@ class BrandLimits(BaseModel):
 
 
 async def limits_of(session: Session, brand_id: str) -> BrandLimits:
-    """The brand's row, or what holds without one."""
+    """The brand's row, or the defaults."""
     row = await session.maybe(_ROW, [brand_id])
     return BrandLimits(**row) if row else BrandLimits()
 
 
 async def must_have_room(session: Session, brand_id: str, num_images: int, limits: Limits) -> None:
-    """Raise unless the brand, and its account, may have so many pictures more wait. Admissions go one by one from here.
+    """Raise unless the brand and its account may have so many more pictures wait. Serialises their admissions.
 
     Raises:
-        InvalidInput: it may never have so many at once.
-        TooManyRequests: not now; `retry_after` says when there may be room, going by the brand's own last minute.
+        InvalidInput: the brand may never have so many at once.
+        TooManyRequests: not now; `retry_after` estimates when, from the brand's last minute.
     """
     await session.run("select private.hold('admission', %s)", [brand_id])
     most = (await limits_of(session, brand_id)).max_waiting_pictures or limits.waiting_pictures
@@ -87,9 +87,9 @@ async def must_have_room(session: Session, brand_id: str, num_images: int, limit
 
 
 async def must_have_room_to_train(session: Session, brand_id: str, limits: Limits) -> None:
-    """Raise TooManyRequests unless the brand may have one more job open. Admissions of a brand go one by one from here.
+    """Raise TooManyRequests unless the brand may have one more job open. Serialises the brand's admissions.
 
-    Nothing says when a training ends, so `retry_after` is a minute.
+    The end of a training is unknown, so `retry_after` is a minute.
     """
     await session.run("select private.hold('training', %s)", [brand_id])
     most = (await limits_of(session, brand_id)).max_open_trainings or limits.open_trainings
@@ -103,7 +103,7 @@ async def must_have_room_to_train(session: Session, brand_id: str, limits: Limit
 
 
 async def _retry_after(session: Session, brand_id: str, num_too_many: int) -> int:
-    """Seconds until so many will have been drawn, at the pace of the last minute."""
+    """Seconds until so many pictures are drawn, at the rate of the last minute."""
     drawn = int((await session.one(_DRAWN, [brand_id, _LOOK_BACK_SECONDS]))["num"])
     if not drawn:
         return _RETRY_UNKNOWN

@@ -1,6 +1,6 @@
-"""What a training run says, line by line. On the wire and in the row a line is a code and numbers; its words are here.
+"""Log lines of a training run. On the wire and in the row a line is a code with numbers; its words are here.
 
-So a log can hold no caption, prompt, path or secret, whatever the worker ran into: there is nowhere to put one.
+So a log has no place for a caption, prompt, path or secret, whatever error the worker meets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onbrand.services.rows import Row
 Level = Literal["info", "warning", "error"]
 KIND = "log"
 LINES_MAX = 10_000
-"""Lines that a job keeps; what a run says beyond is not written."""
+"""Maximum lines of a job; further ones are dropped."""
 AT_ONCE_MAX = 100
 _LARGEST = 1e15
 _TOLD = ("status", "sample", KIND)
@@ -35,7 +35,7 @@ class _Saying:
 
     @property
     def names(self) -> set[str]:
-        """What has to be known to say it."""
+        """Names of the facts in the words."""
         return {name for _, name, _, _ in Formatter().parse(self.words) if name}
 
 
@@ -64,10 +64,10 @@ SAYINGS: Mapping[str, _Saying] = {
 
 
 class Line(BaseModel):
-    """One line as a run says it. Raises ValidationError for an unknown code, or facts that are not its own.
+    """One line as a run sends it. Raises ValidationError for an unknown code, or facts that do not match the code.
 
     Args:
-        facts: finite numbers, and UUIDs under names that end in ``_id``; exactly those that the code's words need.
+        facts: numbers below 1e15, and UUIDs under names that end in ``_id``; exactly those in the code's words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,7 +86,7 @@ class Line(BaseModel):
 
 
 class LogLine(Row):
-    """A line for people: `message` in our words, `code` and `facts` for programs."""
+    """A readable line: `message` in words, `code` and `facts` for programs."""
 
     seq: int
     at: datetime
@@ -97,14 +97,14 @@ class LogLine(Row):
 
 
 def log_line(event: Event) -> LogLine:
-    """The event as a line; of `status`, `sample` and `log` events."""
+    """The line of a `status`, `sample` or `log` event."""
     code, facts = _said_by(event)
     level, message = _in_words(code, facts)
     return LogLine(seq=event.seq, at=event.at, level=level, code=code, message=message, facts=facts)
 
 
 def readable(event: Event) -> Event:
-    """A `log` event with level and message added; any other as it is."""
+    """A `log` event with level and message added; other events unchanged."""
     if event.kind != KIND:
         return event
     line = log_line(event)
@@ -112,7 +112,7 @@ def readable(event: Event) -> Event:
 
 
 async def lines_of(session: Session, brand_id: str, job_id: str, after: int, limit: int) -> list[LogLine]:
-    """What the job said after the event `after`, oldest first."""
+    """The job's lines after the event `after`, oldest first."""
     rows = await session.all(
         "select seq, subject_id, at, kind, data from app.job_events"
         " where brand_id = %s and subject_id = %s and seq > %s and kind = any(%s) order by seq limit %s",
@@ -122,7 +122,7 @@ async def lines_of(session: Session, brand_id: str, job_id: str, after: int, lim
 
 
 async def write(session: Session, ticket: Ticket, lines: Sequence[Line]) -> None:
-    """Add lines to the ticket's job while it has room. The caller holds the job's row, as for `events.tell`."""
+    """Append lines to the ticket's job up to `LINES_MAX`. The caller locks the job's row, as for `events.tell`."""
     if not lines:
         return
     row = await session.one(

@@ -1,4 +1,4 @@
-"""Published adapters: listed, found by id or name, downloaded (which is recorded), deleted by admins."""
+"""Published adapters: list, find by id or name, download (recorded), delete (admins only)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ security_log = logging.getLogger("onbrand.security")
 
 _NAME = re.compile(r"[a-z0-9]{1,10}-lora-v[1-9][0-9]{0,8}")
 FileFormat = Literal["diffusers", "kohya"]
-"""What a download may be: the published file itself, or the same adapter under kohya's names."""
+"""Formats of a download: the published file itself, or the same adapter under kohya's names."""
 _MODEL = "select t.* from app.models t"
 _PLACE = ("brand_id", "is_base", "age", "name")
 REACHED_MAX = 1000
-"""Models on a page of `list_reached`."""
+"""Maximum models on a page of `list_reached`."""
 
 
 class Model(Row):
@@ -57,12 +57,12 @@ class Model(Row):
 
     @property
     def key(self) -> Key:
-        """Where its bytes are."""
+        """The key of its bytes in the store."""
         return Key("models", self.object_name)
 
 
 def adapter_ref(model: Model) -> AdapterRef:
-    """What names the adapter to engines: its content."""
+    """The adapter's reference for engines, by its content."""
     return AdapterRef(model.brand_id, model.id, model.model_type, model.version, model.sha256)
 
 
@@ -82,7 +82,7 @@ async def get_model(session: Session, brand_id: str, name_or_id: str) -> Model:
 
 
 class Reached(Row):
-    """A model that a credential reaches: an adapter of a brand, or a base as that brand calls it."""
+    """A model that a credential reaches: an adapter of a brand, or a base under that brand."""
 
     brand_id: str
     name: str
@@ -93,7 +93,7 @@ class Reached(Row):
 async def list_reached(session: Session, families: Sequence[str], limit: int, cursor: str | None) -> Page[Reached]:
     """The models of all brands that the session's credential reaches, by brand, newest first, then the bases.
 
-    Raises InvalidInput for a cursor that is not one of ours.
+    Raises InvalidInput for an invalid cursor.
     """
     after = _place_of(cursor) if cursor else [None] * 4
     rows = await session.all(
@@ -117,20 +117,20 @@ def _place_of(cursor: str) -> list[Any]:
 
 
 def _storable(said: object) -> str:
-    """Text without characters that no name of ours has. Raises ValueError."""
+    """`said` as text. Raises ValueError if it has characters that no name has."""
     if hidden_in(text := str(said)) is not None:
         raise ValueError("a character that no name has")
     return text
 
 
 async def find_model_of_job(session: Session, brand_id: str, job_id: str) -> Model | None:
-    """The model that a job became, or None."""
+    """The model that a job published, or None."""
     row = await session.maybe(f"{_MODEL} where t.brand_id = %s and t.job_id = %s", [brand_id, job_id])
     return None if row is None else Model.of(row)
 
 
 async def delete_model(session: Session, store: BrandStore, brand_id: str, name_or_id: str) -> None:
-    """Delete row and bytes; its version is never used again. Raises NotFound, Forbidden."""
+    """Delete row and bytes; its version is never reused. Raises NotFound, Forbidden."""
     model = await get_model(session, brand_id, name_or_id)
     num_deleted = await session.run("delete from app.models where brand_id = %s and id = %s", [brand_id, model.id])
     if num_deleted == 0:
@@ -144,22 +144,22 @@ async def delete_model(session: Session, store: BrandStore, brand_id: str, name_
 
 
 async def read_weights(session: Session, store: BrandStore, brand_id: str, model_id: str) -> tuple[Model, bytes]:
-    """Row and bytes of a model that the session may see (for a generation's ticket: the one it draws with).
+    """Row and bytes of a model that the session may see (for a generation's ticket: a model of the generation).
 
-    Raises NotFound; NotAsPublished, a security event, if the stored bytes are not those that were published.
+    Raises NotFound; NotAsPublished, a security event, if the stored bytes differ from the published ones.
     """
     model = await get_model(session, brand_id, known_id(model_id, "model"))
     return model, await _as_published(store, model)
 
 
 async def read_kohya(store: BrandStore, model: Model) -> bytes:
-    """The adapter as kohya's trainers name it. Hold no transaction meanwhile. Raises NotFound, NotAsPublished."""
+    """The adapter file under kohya's names. Hold no transaction meanwhile. Raises NotFound, NotAsPublished."""
     data = await _as_published(store, model)
     return await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, model.model_type)))
 
 
 async def record_download(session: Session, model: Model) -> None:
-    """A line in the brand's record: the caller gets the file in kohya's format."""
+    """Write a line to the brand's record: the caller downloads the file in kohya's format."""
     await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
 
 
@@ -173,7 +173,7 @@ async def _as_published(store: BrandStore, model: Model) -> bytes:
 
 
 async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:
-    """Write the brand's `metadata.json` from the rows as they are now; a rollback puts the old one back."""
+    """Write the brand's `metadata.json` from the current rows; a rollback restores the old one."""
     await session.run("select private.hold('metadata', %s)", [brand_id])
     rows = await session.all(f"{_MODEL} where t.brand_id = %s order by t.model_type, t.version", [brand_id])
     names = ("id", "name", "model_type", "version", "object_name", "sha256", "bytes", "rank", "base_revision")

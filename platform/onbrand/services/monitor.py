@@ -1,4 +1,4 @@
-"""What a training's monitor shows: the course of its numbers, thinned to what is asked for, its samples, its log."""
+"""A training's monitor: its metrics by step, thinned to a requested number of points, its samples, its log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBER = "case when jsonb_typeof({0}) = 'number' then ({0} #>> '{{}}')::float8 
 _STEP = _NUMBER.format("data -> 'metrics' -> 'step'")
 _JUDGED_STEP = _NUMBER.format("data -> 'facts' -> 'step'")
 
-# A run that was resumed tells some steps again: what it told of them before counts no more.
+# A resumed run reports some steps again: its earlier reports of them are dropped.
 _COURSE = """
 with told as (select at, seq, data, {step} as step from app.job_events
     where brand_id = %(brand_id)s and subject_id = %(job_id)s and kind = any(%(kinds)s) and {is_one}),
@@ -36,7 +36,7 @@ _JUDGEMENTS = _COURSE.format(step=_JUDGED_STEP, is_one="data ->> 'code' in ('jud
 
 
 class Point(Row):
-    """The numbers of a training at one step; `loss` is the mean of the last 20."""
+    """Metrics of a training at one step; `loss` is the mean of the last 20."""
 
     step: int
     at: datetime
@@ -51,7 +51,7 @@ class Point(Row):
 
 
 class Judgement(Row):
-    """What the held-out pictures said of the average at one step."""
+    """The averaged adapter's loss on the held-out pictures at one step."""
 
     step: int
     at: datetime
@@ -59,12 +59,12 @@ class Judgement(Row):
 
 
 class Course(Row):
-    """A training's numbers in the order of its steps.
+    """A training's metrics in the order of its steps.
 
     Args:
-        data: at most as many points as were asked for, spread evenly; the first and the last are among them.
-        num_points: how many there are.
-        validations: as many at most.
+        data: at most the requested number of points, spread evenly, with the first and the last.
+        num_points: number of all points.
+        validations: at most as many validations, spread alike.
         best: the best of all validations.
     """
 
@@ -82,8 +82,8 @@ class Sample(Row):
     """A sample picture of prompt `index`, by the `base` alone (once, at step 0) or by the `adapter` after `step` steps.
 
     Args:
-        seed: the same for both, so that only the adapter makes the difference.
-        url: bucket and key; the API answers with a link in its place.
+        seed: the same for both, so that they differ by the adapter only.
+        url: bucket and key; the API replaces it by a link.
     """
 
     step: int
@@ -94,12 +94,12 @@ class Sample(Row):
 
     @property
     def key(self) -> Key:
-        """Where it is."""
+        """Its key in the store."""
         return _key_of(self.url)
 
 
 async def course(session: Session, brand_id: str, job_id: str, limit: int, after_step: int = -1) -> Course:
-    """The numbers of all steps beyond `after_step`. Raises NotFound, InvalidInput (a limit that is not 2 to 1000)."""
+    """Metrics of all steps beyond `after_step`. Raises NotFound, InvalidInput (a limit outside 2 to 1000)."""
     if not 2 <= limit <= POINTS_MAX:
         raise InvalidInput(f"limit must be 2 to {POINTS_MAX}", param="limit")
     job = await get_job(session, brand_id, job_id)
@@ -125,13 +125,13 @@ async def _best(session: Session, brand_id: str, job_id: str) -> Judgement | Non
 
 
 def _point(row: Any) -> Point:
-    """The point; what a worker says that is no number counts as not said."""
+    """The point of a row, without values that are not numbers."""
     numbers = {name: value for name, value in row["data"]["metrics"].items() if isinstance(value, int | float)}
     return Point.of(numbers | {"step": int(row["step"]), "at": row["at"], "progress": row["data"].get("progress")})
 
 
 def samples_of(job: TrainingJob) -> list[Sample]:
-    """All samples of the job: what the base draws first, then step by step."""
+    """All samples of the job: those of the base first, then step by step."""
     seed = job.training_config.get("seed") or 0
     found = []
     for url in job.sample_images_urls:
@@ -141,14 +141,14 @@ def samples_of(job: TrainingJob) -> list[Sample]:
 
 
 async def samples(session: Session, brand_id: str, job_id: str, limit: int, cursor: str | None) -> Page[Sample]:
-    """A page of `samples_of`. Raises NotFound, InvalidInput for a cursor that is not one of ours."""
+    """A page of `samples_of`. Raises NotFound, InvalidInput for an invalid cursor."""
     found = samples_of(await get_job(session, brand_id, job_id))
     after = _count(cursor)
     return _page(found[after : after + limit + 1], limit, after + limit)
 
 
 async def logs(session: Session, brand_id: str, job_id: str, limit: int, cursor: str | None) -> Page[LogLine]:
-    """A page of the job's log, oldest first. Raises NotFound, InvalidInput for a cursor that is not one of ours."""
+    """A page of the job's log, oldest first. Raises NotFound, InvalidInput for an invalid cursor."""
     job = await get_job(session, brand_id, job_id)
     lines = await lines_of(session, brand_id, job.id, _count(cursor), limit + 1)
     return _page(lines, limit, lines[limit - 1].seq if len(lines) > limit else 0)

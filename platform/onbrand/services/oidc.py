@@ -1,7 +1,7 @@
-"""Tokens of an outside OpenID Connect issuer, checked against its published keys (JWKS). Whose account: `identity`.
+"""Tokens of an outside OpenID Connect issuer, verified with its published keys (JWKS). `identity` finds the account.
 
-What a token says of where its key may be found (`jku`, `x5u`, `jwk`) is never read: keys come from the configured
-address only. OpenID Connect Core 1.0, RFC 7517, RFC 8725.
+Key locations in a token (`jku`, `x5u`, `jwk`) are ignored: keys come from the configured address only. OpenID Connect
+Core 1.0, RFC 7517, RFC 8725.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _TOKEN_CHARS_MAX = 16_384
 _SUBJECT_CHARS_MAX = 255
 _RSA_BITS_MIN = 2048
 UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
-"""What a token of a stranger's making may raise while it is read: odd numbers, deep nesting, fields of other types."""
+"""Exceptions from reading a malicious token: odd numbers, deep nesting, fields of other types."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who an issuer says somebody is.
+    """A person as identified by an issuer.
 
     Args:
         email: only an address that the issuer has verified.
@@ -50,14 +50,14 @@ class Subject:
 
 
 class OidcIssuer:
-    """Reads the tokens of one issuer.
+    """Verifies the tokens of one issuer.
 
     Args:
-        jwks_url: where its keys are; None asks its discovery document.
-        algorithms: the only ones that a token may use; asymmetric.
-        leeway: seconds that its clock and ours may differ.
-        trusts_email: take every address as verified.
-        refetch_after: seconds between two fetches of the keys, however many unknown keys are named.
+        jwks_url: address of its keys; None: from its discovery document.
+        algorithms: the accepted signature algorithms; asymmetric ones.
+        leeway: accepted clock difference in seconds.
+        trusts_email: treat every address as verified.
+        refetch_after: minimum seconds between two fetches of the keys, even for unknown keys.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class OidcIssuer:
         )
 
     def claims_to_be_from(self, token: str) -> bool:
-        """Whether the token names this issuer. Only chooses who checks it; it proves nothing."""
+        """Whether the token names this issuer. It proves nothing and only selects the verifier."""
         try:
             unproved = jwt.decode(token[:_TOKEN_CHARS_MAX], options={"verify_signature": False})
         except UNREADABLE:
@@ -115,7 +115,7 @@ class OidcIssuer:
         return bool(unproved.get("iss") == self.issuer)
 
     async def verify(self, token: str) -> Subject:
-        """Whose token this is. Raises Unauthenticated, or Unavailable while no keys can be had."""
+        """The token's subject. Raises Unauthenticated, or Unavailable while no keys can be fetched."""
         try:
             if len(token) > _TOKEN_CHARS_MAX:
                 raise ValueError
@@ -145,7 +145,7 @@ class OidcIssuer:
         return Subject(self.issuer, subject, email if is_verified and isinstance(email, str) else None)
 
     async def _key(self, kid: str) -> Mapping[str, Any]:
-        """The published key with this id. A key that nobody knows asks the issuer again, but not for every token."""
+        """The published key with this id. An unknown id fetches the keys again, at most once per `refetch_after`."""
         if kid not in self._keys or self._clock() - self._fetched_at > _FRESH_SECONDS:
             async with self._lock:
                 await self._refresh(kid)
@@ -155,7 +155,7 @@ class OidcIssuer:
 
     async def _refresh(self, kid: str) -> None:
         now = self._clock()
-        has_it = kid in self._keys and now - self._fetched_at <= _FRESH_SECONDS  # another token's refresh brought it
+        has_it = kid in self._keys and now - self._fetched_at <= _FRESH_SECONDS  # refreshed for another token
         if has_it or now - self._tried_at < self._refetch_after:
             return
         self._tried_at = now
@@ -185,7 +185,7 @@ class OidcIssuer:
 
 
 def bad_token() -> Unauthenticated:
-    """The one answer to every token that is not good."""
+    """The same error for every invalid token."""
     return Unauthenticated("the token is forged, expired or not for this service; log in again")
 
 
@@ -206,7 +206,7 @@ async def _document(http: httpx.AsyncClient, url: str) -> Mapping[str, Any]:
 
 
 def _by_id(jwks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The public signature keys of a set, by id; shared secrets and keys for encryption are left out."""
+    """The public signature keys of a set, by id, without shared secrets and encryption keys."""
     return {
         jwk["kid"]: jwk
         for jwk in jwks["keys"]
@@ -218,7 +218,7 @@ def _by_id(jwks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _usable(jwk: Mapping[str, Any], algorithm: str) -> Any:
-    """The key, if it is one for this algorithm. Raises ValueError or one of PyJWT's errors."""
+    """The key, if it fits this algorithm. Raises ValueError or one of PyJWT's errors."""
     if jwk.get("alg", algorithm) != algorithm:
         raise ValueError
     key = jwt.PyJWK(dict(jwk), algorithm=algorithm).key
@@ -228,7 +228,7 @@ def _usable(jwk: Mapping[str, Any], algorithm: str) -> Any:
 
 
 def _must_be_safe(url: str) -> str:
-    """`url`, if nobody between us and it can change what it says. Raises ConfigurationError."""
+    """Return `url` if it is https or on loopback, so that nobody can alter the answer. Raises ConfigurationError."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return url

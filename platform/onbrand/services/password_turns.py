@@ -1,4 +1,4 @@
-"""Turns at the work of passwords: client addresses take turns, and whoever sends most is refused first."""
+"""Queue for password hashing: client addresses take turns, and the one with most waiting is refused first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _RETRY_SECONDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sends a password.
+    """The sender of a password.
 
     Args:
-        network: their address, of IPv6 its /64 (`attempts.network_of`).
+        network: their address, or the /64 of an IPv6 one (`attempts.network_of`).
         email: of the account, in any case.
     """
 
@@ -38,20 +38,20 @@ class _Waiter:
 
 
 class PasswordTurns:
-    """So many at once; `passwords_waiting` wait, of one address and for one account `passwords_waiting_each` at most.
+    """`passwords_at_once` run, `passwords_waiting` wait: at most `passwords_waiting_each` per address and per account.
 
-    When all places are taken, the last of the address with most gives way to one of an address with fewer.
+    If the queue is full, the last waiter of the address with most waiters gives way to an address with fewer.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._num_free = limits.passwords_at_once
         self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
-        """By address; the one whose turn is next comes first."""
+        """Waiters by address; the address with the next turn comes first."""
 
     @asynccontextmanager
     async def take(self, client: Client) -> AsyncIterator[None]:
-        """A turn, when it comes. Raises TooManyRequests."""
+        """Wait for a turn, and hold it in this context. Raises TooManyRequests."""
         await self._wait(client)
         try:
             yield
@@ -59,7 +59,7 @@ class PasswordTurns:
             self._give_back()
 
     async def _wait(self, client: Client) -> None:
-        if self._num_free:  # then nobody waits
+        if self._num_free:  # a free turn means that nobody waits
             self._num_free -= 1
             return
         self._make_room(client)
@@ -93,7 +93,7 @@ class PasswordTurns:
             waiter.turn.set_exception(_refusal("too many passwords are being checked"))
 
     def _leave(self, waiter: _Waiter) -> None:
-        """It is gone; a turn that came at the same moment goes to the next."""
+        """Remove a cancelled waiter; pass on a turn that it got at the same moment."""
         if not waiter.turn.done() or waiter.turn.cancelled():
             self._remove(waiter)
         elif waiter.turn.exception() is None:
@@ -107,7 +107,7 @@ class PasswordTurns:
                 del self._waiting[waiter.client.network]
 
     def _give_back(self) -> None:
-        """To the next address, which then goes to the end."""
+        """Pass the turn to the next address, which then moves to the end."""
         while self._waiting:
             network, line = next(iter(self._waiting.items()))
             waiter = line[0]

@@ -1,4 +1,4 @@
-"""The work of passwords: argon2id, in a few threads of their own, outside any transaction; clients take turns."""
+"""Password hashing: argon2id in a few dedicated threads, outside any transaction; clients take turns."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from onbrand.services.password_turns import Client, PasswordTurns
 T = TypeVar("T")
 PASSWORD_CHARS = (8, 256)
 _HASH_OF_NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$PFXUoBagHnummeZo0beoIg$5Bza2iwRUr8Vaytzg5f8lhjF7TdmCiyTiWpT4bRn3Ng"
-"""Of a long random password that was thrown away: what an unknown address's password is compared with."""
+"""Hash of a discarded long random password: an unknown address's password is compared with it."""
 _NICENESS = 4
-"""Of the threads (on Linux each has its own): they give way to the requests beside them."""
+"""Niceness of the threads (on Linux each has its own), so that requests go first."""
 _LOOKUPS_AT_ONCE = 2
 
 
 class Passwords:
-    """Checks and hashes passwords for one process: a few at a time, and a bounded number wait.
+    """Checks and hashes passwords for one process: a few at a time, with a bounded queue.
 
-    So however many log in, other requests keep the processor and the database's connections.
+    However many clients log in, other requests keep the processor and the database's connections.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._turns = PasswordTurns(limits)
         self._threads = ThreadPoolExecutor(limits.passwords_at_once, "passwords", initializer=_give_way)
         self.lookups = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
-        """Held while an attempt is counted: those of one client address wait for each other, and would do so with all
-        connections to the database."""
+        """Held while an attempt is counted: attempts of one client address wait for each other, and would otherwise
+        occupy all connections to the database."""
 
     async def are_equal(self, password: str, hashed: str | None, client: Client) -> bool:
-        """Whether `password` is the one that was hashed. None, for nobody's, takes as long and is False.
+        """Whether `password` matches the hash. None (no account) takes as long and gives False.
 
-        Raises TooManyRequests when too many wait, of this client or of all (`password_turns`).
+        Raises TooManyRequests if too many passwords wait, of this client or of all (`password_turns`).
         """
         sent = password[: PASSWORD_CHARS[1] + 1].replace("\x00", "\ufffd")
         is_right = await self._done(partial(verify, sent, hashed or _HASH_OF_NOBODY), client)
         return is_right and hashed is not None and sent == password
 
     async def hashed(self, password: str, client: Client) -> str:
-        """The hash to keep. Raises InvalidInput for one that is too short or too long, TooManyRequests."""
+        """The hash to store. Raises InvalidInput for an invalid password, TooManyRequests."""
         must_be_password(password)
         return await self._done(partial(hash_password, password), client)
 
@@ -59,7 +59,7 @@ class Passwords:
 
 
 def must_be_password(password: str) -> None:
-    """Raise InvalidInput for what may not be one."""
+    """Raise InvalidInput for an invalid length or a NUL character."""
     least, most = PASSWORD_CHARS
     if not least <= len(password) <= most or "\x00" in password:
         raise InvalidInput(f"password must have {least} to {most} characters", param="password")
@@ -71,7 +71,7 @@ def hash_password(password: str) -> str:
 
 
 def verify(password: str, hashed: str) -> bool:
-    """Whether `hashed` is of `password`."""
+    """Whether `hashed` is a hash of `password`."""
     return _hasher().verify(password, hashed)
 
 

@@ -1,7 +1,7 @@
-"""How much a brand and a caller may store, and have under way; asked inside the transaction that stores.
+"""Quotas of brands and callers on stored bytes and open uploads, checked inside the transaction that stores.
 
-`storage.objects` counts its bytes by itself (`storage.count_bytes`). What a training makes that was admitted is counted
-and never refused; a brand that is full begins no other.
+`storage.objects` counts its bytes by itself (`storage.count_bytes`). The results of an admitted training are counted
+and never refused; a full brand cannot start another training.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ select (select count(*)::integer from app.uploads u
 
 
 def limits_of(scope: Scope, limits: Limits) -> Limits:
-    """What is bound to one brand opens at most half of its user's uploads, and leaves the rest for their others."""
+    """Limits for a scope: a brand-bound credential opens at most half of its user's uploads, the rest is for others."""
     if scope.brand_id is None:
         return limits
     return limits.model_copy(update={"caller_open_uploads": max(1, limits.caller_open_uploads // 2)})
 
 
 async def must_have_room_to_send(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
-    """Raise unless the brand and the caller may begin an upload of so many bytes. Those of a brand begin one by one.
+    """Raise unless the brand and the caller may begin an upload of so many bytes. Serialises the brand's uploads.
 
-    What was announced counts until it is swept (two hours at most), whatever became of it: a link may still be used.
+    An announced upload counts until it is swept (two hours at most), even after its end: its link may still be used.
 
     Raises:
-        TooManyRequests: too many uploads are open, of the brand or of the caller in all brands.
+        TooManyRequests: too many open uploads, of the brand or of the caller in all brands.
         TooLarge: the brand or the caller would have too many bytes.
     """
     bytes_under_way = await _must_be_few(session, brand_id, limits)
@@ -42,21 +42,21 @@ async def must_have_room_to_send(session: Session, brand_id: str, num_bytes: int
 
 
 async def must_have_room_to_import(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
-    """Raise TooLarge unless a file of so many bytes may lie in the brand until a job has imported it."""
+    """Raise TooLarge unless the brand has room for a file of so many bytes until a job has imported it."""
     under_way = await _lock_and_look(session, brand_id)
     await must_not_be_full(session, brand_id, under_way["bytes"] + num_bytes, limits)
 
 
 async def must_not_be_full(session: Session, brand_id: str, num_bytes: int, limits: Limits) -> None:
-    """Raise TooLarge if so many bytes more would be too many: said before they are written, and waits for nobody."""
+    """Raise TooLarge if so many more bytes would exceed a quota. Checked before they are written; takes no lock."""
     stored = await session.one("select of_brand, of_caller from private.stored_bytes(%s)", [brand_id])
     _must_fit(stored["of_brand"] + num_bytes, stored["of_caller"] + num_bytes, limits)
 
 
 async def must_have_fitted(session: Session, brand_id: str, limits: Limits) -> None:
-    """Raise TooLarge if what this transaction stored is too much, together with all that others have committed.
+    """Raise TooLarge if this transaction's bytes exceed a quota, together with all committed ones.
 
-    Last in the transaction: from here to its end, others who store in the brand wait.
+    Call it last in the transaction: until its end, others that store in the brand wait.
     """
     await session.run("set constraints storage.count_bytes immediate")
     stored = await session.one("select of_brand, of_caller from private.stored_bytes(%s)", [brand_id])
@@ -81,7 +81,7 @@ def _must_fit(of_brand: int, of_caller: int, limits: Limits) -> None:
 
 
 async def _must_be_few(session: Session, brand_id: str, limits: Limits) -> int:
-    """Bytes that the brand has under way. Raises TooManyRequests."""
+    """Bytes of the brand's uploads and imports in progress. Raises TooManyRequests."""
     under_way = await _lock_and_look(session, brand_id)
     if under_way["num_open"] >= limits.open_uploads:
         raise TooManyRequests(

@@ -1,4 +1,4 @@
-"""What all rows share on their way out: frozen, ids as text, pages with opaque cursors, and absence told one way."""
+"""Common parts of returned rows: frozen, ids as text, pages with opaque cursors, one error for absence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ R = TypeVar("R", bound=Row)
 
 
 class Page(BaseModel, Generic[R]):
-    """One page of a list, newest first; `next_cursor` asks for what follows."""
+    """One page of a list, newest first; `next_cursor` requests the next page."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,9 +46,9 @@ class Page(BaseModel, Generic[R]):
 async def page_of(
     session: Session, kind: type[R], select: str, brand_id: str, limit: int, cursor: str | None
 ) -> Page[R]:
-    """A page of `select`, a statement up to its FROM clause whose table is called `t` and has brand_id.
+    """A page of `select`, a statement up to its FROM clause, with a table `t` that has brand_id.
 
-    Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
+    Raises InvalidInput for a limit outside 1 to 100, or an invalid cursor.
     """
     select = f"{select} where t.brand_id = %(brand_id)s"
     return await page_where(session, kind, select, {"brand_id": brand_id}, limit, cursor)
@@ -57,12 +57,12 @@ async def page_of(
 async def page_where(
     session: Session, kind: type[R], select: str, params: Mapping[str, Any], limit: int, cursor: str | None
 ) -> Page[R]:
-    """A page of `select`, a statement up to its WHERE clause whose table is called `t` and has created_at and id.
+    """A page of `select`, a statement up to and with its WHERE clause, with a table `t` that has created_at and id.
 
-    It may also use `%(at)s` and `%(after)s` (the cursor's place, or one before all rows) and `%(limit)s` (rows that
-    are read). The condition has no alternative and the limit is no parameter: only so does PostgreSQL keep the plan.
+    It may also use `%(at)s` and `%(after)s` (the cursor's position, or one before all rows) and `%(limit)s` (rows to
+    read). PostgreSQL keeps the plan only because the condition has no alternative and the limit is no parameter.
 
-    Raises InvalidInput for a limit that is not 1 to 100, or a cursor that is not one of ours.
+    Raises InvalidInput for a limit outside 1 to 100, or an invalid cursor.
     """
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be 1 to {PAGE_MAX}", param="limit")
@@ -97,7 +97,7 @@ def _place(cursor: str) -> tuple[str, str]:
 
 
 def known_id(text: str, what: str) -> str:
-    """`text` as a UUID. Raises NotFound for anything else: what is no id names nothing."""
+    """`text` as a UUID. Raises NotFound for any other text, since it identifies nothing."""
     try:
         return str(uuid.UUID(text))
     except (ValueError, AttributeError, TypeError):
@@ -105,7 +105,7 @@ def known_id(text: str, what: str) -> str:
 
 
 def must_be_there(row: Mapping[str, Any] | None, what: str) -> Mapping[str, Any]:
-    """The row. Raises NotFound, in the same words for another brand's as for what never was."""
+    """The row. Raises NotFound, with the same message for another brand's row and a missing one."""
     if row is None:
         raise NotFound(f"there is no such {what}")
     return row
@@ -113,7 +113,7 @@ def must_be_there(row: Mapping[str, Any] | None, what: str) -> Mapping[str, Any]
 
 @asynccontextmanager
 async def hidden(what: str = "brand") -> AsyncIterator[None]:
-    """What the wall forbids is not there: turns the database's refusal of a foreign brand into NotFound."""
+    """Turn the database's refusal of a foreign brand into NotFound."""
     try:
         yield
     except Forbidden:

@@ -1,4 +1,4 @@
-"""Sessions of pages: a random cookie, of which the database keeps the SHA-256, with an end and a longest silence."""
+"""Sessions of pages: a random cookie, stored as its SHA-256, with a maximum lifetime and a maximum idle time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PageSession(Row):
 
 @dataclass(frozen=True, slots=True)
 class OpenedSession:
-    """A session as the browser gets it, once."""
+    """A new session with its cookie, which is returned once."""
 
     id: str
     expires_at: datetime
@@ -36,7 +36,7 @@ class OpenedSession:
 
 
 async def open_session(session: Session, idle: timedelta, life: timedelta) -> OpenedSession:
-    """A new session of the caller's. Raises Forbidden for a credential that reaches less than its user."""
+    """Open a session for the caller. Raises Forbidden for a credential that reaches less than its user."""
     cookie = secrets.token_hex(_COOKIE_CHARS // 2)
     async with session.asking("open_session", hashed := _hash(cookie)):
         row = await session.one("select id, expires_at from private.open_session(%s, %s, %s)", [hashed, idle, life])
@@ -44,7 +44,7 @@ async def open_session(session: Session, idle: timedelta, life: timedelta) -> Op
 
 
 async def scope_of(session: Session, cookie: str) -> Scope:
-    """Whose session a cookie is; `session` is nobody's (`anon`). Raises Unauthenticated when it has ended."""
+    """The scope of a session's cookie; `session` is anonymous (`anon`). Raises Unauthenticated if it has ended."""
     row = await session.maybe("select id, user_id from private.find_session(%s)", [_hash(cookie)])
     if row is None:
         raise Unauthenticated("this session has ended; log in again")
@@ -52,12 +52,12 @@ async def scope_of(session: Session, cookie: str) -> Scope:
 
 
 async def list_sessions(session: Session, limit: int = 20, cursor: str | None = None) -> Page[PageSession]:
-    """The caller's sessions that live, newest first."""
+    """The caller's open sessions, newest first."""
     return await page_where(session, PageSession, f"{_MINE} where true", {}, limit, cursor)
 
 
 async def get_session(session: Session, session_id: str) -> PageSession:
-    """One of the caller's sessions that live. Raises NotFound."""
+    """One of the caller's open sessions. Raises NotFound."""
     row = await session.maybe(f"{_MINE} where t.id = %s", [known_id(session_id, "session")])
     return PageSession.of(must_be_there(row, "session"))
 
@@ -75,7 +75,7 @@ async def end_all_sessions(session: Session) -> None:
 
 
 def csrf_token_of(cookie: str) -> str:
-    """The token that state-changing requests of this session must carry: only who holds the cookie can make it."""
+    """The token that state-changing requests of this session must carry; only the cookie's holder can compute it."""
     return hmac.new(cookie.encode("utf-8", "surrogateescape"), b"onbrand csrf token", hashlib.sha256).hexdigest()
 
 

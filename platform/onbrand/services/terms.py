@@ -1,5 +1,5 @@
-"""On what terms a training job is created: what the bases advise, what a brand may have open, and all that can be seen
-of its configuration and data without opening a file. What needs the bytes is the driver's (`training.examination`).
+"""Terms of a new training job: the bases' advice, the brand's limits, and all checks of its configuration and data
+that need no file. The driver makes the checks that need the bytes (`training.examination`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a platform offers to those who train.
+    """A platform's terms for training jobs.
 
     Args:
-        recommended: what each base that is served says of itself; empty: not known here, and then not checked.
-        train_workers: workers of a job that does not say how many, or the fewest and the most.
+        recommended: advice of each served base; empty: unknown here, and not checked.
+        train_workers: workers of a job that does not set them, or their minimum and maximum.
     """
 
     recommended: Mapping[FamilyName, Recommended] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class Terms:
 
 
 def num_workers_of(model_type: str, config: Mapping[str, Any], terms: Terms) -> int:
-    """The workers that a job of this (checked) configuration cannot begin without.
+    """The minimum of workers to start a job with this (checked) configuration.
 
-    Raises InvalidInput naming the field when the base is not served, or workers and parts cannot share its batch.
+    Raises InvalidInput naming the field if the base is not served, or workers and parts cannot divide its batch.
     """
     family = cast(FamilyName, model_type)
     if not terms.recommended:
@@ -68,7 +68,7 @@ def _must_share(batch_size: int, num_workers: int, accumulation: int | None) -> 
 async def must_look_fit(
     session: Session, brand_id: str, model_type: str, config: Mapping[str, Any], asset_ids: list[str], terms: Terms
 ) -> None:
-    """Raise DataRefused for pictures whose rows say that no job can train on them: too small, or captioned in vain."""
+    """Raise DataRefused if the rows show that no job can train on these pictures: too small, or unusable captions."""
     family = cast(FamilyName, model_type)
     if family not in terms.recommended:
         return

@@ -1,4 +1,4 @@
-"""Training jobs as the system sees them: what a worker's ticket may read and report, and how a job ends, once.
+"""Training jobs, the system's side: reads and reports of a worker's ticket; a job ends exactly once.
 
 Every function takes a session opened with the ticket; the row policies check brand, job and member again.
 """
@@ -34,7 +34,7 @@ from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
 from onbrand.storage.store import BrandStore
 
 WaitingFor = Literal["brand", "platform", "resources", "operator"]
-"""Why a job is not running: its brand's other jobs, all brands' jobs, machines that are busy or not there, a pause."""
+"""Why a job is not running: its brand's other jobs, all brands' jobs, busy or missing machines, a pause."""
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
 security_log = logging.getLogger("onbrand.security")
@@ -54,7 +54,7 @@ class TrainingAsset(Row):
 
 
 class TrainingSpec(Row):
-    """Everything a worker may know of its job."""
+    """Everything that a worker may know about its job."""
 
     brand_id: str
     job_id: str
@@ -71,19 +71,19 @@ class TrainingSpec(Row):
 
 
 class Heard(Row):
-    """The answer to a report: its owner wants the end, without a result or with the best that there is."""
+    """The answer to a report: whether the owner asked to cancel, or to stop with the best result so far."""
 
     cancel_requested: bool
     stop_requested: bool = False
 
 
 class QueueEntry(Row):
-    """What the dispatcher knows of a job or generation that has not ended: ids, states and numbers, nothing else.
+    """The dispatcher's view of an open job or generation: ids, states and numbers only.
 
     Args:
-        num_workers: what it cannot begin without.
-        account_id: whose the brand is; accounts take turns, and the brands of each.
-        weight: its brand's share; `max_running` is how many of the brand's jobs may run at once, None the platform's.
+        num_workers: the minimum to start.
+        account_id: the brand's account; accounts take turns, and so do the brands of an account.
+        weight: its brand's share; `max_running` is the maximum of the brand's running jobs, None the platform's.
     """
 
     kind: str
@@ -106,12 +106,12 @@ class QueueEntry(Row):
 
     @property
     def account(self) -> str:
-        """Whose turn it takes."""
+        """The account that takes the turn, else the brand."""
         return self.account_id or self.brand_id
 
 
 class Orphan(Row):
-    """A job or generation that was ended because its member is none any more."""
+    """A job or generation that was ended because its user is no longer a member."""
 
     kind: str
     brand_id: str
@@ -121,7 +121,7 @@ class Orphan(Row):
 
 
 class PublishFacts(BaseModel):
-    """What the worker says of the adapter that it publishes."""
+    """The worker's description of the adapter to publish."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -132,17 +132,17 @@ class PublishFacts(BaseModel):
 
 
 async def queue(session: Session) -> list[QueueEntry]:
-    """All that has not ended, oldest first, for the dispatcher's session."""
+    """All open jobs and generations, oldest first; for the dispatcher's session."""
     return [QueueEntry.of(row) for row in await session.all("select * from private.queue()")]
 
 
 async def end_orphaned(session: Session) -> list[Orphan]:
-    """End what removed members left open, as failed with the code `member_removed`: for the dispatcher's session."""
+    """End removed members' open work as failed with the code `member_removed`; for the dispatcher's session."""
     return [Orphan.of(row) for row in await session.all("select * from private.end_orphaned()")]
 
 
 async def lead(session: Session, holder: str, seconds: float) -> bool:
-    """Take or keep the dispatchers' lead for so many seconds; False while another has it. 0 gives it back."""
+    """Take or keep the dispatchers' leadership for so many seconds; False if another holds it. 0 gives it back."""
     return bool((await session.one("select private.lead(%s, %s) as leads", [holder, seconds]))["leads"])
 
 
@@ -175,7 +175,7 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
 
 
 def trigger_word_of(brand_id: str, config: Mapping[str, Any]) -> str:
-    """What ``[brand]`` stands for: the configured word, else the brand's id."""
+    """The replacement of ``[brand]``: the configured word, else the brand's id."""
     return config.get("trigger_word") or brand_id
 
 
@@ -203,7 +203,7 @@ async def read_asset(session: Session, store: BrandStore, asset_id: str) -> tupl
 
 
 async def submitted(session: Session, ticket: Ticket, provider_job_id: str, attempt: int) -> None:
-    """Note the attempt, and how the provider calls it; the same attempt again, by whomever, changes nothing.
+    """Store the attempt and the provider's id for it; repeating the same attempt changes nothing.
 
     Raises NotFound, Conflict (it has ended, or a later attempt began).
     """
@@ -222,7 +222,7 @@ async def submitted(session: Session, ticket: Ticket, provider_job_id: str, atte
 
 
 async def waits(session: Session, ticket: Ticket, reason: WaitingFor) -> None:
-    """Note what the job waits for, for its owner. Raises NotFound, Conflict (it has ended)."""
+    """Store the reason why the job waits, for its owner. Raises NotFound, Conflict (it has ended)."""
     job = await _lock_open_job(session, ticket)
     if job["waiting_for"] == reason:
         return
@@ -241,10 +241,10 @@ async def report(
     lines: Sequence[Line] = (),
     findings: Sequence[Finding] | None = None,
 ) -> Heard:
-    """Progress 0 to 100, metrics and lines for the log; the first report makes the job `training`.
+    """Store progress 0 to 100, metrics and log lines; the first report sets the job to `training`.
 
     Args:
-        findings: of the data doctor, kept in the job's `metrics` in place of earlier ones, and told in no event.
+        findings: of the data doctor; they replace earlier ones in the job's `metrics` and appear in no event.
 
     Raises NotFound, Conflict (it has ended), InvalidInput.
     """
@@ -285,10 +285,10 @@ async def add_sample(
     limits: Limits | None = None,
     checker: Checker | None = None,
 ) -> str:
-    """Store a sample picture; the same one again changes nothing. Returns its bucket and key.
+    """Store a sample picture; repeating it changes nothing. Returns its bucket and key.
 
     Args:
-        drawn_by: the `base` draws each prompt once, to be seen beside what the adapter makes of it; `step` is 0 then.
+        drawn_by: the `base` draws each prompt once, for comparison with the adapter; `step` is 0 then.
     """
     if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
         raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
@@ -321,10 +321,10 @@ async def publish(
 ) -> Model:
     """Make `data` the brand's next version of the job's family and complete the job: rows and bytes together.
 
-    Publishing the same file again (an answer got lost) returns the model that it became.
+    Publishing the same file again (after a lost answer) returns the same model.
 
-    Raises NotFound, Conflict (the job ended otherwise), InvalidInput, and AdapterRefused, which is a security event: a
-    trainer of ours proves its file before it hands it in.
+    Raises NotFound, Conflict (the job ended otherwise), InvalidInput, and AdapterRefused, a security event: our
+    trainers verify a file before they publish it.
     """
     checked = _checked(facts)
     try:
@@ -355,17 +355,17 @@ async def publish(
 
 
 async def fail(session: Session, ticket: Ticket, code: str, message: str, store: BrandStore | None = None) -> None:
-    """End the job with a reason that its owner reads. Raises NotFound, Conflict (it ended otherwise).
+    """End the job as failed, with a reason for its owner. Raises NotFound, Conflict (it ended otherwise).
 
     Args:
-        store: from where the file of an import goes; without it the file stays until the job is deleted.
+        store: to delete an import's file from; without it the file stays until the job is deleted.
     """
     error = {"code": code[:100], "message": message[:_MESSAGE_CHARS]}
     await _end(session, ticket, "failed", error, store)
 
 
 async def canceled(session: Session, ticket: Ticket, store: BrandStore | None = None) -> None:
-    """End the job because its owner asked. Raises NotFound, Conflict (nobody asked, or it ended otherwise).
+    """End the job at its owner's request. Raises NotFound, Conflict (no request, or it ended otherwise).
 
     Args:
         store: as for `fail`.
@@ -399,7 +399,7 @@ async def _end(
 
 
 async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
-    """A line in the brand's record, last in the transaction."""
+    """Write a line to the brand's record; call it last in the transaction."""
     await record(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
 
 
@@ -411,7 +411,7 @@ async def _open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
 
 
 async def _lock_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
-    """The job's row, held to the end of the transaction: reports, samples and endings come one after another."""
+    """The job's row, locked until the transaction ends: reports, samples and endings come one after another."""
     row = await session.maybe(
         "select * from app.lora_training_jobs where brand_id = %s and id = %s for update",
         [ticket.brand_id, ticket.job_id],
@@ -467,7 +467,7 @@ async def _insert_model(
 
 
 async def _store(session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str) -> None:
-    """Object row, then bytes; the bytes go again if the transaction does not commit."""
+    """Insert the object's row, then write its bytes; a rollback deletes the bytes."""
     await session.run(
         "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
         [key.bucket, key.name, ticket.on_behalf_of, content_type, len(data)],

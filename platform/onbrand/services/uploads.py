@@ -1,6 +1,6 @@
-"""Uploads that go straight to the store: announced, sent to a signed link, checked, made into assets or documents.
+"""Direct uploads to the store: announced, sent to a signed link, checked, made into assets or documents.
 
-What was sent lies in the brand's `incoming` folder and is never served; only what is made anew of it is.
+Uploaded bytes lie in the brand's `incoming` folder and are never served; only the re-encoded results are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from onbrand.storage.store import BrandStore, ObjectStore
 UploadKind = Literal["image", "zip", "document"]
 UploadStatus = Literal["pending", "completed", "refused", "canceled", "expired"]
 BYTES_MAX = 256 * 2**20
-"""What the largest kind may have; the ingress takes no larger body under a link."""
+"""Maximum bytes of the largest kind; the ingress accepts no larger body under a link."""
 
 _MADE = """case when t.kind {of} 'document' then array(select uo.{column} from app.upload_objects uo
     where uo.brand_id = t.brand_id and uo.upload_id = t.id order by uo.index)::text[] else '{{}}' end"""
@@ -46,7 +46,7 @@ from app.uploads t
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Where uploads of a kind arrive, and what they may be."""
+    """Bucket and content types of a kind of upload."""
 
     bucket: Bucket
     content_types: tuple[str, ...]
@@ -63,12 +63,12 @@ _DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown"}
 
 
 class NewUpload(BaseModel):
-    """What a member announces.
+    """An upload to announce.
 
     Args:
-        bytes: exactly so many will come.
-        sha256: of the bytes, hex; what differs is refused.
-        caption: for an image, or those of a zip that bring none; None: ``photo of [brand] logo`` (by its object).
+        bytes: the exact size.
+        sha256: of the bytes, hex; other bytes are refused.
+        caption: for an image, or a zip's images without their own; None: ``photo of [brand] logo`` (by its object).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,7 +89,7 @@ class NewUpload(BaseModel):
 
 
 class Upload(Row):
-    """An announced upload, and what it became."""
+    """An announced upload and its result."""
 
     id: str
     brand_id: str
@@ -112,12 +112,12 @@ class Upload(Row):
 
     @property
     def key(self) -> Key:
-        """Where its bytes arrive."""
+        """The key at which its bytes arrive."""
         return incoming_file(_KINDS[self.kind].bucket, self.brand_id, self.id)
 
     @property
     def announced(self) -> Announced:
-        """What its link takes."""
+        """The only content that its link accepts."""
         return Announced(self.content_type, self.bytes, self.sha256)
 
 
@@ -142,11 +142,11 @@ async def create_upload(
     limits: Limits,
     link_seconds: int,
 ) -> tuple[Upload, UploadLink]:
-    """Announce an upload; the link takes what was announced, once.
+    """Announce an upload; the link accepts the announced content, once.
 
     Raises:
-        UnsupportedMedia, TooLarge, InvalidInput: it would be refused anyway; `param` names the field.
-        TooLarge, TooManyRequests: the brand or the caller has too much, or too many open.
+        UnsupportedMedia, TooLarge, InvalidInput: it would be refused later anyway; `param` names the field.
+        TooLarge, TooManyRequests: the brand or the caller has too many bytes, or too many open uploads.
         NotFound: not the caller's brand.
     """
     must_be_announceable(new, limits)
@@ -188,7 +188,7 @@ async def get_own_upload(session: Session, brand_id: str, user_id: str, upload_i
 
 
 async def read_arrived(store: BrandStore, upload: Upload) -> bytes:
-    """The bytes that came. Raises Conflict when nothing has come yet: the upload stays open."""
+    """The bytes that arrived. Raises Conflict if none have arrived yet: the upload stays open."""
     try:
         return await anyio.to_thread.run_sync(partial(store.read, upload.key, max_bytes=BYTES_MAX))
     except NotFound:
@@ -196,7 +196,7 @@ async def read_arrived(store: BrandStore, upload: Upload) -> bytes:
 
 
 def must_be_as_announced(upload: Upload, data: bytes) -> None:
-    """Raise InvalidInput unless the bytes are those that were announced: not every store checks it on arrival."""
+    """Raise InvalidInput unless the bytes match the announcement: not every store checks them on arrival."""
     if len(data) != upload.bytes:
         raise InvalidInput(f"{len(data)} bytes arrived, {upload.bytes} were announced; upload it anew", param="bytes")
     if upload.sha256 not in (None, hashlib.sha256(data).hexdigest()):
@@ -207,7 +207,7 @@ Checked = list[assets.Checked] | documents.Checked
 
 
 async def check(checker: Checker, upload: Upload, data: bytes, limits: Limits) -> Checked:
-    """What is to be stored of `data`, made anew. Needs no session. Raises UnsupportedMedia, TooLarge, InvalidInput."""
+    """Check and re-encode `data` for the store. Needs no session. Raises UnsupportedMedia, TooLarge, InvalidInput."""
     if upload.kind == "document":
         return await documents.check(checker, upload.filename, data, limits)
     if is_zip(data) != (upload.kind == "zip"):
@@ -222,10 +222,10 @@ async def check(checker: Checker, upload: Upload, data: bytes, limits: Limits) -
 async def complete_upload(
     session: Session, store: BrandStore, upload: Upload, checked: Checked, limits: Limits | None = None
 ) -> Upload:
-    """Store what was made of it; an upload is completed once, whoever asks again gets the same.
+    """Store the checked content. An upload is completed once; a repeated call returns the same result.
 
     Raises:
-        Conflict: it has ended otherwise meanwhile, or what it holds is there already.
+        Conflict: it ended otherwise meanwhile, or its content is stored already.
         TooLarge: the brand or the caller has too much stored.
     """
     if not await _end(session, upload, "completed"):
@@ -245,14 +245,14 @@ async def complete_upload(
 
 
 async def refuse_upload(session: Session, upload: Upload, problem: OnbrandError) -> None:
-    """End it as refused, with the reason; one that has ended meanwhile stays as it ended."""
+    """End it as refused, with the reason; no effect if it has ended already."""
     error = {"code": problem.code, "message": problem.message, "param": problem.param}
     if await _end(session, upload, "refused", error):
         await record(session, upload.brand_id, "upload.refuse", {"upload_id": upload.id, "code": problem.code})
 
 
 async def cancel_upload(session: Session, brand_id: str, user_id: str, upload_id: str) -> Upload:
-    """End an own upload that is not completed. Raises NotFound, Forbidden, Conflict (it has ended)."""
+    """End one's own open upload. Raises NotFound, Forbidden, Conflict (it has ended)."""
     upload = await get_own_upload(session, brand_id, user_id, upload_id)
     if not await _end(session, upload, "canceled"):
         raise Conflict(f"this upload is {upload.status} already")
@@ -261,7 +261,7 @@ async def cancel_upload(session: Session, brand_id: str, user_id: str, upload_id
 
 
 def must_be_completed(upload: Upload) -> Upload:
-    """The upload. Raises what it was refused with, Conflict if it ended otherwise."""
+    """The upload if it is completed. Raises the error of a refused one, Conflict for any other status."""
     if upload.status == "completed":
         return upload
     if upload.status == "refused":
@@ -270,12 +270,12 @@ def must_be_completed(upload: Upload) -> Upload:
 
 
 async def discard(store: BrandStore, key: Key) -> None:
-    """Replace what was sent by nothing: the empty object keeps a late use of the link out until it is swept."""
+    """Overwrite the uploaded bytes by an empty object, which blocks a late use of the link until it is swept."""
     await anyio.to_thread.run_sync(store.write, key, b"")
 
 
 async def sweep(session: Session, store: ObjectStore) -> int:
-    """Remove the bytes of old uploads, in the dispatcher's transaction: what fails is tried again. How many."""
+    """Delete the bytes of old uploads, in the dispatcher's transaction; failures are retried. Returns their number."""
     rows = await session.all("select * from private.sweep_uploads()")
     for row in rows:
         swept = Swept.of(row)
@@ -284,7 +284,7 @@ async def sweep(session: Session, store: ObjectStore) -> int:
 
 
 def must_be_announceable(new: NewUpload, limits: Limits) -> None:
-    """Refuse before a byte is sent what would be refused after."""
+    """Refuse an upload before it is sent, if it would be refused afterwards."""
     kind = _KINDS[new.kind]
     if new.content_type not in kind.content_types:
         raise UnsupportedMedia(
@@ -318,7 +318,7 @@ def _must_be_a_document(new: NewUpload) -> None:
 
 
 def bytes_max(new: NewUpload, limits: Limits) -> int:
-    """Bytes that such a file may have."""
+    """Maximum bytes of such a file."""
     by_type = {
         "application/zip": limits.zip_bytes,
         "application/pdf": limits.document_bytes,
@@ -328,7 +328,7 @@ def bytes_max(new: NewUpload, limits: Limits) -> int:
 
 
 async def _end(session: Session, upload: Upload, status: UploadStatus, error: dict[str, Any] | None = None) -> bool:
-    """Whether it was this call that ended it. Two at once: the second waits for the first."""
+    """End the upload; True if this call ended it. Of two at once, the second waits for the first."""
     num_ended = await session.run(
         "update app.uploads set status = %s, error = %s, ended_at = clock_timestamp()"
         " where brand_id = %s and id = %s and status = 'pending'",
@@ -338,7 +338,7 @@ async def _end(session: Session, upload: Upload, status: UploadStatus, error: di
 
 
 def _as_it_was_refused(error: Mapping[str, Any]) -> OnbrandError:
-    """The same refusal once more."""
+    """Rebuild the error of the refusal."""
     kinds = (UnsupportedMedia, TooLarge, InvalidInput, Conflict)
     kind: type[OnbrandError] = next((each for each in kinds if each.code == error.get("code")), Conflict)
     fields = {"param": error["param"]} if error.get("param") else {}

@@ -1,4 +1,4 @@
-"""What a member wishes for, decided: which adapters of which family, and every number within its bounds."""
+"""Resolve a member's request: its adapters, their family, and every number within its bounds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Adapters = list[tuple[Model, float]]
 
 
 async def adapters_of(session: Session, brand_id: str, new: NewGeneration) -> tuple[Adapters, FamilyName]:
-    """The adapters that are wished for, and their family; none for a base.
+    """The requested adapters and their family; no adapters for a base.
 
     Raises:
-        InvalidInput: what is named contradicts itself, or does not go together; `param` names it.
+        InvalidInput: the named models contradict each other or cannot be combined; `param` names it.
         NotFound: no such model in this brand.
     """
     named = _named(new)
@@ -44,7 +44,7 @@ async def adapters_of(session: Session, brand_id: str, new: NewGeneration) -> tu
 
 
 def _named(new: NewGeneration) -> list[tuple[str, float]]:
-    """Names and scales of adapters, whichever way they are said."""
+    """Names and scales of the adapters, from `model` or `models`."""
     if new.models is None:
         is_adapter = new.model is not None and new.model not in SPECS
         return [(str(new.model), new.lora_scale)] if is_adapter else []
@@ -56,7 +56,7 @@ def _named(new: NewGeneration) -> list[tuple[str, float]]:
 
 
 def _base_of(new: NewGeneration) -> FamilyName:
-    """The family whose base is named."""
+    """The family of the named base."""
     named = new.model if new.model is not None else new.model_type
     if named is None:
         raise InvalidInput("name a model, or a model_type for its base", param="model")
@@ -66,7 +66,7 @@ def _base_of(new: NewGeneration) -> FamilyName:
 
 
 def _must_go_together(models: list[Model], spec: FamilySpec) -> None:
-    """Raise InvalidInput unless they are different models of one family, and not too wide for one slot together."""
+    """Raise InvalidInput unless they are different models of one family whose ranks together fit one slot."""
     for index, model in enumerate(models):
         if model.model_type != spec.name:
             said = f"{model.name} is of type {model.model_type} and {models[0].name} of {spec.name}"
@@ -82,7 +82,7 @@ def _must_go_together(models: list[Model], spec: FamilySpec) -> None:
 def decided(
     new: NewGeneration, family: FamilyName, recommended: Mapping[FamilyName, Recommended], limits: Limits
 ) -> dict[str, Any]:
-    """Every column that the caller chooses, checked. Raises InvalidInput naming the first that is out of bounds."""
+    """All columns that the caller chooses, checked. Raises InvalidInput naming the first that is out of bounds."""
     if family not in recommended:
         raise InvalidInput(f"{family} is not served here; served: {', '.join(recommended)}", param="model_type")
     spec, base = SPECS[family], recommended[family]
