@@ -30,8 +30,7 @@ _WEIGHTS_MULTIPLIED = 64 * 64
 
 
 def use_blocks(part: nn.Module) -> None:
-    """Replace the forward methods of the part's supported blocks by those of this module. A second call changes
-    nothing."""
+    """Have this module's methods compute the part's supported blocks. A second call changes nothing."""
     for module in part.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain_residual(module):
             _use(module, _Residual)

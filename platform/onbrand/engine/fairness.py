@@ -110,8 +110,8 @@ class FairQueue:
     """All jobs of an engine, and the order in which they are served.
 
     - An account that comes back, or had everything served, is lifted to the lowest ledger of those with pictures left
-      out. So none saves up credit, and none owes for service that no other wanted. The same holds among brands of one
-      account.
+      out: none saves up credit, and none owes for service that no other wanted. The same holds among an account's
+      brands.
     - A pass has one `BatchKey`: that of the account with the lowest ledger. Others of the same key fill the batch, but
       get at most one batch step ahead of those whose key has to wait. Dummy rows are charged to the leader.
     - Within a brand: first come, first served.
@@ -119,7 +119,7 @@ class FairQueue:
     Args:
         classes: batch size classes.
         even: a pass takes time in proportion to its rows, as on a CPU. Then no account has more rows in a pass than any
-            other account with pictures to step has of these, so that small requests wait little.
+            other with pictures to step has of these, so that small requests wait little.
     """
 
     def __init__(self, max_batch: int, classes: Sequence[int], even: bool = False) -> None:

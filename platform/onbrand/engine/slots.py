@@ -100,8 +100,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Some:
-    """Some rows of a pass, in runs of neighbours. A run is two slices: among such rows of the batch, and in the pass.
-    """
+    """Some rows of a pass, in runs of neighbours: a run's places among such rows of the batch, and in the pass."""
 
     runs: list[tuple[slice, slice]]
     _places: dict[tuple[int, ...], Hashable] = field(default_factory=dict)
@@ -238,8 +237,7 @@ def _is_dense(y: Tensor) -> bool:
 
 
 def _multiplied(x_NTi: Tensor, A_NRi: Tensor) -> Tensor:
-    """A x of every row, [N, T, R]. For the lowest class the product is narrow, and MKL would take up to twice as long.
-    """
+    """A x of every row, [N, T, R]. MKL takes up to twice as long for a product as narrow as in the lowest class."""
     if A_NRi.shape[1] == RANK_CLASSES[0] and x_NTi.shape[1] > 1 and x_NTi.device.type == "cpu":
         return torch.bmm(A_NRi, x_NTi.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(x_NTi, A_NRi.transpose(1, 2))
@@ -370,8 +368,7 @@ class Slots:
             self._bound, self._binding = False, None
 
     def _binding_of(self, rows: tuple[RowAdapter | None, ...]) -> _Binding:
-        """The binding of these rows. The last few are kept with their gathered weights; rows include slot generations.
-        """
+        """The binding of these rows. The last few are kept; rows include slot generations, so none is stale."""
         binding = self._bindings.pop(rows, None) or _Binding(rows, self._device, self._dtype)
         self._bindings[rows] = binding
         while len(self._bindings) > _BINDINGS_KEPT:

@@ -85,8 +85,8 @@ class ServeGenerator:
     async def cancel(self, family: str, generation_id: str) -> None:
         """Free the generation's rows at the next step, on whichever replica draws it.
 
-        An unreachable replica is not an error, because it reads the cancel mark in the row. Raises Unavailable if there
-        is none.
+        Unreachable replicas are ignored: they read the cancel mark in the row. Raises Unavailable if there is no
+        replica.
         """
         try:
             told = self._engine(family).broadcast("cancel", generation_id)

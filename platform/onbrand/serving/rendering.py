@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
 
 _ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
-"""So often the rows of drawings hear from here: less often the more are under way."""
+"""Seconds between reports to a drawing's row, at least and at most, and reports per second of all drawings."""
 _PROGRESS_SECONDS = 0.25
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
@@ -295,7 +295,7 @@ class Renderer:
                     expires = float(_claims(await client.renew())["exp"])
                 unwanted = (await client.report_generation(rendering.progress)).cancel_requested
             except (NotFound, Conflict):
-                unwanted = True  # it was deleted, or ended without us
+                unwanted = True  # the row was deleted, or ended elsewhere
             except OnbrandError:
                 continue
             if unwanted:
@@ -303,7 +303,7 @@ class Renderer:
 
 
 class Rendering:
-    """The story of one generation so far; any number of readers may follow it from its beginning."""
+    """The events of one generation so far; any number of readers may follow them from the beginning."""
 
     def __init__(self, request: RenderRequest) -> None:
         self.request = request
@@ -317,7 +317,7 @@ class Rendering:
         self._changed = asyncio.Event()
 
     def is_of(self, brand_id: str, user_id: str) -> bool:
-        """Whether it is drawn for this brand and member, by its ticket."""
+        """Whether its ticket names this brand and member."""
         claims = _claims(self.request.ticket)
         return (claims["brand_id"], claims["sub"]) == (brand_id, user_id)
 
@@ -327,7 +327,7 @@ class Rendering:
         self._wake()
 
     def advance(self, step: int, num_steps: int) -> None:
-        """Note how far it is, and add an event unless the last one was just told: each costs both ends milliseconds."""
+        """Record progress; add an event unless the last one is recent, because each costs both ends milliseconds."""
         self.progress = 100 * step // num_steps
         now = time.monotonic()
         if now >= self._progress_due:
@@ -335,7 +335,7 @@ class Rendering:
             self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
 
     def show(self, index: int, step: int, image: str) -> None:
-        """Add a preview of picture `index`; the one before it is forgotten, also by readers who come later."""
+        """Add a preview of picture `index`. The previous one is dropped, also for later readers."""
         if (place := self._previews.get(index)) is not None:
             self._events[place] = None
         self._previews[index] = len(self._events)
@@ -343,12 +343,12 @@ class Rendering:
         self.tell("preview", data)
 
     def end_with(self, problem: OnbrandError) -> None:
-        """The row could not be ended from here: readers get the error."""
+        """Record that the row could not be ended from here: readers get the error."""
         self._problem = problem
         self._wake()
 
     async def follow(self) -> AsyncIterator[RenderEvent]:
-        """Events from the first to the end. Raises what kept the generation from ending properly."""
+        """Events from the first to the end. Raises the problem that kept the generation from ending properly."""
         num_told = 0
         while True:
             changed = self._changed

@@ -16,7 +16,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from onbrand.serving.placement import Placement, PlacementOptions
 
 SLOTS, MEMORY, UNDER_WAY = "slots", "memory", "under_way"
-"""What a replica publishes: routing ids in slots, routing ids in memory, generations under way."""
+"""Published by a replica: routing ids in slots, routing ids in memory, number of generations under way."""
 _ADDRESS = "replica:"
 
 
@@ -26,8 +26,8 @@ def address_of(replica: str) -> str:
 
 
 class EngineRouter(RequestRouter):
-    """Sends each generation to a replica that holds its adapter or is its home; see `Placement`. An address reaches
-    only that replica.
+    """Sends each generation to a replica with its adapter, or to its home (`Placement`). An address reaches that
+    replica only.
 
     The order is a preference: Serve skips a replica at its request limit, and tries the next.
     """
@@ -82,7 +82,7 @@ class EngineRouter(RequestRouter):
 
 
 class IngressRouter(PowerOfTwoChoicesRequestRouter):
-    """Serve's own router, but it ignores a client's model id: the id steers nothing, fills no table and goes no
+    """Serve's own router, which ignores a client's model id: the id steers nothing, fills no table and goes no
     further."""
 
     async def _choose_replica_for_request(self, pending_request: PendingRequest, **how: Any) -> RunningReplica:
