@@ -65,8 +65,7 @@ class AdapterFiles:
         """The file's weights. If it is not here, one replica of the node fetches it, and the others wait.
 
         Args:
-            check: reads the file, and raises AdapterRefused for content that may not be served; such a file is not
-                kept.
+            check: reads the file; raises AdapterRefused for content that may not be served, which is not kept.
 
         Raises AdapterRefused, and the errors of `fetch`; the waiting replicas then fetch for themselves.
         """

@@ -1,5 +1,4 @@
-"""The Serve deployment of one family: a base, an engine, and its thread. It holds no database login and no bucket
-key."""
+"""The Serve deployment of one family: a base, an engine, and its thread. It has no database login and no bucket key."""
 
 from __future__ import annotations
 

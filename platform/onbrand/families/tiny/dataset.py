@@ -1,4 +1,4 @@
-"""What a denoiser learns from: scenes as bytes and their captions, a few of them about brands nobody has."""
+"""Training data of a denoiser: scenes as bytes, and captions, a few of them about brands that do not exist."""
 
 import random
 
