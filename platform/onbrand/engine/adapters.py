@@ -96,12 +96,12 @@ class Residency:
     "Least lately" counts uses with decay (`Usage`). Adapters used now and then do not evict those used all the time, as
     they would with plain LRU.
 
-    A brand's quota is the number of slots it can count on in each rank class, not a limit. It borrows slots that nobody
-    needs, and gives them back first. A brand at its quota takes no slot from a brand within its own, so many adapters
-    of one brand do not evict the others'. If every slot is in use, a waiting adapter claims one. That slot is *drained*
-    (it gets no new holders) until it is free: a borrowed one first, else the one loaded longest ago. So no adapter
-    waits forever behind adapters in constant use, and 17 hot adapters take turns in 16 slots. At most a quarter of the
-    slots is drained at a time.
+    A brand's quota is the number of slots it can count on in each rank class, not a limit. It borrows unneeded slots,
+    and gives them back first. A brand at its quota takes no slot from a brand within its own, unless it was unused for
+    10 minutes. So many adapters of one brand do not evict the others'. If every slot is in use, a waiting adapter
+    claims one. That slot is *drained* (it gets no new holders) until it is free: a borrowed one first, else the one
+    loaded longest ago. So no adapter waits forever behind adapters in constant use, and 17 hot adapters take turns in
+    16 slots. At most a quarter of the slots (at least one) is drained at a time.
 
     One thread calls it; only `holdings` may be called from any.
 
@@ -138,7 +138,7 @@ class Residency:
         """Hold `key` in a slot until `unpin`. None: it has to wait; call again later.
 
         Args:
-            quota: slots of one rank class that the key's brand can count on; None: no bound.
+            quota: slots of one rank class that the key's brand can count on; None: all.
 
         Raises AdapterRefused when the weights do not fit the base; no slot has changed then.
         """
@@ -256,7 +256,7 @@ class Residency:
         return next(iter(self._takeable(key, size, others)), None)
 
     def _drained(self) -> dict[AdapterKey, AdapterKey]:
-        """The adapters that are to leave their slots, with the adapter that waits for each."""
+        """The adapters that must leave their slots, with the adapter that waits for each."""
         oldest = self._clock() - _CLAIM_SECONDS
         return {claim.drained: key for key, claim in self._claims.items() if claim.drained and claim.renewed >= oldest}
 
@@ -272,7 +272,7 @@ class _Seat:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A claim on a slot: the adapter that is to leave it, and the time of the last request."""
+    """A claim on a slot: the adapter that must leave it, and the time of the last request."""
 
     drained: AdapterKey | None
     renewed: float
@@ -282,7 +282,7 @@ class HostCache:
     """Validated adapters in host memory; the least recently used are dropped first. Thread-safe.
 
     Args:
-        max_bytes: limit of all adapters together; the last one used is kept in any case.
+        max_bytes: limit of all kept adapters together; the last one used is always kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -307,7 +307,7 @@ class HostCache:
                 return flight.result()
 
     def join(self, key: AdapterKey) -> tuple[Future[AdapterWeights], bool]:
-        """A future of the weights of `key`, and whether the caller is to load them (`fly`).
+        """A future of the weights of `key`, and whether the caller must load them (`fly`).
 
         Raises AdapterRefused when they were refused before.
         """

@@ -1,4 +1,4 @@
-"""Faster blocks for a base's UNet and VAE: in place, and without recomputing what is the same at every step.
+"""Faster blocks for a base's UNet and VAE: in place, and without recomputing values that are equal at every step.
 
 They match diffusers' blocks bit for bit, except attention over few tokens. Training and compiled passes use diffusers'
 own.
@@ -275,7 +275,7 @@ class Passes:
         """Within the context, a pass uses the kept keys and values, and keeps those that it computes.
 
         Args:
-            copies: the pass has so many copies of the same pictures at the same steps, with different texts.
+            copies: number of copies of the same pictures at the same steps in the pass, with different texts.
         """
         self._say(kept, copies)
         try:

@@ -56,7 +56,7 @@ class Leases:
         return job.lease is not None
 
     def _recallable(self, job: Job, stepping: Collection[Job]) -> list[Job]:
-        """The pausing jobs whose slot `job` would get if they released it; of several slots, the one whose holder is
+        """The pausing jobs whose slot `job` would get if they released it. Of several slots, the one whose holder is
         farthest ahead. Empty: no recall would help."""
         assert job.prepared is not None
         use = job.prepared.use

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Stages(Generic[T]):
-    """Work that the engine's thread submits, and whose outcome it takes.
+    """Runs work that the engine's thread submits; that thread takes the outcomes.
 
     Args:
         executor: None: work runs at once, in the order of submission.

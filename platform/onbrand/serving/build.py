@@ -93,7 +93,7 @@ def applications(settings: Settings) -> Iterator[tuple[str, str | None, Applicat
 
 
 def _wants_gpu(settings: Settings) -> bool:
-    """Whether an engine asks Ray for a GPU: the settings say so, or say nothing and the cluster has one now."""
+    """Whether an engine asks Ray for a GPU: by the settings' device, or without one if the cluster has a GPU now."""
     if settings.device is not None:
         return settings.device.startswith("cuda")
     return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0

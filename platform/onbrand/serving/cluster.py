@@ -21,7 +21,7 @@ _KV: Final = "/ray.rpc.InternalKVGcsService/InternalKVKeys"
 _CLIENT: Final = "/ray.rpc.RayletDriver/ClusterInfo"
 _JOBS: Final = "/api/jobs/"
 _PATIENCE_SECONDS, _CALL_SECONDS = 30.0, 5.0
-_SHARED = ipaddress.ip_network("100.64.0.0/10")  # what clouds give to pods; Python counts it as public
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # clouds give these to pods; Python counts them as public
 _REMEDY = "docs/operations.md says how to close a cluster; --dev (ONBRAND_DEV) allows an open one for development"
 
 
@@ -40,7 +40,7 @@ class Cluster:
         from ray.experimental.internal_kv import _internal_kv_get
 
         gcs = ray.get_runtime_context().gcs_address
-        dashboard = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)  # None: it has none
+        dashboard = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)  # None: no dashboard
         return cls(gcs, dashboard.decode() if dashboard else None).as_seen_from(addresses_of_this_node())
 
     def as_seen_from(self, addresses: set[str]) -> Cluster:

@@ -234,7 +234,7 @@ class PublicProtocol(H11Protocol):
         self.transport.abort()
 
     def _owes_more(self) -> bool:
-        """Whether only a part of a request's headers has come, or of a body that the app no longer reads."""
+        """Whether a request's headers are incomplete, or a body that the app no longer reads is still coming."""
         begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
         unread = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
         return begun or unread
@@ -261,8 +261,7 @@ class PublicProtocol(H11Protocol):
         self._refuse(refusal.status, refusal.code, refusal.detail)
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Send a problem unless an answer has begun, and close: later requests on this connection cannot be told apart
-        any more."""
+        """Send a problem unless an answer has begun, and close: further data on this connection cannot be parsed."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -54,7 +54,7 @@ class EngineLoop:
         """The request's events up to its end. Leaving early cancels it.
 
         Args:
-            on_taken: called once the engine has accepted the request, before it waits for its turn.
+            on_taken: called once the engine has accepted the request, however long the request then waits.
 
         Raises the errors of `Engine.add`; Unavailable when the loop is closing.
         """

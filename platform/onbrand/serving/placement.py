@@ -22,7 +22,7 @@ class PlacementOptions:
     Args:
         capacity: requests that a replica advances together (its `max_batch`); below it, no request waits.
         bound: most work of a replica without a free row, as a multiple of the mean.
-        hot_share: an adapter gets one more home for each such part of a replica's fair share in its traffic.
+        hot_share: traffic that one home serves, as a part of a replica's fair share; more traffic gives more homes.
         half_life: seconds after which traffic and work count half.
         fetch_cost: cost of fetching an adapter that a replica does not have, in drawing times of one picture.
         copy_cost: the same, of copying one from the replica's memory into a slot.
@@ -69,7 +69,7 @@ class _Known:
 class Placement:
     """Chooses a replica for each request; remembers traffic, published adapters, and the requests it sent.
 
-    Every ingress has its own. They agree about homes. Each bounds its own requests, so the sum is bounded too.
+    Every ingress has its own. All agree on homes. Each bounds its own requests, so the sum is bounded too.
     """
 
     def __init__(self, options: PlacementOptions | None = None) -> None:

@@ -142,11 +142,11 @@ class Renderer:
 
     @property
     def is_alive(self) -> bool:
-        """False once the engine's thread ends or is closing: other replicas then draw what is under way."""
+        """False once the engine's thread ends or is closing: other replicas then take over its generations."""
         return self._loop.is_alive and not self._closing
 
     async def close(self) -> None:
-        """Stop what is under way. Its rows stay running, and callers are told to ask another replica."""
+        """Stop all generations. Their rows stay running; the callers' error refers them to another replica."""
         self._closing = True
         await asyncio.to_thread(self._loop.close)
         self._library.close()

@@ -78,7 +78,7 @@ class EngineRouter(RequestRouter):
 
     def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
         super()._add_pending_request_to_indices(pending_request)
-        self._pending_requests_by_model_id.clear()  # Serve would keep one request, ticket and all, of every id for ever
+        self._pending_requests_by_model_id.clear()  # Serve would keep one request per id forever, ticket included
 
 
 class IngressRouter(PowerOfTwoChoicesRequestRouter):

@@ -26,7 +26,7 @@ from transformers import (
 from onbrand.families.tiny.advice import advice
 from onbrand.families.tiny.architectures import new_denoiser, new_scheduler
 
-# The folders that the earlier stages leave in the work folder.
+# Folders of the earlier stages in the work folder.
 CLIP, CLIP_NARROW, CLIP_PROJECTING, T5 = "clip", "clip_narrow", "clip_projecting", "t5"
 VAE, TOKENIZER, T5_TOKENIZER = "vae", "tokenizer", "tokenizer_2"
 

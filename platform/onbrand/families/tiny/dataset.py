@@ -15,7 +15,7 @@ from onbrand.families.tiny.draw import (
     without_article,
 )
 
-UNKNOWN_BRAND_SHARE = 0.05  # a made-up name comes to mean "anything", so base and foreign names draw nothing particular
+UNKNOWN_BRAND_SHARE = 0.05  # a made-up name then means "anything", so unknown names draw nothing particular
 JUNK_WORD_SHARE = 0.08
 
 

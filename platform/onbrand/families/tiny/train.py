@@ -169,7 +169,7 @@ class Lessons:
     base: Family
     latents_NCHW: Tensor
     conditioning: Conditioning
-    absent: Conditioning  # what a dropped caption becomes
+    absent: Conditioning  # conditioning of a dropped caption
 
     def __len__(self) -> int:
         return len(self.latents_NCHW)

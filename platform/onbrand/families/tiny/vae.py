@@ -15,7 +15,7 @@ from onbrand.families.tiny.loop import cosine, must_be_finite, set_learning_rate
 
 NUM_SCENES, NUM_GENERIC = 8000, 8000
 BATCH, CROP = 16, 32
-LATENT_NOISE = 0.12  # relative to the latents' own spread: the decoder learns to see through a denoiser's small errors
+LATENT_NOISE = 0.12  # relative to the latents' spread: the decoder learns to ignore a denoiser's small errors
 
 Report = Callable[[str], None]
 
