@@ -104,7 +104,7 @@ def read_foreign(data: bytes, family: Family, wishes: ImportWishes = ImportWishe
 
 @contextmanager
 def attached(foreign: ForeignLora, family: Family) -> Iterator[OwnLora]:
-    """Within the context, diffusers has loaded it into the family's denoiser, which draws with it. Restored afterwards.
+    """Within the context, the file is loaded into the family's denoiser, which draws with it. Restored afterwards.
 
     Raises:
         AdapterRefused: the layers do not match the base's; a part of the file was lost or scaled differently; its rank

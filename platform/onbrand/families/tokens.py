@@ -71,7 +71,8 @@ class TextLengths:
 
 
 def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
-    """Of a loaded base. Copies its tokenizers, because the pipeline resets their truncation at every call."""
+    """Token counts of a loaded base. Copies its tokenizers, because the pipeline resets their truncation at every
+    call."""
     readers = []
     for name in NAMES:
         tokenizer = getattr(pipeline, name, None)
@@ -83,12 +84,12 @@ def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
 
 
 def of_folder(folder: Path, advice: Recommended) -> TextLengths:
-    """Of the base in `folder`; tokenizers of unknown formats are left out."""
+    """Token counts of the base in `folder`; tokenizers of unknown formats are left out."""
     return TextLengths(reader for name in NAMES if (reader := _read(folder / name, advice)) is not None)
 
 
 def at_hand(family: str, bases: dict[Any, str]) -> TextLengths | None:
-    """Of the configured base of `family` if it is on this machine, else None; fetches nothing."""
+    """Token counts of the configured base of `family` if it is on this machine, else None; fetches nothing."""
     folder = folder_at_hand(base_source(family, bases))
     return None if folder is None else of_folder(folder, recommended(family, folder))
 

@@ -224,7 +224,7 @@ class AdapterLibrary:
         Args:
             account_id: account whose turn the load takes; None: the brand's.
 
-        Canceling the future drops the wish: a load that has not started for another caller does not start.
+        If the future is canceled, a load that no other caller has started does not start.
         """
         wanted: Future[AdapterWeights] = Future()
         self._seek(wanted, ref, fetch, account_id or ref.brand_id)

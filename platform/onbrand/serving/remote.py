@@ -85,8 +85,7 @@ class ServeGenerator:
     async def cancel(self, family: str, generation_id: str) -> None:
         """Free the generation's rows at the next step, on whichever replica draws it.
 
-        Unreachable replicas are ignored: they read the cancel mark in the row. Raises Unavailable if there is no
-        replica.
+        Unreachable replicas are ignored: they read the cancel mark in the row. Raises Unavailable without any replica.
         """
         try:
             told = self._engine(family).broadcast("cancel", generation_id)
