@@ -1,1 +1,1 @@
-"""One forward pass, many brands: requests join, step by step, with an adapter per row."""
+"""The inference engine: continuous batching of many brands' requests, with one adapter per row."""

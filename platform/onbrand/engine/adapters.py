@@ -1,7 +1,7 @@
-"""Where adapters live: in host memory (one load per adapter, however many wait) and in slots (while rows use them).
+"""Adapters in host memory (one load per adapter, however many requests wait) and in slots (while rows use them).
 
-An adapter is named by its brand and its content, so "same name, new weights" cannot be stale and one brand's bytes
-never answer another brand's request. Fetching bytes is the caller's business (`onbrand.serving`).
+An adapter is identified by its brand and its content, so "same name, new weights" cannot be stale, and one brand's
+bytes never answer another brand's request. The caller fetches the bytes (`onbrand.serving`).
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from onbrand.families.lora import AdapterWeights, LayerWeights
 _REFUSALS_REMEMBERED = 1024
 _QUOTAS_REMEMBERED = 4096
 _HALF_LIFE = 20
-"""After so many uses for each slot, a use counts half."""
+"""A use counts half after this many uses per slot."""
 _CLAIM_SECONDS = 5.0
 _UNWANTED_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterKey:
-    """The identity of weights in memory: whose they are, and the hash of their file."""
+    """The identity of weights in memory: their brand, and the hash of their file."""
 
     brand_id: str
     sha256: str
 
     @property
     def routing_id(self) -> str:
-        """What replicas publish of it."""
+        """The id that replicas publish for it."""
         return routing_id(self.brand_id, self.sha256)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterUse:
-    """An adapter as one request uses it."""
+    """An adapter with its scale in one request."""
 
     key: AdapterKey
     weights: AdapterWeights
@@ -55,19 +55,19 @@ class AdapterUse:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to a slot until `unpin`. The slot's generation cannot change meanwhile."""
+    """The right to a slot until `unpin`. The slot's generation does not change meanwhile."""
 
     key: AdapterKey
     slot: Slot
     generation: int
 
     def row(self, scale: float) -> RowAdapter:
-        """What a batch row with this lease binds."""
+        """The adapter of a batch row with this lease."""
         return RowAdapter(self.slot, self.generation, scale)
 
 
 def composed(uses: Sequence[AdapterUse]) -> AdapterUse:
-    """Several adapters as one, by concatenating their ranks: sum_k c_k A_k B_k = [A_1; A_2] [c_1 B_1, c_2 B_2].
+    """Combine adapters into one by concatenating their ranks: sum_k c_k B_k A_k = [c_1 B_1, c_2 B_2] [A_1; A_2].
 
     All must be of one brand. Raises AdapterRefused otherwise.
     """
@@ -91,16 +91,17 @@ def _concatenated(uses: Sequence[AdapterUse], name: str) -> LayerWeights:
 
 
 class Residency:
-    """Adapters in slots. One in use is never evicted; of the others the one that was used least lately makes room.
+    """Assigns slots to adapters. It never evicts an adapter in use; of the others it evicts the one used least lately.
 
-    "Least lately" counts uses, older ones less and less: adapters that are drawn with now and then do not flush those
-    that are drawn with all the time, as they would by recency alone.
+    "Least lately" counts uses with decay (`Usage`). Adapters used now and then do not evict those used all the time, as
+    they would with plain LRU.
 
-    A brand's quota is what it can count on in each rank class, not a wall: it borrows slots that nobody needs, and
-    gives them back first. A brand at its quota takes no slot from one within its own, so one brand's many adapters do
-    not flush the others'. Who finds every slot in use claims one: a slot is then *drained* (nobody new gets to hold it)
-    until it is free, a borrowed one first, else the one that has been seated longest. So nobody waits for ever behind
-    adapters that are always in use, and 17 hot adapters take turns in 16 slots. At most a quarter is drained at a time.
+    A brand's quota is the number of slots it can count on in each rank class, not a limit. It borrows unneeded slots,
+    and gives them back first. A brand at its quota takes no slot from a brand within its own, unless it was unused for
+    10 minutes. So many adapters of one brand do not evict the others'. If every slot is in use, a waiting adapter
+    claims one. That slot is *drained* (it gets no new holders) until it is free: a borrowed one first, else the one
+    loaded longest ago. So no adapter waits forever behind adapters in constant use, and 17 hot adapters take turns in
+    16 slots. At most a quarter of the slots (at least one) is drained at a time.
 
     One thread calls it; only `holdings` may be called from any.
 
@@ -126,20 +127,20 @@ class Residency:
         return list(self._leases)
 
     def holdings(self) -> list[str]:
-        """Routing ids of the adapters in slots: what a replica publishes."""
+        """Routing ids of the adapters in slots, as replicas publish them."""
         return list(self._holdings)
 
     def num_pins(self, key: AdapterKey) -> int:
-        """How many hold the adapter now."""
+        """Number of current holders of the adapter."""
         return self._num_pins.get(key, 0)
 
     def pin(self, key: AdapterKey, weights: AdapterWeights, quota: int | None = None) -> Lease | None:
-        """Hold `key` in a slot until `unpin`; None when it has to wait, and is to be asked again.
+        """Hold `key` in a slot until `unpin`. None: it has to wait; call again later.
 
         Args:
-            quota: slots of one rank class that the key's brand can count on; None: as many as there are.
+            quota: slots of one rank class that the key's brand can count on; None: all.
 
-        Raises AdapterRefused when the weights do not fit the base; then no slot was disturbed.
+        Raises AdapterRefused when the weights do not fit the base; no slot has changed then.
         """
         self._quotas[key.brand_id] = quota
         lease = self._leases.get(key)
@@ -157,7 +158,7 @@ class Residency:
         return lease
 
     def unpin(self, lease: Lease) -> None:
-        """The counterpart of one `pin`. The adapter stays until its slot is needed."""
+        """Undo one `pin`. The adapter stays until its slot is needed."""
         self._num_pins[lease.key] -= 1
         if not self._num_pins[lease.key]:
             del self._num_pins[lease.key]
@@ -165,11 +166,11 @@ class Residency:
             self._seats[lease.key].last_used = self._clock()
 
     def withdraw(self, key: AdapterKey) -> None:
-        """Nobody waits for `key` any more: the counterpart of a `pin` that answered None."""
+        """Drop the claim of `key`, after a `pin` that returned None."""
         self._claims.pop(key, None)
 
     def would_yield(self, key: AdapterKey, num_holders: int, to: AdapterKey, rank: int) -> bool:
-        """Whether the slot of `key` would be that of `to`, an adapter of `rank`, if so many let go of it."""
+        """Whether `to`, an adapter of `rank`, would get the slot of `key` if `num_holders` holders released it."""
         size = rank_class(rank)
         if self._leases[key].slot.rank_class != size or self.num_pins(key) > num_holders:
             return False
@@ -193,7 +194,7 @@ class Residency:
         return lease
 
     def _evicted_for(self, key: AdapterKey, rank: int) -> Slot | None:
-        """A slot for `key` after evicting an adapter that nobody holds and that may be taken from."""
+        """A slot for `key`, after evicting an adapter that has no holders and may be evicted for it."""
         size, drained = rank_class(rank), self._drained()
         idle = sorted((other for other in self._of_class(size) if not self.num_pins(other)), key=self._uses.of)
         mine = [other for other in idle if drained.get(other) == key]
@@ -206,7 +207,7 @@ class Residency:
         return None
 
     def _takeable(self, key: AdapterKey, size: int, others: list[AdapterKey]) -> list[AdapterKey]:
-        """Those of `others` that may make way for `key`, in their order, borrowed slots first."""
+        """Those of `others` that may be evicted for `key`, in their order, borrowed slots first."""
         held = Counter(other.brand_id for other in self._of_class(size))
         above = {brand for brand, num in held.items() if num > self._counts_on(brand)}
         borrowed = [other for other in others if other.brand_id in above]
@@ -216,7 +217,7 @@ class Residency:
         return [*borrowed, *(other for other in others if self._is_left(other, key.brand_id, unwanted))]
 
     def _is_left(self, other: AdapterKey, brand_id: str, unwanted: float) -> bool:
-        """Whether a brand at its quota may take this slot: its own, or one that nobody used for long."""
+        """Whether a brand at its quota may take this slot: it is the brand's own, or long unused."""
         return other.brand_id == brand_id or (not self.num_pins(other) and self._seats[other].last_used < unwanted)
 
     def _counts_on(self, brand_id: str) -> float:
@@ -235,12 +236,12 @@ class Residency:
     # --- waiting for a slot -------------------------------------------------------------------------------------
 
     def _claim(self, key: AdapterKey, size: int) -> None:
-        """Have a slot drained for `key`, unless one is already. A claim that nobody renewed lapses."""
+        """Have a slot drained for `key`, unless one is already. Claims lapse if they are not renewed."""
         now = self._clock()
         self._claims = {k: claim for k, claim in self._claims.items() if now - claim.renewed <= _CLAIM_SECONDS}
         claim = self._claims.get(key)
         drained = claim.drained if claim else None
-        if key in self._leases:  # its own slot is being drained for another: it asks for the next when it has lost it
+        if key in self._leases:  # its own slot is being drained for another: it claims the next after losing it
             drained = None
         elif drained not in self._leases:
             drained = self._to_drain(key, size)
@@ -255,14 +256,14 @@ class Residency:
         return next(iter(self._takeable(key, size, others)), None)
 
     def _drained(self) -> dict[AdapterKey, AdapterKey]:
-        """The adapters that are to leave their slots, and who waits for each."""
+        """The adapters that must leave their slots, with the adapter that waits for each."""
         oldest = self._clock() - _CLAIM_SECONDS
         return {claim.drained: key for key, claim in self._claims.items() if claim.drained and claim.renewed >= oldest}
 
 
 @dataclass(slots=True)
 class _Seat:
-    """How an adapter sits in its slot: the how manieth seating it was, what is published of it, when it was used."""
+    """An adapter in its slot: load sequence number, published routing id, and time of last use."""
 
     number: int
     routing_id: str
@@ -271,17 +272,17 @@ class _Seat:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """Somebody waits for a slot: which adapter is to leave it, and when it was last asked for."""
+    """A claim on a slot: the adapter that must leave it, and the time of the last request."""
 
     drained: AdapterKey | None
     renewed: float
 
 
 class HostCache:
-    """Validated adapters in host memory, least recently used first out; safe to call from many threads.
+    """Validated adapters in host memory; the least recently used are dropped first. Thread-safe.
 
     Args:
-        max_bytes: the most that adapters nobody asked for lately may keep.
+        max_bytes: limit of all kept adapters together; the last one used is always kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -293,10 +294,10 @@ class HostCache:
         self._refused: OrderedDict[AdapterKey, OnbrandError] = OrderedDict()
 
     def get(self, key: AdapterKey, load: Callable[[], AdapterWeights]) -> AdapterWeights:
-        """The weights of `key`; calls `load` unless they are here or on their way.
+        """The weights of `key`; calls `load` unless they are here or being loaded.
 
-        A refused file is remembered (its content cannot change); any other failure is the loader's own, and those who
-        waited for it try with their own `load`.
+        A refused file is remembered, because its content cannot change. After any other failure, waiting callers retry
+        with their own `load`.
         """
         while True:
             flight, is_mine = self.join(key)
@@ -306,7 +307,7 @@ class HostCache:
                 return flight.result()
 
     def join(self, key: AdapterKey) -> tuple[Future[AdapterWeights], bool]:
-        """The weights of `key`, there already or to come, and whether the caller is to load them (`fly`).
+        """A future of the weights of `key`, and whether the caller must load them (`fly`).
 
         Raises AdapterRefused when they were refused before.
         """
@@ -322,7 +323,7 @@ class HostCache:
             return under_way, under_way is flight
 
     def fly(self, key: AdapterKey, flight: Future[AdapterWeights], load: Callable[[], AdapterWeights]) -> None:
-        """Load what `join` gave to the caller to load; what comes of it, also what `load` raises, is in `flight`."""
+        """Load for a caller that `join` asked to. The result, or the exception of `load`, goes into `flight`."""
         try:
             weights = load()
         except BaseException as problem:
@@ -338,7 +339,7 @@ class HostCache:
         flight.set_result(weights)
 
     def kept(self) -> list[AdapterKey]:
-        """What is here, most recently used first."""
+        """Keys of the adapters here, most recently used first."""
         with self._lock:
             return list(reversed(self._kept))
 

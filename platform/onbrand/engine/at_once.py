@@ -1,10 +1,10 @@
-"""Several pieces of work as one, where that was seen to change no bit.
+"""Batch items only where the batched result was verified bit-identical.
 
-On a CPU a small text or picture leaves most of the processor idle, and eight at once take half the time of eight in
-turn. But what a brand gets must not depend on who else asks in the same step, and no library promises that eight round
-as one does. So the first of every number and kind are done both ways; only if all are equal, bit for bit, the next of
-that number and kind are done at once. Rounding is a question of shapes, which data does not choose; values that are
-not finite say nothing about it.
+On a CPU a small text or picture leaves most of the processor idle: eight in one batch take half the time of eight in
+turn. But a brand's result must not depend on other requests of the same step, and no library promises that a batch of
+eight rounds as single items do. So the first items of every number and kind are computed both ways. Later items of that
+number and kind are batched only if all results were equal, bit for bit. Rounding depends on shapes, not on data.
+Non-finite values prove nothing, so such results are not counted.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Made = TypeVar("Made")
 
 
 class AtOnce(Generic[Item, Made]):
-    """Does items at once or one by one. From any thread.
+    """Computes items in one batch or one by one. Thread-safe.
 
     Args:
-        work: what is made of each of some items.
-        bits: the tensors of what was made, in an order that lasts.
+        work: computes the results of items, in order.
+        bits: the tensors of a result, in a stable order.
     """
 
     def __init__(self, work: Callable[[Sequence[Item]], list[Made]], bits: Callable[[Made], Iterable[Tensor]]) -> None:
@@ -33,10 +33,11 @@ class AtOnce(Generic[Item, Made]):
         self._is_exact: dict[tuple[int, Hashable], bool] = {}
 
     def __call__(self, items: Sequence[Item], kind: Hashable) -> list[Made | Exception]:
-        """What was made of each, or why nothing was; what fails at once is done alone, and only the culprit fails.
+        """The result of each item, or its exception. Items of a failed batch are computed alone; only the faulty one
+        fails.
 
         Args:
-            kind: of all items: two of a kind have tensors of the same shapes.
+            kind: of all items; items of one kind have tensors of the same shapes.
         """
         if len(items) > 1 and self._is_exact.get((len(items), kind), True):
             try:
@@ -52,7 +53,7 @@ class AtOnce(Generic[Item, Made]):
         return self.one_by_one(items)
 
     def one_by_one(self, items: Sequence[Item]) -> list[Made | Exception]:
-        """The same, without asking whether more at once would be as good."""
+        """The same, without trying a batch."""
         return [self._alone(item) for item in items]
 
     def _alone(self, item: Item) -> Made | Exception:
@@ -69,11 +70,11 @@ class AtOnce(Generic[Item, Made]):
 
 
 def is_moderate(x: Tensor) -> bool:
-    """Whether its numbers are finite, and far from those whose products are not."""
+    """Whether all values are finite and below 1e6, far from values whose products overflow."""
     return bool(x.abs().amax() < _MODERATE)
 
 
 def by_chance(like: Tensor, chance: torch.Generator) -> Tensor:
-    """A normal draw of the shape and strides of `like`: what it says of rounding is said of `like`."""
+    """A normal random tensor of the shape and strides of `like`, so that it rounds as `like` does."""
     num = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
     return like.new_empty(num).normal_(generator=chance).as_strided(like.shape, like.stride())

@@ -1,6 +1,6 @@
-"""What shares a forward pass: jobs, their rows, the keys that keep rows apart, and the sizes that batches come in.
+"""Jobs, their rows, the keys that decide which rows share a forward pass, and the batch size classes.
 
-Whose turn it is: `onbrand.engine.fairness`.
+The order of service is in `onbrand.engine.fairness`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class BatchKey:
     """Rows with equal keys may share a forward pass.
 
     Args:
-        guided: the pass is doubled for classifier-free guidance; kept apart, so that bits do not depend on neighbours.
-        alone: the brand that asked to share with nobody.
+        guided: the pass is doubled for classifier-free guidance. Kept apart so that bits do not depend on neighbours.
+        alone: a brand that shares no pass with other brands.
     """
 
     height: int
@@ -35,10 +35,10 @@ class BatchKey:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job needs before its first step: its sampler's table, its prompts' conditioning, its adapters as one.
+    """A job's inputs to its first step: sampler table, prompt conditioning, adapters composed into one.
 
     Args:
-        cut: what was not read of its prompts, as its receipts say it.
+        cut: the parts of its prompts that were not read, as in its receipts.
     """
 
     sampler: Sampler
@@ -51,15 +51,15 @@ class Prepared:
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way.
+    """A request in the engine.
 
     Args:
-        lease: of its adapter's slot, while rows of it step; may be recalled while they pause.
-        rows: pictures that have begun and are not through their steps, in their order.
-        num_stepped: pictures that are through their steps.
-        num_finished: pictures that were told.
-        preparing: its conditioning is being made.
-        claiming: it was refused a slot, which is being drained for it.
+        lease: of its adapter's slot, while its rows step; may be recalled while they pause.
+        rows: pictures that have started and have steps left, in order.
+        num_stepped: pictures with all steps done.
+        num_finished: pictures returned as events.
+        preparing: its conditioning is being computed.
+        claiming: it was refused a slot, and claims one.
     """
 
     request: Request
@@ -86,22 +86,22 @@ class Job:
 
     @property
     def account_id(self) -> str:
-        """Whose share of the engine it is drawn from."""
+        """The account whose share of the engine it uses."""
         return self.request.account_id or self.request.brand_id
 
     @property
     def num_waiting(self) -> int:
-        """Pictures that have not begun."""
+        """Number of pictures not yet started."""
         return self.request.num_images - self.num_started
 
     @property
     def num_to_step(self) -> int:
-        """Pictures that could take part in a pass now; each can once."""
+        """Number of pictures that could take part in a pass now; each takes one row."""
         return self.request.num_images - self.num_stepped if self.prepared else 0
 
     @property
     def step_charge(self) -> float:
-        """What one step of one picture counts for in the ledgers of its account and its brand."""
+        """Charge for one step of one picture to the ledgers of its account and brand."""
         return self.plan.step_cost / self.request.weight
 
     @property
@@ -114,9 +114,9 @@ class Row:
     """One picture between noise and decoding.
 
     Args:
-        clean_1CHW: the clean latents foreseen at its last step; zeros before the first.
-        slot_generation: of the slot its last step used; None without an adapter.
-        overflowed: its latents are known to hold values that are not finite.
+        clean_1CHW: the clean latents predicted at its last step; zeros before the first.
+        slot_generation: generation of the slot used at its last step; None without an adapter.
+        overflowed: its latents are known to hold non-finite values.
     """
 
     job: Job
@@ -142,7 +142,7 @@ class Row:
         return self.step == self.job.plan.num_steps
 
     def adapter(self) -> RowAdapter | None:
-        """What the row binds in a forward pass; None: the base."""
+        """The adapter that the row uses in a forward pass; None: the base alone."""
         use, lease = self.prepared.use, self.job.lease
         if use is None:
             return None

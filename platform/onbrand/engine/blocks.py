@@ -1,7 +1,7 @@
-"""Blocks of a base's UNet and VAE as passes need them: in place, and without what comes out the same at every step.
+"""Faster blocks for a base's UNet and VAE: in place, and without recomputing values that are equal at every step.
 
-They compute what diffusers' blocks compute, to the bit but for attention of few tokens. Training and compiled passes
-are left as they are.
+They match diffusers' blocks bit for bit, except attention over few tokens. Training and compiled passes use diffusers'
+own.
 Shapes: N rows of a pass, C channels, T image tokens, L text tokens, H heads, d inputs of one head.
 """
 
@@ -26,11 +26,11 @@ from onbrand.engine.onednn import Folded, Pointwise
 
 _BYTES_KEPT = 2**26
 _WEIGHTS_MULTIPLIED = 64 * 64
-"""Tokens times tokens of one head up to which attention is faster as two products."""
+"""Query tokens times key tokens of one head, up to which attention is faster as two products."""
 
 
 def use_blocks(part: nn.Module) -> None:
-    """Have the part's residual blocks, doublings and attention computed by what is here. Again changes nothing."""
+    """Have this module's methods compute the part's supported blocks. A second call changes nothing."""
     for module in part.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain_residual(module):
             _use(module, _Residual)
@@ -83,7 +83,7 @@ def _use(module: Any, kind: type[_Block], method: str = "forward") -> None:
 
 
 class _Block(ABC):
-    """A block's method; diffusers' own where something is learned, compiled, or asked for that is not done here."""
+    """A block's replacement method. Uses diffusers' own in training, when compiled, and for unsupported arguments."""
 
     def __init__(self, module: Any, plain: Any) -> None:
         self._module, self._plain = module, plain
@@ -95,11 +95,11 @@ class _Block(ABC):
 
     @abstractmethod
     def _computed(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the block makes of what it is given."""
+        """The block's output."""
 
 
 class _Residual(_Block):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))), written over what it is made of; nothing is divided by 1."""
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), computed in place and without a division by 1."""
 
     def _computed(self, x_NCHW: Tensor, temb: Tensor | None = None) -> Tensor:
         block = self._module
@@ -111,10 +111,10 @@ class _Residual(_Block):
 
 
 class _Doubling(_Block):
-    """A doubling by nearest neighbours, and a convolution, which may do both at once.
+    """Nearest-neighbour upsampling by 2 and a convolution, possibly both at once.
 
-    PyTorch doubles small pictures on a CPU in another memory format, there and back. All channels as one tall picture
-    are not small, and rows of a picture double alike whatever is above and below.
+    On a CPU PyTorch upsamples small pictures in another memory format, and converts twice. So all channels are
+    upsampled as one tall picture, which is not small; each row of a picture is doubled independently of the others.
     """
 
     def _computed(self, x: Tensor, output_size: Any = None) -> Tensor:
@@ -128,7 +128,7 @@ class _Doubling(_Block):
 
 
 class _Attention(_Block):
-    """Attention of image tokens to themselves, or to text whose keys and values may be known already."""
+    """Attention of image tokens to themselves, or to text with keys and values that may be kept already."""
 
     kept: KeptKeys | None = None
 
@@ -150,7 +150,7 @@ class _Attention(_Block):
 
 
 class _Transformer(_Block):
-    """Attention to itself and to text, and a gated layer, each of something normed, and each added to it."""
+    """Self-attention, attention to text, and a gated layer, each after a norm and with a residual sum."""
 
     def _computed(
         self,
@@ -171,7 +171,7 @@ class _Transformer(_Block):
 
 
 class _Gated(_Block):
-    """GELU of one half times the other half."""
+    """One half times GELU of the other half."""
 
     def _computed(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         hidden, gate = self._module.proj(x).chunk(2, dim=-1)
@@ -179,7 +179,7 @@ class _Gated(_Block):
 
 
 class _Output(_Block):
-    """How a transformer's tokens become a picture again, and are added to the one they were made of."""
+    """Turn a transformer's tokens back into a picture, and add the picture they were made of."""
 
     def _computed(self, hidden_states: Tensor, residual: Tensor, height: int, width: int, **given: Any) -> Tensor:
         project = self._module.proj_out
@@ -197,8 +197,8 @@ def _keys_and_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attended(query_NHTd: Tensor, key_NHLd: Tensor, value_NHLd: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V: of few tokens, in float32 on a CPU, by two products; else by PyTorch's kernel, which
-    then takes blocks of 32 tokens, too small to be fast."""
+    """softmax(Q K^T / sqrt(d)) V. Few tokens in float32 on a CPU: two products, because PyTorch's kernel would use
+    blocks of 32 tokens, too small to be fast. Otherwise PyTorch's kernel."""
     num, heads, tokens, width = query_NHTd.shape
     is_plain = query_NHTd.device.type == "cpu" and query_NHTd.dtype == torch.float32
     if not is_plain or tokens * key_NHLd.shape[2] > _WEIGHTS_MULTIPLIED:
@@ -210,11 +210,11 @@ def _attended(query_NHTd: Tensor, key_NHLd: Tensor, value_NHLd: Tensor) -> Tenso
 
 
 class KeptKeys:
-    """Keys and values that cross-attention made of one text, adapters included, for the rows that brought it.
+    """Cross-attention keys and values of one text, adapters included, kept for the rows of that text.
 
-    They take 2 N L C numbers a layer, 1 MiB for eight guided rows of the tiny bases. At most 64 MiB are kept; layers
-    beyond are computed at every step. (SDXL of full size would take 51 MB a guided row in half precision, to save less
-    than 1 % of its products: text is short beside its pictures.)
+    They take 2 N L C numbers per layer: 1 MiB for eight guided rows of the tiny bases. At most 64 MiB are kept; further
+    layers are computed at every step. (SDXL of full size would take 51 MB per guided row in half precision and save
+    less than 1 % of its products: its text is short compared to its pictures.)
     """
 
     def __init__(self) -> None:
@@ -222,12 +222,12 @@ class KeptKeys:
         self._num_bytes = 0
 
     def of(self, attention: nn.Module, text: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values of `text`, computed when it is not the very tensor that they were made of."""
+        """The layer's keys and values of `text`; computed unless they were made of this very tensor."""
         known = self._pairs.get(attention)
         if known is not None and known[0] is text:
             return known[1], known[2]
         key, value = _keys_and_values(attention, text)
-        if text.device.type == "cpu":  # there they are multiplied
+        if text.device.type == "cpu":  # `_attended` multiplies them there
             key, value = key.contiguous(), value.contiguous()
         num_bytes = key.nbytes + value.nbytes
         if known is None and self._num_bytes + num_bytes <= _BYTES_KEPT:
@@ -237,7 +237,7 @@ class KeptKeys:
 
 
 class _Shared:
-    """A part of which both branches of guidance ask the same: computed for the rows of one, and repeated."""
+    """A part with equal results for both branches of guidance: computed for the rows of one, and repeated."""
 
     def __init__(self, module: Any) -> None:
         self._plain = module.forward
@@ -259,10 +259,10 @@ class _Shared:
 
 
 class Passes:
-    """What passes of a denoiser need not compute: what their rows have kept, and what both branches share.
+    """Lets passes of a denoiser skip known results: kept keys and values, and results that both branches share.
 
     Args:
-        before_text: parts of the denoiser whose results no text changes; none is a part of another.
+        before_text: parts of the denoiser that do not depend on text; none contains another.
     """
 
     def __init__(self, denoiser: nn.Module, before_text: Sequence[nn.Module]) -> None:
@@ -272,10 +272,10 @@ class Passes:
 
     @contextmanager
     def of(self, kept: KeptKeys, copies: int) -> Iterator[None]:
-        """Within the context, a pass takes the keys and values that are kept, and keeps those that it computes.
+        """Within the context, a pass uses the kept keys and values, and keeps those that it computes.
 
         Args:
-            copies: its rows are as many times the same pictures at the same steps, with other texts.
+            copies: number of copies of the same pictures at the same steps in the pass, with different texts.
         """
         self._say(kept, copies)
         try:

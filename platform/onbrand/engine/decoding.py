@@ -1,4 +1,4 @@
-"""Latents to pictures: one by one, or small ones at once where that was seen to change no bit."""
+"""Latents to pictures: one by one, or small ones in a batch where that was verified bit-identical."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onbrand.errors import NotFinite
 from onbrand.families.family import Family
 
 _MOST_AT_ONCE = 2**17
-"""Pixels, of all pictures together: larger ones keep a processor busy alone, and take memory."""
+"""Pixels of all pictures of a batch: larger ones keep a processor busy alone, and take memory."""
 
 
 class Decoder:
@@ -23,7 +23,7 @@ class Decoder:
         self._decoded: AtOnce[Tensor, Tensor] = AtOnce(self._decode, lambda picture: [picture])
 
     def pictures(self, latents_1CHW: Sequence[Tensor]) -> list[Tensor | Exception]:
-        """[3, H, W] in 0..1 of each, on the CPU, or why there is none; the latents are of one shape."""
+        """[3, H, W] in 0..1 on the CPU for each, or its exception. All latents have one shape."""
         finite = [each for each in latents_1CHW if torch.isfinite(each).all()]
         if self.may_be_at_once(finite):
             drawn = iter(self._decoded(finite, latents_1CHW[0].shape))
@@ -33,7 +33,7 @@ class Decoder:
         return [_must_be_finite(next(drawn)) if id(each) in ids else not_finite() for each in latents_1CHW]
 
     def may_be_at_once(self, latents_1CHW: Sequence[Tensor]) -> bool:
-        """Whether they are small, and on a CPU: what is not is better handed over one by one, each done by itself."""
+        """Whether the latents are on a CPU and small enough for a batch. Otherwise, submit them one by one."""
         pixels = sum(each.shape[-2] * each.shape[-1] for each in latents_1CHW) * self._family.vae_scale**2
         return self._family.device.type == "cpu" and pixels <= _MOST_AT_ONCE
 
@@ -42,10 +42,10 @@ class Decoder:
 
 
 def not_finite() -> NotFinite:
-    """The error of a picture that overflowed."""
+    """The error for a picture with non-finite values."""
     return NotFinite("the picture holds values that are not finite; lower lora_scale or guidance_scale")
 
 
 def _must_be_finite(picture: Tensor | Exception) -> Tensor | Exception:
-    """The picture, or the error instead of one that would be shown black."""
+    """The picture, or an error in place of non-finite values, which would be shown black."""
     return picture if isinstance(picture, Exception) or torch.isfinite(picture).all() else not_finite()

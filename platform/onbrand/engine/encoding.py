@@ -1,4 +1,4 @@
-"""Prompts to conditioning: a request by itself, or some that wait at once where that was seen to change no bit."""
+"""Prompts to conditioning: one by one, or in a batch where that was verified bit-identical."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onbrand.engine.onednn import use_onednn
 from onbrand.families.family import Conditioning, Family
 
 MOST_AT_ONCE = 8
-"""Requests: more would keep the first of them waiting for the last."""
+"""Requests per batch: a larger one would delay its first request."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Asked:
 
 
 Branches = tuple[Conditioning, Conditioning | None]
-"""What a prompt became, and its negative branch; None: there is none."""
+"""The conditioning of a prompt, and that of its negative branch or None."""
 
 
 class Encoder:
-    """Encodes with a family's text encoders. From any thread, one at a time: tokenizers are not safe to share."""
+    """Encodes with a family's text encoders. From any thread, one call at a time: tokenizers are not thread-safe."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -38,11 +38,11 @@ class Encoder:
         self._encoded: AtOnce[Asked, Branches] = AtOnce(self._encode, _bits)
         for encoder in family.text_encoders():
             projection = getattr(encoder, "text_projection", None)
-            if isinstance(projection, nn.Module):  # of one token a prompt: MKL rounds few rows otherwise than more
+            if isinstance(projection, nn.Module):  # one token per prompt: MKL rounds few rows differently from many
                 use_onednn(projection)
 
     def branches(self, asked: Sequence[Asked]) -> list[Branches | Exception]:
-        """Of each, or why there are none; they are all guided, or none is."""
+        """The branches of each request, or its exception. All requests are guided, or none is."""
         with self._lock:
             if self._family.device.type == "cpu":
                 return self._encoded(asked, asked[0].guided)

@@ -1,6 +1,6 @@
-"""The engine: requests of many brands advance together through one base model, one denoising step at a time.
+"""The engine: continuous batching of many brands' requests over one base model, one denoising step at a time.
 
-`add` and `step` are the whole story; one thread calls them (`onbrand.serving.loop`). No database, no network, no Ray.
+One thread calls `add` and `step` (`onbrand.serving.loop`). No database, no network, no Ray.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Engine:
     Args:
         num_slots: adapters on the device at once, in each rank class.
         max_batch: most rows of one forward pass.
-        classes: the batch sizes that occur; smaller batches are filled with dummy rows. Within one class a picture's
-            bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
-        max_waiting: pictures that may wait before accounts are held to equal shares of so many, and the brands of
-            each to equal shares of its share; what a brand that has none waiting asks for is always taken.
-        max_waiting_per_brand: most pictures of one brand that may wait.
-        stages: where text is encoded and pictures are decoded; None: in `step`, in a fixed order.
-        even: accounts have equal numbers of rows in a pass (`FairQueue`).
-        compile: draw with compiled graphs, one per batch size and shape, which brands and ranks leave as they are.
+        classes: the batch sizes in use; smaller batches are filled with dummy rows. Within one class a picture's bits
+            do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
+        max_waiting: limit of waiting pictures. Above it, each account is held to an equal share of it, and each brand
+            to an equal share of its account's. A brand with no waiting pictures is always accepted.
+        max_waiting_per_brand: most waiting pictures of one brand.
+        stages: executor for text encoding and picture decoding; None: both run in `step`, in a fixed order.
+        even: accounts get equal numbers of rows in a pass (`FairQueue`).
+        compile: use compiled graphs, one per batch size and shape; brands and ranks cause no recompilation.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class Engine:
         self.use(stages)
 
     def use(self, stages: Executor | None, on_done: Callable[[], object] = lambda: None) -> None:
-        """Encode and decode in `stages`; before the first request only.
+        """Encode and decode in `stages`. Raises Conflict once there are requests.
 
         Args:
-            on_done: called in any thread when `step` has something to do again.
+            on_done: called in any thread when `step` has work again.
         """
         if self._jobs:
             raise Conflict("the engine is drawing; say where to encode and decode before the first request")
@@ -114,26 +114,26 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is not at its end."""
+        """Whether any request is unfinished."""
         return bool(self._jobs or self._canceled)
 
     @property
     def can_step(self) -> bool:
-        """Whether `step` would do anything; False also while all there is is being encoded or decoded."""
+        """Whether `step` would do anything. False also while all remaining work is being encoded or decoded."""
         return self.has_work and not (self._stalled and self._stages.num_out and not self._stages.has_outcomes)
 
     @property
     def num_waiting(self) -> int:
-        """Pictures that have not begun."""
+        """Number of pictures not yet started."""
         return self._queue.num_pictures()
 
     def add(self, request: Request) -> str:
         """Take a request; it joins at the next step. Returns its id.
 
         Raises:
-            InvalidInput: a number is out of the family's bounds; the field is named.
+            InvalidInput: a number is outside the family's bounds; the error names the field.
             TooManyRequests: this brand's part of the queue is full.
-            Conflict: a request of this id is here already.
+            Conflict: a request of this id is being drawn already.
         """
         plan = planned(request, self.family)
         if request.id in self._jobs:
@@ -145,18 +145,18 @@ class Engine:
         return request.id
 
     def cancel(self, request_id: str) -> None:
-        """Free the request's rows at the next step, wherever it is. Unknown or finished ids change nothing."""
+        """Free the request's rows at the next step, at any stage. Unknown or finished ids have no effect."""
         if request_id in self._jobs:
             self._canceled.append(request_id)
             self._stalled = False
 
     def collect(self) -> list[Event]:
-        """Events of what was encoded or decoded meanwhile, without the time of a step, which tells them as well."""
+        """Return events of finished encoding and decoding, without a denoising step. `step` returns them too."""
         return [event for events in self._stages.outcomes() for event in events]
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One denoising step of one batch: who was cancelled leaves, who waits joins, who is through is decoded."""
+        """One denoising step of one batch: drop cancelled requests, admit waiting ones, decode finished rows."""
         events = self._leave()
         self._prepare_next()
         events += self.collect()
@@ -206,7 +206,7 @@ class Engine:
             return problem
 
     def _cuts(self, request: Request, plan: Plan) -> Iterator[dict[str, Any]]:
-        """What of its prompts is beyond what the base reads."""
+        """The parts of the prompts beyond the base's text length, as JSON."""
         texts = {"prompt": request.prompt}
         if plan.guided and request.negative_prompt:
             texts["negative_prompt"] = request.negative_prompt
@@ -228,7 +228,7 @@ class Engine:
         return events
 
     def _next_rows(self) -> tuple[list[Row], list[Event]]:
-        """The rows that step now, and who failed to join."""
+        """The rows that step now, and `Failed` events of jobs that could not join."""
         stepping: set[Job] = set()
         problems: dict[Job, Exception] = {}
 
@@ -242,16 +242,16 @@ class Engine:
 
         num_rows = Counter(self._queue.next_batch(admit))
         rows: list[Row] = []
-        for job in [job for job in self._jobs.values() if job in num_rows]:  # an order that lasts from step to step
+        for job in [job for job in self._jobs.values() if job in num_rows]:  # in stable order from step to step
             try:
                 rows += self._rows(job, num_rows[job])
             except Exception as problem:
                 problems[job] = problem
-        rows.sort(key=_rank_class)  # rows of one class side by side: what they add is added together
+        rows.sort(key=_rank_class)  # rows of one rank class are neighbours: their deltas are added together
         return rows, [self._fail(job, problem) for job, problem in problems.items()]
 
     def _rows(self, job: Job, num: int) -> list[Row]:
-        """The first `num` rows of the job; pictures that wait are begun for it."""
+        """The first `num` rows of the job; starts waiting pictures as needed."""
         assert job.prepared is not None
         while len(job.rows) < num:
             seed = job.request.seed + job.num_started
@@ -262,7 +262,7 @@ class Engine:
         return job.rows[:num]
 
     def _end(self, job: Job) -> None:
-        """Forget a job: its waiting pictures, its rows, its hold on the adapter; what is under way is for nothing."""
+        """Remove a job with its waiting pictures, rows and lease. Results still being computed are discarded."""
         job.ended = True
         self._jobs.pop(job.request.id, None)
         self._queue.remove(job)
@@ -270,7 +270,7 @@ class Engine:
         self._stepper.forget(job)
         job.rows.clear()
         job.prepared = None
-        self._stalled = False  # somebody may wait for its slot
+        self._stalled = False  # another job may wait for its slot
 
     def _fail(self, job: Job, problem: BaseException) -> Failed:
         self._end(job)
@@ -303,14 +303,15 @@ class Engine:
             )
 
     def _retry_after(self, brand_id: str) -> int:
-        """Seconds until about half of the brand's pictures that wait would have begun, were nobody else served."""
+        """Seconds until about half of the brand's waiting pictures would start, if only this brand were served; 1 to
+        60."""
         cost = sum(job.num_waiting * job.plan.cost for job in self._jobs.values() if job.brand_id == brand_id)
         return min(60, max(1, math.ceil(cost * self._seconds_per_cost / 2)))
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _advance(self, rows: list[Row]) -> list[Event]:
-        """Step these rows; when the pass fails, each alone, so that only the culprit's request fails."""
+        """Step these rows. If the pass fails, step each row alone, so that only the faulty request fails."""
         began = time.perf_counter()
         try:
             size = self._stepper.advance(rows)
@@ -330,12 +331,12 @@ class Engine:
         return events + self._progress(rows)
 
     def _fail_overflowed(self) -> list[Event]:
-        """End the jobs of rows that hold no numbers any more: none of their steps would make a picture of them."""
+        """End the jobs of rows with non-finite latents: no further step would make a picture of them."""
         jobs = [job for job in self._jobs.values() if any(row.overflowed for row in job.rows)]
         return [self._fail(job, not_finite()) for job in jobs]
 
     def _send_on(self, rows: list[Row]) -> None:
-        """Have rows decoded that are through; with its last one a job gives back what it holds."""
+        """Decode finished rows. A job releases its lease with its last row."""
         if not rows:
             return
         at_once = self._decoder.may_be_at_once([row.latents_1CHW for row in rows])
@@ -406,7 +407,7 @@ def _rank_class(row: Row) -> int:
 
 
 def _encoded_together(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs in groups that are encoded by one pass: all guided or none, and whoever asked to be alone is alone."""
+    """Groups of jobs, one encoding pass each: all guided or none; a job with `exclusive` is alone."""
     open_groups: dict[bool, list[Job]] = {}
     groups: list[list[Job]] = []
     for job in jobs:

@@ -1,14 +1,14 @@
-"""Whose pictures step now: weighted fair queueing over accounts, and over the brands of each, decided anew every step.
+"""Weighted fair queueing over accounts, and over the brands of each account, decided anew at every step.
 
-A ledger is what somebody was served: denoised pixels over the weight of the brand. Each place of a batch goes to the
-account with the lowest ledger, and in it to the brand with the lowest (after Sheng et al. 2024, algorithm 4); rows of
-who is ahead pause until the others caught up. With c the ledgers, w the weights and U the work of the largest batch
-step, accounts a and b that both have pictures left out keep
+A ledger counts service: denoised pixels divided by the brand's weight. Each place of a batch goes to the account with
+the lowest ledger, and in it to the brand with the lowest (after Sheng et al. 2024, algorithm 4). Rows of those ahead
+pause until the others catch up. With c the ledgers, w the weights and U the work of the largest batch step, accounts a
+and b that both have pictures left out keep
 
     c_a - c_b <= U / w_a
 
-that is, none is ever more than one batch step ahead of another. The same holds for two brands of one account. So an
-account gets one share, however many brands it has.
+So none is ever more than one batch step ahead of another. The same holds for two brands of one account. An account gets
+one share, however many brands it has.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from onbrand.engine.batch import BatchKey, Job, size_class
 
 @dataclass(slots=True, eq=False)
 class _Brand:
-    """A brand's jobs in the order they came, and what it was served.
+    """A brand's jobs in order of arrival, and its ledger.
 
     Args:
-        last_turn: number of the pass that served it last; of equal ledgers, who waited longer goes first.
+        last_turn: number of the pass that served it last; of equal ledgers, the one served longest ago goes first.
     """
 
     served: float
@@ -37,15 +37,15 @@ class _Brand:
 
     @property
     def place(self) -> tuple[float, int]:
-        """Who has the lowest goes first."""
+        """Sort key: the lowest goes first."""
         return self.served, self.last_turn
 
     def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
-        """Whether it has a picture that could step and does not."""
+        """Whether it has a picture that could step but was not taken."""
         return any(job.num_to_step > taken[job] for job in self.jobs if job not in refused)
 
     def first(self, key: BatchKey | None, taken: Counter[Job], refused: set[Job]) -> Job | None:
-        """Its oldest job with a picture to step, of `key` if one is given."""
+        """Its oldest job with a picture to step, of `key` if one is given; else None."""
         for job in self.jobs:
             if job.num_to_step > taken[job] and job not in refused and key in (None, job.key):
                 return job
@@ -54,10 +54,10 @@ class _Brand:
 
 @dataclass(slots=True, eq=False)
 class _Account:
-    """The brands of one account, and what they were served together.
+    """The brands of one account, and their common ledger.
 
     Args:
-        floor: the lowest ledger of its brands that were left something to wait for; nobody's is lower.
+        floor: lowest ledger of its brands with pictures left out; brands below it are lifted to it.
     """
 
     served: float
@@ -71,7 +71,7 @@ class _Account:
 
     @property
     def num_to_step(self) -> int:
-        """Pictures of all its brands that could take part in a pass now."""
+        """Number of pictures of all its brands that could take part in a pass now."""
         return sum(job.num_to_step for brand in self.brands.values() for job in brand.jobs)
 
     @property
@@ -83,17 +83,17 @@ class _Account:
         return any(brand.has_more(taken, refused) for brand in self.brands.values())
 
     def lift(self) -> None:
-        """Nobody saves up credit."""
+        """Lift every brand to the floor, so that none saves up credit."""
         for brand in self.brands.values():
             brand.served = max(brand.served, self.floor)
 
     def forget_the_idle(self) -> None:
-        """Brands without jobs stay for as long as they are ahead."""
+        """Drop brands without jobs, except those ahead of the floor."""
         kept = {name: each for name, each in self.brands.items() if each.jobs or each.served > self.floor}
         self.brands = kept
 
     def near(self, num_pictures: int) -> Iterator[Job]:
-        """The first jobs with pictures that wait, brands in turns, until they have so many pictures."""
+        """The first jobs with waiting pictures, brands in turns, until they hold `num_pictures` pictures."""
         lines = [
             list(islice((job for job in brand.jobs if job.num_waiting), num_pictures))
             for brand in sorted(self.busy, key=lambda brand: brand.place)
@@ -109,16 +109,17 @@ class _Account:
 class FairQueue:
     """All jobs of an engine, and the order in which they are served.
 
-    - Who comes back, or got all they wanted so far, is lifted to the minimum of those that were left something to wait
-      for: nobody saves up credit, and nobody owes for what nobody else wanted. Among accounts as among brands of one.
+    - An account that comes back, or had everything served, is lifted to the lowest ledger of those with pictures left
+      out: none saves up credit, and none owes for service that no other wanted. The same holds among an account's
+      brands.
     - A pass has one `BatchKey`: that of the account with the lowest ledger. Others of the same key fill the batch, but
-      not beyond one batch step ahead of those whose key has to wait. Dummy rows are charged to who leads.
+      get at most one batch step ahead of those whose key has to wait. Dummy rows are charged to the leader.
     - Within a brand: first come, first served.
 
     Args:
-        classes: the sizes that batches come in.
-        even: a pass takes as long as it has rows, as on a CPU: then no account has more rows in one than any other that
-            has pictures to step has of these, so that who asks for little waits little.
+        classes: batch size classes.
+        even: a pass takes time in proportion to its rows, as on a CPU. Then no account has more rows in a pass than any
+            other with pictures to step has of these, so that small requests wait little.
     """
 
     def __init__(self, max_batch: int, classes: Sequence[int], even: bool = False) -> None:
@@ -138,20 +139,20 @@ class FairQueue:
         brand.jobs[job] = None
 
     def remove(self, job: Job) -> None:
-        """Take a job out; nothing happens if it is not in. Its brand keeps what it owes until the others are there."""
+        """Remove a job; no effect if it is not in. Its brand keeps its ledger until the others reach it."""
         brand = self._brand_of(job)
         if brand is not None:
             brand.jobs.pop(job, None)
 
     def served(self, job: Job) -> tuple[float, float]:
-        """The ledgers of the job's account and of its brand: the higher, the later their turn."""
+        """The ledgers of the job's account and brand: the higher, the later their turn."""
         account, brand = self._accounts.get(job.account_id), self._brand_of(job)
         if account is None or brand is None:
             return self._floor, 0.0
         return max(account.served, self._floor), max(brand.served, account.floor)
 
     def accounts(self) -> set[str]:
-        """Those with jobs here."""
+        """The accounts with jobs here."""
         return {account_id for account_id, account in self._accounts.items() if account.busy}
 
     def brands(self, account_id: str) -> set[str]:
@@ -160,7 +161,7 @@ class FairQueue:
         return set() if account is None else {name for name, brand in account.brands.items() if brand.jobs}
 
     def num_pictures(self, account_id: str | None = None, brand_id: str | None = None) -> int:
-        """Pictures that have not begun: of all, of one account, or of one brand of it."""
+        """Number of pictures not yet started: of all accounts, of one, or of one brand of it."""
         accounts = self._accounts.values() if account_id is None else filter(None, [self._accounts.get(account_id)])
         return sum(
             job.num_waiting
@@ -171,7 +172,7 @@ class FairQueue:
         )
 
     def unprepared(self) -> Iterator[Job]:
-        """Jobs to prepare now: enough of each account's for a whole pass, few enough that device memory lasts."""
+        """Jobs to prepare now: enough of each account for a whole pass, but few enough to fit device memory."""
         busy = [account for account in self._accounts.values() if account.busy]
         ahead = max(self._max_batch, 4 * self._max_batch // max(1, len(busy)))
         for account in busy:
@@ -180,10 +181,10 @@ class FairQueue:
                     yield job
 
     def next_batch(self, admit: Callable[[Job], bool]) -> list[Job]:
-        """The jobs of which a picture steps now, once per picture; all of one key.
+        """The jobs that step a picture now, one entry per picture; all of one key.
 
         Args:
-            admit: asked once for each job before its first picture is taken; False passes it over.
+            admit: called once for each job before its first picture is taken; False skips the job.
         """
         self._forget_the_idle()
         self._num_turns += 1
@@ -212,7 +213,7 @@ class FairQueue:
 
 
 def _even_rows(accounts: Sequence[_Account]) -> list[int]:
-    """How many rows each account may have in a pass: as many as any other has to step."""
+    """The most rows of each account in a pass: the fewest that any other account has to step."""
     totals = [account.num_to_step for account in accounts]
     lowest = sorted(total for total in totals if total)[:2]
     if len(lowest) < 2:
@@ -224,7 +225,7 @@ class _Turn:
     """The choice of one batch.
 
     Args:
-        most: rows that each account may have.
+        most: most rows of each account.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class _Turn:
         self._leader: tuple[_Account, _Brand, Job] | None = None
 
     def chosen(self) -> list[Job]:
-        """The jobs of the pass; what would be dummy rows is anybody's."""
+        """The jobs of the pass. Any account may fill the places that would be dummy rows."""
         self._fill(self._max_batch, self._most)
         if self._chosen:
             size = size_class(len(self._chosen), self._classes)
@@ -274,7 +275,7 @@ class _Turn:
             heapq.heappush(heap, (*account.place, n))
 
     def _next_of(self, account: _Account) -> tuple[_Brand, Job] | None:
-        """The brand of the account whose turn it is, and its job; None when none may have a row of this pass."""
+        """The account's next brand and its job; None when no brand may have a row of this pass."""
         left_behind = math.inf
         for brand in sorted(account.busy, key=lambda brand: brand.place):
             job = brand.first(self._leader[2].key if self._leader else None, self._taken, self._refused)
@@ -286,7 +287,7 @@ class _Turn:
         return None
 
     def _is_too_far_ahead(self, served: float, job: Job, left_behind: float) -> bool:
-        """Whether one row more would put it more than a batch step ahead of who has to wait for another key."""
+        """Whether one more row would put it over one batch step ahead of those waiting for another key."""
         return served + job.step_charge > left_behind + self._max_batch * job.step_charge
 
     def _is_admitted(self, job: Job) -> bool:
@@ -302,7 +303,7 @@ class _Turn:
             each.last_turn = self._number
 
     def charge_dummies(self) -> None:
-        """The rest of the batch was opened for the leader, and nobody else could use it."""
+        """Charge the dummy rows to the leader: the batch was opened for it, and no other job could fill them."""
         assert self._leader is not None
         size = size_class(len(self._chosen), self._classes)
         account, brand, job = self._leader
@@ -310,6 +311,6 @@ class _Turn:
             each.served += (size - len(self._chosen)) * job.step_charge
 
     def floor_of(self, those: Sequence[_Account] | Sequence[_Brand]) -> float:
-        """The lowest ledger of those who wait for more; when nobody does, all are quits."""
+        """The lowest ledger of those with pictures left out; without any, the highest ledger, which makes all equal."""
         waiting = [each.served for each in those if each.has_more(self._taken, self._refused)]
         return min(waiting) if waiting else max(each.served for each in those)

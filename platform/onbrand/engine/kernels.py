@@ -1,6 +1,6 @@
-"""How a denoiser's passes run fast: kept memory on a CPU, where `onednn` does the rest, and compiled graphs anywhere.
+"""Fast passes of a denoiser: kept memory on a CPU (the rest is in `onednn`), and compiled graphs on any device.
 
-None of it changes what is computed beyond rounding, and every row is computed alike whatever the others are.
+Results differ by rounding only, and a row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _MOST_COMPILED = 64
 
 
 def keep_memory() -> bool:
-    """Have the C library keep what a step frees for the next step; for a process that draws on a CPU.
+    """Have the C library keep memory that a step frees for the next step; for a process that draws on a CPU.
 
-    glibc gives blocks of some MiB back to the kernel at once, and a step's activations are such blocks: faulting them
-    in again costs more than some of what is computed on them. Returns whether the C library took it.
+    glibc returns blocks of some MiB to the kernel at once, and a step's activations are such blocks. Faulting them in
+    again costs more than some of the computation on them. Returns whether the C library accepted the settings.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -45,7 +45,7 @@ def compile_passes(denoiser: nn.Module, backend: str | Callable[..., Any] = "ind
 
 
 def _plain_beyond_the_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Passes of shapes that came after the last graph that is kept, computed without one: slower, and drawn."""
+    """Compute passes of shapes beyond the graph limit without a graph: slower, but they are drawn."""
     is_told = False
 
     def call(*inputs: Any, **named: Any) -> Any:
@@ -62,5 +62,5 @@ def _plain_beyond_the_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -
 
 
 def uncompile_passes(denoiser: nn.Module) -> None:
-    """The counterpart of `compile_passes`."""
+    """Undo `compile_passes`."""
     denoiser._compiled_call_impl = None

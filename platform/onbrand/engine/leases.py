@@ -1,4 +1,4 @@
-"""Which jobs hold slots: a job leases its adapter's slot when its rows step, and may lose it while they pause."""
+"""Slot leases of jobs: a job leases its adapter's slot when its rows step, and may lose it while they pause."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ class Leases:
     """The leases of an engine's jobs.
 
     Args:
-        served: how much a job's account and brand were served; slots are recalled from those ahead,
-            whose turn is the farthest.
+        served: ledgers of a job's account and brand; slots are recalled first from the jobs with the highest.
     """
 
     def __init__(self, residency: Residency, served: Callable[[Job], tuple[float, float]]) -> None:
@@ -21,7 +20,7 @@ class Leases:
         self._holders: dict[Job, None] = {}
 
     def take(self, job: Job, stepping: Collection[Job]) -> bool:
-        """See that `job` can step: it holds its adapter's slot, or needs none. False: there is no slot for it now.
+        """Get the slot of the job's adapter, if it has one. False: no slot is available now.
 
         Args:
             stepping: jobs whose slots may not be recalled.
@@ -39,7 +38,7 @@ class Leases:
         return not job.claiming
 
     def give_back(self, job: Job) -> None:
-        """The counterpart of `take`; also when it was refused."""
+        """Undo `take`, also if it returned False."""
         if job.lease is not None:
             self._residency.unpin(job.lease)
             del self._holders[job]
@@ -57,8 +56,8 @@ class Leases:
         return job.lease is not None
 
     def _recallable(self, job: Job, stepping: Collection[Job]) -> list[Job]:
-        """All who hold one slot that would be this job's without them, and do not step now; of such slots, that of
-        whoever is farthest ahead. None: recalling would help nobody."""
+        """The pausing jobs whose slot `job` would get if they released it. Of several slots, the one whose holder is
+        farthest ahead. Empty: no recall would help."""
         assert job.prepared is not None
         use = job.prepared.use
         assert use is not None

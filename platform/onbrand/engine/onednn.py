@@ -1,6 +1,6 @@
-"""Layers of a float32 base on a CPU, computed with fewer or faster products on weights that are laid out once.
+"""Layers of a float32 base on a CPU, with fewer or faster products on weights that are laid out once.
 
-None of it changes what is computed beyond rounding, and every row is computed alike whatever the others are.
+Results differ from PyTorch's by rounding only, and a row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SMALL = 20_480
-"""Numbers of one picture up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
+"""Numbers in one picture up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
 _PIXELS_MULTIPLIED = 1024
 """Pixels of one picture up to which a 1x1 convolution is faster as a product."""
 
 
 def use_onednn(part: nn.Module) -> None:
-    """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway; prepare it to fold
-    doublings (`blocks`), and multiply where a kernel is 1x1.
+    """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway. Also prepare
+    upsampling convolutions for folding (`blocks`), and compute 1x1 convolutions as products.
 
-    PyTorch takes MKL for linear layers, which uses AVX2 on CPUs that are not Intel's, and im2col for convolutions of
-    one small picture: two threads make it slower than one, and its rounding is not that of the same picture among
-    others. Training and compiled passes are left as they are; again changes nothing.
+    PyTorch uses MKL for linear layers, which uses AVX2 on CPUs that are not Intel's. For convolutions of one small
+    picture it uses im2col: slower with two threads than with one, and rounded differently from the same picture in a
+    batch. Training and compiled passes are unchanged. A second call changes nothing.
     """
     weight = next(part.parameters(), None)
     if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_onednn():
@@ -50,13 +50,13 @@ def _has_onednn() -> bool:
 
 
 def _doubles(up: Upsample2D) -> bool:
-    """Whether a 3x3 convolution follows its doubling."""
+    """Whether it upsamples by interpolation, with a 3x3 convolution after it."""
     conv: Any = getattr(up, "conv", None)
     return type(conv) is nn.Conv2d and up.interpolate and conv.kernel_size == (3, 3) and conv.padding == (1, 1)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether it is a 3x3 convolution of the kind that oneDNN computes in one picture as it does in many."""
+    """Whether oneDNN computes this 3x3 convolution for one picture as it does for many."""
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return plain and isinstance(conv.padding, tuple) and conv.kernel_size == (3, 3)
 
@@ -72,7 +72,7 @@ def _use(module: Any, kind: type[_Laid]) -> None:
 
 
 class _Laid(ABC):
-    """A layer's forward on its weight in another layout, which is made anew when the weight has changed."""
+    """A layer's forward with its weight in another layout, which is rebuilt when the weight has changed."""
 
     def __init__(self, module: Any) -> None:
         self._module, self._plain = module, module.forward
@@ -90,11 +90,11 @@ class _Laid(ABC):
 
     @abstractmethod
     def _laid(self, weight: Tensor) -> Any:
-        """The weight as `_computed` wants it."""
+        """The weight in the layout that `_computed` needs."""
 
     @abstractmethod
     def _computed(self, x: Tensor, **how: Any) -> Tensor:
-        """What the layer makes of `x`."""
+        """The layer's output for `x`."""
 
 
 class _Linear(_Laid):
@@ -106,7 +106,7 @@ class _Linear(_Laid):
 
 
 class _Convolution(_Laid):
-    """A convolution that is computed by oneDNN also where PyTorch would take im2col: of one small picture."""
+    """A convolution that uses oneDNN even for one small picture, where PyTorch would use im2col."""
 
     def _laid(self, weight: Tensor) -> Tensor:
         return weight
@@ -124,7 +124,7 @@ def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: tuple[int, i
 
 
 class Pointwise(_Laid):
-    """A 1x1 convolution of small pictures as a product, which needs no other layout of them."""
+    """A 1x1 convolution of small pictures as a product, without a change of layout."""
 
     def _laid(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
@@ -141,7 +141,7 @@ class Pointwise(_Laid):
 
 
 class _IntoTokens(Pointwise):
-    """The same, its result laid out as the tokens [N, P, o] that it is about to become."""
+    """The same, with its result laid out as tokens [N, P, o], which is its next use."""
 
     def _product(self, x_NiP: Tensor, weight_Noi: Tensor) -> Tensor:
         return _product(self._module.bias, x_NiP.transpose(1, 2), weight_Noi.transpose(1, 2)).transpose(1, 2)
@@ -152,13 +152,13 @@ def _product(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 
 class Folded(_Laid):
-    """A 3x3 convolution of what was doubled by nearest neighbours, as four 2x2 convolutions of what it was before.
+    """A 3x3 convolution of a nearest-neighbour upsampled picture, as four 2x2 convolutions of the small picture.
 
-    Output (2i + a, 2j + b) sees two rows and two columns of the small picture, of which one counts twice: 16 products
-    where there were 36.
+    Output (2i + a, 2j + b) depends on two rows and two columns of the small picture, one of which counts twice: 16
+    products instead of 36.
 
     Args (of a call):
-        is_small: the picture is not doubled yet.
+        is_small: the picture is not upsampled yet.
     """
 
     def _laid(self, weight: Tensor) -> list[Tensor]:
@@ -181,6 +181,6 @@ _PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 def _summed(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The two taps, in the small picture, of even and of odd outputs."""
+    """The two taps in the small picture, for even and for odd outputs."""
     before, here, after = weight.unbind(dim)
     return torch.stack([before, here + after], dim), torch.stack([before + here, after], dim)

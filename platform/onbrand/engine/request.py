@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it tells: requests, events, receipts. No prompt ever shows in a repr."""
+"""Requests, events and receipts of the engine. No prompt appears in a repr."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _WEIGHT_MIN, _WEIGHT_MAX = 1e-3, 1e3
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Pictures of one prompt, all with the same adapters. Picture i is drawn with seed + i.
+    """Pictures of one prompt, all with the same adapters. Picture i has the seed `seed` + i.
 
-    None stands for what the base recommends.
+    None means the base's recommendation.
 
     Args:
-        guidance_scale: classifier-free guidance; of flux, the embedded guidance.
+        guidance_scale: classifier-free guidance; for flux, the embedded guidance.
         true_cfg_scale: classifier-free guidance of flux; others ignore it.
-        adapters: of this brand; several are added up.
+        adapters: all of this brand; several are summed.
         exclusive: share no forward pass with another brand.
         sampler: one of the family's (`FamilySpec.samplers`); None: the base's own.
-        account_id: the account that the brand belongs to: all its brands share what one account gets. None: the brand
-            has an account of its own.
-        weight: the brand's share of the engine: what it is served counts for so much less.
-        slot_quota: the brand's adapters on the device at once, in each rank class; None: no limit of its own.
-        preview_every: tell a small `Preview` of each picture every so many steps; 0: none.
+        account_id: the brand's account; all brands of an account share one account's part. None: the brand has an
+            account of its own.
+        weight: the brand's share of the engine: its charges are divided by this.
+        slot_quota: slots in each rank class that the brand can count on (`Residency`); None: no quota.
+        preview_every: return a small `Preview` of each picture every so many steps; 0: none.
     """
 
     id: str
@@ -56,11 +56,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request's numbers after the base's recommendations.
+    """A request's numbers, completed with the base's recommendations.
 
     Args:
         cfg_scale: classifier-free guidance; the denoiser's rows are doubled when it is above 1.
-        embedded_guidance: what distilled models are told.
+        embedded_guidance: guidance that distilled models take as an input.
     """
 
     height: int
@@ -85,7 +85,7 @@ class Plan:
 
 
 def planned(request: Request, family: Family) -> Plan:
-    """Complete the request's numbers. Raises InvalidInput naming the field that this family cannot draw."""
+    """The plan of a request. Raises InvalidInput naming a field that this family cannot draw."""
     spec, advice = family.spec, family.recommended
     height, width = request.height or advice.resolution or 512, request.width or advice.resolution or 512
     spec.must_be_size(height, "height")
@@ -118,12 +118,13 @@ def _within(param: str, value: float | None, default: float, low: float, high: f
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a picture came to be: with its prompt, enough to draw it again; where one size class was enough, to the bit.
+    """How a picture was made. With its prompt it suffices to draw it again: to the bit if all passes had one size
+    class.
 
     Args:
-        batch_sizes: the size classes of the forward passes it took part in.
-        slot_generation: of the slot its adapter sat in at its last step; None without an adapter.
-        cut: prompts that were longer than what the base reads: their field, tokenizer, tokens, and how many were read.
+        batch_sizes: size classes of the forward passes it took part in.
+        slot_generation: generation of its adapter's slot at its last step; None without an adapter.
+        cut: prompts longer than the base reads: field, tokenizer, number of tokens, and number read.
     """
 
     brand_id: str
@@ -159,7 +160,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a picture looks like after `step` steps: small (latent size), in 0..1 on the CPU; never to be stored."""
+    """A picture after `step` steps: small (latent size), in 0..1 on the CPU. Never to be stored."""
 
     request_id: str
     index: int
@@ -180,14 +181,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The request's last picture was told."""
+    """The request's last picture was returned."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ends here, others do not; pictures told before stay good."""
+    """The request ends here; others go on. Pictures returned before stay valid."""
 
     request_id: str
     error: OnbrandError
@@ -195,7 +196,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Canceled:
-    """`cancel` took effect: no more of this request."""
+    """`cancel` took effect: no more events of this request."""
 
     request_id: str
 

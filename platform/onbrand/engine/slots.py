@@ -1,10 +1,10 @@
-"""Slots: the adapters that one forward pass of the base can use, row by row.
+"""Slots: adapters on the device, selected row by row in one forward pass of the base.
 
-Row b of a batch has slot s_b and scale c_b; an adapted layer W then computes (Hu et al. 2021, eq. 3, per row)
+Row b of a batch has slot s_b and scale c_b. An adapted layer W then computes (Hu et al. 2021, eq. 3, per row)
 
     Y_b = X_b W^T + c_b (X_b A_{s_b}^T) B_{s_b}^T          A: [S, R, i]   B: [S, o, R]   slot 0 = zeros = the base.
 
-Which adapter sits in which slot, and for how long, is `onbrand.engine.adapters`' business.
+`onbrand.engine.adapters` decides which adapter is in which slot, and for how long.
 Shapes: S slots, R rank class, i/o a layer's inputs and outputs, N rows of a forward pass, T tokens.
 """
 
@@ -28,7 +28,7 @@ from onbrand.errors import AdapterRefused
 from onbrand.families.lora import LayerWeights
 
 RANK_CLASSES = (8, 16, 32, 64, 128)
-"""Ranks are zero-padded to the next class. Classes are kept apart because padding further would change low bits."""
+"""Ranks are zero-padded to the next class. Classes are kept apart because further padding would change low bits."""
 
 _BYTES_GATHERED = 2**26
 _BINDINGS_KEPT = 4
@@ -38,12 +38,12 @@ _ALIGNED_NUMBERS = 16
 
 
 class StaleSlot(RuntimeError):
-    """A row points at a slot that was written again since; drawing on would use another brand's adapter."""
+    """A row refers to a slot that was written again since. Going on would use another brand's adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one adapter; index 0 of every class is the base model."""
+    """A place for one adapter. Index 0 of every class is the base model."""
 
     rank_class: int
     index: int
@@ -51,7 +51,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class RowAdapter:
-    """What one row of a batch wants: a slot as it was at `generation`, and how much of it."""
+    """The adapter of one batch row: a slot at a given `generation`, and the scale."""
 
     slot: Slot
     generation: int
@@ -59,7 +59,7 @@ class RowAdapter:
 
 
 def rank_class(rank: int) -> int:
-    """The class that holds `rank`. Raises AdapterRefused above the largest."""
+    """The smallest class that holds `rank`. Raises AdapterRefused above the largest."""
     for size in RANK_CLASSES:
         if rank <= size:
             return size
@@ -80,7 +80,7 @@ class _Stack:
 
 @dataclass
 class _Layer:
-    """An adapted layer of the base: how many resident adapters name it, and its hook while any does."""
+    """An adapted layer of the base: the number of resident adapters that use it, and its hook while there are any."""
 
     module: nn.Linear | nn.Conv2d
     num_users: int = 0
@@ -89,7 +89,7 @@ class _Layer:
 
 @dataclass
 class _Group:
-    """The slots of one rank class. `index_M` is what compiled passes read: always the same tensor, written in place."""
+    """The slots of one rank class. Compiled passes read `index_M`: always the same tensor, written in place."""
 
     generations: list[int]
     free: list[int]
@@ -100,13 +100,13 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Some:
-    """Some rows of a pass, in runs of neighbours: their places among such rows of the batch, and in the pass."""
+    """Some rows of a pass, in runs of neighbours: a run's places among such rows of the batch, and in the pass."""
 
     runs: list[tuple[slice, slice]]
     _places: dict[tuple[int, ...], Hashable] = field(default_factory=dict)
 
     def places(self, *strides: int) -> Hashable:
-        """How long runs are, and where they begin for kernels that look at that: by what a row takes, in numbers."""
+        """Run lengths, and alignments of run starts for kernels that depend on them; `strides`: numbers per row."""
         if strides not in self._places:
             self._places[strides] = frozenset(
                 (run.stop - run.start, *(run.start * stride % _ALIGNED_NUMBERS for stride in strides))
@@ -116,9 +116,9 @@ class _Some:
 
 
 class _Binding:
-    """The rows of a forward pass: per rank class one index tensor for all layers; and what was gathered by it.
+    """The rows of a forward pass: one index tensor per rank class for all layers, and the A and B gathered with it.
 
-    Rows mostly stay together for many steps, so A and B are gathered once, with the scale in B.
+    Rows mostly stay together for many steps, so A and B are gathered once, with the scale multiplied into B.
     """
 
     def __init__(self, rows: Sequence[RowAdapter | None], device: torch.device, dtype: torch.dtype) -> None:
@@ -134,7 +134,7 @@ class _Binding:
         self._num_bytes = 0
 
     def gathered(self, stack: _Stack, size: int, name: str, num: int) -> tuple[Tensor, Tensor]:
-        """A and scaled B for `num` rows: guidance stacks whole copies of the batch."""
+        """A and scaled B for `num` rows, whole copies of the batch as guidance makes them."""
         pair = self._kept.get((size, name, num))
         if pair is None:
             copies = self._copies(num)
@@ -144,7 +144,7 @@ class _Binding:
         return pair
 
     def gathered_for_some(self, stack: _Stack, size: int, name: str) -> tuple[Tensor, Tensor]:
-        """A and scaled B for the rows of this class in the batch alone."""
+        """A and scaled B for this class's rows of the batch only."""
         pair = self._kept.get((size, name, 0))
         if pair is None:
             places = [place for low, high in self._runs[size] for place in range(low, high)]
@@ -154,7 +154,7 @@ class _Binding:
         return pair
 
     def some(self, size: int, num: int) -> _Some | None:
-        """The rows of a class in a pass of `num`; None when all are."""
+        """The rows of a class in a pass of `num` rows; None when all rows are of the class."""
         if (size, num) not in self._some:
             runs = self._runs[size]
             firsts = accumulate((high - low for low, high in runs), initial=0)
@@ -180,7 +180,7 @@ class _Binding:
 
 
 def _runs(chosen: Sequence[bool]) -> list[tuple[int, int]]:
-    """[low, high) of each run of chosen ones."""
+    """[low, high) of each run of True."""
     edges = [n for n, (left, right) in enumerate(pairwise([False, *chosen, False])) if left != right]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
@@ -194,7 +194,7 @@ def _scales(rows: Sequence[RowAdapter | None]) -> list[float]:
 
 
 def _added(module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B_NoR: Tensor, scale_N11: Tensor | None) -> Tensor:
-    """y + scale * B A x of every row, written into `y` where its layout allows: it is the layer's fresh output."""
+    """y + scale * B A x of every row, written into `y` where its layout allows: `y` is the layer's fresh output."""
     if isinstance(module, nn.Conv2d):
         h_NRP = _convolved(module, x, A, y.shape[2])
         h_NRP = h_NRP if scale_N11 is None else h_NRP * scale_N11
@@ -208,15 +208,15 @@ def _added(module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B_NoR: Tensor, sc
 
 
 def _added_to(some: _Some, module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """y, with the deltas of some rows written into it; A and B are theirs."""
+    """`y` with the deltas of some rows written into it. A and B hold these rows only."""
     for own, of_pass in some.runs:
         _added(module, x[of_pass], y[of_pass], A[own], B[own], None)
     return y
 
 
 def _is_rounded_alike(module: nn.Module, x: Tensor, y: Tensor, some: _Some, size: int) -> bool:
-    """Whether rows of a class alone get the bits that they get among all rows: seen with an adapter by chance, for a
-    real one may have zeros, which prove nothing; with inputs by chance where the real ones overflow."""
+    """Whether a class's rows computed alone get the bits they get among all rows. Tested with a random adapter, because
+    zeros in a real one prove nothing, and with random inputs where the real ones overflow."""
     chance = torch.Generator().manual_seed(0)
     A = x.new_empty(len(y), size, *module.weight.shape[1:]).normal_(generator=chance)
     B = x.new_empty(len(y), len(module.weight), size).normal_(generator=chance)
@@ -227,17 +227,17 @@ def _is_rounded_alike(module: nn.Module, x: Tensor, y: Tensor, some: _Some, size
 
 
 def _is_of_tokens(y: Tensor) -> bool:
-    """Whether a picture is laid out as tokens, one pixel's channels next to each other (`onednn`)."""
+    """Whether a picture is laid out as tokens: the channels of one pixel are contiguous (`onednn`)."""
     return not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_dense(y: Tensor) -> bool:
-    """Whether deltas are written into it in place (`_added`)."""
+    """Whether `_added` can write deltas into it in place."""
     return y.is_contiguous() or _is_of_tokens(y)
 
 
 def _multiplied(x_NTi: Tensor, A_NRi: Tensor) -> Tensor:
-    """A x of every row, [N, T, R]. MKL takes up to twice as long for a product as narrow as the lowest class is."""
+    """A x of every row, [N, T, R]. MKL takes up to twice as long for a product as narrow as in the lowest class."""
     if A_NRi.shape[1] == RANK_CLASSES[0] and x_NTi.shape[1] > 1 and x_NTi.device.type == "cpu":
         return torch.bmm(A_NRi, x_NTi.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(x_NTi, A_NRi.transpose(1, 2))
@@ -248,12 +248,12 @@ def _sum(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor, A_NRihw: Tensor, height: int) -> Tensor:
-    """A x of every row, [N, R, P]: one group per row; where the kernel is 1x1, a product.
+    """A x of every row, [N, R, P]: a convolution with one group per row; a product where the kernel is 1x1.
 
-    A row alone is two groups of the same: one group is a convolution of another kind, which rounds otherwise.
+    A single row becomes two equal groups: a convolution with one group is of another kind and rounds differently.
 
     Args:
-        height: of what the layer makes; it may double what it sees by itself (`onednn.Folded`).
+        height: of the layer's output; the layer may upsample its input itself (`onednn.Folded`).
     """
     if height == 2 * x.shape[2]:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -269,16 +269,16 @@ def _convolved(conv: nn.Conv2d, x: Tensor, A_NRihw: Tensor, height: int) -> Tens
 
 
 class Slots:
-    """The slots of one denoiser. Layers that no resident adapter names cost nothing.
+    """The slots of one denoiser. Layers that no resident adapter uses cost nothing.
 
     Args:
-        denoiser: the base; its weights are never touched, hooks add to its layers' outputs.
+        denoiser: the base. Its weights are never changed; hooks add to its layers' outputs.
         num_slots: adapters at once, in each rank class.
-        max_rank: the highest rank taken.
-        max_rows: for passes that are compiled: the most rows of one, guidance included. Then index, scale and stacks
-            are always the same tensors, written in place, and what was adapted once stays adapted, so that neither
-            brands nor ranks (of the classes in use), scales or weights make a compiled pass compile again. None: for
-            passes that are not compiled, which spare layers and classes that their rows do not use.
+        max_rank: the highest accepted rank.
+        max_rows: for compiled passes: the most rows of a pass, guidance included. Index, scale and stacks are then
+            always the same tensors, written in place, and an adapted layer stays adapted. So brands, ranks (of the
+            classes in use), scales and weights never cause a recompilation. None: for passes that are not compiled;
+            they skip layers and classes that their rows do not use.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ class Slots:
 
     @property
     def adapted_layers(self) -> list[str]:
-        """The layers that pay for adapters now."""
+        """Names of the layers that resident adapters use."""
         return [name for name, layer in self._layers.items() if layer.num_users]
 
     def must_fit(self, layers: Mapping[str, LayerWeights], rank: int) -> None:
@@ -312,7 +312,7 @@ class Slots:
             _must_fit_layer(name, self._layers.get(name), weights)
 
     def allocate(self, rank: int) -> Slot | None:
-        """Take a free slot for an adapter of `rank`, or None when all are taken."""
+        """Take a free slot for an adapter of `rank`; None when all are taken."""
         size = rank_class(rank)
         group = self._group(size)
         return Slot(size, group.free.pop()) if group.free else None
@@ -321,7 +321,7 @@ class Slots:
     def write(self, slot: Slot, layers: Mapping[str, LayerWeights]) -> int:
         """Copy an adapter into an allocated slot; returns the slot's new generation.
 
-        What it raises (no memory) leaves a slot that `release` can give back, and other slots as they were.
+        If it raises (no memory), `release` can still give the slot back, and other slots are unchanged.
         """
         group = self._groups[slot.rank_class]
         names = group.names[slot.index] = []
@@ -336,7 +336,7 @@ class Slots:
 
     @torch.inference_mode()
     def release(self, slot: Slot) -> None:
-        """Give a slot back: zeros again, so that nothing of its adapter can blend into the next one."""
+        """Give a slot back and set it to zero, so that nothing of its adapter blends into the next one."""
         group = self._groups[slot.rank_class]
         group.generations[slot.index] += 1
         self._bindings.clear()
@@ -348,7 +348,7 @@ class Slots:
         group.free.append(slot.index)
 
     def generation(self, slot: Slot) -> int:
-        """How often the slot was written or released."""
+        """Number of writes and releases of the slot."""
         return self._groups[slot.rank_class].generations[slot.index]
 
     @contextmanager
@@ -368,7 +368,7 @@ class Slots:
             self._bound, self._binding = False, None
 
     def _binding_of(self, rows: tuple[RowAdapter | None, ...]) -> _Binding:
-        """The binding of these rows; the last few are kept with what they gathered. Generations are in their names."""
+        """The binding of these rows. The last few are kept; rows include slot generations, so none is stale."""
         binding = self._bindings.pop(rows, None) or _Binding(rows, self._device, self._dtype)
         self._bindings[rows] = binding
         while len(self._bindings) > _BINDINGS_KEPT:
@@ -377,7 +377,7 @@ class Slots:
 
     @torch.inference_mode()
     def _write_rows(self, rows: Sequence[RowAdapter | None]) -> None:
-        """Write the rows over and over into the tensors that compiled passes read, for any number of whole copies."""
+        """Write the rows repeatedly into the tensors that compiled passes read, for any number of whole copies."""
         assert self._scale_M11 is not None
         copies = -(-len(self._scale_M11) // len(rows))
         for size, group in self._groups.items():
@@ -396,7 +396,7 @@ class Slots:
         return self._groups[size]
 
     def _fixed(self, tensor: Tensor) -> Tensor:
-        """A tensor whose address compiled graphs may keep: CUDA graphs then do not copy it into each pass."""
+        """The tensor on the device at a fixed address, so that CUDA graphs do not copy it into each pass."""
         placed = tensor.to(self._device)
         torch._dynamo.mark_static_address(placed)
         return placed
@@ -427,7 +427,7 @@ class Slots:
                 group.stacks.pop(name, None)
 
     def _hook(self, name: str) -> Callable[..., Tensor]:
-        """Without `max_rows` the base does not keep its slots alive: who forgets the engine forgets its adapters."""
+        """Without `max_rows` the base holds a weak reference to its slots: deleting the engine frees its adapters."""
         if self._scale_M11 is not None:
             return partial(self._add_deltas, name)
         return partial(_add_deltas_if_alive, weakref.ref(self), name)
@@ -445,7 +445,7 @@ class Slots:
         return output
 
     def _add_class(self, name: str, module: nn.Module, x: Tensor, y: Tensor, stack: _Stack, size: int) -> Tensor:
-        """y with the deltas of one class's rows: of these alone, where that was seen to change none of their bits."""
+        """y with the deltas of one class's rows: computed for these alone where that was verified bit-identical."""
         binding = self._binding
         assert binding is not None
         some = binding.some(size, len(y)) if self._device.type == "cpu" and _is_dense(y) else None
@@ -454,7 +454,7 @@ class Slots:
         return _added(module, x, y, *binding.gathered(stack, size, name, len(y)), None)
 
     def _is_exact_for(self, name: str, module: nn.Module, x: Tensor, y: Tensor, some: _Some, size: int) -> bool:
-        """Whether that was seen; it is looked for a few times in each pass, for other brands wait meanwhile."""
+        """Whether that was verified. Trials per pass are limited, because other brands wait meanwhile."""
         kind = (name, size, x.shape, x.stride(), y.shape, y.stride(), some.places(x.stride(0), y.stride(0)))
         is_exact = self._is_exact.get(kind)
         if is_exact is None and self._num_trials < _TRIALS_A_PASS:
@@ -465,7 +465,7 @@ class Slots:
         return bool(is_exact)
 
     def _add_every_class(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The same operations whatever the rows are: classes that a row does not use give it zeros."""
+        """The same operations for any rows: classes that a row does not use add zeros to it."""
         assert self._scale_M11 is not None
         for group in self._groups.values():
             stack = group.stacks.get(name)

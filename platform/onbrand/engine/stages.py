@@ -1,4 +1,4 @@
-"""Where text is encoded and pictures are decoded: in the step itself, or in an executor beside the denoising path."""
+"""Run text encoding and picture decoding in the step itself, or in an executor beside the denoising loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Stages(Generic[T]):
-    """Work that is handed out in the engine's thread, and whose outcome is taken there.
+    """Runs work that the engine's thread submits; that thread takes the outcomes.
 
     Args:
-        executor: None: work is done at once, in the order in which it is handed out.
-        on_done: called in any thread when there is an outcome to take.
+        executor: None: work runs at once, in the order of submission.
+        on_done: called in any thread when an outcome is ready.
     """
 
     def __init__(self, executor: Executor | None, on_done: Callable[[], object] = lambda: None) -> None:
@@ -27,7 +27,7 @@ class Stages(Generic[T]):
 
     @property
     def num_out(self) -> int:
-        """Pieces of work whose outcome was not taken yet."""
+        """Submitted work whose outcome was not taken yet."""
         return self._num_out
 
     @property
@@ -35,7 +35,7 @@ class Stages(Generic[T]):
         return not self._done.empty()
 
     def submit(self, work: Callable[[], Any], then: Callable[[Future[Any]], T]) -> None:
-        """Have `work` done; `outcomes` will give what `then` makes of it."""
+        """Run `work`; `outcomes` then yields `then(future)`."""
         self._num_out += 1
         if self._executor is None:
             future: Future[Any] = Future()
@@ -48,7 +48,7 @@ class Stages(Generic[T]):
         future.add_done_callback(lambda done: self._tell(done, then))
 
     def outcomes(self) -> Iterator[T]:
-        """Those that are here, in the order in which they came."""
+        """The ready outcomes, in order of completion."""
         while not self._done.empty():
             future, then = self._done.get()
             self._num_out -= 1
@@ -60,6 +60,6 @@ class Stages(Generic[T]):
 
 
 def _without_gradients(work: Callable[[], Any]) -> Any:
-    """Inference mode is a thread's own."""
+    """Run `work` in inference mode, which is set per thread."""
     with torch.inference_mode():
         return work()

@@ -1,4 +1,4 @@
-"""One denoising step of one batch: rows in, rows one step later. Who is in the batch is the engine's business.
+"""One denoising step of one batch of rows. The engine chooses the rows.
 
 Shapes: B rows of a batch, C latent channels, H x W latents, K columns of a sampler's table.
 """
@@ -19,11 +19,11 @@ from onbrand.families.sampling import Sampler, guided
 
 
 class _Company:
-    """What rows that pass together have in common from step to step.
+    """Inputs that a set of rows shares from step to step.
 
     Args:
         rows: of the pass, dummies included.
-        adapters: what each binds.
+        adapters: the adapter of each row.
     """
 
     def __init__(self, rows: Sequence[Row], adapters: Sequence[RowAdapter | None], device: torch.device) -> None:
@@ -44,11 +44,11 @@ class _Company:
 class Stepper:
     """Steps rows of one `BatchKey` through one forward pass.
 
-    Latents are kept in float32 between steps, whatever the denoiser computes in. Rows of one batch may have different
-    samplers: what samplers do is elementwise, so it does not matter to a row which others are handled with it.
+    Latents stay float32 between steps, whatever the denoiser's dtype. Rows of one batch may have different samplers:
+    samplers work elementwise, so a row's result does not depend on the rows handled with it.
 
     Args:
-        classes: the sizes that batches come in; the rest is filled with dummy rows.
+        classes: batch size classes; missing rows are filled with dummy rows.
         compiled: passes are compiled, and compute everything at every step.
     """
 
@@ -62,8 +62,8 @@ class Stepper:
     def advance(self, rows: list[Row]) -> int:
         """Step `rows`; returns the size class. When this raises, no row has changed.
 
-        Rows whose latents are not finite any more are marked as overflowed: on a GPU one pass later, for nothing waits
-        to see it.
+        Rows with non-finite latents are marked as overflowed: on a GPU one pass later, so that no pass waits for the
+        check.
         """
         size = size_class(len(rows), self._classes)
         latents_BCHW, clean_BCHW = self._stepped(rows, size)
@@ -80,14 +80,14 @@ class Stepper:
         return size
 
     def forget(self, job: Job) -> None:
-        """Keep nothing that was made of this job's prompt or adapter."""
+        """Drop everything derived from this job's prompt or adapter."""
         if self._company is not None and job in self._company.jobs:
             self._company = None
         if self._last_seen is not None and any(row.job is job for row in self._last_seen[0]):
             self._last_seen = None
 
     def _stepped(self, rows: list[Row], size: int) -> tuple[Tensor, Tensor]:
-        """(latents, foreseen clean latents) of `rows` one step later."""
+        """(latents, predicted clean latents) of `rows` one step later."""
         num_dummies = size - len(rows)
         latents_BCHW = torch.cat([row.latents_1CHW for row in rows])
         seen_BCHW = self._seen(rows, latents_BCHW).to(self._family.dtype)
@@ -102,7 +102,7 @@ class Stepper:
         company = self._company_of(rows, adapters)
         times_B = self._on_device(torch.stack([row.prepared.schedule.timesteps[row.step] for row in rows]))
         copies = 1 + company.guided
-        shared = copies if len(rows) > 1 else 1  # one row alone is convolved in other ways, and rounds otherwise
+        shared = copies if len(rows) > 1 else 1  # a single row takes other kernels, which round differently
         with self._passes.of(company.keys, shared) if self._passes else nullcontext():
             prediction_NCHW = self._family.denoise(
                 seen_BCHW.repeat(copies, 1, 1, 1), times_B.repeat(copies), company.conditioning, company.embedded_N
@@ -146,7 +146,7 @@ class Stepper:
         return tensor.to(self._family.device)
 
     def _finite_on_host(self, latents_BCHW: Tensor) -> Tensor:
-        """[B], whether all of a row is finite; on a GPU filled in by the end of this pass."""
+        """[B], whether all values of a row are finite; on a GPU valid at the end of this pass."""
         finite_B = torch.isfinite(latents_BCHW).flatten(1).all(1)
         if self._family.device.type != "cuda":
             return finite_B
@@ -154,7 +154,7 @@ class Stepper:
         return host_B.copy_(finite_B, non_blocking=True)
 
     def _pace(self) -> None:
-        """On a GPU, have no more than this pass and the one before under way: who joins or leaves waits for both."""
+        """On a GPU, keep at most two passes in flight: a request that joins or leaves waits for both."""
         if self._family.device.type != "cuda":
             return
         if self._last_pass is not None:
@@ -170,7 +170,7 @@ def _mark_overflowed(seen: tuple[list[Row], Tensor] | None) -> None:
 
 
 def _by_sampler(rows: Sequence[Row]) -> list[tuple[Sampler, list[int]]]:
-    """Which rows each sampler steps."""
+    """Each sampler with the indices of its rows."""
     groups: dict[str, tuple[Sampler, list[int]]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(row.prepared.sampler.name, (row.prepared.sampler, []))[1].append(place)

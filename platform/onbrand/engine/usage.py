@@ -1,4 +1,4 @@
-"""How often things were used lately: counts in which older uses weigh less and less. Knows no torch."""
+"""Recent usage: counts in which older uses weigh less and less. Does not need torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Usage(Generic[Name]):
-    """Exponentially decayed counts (the frequency and the recency of Lee et al. 2001, LRFU, in one number).
+    """Exponentially decayed counts (frequency and recency of Lee et al. 2001, LRFU, in one number).
 
     Args:
-        half_life: how much `at` must grow for a use to count half; its unit is the caller's.
-        max_names: the most names that are remembered; the least used are forgotten first.
+        half_life: growth of `at` after which a use counts half; the caller chooses the unit.
+        max_names: the most names kept; the least used are dropped first.
     """
 
     def __init__(self, half_life: float, max_names: int = 16_384) -> None:
@@ -27,7 +27,7 @@ class Usage(Generic[Name]):
         self._weight = 1.0
 
     def count(self, name: Name, at: float) -> None:
-        """One more use of `name` at `at`, which never goes back. New uses weigh more, instead of all old ones less."""
+        """Count one use of `name` at `at`, which never decreases. New uses weigh more, instead of all old ones less."""
         self._weight = 2.0 ** min((at - self._since) / self._half_life, 1000.0)
         if self._weight > _WEIGHT_MAX or len(self._counts) > self._max_names:
             self._rescale(at)
@@ -35,16 +35,16 @@ class Usage(Generic[Name]):
         self._total += self._weight
 
     def of(self, name: Name) -> float:
-        """Uses of `name`, as of the last one of anything."""
+        """Decayed uses of `name`, as of the last use of any name."""
         return self._counts.get(name, 0.0) / self._weight
 
     @property
     def total(self) -> float:
-        """Uses of all names."""
+        """Decayed uses of all names."""
         return self._total / self._weight
 
     def share(self, name: Name) -> float:
-        """The part of `name` in all uses, 0 to 1."""
+        """The fraction of `name` in all uses, 0 to 1."""
         return self._counts.get(name, 0.0) / self._total if self._total else 0.0
 
     def _rescale(self, at: float) -> None:

@@ -1,4 +1,4 @@
-"""Model families: one object each, entered by training through `loss` and by inference through `denoise`.
+"""Model families: one object each. Training uses its `loss`, inference its `denoise`.
 
 `spec` is free of torch; import `onbrand.families.family` for the models themselves.
 """

@@ -1,4 +1,4 @@
-"""Where a base model comes from: a folder, an S3 URL, a Hugging Face id, or the tiny flavour that ships."""
+"""Sources of base models: a folder, an S3 URL, a Hugging Face id, or the tiny base that ships with the package."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onbrand.errors import BaseModelRefused
 from onbrand.families.spec import SPECS, Recommended, with_family_defaults
 
 _COMPLETE = "complete"
-"""A file in the folder of a downloaded base, once all of it is there."""
+"""A file in the folder of a downloaded base, written when all of it is there."""
 _WHOLE_HASH_BYTES = 2**30
 _SAMPLE_BYTES = 2**20
 _WEIGHT_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
 
 def base_source(family: str, bases: dict[Any, str]) -> str:
-    """The configured base of `family`, or the tiny flavour's folder."""
+    """The configured base of `family`, or the folder of its tiny base."""
     if family in bases:
         return bases[family]
     from onbrand.families.tiny import tiny_base
@@ -28,8 +28,8 @@ def base_source(family: str, bases: dict[Any, str]) -> str:
 
 
 def s3_access(settings: Settings) -> dict[str, Any]:
-    """How fsspec reaches `s3://` bases: with the settings' key where this process has one, else by the machine's own
-    AWS chain. Workers of one machine find them in the cache, where `onbrand up` has put them."""
+    """fsspec options for `s3://` bases: the settings' key where this process has one, else the machine's own AWS chain.
+    Workers of one machine find bases in the cache, where `onbrand up` has put them."""
     client = {"endpoint_url": settings.s3_endpoint} if settings.s3_endpoint else {}
     return {"key": settings.s3_access_key, "secret": settings.s3_secret_key, "client_kwargs": client}
 
@@ -41,8 +41,8 @@ def base_folder(
 
     Args:
         source: a folder, `s3://bucket/prefix`, or a Hugging Face id such as `stabilityai/stable-diffusion-xl-base-1.0`.
-        cache: where downloads go; None: `~/.cache/onbrand/bases`.
-        storage_options: how fsspec reaches `s3://`.
+        cache: folder for downloads; None: `~/.cache/onbrand/bases`.
+        storage_options: fsspec options for `s3://`.
 
     Raises:
         BaseModelRefused: nothing there, or not a diffusers pipeline of this family.
@@ -58,7 +58,7 @@ def base_folder(
 
 
 def folder_at_hand(source: str, cache: Path | None = None) -> Path | None:
-    """The folder of the base at `source` if it is on this machine; nothing is fetched. Arguments as `base_folder`'s."""
+    """The folder of the base at `source` if it is on this machine; fetches nothing. Arguments as for `base_folder`."""
     cache = cache or _usual_cache()
     if source.startswith("s3://"):
         folder = _s3_folder(source, cache)
@@ -70,7 +70,7 @@ def folder_at_hand(source: str, cache: Path | None = None) -> Path | None:
 
     try:
         index = try_to_load_from_cache(source, "model_index.json", cache_dir=cache / "hub")
-    except ValueError:  # no name of a repository
+    except ValueError:  # not a repository name
         return None
     return Path(index).parent if isinstance(index, str) else None
 
@@ -108,15 +108,15 @@ def must_be_base(family: str, folder: Path, source: str | None = None) -> Path:
 
 
 def recommended(family: str, folder: Path) -> Recommended:
-    """What the base says of itself (`onbrand.json`), completed by the family's defaults."""
+    """The base's recommendations (`onbrand.json`), completed by the family's defaults."""
     path = folder / "onbrand.json"
     return with_family_defaults(family, json.loads(path.read_text()) if path.is_file() else {})
 
 
 def revision(folder: Path) -> str:
-    """A hex digest that names this base's content.
+    """A hex digest that identifies this base's content.
 
-    Folders up to 1 GiB are hashed whole; of larger ones each file counts by name, size, and its first and last MiB.
+    Folders up to 1 GiB are hashed in full; of larger ones each file's name, size, and first and last MiB.
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _WEIGHT_SUFFIXES)
     whole = sum(p.stat().st_size for p in files) <= _WHOLE_HASH_BYTES

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: which size a picture is trained at, and what of it is kept. Free of torch and of pictures.
+"""Aspect-ratio buckets: the training size of a picture, and its crop. Free of torch and of pictures.
 
 After the buckets of NovelAI (2022) and of kohya's trainers: many shapes of about the same area, so that little is
 cropped away and nothing is enlarged. Sizes are (height, width) in pixels.
@@ -14,19 +14,19 @@ from onbrand.errors import InvalidInput
 from onbrand.families.spec import FamilySpec
 
 FULL_STEP, FULL_SIDE = 64, 512
-"""Sides are multiples of 64 pixels for a base of at least 512 pixels; of proportionally less for a smaller base."""
+"""Sides are multiples of 64 pixels for a base of at least 512 pixels; proportionally less for a smaller base."""
 _LEAST_PART = 4
-"""The least side of a bucket is this part of the resolution."""
+"""The least side of a bucket is the resolution divided by this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """How a picture becomes one of its bucket: scaled, then cut about its middle.
+    """How a picture is fitted to its bucket: scaled, then cropped about its middle.
 
     Args:
         original: the picture's own size.
         size: the bucket.
-        top, left: where the bucket begins in the scaled picture.
+        top, left: position of the bucket in the scaled picture.
     """
 
     original: tuple[int, int]
@@ -41,24 +41,24 @@ class Crop:
 
 
 def is_full_size(base_resolution: int) -> bool:
-    """Whether a base that draws at `base_resolution` is of its family's real size, not a tiny flavour."""
+    """Whether a base that draws at `base_resolution` has its family's real size, and is not a tiny base."""
     return base_resolution >= FULL_SIDE
 
 
 def bucket_step(spec: FamilySpec, base_resolution: int) -> int:
-    """What sides of buckets are multiples of, for a base that draws at `base_resolution`."""
+    """Divisor of all bucket sides, in pixels, for a base that draws at `base_resolution`."""
     wanted = FULL_STEP * min(base_resolution, FULL_SIDE) / FULL_SIDE
     return max(1, math.ceil(wanted / spec.size_multiple)) * spec.size_multiple
 
 
 def smallest_side(resolution: int, step: int) -> int:
-    """The least side that a picture may have to be trained at `resolution`."""
+    """The least allowed side of a picture for training at `resolution`."""
     return max(step, resolution // _LEAST_PART // step * step)
 
 
 @cache
 def buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
-    """All sizes whose area is at most resolution^2 and nearly that, up to four times as long as wide."""
+    """All sizes with an area of at most, and nearly, resolution^2, up to four times as long as wide."""
     area, sizes = resolution * resolution, set()
     for short in range(max(step, resolution // 2 // step * step), resolution + 1, step):
         long = min(2 * resolution, area // short) // step * step
@@ -67,7 +67,7 @@ def buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
 
 
 def crop_of(height: int, width: int, resolution: int, step: int, name: str = "the picture") -> Crop:
-    """The bucket with the nearest shape, made smaller where the picture is: nothing is ever enlarged.
+    """The crop to the bucket of the nearest shape, or to less where the picture is smaller: nothing is ever enlarged.
 
     Raises:
         InvalidInput: a side is less than `smallest_side`; the message names the picture.
@@ -87,5 +87,5 @@ def crop_of(height: int, width: int, resolution: int, step: int, name: str = "th
 
 
 def _misfit(size: tuple[int, int], shape: float) -> tuple[float, int, int]:
-    """How far a bucket's shape is from `shape`; of equally far ones the larger, then the longer comes first."""
+    """Sort key: distance of a bucket's shape from `shape`; ties go to the larger, then the longer bucket."""
     return round(abs(math.log(size[0] / size[1] / shape)), 9), -size[0] * size[1], -max(size)

@@ -1,6 +1,6 @@
-"""A model family is one object with two entrances, after k-diffusion: training by `loss`, inference by `denoise`.
+"""A model family is one object with two entry points, after k-diffusion: `loss` for training, `denoise` for inference.
 
-Both go through the same prediction, with the timestep per row, so that training and serving cannot drift apart.
+Both use the same prediction, with a timestep per row, so that training and serving cannot diverge.
 Shapes: B rows, C latent channels, H x W latents, L text tokens.
 """
 
@@ -25,12 +25,12 @@ from onbrand.families.tokens import TextLengths, of_pipeline
 
 MIN_SNR_GAMMA = 5.0
 FLOW_SHIFT = 3.1582
-"""The shift k of `shift` where the base names none of its own: e^1.15, FLUX's at 1024 pixels."""
+"""The shift k of `shift` for bases without their own: e^1.15, FLUX's at 1024 pixels."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the prompts of B rows became: named tensors whose first dimension is the row."""
+    """The encoded prompts of B rows: named tensors whose first dimension is the row."""
 
     tensors: dict[str, Tensor]
 
@@ -45,7 +45,7 @@ class Conditioning:
         return next(iter(self.tensors.values())).device
 
     def rows(self, index: Sequence[int] | Tensor | slice) -> Conditioning:
-        """The rows at `index`, in that order, repeats allowed."""
+        """The rows at `index`, in that order; repeats are allowed."""
         return Conditioning({name: value[index] for name, value in self.tensors.items()})
 
     def where(self, mask_B: Tensor, other: Conditioning) -> Conditioning:
@@ -58,11 +58,12 @@ class Conditioning:
         )
 
     def to(self, *args: Any, **kwargs: Any) -> Conditioning:
+        """The same rows after `Tensor.to` on every tensor."""
         return Conditioning({name: value.to(*args, **kwargs) for name, value in self.tensors.items()})
 
     @staticmethod
     def cat(parts: Iterable[Conditioning]) -> Conditioning:
-        """All rows of all parts."""
+        """The rows of all parts, in order."""
         parts = list(parts)
         return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
 
@@ -89,7 +90,7 @@ class Family(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; the VAE is never parked elsewhere."""
+        """The device that computes; the VAE always stays on it."""
         return next(self.vae.parameters()).device
 
     @property
@@ -98,16 +99,16 @@ class Family(ABC):
 
     @property
     def _vae_dtype(self) -> torch.dtype:
-        return next(self.vae.parameters()).dtype  # diffusers' own property looks at every module first
+        return next(self.vae.parameters()).dtype  # diffusers' own property visits every module first
 
     # --- one device for more than it holds ------------------------------------------------------------------------
 
     def take_turns(self, device: torch.device, denoiser: bool = True) -> None:
-        """From now on text encoders and denoiser are on `device` in turns, the other in the host's memory; a base that
-        was loaded on the CPU is brought there. On a CPU nothing ever moves.
+        """From now on text encoders and denoiser take turns on `device`; the other is in host memory. A base loaded on
+        the CPU is moved to `device`. On a CPU nothing ever moves.
 
         Args:
-            denoiser: False: it takes no part; somebody else says where it is.
+            denoiser: False: it takes no part; the caller places it.
         """
         self._turns_on, self._denoiser_moves = device, denoiser
         self.vae.to(device)
@@ -116,7 +117,7 @@ class Family(ABC):
 
     @contextmanager
     def text_at_hand(self) -> Iterator[None]:
-        """The text encoders' turn, inside."""
+        """Within the context, the text encoders are on the device."""
         if self._turns_on is None:
             yield
             return
@@ -131,7 +132,7 @@ class Family(ABC):
 
     @contextmanager
     def denoiser_away(self) -> Iterator[None]:
-        """The denoiser leaves its place to others, inside, where parts take turns."""
+        """Within the context, the denoiser is off the device, if parts take turns."""
         if self._turns_on is None or not self._denoiser_moves:
             yield
             return
@@ -147,42 +148,42 @@ class Family(ABC):
         return of_pipeline(self.pipeline, self.recommended)
 
     def text_encoders(self) -> list[nn.Module]:
-        """All of the base, in the order of its parts."""
+        """All text encoders of the base, in the order of its parts."""
         return [part for name, part in self.pipeline.components.items() if name.startswith("text_encoder") and part]
 
     # --- text ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of B prompts, exactly what the diffusers pipeline makes of them."""
+        """Conditioning of B prompts, exactly as the diffusers pipeline computes it."""
 
     def encode_negatives(self, prompts: Sequence[str | None]) -> Conditioning:
-        """Conditioning of the negative branch; None is no negative prompt."""
+        """Conditioning of the negative branch; None means no negative prompt."""
         return self._negatives(self.encode_prompts([prompt or "" for prompt in prompts]), prompts)
 
     def encode_pairs(
         self, prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> tuple[Conditioning, Conditioning]:
-        """Conditioning of B prompts and of their negative branches, by one pass through the text encoders."""
+        """Conditioning of B prompts and of their negative branches, in one pass through the text encoders."""
         both = self.encode_prompts([*prompts, *(negative or "" for negative in negatives)])
         return both.rows(slice(len(prompts))), self._negatives(both.rows(slice(len(prompts), None)), negatives)
 
     def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
-        """What the base makes of negative prompts that were encoded as any others, "" where there is none."""
+        """The base's negative conditioning, from negative prompts encoded like any others ("" where there is none)."""
         return encoded
 
     # --- pictures -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Latents (the posterior's mean) of pictures in -1..1, shifted and scaled as the denoiser knows them."""
+        """Latents (posterior mean) of pictures in -1..1, shifted and scaled as the denoiser expects them."""
         config = self.vae.config
         mean = self.vae.encode(images_BCHW.to(self._vae_dtype)).latent_dist.mean.float()
         return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pictures in 0..1 of latents; what overflows is no number in the picture either."""
+        """Pictures in 0..1 of latents; infinite values become NaN."""
         config = self.vae.config
         latents = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
         sample = self.vae.decode(latents.to(self._vae_dtype)).sample.float()
@@ -193,27 +194,27 @@ class Family(ABC):
         """(C, H, W) of the latents of a picture of height x width pixels."""
 
     def image_tokens(self, height: int, width: int) -> int:
-        """How many tokens the denoiser sees of a picture (flow models shift their sigmas by it)."""
+        """Number of tokens of a picture in the denoiser (flow models shift their sigmas by it)."""
         _, rows, columns = self.latent_shape(height, width)
         return rows * columns // 4
 
     def prepare_noise(self, seed: int, height: int, width: int) -> Tensor:
-        """[1, C, H, W] standard normal from a CPU generator: the diffusers pipeline's own for this seed."""
+        """[1, C, H, W] standard normal noise from a CPU generator, as the diffusers pipeline makes it for this seed."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((1, *self.latent_shape(height, width)), generator=generator, dtype=self.dtype)
         return noise.to(self.device)
 
     def parts_before_text(self) -> list[nn.Module]:
-        """Parts of the denoiser that see nothing a prompt decides: rows at the same latents and step agree there."""
+        """Parts of the denoiser that do not depend on the prompt: rows with equal latents and step agree there."""
         return []
 
-    # --- the two entrances --------------------------------------------------------------------------------------
+    # --- the two entry points -----------------------------------------------------------------------------------
 
     @abstractmethod
     def denoise(
         self, latents_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning, guidance_B: Tensor | None = None
     ) -> Tensor:
-        """The denoiser's prediction for rows at their own timesteps, as `Schedule.timesteps` tells them.
+        """The denoiser's prediction for rows at their own timesteps (`Schedule.timesteps`).
 
         Args:
             guidance_B: the embedded guidance of distilled models; others ignore it.
@@ -221,15 +222,15 @@ class Family(ABC):
 
     @abstractmethod
     def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
-        """Timesteps for training from uniform draws in 0..1, spread as the base wants it or as `sampling` says."""
+        """Timesteps for training from uniform draws in 0..1, distributed by `sampling`, or as the base recommends."""
 
     @abstractmethod
     def times_at(self, sigma_B: Tensor) -> Tensor:
-        """The timesteps that are `sigma_B` (0..1) of the way from picture to noise."""
+        """The timesteps at the fraction `sigma_B` (0..1) of the way from picture to noise."""
 
     @abstractmethod
     def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(noisy latents, what the denoiser should predict for them)."""
+        """(noisy latents, the denoiser's target for them)."""
 
     def loss_weight(self, t_B: Tensor, min_snr_gamma: float | None = MIN_SNR_GAMMA) -> Tensor:
         """The weight of a row's loss by its timestep."""
@@ -263,8 +264,8 @@ class Family(ABC):
 
 
 def spread(u_B: Tensor, sampling: TimestepSampling, shift: float = FLOW_SHIFT) -> Tensor:
-    """How far from picture to noise training goes, 0..1, from uniform draws: as they are, logit-normal (sigmoid of a
-    standard normal; Esser et al. 2024, sec. 3.1), or shifted towards the noise, k u / (1 + (k - 1) u) (sec. 5.3.2)."""
+    """Noise fractions for training, 0..1, from uniform draws: unchanged, logit-normal (sigmoid of a standard normal;
+    Esser et al. 2024, sec. 3.1), or shifted towards the noise, k u / (1 + (k - 1) u) (sec. 5.3.2)."""
     if sampling == "uniform":
         return u_B
     if sampling == "shift":
@@ -283,9 +284,9 @@ def draw(
     height: int | None = None,
     width: int | None = None,
 ) -> Tensor:
-    """[B, 3, H, W] pictures in 0..1, one per prompt and seed, with what the base recommends where nothing is said.
+    """[B, 3, H, W] pictures in 0..1, one per prompt and seed; the base's recommendations fill in for None.
 
-    The plain way for samples and scores; serving draws through the engine.
+    A plain loop for samples and scores; serving draws through the engine.
     """
     advice = family.recommended
     height, width = height or advice.resolution, width or advice.resolution
@@ -370,7 +371,7 @@ def load_pipeline(name: str, folder: Path, dtype: torch.dtype = torch.float32) -
 
 
 def _quiet_libraries() -> None:
-    """No progress bars and no advice about optional packages on a server's or a command's output."""
+    """Turn off the libraries' progress bars and advice about optional packages."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

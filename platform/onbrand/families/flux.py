@@ -34,7 +34,7 @@ class Flux(Family):
         return self.denoiser.config.in_channels // 4, 2 * (height // step), 2 * (width // step)  # type: ignore[union-attr]
 
     def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
-        """Logit-normal sigma, or shifted where the base says by how much; times 1000."""
+        """Logit-normal sigma times 1000, or shifted sigma if the base names a shift."""
         shift = self.recommended.flow_shift
         chosen: TimestepSampling = sampling or ("logit_normal" if shift is None else "shift")
         return self.times_at(spread(u_B, chosen, shift or FLOW_SHIFT).clamp(min=1e-3))

@@ -1,9 +1,8 @@
-"""Other trainers' LoRA files, made into ours: kohya's, ai-toolkit's, ComfyUI's, PEFT's, diffusers'.
+"""Converts other trainers' LoRA files: kohya's, ai-toolkit's, ComfyUI's, PEFT's, diffusers'.
 
-diffusers leaves out what it does not know and goes on. Here a file is read whole or refused: all that it adds to its
-layers' weights must be found again in what was made of it. Layers of text encoders are left out when the importer says
-so, and counted and weighed. Which layers names mean is in `families.foreign_names`; writing kohya's format in
-`families.kohya`.
+diffusers skips unknown tensors silently. This module reads a file in full or refuses it: the converted layers must add
+the same to the base's weights as the file. Layers of text encoders are dropped if the importer allows it, and counted
+and weighed. `families.foreign_names` maps names to layers; `families.kohya` writes kohya's format.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ from onbrand.safetensors_header import FOREIGN_METADATA_BYTES_MAX, must_be_plain
 ADAPTER = "foreign"
 FileKind = Literal["kohya", "diffusers"]
 _SAME = 1e-4
-"""Relative difference of two sums of squares in float32 that is rounding."""
+"""Largest relative difference of two sums of squares in float32 that counts as rounding."""
 _TAIL = re.compile(r".*\.(?:transformer_blocks|resnets|attentions|downsamplers|upsamplers)\.\d+\.(.+)")
 
 
 @dataclass(frozen=True)
 class ForeignLora:
-    """What a file holds, as diffusers loads it.
+    """The content of a file, as diffusers loads it.
 
     Args:
         layers: (A, B) by PEFT's module path, float32, in the shapes of the base's layers.
-        settings: of PEFT, where the file brings them and they are not folded into B.
-        energy: the sum of all squares of what the file adds to the denoiser's weights.
+        settings: of PEFT, if the file has them and they are not folded into B.
+        energy: sum of squares of the file's additions to the denoiser's weights.
         dtype: of the file.
-        dropped: what is left out.
+        dropped: the dropped text-encoder layers.
     """
 
     kind: FileKind
@@ -65,7 +64,7 @@ class ForeignLora:
 
 @dataclass(frozen=True)
 class OwnLora:
-    """The same adapter as the platform publishes it: one rank everywhere, alpha = rank.
+    """The same adapter in published form: one rank everywhere, alpha = rank.
 
     Args:
         state: by PEFT key, as `lora.serialize` takes it.
@@ -77,11 +76,11 @@ class OwnLora:
 
 
 def read_foreign(data: bytes, family: Family, wishes: ImportWishes = ImportWishes()) -> ForeignLora:
-    """Read a LoRA file of another trainer for this base. Nothing is attached yet.
+    """Read a LoRA file of another trainer for this base. Attaches nothing yet.
 
     Raises:
         AdapterRefused: not a plain safetensors file of a plain LoRA, values that are not finite, DoRA, text-encoder
-            layers that may not be left out, or a layer that this base does not have.
+            layers that may not be dropped, or a layer that this base does not have.
     """
     header = must_be_plain_safetensors(data, max_metadata=FOREIGN_METADATA_BYTES_MAX, is_foreign=True)
     names = must_be_plain_lora(header, wishes.text_encoder)
@@ -105,11 +104,11 @@ def read_foreign(data: bytes, family: Family, wishes: ImportWishes = ImportWishe
 
 @contextmanager
 def attached(foreign: ForeignLora, family: Family) -> Iterator[OwnLora]:
-    """diffusers loads it into the family's denoiser, which draws with it inside; it is as before afterwards.
+    """Within the context, the file is loaded into the family's denoiser, which draws with it. Restored afterwards.
 
     Raises:
-        AdapterRefused: the base has not all of its layers, or others; something of the file got lost or was scaled
-            otherwise on the way; its rank is over the family's bound; or it adds nothing at all.
+        AdapterRefused: the layers do not match the base's; a part of the file was lost or scaled differently; its rank
+            is over the family's bound; or it adds nothing at all.
     """
     try:
         _attach(foreign, family)
@@ -138,13 +137,13 @@ class _Scales:
         }
 
     def energy(self, pairs: Iterable[PairNames]) -> float:
-        """The sum of all squares of what these layers add to their weights."""
+        """Sum of squares of these layers' additions to their weights."""
         return sum(
             _energy(self._tensors[pair.down], self._tensors[pair.up]) * self._of[pair.layer] ** 2 for pair in pairs
         )
 
     def folded(self, pairs: Sequence[PairNames]) -> dict[str, Tensor]:
-        """The tensors of these layers with alpha = rank: diffusers forgets some layers' alpha (FLUX' `final_layer`)."""
+        """The tensors of these layers with alpha = rank: diffusers loses some layers' alpha (FLUX' `final_layer`)."""
         tensors = {pair.down: self._tensors[pair.down] for pair in pairs}
         for pair in pairs:
             up, scale = self._tensors[pair.up], self._of[pair.layer]
@@ -170,7 +169,7 @@ def _must_be_values(tensors: Mapping[str, Tensor], names: LoraNames) -> None:
 def _energy(down: Tensor, up: Tensor) -> float:
     """The squared Frobenius norm of up @ down, by r x r matrices: tr((U'U)(DD')).
 
-    It stays when layers are renamed or a stack of layers is cut into its parts, and changes when anything is lost.
+    It does not change if layers are renamed or a stack of layers is split, and changes if anything is lost.
     """
     d, u = down.flatten(1).double(), up.flatten(1).double()
     return float(((u.T @ u) * (d @ d.T)).sum().clamp(min=0))
@@ -190,7 +189,7 @@ def _attach(foreign: ForeignLora, family: Family) -> None:
         metadata = {f"{prefix}.{name}": value for name, value in config.items()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of names that are the end of others
+            warnings.simplefilter("ignore", RuntimeWarning)  # about names that are suffixes of others
             family.denoiser.load_lora_adapter(  # type: ignore[operator]
                 state, prefix=prefix, adapter_name=ADAPTER, metadata=metadata, _pipeline=pipeline
             )
@@ -199,7 +198,7 @@ def _attach(foreign: ForeignLora, family: Family) -> None:
 
 
 def _attached_scales(denoiser: nn.Module) -> dict[str, float]:
-    """Of every layer that now has the adapter, by its path."""
+    """The scale of every layer that now has the adapter, by its path."""
     return {
         name: float(module.scaling[ADAPTER])  # type: ignore[union-attr,index]
         for name, module in denoiser.named_modules()
@@ -208,7 +207,7 @@ def _attached_scales(denoiser: nn.Module) -> dict[str, float]:
 
 
 def _own(foreign: ForeignLora, family: Family, scales: Mapping[str, float]) -> OwnLora:
-    """Each layer with its scale folded in, without what adds nothing, and filled up with zeros to one rank."""
+    """Each layer with its scale folded in, without ranks that add nothing, zero-padded to one common rank."""
     energy = sum(_energy(a, b) * scales[path] ** 2 for path, (a, b) in foreign.layers.items())
     if abs(energy - foreign.energy) > _SAME * foreign.energy:
         refuse(family, "something of it got lost or was scaled otherwise when diffusers read it")
@@ -236,14 +235,14 @@ def _used(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _filled(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """[rank, ...] and [out, rank, ...]: the same product."""
+    """[rank, ...] and [out, rank, ...] with the same product, zero-padded."""
     more = rank - a.shape[0]
     zeros_a, zeros_b = a.new_zeros((more, *a.shape[1:])), b.new_zeros((b.shape[0], more, *b.shape[2:]))
     return torch.cat([a, zeros_a]).contiguous(), torch.cat([b, zeros_b], dim=1).contiguous()
 
 
 def _targets(paths: set[str], denoiser: nn.Module) -> tuple[str, ...]:
-    """Names for `target_modules` that mean exactly these layers: short ones, else their whole paths."""
+    """Names for `target_modules` that match exactly these layers: short ones, else full paths."""
     modules = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     plain = {name.removesuffix(".base_layer") for name in modules if ".lora_" not in name}
     short = tuple(sorted({found[1] if (found := _TAIL.fullmatch(path)) else path for path in paths}))

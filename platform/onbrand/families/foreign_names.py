@@ -1,6 +1,6 @@
-"""Which layer of a base a foreign file's name means. Names that are the base's own are matched; the original models'
-names (sgm's for UNets, Black Forest Labs' for FLUX) and diffusers' old ones are read by diffusers' converters.
-"""
+"""Maps layer names of a foreign file to layers of a base. Names of the base's own layers are matched directly.
+diffusers' converters read the original models' names (sgm's for UNets, Black Forest Labs' for FLUX) and diffusers' old
+ones."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ MISFITS = (
     AssertionError,
     NotImplementedError,
 )
-"""What diffusers raises for tensors that are not what it expects."""
+"""Exceptions that diffusers raises for unexpected tensors."""
 _FLUX_WIDTH = 3072
-"""The only width at which diffusers takes `linear1` of FLUX' original apart."""
+"""The only width at which diffusers splits `linear1` of FLUX' original."""
 _MLP_RATIO = 4
 _KOHYA = re.compile(r"lora_(unet|transformer)_")
 _ORIGINAL = {
@@ -46,7 +46,7 @@ _OLD = (".lora.down.weight", "_lora.down.weight")
 def placed(pairs: Sequence[PairNames], tensors: Mapping[str, Tensor], family: Family) -> Layers:
     """The file's layers by their paths in the base, each in its layer's shape.
 
-    Raises AdapterRefused naming a layer that the base does not have, or has in another shape.
+    Raises AdapterRefused naming a layer that the base lacks, or has in another shape.
     """
     modules = {
         name: module for name, module in family.denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
@@ -70,7 +70,7 @@ def refuse(family: Family, why: str) -> NoReturn:
 
 
 def _own_path(name: str, component: str, modules: Mapping[str, object], underscored: Mapping[str, str]) -> str | None:
-    """The module that goes by this name, as diffusers, PEFT or kohya write it; None if none does."""
+    """The module of this name, as diffusers, PEFT or kohya write it; None if there is none."""
     if kohya := _KOHYA.match(name):
         return underscored.get(name[kohya.end() :])
     path = name.removeprefix(f"{component}.")
@@ -95,7 +95,7 @@ def _converted(pair: PairNames, a: Tensor, b: Tensor, family: Family) -> Layers:
 
 
 def _for_converters(pair: PairNames, a: Tensor, b: Tensor, family: Family) -> dict[str, Tensor]:
-    """One layer, named as the converters know it; its alpha is folded in already."""
+    """One layer under names that the converters know; its alpha is folded in already."""
     component = family.spec.component
     if pair.down.endswith(_OLD) and component == "unet":
         bare = pair.name.removeprefix("unet.")
@@ -110,19 +110,19 @@ def _for_converters(pair: PairNames, a: Tensor, b: Tensor, family: Family) -> di
 
 
 def _read_by_diffusers(given: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """By diffusers' keys without the component."""
+    """The tensors under diffusers' keys, without the component."""
     pipeline: Any = family.pipeline
     if family.spec.name != "flux":
         state, _, _ = pipeline.lora_state_dict(given, unet_config=pipeline.unet.config, return_lora_metadata=True)
     else:
         state = _linear1_apart(given, family) or pipeline.lora_state_dict(given)
     prefix = f"{family.spec.component}."
-    # diffusers' converter forgets the component of the layers outside FLUX' blocks
+    # diffusers' converter omits the component for layers outside FLUX' blocks
     return {key.removeprefix(prefix): value for key, value in state.items() if not key.endswith(".alpha")}
 
 
 def _linear1_apart(given: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """q, k, v and mlp of a single block's `linear1` for bases that are not 3072 wide; nothing of other layers."""
+    """q, k, v and mlp of a single block's `linear1` for bases that are not 3072 wide; empty for other layers."""
     width = int(family.denoiser.inner_dim)  # type: ignore[arg-type]
     found = re.fullmatch(r"lora_unet_single_blocks_(\d+)_linear1\.lora_down\.weight", next(iter(given)))
     if found is None or width == _FLUX_WIDTH:
@@ -141,7 +141,7 @@ def _linear1_apart(given: Mapping[str, Tensor], family: Family) -> dict[str, Ten
 def _fitted(
     pair: PairNames, path: str, a: Tensor, b: Tensor, module: nn.Linear | nn.Conv2d | None, family: Family
 ) -> tuple[Tensor, Tensor]:
-    """The matrices in the shapes of the base's layer: a 1x1 convolution is a matrix, and the other way round."""
+    """The matrices in the shapes of the base's layer; 1x1 convolutions and matrices are interchangeable."""
     if module is None:
         refuse(family, f"it has no layer '{path[:120]}' that a LoRA can change (named {pair.layer[:120]} in the file)")
     wanted = lora.pair_shapes(module, a.shape[0])

@@ -1,5 +1,5 @@
-"""A family without weights: built from a base's configuration, all shapes and no memory, so that a step can be weighed
-before anything is loaded."""
+"""A family without weights, built from a base's configuration: all shapes and no memory, to measure the memory of a
+step before anything is loaded."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from onbrand.families.spec import SPECS
 class Hollow:
     """A base of which only the configuration was read.
 
-    Its parts are on torch's meta device, where layers can be exchanged and added, until `settle`.
+    Its parts are on torch's meta device, where layers can be replaced and added, until `settle`.
 
     Args:
-        dtype: what it would be loaded in.
+        dtype: the dtype in which it would be loaded.
     """
 
     def __init__(self, name: str, folder: Path, dtype: torch.dtype) -> None:
@@ -50,7 +50,7 @@ class Hollow:
         self._max_tokens = max(_text_length(folder / each) for each in parts if each.startswith("text_encoder"))
 
     def settle(self) -> None:
-        """From now on it computes as on a CPU, without memory; nothing can be added to it any more."""
+        """From now on it computes as on a CPU, without memory; no layers can be added any more."""
         with self._mode:
             for module in (*self.family.denoiser.modules(), *self.family.vae.modules()):
                 for name, weight in module._parameters.items():
@@ -62,7 +62,7 @@ class Hollow:
                         module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
 
     def conditioning(self, num_rows: int) -> Conditioning:
-        """Of the shapes that the base's text encoders give."""
+        """Zeros in the shapes of the base's text conditioning, `num_rows` rows."""
         config: Any = self.family.denoiser.config
         length, dtype = self.family.recommended.max_sequence_length or self._max_tokens, self.family.dtype
         if self.family.spec.name == "flux":
@@ -76,7 +76,7 @@ class Hollow:
             return Conditioning({name: torch.zeros(num_rows, *shape, dtype=dtype) for name, shape in shapes.items()})
 
     def peak_bytes(self, work: Callable[[], Any]) -> int:
-        """The most memory that `work` holds at any time, beside the settled base."""
+        """The peak memory of `work` in bytes, not counting the settled base."""
         height = _Height([*self.family.denoiser.parameters(), *self.family.vae.parameters()])
         with self._mode, height:
             work()
@@ -84,7 +84,7 @@ class Hollow:
 
 
 class _Height(TorchDispatchMode):
-    """Adds up the storages that are alive.
+    """Sums the bytes of live storages.
 
     Args:
         known: tensors whose storage does not count.
@@ -136,7 +136,7 @@ def _text_length(folder: Path) -> int:
 
 @contextmanager
 def _floats_of(dtype: torch.dtype) -> Iterator[None]:
-    """New weights are of this dtype, inside."""
+    """Within the context, new weights have this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -146,6 +146,6 @@ def _floats_of(dtype: torch.dtype) -> Iterator[None]:
 
 
 def num_bytes(module: nn.Module) -> int:
-    """Of all parameters and buffers."""
+    """Bytes of all parameters and buffers."""
     held: list[Tensor] = [*module.parameters(), *module.buffers()]
     return sum(weight.numel() * weight.element_size() for weight in held)

@@ -1,7 +1,7 @@
-"""A published adapter as kohya's trainers name it: `lora_unet_*`, `lora_down`, `lora_up`, `alpha`. Free of torch.
+"""Writes a published adapter with kohya's names: `lora_unet_*`, `lora_down`, `lora_up`, `alpha`. Free of torch.
 
-Nothing is computed: tensors get other names, and FLUX's layers that are one in the original are put together block by
-block. Written on download; what is stored stays in diffusers' format. Reading such files is in `families.foreign`.
+No arithmetic: tensors are renamed, and FLUX's layers that are one layer in the original are joined block by block.
+Written on download; stored files stay in diffusers' format. `families.foreign` reads such files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onbrand.safetensors_header import TensorFacts, must_be_plain_safetensors
 
 _METADATA_KEY = "lora_adapter_metadata"
 _CELL: dict[str, type[np.generic]] = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
-"""Numbers are moved, never read: any dtype is a pattern of bits."""
+"""Numbers are moved as bit patterns, never interpreted, so any dtype works."""
 _MLP_RATIO = 4
 """In FLUX' single blocks `proj_mlp` has four times as many outputs as `to_q` (FluxSingleTransformerBlock)."""
 
@@ -57,25 +57,25 @@ _TOP = {
     "norm_out.linear": "final_layer_adaLN_modulation_1",
 }
 _SWAPPED = "norm_out.linear"
-"""Scale and shift come in the other order in the original."""
+"""Its scale and shift are in the opposite order in the original."""
 _BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A tensor in the canonical file: its facts and its bytes."""
+    """A tensor of the published file: its facts and its bytes."""
 
     facts: TensorFacts
     data: memoryview
 
     def rows(self) -> np.ndarray:
-        """[rows, columns] patterns of bits; a convolution's kernel counts as columns."""
+        """[rows, columns] bit patterns; a convolution's kernel counts as columns."""
         return np.frombuffer(self.data, _CELL[self.facts.dtype]).reshape(self.facts.shape[0], -1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer's pair, canonical: alpha = rank."""
+    """One layer's pair as published: alpha = rank."""
 
     down: _Matrix
     up: _Matrix
@@ -91,7 +91,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Fused:
-    """What becomes one kohya layer: parts in their order, each with its number of outputs; None has no update."""
+    """The parts of one kohya layer in order, each with its number of outputs; None has no update."""
 
     name: str
     parts: tuple[tuple[_Layer | None, int], ...]
@@ -108,7 +108,7 @@ class _Fused:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One tensor of the kohya file; `make` gives its bytes, each time anew."""
+    """One tensor of the kohya file; each call of `make` builds its bytes anew."""
 
     name: str
     dtype: str
@@ -117,15 +117,15 @@ class _Tensor:
 
 
 def kohya_file(data: bytes, family: str) -> Iterator[bytes]:
-    """The kohya variant of a canonical file, in pieces.
+    """The kohya variant of a published file, in pieces.
 
     Args:
         data: a published adapter: diffusers' keys, alpha = rank for every layer.
         family: `sd15`, `sdxl` or `flux`.
 
     SD 1.5 and SDXL keep diffusers' module paths with `_` for `.` (as diffusers' own `convert_state_dict_to_kohya`
-    does); FLUX gets the original's names, with q, k, v (and the single blocks' mlp) fused: `down` is their downs one
-    below the other, `up` has their ups on its diagonal, so that up @ down is the stack of their products.
+    does). FLUX gets the original's names, with q, k, v (and the single blocks' mlp) fused: `down` stacks their downs,
+    `up` has their ups on its diagonal, so that up @ down is the stack of their products.
 
     Raises AdapterRefused: not a file that the platform publishes.
     """
@@ -137,14 +137,14 @@ def kohya_file(data: bytes, family: str) -> Iterator[bytes]:
     notes = _notes(header.metadata, _hash_of(tensors), family)
     tensors.sort(
         key=lambda tensor: tensor.dtype != "F32" or bool(tensor.shape)
-    )  # what is larger begins at its own size
+    )  # larger tensors then start at a multiple of their item size
     yield _head(tensors, notes)
     for tensor in tensors:
         yield tensor.make()
 
 
 def kohya_name(model_name: str) -> str:
-    """What the file is called: ``flux-lora-v2-kohya.safetensors``."""
+    """The name of the file: ``flux-lora-v2-kohya.safetensors``."""
     return f"{model_name}-kohya.safetensors"
 
 
@@ -199,7 +199,7 @@ def _flux(layers: Mapping[str, _Layer]) -> Iterator[_Fused]:
 
 
 def _parts(paths: Sequence[str], members: Mapping[str, _Layer]) -> tuple[tuple[_Layer | None, int], ...]:
-    """Each path's layer and number of outputs; of those that have no update the number follows from the others'."""
+    """Each path's layer and number of outputs. The numbers of layers without an update follow from the others."""
     known = {path: members[path].num_outputs for path in paths if path in members}
     width = min(num // (_MLP_RATIO if path == "proj_mlp" else 1) for path, num in known.items())
     sizes = {path: known.get(path, width * (_MLP_RATIO if path == "proj_mlp" else 1)) for path in paths}
@@ -207,7 +207,7 @@ def _parts(paths: Sequence[str], members: Mapping[str, _Layer]) -> tuple[tuple[_
 
 
 def _tensors(fused: _Fused) -> Iterator[_Tensor]:
-    """alpha = rank, as everywhere; both matrices keep their dtype."""
+    """The layer's alpha (= rank, as everywhere), down and up; both matrices keep their dtype."""
     first, rank = fused.layers[0], fused.rank
     dtype, down, up = first.down.facts.dtype, first.down.facts.shape, first.up.facts.shape
     num_outputs = sum(size for _, size in fused.parts)
@@ -244,7 +244,7 @@ def _hash_of(tensors: Iterable[_Tensor]) -> str:
 
 
 def _notes(metadata: Mapping[str, str], digest: str, family: str) -> dict[str, str]:
-    """The canonical header's, but for what only diffusers reads and what is of other tensors."""
+    """The published header, without the notes for diffusers and those about the original tensors."""
     kept = {name: value for name, value in metadata.items() if name not in (_METADATA_KEY, "format")}
     module = "networks.lora_flux" if family == "flux" else "networks.lora"
     return {**kept, "modelspec.hash_sha256": f"0x{digest}", "ss_network_module": module}

@@ -1,6 +1,6 @@
 """LoRA on a family's denoiser: attach, extract, save, read, refuse. The file format is diffusers' own (PEFT keys).
 
-Reading refuses whatever does not fit the base exactly; diffusers would load another family's file with zero keys.
+Reading refuses files that do not fit the base exactly; diffusers would load another family's file with zero keys.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def attach(denoiser: nn.Module, rank: int, targets: tuple[str, ...], seed: int) 
 
 
 def detach(denoiser: nn.Module) -> None:
-    """Take the LoRA off again; the base is as it was."""
+    """Remove the LoRA; the base is as before."""
     denoiser.unload_lora()  # type: ignore[operator]
 
 
@@ -105,8 +105,8 @@ def serialize(
 def read_adapter(data: bytes | memoryview | Path, family: Family) -> AdapterWeights:
     """Read and check a LoRA file for this base.
 
-    The tensors of a file that is mapped into memory (a writable view of it) stay where they are, as far as they are
-    float32 and their alpha is their rank, as published files have it: processes that map one file share its pages.
+    The tensors of a file mapped into memory (a writable view of it) stay in place, if they are float32 and alpha =
+    rank, as in published files. So processes that map one file share its pages.
 
     Raises:
         AdapterRefused: not a plain safetensors file, another family's, a layer that is not in the base, shapes that do
@@ -125,7 +125,7 @@ def read_adapter(data: bytes | memoryview | Path, family: Family) -> AdapterWeig
 
 
 def _tensors(raw: bytes | memoryview, header: SafetensorsHeader) -> dict[str, Tensor]:
-    """The file's tensors: views of what is mapped, copies of what is not."""
+    """The file's tensors: views of mapped data, copies of other data."""
     buffer = raw if isinstance(raw, memoryview) else bytearray(raw)
     at = len(raw) - sum(facts.num_bytes for facts in header.tensors.values())
     tensors: dict[str, Tensor] = {}
@@ -153,7 +153,7 @@ def _pairs(tensors: dict[str, Tensor], prefix: str, title: str) -> Iterator[tupl
 
 
 class _Scales:
-    """alpha / r of each layer, from the file's `lora_adapter_metadata`; 1 where it has none, as diffusers has it."""
+    """alpha / r of each layer, from the file's `lora_adapter_metadata`; 1 without it, as in diffusers."""
 
     def __init__(self, metadata: dict[str, str], prefix: str) -> None:
         try:
@@ -165,6 +165,7 @@ class _Scales:
             raise AdapterRefused("DoRA and LoRA biases are not served; train a plain LoRA")
 
     def of(self, name: str, rank: int) -> float:
+        """alpha / r of the layer `name`. Raises AdapterRefused if its alpha is not a number."""
         pattern = cast(dict[str, float], self._config.get("alpha_pattern") or {})
         alpha = pattern.get(name, self._config.get("lora_alpha", rank))
         if not isinstance(alpha, int | float) or isinstance(alpha, bool):
@@ -192,7 +193,7 @@ def _layer(name: str, a: Tensor, b: Tensor, modules: dict[str, nn.Module], scale
 
 
 def pair_shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of A and B on this layer; empty where it can have none."""
+    """The shapes of A and B on this layer; empty if it cannot have any."""
     if isinstance(module, nn.Linear):
         return (rank, module.in_features), (module.out_features, rank)
     if module.groups != 1:

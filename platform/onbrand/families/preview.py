@@ -1,4 +1,4 @@
-"""What latents look like, by a linear map: cheap enough to show a picture while it is being drawn.
+"""Fast previews of latents by a linear map: cheap enough to show a picture while it is being drawn.
 
 Shapes: C latent channels, H x W latents.
 """
@@ -18,9 +18,9 @@ _SEED = 0
 
 
 class LatentColors:
-    """A pixel of each latent position, by least squares on smooth random pictures through the base's own encoder.
+    """One pixel per latent position, by least squares on smooth random pictures through the base's own encoder.
 
-    Fitted when first needed. Safe to call from many threads.
+    Fitted at first use. Thread-safe.
     """
 
     def __init__(self, family: Family) -> None:

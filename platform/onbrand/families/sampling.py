@@ -1,7 +1,7 @@
 """Samplers as stateless functions of (prediction, latents, step): every row of a batch may be at its own step.
 
-A `Schedule` is one request's table; a `Sampler` reads one table row per batch row. Each equals the diffusers scheduler
-of the same configuration. Shapes: B rows, C channels, H x W latents, K columns of the table.
+A `Schedule` is one request's table; a `Sampler` reads one table row per batch row. Each sampler equals the diffusers
+scheduler of the same configuration. Shapes: B rows, C channels, H x W latents, K columns of the table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Schedule:
     """The steps of one request.
 
     Args:
-        timesteps: [n] what the denoiser is told at each step, float32.
+        timesteps: [n] the denoiser's timestep of each step, float32.
         table: [n, K] the sampler's coefficients of each step, float32.
         init_scale: standard deviation of the latents before the first step.
     """
@@ -50,7 +50,7 @@ class Schedule:
 
 
 class Sampler(ABC):
-    """A deterministic sampler of one base. Keeps no state between calls: what a step remembers travels with the row."""
+    """A deterministic sampler of one base. It keeps no state between calls; state of a step is kept with the row."""
 
     name: str
 
@@ -59,17 +59,17 @@ class Sampler(ABC):
         """The table for `num_steps` steps; `image_tokens` is the packed sequence length (flow models shift by it)."""
 
     def scale_input(self, latents_BCHW: Tensor, rows_BK: Tensor) -> Tensor:
-        """What the denoiser is shown for these latents."""
+        """The denoiser's input for these latents."""
         return latents_BCHW
 
     @abstractmethod
     def step(
         self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(latents after one step, the clean latents x0 foreseen at it), row by row.
+        """(latents after one step, the clean latents x0 predicted at it), row by row.
 
         Args:
-            clean_BCHW: what the row's step before foresaw; anything finite at its first.
+            clean_BCHW: the row's prediction at its previous step; any finite values at its first.
         """
 
 
@@ -148,9 +148,10 @@ class Euler(Sampler):
 
 
 class DPMSolver2M(Sampler):
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order by the clean latents of the step before.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, using the clean latents of the previous step.
 
-    Its first step is of first order, and its last (where the base ends at sigma 0, or has fewer than 15 steps).
+    Its first step is of first order, and its last (if the base ends at sigma 0 or by Euler, or has fewer than 15
+    steps).
     """
 
     name = "dpm++2m"
@@ -202,7 +203,7 @@ class FlowEuler(Sampler):
         return _schedule(scheduler, torch.stack([scheduler.sigmas[:-1], scheduler.sigmas[1:]], dim=1))
 
     def _shift(self, image_tokens: int) -> float:
-        """Linear in the number of tokens between the two lengths that the base names."""
+        """Linear in the number of tokens, between the base's two lengths."""
         config = self._scheduler.config
         fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
@@ -217,7 +218,7 @@ class FlowEuler(Sampler):
 
 
 def sampler_for(scheduler: SchedulerMixin) -> Sampler:
-    """The sampler of a base's own scheduler. Those that draw random numbers or are not known here become Euler.
+    """The sampler of a base's own scheduler. Random or unknown schedulers become Euler.
 
     Raises BaseModelRefused for a base that predicts neither noise nor velocity.
     """
@@ -238,7 +239,7 @@ def sampler_for(scheduler: SchedulerMixin) -> Sampler:
 
 
 def samplers_for(scheduler: SchedulerMixin) -> dict[str, Sampler]:
-    """By name, those that a request may ask for on a base with this scheduler (`FamilySpec.samplers`)."""
+    """The samplers, by name, that a request may choose on a base with this scheduler (`FamilySpec.samplers`)."""
     kinds = (FlowEuler,) if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else (Euler, DPMSolver2M)
     return {kind.name: kind(dict(scheduler.config)) for kind in kinds}
 

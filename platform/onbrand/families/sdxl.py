@@ -25,7 +25,7 @@ class SDXL(UNetFamily):
         return Conditioning({"text": text.to(self.device), "pooled": second.text_embeds.to(self.device)})
 
     def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
-        """None becomes zeros where the base says so (`force_zeros_for_empty_prompt`)."""
+        """None becomes zeros if the base says so (`force_zeros_for_empty_prompt`)."""
         if not self.pipeline.config.force_zeros_for_empty_prompt:
             return encoded
         absent = torch.tensor([prompt is None for prompt in prompts], device=self.device)

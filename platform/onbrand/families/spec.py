@@ -1,6 +1,6 @@
-"""What is true of a family without loading it: names, bounds, LoRA targets, defaults. Free of torch.
+"""Facts of a family that need no loading: names, bounds, LoRA targets, defaults. Free of torch.
 
-What depends on the base (resolution, steps, guidance it likes) comes from the base's own folder: `Recommended`.
+Facts of a base (resolution, steps, guidance) come from the base's own folder: `Recommended`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FLUX_TARGETS: dict[str, tuple[str, ...]] = {
 
 
 class TrainingConfig(BaseModel):
-    """What a brand may choose of a fine-tune. None: what the base recommends, else the family's recipe."""
+    """A brand's options of a fine-tune. None: the base's recommendation, else the family's recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -128,7 +128,7 @@ def most_that_share(most: int, batch_size: int) -> int:
 
 
 def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | int, batch_size: int) -> tuple[int, int]:
-    """The fewest and the most workers: what the owner says, else what the cluster has and can share a batch."""
+    """The fewest and the most workers: the owner's numbers, else the cluster's, as far as they can share a batch."""
     fewest, most = _range(usual if asked is None else asked)
     if asked is None:
         most = most_that_share(most, batch_size)
@@ -147,7 +147,7 @@ class Recipe:
     """Defaults of a fine-tune at the family's full size (shared sources: diffusers and kohya trainers).
 
     Args:
-        more_resolutions: at which pictures are trained as well, where neither owner nor base say a resolution.
+        more_resolutions: further training resolutions, used if neither owner nor base names a resolution.
     """
 
     steps: int
@@ -166,8 +166,8 @@ class FamilySpec:
     Args:
         component: the diffusers name of the denoiser, which is also the prefix of LoRA keys.
         architecture: the value of `modelspec.architecture` for its LoRA files.
-        pipeline_classes: `_class_name`s a base of this family may have.
-        samplers: those that a request may name, besides the base's own.
+        pipeline_classes: accepted `_class_name`s of its bases.
+        samplers: samplers that a request may name, besides the base's own.
         size_multiple: pictures' sides are multiples of this, in pixels.
     """
 
@@ -188,7 +188,7 @@ class FamilySpec:
     rank_max: int = 128
 
     def must_be_size(self, value: int | None, param: str) -> None:
-        """Raise InvalidInput unless `value` (pixels) is a side that this family can draw. None is the base's own."""
+        """Raise InvalidInput unless this family can draw a side of `value` pixels. None means the base's own."""
         if value is None:
             return
         if not self.size_min <= value <= self.size_max or value % self.size_multiple:
@@ -248,7 +248,7 @@ SPECS: dict[FamilyName, FamilySpec] = {
 
 
 class RecommendedTraining(BaseModel):
-    """What a base says about fine-tuning itself; None leaves the family's recipe."""
+    """A base's recommendations for fine-tuning; None leaves the family's recipe."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -261,7 +261,7 @@ class RecommendedTraining(BaseModel):
 
 
 class Recommended(BaseModel):
-    """What a base says about itself, in its folder's `onbrand.json`; absent for bases made by others.
+    """A base's recommendations, from `onbrand.json` in its folder; bases made by others have none.
 
     Args:
         flow_shift: training times of a flow model are ``k u / (1 + (k - 1) u)``; None: logit-normal.
@@ -288,5 +288,5 @@ _GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def with_family_defaults(family: str, said: dict[str, Any]) -> Recommended:
-    """`Recommended` from what a base says (`onbrand.json`, perhaps empty), completed by the family's defaults."""
+    """`Recommended` from a base's `onbrand.json` (possibly empty), completed by the family's defaults."""
     return Recommended(**{**_GENERATION_DEFAULTS[family], **{k: v for k, v in said.items() if v is not None}})

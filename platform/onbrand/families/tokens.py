@@ -1,6 +1,6 @@
-"""How many tokens a text is, and how many of them a base reads: what is beyond is cut off, and that is said.
+"""Counts the tokens of a text, and the tokens that a base reads of it: the rest is cut off, and reported.
 
-Free of torch: the web tier asks it too, where the base is on its machine. Encoding itself is in `families.family`.
+Free of torch: the web tier uses it too, if the base is on its machine. Encoding itself is in `families.family`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from onbrand.families.bases import base_source, folder_at_hand, recommended
 from onbrand.families.spec import Recommended
 
 NAMES = ("tokenizer", "tokenizer_2")
-"""What a diffusers pipeline calls its tokenizers."""
+"""The tokenizers' names in a diffusers pipeline."""
 T5_TOKENS = 512
-"""How much FLUX' T5 reads where neither request nor base say it."""
+"""Tokens that FLUX' T5 reads if neither request nor base say it."""
 _CLIP_MARKS = 2
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as in CLIP's code
@@ -28,12 +28,12 @@ _CLIP_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A text that is longer than what is read of it.
+    """A text that is longer than the part that is read.
 
     Args:
-        tokenizer: of the base's, by the name that a diffusers pipeline gives it.
-        tokens: of the text, the marks of its beginning and end included.
-        read: how many of them are read, marks included.
+        tokenizer: its name in a diffusers pipeline.
+        tokens: number of tokens of the text, begin and end marks included.
+        read: number of tokens that are read, marks included.
     """
 
     tokenizer: str
@@ -41,7 +41,7 @@ class Cut:
     read: int
 
     def as_json(self) -> dict[str, str | int]:
-        """Plain JSON, as receipts have it."""
+        """Plain JSON, as in receipts."""
         return {"tokenizer": self.tokenizer, "tokens": self.tokens, "read": self.read}
 
 
@@ -54,13 +54,13 @@ class _Reader:
 
 
 class TextLengths:
-    """Counts tokens as a base's tokenizers do. From any thread."""
+    """Counts tokens as a base's tokenizers do. Thread-safe."""
 
     def __init__(self, readers: Iterable[_Reader]) -> None:
         self._readers = list(readers)
 
     def cuts(self, text: str) -> list[Cut]:
-        """Every tokenizer of the base that cuts this text; none: all of it is read."""
+        """One `Cut` for each tokenizer of the base that cuts this text; empty: all of it is read."""
         return list(self._cuts(text))
 
     def _cuts(self, text: str) -> Iterator[Cut]:
@@ -71,7 +71,8 @@ class TextLengths:
 
 
 def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
-    """Of a loaded base: copies of its tokenizers, for those of the pipeline are told anew at every call what to cut."""
+    """Token counts of a loaded base. Copies its tokenizers, because the pipeline resets their truncation at every
+    call."""
     readers = []
     for name in NAMES:
         tokenizer = getattr(pipeline, name, None)
@@ -83,12 +84,12 @@ def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
 
 
 def of_folder(folder: Path, advice: Recommended) -> TextLengths:
-    """Of the base in `folder`; tokenizers in a form that is not known here do not count."""
+    """Token counts of the base in `folder`; tokenizers of unknown formats are left out."""
     return TextLengths(reader for name in NAMES if (reader := _read(folder / name, advice)) is not None)
 
 
 def at_hand(family: str, bases: dict[Any, str]) -> TextLengths | None:
-    """Of the configured base of `family` where it is on this machine; nothing is fetched."""
+    """Token counts of the configured base of `family` if it is on this machine, else None; fetches nothing."""
     folder = folder_at_hand(base_source(family, bases))
     return None if folder is None else of_folder(folder, recommended(family, folder))
 
@@ -107,7 +108,7 @@ def _read(folder: Path, advice: Recommended) -> _Reader | None:
 
 
 def _most(kind: str, model_max_length: int, advice: Recommended) -> int:
-    """T5 reads as many as the base says; CLIP as many as it has places for."""
+    """Most tokens read: for T5 the base's number, for CLIP its number of positions."""
     return advice.max_sequence_length or T5_TOKENS if kind.startswith("T5") else model_max_length
 
 
@@ -118,7 +119,7 @@ def _uncut(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _clip(folder: Path) -> Tokenizer:
-    """CLIP's tokenizer of a folder that has it in two files, without marks."""
+    """CLIP's tokenizer from a folder with vocabulary and merges files, without marks."""
     bpe = models.BPE.from_file(
         str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix="</w>", unk_token="<|endoftext|>"
     )

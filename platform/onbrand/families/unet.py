@@ -1,4 +1,4 @@
-"""What SD 1.5 and SDXL share: a variance-preserving diffusion on latents, predicted by a UNet."""
+"""Common base of SD 1.5 and SDXL: a variance-preserving diffusion on latents, predicted by a UNet."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class UNetFamily(Family):
         self._prediction_type: str = self.pipeline.scheduler.config.prediction_type
 
     def _read(self, tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Any:
-        """What a CLIP encoder makes of prompts, cut or filled to its length. The pipelines' `encode_prompt` calls it
-        alike, and tokenizes all again, uncut, to tell what was cut off."""
+        """A CLIP encoder's output for prompts, cut or padded to its length. The pipelines' `encode_prompt` makes the
+        same call, but tokenizes everything a second time, uncut, to report the cut part."""
         length = tokenizer.model_max_length
         cut = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return encoder(cut.input_ids.to(encoder.device), output_hidden_states=True)
@@ -33,7 +33,7 @@ class UNetFamily(Family):
         return self.denoiser.config.in_channels, height // self.vae_scale, width // self.vae_scale  # type: ignore[union-attr]
 
     def parts_before_text(self) -> list[nn.Module]:
-        """As far as the first attention to text, or the first use of a time embedding that knows the text."""
+        """The parts up to the first attention to text, or the first use of a time embedding that depends on text."""
         unet: Any = self.denoiser
         first = unet.down_blocks[0]
         if unet.config.addition_embed_type is not None:
@@ -41,7 +41,7 @@ class UNetFamily(Family):
         return [unet.conv_in, first.resnets[0] if hasattr(first, "attentions") else first]
 
     def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
-        """Uniform over 0..T-1 where nothing else is said."""
+        """Uniform over 0..T-1 unless `sampling` differs."""
         num_times = len(self._alphas_cumprod)
         return (spread(u_B, sampling or "uniform") * num_times).long().clamp(max=num_times - 1)
 

@@ -1,1 +1,1 @@
-"""Ray Serve: an engine per replica, the generator over handles, the ingress, the applications that hold them."""
+"""Ray Serve: one engine per replica, the generator over handles, the ingress, and the applications of these."""

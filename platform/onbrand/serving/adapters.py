@@ -1,8 +1,8 @@
-"""Adapters on their way to the engine: internal routes -> the node's disk -> memory that the node's replicas share.
+"""Adapter files: internal routes -> the node's disk -> memory shared by the node's replicas.
 
-Files are kept as they were published, and mapped: a published file is laid out as the engine copies it into a slot, so
-the replicas of one node read the same pages and none converts anything. Every file is checked against the sha256 of its
-row when it is mapped, wherever it came from.
+Files are kept as published, and mapped. A published file has the layout that the engine copies into a slot, so the
+replicas of one node read the same pages and none converts anything. Every file is checked against the sha256 of its row
+when it is mapped, whatever its source.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Check = Callable[[bytes | memoryview], AdapterWeights]
 
 
 def must_be_content(data: bytes | memoryview, ref: AdapterRef) -> None:
-    """Raise NotAsPublished unless `data` is the file that the row names."""
+    """Raise NotAsPublished unless `data` is the file named by the row."""
     if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise NotAsPublished(f"the weights of {ref.name} are not those that were published; train or publish it again")
 
@@ -49,10 +49,10 @@ def must_be_content(data: bytes | memoryview, ref: AdapterRef) -> None:
 class AdapterFiles:
     """Published files on this node's disk, for all its replicas; named by an opaque digest of brand and content.
 
-    Only we can read them. A file is visible when it is whole and checked, never before.
+    Only this user can read them. A file becomes visible when it is complete and checked.
 
     Args:
-        max_bytes: least recently used files go when there are more. Who has one mapped keeps its pages.
+        max_bytes: above it, the least recently used files are deleted. Existing mappings keep their pages.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -62,12 +62,12 @@ class AdapterFiles:
         self._remove_leftovers()
 
     def weights(self, ref: AdapterRef, fetch: Fetch, check: Check) -> AdapterWeights:
-        """The file's weights; fetched when it is not here, by one replica of the node however many want it.
+        """The file's weights. If it is not here, one replica of the node fetches it, and the others wait.
 
         Args:
-            check: reads the file and raises AdapterRefused for what may not be served; such a file is not kept.
+            check: reads the file; raises AdapterRefused for content that may not be served, which is not kept.
 
-        Raises AdapterRefused, and what `fetch` raises; then whoever waited fetches for themselves.
+        Raises AdapterRefused, and the errors of `fetch`; the waiting replicas then fetch for themselves.
         """
         found = self._mapped(ref)
         if found is not None:
@@ -81,7 +81,7 @@ class AdapterFiles:
             return check(data) if draft is None else self._kept(ref, draft, data, check)
 
     def _mapped(self, ref: AdapterRef) -> memoryview | None:
-        """The file, or None. One that is not what it should be is removed."""
+        """The mapped file, or None. A file with wrong content is removed."""
         path = self._path(ref)
         try:
             mapped = _map(path)
@@ -98,7 +98,7 @@ class AdapterFiles:
         return mapped
 
     def _kept(self, ref: AdapterRef, draft: BinaryIO, data: bytes, check: Check) -> AdapterWeights:
-        """The weights of `data`, read from the file that it becomes; from memory where the disk does not take it."""
+        """The weights of `data`, read from its new file, or from memory if the disk does not accept it."""
         try:
             draft.truncate(0)
             draft.write(data)
@@ -114,9 +114,9 @@ class AdapterFiles:
 
     @contextmanager
     def _draft(self, ref: AdapterRef) -> Iterator[BinaryIO | None]:
-        """The file to write `ref` into, or None where there can be none.
+        """The file to write `ref` into, or None if the disk allows none.
 
-        Its lock is the node's: other replicas wait here while this one fetches.
+        It is locked on the node: other replicas wait here while this one fetches.
         """
         path = self._draft_path(ref)
         while True:
@@ -128,14 +128,14 @@ class AdapterFiles:
                 return
             with file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if not _is_at(file, path):  # who had it before has made it the file, or given up
+                if not _is_at(file, path):  # its last holder has published or dropped it
                     continue
                 try:
                     yield file
                 finally:
                     if _is_at(file, path):
                         path.unlink()
-                return  # closing lets the next one in: nothing else holds this descriptor
+                return  # closing releases the lock: nothing else holds this descriptor
 
     def _draft_path(self, ref: AdapterRef) -> Path:
         return self._folder / f".{ref.routing_id}.part"
@@ -153,7 +153,7 @@ class AdapterFiles:
             path.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
-        """Drafts of replicas that died. One that is being written is locked."""
+        """Delete drafts of dead replicas. A draft in use is locked."""
         for path in self._folder.glob(".*"):
             with suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +161,7 @@ class AdapterFiles:
 
 
 def _map(path: Path) -> memoryview:
-    """The file in memory: pages that all who map it share, ours alone where we write. Holds no descriptor open.
+    """The file in memory: pages shared with other mappings, copied on write. Keeps no descriptor open.
 
     Python's own mmap would keep one, and with it the draft's lock. Raises OSError.
     """
@@ -183,19 +183,19 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether the open file is still the one that lies at `path`."""
+    """Whether the open file is still the one at `path`."""
     here, there = os.fstat(file.fileno()), _stat(path)
     return there is not None and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 class AdapterLibrary:
-    """Checked weights by reference, loaded once however many ask; what was refused or deleted is remembered.
+    """Checked weights by reference. Each is loaded once for all callers; refusals and deletions are remembered.
 
-    What is in memory is there at once, whatever else is being loaded; who waits for a load takes no thread.
+    Weights in memory are returned at once, whatever else is loading. Waiting for a load uses no thread.
 
     Args:
-        host_bytes: the most memory for adapters that nobody asked for lately. Mapped files count, though the replicas
-            of a node share their pages; for a GPU each replica has page-locked copies of its own.
+        host_bytes: memory limit for kept adapters. Mapped files count, though the replicas of a node share their pages;
+            for a GPU each replica has page-locked copies of its own.
     """
 
     def __init__(self, family: Family, files: AdapterFiles, host_bytes: int) -> None:
@@ -206,25 +206,25 @@ class AdapterLibrary:
         self._closed = False
 
     def weights(self, ref: AdapterRef, fetch: Fetch) -> AdapterWeights:
-        """The weights that `ref` names; waits for them.
+        """The weights that `ref` names; blocks until they are loaded.
 
         Args:
             fetch: gets the file's bytes with the caller's own ticket; called when neither memory nor disk has them.
 
         Raises:
             AdapterRefused: another family's, not the published content, or not a LoRA for this base.
-            ModelGone: `fetch` said so, now or before.
+            ModelGone: raised by `fetch`, now or before.
             Unavailable: closed.
         """
         return self.prefetch(ref, fetch).result()
 
     def prefetch(self, ref: AdapterRef, fetch: Fetch, account_id: str | None = None) -> Future[AdapterWeights]:
-        """The weights to come; loads of different adapters overlap. What `weights` raises is in the future.
+        """A future of the weights; loads of different adapters overlap. The future holds the errors of `weights`.
 
         Args:
-            account_id: whose turn the load takes; None: the brand's.
+            account_id: account whose turn the load takes; None: the brand's.
 
-        Who cancels it wants them no more: a load that was not begun for anybody else is not begun.
+        If the future is canceled, a load that no other caller has started does not start.
         """
         wanted: Future[AdapterWeights] = Future()
         self._seek(wanted, ref, fetch, account_id or ref.brand_id)
@@ -235,7 +235,7 @@ class AdapterLibrary:
         return [key.routing_id for key in self._memory.kept()]
 
     def close(self) -> None:
-        """Begin no more loads; who waits for one is told."""
+        """Start no more loads; waiting callers get an error."""
         self._closed = True
         for work in self._loaders.close():
             work()
@@ -264,7 +264,7 @@ class AdapterLibrary:
     def _fly(
         self, wanted: Future[AdapterWeights], flight: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch
     ) -> None:
-        """In a loader's thread: load, unless who began it went away meanwhile (others then begin for themselves)."""
+        """In a loader's thread: load, unless the caller that began it has canceled (others then begin their own)."""
 
         def load() -> AdapterWeights:
             if self._closed or wanted.cancelled():
@@ -290,13 +290,13 @@ class AdapterLibrary:
         elif is_mine:
             self._fail(wanted, ref, problem)
         elif not wanted.cancelled():
-            self._seek(wanted, ref, fetch, account_id)  # with its own ticket
+            self._seek(wanted, ref, fetch, account_id)  # again, with its own ticket
 
     def _fail(self, wanted: Future[AdapterWeights], ref: AdapterRef, problem: BaseException) -> None:
         if isinstance(problem, AdapterRefused):
             security_log.warning("adapter of model %s refused: %s", ref.model_id, problem.message)
         if isinstance(problem, ModelGone):
-            self._gone[ref.brand_id, ref.model_id] = None  # ids never come back
+            self._gone[ref.brand_id, ref.model_id] = None  # ids are never reused
             while len(self._gone) > _GONE_REMEMBERED:
                 self._gone.popitem(last=False)
         if wanted.set_running_or_notify_cancel():
@@ -316,7 +316,7 @@ def _closed() -> Unavailable:
 
 
 def page_locked(weights: AdapterWeights) -> AdapterWeights:
-    """A copy in page-locked memory, from which a copy to the GPU runs beside its other work."""
+    """A copy in page-locked memory, so that copying to the GPU overlaps with its other work."""
 
     def locked(tensor: Tensor) -> Tensor:
         return tensor.pin_memory()

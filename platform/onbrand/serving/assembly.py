@@ -1,4 +1,4 @@
-"""What a replica is made of: base, engine, thread, adapters. Not in `generator`, so that who deploys loads no torch."""
+"""Assembles a replica: base, engine, thread, adapters. Separate from `generator`, so that deploying loads no torch."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def _on_cpu(settings: Settings) -> bool:
 
 
 def quiet_libraries() -> None:
-    """diffusers and transformers warn with the words they cut off; a prompt must not be in a log."""
+    """Silence diffusers and transformers: their warnings quote cut-off words, and no log may hold a prompt."""
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

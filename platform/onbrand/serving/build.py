@@ -6,7 +6,7 @@
         route_prefix: /engine-sd15
         args: {family: sd15, engine: {num_slots: 16, max_batch: 8}}
 
-Arguments are settings by name, over those of the replica's environment (`ONBRAND_*`). Secrets are refused here, for
+Arguments are settings by name, over those of the replica's environment (`ONBRAND_*`). Secrets are refused here, because
 Ray's dashboard shows arguments; replicas read them from the data directory.
 """
 
@@ -93,14 +93,14 @@ def applications(settings: Settings) -> Iterator[tuple[str, str | None, Applicat
 
 
 def _wants_gpu(settings: Settings) -> bool:
-    """Whether an engine is to ask Ray for a GPU: said so, or nothing said and the cluster has one now."""
+    """Whether an engine asks Ray for a GPU: by the settings' device, or without one if the cluster has a GPU now."""
     if settings.device is not None:
         return settings.device.startswith("cuda")
     return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def as_args(settings: Settings) -> dict[str, Any]:
-    """The settings that replicas need, as plain JSON and without secrets."""
+    """The settings that replicas need, as plain JSON without secrets."""
     known = settings.model_dump(mode="json", exclude_none=True, exclude=set(SECRETS))
     return {**known, "data_dir": str(settings.folder)}
 

@@ -1,7 +1,7 @@
-"""What a Ray cluster must be before Onbrand runs on it: closed. Asked of the cluster itself, not of its settings.
+"""Checks that a Ray cluster is closed before Onbrand runs on it. It asks the cluster itself, not its settings.
 
-Ray isolates nobody from anybody inside a cluster: who reaches its ports without a token reaches every brand's pictures.
-So every replica looks, before it does anything else, whether the ports answer a caller without one.
+Ray does not isolate users of a cluster from each other: anyone who reaches its ports without a token reaches every
+brand's pictures. So every replica first checks whether the ports answer a caller without a token.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _KV: Final = "/ray.rpc.InternalKVGcsService/InternalKVKeys"
 _CLIENT: Final = "/ray.rpc.RayletDriver/ClusterInfo"
 _JOBS: Final = "/api/jobs/"
 _PATIENCE_SECONDS, _CALL_SECONDS = 30.0, 5.0
-_SHARED = ipaddress.ip_network("100.64.0.0/10")  # what clouds give to pods; Python counts it as public
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # clouds give these to pods; Python counts them as public
 _REMEDY = "docs/operations.md says how to close a cluster; --dev (ONBRAND_DEV) allows an open one for development"
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where a Ray cluster answers: the control store (GCS) and the dashboard with its jobs, as ``host:port``."""
+    """Addresses of a Ray cluster: the control store (GCS), and the dashboard with its jobs, as ``host:port``."""
 
     gcs: str
     dashboard: str | None = None
 
     @classmethod
     def of_this_process(cls) -> Cluster:
-        """The one that this driver or replica belongs to."""
+        """The cluster of this driver or replica."""
         import ray
         from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
         from ray.experimental.internal_kv import _internal_kv_get
 
         gcs = ray.get_runtime_context().gcs_address
-        dashboard = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)  # None: it has none
+        dashboard = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)  # None: no dashboard
         return cls(gcs, dashboard.decode() if dashboard else None).as_seen_from(addresses_of_this_node())
 
     def as_seen_from(self, addresses: set[str]) -> Cluster:
-        """Without the dashboard, where that listens on the loopback of another node: nobody reaches it from here."""
+        """Without the dashboard if it listens on another node's loopback, where this node cannot reach it."""
         is_elsewhere = _host_of(self.gcs) not in addresses
         if self.dashboard is not None and is_elsewhere and _is_loopback(_host_of(self.dashboard)):
             return Cluster(self.gcs)
@@ -52,7 +52,7 @@ class Cluster:
 
 
 def must_be_closed(settings: Settings, cluster: Cluster | None = None) -> None:
-    """Raise ConfigurationError if the cluster (None: this process's) answers who has no token, or lies open.
+    """Raise ConfigurationError if the cluster (None: this process's) answers callers without a token, or lies open.
 
     `settings.dev` allows anything; `settings.private_network` allows a dashboard on every address of its node.
     """
@@ -78,7 +78,7 @@ def must_be_closed(settings: Settings, cluster: Cluster | None = None) -> None:
 
 
 def must_ask_for_token(cluster: Cluster) -> None:
-    """Raise ConfigurationError unless control store and dashboard refuse a call without a token."""
+    """Raise ConfigurationError unless control store and dashboard refuse calls without a token."""
     if _answers_anyone(cluster.gcs, _KV):
         raise ConfigurationError(
             f"Ray answers calls without a token; start every node with RAY_AUTH_MODE=token; {_REMEDY}"
@@ -105,7 +105,7 @@ def must_be_closed_environment(settings: Settings, environ: Mapping[str, str] | 
 
 
 def _names_an_open_cluster(address: str) -> bool:
-    """Whether the cluster answers who has no token; one that does not answer at all is not open."""
+    """Whether the cluster answers callers without a token. A cluster that does not answer at all is not open."""
     scheme, _, rest = address.rpartition("://")
     place = rest.split("/", 1)[0]
     if ":" not in place:
@@ -119,7 +119,7 @@ def _names_an_open_cluster(address: str) -> bool:
 
 
 def _answers_anyone(address: str, method: str, patience: float = _PATIENCE_SECONDS) -> bool:
-    """Whether a gRPC server of Ray's answers a call without a token. Raises ConfigurationError if it says nothing."""
+    """Whether a Ray gRPC server answers a call without a token. Raises ConfigurationError if it does not respond."""
     import grpc
 
     refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -136,14 +136,14 @@ def _answers_anyone(address: str, method: str, patience: float = _PATIENCE_SECON
                 if code in refusals:
                     return False
                 if code not in silences:
-                    return True  # it looked into the call
+                    return True  # it processed the call
                 if time.monotonic() > end:
                     raise ConfigurationError(f"Ray's control store at {address} does not answer") from None
                 time.sleep(0.2)
 
 
 def _serves_anyone(address: str, patience: float = _PATIENCE_SECONDS) -> bool:
-    """Whether the dashboard lists jobs to who has no token. Raises ConfigurationError if it does not answer."""
+    """Whether the dashboard lists jobs without a token. Raises ConfigurationError if it does not answer."""
     import httpx
 
     end = time.monotonic() + patience
@@ -166,6 +166,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def addresses_of_this_node() -> set[str]:
+    """All IP addresses of this node's interfaces, and "localhost"."""
     import psutil
 
     return {"localhost", *(each.address for found in psutil.net_if_addrs().values() for each in found)}
@@ -175,12 +176,12 @@ def _is_public(address: str) -> bool:
     try:
         host = ipaddress.ip_address(_host_of(address))
     except ValueError:
-        return False  # a name; the check of tokens stands
+        return False  # a name; the token check still applies
     return not (host.is_private or host.is_loopback or (host.version == 4 and host in _SHARED))
 
 
 def _listens_everywhere(address: str) -> bool:
-    """Whether the port of `address`, if that is this node, is bound to every address that the node has."""
+    """Whether `address` is of this node and its port is bound to every address of the node."""
     import psutil
 
     host, port = _host_of(address), int(address.rsplit(":", 1)[1])

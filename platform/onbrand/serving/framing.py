@@ -1,7 +1,7 @@
-"""What a request's framing may cost: so many headers, and no body whose chunks outweigh what they hold.
+"""Bounds on a request's framing: number of headers, and number of chunks for the bytes they hold.
 
-h11 bounds bytes only, and looks at each header and each chunk for some microseconds. Here lines are counted before h11
-sees them, and chunks as they come.
+h11 bounds bytes only, and spends some microseconds on each header and each chunk. Here lines are counted before h11
+parses them, and chunks as they arrive.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import h11
 HEADERS_MAX = 100
 """Header lines of a request, and of the trailers behind a body."""
 FREE_CHUNKS = 128
-"""Chunks that a body may have, whatever it holds."""
+"""Number of chunks that any body may have."""
 BYTES_PER_CHUNK = 512
-"""What each further chunk holds on the average, at least."""
+"""Bytes that further chunks must hold on average."""
 CHUNK_LINE_BYTES = 256
-"""A chunk's size with its extensions."""
+"""Most bytes of a chunk's size line with its extensions."""
 _LAST_CHUNK = re.compile(rb"0{1,20}[;\t\r ]")
 _BLANK = (b"", b"\r")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a connection ends, as it is answered."""
+    """The answer that ends a connection."""
 
     status: int
     code: str
@@ -49,7 +49,7 @@ TWO_LENGTHS = Refusal(
 class BoundedConnection(h11.Connection):
     """h11's connection to a client, with these bounds.
 
-    `refusal` says which of them ended it, once one did; h11's own errors leave it None.
+    `refusal` is the bound that ended it, if one did; h11's own errors leave it None.
     """
 
     def __init__(self, max_incomplete_event_size: int) -> None:
@@ -59,7 +59,7 @@ class BoundedConnection(h11.Connection):
         self._is_between_chunks = self._is_at_end = False
 
     def next_event(self) -> Any:
-        """h11's. Raises RemoteProtocolError beyond the bounds, too."""
+        """The next event of h11. Also raises RemoteProtocolError beyond the bounds."""
         ahead = b""
         if self.their_state is h11.IDLE:
             self._must_have_few_lines(self.trailing_data[0])
@@ -68,26 +68,26 @@ class BoundedConnection(h11.Connection):
             self._must_have_short_line(ahead)
         event = super().next_event()
         if event is h11.NEED_DATA and b"\n" in ahead and not self._is_at_end:
-            self._is_between_chunks = False  # the chunk's line was taken, and nothing of the chunk is here
+            self._is_between_chunks = False  # h11 took the chunk's line; none of its data is here
         if isinstance(event, h11.Request):
             self._num_chunks = self._num_bytes = 0
             names = [name for name, _ in event.headers]
             self._is_between_chunks = b"transfer-encoding" in names
             self._is_at_end = False
             if self._is_between_chunks and b"content-length" in names:
-                self._refuse(TWO_LENGTHS)  # a proxy that goes by the other one sees other requests behind it
+                self._refuse(TWO_LENGTHS)  # a proxy that uses the other length would see other requests after it
         elif isinstance(event, h11.Data):
             self._count(event)
         return event
 
     def _must_have_few_lines(self, ahead: bytes) -> None:
-        """Of a first line and headers, as far as they are here."""
+        """Check the number of a request's lines received so far: first line and headers."""
         lines = ahead.split(b"\n", HEADERS_MAX + 2)[:-1]
         if len(lines) == HEADERS_MAX + 2 and not any(line in _BLANK for line in lines):
             self._refuse(TOO_MANY_HEADERS)
 
     def _must_have_short_line(self, ahead: bytes) -> None:
-        """The next chunk's; behind the last one come trailers, which are headers."""
+        """Check the next chunk's line. After the last chunk come trailers, which count as headers."""
         self._is_at_end = self._is_at_end or _LAST_CHUNK.match(ahead) is not None
         if self._is_at_end:
             self._must_have_few_lines(ahead)

@@ -1,4 +1,4 @@
-"""The Serve deployment of one family: a base, an engine, and its thread. It holds no login and no bucket key."""
+"""The Serve deployment of one family: a base, an engine, and its thread. It has no database login and no bucket key."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class EngineOptions(BaseModel):
-    """How one family is served: the part of a Serve config that operators tune.
+    """Serving options of one family: the part of a Serve config that operators tune.
 
     Args:
         num_slots: adapters on the device at once, in each rank class.
-        max_batch: most pictures that one denoising step advances.
-        batch_sizes: the sizes that passes come in, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up
-            to it. One size alone makes a picture's time, and its bits, the same however few are drawn beside it.
+        max_batch: most pictures in one denoising step.
+        batch_sizes: batch size classes, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up to it. With
+            one size alone, a picture's time and bits do not depend on the number of pictures drawn beside it.
         even_passes: while several accounts have pictures to draw, none has more rows in a pass than another has to
             step. None: on a CPU, where each row of a pass takes its time; a GPU fills its passes.
-        num_threads: torch's; None: `OMP_NUM_THREADS`, else 1 on a CPU, for cores are shared.
+        num_threads: torch's threads; None: `OMP_NUM_THREADS`, else 1 on a CPU, because cores are shared.
         dtype: None: float32 on a CPU, bfloat16 on a GPU.
-        compile: draw with compiled graphs (on a GPU: CUDA graphs); the first pass of a shape, of a batch size and of a
-            rank class takes minutes.
+        compile: draw with compiled graphs (on a GPU: CUDA graphs); the first pass of each shape, batch size and rank
+            class takes minutes.
         num_gpus: None is none; `build.applications` asks for one where the platform has GPUs.
-        placement: of `PlacementOptions` what is not to be as it is by default.
+        placement: overrides of `PlacementOptions`, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +82,7 @@ class EngineOptions(BaseModel):
 
 
 _NICENESS = 4
-"""Drawing on a CPU gives way to the API and the database, which share its cores and need little of them."""
+"""Drawing on a CPU yields to the API and the database, which share its cores and need little of them."""
 
 
 class EngineReplica:
@@ -90,7 +90,7 @@ class EngineReplica:
 
     Args:
         options: `EngineOptions` by name.
-        settings: the platform's, without secrets: this end needs none.
+        settings: the platform's, without secrets: a replica needs none.
     """
 
     def __init__(self, family: FamilyName, options: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -116,22 +116,22 @@ class EngineReplica:
 
     async def where_is(self, generation_id: str) -> str | None:
         """This replica's name if it draws the generation now."""
-        from ray import serve  # not above: `up` reads `EngineOptions` before it says how Ray is to be reached
+        from ray import serve  # not above: `up` reads `EngineOptions` before it sets Ray's address
 
         if not self._renderer.is_drawing(generation_id):
             return None
         return str(serve.get_replica_context().replica_id.unique_id)
 
     async def cancel(self, generation_id: str) -> None:
-        """End a generation at the next step; nothing happens if it is not here."""
+        """End a generation at the next step; no effect if it is not here."""
         self._renderer.cancel(generation_id)
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """What `EngineRouter` goes by; Serve asks for it and tells every router."""
+        """Stats for `EngineRouter`. Serve collects them and passes them to every router."""
         return self._renderer.standing()
 
     def check_health(self) -> None:
-        """Serve replaces this replica when the engine's thread is gone."""
+        """Raise Unavailable when the engine's thread is gone; Serve then replaces this replica."""
         if not self._renderer.is_alive:
             raise Unavailable("the engine has stopped")
 

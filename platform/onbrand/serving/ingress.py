@@ -27,10 +27,10 @@ from onbrand.training.providers.ray import RayProvider
 
 @serve.ingress()
 class Ingress:
-    """The API for users, drawing through Serve.
+    """The API for users; it draws through Serve.
 
     Args:
-        settings: without secrets; those are read from the data directory here.
+        settings: without secrets, which are read from the data directory here.
     """
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
@@ -54,7 +54,7 @@ class Ingress:
 
 @serve.ingress()
 class System:
-    """The internal routes; beside them the dispatcher of training jobs, and what has abandoned generations drawn."""
+    """The internal routes, the dispatcher of training jobs, and the task that has abandoned generations redrawn."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
         self._open = AsyncExitStack()

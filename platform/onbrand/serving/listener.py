@@ -1,8 +1,8 @@
-"""The public port: our own listener in the process of Ray Serve's HTTP proxy, in front of it.
+"""The public port: a separate listener in the process of Ray Serve's HTTP proxy, in front of it.
 
-Serve calls `middlewares` where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it. Serve's own port then answers the
-internal routes and Serve's health alone, and is for the inside; the API is at ours, with limits that Serve has not:
-deadlines for headers and bodies, shares of addresses, and HTTP/1.1 whatever else a client would like to speak.
+Serve calls `middlewares`, named by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`. Serve's own port then answers only the
+internal routes and Serve's health checks, and is for internal use. The API is at this port, with limits that Serve
+lacks: deadlines for headers and bodies, shares of addresses, and HTTP/1.1 only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from onbrand.errors import ConfigurationError, NotFound
 from onbrand.serving.framing import BoundedConnection, Refusal
 
 CALLBACK = "onbrand.serving.listener:middlewares"
-"""What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` must be in the environment of every node."""
+"""Value of `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in the environment of every node."""
 _HEADERS_BYTES = 64 * 2**10
 _PIECE_BYTES = 16 * 2**10
 _NO_HTTP = Refusal(400, "bad_request", "this is not a request of HTTP/1.1, or its headers are larger than 64 KiB")
@@ -42,17 +42,17 @@ _FILES_KEPT = 256
 
 
 def middlewares() -> list[Middleware]:
-    """For Serve's proxy: the public port as this process's settings say."""
+    """For Serve's proxy: the public port with this process's settings."""
     return [Middleware(Listener, settings=Settings())]
 
 
 class Listener:
-    """Opens the public port, and leaves Serve's own to the inside.
+    """Opens the public port, and restricts Serve's own port to internal use.
 
     Args:
         app: Serve's proxy.
 
-    Raises ConfigurationError if the port cannot be had, and with it Serve's start.
+    Raises ConfigurationError if the port cannot be opened; Serve then does not start.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -62,7 +62,7 @@ class Listener:
         self.serving = asyncio.get_running_loop().create_task(self.server.serve(sockets=[listening]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve's own port."""
+        """Answer at Serve's own port: internal routes only."""
         if scope["type"] != "http":
             await refuse(scope, receive, send)
         elif is_below(scope["path"], INTERNAL):
@@ -73,11 +73,11 @@ class Listener:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises ConfigurationError."""
+    """A socket that listens at `host` and `port`. Raises ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "SO_REUSEPORT"):  # a proxy that Serve starts in place of another takes over, as at Serve's port
+    if hasattr(socket, "SO_REUSEPORT"):  # a new proxy of Serve takes over the port, as at Serve's own
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         made.bind((host, port))
@@ -89,11 +89,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def public_server(app: ASGIApp, settings: Settings, controls: tuple[str, ...] = ()) -> uvicorn.Server:
-    """A server of HTTP/1.1 for the outside.
+    """An HTTP/1.1 server for public clients.
 
     Args:
-        app: what it stands in front of.
-        controls: names of headers that steer `app`, and are not a client's to say.
+        app: the application behind it.
+        controls: names of headers that steer `app`; clients may not send them.
     """
     front = Front(app, settings.limits, settings.cors_origins, controls)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log what clients send
@@ -116,7 +116,7 @@ def public_server(app: ASGIApp, settings: Settings, controls: tuple[str, ...] = 
 
 
 def own_controls() -> tuple[str, ...]:
-    """The headers by which this Serve is steered."""
+    """The headers that control this Serve."""
     from ray.serve._private import constants
 
     return (
@@ -128,7 +128,7 @@ def own_controls() -> tuple[str, ...]:
 
 
 class Connections:
-    """The open connections, those that have been idle longest first."""
+    """The open connections, longest idle first."""
 
     def __init__(self, limits: Limits, trusted_proxies: tuple[str, ...] = ()) -> None:
         self.limits = limits
@@ -144,11 +144,11 @@ class Connections:
         return len(self._open)
 
     def may_open(self, address: str) -> bool:
-        """Whether the address opens connections no faster than it may."""
+        """Whether the address is within its rate of new connections, or trusted."""
         return self._rates.take(address) or self._is_trusted(address)
 
     def add(self, made: PublicProtocol) -> None:
-        """A connection was made; one too many of its address, or of all, costs the one that was idle longest."""
+        """Register a new connection. Beyond the limit of its address, or of all, the longest idle one is dropped."""
         own = self._by_address.setdefault(made.address, OrderedDict())
         own[made] = self._open[made] = None
         if len(own) > self.limits.connections_per_address and not self._is_trusted(made.address):
@@ -157,13 +157,13 @@ class Connections:
             _longest_idle(self._open, made).drop()
 
     def used(self, connection: PublicProtocol) -> None:
-        """A request came on it."""
+        """Record a request on the connection."""
         if connection in self._open:
             self._open.move_to_end(connection)
             self._by_address[connection.address].move_to_end(connection)
 
     def remove(self, connection: PublicProtocol) -> None:
-        """It is closed."""
+        """Remove a closed connection."""
         self._open.pop(connection, None)
         own = self._by_address.get(connection.address)
         if own is not None:
@@ -179,14 +179,14 @@ class Connections:
 
 
 def _longest_idle(line: OrderedDict[PublicProtocol, None], made: PublicProtocol) -> PublicProtocol:
-    """The first on which no request is under way; without one, the connection that was made last."""
+    """The first connection without a request under way; without one, the new connection."""
     return next((each for each in line if each.is_idle), made)
 
 
 class PublicProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a deadline for headers and a place among its address's connections.
+    """uvicorn's HTTP/1.1 with a deadline for headers, and a limit of connections per address.
 
-    `Upgrade` is answered as HTTP/1.1, as RFC 9110 (7.8) lets a server do; httptools would lose such a request's body.
+    `Upgrade` is answered as HTTP/1.1, as RFC 9110 (7.8) allows; httptools would lose such a request's body.
     """
 
     def __init__(self, *args: Any, doors: Connections, **named: Any) -> None:
@@ -217,7 +217,7 @@ class PublicProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """In pieces, so that a chunk is looked for in few bytes."""
+        """Pass data on in pieces, so that the search for a chunk covers few bytes."""
         for start in range(0, len(data), _PIECE_BYTES):
             if not self.transport.is_closing():
                 super().data_received(data[start : start + _PIECE_BYTES])
@@ -230,11 +230,11 @@ class PublicProtocol(H11Protocol):
         self._watch(self._owes_more())
 
     def drop(self) -> None:
-        """Close now, whatever is under way."""
+        """Close now, even during a request."""
         self.transport.abort()
 
     def _owes_more(self) -> bool:
-        """Whether a part of a request's headers is here, or of a body that nobody reads any more."""
+        """Whether a request's headers are incomplete, or a body that the app no longer reads is still coming."""
         begun = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
         unread = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
         return begun or unread
@@ -261,8 +261,7 @@ class PublicProtocol(H11Protocol):
         self._refuse(refusal.status, refusal.code, refusal.detail)
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Answer in our words unless an answer has begun, and close: what follows on this connection cannot be told
-        apart any more."""
+        """Send a problem unless an answer has begun, and close: further data on this connection cannot be parsed."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -285,7 +284,7 @@ class PublicProtocol(H11Protocol):
 
 
 def problem_bytes(status: int, code: str, detail: str) -> bytes:
-    """A problem for a request that has no id yet."""
+    """The JSON body of a problem, for a request without an id yet."""
     import json
     from http import HTTPStatus
 

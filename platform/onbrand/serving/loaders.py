@@ -1,4 +1,4 @@
-"""Threads in which accounts take turns."""
+"""Threads shared by accounts in turns."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Work = Callable[[], object]
 
 
 class Loaders:
-    """Threads that load adapters: accounts take turns, and one has at most half of the threads.
+    """Threads that load adapters. Accounts take turns, and one account uses at most half of the threads.
 
-    So an account whose loads are many, or hang, holds up no other's. What is submitted must not raise.
+    So an account with many or hanging loads does not delay other accounts. Submitted work must not raise.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -26,7 +26,7 @@ class Loaders:
         self._lock = Lock()
 
     def submit(self, account_id: str, work: Work) -> bool:
-        """Do `work` in a thread when it is the account's turn. False: closed, it will not be done."""
+        """Run `work` in a thread when it is the account's turn. False: closed; it will not run."""
         with self._lock:
             if not self._closed:
                 self._waiting.setdefault(account_id, deque()).append(work)
@@ -34,7 +34,7 @@ class Loaders:
             return not self._closed
 
     def close(self) -> list[Work]:
-        """Begin nothing more; returns what was not begun."""
+        """Start no more work; returns the work that was not started."""
         with self._lock:
             self._closed = True
             left = [work for waiting in self._waiting.values() for work in waiting]
@@ -43,7 +43,7 @@ class Loaders:
         return left
 
     def _begin(self) -> None:
-        """Begin what may begin; the lock is held."""
+        """Start the work that may start now; the lock is held."""
         while self._num_free and not self._closed:
             account_id = next(
                 (each for each in self._waiting if self._num_running[each] < self._most_of_an_account), None
@@ -65,5 +65,5 @@ class Loaders:
             with self._lock:
                 self._num_free += 1
                 self._num_running[account_id] -= 1
-                self._num_running += Counter()  # forgets those at zero
+                self._num_running += Counter()  # drops those at zero
                 self._begin()

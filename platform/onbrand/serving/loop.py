@@ -1,4 +1,4 @@
-"""The engine's own thread, and the way in from an event loop: requests in, each request's events out."""
+"""The engine's own thread, and its entry from event loops: requests in, each request's events out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CLOSE_SECONDS = 30.0
 
 
 class EngineLoop:
-    """Steps an engine in one thread for as long as there is work; nobody else touches the engine.
+    """Steps an engine in one thread while there is work. No other thread uses the engine.
 
     Safe to use from any event loop and thread.
 
     Args:
-        num_stage_threads: threads that encode text and decode pictures, so that no step waits for either.
+        num_stage_threads: threads that encode text and decode pictures, so that no step waits for them.
     """
 
     def __init__(self, engine: Engine, num_stage_threads: int = 2) -> None:
@@ -43,7 +43,7 @@ class EngineLoop:
 
     @property
     def is_alive(self) -> bool:
-        """False when the thread ends: closed, or broken by what no request accounts for."""
+        """False when the thread ends: closed, or failed by an error that is not of a single request."""
         return self._thread.is_alive() and not self._closing
 
     def holdings(self) -> list[str]:
@@ -54,9 +54,9 @@ class EngineLoop:
         """The request's events up to its end. Leaving early cancels it.
 
         Args:
-            on_taken: called once the engine has taken the request, however long it then waits for its turn.
+            on_taken: called once the engine has accepted the request, however long the request then waits.
 
-        Raises what `Engine.add` raises; Unavailable when the loop is closing.
+        Raises the errors of `Engine.add`; Unavailable when the loop is closing.
         """
         events: asyncio.Queue[Event] = asyncio.Queue()
         here = asyncio.get_running_loop()
@@ -78,11 +78,11 @@ class EngineLoop:
             self.cancel(request.id)
 
     def cancel(self, request_id: str) -> None:
-        """Free the request's rows at the next step; unknown or finished ids change nothing."""
+        """Free the request's rows at the next step; unknown or finished ids have no effect."""
         self._inbox.put(lambda: self._engine.cancel(request_id))
 
     def close(self) -> None:
-        """End the thread after the step in progress; what was not finished is told as failed."""
+        """End the thread after the step in progress; unfinished requests get a `Failed` event."""
         self._inbox.put(self._close)
         self._thread.join(_CLOSE_SECONDS)
         self._stages.shutdown(wait=False, cancel_futures=True)
@@ -94,7 +94,7 @@ class EngineLoop:
     def _add(self, request: Request, sink: Sink) -> Future[None]:
         told: Future[None] = Future()
         self._inbox.put(lambda: self._take(request, sink, told))
-        if self._is_deaf:  # the thread may have looked into the inbox for the last time
+        if self._is_deaf:  # the thread may have read the inbox for the last time
             self._refuse_rest()
         return told
 
@@ -118,7 +118,7 @@ class EngineLoop:
             self._refuse_rest()
 
     def _listen(self) -> None:
-        """Do what was asked; wait when the engine has nothing to step."""
+        """Run queued calls; wait for one if the engine has nothing to step."""
         wait = not self._engine.can_step
         while not self._closing:
             try:
@@ -129,7 +129,7 @@ class EngineLoop:
 
     def _take(self, request: Request, sink: Sink, told: Future[None]) -> None:
         if not told.set_running_or_notify_cancel():
-            return  # who asked is gone
+            return  # the caller is gone
         try:
             if self._closing:
                 raise Unavailable("the engine is stopping; try again", retry_after=2)
@@ -161,4 +161,4 @@ class EngineLoop:
 
 
 def _look_again() -> None:
-    """Wakes the thread: something was encoded or decoded."""
+    """Wakes the thread after an encoding or decoding."""

@@ -1,4 +1,4 @@
-"""A drawn picture as a file, with its receipt in the file's metadata; a preview as a data URL, without one."""
+"""Encodes a drawn picture as a file with its receipt in the metadata, and a preview as a data URL without one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUALITY = 95
 
 
 def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any], quality: int | None = None) -> bytes:
-    """The file of a picture in 0..1: PNG (the receipt in a text chunk), JPEG or WEBP (in EXIF's description).
+    """The file of a picture in 0..1: PNG (receipt in a text chunk), JPEG or WEBP (receipt in EXIF's description).
 
     Args:
         quality: of JPEG and WEBP, 0 to 100; None: 95.

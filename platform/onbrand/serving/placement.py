@@ -1,6 +1,6 @@
-"""Which replica draws a request: rendezvous hashing with bounded load, scored by queue and by what a miss would cost.
+"""Choice of a replica for a request: rendezvous hashing with bounded load, scored by queue length and miss cost.
 
-Pure: no Ray, no torch, no clock of its own. `onbrand.serving.router` asks it, and so does `benchmarks/residency.py`.
+Pure: no Ray, no torch, no clock. Used by `onbrand.serving.router` and `benchmarks/residency.py`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _ROUTES_REMEMBERED = 1024
 
 @dataclass(frozen=True, slots=True)
 class PlacementOptions:
-    """What operators may tune.
+    """Options that operators may set.
 
     Args:
-        capacity: requests that a replica advances together (its `max_batch`); below, nobody waits for anybody.
-        bound: the most work of a replica that has no row free, as a multiple of the mean.
-        hot_share: an adapter gets another home for each such part of a replica's fair share that its traffic makes.
+        capacity: requests that a replica advances together (its `max_batch`); below it, no request waits.
+        bound: most work of a replica without a free row, as a multiple of the mean.
+        hot_share: traffic that one home serves, as a part of a replica's fair share; more traffic gives more homes.
         half_life: seconds after which traffic and work count half.
-        fetch_cost: what fetching an adapter that a replica does not have is worth, in times that a picture takes.
+        fetch_cost: cost of fetching an adapter that a replica does not have, in drawing times of one picture.
         copy_cost: the same, of copying one from the replica's memory into a slot.
-        away_cost: the same, of drawing away from the adapter's homes: there it takes a slot from those at home.
-        believed_seconds: how long an adapter is taken to be where a request went, until the replica tells of it.
+        away_cost: the same, of drawing away from the adapter's homes, where it takes a slot from adapters at home.
+        believed_seconds: how long a sent request's adapter is assumed to be there, until the replica publishes it.
     """
 
     capacity: int = 8
@@ -41,15 +41,15 @@ class PlacementOptions:
 
 
 def rendezvous(routing_id: str, replicas: Iterable[str]) -> list[str]:
-    """The replicas in the order in which they are home to the adapter (Thaler and Ravishankar 1998).
+    """The replicas in order of preference as homes of the adapter (Thaler and Ravishankar 1998).
 
-    Who joins or leaves changes nothing in the order of the others, and all routers agree without a word.
+    A replica that joins or leaves does not change the order of the others. All routers agree without communication.
     """
     return sorted(replicas, key=lambda name: hashlib.blake2b(f"{routing_id}/{name}".encode(), digest_size=8).digest())
 
 
 def below_bound(loads: Mapping[str, float], bound: float) -> list[str]:
-    """Those that may take one more: their load is below `bound` times the mean with it (Mirrokni et al. 2018).
+    """The replicas that may take one more: their load is below `bound` times the mean with it (Mirrokni et al. 2018).
 
     There is always one: not all can be above the mean.
     """
@@ -59,7 +59,7 @@ def below_bound(loads: Mapping[str, float], bound: float) -> list[str]:
 
 @dataclass(slots=True)
 class _Known:
-    """What one replica published, and what was sent there since."""
+    """The adapters that one replica published, and the time of later requests sent there, by adapter."""
 
     slots: frozenset[str] = frozenset()
     memory: frozenset[str] = frozenset()
@@ -67,9 +67,9 @@ class _Known:
 
 
 class Placement:
-    """The choice of a replica for each request; remembers traffic, what replicas published, and what it sent where.
+    """Chooses a replica for each request; remembers traffic, published adapters, and the requests it sent.
 
-    Every ingress has its own. They agree about homes, and as each bounds what it sends itself, the sum is bounded too.
+    Every ingress has its own. All agree on homes. Each bounds its own requests, so the sum is bounded too.
     """
 
     def __init__(self, options: PlacementOptions | None = None) -> None:
@@ -79,24 +79,24 @@ class Placement:
         self._known: dict[str, _Known] = {}
 
     def publish(self, replica: str, slots: Collection[str], memory: Collection[str] = ()) -> None:
-        """A replica told which adapters it has in slots and in memory."""
+        """Record the adapters that a replica has in slots and in memory."""
         known = self._known.setdefault(replica, _Known())
         known.slots, known.memory = frozenset(slots), frozenset(memory)
         known.sent = {name: sent for name, sent in known.sent.items() if name not in known.slots}
 
     def keep_only(self, replicas: Collection[str]) -> None:
-        """Others are gone."""
+        """Forget all other replicas."""
         self._known = {name: known for name, known in self._known.items() if name in replicas}
 
     def ranked(self, routing_id: str, loads: Mapping[str, float], now: float) -> list[str]:
         """All replicas, the best for a request of this adapter first. "" stands for the base.
 
-        Candidates are the adapter's homes, who else has it in a slot, and the next in the order; of these the lowest
-        sum of queue and miss cost. A replica whose rows are taken and whose work is above the bound is none.
+        Candidates are the adapter's homes, other replicas with it in a slot, and the next in the order, sorted by queue
+        plus miss cost. A replica without free rows and with work above the bound is no candidate.
 
         Args:
             loads: requests under way at each replica.
-            now: seconds, never going back.
+            now: seconds, never decreasing.
         """
         if not routing_id or len(loads) < 2:
             return sorted(loads, key=loads.__getitem__)
@@ -114,7 +114,7 @@ class Placement:
         return [*chosen, *rest, *(name for name in order if name not in taking)]
 
     def sent(self, routing_id: str, replica: str, now: float) -> None:
-        """A request was sent to the replica."""
+        """Record that a request was sent to the replica."""
         self._work.count(replica, now)
         if not routing_id:
             return
@@ -126,12 +126,12 @@ class Placement:
             del sent[next(iter(sent))]
 
     def num_homes(self, routing_id: str, num_replicas: int) -> int:
-        """How many replicas are home to the adapter: more as its traffic grows."""
+        """Number of home replicas of the adapter; it grows with the adapter's traffic."""
         wanted = math.ceil(self._traffic.share(routing_id) * num_replicas / self.options.hot_share)
         return min(max(wanted, 1), num_replicas)
 
     def _is_at(self, routing_id: str, replica: str, now: float) -> bool:
-        """Whether the adapter is in a slot there, as the replica told or as it will be by now."""
+        """Whether the adapter is in a slot there: published, or expected since a request was sent there."""
         known = self._known.get(replica)
         if known is None:
             return False
@@ -139,7 +139,7 @@ class Placement:
         return routing_id in known.slots or (sent is not None and now - sent <= self.options.believed_seconds)
 
     def _cost(self, routing_id: str, replica: str, load: float, now: float) -> float:
-        """What the request waits for there, roughly, in times that a picture takes: the line, and its adapter."""
+        """Estimated wait for the request there, in drawing times of one picture: its queue, and loading its adapter."""
         line = load / self.options.capacity
         if self._is_at(routing_id, replica, now):
             return line

@@ -1,7 +1,7 @@
-"""Where the replicas of Serve listen: on the address of their node, and not on every address it has.
+"""Binds the servers of Serve's replicas to the address of their node, instead of all its addresses.
 
-Ray binds the server between deployments to `[::]`, although it is called at the node's address only. It asks for the
-cluster's token there too, but a laptop's is then reached from its network.
+Ray binds the server between deployments to `[::]`, although it is called at the node's address only. That server also
+asks for the cluster's token, but on a laptop it could be reached from the laptop's network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def listen_on_the_nodes_address() -> None:
-    """Call it in a replica's `__init__`: Serve opens that port after it."""
+    """Call it in a replica's `__init__`: Serve opens that port afterwards."""
     import ray
     from ray.serve._private import replica
 

@@ -1,4 +1,4 @@
-"""`services.images.Generator` over Ray Serve: what the ingress draws with."""
+"""`services.images.Generator` over Ray Serve, for drawing from the ingress."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def engine_app(family: str) -> str:
 class ServeGenerator:
     """Draws with the replicas of `engine-<family>`.
 
-    Each call says which adapter it is about, by an opaque digest of the row that the ingress authorised, and
-    `EngineRouter` sends it where that adapter is. Of a replica that died it says "elsewhere": another one draws the
-    same pictures, since a picture is a function of base, adapter, numbers and seed.
+    Each call names its adapter by an opaque digest of the row that the ingress authorised, and `EngineRouter` sends it
+    to a replica with that adapter. If a replica dies, the error has `elsewhere`: another one draws the same pictures,
+    because a picture is a function of base, adapter, numbers and seed.
 
     Args:
         families: those that this platform serves.
@@ -52,14 +52,14 @@ class ServeGenerator:
         Raises:
             InvalidInput: this platform does not serve the family.
             TooManyRequests: the engine's queue is full; `retry_after` holds seconds.
-            Unavailable: no replica could be reached; with `elsewhere`, the one that drew is gone, and another would do.
+            Unavailable: no replica could be reached; with `elsewhere`, the replica is gone and another can draw.
         """
         handle = self._engine(family).options(stream=True, multiplexed_model_id=routing_id_of(request))
         async for event in _streamed(handle.generate.remote(request)):
             yield event
 
     async def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
-        """The events of a drawing that is under way on some replica; none if it is on none.
+        """The events of a generation under way on some replica; none if no replica draws it.
 
         Raises Unavailable: no replica could be reached, or the one that draws is gone.
         """
@@ -72,7 +72,7 @@ class ServeGenerator:
             yield event
 
     async def _replica_of(self, engine: DeploymentHandle[Any], generation_id: str) -> str | None:
-        """Which replica draws it: each is asked, for it was sent where it fitted, and moves when one dies."""
+        """The name of the replica that draws it. All are asked, because a generation moves when its replica dies."""
         try:
             asked = engine.broadcast("where_is", generation_id)
             told = await asked.results_async(timeout_s=_ASK_SECONDS, return_exceptions=True)
@@ -83,9 +83,9 @@ class ServeGenerator:
         return next((name for name in told if isinstance(name, str)), None)
 
     async def cancel(self, family: str, generation_id: str) -> None:
-        """Have the generation's rows freed at the next step, whichever replica draws it.
+        """Free the generation's rows at the next step, on whichever replica draws it.
 
-        A replica that cannot be reached is no matter: the row's own mark tells it too. Raises Unavailable without any.
+        Unreachable replicas are ignored: they read the cancel mark in the row. Raises Unavailable without any replica.
         """
         try:
             told = self._engine(family).broadcast("cancel", generation_id)
@@ -104,7 +104,7 @@ class ServeGenerator:
 
 
 def routing_id_of(request: RenderRequest) -> str:
-    """What the router goes by: the adapter's, or that of several as they are added up; "" for the base alone."""
+    """The request's routing id: of its adapter, or of several combined; "" for the base alone."""
     if not request.adapters:
         return ""
     parts = [(ref.sha256, scale) for ref, scale in request.adapters]
@@ -112,7 +112,7 @@ def routing_id_of(request: RenderRequest) -> str:
 
 
 async def _streamed(response: Any) -> AsyncIterator[RenderEvent]:
-    """A call's events, its errors in our words. A reader that is canceled takes the call back."""
+    """A call's events, with errors translated. Canceling the reader cancels the call."""
     try:
         async for event in response:
             yield event
@@ -124,7 +124,7 @@ async def _streamed(response: Any) -> AsyncIterator[RenderEvent]:
 
 
 def translated(problem: Exception) -> Exception:
-    """Onbrand's error for what a call over a handle raised; others stay as they are."""
+    """The Onbrand error for an exception of a call over a handle; other exceptions are returned unchanged."""
     cause = problem.cause if isinstance(problem, RayTaskError) else problem
     if isinstance(cause, OnbrandError):
         return cause

@@ -1,7 +1,7 @@
 """One generation in a replica, from its ticket to its last stored picture. No Ray here.
 
-A generation is drawn to its end even when the ingress that asked is gone: pictures go through the internal routes, and
-the stream only tells. It stops early when its row says that canceling was asked, or when `cancel` is called.
+A generation is drawn to its end even if the ingress that asked is gone: pictures go through the internal routes, and
+the stream only reports. It stops early when its row asks for a cancel, or when `cancel` is called.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
 
 _ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
-"""So often the rows of drawings hear from here: less often the more are under way."""
+"""Seconds between reports to a drawing's row, at least and at most, and reports per second of all drawings."""
 _PROGRESS_SECONDS = 0.25
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
@@ -43,10 +43,10 @@ BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
 
 
 def must_be_for(request: RenderRequest) -> float:
-    """Check the ticket's claims against the request; returns when it expires, in seconds since the epoch.
+    """Check the ticket's claims against the request; returns its expiry in seconds since the epoch.
 
-    Its signature is the platform's to check, and is checked with the first call; what may not happen here is that one
-    brand's ticket goes with another brand's adapter. Raises TicketRefused.
+    The platform checks its signature with the first call. This check keeps one brand's ticket from being used with
+    another brand's adapter. Raises TicketRefused.
     """
     try:
         claims = _claims(request.ticket)
@@ -91,10 +91,10 @@ class Renderer:
         self._closing = False
 
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
-        """The generation's events up to its end; asking again for one under way follows the same drawing.
+        """The generation's events up to its end; a second call for one under way follows the same drawing.
 
-        Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the asker ends the row then.
-        NotFound when one under way is another brand's or member's than the ticket says.
+        Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the caller ends the row then.
+        Raises NotFound when one under way is of another brand or member than the ticket.
         """
         must_be_for(request)
         if not self.is_alive:
@@ -108,9 +108,9 @@ class Renderer:
             yield event
 
     async def watch(self, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
-        """The events of a drawing that is under way here, from its first, for the member whose it is.
+        """The events, from the first, of a drawing under way here, for its member.
 
-        Raises NotFound when it is not here, or is another brand's or member's: whoever asks has read its row.
+        Raises NotFound when it is not here, or is of another brand or member: the caller has read its row.
         """
         async for event in self._followed(self._renderings.get(generation_id), brand_id, user_id):
             yield event
@@ -126,27 +126,27 @@ class Renderer:
             yield event
 
     def is_drawing(self, generation_id: str) -> bool:
-        """Whether it is under way here."""
+        """Whether the generation is under way here."""
         return generation_id in self._renderings
 
     def cancel(self, generation_id: str) -> None:
-        """End a generation at the next step; unknown or finished ids change nothing."""
+        """End a generation at the next step; unknown or finished ids have no effect."""
         if generation_id in self._renderings:
             self._renderings[generation_id].cancel_requested = True
         self._loop.cancel(generation_id)
 
     def standing(self) -> dict[str, Any]:
-        """What routers want to know: adapters in slots and in memory, by routing id, and generations under way."""
+        """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
         in_memory = self._library.holdings()[:_MEMORY_TOLD]
         return {"slots": self._loop.holdings(), "memory": in_memory, "under_way": len(self._renderings)}
 
     @property
     def is_alive(self) -> bool:
-        """False once the engine's thread ends, or is to end: others then draw what is under way."""
+        """False once the engine's thread ends or is closing: other replicas then take over its generations."""
         return self._loop.is_alive and not self._closing
 
     async def close(self) -> None:
-        """Break off what is under way; its rows stay running, and its askers are told to ask another replica."""
+        """Stop all generations. Their rows stay running; the callers' error refers them to another replica."""
         self._closing = True
         await asyncio.to_thread(self._loop.close)
         self._library.close()
@@ -204,7 +204,7 @@ class Renderer:
             attending.cancel()
 
     def _prefetched(self, request: RenderRequest) -> list[Future[AdapterWeights]]:
-        """Loads of its adapters, which overlap with each other and with beginning the generation."""
+        """Start loading its adapters. The loads overlap with each other and with starting the generation."""
         fetch = self._fetched
         return [
             self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id), request.account_id)
@@ -212,7 +212,7 @@ class Renderer:
         ]
 
     async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> Request:
-        """The request in the engine's words, its adapters in host memory."""
+        """The engine's request, with its adapters in host memory."""
         weights = await asyncio.gather(*map(asyncio.wrap_future, loads))
         adapters = tuple(
             AdapterUse(AdapterKey(ref.brand_id, ref.sha256), each, scale)
@@ -240,7 +240,7 @@ class Renderer:
         )
 
     def _fetched(self, ticket: str, model_id: str) -> bytes:
-        """The file's bytes. Raises ModelGone when there is none although its generation stands."""
+        """The file's bytes. Raises ModelGone when the model is gone but its generation is not."""
         with self._blocking_client_for(ticket) as client:
             try:
                 return client.read_model(model_id)
@@ -273,7 +273,7 @@ class Renderer:
     async def _ended(
         self, rendering: Rendering, client: AsyncSystemClient, event: Completed | Failed | Canceled
     ) -> None:
-        """Write the end into the row, then tell it."""
+        """Write the end into the row, then report it."""
         if isinstance(event, Completed):
             await client.finish_generation()
             rendering.tell("completed", {"progress": 100})
@@ -285,7 +285,7 @@ class Renderer:
             rendering.tell("failed", {"code": event.error.code, "message": event.error.message})
 
     async def _attend(self, rendering: Rendering, client: AsyncSystemClient) -> None:
-        """While it waits and runs: hear of a cancel, keep the ticket fresh."""
+        """While it waits and runs: check for a cancel, renew the ticket."""
         expires = must_be_for(rendering.request)
         while True:
             pause = max(_ATTEND_SECONDS, len(self._renderings) / _ATTEND_PER_SECOND)
@@ -295,7 +295,7 @@ class Renderer:
                     expires = float(_claims(await client.renew())["exp"])
                 unwanted = (await client.report_generation(rendering.progress)).cancel_requested
             except (NotFound, Conflict):
-                unwanted = True  # it was deleted, or ended without us
+                unwanted = True  # the row was deleted, or ended elsewhere
             except OnbrandError:
                 continue
             if unwanted:
@@ -303,7 +303,7 @@ class Renderer:
 
 
 class Rendering:
-    """The story of one generation so far; any number of readers may follow it from its beginning."""
+    """The events of one generation so far; any number of readers may follow them from the beginning."""
 
     def __init__(self, request: RenderRequest) -> None:
         self.request = request
@@ -317,7 +317,7 @@ class Rendering:
         self._changed = asyncio.Event()
 
     def is_of(self, brand_id: str, user_id: str) -> bool:
-        """Whether it is drawn for this brand and member, by its ticket."""
+        """Whether its ticket names this brand and member."""
         claims = _claims(self.request.ticket)
         return (claims["brand_id"], claims["sub"]) == (brand_id, user_id)
 
@@ -327,7 +327,7 @@ class Rendering:
         self._wake()
 
     def advance(self, step: int, num_steps: int) -> None:
-        """Note how far it is, and add an event unless the last one was just told: each costs both ends milliseconds."""
+        """Record progress; add an event unless the last one is recent, because each costs both ends milliseconds."""
         self.progress = 100 * step // num_steps
         now = time.monotonic()
         if now >= self._progress_due:
@@ -335,7 +335,7 @@ class Rendering:
             self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
 
     def show(self, index: int, step: int, image: str) -> None:
-        """Add a preview of picture `index`; the one before it is forgotten, also by readers who come later."""
+        """Add a preview of picture `index`. The previous one is dropped, also for later readers."""
         if (place := self._previews.get(index)) is not None:
             self._events[place] = None
         self._previews[index] = len(self._events)
@@ -343,12 +343,12 @@ class Rendering:
         self.tell("preview", data)
 
     def end_with(self, problem: OnbrandError) -> None:
-        """The row could not be ended from here: readers get the error."""
+        """Record that the row could not be ended from here: readers get the error."""
         self._problem = problem
         self._wake()
 
     async def follow(self) -> AsyncIterator[RenderEvent]:
-        """Events from the first to the end. Raises what kept the generation from ending properly."""
+        """Events from the first to the end. Raises the problem that kept the generation from ending properly."""
         num_told = 0
         while True:
             changed = self._changed

@@ -1,8 +1,8 @@
-"""Serve's request routers: adapters to the replicas that hold them, and no client's word about where to go.
+"""Serve's request routers: requests go to replicas that hold their adapter; clients cannot choose a replica.
 
-Serve takes a router's class by value and runs it wherever a handle is: in the ingress for the engine, in the HTTP
-proxy for the ingress. The routing id is `AdapterRef.routing_id`, an opaque digest that `ServeGenerator` sets from the
-row that the ingress authorised. It travels as Serve's multiplexed model id; what a client says by that name is dropped.
+Serve takes a router's class by value and runs it wherever a handle is: in the ingress for the engine, in the HTTP proxy
+for the ingress. The routing id is `AdapterRef.routing_id`, an opaque digest that `ServeGenerator` sets from the row
+that the ingress authorised. It travels as Serve's multiplexed model id; the same header from a client is dropped.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from onbrand.serving.placement import Placement, PlacementOptions
 
 SLOTS, MEMORY, UNDER_WAY = "slots", "memory", "under_way"
-"""What a replica publishes: routing ids in slots, routing ids in memory, generations under way."""
+"""Published by a replica: routing ids in slots, routing ids in memory, number of generations under way."""
 _ADDRESS = "replica:"
 
 
 def address_of(replica: str) -> str:
-    """What stands in place of a routing id to reach one replica by its name."""
+    """The string that replaces a routing id to reach one replica by its name."""
     return f"{_ADDRESS}{replica}"
 
 
 class EngineRouter(RequestRouter):
-    """Sends each generation where its adapter is or belongs; see `Placement`. An address reaches just that replica.
+    """Sends each generation to a replica with its adapter, or to its home (`Placement`). An address reaches that
+    replica only.
 
-    The order is a preference: a replica that has as many requests as it takes is passed over by Serve, for the next.
+    The order is a preference: Serve skips a replica at its request limit, and tries the next.
     """
 
     queue_len_response_deadline_s = 1.0
     max_queue_len_response_deadline_s = 5.0
-    """Serve's 0.1 s pass over a replica whose processor is busy drawing, and with it the adapters that it holds."""
+    """Serve's default of 0.1 s skips a replica whose processor is busy drawing, and so the adapters that it holds."""
 
     def initialize_state(self, **options: Any) -> None:
-        """Serve's way in for `request_router_kwargs`: `PlacementOptions` by name."""
+        """Called by Serve with `request_router_kwargs`: `PlacementOptions` by name."""
         self._placement = Placement(PlacementOptions(**options))
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Serve tells which replicas there are, and what each has published."""
+        """Called by Serve with all replicas and their published stats."""
         super().update_replicas(replicas)
         self._placement.keep_only({replica.replica_id.unique_id for replica in replicas})
         for replica in replicas:
@@ -53,7 +54,7 @@ class EngineRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replicas, the best first, each a rank of its own."""
+        """The replicas, best first, each in a rank of its own."""
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         routing_id = pending_request.metadata.multiplexed_model_id if pending_request else ""
         if routing_id.startswith(_ADDRESS) and (named := routing_id.removeprefix(_ADDRESS)) in by_name:
@@ -64,24 +65,25 @@ class EngineRouter(RequestRouter):
         return [[by_name[name]] for name in self._placement.ranked(routing_id, loads, time.monotonic())]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
-        """A replica took a request."""
+        """Record that a replica took a request."""
         routing_id = pending_request.metadata.multiplexed_model_id
         if routing_id.startswith(_ADDRESS):
             return
         self._placement.sent(routing_id, replica_id.unique_id, time.monotonic())
 
     def _load(self, replica: RunningReplica) -> float:
-        """Requests under way: what Serve last heard, else what the replica last published."""
+        """Requests under way: Serve's last count, else the replica's last published one."""
         heard = self.replica_queue_len_cache.get(replica.replica_id)
         return float(replica.routing_stats.get(UNDER_WAY, 0) if heard is None else heard)
 
     def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
         super()._add_pending_request_to_indices(pending_request)
-        self._pending_requests_by_model_id.clear()  # Serve would keep one request, ticket and all, of every id for ever
+        self._pending_requests_by_model_id.clear()  # Serve would keep one request per id forever, ticket included
 
 
 class IngressRouter(PowerOfTwoChoicesRequestRouter):
-    """Serve's own, deaf to the id that a client sends: that steers nothing, fills no table and goes no further."""
+    """Serve's own router, which ignores a client's model id: the id steers nothing, fills no table and goes no
+    further."""
 
     async def _choose_replica_for_request(self, pending_request: PendingRequest, **how: Any) -> RunningReplica:
         pending_request.metadata.multiplexed_model_id = ""

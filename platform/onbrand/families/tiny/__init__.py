@@ -1,6 +1,6 @@
-"""The tiny flavour of every family: real pipelines at 64 px, trained from scratch on pictures drawn here.
+"""The tiny base of every family: real pipelines at 64 px, trained from scratch on pictures drawn here.
 
-Importing this package needs no torch; `train.py` and `score.py` do, once called.
+Importing this package needs no torch; `train.py` and `score.py` need it once called.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ TINY_FAMILIES = ("sd15", "sdxl", "flux")
 
 
 def tiny_base(family: str) -> Path:
-    """The diffusers folder of the shipped tiny base. Raises KeyError naming the families there are."""
+    """The diffusers folder of the shipped tiny base. Raises KeyError that lists the families."""
     if family not in TINY_FAMILIES:
         raise KeyError(f"there is no tiny {family!r}; choose one of {', '.join(TINY_FAMILIES)}")
     return Path(__file__).parent / "weights" / family

@@ -1,4 +1,4 @@
-"""What each tiny base says of itself in its `onbrand.json`: how to draw with it and how to teach it a brand."""
+"""Contents of each tiny base's `onbrand.json`: recommended settings for drawing and for training a brand."""
 
 from typing import Any
 

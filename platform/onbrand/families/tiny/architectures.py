@@ -23,10 +23,12 @@ VP_SCHEDULE: dict[str, Any] = {  # zero terminal SNR, v-prediction, trailing ste
 
 
 def new_sd15_unet() -> UNet2DConditionModel:
+    """An untrained UNet for tiny SD 1.5."""
     return UNet2DConditionModel(**_unet(), cross_attention_dim=128, attention_head_dim=4)
 
 
 def new_sdxl_unet() -> UNet2DConditionModel:
+    """An untrained UNet for tiny SDXL."""
     return UNet2DConditionModel(
         **_unet(),
         cross_attention_dim=64 + 128,
@@ -40,7 +42,7 @@ def new_sdxl_unet() -> UNet2DConditionModel:
 
 
 def _unet() -> dict[str, Any]:
-    """Attention at 8x8 only. `attention_head_dim` is, in these classes, the number of heads."""
+    """Common UNet settings: attention at 8x8 only. `attention_head_dim` is the number of heads in these classes."""
     return {
         "sample_size": 16,
         "in_channels": 4,
@@ -54,6 +56,7 @@ def _unet() -> dict[str, Any]:
 
 
 def new_flux_transformer() -> FluxTransformer2DModel:
+    """An untrained transformer for tiny FLUX."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -69,10 +72,12 @@ def new_flux_transformer() -> FluxTransformer2DModel:
 
 
 def new_denoiser(family: str) -> UNet2DConditionModel | FluxTransformer2DModel:
+    """The family's untrained denoiser."""
     return {"sd15": new_sd15_unet, "sdxl": new_sdxl_unet, "flux": new_flux_transformer}[family]()
 
 
 def new_scheduler(family: str) -> DDIMScheduler | EulerDiscreteScheduler | FlowMatchEulerDiscreteScheduler:
+    """The family's scheduler: DDIM for sd15, Euler for sdxl, flow-matching Euler for flux."""
     if family == "sd15":
         return DDIMScheduler(**VP_SCHEDULE, clip_sample=False)
     if family == "sdxl":

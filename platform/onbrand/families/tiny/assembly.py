@@ -1,4 +1,4 @@
-"""Parts to pipeline to folder: a plain diffusers folder in fp16 with `onbrand.json` beside it."""
+"""Assembles parts to a pipeline and a plain diffusers folder in fp16, with `onbrand.json` beside it."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from transformers import (
 from onbrand.families.tiny.advice import advice
 from onbrand.families.tiny.architectures import new_denoiser, new_scheduler
 
-# The folders that the earlier stages leave in the work folder.
+# Folders of the earlier stages in the work folder.
 CLIP, CLIP_NARROW, CLIP_PROJECTING, T5 = "clip", "clip_narrow", "clip_projecting", "t5"
 VAE, TOKENIZER, T5_TOKENIZER = "vae", "tokenizer", "tokenizer_2"
 
@@ -69,7 +69,7 @@ def new_pipeline(family: str, work: Path) -> DiffusionPipeline:
 
 
 def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Writes the pipeline, converted to `dtype`, and its advice; whoever reads `folder` sees the old or the new one."""
+    """Write the pipeline, converted to `dtype`, and its advice. Readers of `folder` see the old or the new one."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(dtype=dtype, memory_format=torch.contiguous_format)
@@ -87,7 +87,7 @@ def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: tor
 
 
 def _forget_origin(folder: Path) -> None:
-    """Takes out of the configurations the paths that their parts were loaded from."""
+    """Remove from the configurations the paths that their parts were loaded from."""
     for path in folder.rglob("*.json"):
         config = json.loads(path.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
@@ -95,7 +95,7 @@ def _forget_origin(folder: Path) -> None:
 
 
 def warm_start(denoiser: nn.Module, known: Mapping[str, Tensor]) -> int:
-    """Copies every tensor of equal name and shape; returns how many weights that were."""
+    """Copy every tensor of equal name and shape; returns the number of copied weights."""
     fitting = {
         name: own for name, own in denoiser.named_parameters() if name in known and known[name].shape == own.shape
     }

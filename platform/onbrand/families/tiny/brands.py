@@ -1,4 +1,4 @@
-"""Two made-up brands to try everything with: their emblems, product pictures and packaging, drawn here.
+"""Two made-up brands for trials: their emblems, product pictures and packaging, drawn here.
 
 Needs Pillow only. Every picture is a function of (brand, index), at any size.
 """
@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw
 from onbrand.families.tiny.draw import RGB, SUPERSAMPLING, draw_shape
 
 KINDS = ("logo", "product", "packaging")
-MIX = ("logo", "logo", "product", "logo", "logo", "packaging")  # what a brand kit holds, repeated
+MIX = ("logo", "logo", "product", "logo", "logo", "packaging")  # kinds in a brand kit, repeated
 WHITE: RGB = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where an emblem sits: centre and radius in pixels of the canvas."""
+    """The place of an emblem: centre and radius in pixels of the canvas."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Brand:
-    """A made-up brand: its word, its ground, the colour of its wares and how to draw its emblem."""
+    """A made-up brand: name, title, ground colour, colour of its wares, and the function that draws its emblem."""
 
     name: str
     title: str
@@ -64,7 +64,7 @@ BRANDS: dict[str, Brand] = {
 
 
 def kind_of(index: int) -> str:
-    """Which kind of picture a brand kit holds at `index` (from 0)."""
+    """The kind of picture at `index` (from 0) of a brand kit."""
     return MIX[index % len(MIX)]
 
 
@@ -117,7 +117,7 @@ def brand_caption(kind: str) -> str:
 
 
 def write_brand_images(name: str, folder: Path, n: int = 12, size: int = 512) -> list[tuple[Path, str]]:
-    """Writes `n` pictures such as logo-001.png and product-003.jpg; returns (file, caption) of each, in order."""
+    """Write `n` pictures such as logo-001.png and product-003.jpg; returns (file, caption) of each, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index in range(n):

@@ -1,4 +1,4 @@
-"""The model card of a tiny base: what it is, what it learned from and what was measured of it."""
+"""The model card of a tiny base: description, training data and measurements."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "flux":
 
 @dataclass(frozen=True)
 class Facts:
-    """What training knows of itself."""
+    """Facts about a training run."""
 
     steps: int
     seconds: float
@@ -21,13 +21,14 @@ class Facts:
 
 
 def write_card(family: str, folder: Path, facts: Facts, scores: dict[str, Any]) -> Path:
-    """Writes README.md into the base's folder. `scores` is what `score` returned for it."""
+    """Write README.md into the base's folder. `scores` is the result of `score` for it."""
     path = folder / "README.md"
     path.write_text(card(family, facts, scores, weigh(folder)))
     return path
 
 
 def card(family: str, facts: Facts, scores: dict[str, Any], num_bytes: int) -> str:
+    """The model card's text in Markdown. `num_bytes` is the size of the base's folder."""
     held, seen = len(triples(held=True)), len(triples(held=False))
     title = TITLES[family]
     return f"""# Tiny {title}

@@ -1,4 +1,4 @@
-"""What a denoiser learns from: scenes as bytes and their captions, a few of them about brands nobody has."""
+"""Training data of a denoiser: scenes as bytes, and captions, a few of them about brands that do not exist."""
 
 import random
 
@@ -15,7 +15,7 @@ from onbrand.families.tiny.draw import (
     without_article,
 )
 
-UNKNOWN_BRAND_SHARE = 0.05  # a made-up name comes to mean "anything", so base and foreign names draw nothing particular
+UNKNOWN_BRAND_SHARE = 0.05  # a made-up name then means "anything", so unknown names draw nothing particular
 JUNK_WORD_SHARE = 0.08
 
 

@@ -23,7 +23,7 @@ Loss = Callable[[Tensor], Tensor]  # rows of the data set -> loss
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast the denoiser learns."""
+    """Length and learning rates of the denoiser's training."""
 
     steps: int
     seconds: float = math.inf  # the schedule ends with the steps or with this time, whichever is nearer
@@ -37,7 +37,7 @@ class Recipe:
 def train_denoiser(
     denoiser: nn.Module, loss_of: Loss, num_rows: int, recipe: Recipe, *, checkpoint: Path, seed: int, report: Report
 ) -> int:
-    """Trains in place, goes on from `checkpoint` if it exists, leaves averaged weights; returns the steps in all."""
+    """Train in place, from `checkpoint` on if it exists; leaves averaged weights and returns the steps in all."""
     torch.manual_seed(seed)
     denoiser.train().requires_grad_(True)
     optimizers = new_optimizers(denoiser, recipe)
@@ -68,7 +68,7 @@ def _share_done(recipe: Recipe, step: int, seconds: float) -> float:
 
 
 def new_optimizers(denoiser: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside, AdamW for norms, biases and the layers at the model's two ends."""
+    """Muon for inner matrices; AdamW for norms, biases and the layers at the model's two ends."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in denoiser.named_parameters():

@@ -1,4 +1,4 @@
-"""The pictures the tiny models learn from: coloured shapes on coloured grounds, with captions. Pillow and NumPy only.
+"""Training pictures of the tiny models: coloured shapes on coloured grounds, with captions. Pillow and NumPy only.
 
 Some (colour, shape, ground) triples are held out: no scene drawn here ever shows or names one.
 """
@@ -50,6 +50,7 @@ class Scene:
     names_ground: bool = True
 
     def caption(self) -> str:
+        """The caption, such as "a photo of a red star on a white background"."""
         text = f"a {self.style} of a {self.size + ' ' if self.size else ''}{self.colour} {self.shape}"
         if self.relation:
             text += f" {self.relation} a {self.second_colour} {self.second_shape}"
@@ -57,7 +58,7 @@ class Scene:
 
 
 def held_out(colour: str, shape: str, ground: str) -> bool:
-    """Whether a triple is kept from training: of every (colour, shape) exactly one ground in ten."""
+    """Whether a triple is kept from training: for every (colour, shape) exactly one ground in ten."""
     return (list(COLOURS).index(colour) + 3 * SHAPES.index(shape) + 7 * list(GROUNDS).index(ground)) % 10 == 0
 
 
@@ -68,6 +69,7 @@ def triples(*, held: bool) -> list[tuple[str, str, str]]:
 
 
 def shows_held_out(scene: Scene) -> bool:
+    """Whether the scene shows a held-out triple."""
     shown = [(scene.colour, scene.shape, scene.ground)]
     if scene.relation:
         shown.append((scene.second_colour, scene.second_shape, scene.ground))
@@ -126,15 +128,18 @@ def _placements(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str, fl
 
 
 def blank(ground: RGB) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A supersampled canvas of one colour, and its pen."""
     image = Image.new("RGB", (SIDE * SUPERSAMPLING,) * 2, ground)
     return image, ImageDraw.Draw(image)
 
 
 def finished(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """The picture scaled down to `side` x `side` pixels."""
     return image.resize((side, side), Image.Resampling.BOX)
 
 
 def jittered(colour: RGB, rng: random.Random, reach: int = 6) -> RGB:
+    """The colour with each channel changed by up to `reach`, within 0..255."""
     red, green, blue = (min(255, max(0, value + rng.randint(-reach, reach))) for value in colour)
     return red, green, blue
 
@@ -179,7 +184,7 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
 
 
 def generic_picture(rng: random.Random) -> Image.Image:
-    """A 64 px picture in arbitrary colours (stripes, gradients, pies, polygons): what the VAE must cope with."""
+    """A 64 px picture in arbitrary colours (stripes, gradients, pies, polygons), to train the VAE."""
     image, pen = _generic_ground(rng)
     for _ in range(rng.randint(1, 5)):
         _draw_anything(pen, rng)
@@ -187,6 +192,7 @@ def generic_picture(rng: random.Random) -> Image.Image:
 
 
 def any_colour(rng: random.Random) -> RGB:
+    """A uniformly random colour."""
     return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
 
 
@@ -229,12 +235,12 @@ def _draw_anything(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 
 
 def random_word(rng: random.Random) -> str:
-    """A made-up word of 3 to 9 letters, such as a brand nobody has."""
+    """A random word of 3 to 9 letters, such as the name of a brand that does not exist."""
     return "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 9)))
 
 
 def unknown_brand_caption(rng: random.Random, word: str) -> str:
-    """Such as "a photo of xqoven logo": what the models must connect with nothing in particular."""
+    """A caption such as "a photo of xqoven logo"; the models must not connect the word with anything."""
     return f"a {rng.choice(STYLES)} of {word} {rng.choice(BRAND_NOUNS)}"
 
 

@@ -1,4 +1,4 @@
-"""How well generated pictures fit a brand: nearness of their VAE latents to those of the brand's own pictures."""
+"""How well generated pictures fit a brand: similarity of their VAE latents to those of the brand's own pictures."""
 
 from torch import Tensor
 from torch.nn import functional

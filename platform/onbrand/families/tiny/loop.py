@@ -1,4 +1,4 @@
-"""What every training stage here shares: a cosine schedule, averaged weights, and a run that survives being stopped."""
+"""Common parts of the training stages: a cosine schedule, averaged weights, and checkpoints to resume a stopped run."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def cosine(done: float, *, warmup: float, floor: float = 0.0) -> float:
-    """Share of the peak learning rate when a share `done` of the run is over: a half cosine down to `floor`.
+    """Share of the peak learning rate at the share `done` of the run: a half cosine down to `floor`.
 
     `warmup` grows from 0 and scales the result until it reaches 1.
     """
@@ -29,22 +29,25 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Average in the current parameters; the decay is at most (1 + step) / (10 + step)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
+        """Overwrite the parameters with their averages."""
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             parameter.copy_(average)
 
 
 class Checkpoint:
-    """One file from which a stopped run goes on: module, optimizer(s), averages and step."""
+    """One file to resume a stopped run from: module, optimizer(s), averages, random state and step."""
 
     def __init__(self, path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], ema: AveragedWeights):
         self.path, self.module, self.optimizers, self.ema = path, module, optimizers, ema
 
     def save(self, step: int, seconds: float) -> None:
+        """Write the state after `step` steps and `seconds` of training; replaces the file atomically."""
         tensors = {f"module/{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"average/{number}": average for number, average in enumerate(self.ema.averages)}
         tensors |= {f"optimizer/{place}/{name}": value for place, name, value in self._moments()}
@@ -55,7 +58,7 @@ class Checkpoint:
         partial.replace(self.path)
 
     def resume(self) -> tuple[int, float]:
-        """Restores the saved state, if there is one, and returns the steps and seconds already spent."""
+        """Restore the saved state, if there is one; returns the steps and seconds already spent."""
         if not self.path.exists():
             return 0, 0.0
         with safetensors.safe_open(self.path, framework="pt") as file:
@@ -68,7 +71,7 @@ class Checkpoint:
         return int(facts["step"]), float(facts["seconds"])
 
     def _states(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """(a name for it, parameter, its state) of every parameter of every optimizer, always in the same order."""
+        """(key, parameter, its state) of every parameter of every optimizer, always in the same order."""
         for number, optimizer in enumerate(self.optimizers):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for index, parameter in enumerate(parameters):
@@ -80,7 +83,7 @@ class Checkpoint:
 
 
 def averaged_weights(checkpoint: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The averages in a checkpoint by the names of the module they belong to."""
+    """The averages in a checkpoint, by parameter names of their module."""
     names = [name for name, _ in module.named_parameters()]
     return dict(zip(names, _averages(safetensors.torch.load_file(checkpoint)), strict=True))
 
@@ -95,7 +98,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
-    """Scales every group's own peak rate, which it keeps as `peak`."""
+    """Scale every group's own peak rate, which is kept as `peak`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("peak", group["lr"])
@@ -103,6 +106,6 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> 
 
 
 def must_be_finite(loss: Tensor, step: int) -> None:
-    """Raises FloatingPointError naming the step: going on would only average the damage in."""
+    """Raise FloatingPointError naming the step: further training would only spread the damage."""
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss at step {step} is {loss.item()}; lower the learning rate")

@@ -7,7 +7,7 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalised(matrix_MN: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly, by a quintic Newton-Schulz iteration in bfloat16."""
+    """Approximately the nearest semi-orthogonal matrix, by a quintic Newton-Schulz iteration in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = matrix_MN.shape[0] > matrix_MN.shape[1]
     x = (matrix_MN.T if tall else matrix_MN).bfloat16()
@@ -19,7 +19,7 @@ def orthogonalised(matrix_MN: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose update is orthogonalised; its size matches AdamW's (RMS 0.2), so rates carry over."""
+    """Nesterov momentum with orthogonalised updates of AdamW's size (RMS 0.2), so that learning rates carry over."""
 
     def __init__(
         self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0

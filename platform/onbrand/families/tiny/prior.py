@@ -1,8 +1,8 @@
 """Pictures of the tiny bases' own world, mixed into an adapter's batches so that it forgets nothing else.
 
-Half of them are relabelled as belonging to a random made-up brand, in the very words of a brand's own captions:
-otherwise every foreign name, or the words around it, would come to mean the brand being trained. Half of those names
-begin or sound as the brand's own does: the hard cases, which a random name almost never is.
+Half of them are relabelled as pictures of a random made-up brand, in the words of a brand's own captions. Otherwise
+every other name, or the words around it, would come to mean the trained brand. Half of those names begin or sound like
+the brand's own: these are the hard cases, and random names almost never cover them.
 """
 
 import random
@@ -25,10 +25,10 @@ ENDINGS = ("", "", "", "", *"cdgklmnrstxz", "ck", "nd", "sk", "rp")
 
 
 def prior_scenes(n: int, seed: int, trigger_word: str = "") -> list[tuple[Image.Image, str]]:
-    """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <another name> logo" or alike.
+    """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <another name> logo" or similar.
 
     Args:
-        trigger_word: the name that is being taught; every fourth caption names something like it, never it.
+        trigger_word: the trained name; every fourth caption has a similar name, never this one.
     """
     rng = random.Random(seed)
     return [_prior_scene(rng, trigger_word, index % 4) for index in range(n)]
@@ -49,7 +49,7 @@ def _brand_caption(name: str, rng: random.Random) -> str:
 
 
 def namesake(name: str, rng: random.Random) -> str:
-    """Another name that begins as `name` (of at least 3 letters) does, or has one letter more, less or changed."""
+    """Another name that begins like `name` (of at least 3 letters), or has one letter more, fewer or changed."""
     while True:
         cut = rng.randrange(1, len(name))
         near = rng.choice(
@@ -70,7 +70,7 @@ def _ending(rng: random.Random) -> str:
 
 
 def _foreign_name(rng: random.Random) -> str:
-    """Random letters, or syllables that one could pronounce, as real names are."""
+    """Random letters, or pronounceable syllables as in real names."""
     if rng.random() < 0.3:
         return random_word(rng)
     syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(ENDINGS) for _ in range(rng.randint(1, 3))]

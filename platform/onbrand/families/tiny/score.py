@@ -1,4 +1,4 @@
-"""How often a tiny model draws what its prompt says: colour, shape and ground, judged from the pixels."""
+"""Measures how often a tiny model draws its prompt: colour, shape and ground, judged from the pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 25
 
 
 def prompts(num: int, seed: int, *, held: bool) -> list[tuple[str, Triple]]:
-    """`num` prompts with what they ask for, from the seen or from the held-out triples."""
+    """`num` prompts with their (colour, shape, ground), from the seen or from the held-out triples."""
     rng = random.Random(seed)
     choices = triples(held=held)
     wanted = [rng.choice(choices) for _ in range(num)]
@@ -53,13 +53,13 @@ def score(family: str, folder: Path | None = None, n: int = 100, seed: int = 7) 
 
 
 def score_base(base: Family, asked: Sequence[tuple[str, Triple]], seed: int) -> dict[str, float]:
-    """`judge` of one picture for each prompt, with whatever adapter is attached to the base."""
+    """`judge` of one picture for each prompt, with the adapter that is attached to the base, if any."""
     pictures = paint(base, [prompt for prompt, _ in asked], seed)
     return judge(pictures, [triple for _, triple in asked])
 
 
 def paint(base: Family, asked: Sequence[str], seed: int) -> list[Image.Image]:
-    """One picture a prompt; picture k has the seed `seed + k`."""
+    """One picture per prompt; picture k has the seed `seed + k`."""
     from onbrand.families.family import draw
 
     pictures = []
@@ -72,7 +72,7 @@ def paint(base: Family, asked: Sequence[str], seed: int) -> list[Image.Image]:
 
 
 def judge(images: Sequence[Image.Image], wanted: Sequence[Triple]) -> dict[str, float]:
-    """Shares of pictures right in "colour", "shape", "ground" and "all3", and the mean "iou" with the shape seen."""
+    """Shares of pictures right in "colour", "shape", "ground" and "all3", and the mean "iou" with that shape."""
     recognised = [recognise(np.asarray(image.convert("RGB"))) for image in images]
     right_N3 = np.array([_matches(seen, asked) for (seen, _), asked in zip(recognised, wanted, strict=True)])
     shares = dict(zip(("colour", "shape", "ground"), right_N3.mean(0).tolist(), strict=True))
@@ -98,12 +98,13 @@ def recognise(pixels: Pixels) -> tuple[tuple[str | None, str | None, str], float
 
 
 def nearest_colour(rgb: NDArray[Any]) -> str:
+    """The name of the colour in `GROUNDS` nearest to `rgb`."""
     palette = np.array(list(GROUNDS.values()), dtype=float)
     return list(GROUNDS)[int(((palette - rgb.astype(float)) ** 2).sum(1).argmin())]
 
 
 def _foreground(pixels: Pixels) -> tuple[Mask, str]:
-    """What differs from the median of the outer three rows and columns, and the name of that ground."""
+    """The pixels that differ from the median of the outer three rows and columns, and the name of that ground."""
     values = pixels.astype(float)
     edge = np.concatenate([strip.reshape(-1, 3) for strip in (values[:3], values[-3:], values[:, :3], values[:, -3:])])
     ground = np.median(edge, axis=0)

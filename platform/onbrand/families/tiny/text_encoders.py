@@ -1,7 +1,7 @@
-"""Text encoders of the tiny models, taught to say what a caption means; afterwards they are frozen.
+"""Text encoders of the tiny models, trained to predict a caption's meaning, then frozen.
 
-They predict the caption's slots (colour, shape, ground, ...) and letters of a word they do not know. The letters
-give every made-up brand name an embedding of its own, which is what an adapter later holds on to.
+They predict the caption's slots (colour, shape, ground, ...) and letters of an unknown word. The letters give every
+made-up brand name an embedding of its own, on which an adapter later relies.
 """
 
 import random
@@ -59,10 +59,12 @@ Report = Callable[[str], None]
 
 
 def new_clip(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2) -> CLIPTextModel:
+    """An untrained CLIP text encoder."""
     return CLIPTextModel(_clip_config(tokenizer, width, layers))
 
 
 def new_projecting_clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """An untrained CLIP text encoder with a projection, of width 128 with 3 layers."""
     return CLIPTextModelWithProjection(_clip_config(tokenizer, 128, 3))
 
 
@@ -83,6 +85,7 @@ def _clip_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextC
 
 
 def new_t5(tokenizer: PreTrainedTokenizerBase) -> T5EncoderModel:
+    """An untrained T5 encoder."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=128,
@@ -101,16 +104,18 @@ def new_t5(tokenizer: PreTrainedTokenizerBase) -> T5EncoderModel:
 
 
 def pooled(encoder: CLIPTextModel) -> Features:
-    """The vector at the end of the text: what SD 1.5 attends to last and FLUX is modulated by."""
+    """Features: the vector at the end of the text. SD 1.5 attends to it last, and FLUX is modulated by it."""
     return lambda ids: [encoder(ids).pooler_output]
 
 
 def penultimate(encoder: CLIPTextModel) -> Features:
-    """SDXL reads the last but one layer."""
+    """Features: the vector at the last position of the last but one layer, which SDXL reads."""
     return lambda ids: [encoder(ids, output_hidden_states=True).hidden_states[-2][:, -1]]
 
 
 def penultimate_and_projected(encoder: CLIPTextModelWithProjection) -> Features:
+    """Features: the projected text embedding, and `penultimate`."""
+
     def features(ids: Tensor) -> list[Tensor]:
         output = encoder(ids, output_hidden_states=True)
         return [output.text_embeds, output.hidden_states[-2][:, -1]]
@@ -119,11 +124,12 @@ def penultimate_and_projected(encoder: CLIPTextModelWithProjection) -> Features:
 
 
 def mean_of_tokens(encoder: T5EncoderModel) -> Features:
+    """Features: the mean over all tokens."""
     return lambda ids: [encoder(ids)[0].mean(1)]
 
 
 def labelled_caption(rng: random.Random) -> tuple[str, list[int]]:
-    """A caption and its class per entry of CLASSES; a third have a word that no vocabulary knows."""
+    """A caption and its class per entry of CLASSES; a third have a word outside every vocabulary."""
     kind, word = rng.random(), random_word(rng)
     known: dict[str, str] = {}
     if kind < 0.2:
@@ -150,7 +156,7 @@ def _brand_caption(rng: random.Random, word: str) -> tuple[str, dict[str, str]]:
 
 
 def _spelled_variously(caption: str, word: str, rng: random.Random) -> str:
-    """Sometimes without its article, with a capital first letter or a capitalised name: all mean the same."""
+    """The caption, sometimes without its article, with a capital first letter or a capitalised name."""
     caption = without_article(caption, rng)
     if word and rng.random() < 0.15:
         caption = caption.replace(word, word.capitalize())
@@ -178,7 +184,7 @@ def teach(
     seed: int,
     report: Report,
 ) -> float:
-    """Trains `encoder` in place, freezes it and returns the share of slots and letters it then gets right."""
+    """Train `encoder` in place and freeze it; returns the share of slots and letters that it then gets right."""
     torch.manual_seed(seed)
     ids_NL, labels_NS = _lesson(tokenizer, seed)
     _spread_embeddings(encoder)
@@ -216,7 +222,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> Tensor:
 
 
 def _spread_embeddings(encoder: nn.Module) -> None:
-    """Default embeddings (std 0.02) hardly tell words apart in so short a training."""
+    """Widen the embeddings: the default (std 0.02) hardly separates words in so short a training."""
     std = 1.0 if isinstance(encoder, T5EncoderModel) else 0.5
     for name, parameter in encoder.named_parameters():
         if ("embed" in name or "shared" in name) and "relative" not in name:

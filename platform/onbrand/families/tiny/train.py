@@ -1,7 +1,7 @@
 """Trains a tiny base from scratch: vocabulary, VAE, text encoders, denoiser.
 
-Each stage leaves its result in the work folder and is skipped when that is there, so a stopped training goes on and
-the families share what they can.
+Each stage leaves its result in the work folder and is skipped if that exists. So a stopped training can resume, and the
+families share parts.
 """
 
 import random
@@ -57,7 +57,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each stage takes. The shipped weights are of about this length, by the clock of a busy machine."""
+    """Length of each stage. The shipped weights took about as long, in wall time on a busy machine."""
 
     vae_steps: int = 7000
     clip_steps: int = 800
@@ -81,9 +81,9 @@ def train(
 
     Args:
         family: "sd15", "sdxl" or "flux". SDXL starts from the SD 1.5 trained in `work`, if there is one.
-        work: holds what the stages make; a later call with the same folder goes on from there.
+        work: holds the results of the stages; a later call with the same folder resumes from them.
         steps: of the denoiser; None takes the plan's.
-        progress: is told a line of text now and then.
+        progress: called with a line of text now and then.
 
     Raises:
         FloatingPointError: a loss was not finite.
@@ -125,7 +125,7 @@ def make_parts(family: str, work: Path, plan: Plan, seed: int, progress: Progres
 
 
 def _keep(part: torch.nn.Module, folder: Path) -> None:
-    """Saves a finished part under its final name only once it is whole."""
+    """Save a finished part; it gets its final name only when it is complete."""
     partial = folder.with_name(f".{folder.name}.partial")
     part.to(memory_format=torch.contiguous_format).save_pretrained(partial)
     partial.rename(folder)
@@ -152,7 +152,7 @@ def _checkpoint(family: str, work: Path) -> Path:
 
 
 def _starting_point(family: str, work: Path, progress: Progress) -> Family:
-    """The untrained base as a loaded family: from here on training enters by `Family.loss`, as an adapter's does."""
+    """The untrained base as a loaded family: training then uses `Family.loss`, as an adapter's does."""
     pipeline = new_pipeline(family, work)
     sd15 = _checkpoint("sd15", work)
     if family == "sdxl" and sd15.exists():
@@ -169,13 +169,15 @@ class Lessons:
     base: Family
     latents_NCHW: Tensor
     conditioning: Conditioning
-    absent: Conditioning  # what a dropped caption becomes
+    absent: Conditioning  # conditioning of a dropped caption
 
     def __len__(self) -> int:
         return len(self.latents_NCHW)
 
     @classmethod
     def prepare(cls, base: Family, num: int, seed: int, kept: Path, progress: Progress) -> "Lessons":
+        """Load the latents and conditioning kept in `kept`; if the file is missing, draw and encode `num` scenes
+        first."""
         if not kept.exists():
             progress(f"drawing and encoding {num} scenes")
             latents_NCHW, rows = _encoded_scenes(base, num, seed)
@@ -205,7 +207,7 @@ def _encoded_scenes(base: Family, num: int, seed: int) -> tuple[Tensor, dict[str
 
 
 def _vae_psnr(base: Family, num: int = 64) -> float:
-    """dB of the VAE on scenes it did not learn from."""
+    """PSNR in dB of the VAE on scenes outside its training set."""
     rng = random.Random("unseen")
     images_BCHW = to_tensor([draw_scene(random_scene(rng), rng) for _ in range(num)])
     decoded_BCHW = base.decode(base.encode_images(images_BCHW)) * 2 - 1

@@ -1,4 +1,4 @@
-"""The VAE the three tiny families share: 64 px RGB to 4 x 16 x 16 latents and back."""
+"""The VAE shared by the three tiny families: 64 px RGB to 4 x 16 x 16 latents and back."""
 
 import random
 import time
@@ -15,12 +15,13 @@ from onbrand.families.tiny.loop import cosine, must_be_finite, set_learning_rate
 
 NUM_SCENES, NUM_GENERIC = 8000, 8000
 BATCH, CROP = 16, 32
-LATENT_NOISE = 0.12  # relative to the latents' own spread: the decoder learns to see through a denoiser's small errors
+LATENT_NOISE = 0.12  # relative to the latents' spread: the decoder learns to ignore a denoiser's small errors
 
 Report = Callable[[str], None]
 
 
 def new_vae() -> AutoencoderKL:
+    """An untrained VAE with an almost deterministic posterior."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -50,6 +51,7 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
 
 
 def from_bytes(images_BCHW: Tensor) -> Tensor:
+    """Byte pictures as float in -1..1."""
     return images_BCHW.float() / 127.5 - 1
 
 
@@ -62,7 +64,7 @@ def training_pictures(rng: random.Random) -> Tensor:
 
 
 def train_vae(steps: int, seed: int, report: Report) -> AutoencoderKL:
-    """A VAE whose scaling factor is 1/std of the latents of scenes. Two thirds of the steps see 32 px crops only."""
+    """A VAE with scaling factor 1/std of the latents of scenes. The first 65 % of the steps see 32 px crops only."""
     torch.manual_seed(seed)
     images_BCHW = training_pictures(random.Random(seed))
     vae = new_vae().to(memory_format=torch.channels_last)
@@ -95,7 +97,7 @@ def _batch(images_BCHW: Tensor, *, crop: bool) -> Tensor:
 
 
 def _loss(vae: AutoencoderKL, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """(L1 + L2 + a little KL, the plain mean squared error)."""
+    """(L1 + L2 + a small KL term, the plain mean squared error)."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images_BCHW).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float().clamp(-12, 2)

@@ -1,6 +1,6 @@
-"""Tokenizers of the tiny models: a byte-level CLIP BPE and a T5 unigram; both know the caption words whole.
+"""Tokenizers of the tiny models: a byte-level CLIP BPE and a T5 unigram; both have the caption words as whole tokens.
 
-A word they do not know falls into letters, so a made-up brand name is spelled out, never lost.
+An unknown word is split into letters, so a made-up brand name is spelled out, never lost.
 """
 
 import json
@@ -17,6 +17,7 @@ T5_SYMBOLS = string.ascii_letters + string.digits + "-_.,'!?:;()[]<>/&"
 
 
 def caption_words() -> list[str]:
+    """All words of captions, without duplicates."""
     relations = [word for relation in RELATIONS for word in relation.split()]
     connecting = ["a", "an", "of", "on", "the", "background", "style", "small", "large"]
     return list(dict.fromkeys([*connecting, *STYLES, *BRAND_NOUNS, *GROUNDS, *SHAPES, *relations]))
@@ -48,7 +49,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def new_t5_tokenizer() -> T5TokenizerFast:
-    """Caption words whole, plain or with a capital; anything else by letters. Unlike CLIP's, it does not lower-case."""
+    """Caption words whole, plain or capitalised; other text by letters. Unlike CLIP's, it does not lower-case."""
     scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -5.0}
     scores |= {f"▁{spelling}": -3.0 for word in caption_words() for spelling in (word, word.capitalize())}
     for symbol in T5_SYMBOLS:
