@@ -193,8 +193,8 @@ class Trainer:
             torch.autograd.grad(sum(self._losses(batch, 0, spare)).sum(), self.weights)  # type: ignore[union-attr]
 
     def _gathered(self, own: list[Tensor], batch: Batch, said: float) -> Tensor:
-        """[S, K]: all shards' packets in order. Padding from workers with fewer shards comes last and is dropped, except
-        for its signal."""
+        """[S, K]: all shards' packets in order. Padding by workers with fewer shards comes last and is dropped, except
+        its signal."""
         spare = [self._word(batch, said)] * (self._share - len(own))
         packets = self.exchange.gather(torch.stack([*own, *spare]))
         packets[0, -1] = packets[:, -1].max()
@@ -298,7 +298,7 @@ class Trainer:
 
     @contextmanager
     def published(self) -> Iterator[None]:
-        """Like `averaged`, with the weights to publish: the best step's average, or the last one's without validation."""
+        """Like `averaged`, with the weights to publish: the best step's average; without validation, the last one's."""
         with self._having(self.average if self.best is None else self.best):
             yield
 
