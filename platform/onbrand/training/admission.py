@@ -131,7 +131,7 @@ def _must_leave_room(job: QueueEntry, busy: _Busy, bounds: Bounds, capacity: Cap
     """True if the account is at its limit. Its first job is exempt, as it may need all machines. A limit that the
     operator set for the brand overrides the account's.
 
-    The reason that a job sees is the platform; it does not name another brand of the account.
+    If another brand of the account causes it, the job's reason is "platform".
     """
     num_jobs = busy.jobs_of_account[job.account]
     if num_jobs == 0 or job.max_running is not None:
