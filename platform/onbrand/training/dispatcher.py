@@ -222,7 +222,7 @@ class Dispatcher:
             return await training.queue(session)
 
     async def _end_orphaned(self) -> None:
-        """End open jobs of removed members. Their tickets are refused from then on, so workers also end on their own."""
+        """End open jobs of removed members. Their tickets are refused from then on, so the workers end too."""
         async with self._doors.dispatch_session() as session:
             orphans = await training.end_orphaned(session)
         for orphan in orphans:
