@@ -178,7 +178,7 @@ def must_be_same_tensors(denoiser: nn.Module, state: Mapping[str, Tensor]) -> No
 
 
 def diffusers_picture(pipeline: Any, family: Family, prompt: str, seed: int, side: int) -> np.ndarray:
-    """[side, side, 3] in 0..1: the plain pipeline's picture with its loaded adapter, with the base's recommendations."""
+    """[side, side, 3] in 0..1: the plain pipeline's picture with its loaded adapter, by the base's recommendations."""
     arguments = {
         "prompt": prompt,
         "num_inference_steps": _PROOF_STEPS,

@@ -52,7 +52,7 @@ def distances(sample_3SS: Tensor, pictures_P3SS: Tensor) -> Tensor:
 
 
 def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> Likeness | None:
-    """The nearest thumbnail to `picture_3HW` (-1..1); None if there are fewer than `FEWEST` different pictures.
+    """The nearest thumbnail to `picture_3HW` (-1..1); None if fewer than `FEWEST` - 1 pictures differ from that one.
 
     Duplicates of a picture do not count as its neighbours.
     """
