@@ -55,7 +55,7 @@ class SetAdapters:
         self._work, self._pipeline = work, pipeline_with_adapters(work, range(len(work.files)))
 
     def switch(self, n: int) -> None:
-        """What happens between two brands' requests."""
+        """Switch to brand n's adapter."""
         self._pipeline.set_adapters(f"b{n}")
 
     def draw(self) -> list[Tensor]:
@@ -86,7 +86,7 @@ class Hotswap:
             getattr(self._pipeline, work.family.spec.component).compile(mode="reduce-overhead")
 
     def switch(self, n: int) -> None:
-        """What happens between two brands' requests."""
+        """Switch to brand n's adapter."""
         self._pipeline.load_lora_weights(dict(self._states[n]), adapter_name="brand", hotswap=True)
 
     def draw(self) -> list[Tensor]:
