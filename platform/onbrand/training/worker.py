@@ -56,7 +56,7 @@ def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
 
 
 def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
-    """Train and return the outcome, the same on all ranks. Only rank 0 writes it to the row."""
+    """Train and return this rank's outcome. Only rank 0 writes to the row."""
     speaks = ray.train.get_context().get_world_rank() == 0
     try:
         try:
