@@ -1,10 +1,9 @@
-"""Whether the time of an answer tells another brand's thing from one that never was.
+"""Timing side channel: response times for another brand's objects against those for objects that never existed.
 
-`python -m benchmarks.absence --json` asks every route that has an id for both, 500 times each, the two in turn and in
-random order: `worst` is the largest ratio of the two medians of any route (wanted: <= 1.1). It calls the app as a
-server does, in its own process, without a socket between: what the network adds to both would only hide a difference.
-All routes take turns, so that a bad minute meets every one.
-That the answers are the same bytes is proved by tests/isolation/test_http_absence.py.
+`python -m benchmarks.absence --json` calls every route with an id for both, 500 times each, alternating in random
+order. `worst` is the largest ratio of the two medians of any route (target: <= 1.1). It calls the app in this process,
+without a socket, as network time would hide a difference. All routes are interleaved, so that a slow period affects
+all of them. tests/isolation/test_http_absence.py checks that the response bodies are equal.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ WARM_UP = 5
 BODIES: dict[str, Any] = {
     "POST /v1/brands/{brand_id}/generations": {"prompt": "a red circle", "model_type": "sd15"},
 }
-"""Bodies that no schema describes well enough to get beyond the check of the input."""
+"""Request bodies for routes whose schema does not suffice to generate a valid one."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A route asked for what is another brand's, and for what never was."""
+    """A route with two paths: to another brand's object, and to one that never existed."""
 
     operation: Operation
     what: str
@@ -49,7 +48,7 @@ class Pair:
 
 
 def pairs(platform: Crowd, described: list[Operation]) -> Iterator[Pair]:
-    """Under the own brand's address, under the other's, and without a brand."""
+    """The pairs of each route: under the caller's brand, under the other brand, and without a brand."""
     theirs, mine = platform.things(THEIRS), platform.brand(MINE)
     never = {name: str(uuid.uuid4()) for name in theirs} | {"brand_id": "brand-none"}
     for operation in described:
@@ -73,7 +72,7 @@ def pairs(platform: Crowd, described: list[Operation]) -> Iterator[Pair]:
 
 @dataclass(frozen=True)
 class Call:
-    """One request, ready to be sent again and again, and the seconds that its answers took."""
+    """A prepared request, and the response time of each call in seconds."""
 
     said: str
     scope: dict[str, Any] = field(repr=False)
@@ -82,6 +81,7 @@ class Call:
 
     @classmethod
     def of(cls, pair: Pair, path: str, headers: dict[str, str]) -> Call:
+        """The call of a pair's route with one of its paths."""
         content = pair.operation.content(BODIES.get(str(pair.operation)))
         headers = headers | content.pop("headers", {})
         request = httpx.Request(pair.operation.method, f"http://benchmark{path}", headers=headers, **content)
@@ -95,13 +95,13 @@ class Call:
         return cls(f"{pair.operation} ({pair.what})", scope, request.read())
 
     async def ask(self, app: FastAPI) -> None:
-        """Send it; note how long the answer took. Raises RuntimeError unless it is that there is no such thing."""
+        """Send the request and record the response time. Raises RuntimeError unless the status is 404."""
         heard: list[Any] = []
         to_come = [{"type": "http.request", "body": self.body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:
             if not to_come:
-                await asyncio.Event().wait()  # the caller stays
+                await asyncio.Event().wait()  # the client does not disconnect
             return to_come.pop()
 
         async def send(message: Any) -> None:
@@ -116,12 +116,12 @@ class Call:
 
     @property
     def milliseconds(self) -> float:
-        """The median of the answers but the first ones, which plan."""
+        """The median response time without the first calls, in which the database plans."""
         return statistics.median(self.seconds[WARM_UP:]) * 1000
 
 
 async def measure(app: FastAPI, asked: list[tuple[Pair, Call, Call]], tries: int) -> list[dict[str, Any]]:
-    """The medians of each pair."""
+    """Call all pairs in random order; returns the medians of each pair."""
     dice = random.Random(1)
     gc.freeze()
     for _ in range(tries + WARM_UP):
@@ -143,7 +143,7 @@ def _described(pair: Pair, theirs: Call, nobodys: Call) -> dict[str, Any]:
 
 
 async def run(platform: Crowd, tries: int, only: str) -> dict[str, Any]:
-    """All figures."""
+    """The results of the benchmark."""
     doors = await Doors.open(platform.database.web_url, claims_key=platform.secrets.claims)
     app = platform.app(doors)
     headers = {"authorization": f"Bearer {platform.token(platform.scope('admin', MINE))}"}

@@ -1,13 +1,13 @@
-"""What a brand's adapter brings the brand, and what it takes from everybody else, on a tiny base.
+"""Quality of a brand's adapter on a tiny base: its gain for the brand, and its damage to other prompts.
 
 `python -m benchmarks.adapters --family sd15 --json` trains one adapter per made-up brand with the base's own recipe and
 prints one JSON object per brand:
 
 - `fit_base`, `fit_adapter`: 1 - cosine of VAE latents to the nearest picture of the brand that was not trained on;
-- `other_name_gain`: how much nearer than by the base other made-up names are drawn to it (wanted: <= 0.1);
-- `namesake_gain`: the same for names that begin as the brand's does (told; it may be more);
-- `ordinary_loss`: accuracy that prompts without the brand's name lose (wanted: <= 0.15);
-- `train_seconds`: of the loop alone.
+- `other_name_gain`: increase in similarity to the brand for pictures of other made-up names (target: <= 0.1);
+- `namesake_gain`: the same for names that begin like the brand's (no target; may be higher);
+- `ordinary_loss`: loss of accuracy for prompts without the brand's name (target: <= 0.15);
+- `train_seconds`: time of the training loop only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | str]:
-    """Draw, train, draw again; the same prompts and seeds on both sides."""
+    """Results for one brand: draw with the base, train, draw with the adapter, with the same prompts and seeds."""
     unseen = [fitted(draw_brand(brand, 1000 + i), 64) for i in range(NUM_REFERENCES)]
     references = family.encode_images(torch.stack(unseen))
     others = [name for name in (*OTHER_NAMES, *BRANDS) if name != brand]
@@ -92,7 +92,7 @@ def measure(family: Family, brand: str, num_prompts: int) -> dict[str, float | s
 
 
 def trained(family: Family, brand: str) -> tuple[Trainer, float]:
-    """An adapter of `brand` by the base's own recipe, as a job makes it, and the seconds its steps took."""
+    """Train an adapter of `brand` by the base's recipe, as a job does; returns the trainer and its time in seconds."""
     trainer = trainer_of(family, brand, TrainingConfig())
     began = time.perf_counter()
     while not trainer.done:
@@ -101,7 +101,7 @@ def trained(family: Family, brand: str) -> tuple[Trainer, float]:
 
 
 def trainer_of(family: Family, brand: str, config: TrainingConfig) -> Trainer:
-    """What trains an adapter of `brand` on a dozen pictures, some of them held out, as a job does."""
+    """The trainer for an adapter of `brand` on a dozen pictures, some of them held out, as in a job."""
     pictures = [
         Picture(draw_brand(brand, i), brand_caption(kind_of(i)).replace("[brand]", brand), f"{brand}-{i}")
         for i in range(NUM_TRAINED)
@@ -115,6 +115,7 @@ def trainer_of(family: Family, brand: str, config: TrainingConfig) -> Trainer:
 
 
 def drawn(family: Family, texts: Sequence[str], batch: int = 12) -> Tensor:
+    """[B, 3, H, W] in 0..1: one picture per text, with seeds 500, 501, ..."""
     parts = []
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
@@ -123,6 +124,7 @@ def drawn(family: Family, texts: Sequence[str], batch: int = 12) -> Tensor:
 
 
 def as_images(pictures_BCHW: Tensor) -> list[Image.Image]:
+    """The pictures (0..1) as PIL images."""
     pixels = (pictures_BCHW.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
     return [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
 

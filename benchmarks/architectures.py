@@ -1,4 +1,4 @@
-"""The denoisers of the three families in full size, by their published configurations."""
+"""Full-size denoisers of the three families, with their published configurations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """A denoiser by its configuration, and the sides in pixels of the pictures that it is measured with."""
+    """Configuration of a denoiser, and the picture sides in pixels for its measurements."""
 
     family: str
     config: dict[str, Any]
     sides: tuple[int, ...]
 
     def build(self) -> nn.Module:
-        """With random weights, on the current default device and in the default dtype."""
+        """The denoiser with random weights, on the current default device and in the default dtype."""
         kind = FluxTransformer2DModel if self.family == "flux" else UNet2DConditionModel
         return kind(**self.config).requires_grad_(False).eval()
 

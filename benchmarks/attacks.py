@@ -1,8 +1,8 @@
-"""What one hostile caller does to a platform: each attack is a coroutine that goes on until it is canceled.
+"""Denial-of-service attacks by one hostile caller. Each attack is a coroutine that runs until it is canceled.
 
-`python -m benchmarks.attacks NAME` reads its orders as JSON from standard input (`Orders`), attacks for so many seconds
-from an address of its own (127.0.0.2, loopback only), and prints as JSON how it was answered. It gives way to all other
-processes, since a real attacker's work is done on other machines.
+`python -m benchmarks.attacks NAME` reads `Orders` as JSON from standard input, attacks for the given number of seconds
+from its own address (127.0.0.2, loopback only), and prints the counts of responses as JSON. It runs at the lowest
+priority, since a real attacker uses other machines.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ ADDRESS = "127.0.0.2"
 NUM_KEYS, NUM_CONNECTIONS, NUM_OPEN = 90_000, 16, 1_050
 NUM_LOGINS, NUM_STREAMS, NUM_UPLOADS, NUM_CHECKS, NUM_READS = 40, 200, 16, 16, 120
 _PAUSE_SECONDS = 0.05
-"""Between two calls of one line that were refused: nobody gains by asking faster."""
+"""Pause of a connection after a refused call, as faster retries give an attacker no advantage."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """Whom to attack, with which credential.
+    """Target and credentials of an attack.
 
     Args:
-        brands: of the hostile account.
-        job_id: a training job of its first brand that waits; `asset_ids`: pictures of it.
+        brands: brands of the hostile account.
+        job_id: a waiting training job of its first brand.
+        asset_ids: pictures of its first brand.
     """
 
     url: str
@@ -52,22 +53,23 @@ class Orders:
 
 @dataclass
 class Attacker:
-    """A hostile caller, and how it was answered."""
+    """A hostile caller, with counts of responses by status."""
 
     orders: Orders
     answers: Counter[str] = field(default_factory=Counter)
 
     def client(self) -> httpx.AsyncClient:
-        """Without a credential, for one line: a client of many connections looks through all of them at each call."""
+        """A client without credentials for one connection; a client with many would search them all at each call."""
         transport = httpx.AsyncHTTPTransport(local_address=ADDRESS, verify=False)  # loopback, no TLS
         return httpx.AsyncClient(transport=transport, base_url=self.orders.url, timeout=120)
 
     @property
     def credential(self) -> dict[str, str]:
+        """The account's authorization header."""
         return {"authorization": f"Bearer {self.orders.token}"}
 
     async def call(self, client: httpx.AsyncClient, method: str, path: str, **parts: Any) -> int:
-        """One request; the status, 0 when the connection broke."""
+        """Send a request; returns its status, or 0 if the connection broke."""
         try:
             status = (await client.request(method, path, **parts)).status_code
         except httpx.HTTPError:
@@ -78,7 +80,7 @@ class Attacker:
         return status
 
     async def again_and_again(self, num_lines: int, call: Callable[[httpx.AsyncClient, int], Awaitable[Any]]) -> None:
-        """So many lines, each of which calls anew as soon as it was answered."""
+        """Repeat `call` on `num_lines` parallel connections, each as soon as its last call returns."""
 
         async def line(number: int) -> None:
             async with self.client() as client:
@@ -89,7 +91,7 @@ class Attacker:
 
 
 async def large_bodies(attacker: Attacker, headers: dict[str, str]) -> None:
-    """830 KB of keys that nobody asked for, on 16 connections."""
+    """Bodies with 830 KB of unknown keys, on 16 connections."""
     said: dict[str, Any] = {f"k{n:05}": n for n in range(NUM_KEYS)}
     data = json.dumps(said, separators=(",", ":")).encode()
     path = f"/v1/brands/{attacker.orders.brands[0]}/training-jobs"
@@ -100,17 +102,17 @@ async def large_bodies(attacker: Attacker, headers: dict[str, str]) -> None:
 
 
 async def bodies_without_credential(attacker: Attacker) -> None:
-    """Large bodies of nobody."""
+    """Large bodies without credentials."""
     await large_bodies(attacker, {})
 
 
 async def bodies_with_credential(attacker: Attacker) -> None:
-    """Large bodies of somebody with an account."""
+    """Large bodies with an account's credentials."""
     await large_bodies(attacker, attacker.credential)
 
 
 async def hold(attacker: Attacker, first: bytes, drop: bytes) -> None:
-    """1,050 connections that begin with `first` and go on with `drop` each second; what is closed is opened anew."""
+    """1,050 connections that send `first`, then `drop` every second; closed ones are opened again."""
     at = urlsplit(attacker.orders.url)
 
     async def one() -> None:
@@ -125,7 +127,7 @@ async def hold(attacker: Attacker, first: bytes, drop: bytes) -> None:
             try:
                 await _drip(reader, writer, first, drop)
             except OSError:
-                pass  # it was cut off
+                pass  # the server closed the connection
             finally:
                 writer.close()
 
@@ -133,7 +135,7 @@ async def hold(attacker: Attacker, first: bytes, drop: bytes) -> None:
 
 
 async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes, drop: bytes) -> None:
-    """Until the other side has said something or closed."""
+    """Send `first`, then `drop` every second until the server responds or closes."""
     writer.write(first)
     heard = asyncio.ensure_future(reader.read(1))
     try:
@@ -146,7 +148,7 @@ async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, firs
 
 
 async def one_byte(attacker: Attacker) -> None:
-    """1,050 connections that say one byte and no more."""
+    """1,050 connections that send one byte only."""
     await hold(attacker, b"G", b"")
 
 
@@ -162,7 +164,7 @@ async def slow_bodies(attacker: Attacker) -> None:
 
 
 async def wrong_logins(attacker: Attacker) -> None:
-    """40 wrong passwords at a time, half of them for one account."""
+    """40 parallel logins with wrong passwords, half of them for one account."""
 
     async def call(client: httpx.AsyncClient, number: int) -> None:
         email = attacker.orders.email if number % 2 else f"nobody-{random.randrange(10**9)}@example.com"
@@ -172,7 +174,7 @@ async def wrong_logins(attacker: Attacker) -> None:
 
 
 async def many_brands(attacker: Attacker) -> None:
-    """All brands of one account draw as much as they can."""
+    """All brands of one account request as many pictures as they can."""
     brands = attacker.orders.brands
     body = {"model_type": "sd15", "prompt": "a red circle on blue", "num_images": 8}
 
@@ -185,7 +187,7 @@ async def many_brands(attacker: Attacker) -> None:
 
 
 async def plain_reads(attacker: Attacker) -> None:
-    """120 lines that read one brand, as many as one account may."""
+    """120 connections that read one brand, the limit of one account."""
     path = f"/v1/brands/{attacker.orders.brands[0]}"
 
     async def call(client: httpx.AsyncClient, _: int) -> None:
@@ -205,7 +207,7 @@ async def event_streams(attacker: Attacker) -> None:
 
 
 async def uploads(attacker: Attacker) -> None:
-    """16 lines that send four pictures at a time."""
+    """16 connections that upload four pictures at a time."""
     path, numbers = f"/v1/brands/{attacker.orders.brands[0]}/assets", count()
 
     async def call(client: httpx.AsyncClient, _: int) -> None:
@@ -216,7 +218,7 @@ async def uploads(attacker: Attacker) -> None:
 
 
 async def checks(attacker: Attacker) -> None:
-    """16 lines that have training data looked at."""
+    """16 connections that request checks of training data."""
     path = f"/v1/brands/{attacker.orders.brands[0]}/training-jobs:check"
     body = {"model_type": "sd15", "training_asset_ids": attacker.orders.asset_ids}
 
@@ -239,20 +241,20 @@ ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
         event_streams,
         uploads,
         checks,
-        many_brands,  # the last: what it asked for is drawn for a while after it
+        many_brands,  # last, as its requests are drawn for a while after it
     )
 }
 
 
 def noisy_png(side: int) -> bytes:
-    """A picture that does not compress."""
+    """A PNG of random pixels, which does not compress."""
     out = io.BytesIO()
     Image.frombytes("RGB", (side, side), os.urandom(3 * side * side)).save(out, "PNG")
     return out.getvalue()
 
 
 async def attack(name: str, orders: Orders) -> Counter[str]:
-    """Attack for as long as is ordered; how often which status was answered."""
+    """Run an attack for `orders.seconds`; returns the counts of responses by status."""
     attacker = Attacker(orders)
     with suppress(TimeoutError):
         async with asyncio.timeout(orders.seconds):
@@ -261,7 +263,7 @@ async def attack(name: str, orders: Orders) -> Counter[str]:
 
 
 def ordered(orders: Orders) -> bytes:
-    """Orders as standard input has them: a credential is on no command line."""
+    """The orders as JSON for standard input, so that no credential is on a command line."""
     return json.dumps(asdict(orders)).encode()
 
 

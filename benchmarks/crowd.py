@@ -1,6 +1,6 @@
-"""A platform full of brands, in a database of its own that is thrown away: what the wall's benchmarks measure on.
+"""A temporary database with many brands, for benchmarks of row-level security.
 
-Row n of every table belongs to brand n modulo their number, so that a brand's rows lie scattered among the others'.
+Row n of every table belongs to brand n modulo the number of brands, so that each brand's rows are scattered.
 """
 
 from __future__ import annotations
@@ -116,22 +116,22 @@ FILLINGS: dict[str, tuple[str, dict[str, str]]] = {
         "content_type": "'application/pdf'",
     }),
 }  # fmt: skip
-"""For each table: how many rows, and its columns beside brand_id as SQL over n."""
+"""For each table: the number of rows, and its columns except brand_id as SQL over n."""
 GENERATED_BRAND = frozenset({"storage.objects"})
-"""Tables that read brand_id off another column."""
+"""Tables with brand_id as a generated column."""
 EMPTY = frozenset({"app.brand_users", "app.numbers", "app.idempotency_keys", "app.brand_usage"})
-"""Tables with brand_id that are filled otherwise, or that no list reads."""
+"""Tables with brand_id that are filled elsewhere, or that no list reads."""
 WRITERS = {"audit.events": "onbrand_definer"}
-"""Tables that only one role may add to, whoever asks."""
+"""Tables into which only one role may insert."""
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """The brands, and how the platform reaches them.
+    """A filled database and the settings of a platform on it.
 
     Args:
         settings, secrets: of a platform on this database.
-        num_rows: in each of the large tables.
+        num_rows: rows of each large table.
     """
 
     settings: Settings
@@ -145,8 +145,8 @@ class Crowd:
         return f"brand-{number:04}"
 
     def scope(self, role: str, number: int) -> Scope:
-        """`member` or `admin` of that brand; `agency`: member of it and nine others; `key`: its API key; `page`: the
-        member by a page's session."""
+        """The scope of a caller. `member`, `admin`: of that brand; `agency`: a member of it and nine others; `key`: its
+        API key; `page`: the member with a browser session."""
         if role == "key":
             user = known_id("member", number)
             return Scope(user, self.brand(number), known_id("key", number - 1), frozenset({"read"}), purpose="read")
@@ -155,7 +155,7 @@ class Crowd:
         return Scope(known_id(role, number))
 
     def things(self, number: int) -> dict[str, str]:
-        """A thing of that brand for each name that stands in a path."""
+        """An object of that brand for each name in route paths."""
         row = number - 1
         ids = {name: known_id(name, row) for name in _NAMED}
         return {f"{name}_id": value for name, value in ids.items()} | {
@@ -170,7 +170,7 @@ class Crowd:
         return TokenIssuer(self.secrets.tokens).issue(scope.user_id, scope.brand_id)[0]
 
     def app(self, doors: Doors) -> FastAPI:
-        """The users' app on this crowd; it draws nothing."""
+        """The users' app on this database; it cannot generate images."""
         store = ObjectStore.from_settings(self.settings, self.secrets)
         return create_app(self.settings, self.secrets, doors, store, _Nobody())
 
@@ -179,7 +179,7 @@ _NAMED = ("asset", "job", "model", "generation", "image", "key", "invitation", "
 
 
 class _Nobody:
-    """A generator that is never asked."""
+    """An image generator that is never called."""
 
     async def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         raise NotImplementedError
@@ -190,13 +190,13 @@ class _Nobody:
 
 
 def known_id(kind: str, number: int) -> str:
-    """The id that the filling gives to a thing."""
+    """The id of the `number`-th object of a kind in the filled tables."""
     return str(uuid.UUID(hashlib.md5(f"{kind}-{number}".encode(), usedforsecurity=False).hexdigest()))
 
 
 @contextmanager
 def crowd(num_rows: int, num_brands: int) -> Iterator[Crowd]:
-    """A database with so many rows in each large table, of so many brands. A SIGTERM ends it, too."""
+    """A database with `num_rows` rows in each large table, for `num_brands` brands. SIGTERM also stops it."""
     with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder, _ended_by_sigterm():
         settings = Settings(data_dir=Path(folder))
         database = start(settings)
@@ -209,7 +209,7 @@ def crowd(num_rows: int, num_brands: int) -> Iterator[Crowd]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """As an exception, on which what was started ends: the server is a process of its own and would stay."""
+    """Turn SIGTERM into an exception, so that the database server, a process of its own, is stopped."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -218,7 +218,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def fill(owner_url: str, num_rows: int, num_brands: int) -> None:
-    """Rows in every table that has brand_id. Raises ValueError naming one that is not known here."""
+    """Fill all tables with brand_id. Raises ValueError for an unknown table or an invalid number of rows."""
     if num_rows % (10 * num_brands):
         raise ValueError("the number of rows must be a multiple of ten times the number of brands")
     numbers = {_ALL: num_rows, _TENTH: num_rows // 10, _BRANDS: num_brands}
@@ -235,7 +235,7 @@ def fill(owner_url: str, num_rows: int, num_brands: int) -> None:
 
 
 def must_be_known(connection: psycopg.Connection[Any]) -> None:
-    """Raise ValueError for a table with brand_id that the crowd would leave empty."""
+    """Raise ValueError for tables with brand_id that are not in `FILLINGS` or `EMPTY`."""
     rows = connection.execute(
         "select c.oid::regclass::text from pg_class c join pg_attribute a on a.attrelid = c.oid"
         " where a.attname = 'brand_id' and not a.attisdropped and c.relkind in ('r', 'p')"

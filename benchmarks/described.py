@@ -1,4 +1,4 @@
-"""The routes that an app describes in its OpenAPI, and a body that fits each: a new route joins by itself."""
+"""The routes in an app's OpenAPI description, each with a valid request body. New routes are included automatically."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAALUlEQVR4nGPkOiHHQEvARFPTRy0YtWDUglELRi0YtWDUglELRi0Y"
     "tWDUAioCAOzgATAQYJYJAAAAAElFTkSuQmCC"
 )
-"""A PNG of 32 by 32 pixels, for forms that want a file."""
+"""A PNG of 32 by 32 pixels, for forms with a file."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A method on a path, the names in the path, and a body that the description allows (None: it takes none)."""
+    """A method and path, the parameters in the path, and a valid body (None: no body)."""
 
     method: str
     path: str
@@ -33,11 +33,11 @@ class Operation:
         return f"{self.method} {self.path}"
 
     def at(self, values: Mapping[str, str]) -> str:
-        """The path with a value for each name."""
+        """The path with a value for each parameter."""
         return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], self.path)
 
     def content(self, body: Any = None) -> dict[str, Any]:
-        """The parts of an httpx request; `body` instead of the one that the description gives."""
+        """Content arguments of an httpx request, with `body` or the generated body."""
         if self.content_type is None:
             return {}
         sent = self.body if body is None else body
@@ -69,7 +69,8 @@ def _operation(description: Mapping[str, Any], path: str, method: str, said: Map
 
 
 def example(description: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    """The least value that a schema allows: required properties only, the first of what may be chosen."""
+    """A valid value for a schema: its const, default or example, else a minimal value (required properties only, first
+    of several alternatives)."""
     schema = _resolved(description, schema)
     for fixed in ("const", "default", "example"):
         if fixed in schema:

@@ -1,15 +1,15 @@
-"""What ending at the best step brings, against training to a fixed last step, on a tiny base.
+"""Early stopping at the best step against training to a fixed last step, on a tiny base.
 
-`python -m benchmarks.early_stop --family sd15 --json` trains one brand's adapter to a last step that is fixed before,
-and looks at the held-out pictures on the way, as a job does; the steps up to the end that patience would have chosen
-are the same, bit for bit. Then the average of the best step and that of the last one are judged by pictures that
-neither training nor the choice has seen, with other noise. Prints one JSON object:
+`python -m benchmarks.early_stop --family sd15 --json` trains one brand's adapter to a fixed last step and validates on
+held-out pictures, as a job does. Up to the end by `patience` the steps are bit-identical to those of a job. Then it
+compares the averages of the best and of the last step, by the loss on pictures that neither training nor validation
+used, with other noise. Prints one JSON object:
 
-- `best_over_last`: the best step's loss on unseen pictures over the last step's (wanted: < 1);
-- `loss_base`, `loss_best`, `loss_last`: of the bare base, and of either;
-- `held_out_best`, `held_out_last`: the loss on the held-out pictures, by which the step was chosen;
-- `best_step`, `stopped_at`, `steps`: which step is published, where patience ends the run, the fixed last one;
-- `steps_saved`: the part of the steps that need not be trained.
+- `best_over_last`: the best step's loss on unseen pictures over the last step's (target: < 1);
+- `loss_base`, `loss_best`, `loss_last`: loss on unseen pictures of the base and of both averages;
+- `held_out_best`, `held_out_last`: validation loss, which selects the best step;
+- `best_step`, `stopped_at`, `steps`: the published step, the end by patience, the fixed last step;
+- `steps_saved`: fraction of the steps that early stopping saves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from onbrand.training.validation import Judge, Verdicts
 
 NUM_UNSEEN = 24
 NUM_STEPS = 1500
-"""What trainers' recipes say for a dozen pictures, whatever the base."""
+"""Usual number of steps in trainers' recipes for a dozen pictures, for any base."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(family: Family, brand: str, steps: int) -> dict[str, Any]:
-    """Train to the last step, then judge what patience would have published, and the last step, by unseen pictures."""
+    """Train to the last step, then compare the early-stopped and the last average on unseen pictures."""
     patience = TrainingConfig().patience
     trainer = trainer_of(family, brand, TrainingConfig(steps=steps, patience=0))
     began = time.perf_counter()
@@ -84,7 +84,7 @@ def measure(family: Family, brand: str, steps: int) -> dict[str, Any]:
 
 
 def trained_to_the_end(trainer: Trainer, patience: int) -> Verdicts:
-    """All steps; what a run with patience would have seen, and as `trainer.best` what it would have published."""
+    """Do all steps; returns the validations of a run with patience and sets `trainer.best` to its published average."""
     early = Verdicts(patience)
     best: list[Tensor] | None = None
     while not trainer.done:
@@ -98,7 +98,7 @@ def trained_to_the_end(trainer: Trainer, patience: int) -> Verdicts:
 
 
 def unseen_losses(trainer: Trainer, brand: str) -> tuple[float, float, float]:
-    """Of the bare base, of the best step, and of the last one."""
+    """Losses on unseen pictures of the base, the best step and the last step."""
     family, plan = trainer.family, trainer.plan
     pictures = [
         Picture(draw_brand(brand, 1000 + i), brand_caption(kind_of(i)).replace("[brand]", brand), f"unseen-{i}")

@@ -1,11 +1,11 @@
-"""Mixed-brand batches against one brand's batch, and against four other ways to draw the same requests.
+"""Mixed-brand batches against single-brand batches, and against four other ways to draw the same requests.
 
-`python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. Parts take turns, and a ratio is
-the median of what it was in each turn: a machine whose pace changes from minute to minute slows all parts of a turn
-alike. `quartiles` tells how far turns differ; `seconds` are the least of each part.
+`python -m benchmarks.engine --family sd15 --brands 8 --json` prints one JSON object. The variants run in turns. A ratio
+is the median over turns, so that changes in the machine's speed affect all variants of a turn equally. `quartiles`
+shows the spread of the turns; `seconds` is the minimum of each variant.
 
-`--real-shapes`, on a CUDA GPU: engine and peers draw the same way with a base of the family's full size and random
-weights (`random_base.py`) in bfloat16, compiled; an object for each side and number of steps, and one of switches.
+`--real-shapes`, on a CUDA GPU: the same with a full-size base with random weights (`random_base.py`) in bfloat16,
+compiled. Prints one object for each picture size and number of steps, and one for brand switches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from onbrand.families.lora import read_adapter
 __all__ = ["measure", "random_adapter", "through_engine", "workload"]
 
 _STEPS = (4, 28)
-"""Few and many, where the base does not say it."""
+"""A low and a high number of steps, used with `--real-shapes`."""
 
 
 def through_engine(engine: Engine, requests: list[Request]) -> list[torch.Tensor]:
@@ -57,7 +57,7 @@ def through_engine(engine: Engine, requests: list[Request]) -> list[torch.Tensor
 
 
 def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """The seconds of each part in each turn, after one that is not counted."""
+    """The seconds of each variant in each turn, after a warm-up turn."""
     taken: dict[str, list[float]] = {name: [] for name in parts}
     for part in parts.values():
         part()
@@ -70,18 +70,20 @@ def seconds_of(parts: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 class Ratio(NamedTuple):
+    """A ratio of times: its median over turns, and the first and third quartile."""
+
     median: float
     quartiles: tuple[float, float]
 
 
 def over(mixed: Sequence[float], other: Sequence[float]) -> Ratio:
-    """How much longer another part took than a mixed batch in the same turn."""
+    """Time of another variant over the time of a mixed batch in the same turn."""
     first, median, third = quantiles([b / a for a, b in zip(mixed, other, strict=True)], n=4, method="inclusive")
     return Ratio(round(median, 3), (round(first, 3), round(third, 3)))
 
 
 def of_ranks(family: Family, ranks: Sequence[int], preset: str) -> list[AdapterUse]:
-    """An adapter of each rank, each of a brand of its own."""
+    """One adapter per rank, each of its own brand."""
     read = [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in ranks]
     return [AdapterUse(AdapterKey(f"rank-{weights.rank}", str(weights.rank)), weights) for weights in read]
 
@@ -89,14 +91,14 @@ def of_ranks(family: Family, ranks: Sequence[int], preset: str) -> list[AdapterU
 def measure(
     work: Workload, engine: Engine, peers: Sequence[str], repeats: int, ranked: Sequence[AdapterUse] = ()
 ) -> dict[str, Any]:
-    """Ratios, the largest difference to any peer's picture, and the least seconds of all parts.
+    """Ratios, the largest difference to any peer's picture, and the minimum seconds of all variants.
 
-    Peers with processes of their own come last, each against a mixed batch beside it: Ray takes part of a processor
-    also while it waits, which would be taken from all others.
+    Peers with their own processes run last, each in turns with a mixed batch only: an idle Ray also uses the processor,
+    which would slow the other variants.
 
     Args:
         repeats: turns, at least 2.
-        ranked: adapters of different ranks; a batch of them all is compared with batches of each alone.
+        ranked: adapters of different ranks; a batch with all of them is compared with batches of each alone.
     """
     one_brand = [
         replace(request, id=str(n), brand_id="b0", adapters=work.requests[0].adapters)
@@ -124,7 +126,7 @@ def measure(
         keys = {name: f"over_{name}" for name in here} | {name: f"mixed_over_{name}" for name in ("single", "base")}
         ratios |= {key: over(found["mixed"], found[name]) for name, key in keys.items() if name in found}
         if "ranks" in found:
-            of_rows = islice(cycle(ranked), len(work.requests))  # a part of each for each of its rows
+            of_rows = islice(cycle(ranked), len(work.requests))  # each rank as often as it has rows
             alone = [found[f"rank {use.weights.rank}"] for use in of_rows]
             ratios["mixed_ranks_over_single"] = over(found["ranks"], [fmean(turn) for turn in zip(*alone, strict=True)])
         seconds = {name: round(min(values), 3) for name, values in found.items()} | seconds
@@ -137,7 +139,7 @@ def measure(
 
 
 def _with(requests: Sequence[Request], uses: Sequence[AdapterUse]) -> list[Request]:
-    """The requests with these adapters, in turn."""
+    """The requests with these adapters, assigned in rotation."""
     return [
         replace(request, id=str(n), brand_id=use.key.brand_id, adapters=(use,))
         for n, (request, use) in enumerate(zip(requests, cycle(uses), strict=False))
@@ -184,7 +186,7 @@ def main() -> None:
 
 
 def on_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All figures of one run with a small base, in one object."""
+    """One object with all results for a small base on a CPU."""
     torch.set_num_threads(chosen.threads)
     keep_memory()
     base = Path(chosen.base or base_source(chosen.family, {}))
@@ -201,7 +203,7 @@ def on_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def at_real_shapes(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Figures of the family's full-size shapes with random weights, in bfloat16; ends where there is no CUDA GPU."""
+    """Results for the family's full-size shapes with random weights, in bfloat16. Exits without a CUDA GPU."""
     if not torch.cuda.is_available():
         sys.exit(
             "--real-shapes draws with full-size models and needs a CUDA GPU; this machine has none. Leave it out for "
@@ -216,7 +218,7 @@ def at_real_shapes(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def of_shapes(
     chosen: argparse.Namespace, family: Family, base: Path, sides: Sequence[int], is_compiled: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """An object for each side of pictures and number of steps, few and many, and one of switches."""
+    """One object for each picture side and number of steps, and one for brand switches."""
     facts = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank, "targets": chosen.targets}
     facts |= {"dtype": str(family.dtype), "torch": torch.__version__, "device": _name(family.device)}
     engine = Engine(family, max_batch=chosen.brands, num_slots=chosen.brands, compile=is_compiled)

@@ -1,18 +1,18 @@
-"""One brand floods: what the others notice of it, and how evenly brands that wait are served.
+"""Fairness: the effect of one flooding brand on others, and the balance of service between brands that wait.
 
 `python -m benchmarks.fairness --json` prints one JSON object. Two parts, on the real engine:
 
-- Nine brands ask as Poisson processes, with and without a tenth that sends 50 times as much as they do together. Both
-  worlds get the same arrivals of the nine and take turns step by step; `--runs` such pairs are put together.
-- Ten brands with different weights and two shapes all have more than can be served.
+- Nine brands send requests as Poisson processes, with and without a tenth brand that sends 50 times their total. Both
+  worlds have the same arrivals of the nine and run in turns, step by step. Results of `--runs` such pairs are pooled.
+- Ten brands with different weights and two shapes, all with more requests than can be served.
 
-`max_service_gap_steps` is, over both parts, by how much a brand was ever served more than another since both began to
-be left something to wait for: rows times work over weight, counted from the engine's events, in batch steps of the
-brand ahead. See `benchmarks/traffic.py` for what counts as time.
+`max_service_gap_steps` is the largest lead in service of one brand over another, over both parts, measured from the
+moment when both have unserved rows. Service is rows times work over weight, counted from the engine's events; the unit
+is a batch step of the leading brand. `benchmarks/traffic.py` defines time.
 
-All passes have one fixed size, as compiled graphs have. With `--classes doubling` a pass of few rows costs less, on a
-CPU as much less as it has fewer rows: alone, the nine then have the machine's whole speed to themselves, of which a
-fair share is less, whoever shares it out.
+All passes have one fixed size, as compiled graphs have. With `--classes doubling` a pass with fewer rows costs less, on
+a CPU in proportion to its rows. Without the flood the nine then have the whole machine, which is more than a fair
+share under any scheduler.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ WEIGHTS = (1.0, 2.0, 0.5, 1.0, 4.0, 1.0, 1.0, 2.0, 0.5, 1.0)
 
 
 def one_picture(name: str, use: AdapterUse, steps: int, **more: Any) -> Request:
-    """A small one without guidance."""
+    """A request for one small picture without guidance."""
     numbers = {"height": 64, "width": 64, "guidance_scale": 1.0, "true_cfg_scale": 1.0, **more}
     return Request(name, use.key.brand_id, "a red square", 0, num_inference_steps=steps, adapters=(use,), **numbers)
 
 
 class Ledger:
-    """What each brand was served, and how far one was ever ahead of another while both were left something."""
+    """Service of each brand, and the largest lead of one over another while both have unserved rows."""
 
     def __init__(self) -> None:
         self.gap_steps = 0.0
@@ -70,11 +70,11 @@ class Ledger:
         self._done: Counter[str] = Counter()
 
     def before(self, engine: Engine) -> None:
-        """A step begins: who could take part."""
+        """Before a step: record the jobs that could take part."""
         self._could = {job.request.id: (job, job.num_to_step) for job in engine._jobs.values() if job.num_to_step}
 
     def after(self, events: Iterable[Event]) -> None:
-        """It is over: who did."""
+        """After a step: count the service of the jobs that took part, and update the gap."""
         before, rows = self._served.copy(), Counter[str]()
         for event in events:
             if isinstance(event, Progress):
@@ -97,7 +97,7 @@ class Ledger:
 
 
 def world(brands: Brands, rate: float, num: int, seed: int, classes: tuple[int, ...], flooded: bool) -> World:
-    """The nine, each with its own stream of requests, and the flood where it is wanted."""
+    """A world with requests of the nine brands, and the flood if `flooded`."""
     engine = Engine(base(brands.family_name), max_batch=MAX_BATCH, classes=classes)
     uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS + 1)]
     arrivals = _stream(random.Random(seed), uses[:FLOOD], rate, num, "victim")
@@ -116,7 +116,7 @@ def _stream(dice: random.Random, uses: list[AdapterUse], rate: float, num: int, 
 def under_flood(
     brands: Brands, rate: float, num: int, seeds: Sequence[int], classes: tuple[int, ...]
 ) -> tuple[dict[str, Any], float]:
-    """What the nine wait with and without the flood, over all seeds, and the largest gap."""
+    """Latencies of the nine with and without the flood, over all seeds, and the largest gap."""
     waited: dict[str, list[float]] = {"solo": [], "flooded": []}
     num_steps: Counter[str] = Counter()
     flood = {"drawn": 0, "refused": 0}
@@ -152,7 +152,7 @@ def _victims_told(each: World) -> int:
 
 
 def all_wait(brands: Brands, num_steps: int) -> float:
-    """The largest gap when every brand always has more than it gets, with different weights, shapes and steps."""
+    """The largest gap if every brand always has waiting requests, with different weights, shapes and steps."""
     engine = Engine(base(brands.family_name), max_batch=MAX_BATCH)
     uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS + 1)]
     dice, names = random.Random(0), count()
@@ -170,9 +170,9 @@ def all_wait(brands: Brands, num_steps: int) -> float:
 def measure(
     family_name: str, num: int, load: float, seeds: Sequence[int], classes: tuple[int, ...] = (MAX_BATCH,)
 ) -> dict[str, Any]:
-    """All figures, of a run for each seed."""
+    """All results, with one run per seed."""
     brands = Brands.new(family_name, NUM_VICTIMS + 1)
-    for num_sampled in (8, 64):  # the first steps of a process are slow, and not counted
+    for num_sampled in (8, 64):  # the first sample is a warm-up
         engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=classes)
         uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS)]
         sample = _stream(random.Random(-1), uses, 1.0, num_sampled, "sample")

@@ -1,12 +1,14 @@
-"""How long, and with how much memory, hostile files are refused over HTTP.
+"""Time and memory to refuse hostile files over HTTP.
 
 `python -m benchmarks.hostile --json` starts a database and the two apps, sends every file of the corpus of
 `tests/isolation/hostile`, and prints one JSON object:
 
-- `num_files`, `num_refused`: refused means 4xx with the reason that the corpus expects, and an answer to what follows;
-- `max_seconds`: of one request, from its first byte to the whole answer, with the child that has to be started first;
-- `max_mb`: the most that any child had in memory (its `VmHWM`, looked at every millisecond), in 10^6 bytes;
-- `slowest`, `largest`: which files these were; `not_refused`: names, if there are any.
+- `num_files`, `num_refused`: refused means a status and reason that the corpus expects, and a healthy server after it;
+- `max_seconds`: longest request, from its first byte to the complete response, including the start of a child process;
+- `max_mb`: peak memory of any child process (its `VmHWM`, read every millisecond), in 10^6 bytes;
+- `slowest`, `largest`: names of these files; `not_refused`: names of files that were not refused.
+
+The exit status is 1 unless all files are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from tests.isolation.hostile.sending import Doors, open_doors
 
 @dataclass(frozen=True)
 class Refusal:
-    """One file's answer."""
+    """The result for one file."""
 
     name: str
     is_refused: bool
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 async def measure() -> dict[str, Any]:
-    """Send every file, one after another."""
+    """Send all files, one after another; returns the results."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onbrand-hostile-"))
         settings = Settings(data_dir=Path(folder))
@@ -107,7 +109,7 @@ def _figures(refusals: list[Refusal]) -> dict[str, Any]:
 
 
 class Watch:
-    """Looks at every child's peak memory, a thousand times a second."""
+    """Reads the children's peak memory, a thousand times a second."""
 
     def __init__(self) -> None:
         self.megabytes = 0.0
@@ -133,6 +135,7 @@ class Watch:
         self._thread.join()
 
     def forget(self) -> None:
+        """Reset the peak to zero."""
         self.megabytes = 0.0
 
     def _look(self) -> None:

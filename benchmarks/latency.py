@@ -1,17 +1,17 @@
-"""Joining and leaving at any step against request-level batching, on the same engine.
+"""Step-level batching (requests join and leave at any step) against request-level batching, on the same engine.
 
 `python -m benchmarks.latency --json` prints one JSON object. Requests of several brands with mixed numbers of steps
-come as a Poisson process at 80 % of what the engine can do when all are there at once; a second time at 80 % of what
-request-level batching can (`p99_at_request_levels_load`), which is less: the first load may be more than it can serve,
-and how late its last ones are is then a question of how long one looks.
+arrive as a Poisson process at 80 % of the engine's capacity with step-level batching. A second run uses 80 % of the
+capacity with request-level batching (`p99_at_request_levels_load`), which is lower: the first load may exceed it, and
+its latencies then only depend on the length of the run.
 
-Request-level batching lets as many as fit into a batch in together, and the next when all of them are told; it is given
-that rows of one batch may have different adapters and numbers of steps, and that who is through is told at once. The
-same arrivals go to both, and the two take turns step by step; see `benchmarks/traffic.py` for what counts as time.
+Request-level batching admits a full batch, and the next one after all of its requests are finished. It may also mix
+adapters and numbers of steps in a batch, and each finished request is returned at once. Both get the same arrivals and
+run in turns, step by step. `benchmarks/traffic.py` defines time.
 
-All passes have one fixed size, as compiled graphs have, so that a row that is through leaves a dummy in its place. With
-`--classes doubling` a batch shrinks as its rows leave, and on a CPU a pass costs what its rows cost: then a batch that
-runs empty loses little.
+All passes have one fixed size, as compiled graphs have, so a finished row is replaced by a dummy. With
+`--classes doubling` a batch shrinks as rows finish, and on a CPU the cost of a pass is proportional to its rows: then
+a half-empty batch loses little.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUM_BRANDS = 8
 
 
 def mixed_requests(family: Family, brands: Brands, num: int, seed: int) -> list[Request]:
-    """One picture each, of a brand, a prompt and a number of steps by chance."""
+    """Requests for one picture each, with a random brand and number of steps, and the same prompt."""
     dice = random.Random(seed)
     uses = [brands.use(family, n) for n in range(NUM_BRANDS)]
     requests = []
@@ -59,7 +59,7 @@ def mixed_requests(family: Family, brands: Brands, num: int, seed: int) -> list[
 
 
 def compare(brands: Brands, num: int, rate: float, seed: int, classes: tuple[int, ...]) -> dict[str, Any]:
-    """The same arrivals through both."""
+    """Results of both kinds of batching for the same arrivals."""
     worlds = {}
     for name, num_at_once in (("step_level", None), ("request_level", MAX_BATCH)):
         family = base(brands.family_name)
@@ -80,12 +80,12 @@ def compare(brands: Brands, num: int, rate: float, seed: int, classes: tuple[int
 
 
 def measure(family_name: str, num: int, load: float, seed: int, classes: tuple[int, ...]) -> dict[str, Any]:
-    """All figures of one run."""
+    """All results of the benchmark."""
     brands = Brands.new(family_name, NUM_BRANDS)
     most = {}
     for name, num_at_once in (("first", None), ("step_level", None), ("request_level", MAX_BATCH)):
         engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=classes)
-        num_sampled = 8 if name == "first" else 48  # the first steps of a process are slow, and not counted
+        num_sampled = 8 if name == "first" else 48  # the first sample is a warm-up
         most[name] = capacity(engine, mixed_requests(engine.family, brands, num_sampled, seed + 1), num_at_once)
     ours = compare(brands, num, load * most["step_level"], seed, classes)
     theirs = compare(brands, num, load * most["request_level"], seed, classes)

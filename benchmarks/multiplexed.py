@@ -1,4 +1,6 @@
-"""The peer on Ray Serve, after "Model Multiplexing" in its documentation: an id in the call, an LRU per replica."""
+"""The peer on Ray Serve, as in "Model Multiplexing" of its documentation: calls with a model id, and an LRU cache per
+replica.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from onbrand.families.family import load_pipeline
 
 @dataclass(frozen=True)
 class Base:
-    """Which base, where, and in what numbers."""
+    """A base: family, folder, device and dtype."""
 
     family: str
     folder: str
@@ -23,14 +25,14 @@ class Base:
     dtype: torch.dtype
 
     def pipeline(self) -> Any:
-        """diffusers' own."""
+        """diffusers' pipeline of the base."""
         return load_pipeline(self.family, Path(self.folder), self.dtype).to(self.device)
 
 
 class LoadedAdapter:
-    """An adapter in the replica's pipeline; Serve awaits `__del__` when it evicts it.
+    """An adapter in the replica's pipeline. Serve awaits `__del__` at eviction.
 
-    Were it no coroutine, Serve would call it in another thread, in the middle of a drawing.
+    A `__del__` that is no coroutine would be called in another thread, while the pipeline draws.
     """
 
     def __init__(self, pipeline: Any, folder: str, model_id: str) -> None:
@@ -45,7 +47,7 @@ class LoadedAdapter:
 
 @serve.deployment
 class Pipelines:
-    """One base; the requested brand's adapter is loaded when it is not among the last three."""
+    """A replica with one base and the three last used adapters; others are loaded on request."""
 
     def __init__(
         self, base: Base, folder: str, arguments: list[dict[str, Any]], seeds: list[int], threads: int
@@ -57,10 +59,11 @@ class Pipelines:
 
     @serve.multiplexed(max_num_models_per_replica=3)
     async def adapter(self, model_id: str) -> LoadedAdapter:
+        """Load an adapter; Serve caches the result."""
         return LoadedAdapter(self._pipeline, self._folder, model_id)
 
     async def draw(self, n: int) -> Any:
-        """The picture of request n, [H, W, 3]. Nothing awaits between switching and drawing, so none is mixed up."""
+        """The picture of request n, [H, W, 3]. There is no await between switch and drawing, so requests cannot mix."""
         loaded = await self.adapter(serve.get_multiplexed_model_id())
         self._pipeline.set_adapters(loaded.name)
         generator = torch.Generator().manual_seed(self._seeds[n])

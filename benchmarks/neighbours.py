@@ -1,20 +1,20 @@
-"""One hostile caller, one ordinary caller: what the second notices of the first.
+"""Noisy neighbour: the effect of one hostile caller on an ordinary caller.
 
 `python -m benchmarks.neighbours --json` starts a whole platform (`onbrand up`, the tiny sd15) and prints one JSON
 object for each attack of `benchmarks/attacks.py`, one after another. The ordinary caller reads its brand ten times a
-second, whether the last read was answered or not, and asks for a picture now and then; first alone, then beside the
+second, without waiting for earlier responses, and requests a picture every two seconds; first alone, then during the
 attack.
 
-- `read`, `picture`: `alone_p50`, `alone_p99`, `p50`, `p99` in seconds, and `ratio`, of the two p99. Pictures are few,
-  so their p99 is the slowest.
-- `ratio`: the larger of the two; at most 3 is wanted.
-- `refused`: answers to the ordinary caller that were none: 4xx, 5xx, a broken connection, nothing within 60 s. 0 is
-  wanted, for it is within all its limits.
-- `healthy`: two seconds after the attack `/healthz` and a read are answered within two seconds.
-- `attacker`: how often the hostile caller was answered how.
+- `read`, `picture`: `alone_p50`, `alone_p99`, `p50`, `p99` in seconds, and `ratio` of the two p99. Pictures are few,
+  so their p99 is the maximum.
+- `ratio`: the larger of both; target: at most 3.
+- `refused`: failed requests of the ordinary caller: 4xx, 5xx, broken connections, no response within 60 s. Target: 0,
+  as it stays within all its limits.
+- `healthy`: two seconds after the attack, `/healthz` and a read succeed within two seconds.
+- `attacker`: counts of the hostile caller's responses by status.
 
-The hostile caller comes from 127.0.0.2 and has an account with as many brands as it may have, of 40 that it asks for.
-`--short` takes at most five minutes. The exit status is 1 unless every attack is borne.
+The hostile caller uses 127.0.0.2, and an account with as many brands as it is allowed, up to 40. `--short` takes at
+most five minutes. The exit status is 1 unless the ordinary caller stays within the targets in all attacks.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ PATIENCE_SECONDS, HEALTHY_SECONDS = 60.0, 2.0
 RATIO_MAX = 3.0
 NUM_BRANDS = 40
 HOSTILE = "hostile"
-"""How its brands begin."""
+"""Prefix of the hostile account's brands."""
 _PASSWORD = "a long enough password"
 _ENVIRONMENT = {"ONBRAND_TRAIN_JOBS": "0", "RAY_worker_niceness": "0"}
-"""No training runs: a job that waits is what event streams watch. Ray gives no way to what else runs here."""
+"""No training runs, as the event streams need a waiting job. Ray workers run at normal priority."""
 
 
 @dataclass
 class Heard:
-    """How long the ordinary caller waited, and what was no answer."""
+    """Response times of the ordinary caller in seconds, and its failed requests."""
 
     read: list[float] = field(default_factory=list)
     picture: list[float] = field(default_factory=list)
@@ -61,13 +61,13 @@ class Heard:
 
 @dataclass
 class Ordinary:
-    """Somebody with one brand."""
+    """The ordinary caller, with one brand."""
 
     http: httpx.AsyncClient
     brand_id: str
 
     async def lives(self, seconds: float) -> Heard:
-        """Reads and pictures for so long, and until each was answered."""
+        """Send reads and picture requests for `seconds`, then wait for all responses."""
         heard = Heard()
         end = time.monotonic() + seconds
         async with asyncio.TaskGroup() as tasks:
@@ -76,7 +76,7 @@ class Ordinary:
         return heard
 
     async def _every(self, pause: float, end: float, took: list[float], heard: Heard, ask: Any) -> None:
-        """Ask at fixed times, so that a platform that stands still is asked as often."""
+        """Send requests at fixed times, independent of the responses."""
         async with asyncio.TaskGroup() as tasks:
             due = time.monotonic()
             while due < end:
@@ -95,10 +95,11 @@ class Ordinary:
         took.append(time.monotonic() - began)
 
     async def read(self) -> httpx.Response:
+        """Read the brand."""
         return await self.http.get(f"/v1/brands/{self.brand_id}")
 
     async def draw(self) -> httpx.Response:
-        """One picture; its answer is the generation at its end."""
+        """Request one picture and wait for it; the status is 504 unless it was completed."""
         body = {"model_type": "sd15", "prompt": "a green square", "num_images": 1}
         answer = await self.http.post(
             f"/v1/brands/{self.brand_id}/generations", json=body, headers={"prefer": "wait=60"}
@@ -110,7 +111,7 @@ class Ordinary:
 
 @asynccontextmanager
 async def somebody(url: str, name: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A new account, logged in."""
+    """A client with a new account, logged in."""
     account = {"email": f"{name}@example.com", "password": _PASSWORD}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False, limits=limits) as http:
@@ -121,7 +122,7 @@ async def somebody(url: str, name: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def with_a_brand(http: httpx.AsyncClient, name: str) -> Ordinary:
-    """The ordinary caller, who has drawn a picture already."""
+    """The ordinary caller, with a new brand and its first picture drawn."""
     (await http.post("/v1/brands", json={"id": name, "name": name.title()})).raise_for_status()
     caller = Ordinary(http, name)
     (await caller.draw()).raise_for_status()
@@ -129,7 +130,7 @@ async def with_a_brand(http: httpx.AsyncClient, name: str) -> Ordinary:
 
 
 async def orders_of(http: httpx.AsyncClient, seconds: float) -> Orders:
-    """What the hostile caller has: as many brands as it gets, pictures, a training job that waits."""
+    """Create the hostile caller's brands (as many as allowed), pictures and a waiting training job."""
     brands = []
     for number in range(NUM_BRANDS):
         answer = await http.post("/v1/brands", json={"id": f"{HOSTILE}-{number}", "name": "Hostile"})
@@ -148,7 +149,7 @@ async def orders_of(http: httpx.AsyncClient, seconds: float) -> Orders:
 
 
 async def under(name: str, orders: Orders, caller: Ordinary, alone_seconds: float) -> dict[str, Any]:
-    """The figures of one attack."""
+    """The results of one attack."""
     alone = await caller.lives(alone_seconds)
     attacker = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -171,7 +172,7 @@ async def under(name: str, orders: Orders, caller: Ordinary, alone_seconds: floa
 
 
 def compared(alone: Heard, beside: Heard) -> dict[str, Any]:
-    """What the ordinary caller waited alone and beside the attack, and their ratio."""
+    """The ordinary caller's response times alone and during the attack, their ratios, and failed requests."""
     kinds = {}
     for kind in ("read", "picture"):
         before, now = getattr(alone, kind), getattr(beside, kind)
@@ -192,7 +193,7 @@ def compared(alone: Heard, beside: Heard) -> dict[str, Any]:
 
 
 async def is_healthy(caller: Ordinary) -> bool:
-    """Whether the platform answers soon."""
+    """True if `/healthz` and a read succeed within `HEALTHY_SECONDS`."""
     try:
         async with asyncio.timeout(HEALTHY_SECONDS):
             answers = [await caller.http.get("/healthz"), await caller.read()]
@@ -202,22 +203,22 @@ async def is_healthy(caller: Ordinary) -> bool:
 
 
 def is_borne(figures: dict[str, Any]) -> bool:
-    """Whether the ordinary caller may live beside this."""
+    """True if an attack's results meet all targets."""
     return bool(figures["ratio"] <= RATIO_MAX and figures["refused"] == 0 and figures["healthy"])
 
 
 async def measure(url: str, names: Sequence[str], alone_seconds: float, seconds: float) -> AsyncIterator[Any]:
-    """The figures of each attack, as it ends."""
+    """The results of each attack, as it ends."""
     async with somebody(url, "ordinary") as friend, somebody(url, "hostile") as hostile:
         caller = await with_a_brand(friend, "ordinary")
         orders = await orders_of(hostile, seconds)
-        await caller.lives(2 * PICTURE_EVERY)  # the first of everything is slow
+        await caller.lives(2 * PICTURE_EVERY)  # warm-up
         for name in names:
             yield {"brands": len(orders.brands), **await under(name, orders, caller, alone_seconds)}
 
 
 async def run(names: Sequence[str], short: bool, indent: int | None) -> bool:
-    """Print the figures of each attack; whether all are borne."""
+    """Print the results of each attack; True if all meet the targets."""
     alone_seconds, seconds = (6.0, 8.0) if short else (20.0, 30.0)
     all_are_borne = True
     with tempfile.TemporaryDirectory(prefix="onbrand-neighbours-", ignore_cleanup_errors=True) as folder:

@@ -1,6 +1,6 @@
-"""Other ways to draw the same requests: what diffusers, PEFT and Ray Serve offer, each as its documentation shows it.
+"""Other ways to draw the same requests, with diffusers, PEFT and Ray Serve, each used as in its documentation.
 
-Every peer has what it needs in memory before it is timed; what it does for each request is what it cannot avoid.
+Every peer loads as much as it can before it is timed, so the timed part is only the work that each request needs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Peer(Protocol):
         """The pictures, [3, H, W] each, in the order of the requests."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
 
 
 def drawn(pipeline: Any, work: Workload, indices: list[int]) -> list[Tensor]:
-    """The requests at `indices` by one call of the pipeline."""
+    """Pictures of the requests at `indices`, by one call of the pipeline."""
     requests = [work.requests[index] for index in indices]
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     images = pipeline(**work.arguments(requests), generator=generators, output_type="np").images
@@ -55,7 +55,7 @@ class SetAdapters:
         self._work, self._pipeline = work, pipeline_with_adapters(work, range(len(work.files)))
 
     def switch(self, n: int) -> None:
-        """What happens between two brands' requests."""
+        """Switch to brand n's adapter."""
         self._pipeline.set_adapters(f"b{n}")
 
     def draw(self) -> list[Tensor]:
@@ -70,9 +70,9 @@ class SetAdapters:
 
 
 class Hotswap:
-    """diffusers with one adapter, whose weights `load_lora_weights(..., hotswap=True)` changes before each request.
+    """diffusers with one adapter, whose weights `load_lora_weights(..., hotswap=True)` replaces before each request.
 
-    On a GPU its denoiser is compiled, which is what hotswapping is for; adapters that are set or named compile anew.
+    On a GPU its denoiser is compiled, the purpose of hotswapping; the other peers' switches would recompile.
     """
 
     def __init__(self, work: Workload) -> None:
@@ -86,7 +86,7 @@ class Hotswap:
             getattr(self._pipeline, work.family.spec.component).compile(mode="reduce-overhead")
 
     def switch(self, n: int) -> None:
-        """What happens between two brands' requests."""
+        """Switch to brand n's adapter."""
         self._pipeline.load_lora_weights(dict(self._states[n]), adapter_name="brand", hotswap=True)
 
     def draw(self) -> list[Tensor]:
@@ -101,9 +101,9 @@ class Hotswap:
 
 
 class PeftRows:
-    """All requests in one call of the pipeline, with PEFT's `adapter_names` for each row of every adapted layer.
+    """All requests in one call of the pipeline, with PEFT's `adapter_names` per row in every adapted layer.
 
-    The names come by forward pre-hooks, as PEFT's own models do it; guidance repeats the rows as a whole.
+    Forward pre-hooks set the names, as in PEFT's own models. Guidance repeats the whole batch, and the names with it.
     """
 
     def __init__(self, work: Workload) -> None:
@@ -127,7 +127,7 @@ class PeftRows:
 
 
 class ServeMultiplexed:
-    """A local Ray Serve whose replica holds a pipeline and gets adapters by `@serve.multiplexed`, three at a time."""
+    """A local Ray Serve replica with a pipeline and up to three adapters, by `@serve.multiplexed`."""
 
     def __init__(self, work: Workload) -> None:
         import ray
@@ -169,12 +169,12 @@ class ServeMultiplexed:
     def close(self) -> None:
         import ray
 
-        ray.shutdown()  # the cluster is ours alone; ending Serve first makes Ray complain of it on standard output
+        ray.shutdown()  # the cluster is ours; shutting down Serve first makes Ray print warnings on standard output
         self._folder.cleanup()
 
 
 WITH_PROCESSES = ("serve_multiplexed",)
-"""Peers that are not in this process alone."""
+"""Peers that use other processes."""
 PEERS: dict[str, Callable[[Workload], Peer]] = {
     "set_adapters": SetAdapters,
     "hotswap": Hotswap,

@@ -1,10 +1,10 @@
-"""From published to the first picture served, while requests of the version before run on.
+"""Time from publication to the first picture, while requests for the version before continue.
 
-`python -m benchmarks.publication --rounds 5 --json` starts `onbrand up` with the tiny sd15. Every round hands in
-another version as a worker does, asks for a picture of it at once, and keeps drawing with the version before: each of
-those must be answered, and be the same picture as before. `published_to_picture_s` is the median,
-`published_to_picture_max_s` the slowest; `old_over_before` says how long old requests took during publications, over
-how long they took without.
+`python -m benchmarks.publication --rounds 5 --json` starts `onbrand up` with the tiny sd15. Every round publishes a new
+version as a worker does, requests a picture of it at once, and meanwhile draws with the version before. Each of those
+requests must succeed, with the same picture as before. `published_to_picture_s` is the median time and
+`published_to_picture_max_s` the maximum; `old_over_before` is the median time of old requests during publications over
+that without.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tests.acceptance.running import Running
 from tests.numerics.bases import family_of
 
 MOST_DIFFERENCE = 2
-"""Of 255, between two drawings of one picture: batches of another size class round differently."""
+"""Allowed difference (of 255) between two drawings of one picture, as batches of other sizes round differently."""
 _WISHES = {"prompt": "photo of [brand] logo", "num_images": 1, "width": SIDE, "height": SIDE, "seed": 11}
 _STEPS, _AT_ONCE, _RANK = 4, 2, 8
 
 
 @dataclass
 class Figures:
-    """What was seen."""
+    """Measured times in seconds, and errors."""
 
     rounds: int
     published_to_picture: list[float] = field(default_factory=list)
@@ -46,6 +46,7 @@ class Figures:
     manners: Manners = field(default_factory=Manners)
 
     def as_json(self) -> dict[str, Any]:
+        """The results to print."""
         return {
             "rounds": self.rounds,
             "published_to_picture_s": round(statistics.median(self.published_to_picture), 2),
@@ -60,7 +61,7 @@ class Figures:
 
 
 class Publication:
-    """Rounds on a platform that is up."""
+    """Runs the rounds on a running platform."""
 
     def __init__(self, running: Running, rounds: int) -> None:
         self._running, self._secrets = running, secrets_of(running.data_dir)
@@ -69,7 +70,7 @@ class Publication:
         self._first: dict[str, np.ndarray] = {}
 
     async def run(self) -> Figures:
-        """The first version, then the rounds."""
+        """Publish a first version and measure it alone, then run the rounds."""
         figures = self.figures
         customer = await Customer.join(self._running.url, figures.manners)
         old, paint = await self._publish(customer, 0)
@@ -92,7 +93,7 @@ class Publication:
         return new, other
 
     async def _publish(self, customer: Customer, number: int) -> tuple[str, Paint]:
-        """Another version of another colour; its name, once it is published."""
+        """Publish a version with another colour; returns its name and adapter."""
         paint = await asyncio.to_thread(self._painter.paint, COLOURS[5 * number % len(COLOURS)], _RANK, number)
         url, revision = f"{self._running.url}/internal", family_of("sd15").revision
         return await customer.publish(paint, url, self._secrets, revision), paint
@@ -102,7 +103,7 @@ class Publication:
             self.figures.during.append(await self._draw(customer, model, paint))
 
     async def _draw(self, customer: Customer, model: str, paint: Paint) -> float:
-        """Seconds until the picture is served; whether it is the right one is noted."""
+        """Seconds until the picture is served; failed and wrong pictures are recorded."""
         began = time.monotonic()
         done = await customer.ask(_WISHES | {"model": model, "num_inference_steps": _STEPS})
         seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
-"""A base of a family's full size with random weights, written as a diffusers folder: for speed, where none can be had.
+"""Writes a full-size base with random weights as a diffusers folder, to measure speed without real weights.
 
-Tokenizers and scheduler are the tiny flavour's. Text is as long as the real bases' is, and sizes, steps and guidance
-are the family's own, for the folder says nothing of itself.
+Tokenizers and scheduler are the tiny flavour's, with the text lengths of the real bases. The folder has no
+recommendations, so sizes, steps and guidance are the family's defaults.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ FULL_SIZE: dict[str, Parts] = {
     "sdxl": {"text_encoder": _CLIP_L, "text_encoder_2": _CLIP_BIG_G, "vae": _VAE},
     "flux": {"text_encoder": _CLIP_L, "text_encoder_2": _T5_XXL, "vae": _VAE_16},
 }
-"""By family: what its parts have other than the tiny flavour's, from stable-diffusion-v1-5's,
-stable-diffusion-xl-base-1.0's and FLUX.1-dev's own config.json; denoisers as in `ARCHITECTURES`."""
+"""By family: values that replace those of the tiny flavour's configurations, from the config.json files of
+stable-diffusion-v1-5, stable-diffusion-xl-base-1.0 and FLUX.1-dev. Denoisers are in `ARCHITECTURES`."""
 
 
 def random_base(
     family: str, folder: Path, *, device: str, dtype: torch.dtype, sizes: Parts | None = None, denoiser: Any = None
 ) -> Path:
-    """Write the base into `folder`, which is new, and return it.
+    """Write the base into the new folder `folder` and return it.
 
     Args:
-        device: where weights are drawn: FLUX's take a GPU seconds and a CPU minutes.
-        sizes: instead of `FULL_SIZE`.
-        denoiser: its whole configuration, instead of that in `ARCHITECTURES`.
+        device: device that generates the weights; FLUX's take seconds on a GPU and minutes on a CPU.
+        sizes: replaces `FULL_SIZE`.
+        denoiser: complete configuration of the denoiser, replaces that in `ARCHITECTURES`.
     """
     tiny = Path(base_source(family, {}))
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors", "onbrand.json", "README.md"))

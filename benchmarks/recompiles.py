@@ -1,4 +1,4 @@
-"""How often a compiled denoiser compiles again while its rows change brands, and how long a change takes."""
+"""Recompilations of a compiled denoiser while its rows change brands, and the time of a change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LATENT_SIDE = 8
 
 
 class CountingBackend:
-    """Runs graphs as they are, and counts them."""
+    """A compile backend that runs graphs unchanged and counts them."""
 
     def __init__(self) -> None:
         self.num_graphs = 0
@@ -35,9 +35,9 @@ class CountingBackend:
 def brand_switches(
     family: Family, num: int, num_rows: int = _NUM_ROWS, seed: int = 0, preset: str = "all"
 ) -> dict[str, Any]:
-    """Change the brands of rows `num` times in passes of a denoiser compiled with `fullgraph=True`.
+    """Change the brands of rows `num` times between passes of a denoiser compiled with `fullgraph=True`.
 
-    Between passes rows also change scale and rank (4 to 16, two rank classes), and slots are written anew.
+    Rows also change scale and rank (4 to 16, two rank classes), and a slot is rewritten before each pass.
     """
     chance = random.Random(seed)
     adapters = [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in _RANKS]
@@ -85,7 +85,7 @@ def _put(slots: Slots, adapter: AdapterWeights) -> RowAdapter:
 
 
 def _row(chance: random.Random, resident: list[RowAdapter]) -> RowAdapter | None:
-    """Any resident adapter at any scale, or the base."""
+    """A random resident adapter with a random scale, or None for the base."""
     chosen = chance.choice([None, *resident])
     return chosen and RowAdapter(chosen.slot, chosen.generation, chance.uniform(-1, 2))
 
@@ -96,7 +96,7 @@ def _slot(row: RowAdapter | None) -> Any:
 
 @torch.inference_mode()
 def _pass(family: Family, slots: Slots, rows: list[RowAdapter | None], inputs: Any) -> float:
-    """One pass; returns the seconds that giving all rows their adapters took."""
+    """Do one pass; returns the seconds to bind adapters to all rows."""
     if family.device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()

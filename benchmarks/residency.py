@@ -1,13 +1,13 @@
-"""How often an adapter is where its request is sent, how even the replicas' work is, and what a thousand brands cost.
+"""Adapter residency: hit rate of the router's placement, load balance of replicas, and the cost of a thousand brands.
 
 `python -m benchmarks.residency --law katz-a --replicas 8 --slots 100 --json` prints one JSON object. Two parts:
 
-- Traffic by a measured popularity law (`adapter_popularity.json`) through the router's own `Placement` and each
-  replica's own `Residency`, `Slots` and `HostCache`, over a base of one small layer, in simulated time: requests come
-  as a Poisson process, a replica advances `--rows` of them together, and the first third is not counted.
-- One replica for real (tiny sd15, `--slots` slots): pictures of one brand against pictures of a thousand brands, so
-  that nearly every one is a miss, most of them in host memory too (`--host` adapters), and read from disk; blocks of
-  both take turns.
+- A simulation with a measured popularity law (`adapter_popularity.json`). It uses the router's real `Placement` and
+  each replica's real `Residency`, `Slots` and `HostCache`, with a base of one small layer, in simulated time. Requests
+  arrive as a Poisson process, a replica advances `--rows` of them together, and the first third is not counted.
+- One real replica (tiny sd15, `--slots` slots): throughput with one brand against a thousand brands. With a thousand,
+  nearly all adapters are not resident, and most are not in host memory (`--host` adapters) either, so they are read
+  from disk. Blocks of both run in turns.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ LAWS = Path(__file__).parent / "adapter_popularity.json"
 _NUM_ADAPTERS = 4500
 _PICTURE_SECONDS, _TELL_SECONDS = 1.0, 1.0
 _WINDOW = 2_000
-"""Requests; a replica's part of them is seen to a few per cent."""
+"""Requests per window, enough to measure a replica's share to a few per cent."""
 
 
 def popularity(law: str) -> list[float]:
-    """Cumulative shares of the 4,500 most popular adapters, as the file says to read it: linear in k."""
+    """Cumulative shares of the 4,500 most popular adapters; interpolated linearly in k, as the file prescribes."""
     known = {0: 0.0} | {int(k): share for k, share in json.loads(LAWS.read_text())[law].items()}
     shares, at = [], sorted(known)
     for low, high in pairwise(at):
@@ -66,7 +66,7 @@ def popularity(law: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Who asks when: an adapter and a time for each request, and how the platform is set up."""
+    """The adapter and the arrival time of each request, and the configuration of the platform."""
 
     adapters: list[AdapterKey]
     times: list[float]
@@ -78,6 +78,7 @@ class Traffic:
 
 
 def traffic(law: str, chosen: argparse.Namespace) -> Traffic:
+    """Random traffic by a popularity law, with Poisson arrivals."""
     dice = random.Random(chosen.seed)
     keys = [AdapterKey(f"brand-{k}", f"{k:064x}") for k in range(_NUM_ADAPTERS)]
     adapters = dice.choices(keys, cum_weights=popularity(law), k=chosen.requests)
@@ -94,7 +95,7 @@ SMALL = AdapterWeights({"0": LayerWeights(torch.ones(2, 2), torch.ones(2, 2))}, 
 
 @dataclass(eq=False)
 class Asked:
-    """A request on its way through a replica."""
+    """A request in a replica."""
 
     key: AdapterKey
     came: float
@@ -103,7 +104,7 @@ class Asked:
 
 
 class Replica:
-    """The parts of a replica that decide hits: its memory, its slots, the rows that hold them."""
+    """The parts of a replica that determine hits: host memory, slots, and rows that pin them."""
 
     def __init__(self, traffic: Traffic) -> None:
         self.residency = Residency(Slots(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), traffic.num_slots))
@@ -113,7 +114,7 @@ class Replica:
         self.under_way = 0
 
     def is_in_memory(self, key: AdapterKey) -> bool:
-        """Whether nothing has to be fetched; it is in memory afterwards."""
+        """True if the adapter is in host memory; if not, it is fetched."""
         fetched: list[AdapterKey] = []
 
         def fetch() -> AdapterWeights:
@@ -124,7 +125,10 @@ class Replica:
         return not fetched
 
     def start(self) -> tuple[Asked, bool] | None:
-        """Give the next one a row and a slot: the request, and whether its adapter was there. None: nobody can."""
+        """Start the first waiting request that gets a row and a slot.
+
+        Returns the request and True if its adapter was resident, or None if no request can start.
+        """
         for asked in list(self.waiting) if self.num_rows else ():
             hit = asked.key in self.residency.resident
             asked.lease = self.residency.pin(asked.key, SMALL)
@@ -135,6 +139,7 @@ class Replica:
         return None
 
     def end(self, asked: Asked) -> None:
+        """Release a finished request's row and slot."""
         assert asked.lease is not None
         self.residency.unpin(asked.lease)
         self.num_rows += 1
@@ -143,7 +148,7 @@ class Replica:
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted after the first third."""
+    """Counts after the first third of the requests."""
 
     num: int = 0
     hits: int = 0
@@ -156,7 +161,7 @@ Choice = Callable[[str, dict[str, float], float], str]
 
 
 def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = None) -> Tally:
-    """All requests, each sent where `choose` says."""
+    """Simulate all requests, with replicas selected by `choose`."""
     replicas = {f"replica-{n}": Replica(traffic) for n in range(traffic.num_replicas)}
     tally = Tally()
     events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -219,7 +224,7 @@ def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = No
 
 
 def routed(traffic: Traffic) -> dict[str, Any]:
-    """The router's figures, and those of lots drawn among the replicas."""
+    """Results of the router, and of a random choice of replicas for comparison."""
     placement = Placement(PlacementOptions(capacity=traffic.num_rows))
     ours = simulated(traffic, lambda routing_id, loads, now: placement.ranked(routing_id, loads, now)[0], placement)
     dice = random.Random(0)
@@ -240,7 +245,7 @@ def routed(traffic: Traffic) -> dict[str, Any]:
 
 
 def _imbalance(served: Sequence[str], num_replicas: int) -> float:
-    """Requests of the replica that got most, over the mean."""
+    """Requests of the busiest replica over the mean."""
     return round(max(Counter(served).values()) * num_replicas / len(served), 4)
 
 
@@ -248,10 +253,10 @@ def _imbalance(served: Sequence[str], num_replicas: int) -> float:
 
 
 class Shelf:
-    """An adapter of its own for each brand, published on this node, more of them than its memory keeps.
+    """One adapter per brand on this node's disk, more than fit in host memory.
 
     Args:
-        num_kept: adapters in host memory; the others are read from disk and checked when they are asked for.
+        num_kept: adapters in host memory; the others are read from disk and verified on each use.
     """
 
     def __init__(self, family: Family, folder: Path, num_brands: int, rank: int, num_kept: int) -> None:
@@ -271,13 +276,15 @@ class Shelf:
         return len(self._refs)
 
     def key(self, n: int) -> AdapterKey:
+        """The key of brand n's adapter."""
         return AdapterKey(self._refs[n].brand_id, self._refs[n].sha256)
 
     def use(self, n: int) -> AdapterUse:
-        """The adapter of brand n, loaded as for a request."""
+        """Brand n's adapter, loaded as for a request."""
         return AdapterUse(self.key(n), self._library.weights(self._refs[n], _nowhere_else))
 
     def close(self) -> None:
+        """Close the adapter library."""
         self._library.close()
 
 
@@ -286,7 +293,10 @@ def _nowhere_else() -> bytes:
 
 
 def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
-    """Of the processor, all threads together: a busy machine does not count. Requests are made as they are asked."""
+    """Processor seconds of all threads to draw the requests, so that other processes do not affect the result.
+
+    Making the requests is included.
+    """
     began, num = time.process_time(), 0
     names = [engine.add(request) for request in asked]
     while engine.has_work:
@@ -296,7 +306,7 @@ def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
 
 
 def loss(chosen: argparse.Namespace) -> dict[str, Any]:
-    """1 - (throughput with a thousand brands / throughput with one), with what it takes to load their adapters."""
+    """1 - (throughput with a thousand brands / throughput with one), including the loading of adapters."""
     family = load_family("sd15", base_source("sd15", {}))
     engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, classes=(chosen.rows,))
     dice, serial, size = random.Random(0), count(), 2 * chosen.rows
@@ -335,7 +345,7 @@ def loss(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def copy_ms(engine: Engine, each: Sequence[AdapterUse]) -> float:
-    """Milliseconds to put an adapter where another one was."""
+    """Median milliseconds to replace a resident adapter by another one."""
     taken = []
     for use in each:
         began = time.process_time()

@@ -1,14 +1,14 @@
-"""What the wall costs a read: every query that the services send, under row security and without it.
+"""Cost of row-level security (the "wall") for reads: every query of the services with it and without it.
 
-`python -m benchmarks.rls --json` fills a database with 200,000 rows in each large table, of 500 brands, lets the app
-answer each of its GET routes (and the changes that look before they write), and times each query that it sent:
+`python -m benchmarks.rls --json` fills a database with 200,000 rows in each large table, of 500 brands, calls all GET
+routes of the app (and some changes that read before they write), and times each query that they sent:
 
-- `wall_over_plain`: of the worst query, the time of a whole read (a transaction through the door, as services read)
-  under the wall, over the same through a role that row security does not apply to;
-- `statement_over_plain`: the same of the bare statement within an open transaction.
+- `wall_over_plain`: for the worst query, the time of a whole read (a transaction, as services read) with row-level
+  security, over the same with a role that bypasses it;
+- `statement_over_plain`: the largest ratio for the statement alone, within an open transaction.
 
-The two take turns, so that a busy machine slows both. A time is that of the quickest tenth (noise only adds), a ratio
-the median of those of five parts of the run, one after the other: a bad minute spoils one of them.
+Both run in turns, so that a busy machine slows both. A time is the first decile, as noise only adds to it. A ratio is
+the median over five consecutive parts of the run, so that a slow period affects one of them only.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from onbrand.db.session import Doors, Identity, Session
 PLAIN = "onbrand_plain"
 ROLES = ("member", "admin", "agency", "key", "page")
 NOT_READS = ("/v1/files/{bucket}/{name}", "/healthz", "/v1/session")
-"""Routes that read no rows of a brand: by a link, by nobody, by a cookie only."""
+"""Routes that read no rows of a brand: signed links, health, and the cookie's session."""
 _NO_READS = re.compile(
     r"\bfor update\b|private\.(record|next_number|stored_bytes)|pg_advisory|\b(insert|update|delete)\b", re.IGNORECASE
 )
-"""What writes, and a function that answers nobody but a member: there is no such read without the wall."""
+"""Statements that write, and functions that only work for a member: there is no such read without the wall."""
 _NUMBER = 7
 WARM_UP = 12
-"""The first ones plan: a statement is prepared after 5, and has its lasting plan after 5 more."""
+"""Calls that are not counted: a statement is prepared after 5 calls, and gets its generic plan after 5 more."""
 PARTS = 5
 OWN_ROWS = ("app.brand_users", "app.api_keys")
-"""Of these a member sees their own rows only: there the wall reads less."""
+"""Tables of which a member sees only their own rows, so that the wall returns fewer."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A query as a service sent it."""
+    """A query that a service sent, with its route and caller."""
 
     asked_by: str
     role: str
@@ -64,7 +64,7 @@ class Read:
 
 
 class _Heard(Session):
-    """A session that notes what it is asked."""
+    """A session that records its statements."""
 
     def __init__(self, session: Session, note: Any) -> None:
         self.__dict__ = session.__dict__
@@ -76,7 +76,7 @@ class _Heard(Session):
 
 
 class ListeningDoors(Doors):
-    """Doors that keep every read that goes through them."""
+    """Doors that record every read."""
 
     reads: dict[tuple[str, str], Read]
     asked_by: tuple[str, str]
@@ -93,7 +93,7 @@ class ListeningDoors(Doors):
 
 
 class PlainDoors(Doors):
-    """Doors to a role that row security does not apply to; all else is as behind the wall."""
+    """Doors that use a role without row-level security, and are otherwise the same."""
 
     @asynccontextmanager
     async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
@@ -103,7 +103,7 @@ class PlainDoors(Doors):
 
 
 def make_plain_role(owner_url: str) -> None:
-    """A role that may read everything of this throwaway database, for the comparison."""
+    """Create a role that may read everything in this temporary database, for comparison."""
     with psycopg.connect(owner_url) as connection:
         connection.execute(f"create role {PLAIN} nologin bypassrls")
         connection.execute(f"grant {PLAIN} to {login_name('web', connection.info.dbname)}")
@@ -114,7 +114,7 @@ def make_plain_role(owner_url: str) -> None:
 
 
 async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
-    """Every query that the app's reading routes send, for each kind of caller."""
+    """All queries that the app's GET routes send, for each kind of caller, and those of some changes by a member."""
     doors = await ListeningDoors.open(platform.database.web_url, claims_key=platform.secrets.claims)
     doors.reads = {}
     app = platform.app(doors)
@@ -135,7 +135,7 @@ async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
 
 
 def _known_as(scope: Scope, app: FastAPI) -> Callable[..., Awaitable[None]]:
-    """The app, to which this caller is known; credentials have rows of their own, which are no part of this."""
+    """The app with this caller already authenticated, so that queries for credentials are not measured."""
     from onbrand.api import first
 
     async def called(request: dict[str, Any], receive: Any, send: Any) -> None:
@@ -151,11 +151,11 @@ def _named(things: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
 
 
 async def _answered(client: httpx.AsyncClient, platform: Crowd, method: str, path: str, role: str, **parts: Any) -> Any:
-    """The answer; a list is asked for its second page, and for a long one, too."""
+    """Call a route and return the response; of a list, also request the second page with 100 entries."""
     if path.startswith("/v1/models/"):
         path = f"/v1/models/{platform.brand(_NUMBER)}/sd15-lora-v1" if role != "key" else "/v1/models/sd15-lora-v1"
     answer = await client.request(method, path, **parts)
-    hidden = role == "agency" and answer.status_code == 404  # the brand's key and upload are another member's
+    hidden = role == "agency" and answer.status_code == 404  # the brand's key and upload belong to another member
     refused_by_right = hidden or (role != "admin" and answer.status_code == 403)
     if not (answer.is_success or refused_by_right):
         raise RuntimeError(f"{method} {path} as {role}: {answer.status_code} {answer.text[:300]}")
@@ -180,7 +180,7 @@ async def _look_before_writing(client: httpx.AsyncClient, doors: ListeningDoors,
 
 
 async def measure(platform: Crowd, reads: list[Read], tries: int) -> list[dict[str, Any]]:
-    """Each read's times under the wall and without it. All once, then all again: a bad moment meets every one."""
+    """Times of each read with and without the wall. All reads run in rounds, so that a slow period affects all."""
     walled = await Doors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     plain = await PlainDoors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     taken = [Taken() for _ in reads]
@@ -196,23 +196,24 @@ async def measure(platform: Crowd, reads: list[Read], tries: int) -> list[dict[s
 
 @dataclass
 class Taken:
-    """Seconds of a read, `wall` and `plain`: of the whole, and of the bare statement."""
+    """Seconds of a read, for `wall` and `plain`: of the whole transaction, and of the bare statement."""
 
     whole: dict[str, list[float]] = field(default_factory=lambda: {"wall": [], "plain": []})
     bare: dict[str, list[float]] = field(default_factory=lambda: {"wall": [], "plain": []})
     rows: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, measured: tuple[float, float, int]) -> None:
+        """Add one measurement: whole, bare, number of rows."""
         self.whole[name].append(measured[0])
         self.bare[name].append(measured[1])
         self.rows[name] = measured[2]
 
     def micros(self, times: dict[str, list[float]]) -> tuple[float, float]:
-        """What the quickest tenth takes, wall and plain."""
+        """The first decile in microseconds, for wall and plain."""
         return _quickest(times["wall"][WARM_UP:]) * 1e6, _quickest(times["plain"][WARM_UP:]) * 1e6
 
     def ratio(self, times: dict[str, list[float]]) -> float:
-        """Wall over plain: the median of the parts' ratios."""
+        """Wall over plain: the median of the ratios of the parts."""
         pairs = zip(_parts(times["wall"][WARM_UP:]), _parts(times["plain"][WARM_UP:]), strict=True)
         return statistics.median(_quickest(wall) / _quickest(plain) for wall, plain in pairs)
 
@@ -254,7 +255,7 @@ def _described(read: Read, taken: Taken) -> dict[str, Any]:
 
 
 async def run(platform: Crowd, roles: tuple[str, ...], tries: int) -> dict[str, Any]:
-    """All figures."""
+    """The results of the benchmark."""
     make_plain_role(platform.database.owner_url)
     found = await measure(platform, await reads_of(platform, roles), tries)
     found.sort(key=lambda each: -each["wall_over_plain"])

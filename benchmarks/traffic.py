@@ -1,8 +1,8 @@
-"""Traffic for one engine in a time of its own, so that a busy machine changes no figure.
+"""Traffic for an engine in simulated time, so that other load on the machine does not affect results.
 
-The engine, its steps, its encoding and its decoding are real. A `World`'s clock advances by the processor time that its
-engine's thread took; encoding and decoding happen in `Workers` whose processor time is counted beside it, as if they
-had cores of their own. Worlds that are compared take turns step by step.
+The engine, its steps, its encoding and its decoding are real. A `World`'s clock advances by the processor time of its
+engine's thread. Encoding and decoding run in `Workers`, whose processor time is counted separately, as if they had
+their own cores. Worlds under comparison run in turns, step by step.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from onbrand.families.lora import read_adapter
 
 MAX_BATCH = 8
 CLASSES = {"fixed": (MAX_BATCH,), "doubling": size_classes(MAX_BATCH)}
-"""The sizes that batches come in: one, as compiled graphs have, or each twice the one before."""
+"""Possible batch sizes: a single one, as for compiled graphs, or each twice the one before."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, and when it comes, in seconds of its world."""
+    """A request and its arrival time, in seconds of its world."""
 
     at: float
     request: Request
@@ -44,30 +44,32 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Brands:
-    """Brands with an adapter each, on a tiny base."""
+    """Brands with one adapter each, on a tiny base."""
 
     family_name: str
     files: tuple[bytes, ...]
 
     @classmethod
     def new(cls, family_name: str, num: int) -> Brands:
+        """`num` brands with random adapters."""
         family = base(family_name)
         return cls(family_name, tuple(random_adapter(family, 8, seed, "strong") for seed in range(num)))
 
     def use(self, family: Family, n: int) -> AdapterUse:
+        """The adapter of brand n for a request."""
         return AdapterUse(AdapterKey(f"brand-{n}", str(n)), read_adapter(self.files[n], family))
 
 
 def base(family_name: str) -> Family:
-    """The tiny base: each world has one of its own."""
+    """A new copy of the tiny base, as each world needs its own."""
     return load_family(family_name, Path(base_source(family_name, {})))
 
 
 class Workers(Executor):
-    """Cores beside the engine's: what is submitted is done at once, but told when a worker would have been through.
+    """Simulated cores beside the engine's: work is done on submission, but finishes when a worker would have done it.
 
     Args:
-        now: the world's time.
+        now: returns the world's time.
     """
 
     def __init__(self, num: int, now: Callable[[], float]) -> None:
@@ -91,10 +93,11 @@ class Workers(Executor):
 
     @property
     def next_outcome(self) -> float:
+        """Time of the next result; infinity if no work is pending."""
         return self._held[0][0] if self._held else math.inf
 
     def tell(self, now: float) -> None:
-        """Set the futures whose time has come."""
+        """Set the results of all futures that are finished by `now`."""
         while self.next_outcome <= now:
             _, _, future, outcome, problem = heapq.heappop(self._held)
             if problem is not None:
@@ -109,9 +112,9 @@ class World:
 
     Args:
         arrivals: in the order of their times.
-        num_at_once: request-level batching: as many requests are let in together, and none before all of them are
-            told. None: they join and leave at any step.
-        watch: told the engine before each step, and the engine and the step's events after it.
+        num_at_once: request-level batching: as many requests are admitted together, and the next ones after all of
+            them are finished. None: requests join and leave at any step.
+        watch: its `before` gets the engine before each step, its `after` the step's events.
     """
 
     engine: Engine
@@ -133,15 +136,17 @@ class World:
 
     @property
     def is_over(self) -> bool:
+        """True if no request is left, neither coming nor in the engine."""
         return not (self._coming or self._gate or self.engine.has_work)
 
     def latencies(self, names: Callable[[Request], bool] = lambda request: True) -> list[float]:
-        """Seconds from arrival to the last picture, of those that were told."""
+        """Seconds from arrival to completion, of completed requests."""
         wanted = [arrival for arrival in self.arrivals if names(arrival.request)]
         return [self.told[each.request.id] - each.at for each in wanted if each.request.id in self.told]
 
     def step(self) -> None:
-        """Let in who has come, and advance the engine by one step; when it has nothing to do, go to when it has."""
+        """Admit requests that have arrived and advance the engine by one step. If idle, advance the clock to the next
+        arrival or result."""
         self._workers.tell(self.now)
         self._timed(self._let_in)
         self._note(self._timed(self.engine.collect))
@@ -170,7 +175,7 @@ class World:
                 self.num_refused += 1
 
     def _timed(self, act: Callable[[], Any]) -> Any:
-        """Do it; the clock advances by the processor time it took, without the workers'."""
+        """Call `act`, and advance the clock by its processor time without the workers'."""
         self._since, self._beside = time.thread_time(), self._workers.seconds
         outcome = act()
         self.now, self._since = self._live(), None
@@ -190,7 +195,7 @@ class World:
 
 
 def run_together(worlds: Sequence[World], until: Callable[[], bool] = lambda: False) -> None:
-    """Until all are over (or `until` says so), a step of each in turn."""
+    """Step all worlds in turns until all are over, or `until` returns True."""
     while not until() and not all(world.is_over for world in worlds):
         for world in worlds:
             if not world.is_over:
@@ -198,7 +203,7 @@ def run_together(worlds: Sequence[World], until: Callable[[], bool] = lambda: Fa
 
 
 def poisson(dice: random.Random, rate: float, requests: Iterable[Request]) -> Iterator[Arrival]:
-    """Arrivals of `requests` with exponential gaps, `rate` a second."""
+    """Arrivals of `requests` with exponential gaps, `rate` per second on average."""
     at = 0.0
     for request in requests:
         at += dice.expovariate(rate)
@@ -211,7 +216,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def capacity(engine: Engine, requests: Sequence[Request], num_at_once: int | None = None) -> float:
-    """Requests a second when all are there from the beginning."""
+    """Throughput in requests per second if all arrive at the beginning."""
     world = World(engine, [Arrival(0.0, request) for request in requests], num_at_once)
     run_together([world])
     return len(world.told) / max(world.told.values())

@@ -1,24 +1,24 @@
-"""Fine-tuning by the platform's loop against diffusers' own way, on the same pictures, steps, batch, dtype and machine.
+"""The platform's training loop against diffusers' training scripts, with the same pictures, steps, batch and dtype.
 
 `python -m benchmarks.training --family sd15 --json` prints one JSON object:
 
-- `samples_per_s_over_diffusers`: pictures per second, encoding and validation included, over those of diffusers' own
-  training script (`--script PATH`) or, without one, of a plain loop that does step for step what the family's script
-  does (wanted: >= 1.5);
-- `val_loss_over_diffusers`: loss of what is published over that of the other's last step, on pictures that neither
-  saw (wanted: <= 1);
-- `val_loss`, `val_loss_diffusers`, `val_loss_base`, `published_step`: what stands behind it;
-- `seconds_of_a_step`: ours, and theirs by part.
+- `samples_per_s_over_diffusers`: pictures per second, including encoding and validation, over those of diffusers'
+  training script (`--script PATH`) or, without one, of a plain loop that does the same steps as the family's script
+  (target: >= 1.5);
+- `val_loss_over_diffusers`: loss of the published adapter over that of the other side's last step, on pictures that
+  neither used (target: <= 1);
+- `val_loss`, `val_loss_diffusers`, `val_loss_base`, `published_step`: the values behind it;
+- `seconds_of_a_step`: of our loop and of theirs, by part.
 
 Both sides: LoRA on the attention, gaussian, alpha = rank, AdamW, clip 1; rank and batch of the family's recipe,
-learning rate and steps of the base's advice; no prior pictures. The scripts' learning rate is constant, which is their
-default; ours goes as any job's (`--schedule`). Ours keeps a sixth of the pictures to judge by, the other trains on all.
-The plain loop (`training_plain.py`) is a process of its own, and both take turns of some steps, so that a busy machine
-is busy for both. A script (`training_script.py`) runs as a whole, twice: what starting takes is not counted. Ours has
-its settings of a worker (`keep_memory`), the others theirs.
+learning rate and steps of the base's advice; no prior pictures. The scripts use their default constant learning rate;
+ours follows a job's schedule (`--schedule`). Ours holds out a sixth of the pictures; the other side trains on all. The
+plain loop (`training_plain.py`) is its own process, and both sides run in turns of some steps, so that a busy machine
+slows both. A script (`training_script.py`) runs to its end twice, and the time to start is subtracted. Ours uses a
+worker's allocator settings (`keep_memory`), the other side its defaults.
 
-`--real-shapes`, on a CUDA GPU: the same with a base of the family's full size and random weights (`random_base.py`),
-whose losses say nothing; name few `--steps`, and one `--resolution`.
+`--real-shapes`, on a CUDA GPU: the same with a full-size base with random weights (`random_base.py`), whose losses are
+meaningless; set a small `--steps` and a `--resolution`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train both in turns, then let both be judged by the same pictures and noise."""
+    """Train both sides in turns, then compute both losses on the same pictures and noise."""
     files = written_pictures(folder / "pictures", chosen.side)
     if chosen.real_shapes:
         chosen.base = random_base(chosen.family, folder / "base", device=chosen.device, dtype=torch.bfloat16)
@@ -125,7 +125,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def judged(chosen: argparse.Namespace, plan: Plan, trainer: Trainer, written: Path) -> dict[str, float]:
-    """Losses of the base, of ours and of what diffusers wrote, on the same pictures and noise."""
+    """Losses of the base, our adapter and diffusers' adapter, on the same pictures and noise."""
     family = loaded(chosen)
     judge = judge_of(family, plan)
     base = loss_of(judge)
@@ -139,7 +139,7 @@ def judged(chosen: argparse.Namespace, plan: Plan, trainer: Trainer, written: Pa
 
 
 def plan_of(chosen: argparse.Namespace) -> Plan:
-    """The family's rank and batch, the base's learning rate and steps, all steps, in one part."""
+    """The plan: the family's rank and batch, the base's learning rate and steps, no early end and no accumulation."""
     spec = SPECS[chosen.family]
     advice = recommended(chosen.family, base_of(chosen))
     batch = chosen.batch or spec.recipe.batch_size
@@ -158,7 +158,7 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
 
 
 def written_pictures(folder: Path, side: int) -> list[tuple[Path, str]]:
-    """The brand's pictures as files, with their captions."""
+    """Write the brand's pictures as files; returns them with their captions."""
     folder.mkdir()
     files = []
     for index in range(NUM_PICTURES):
@@ -169,21 +169,24 @@ def written_pictures(folder: Path, side: int) -> list[tuple[Path, str]]:
 
 
 def caption_of(index: int) -> str:
+    """The caption of picture `index`."""
     return brand_caption(kind_of(index)).replace("[brand]", BRAND)
 
 
 def judge_of(family: Family, plan: Plan) -> Judge:
+    """A judge on pictures that neither side trains on."""
     indices = range(FIRST_JUDGED, FIRST_JUDGED + NUM_JUDGED)
     unseen = [Picture(draw_brand(BRAND, index), caption_of(index), str(index)) for index in indices]
     return Judge(family, encode(family, unseen, plan.resolution), _JUDGE_SEED)
 
 
 def loss_of(judge: Judge) -> float:
+    """The judge's loss on a single worker."""
     return judge.loss(0, 1, lambda own: own)
 
 
 class Ours(Timed):
-    """The platform's loop, with an empty cache and pictures of its own to judge by, as any job."""
+    """The platform's loop, with an empty cache and held-out pictures, as in a job."""
 
     def __init__(
         self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]], cache_folder: Path

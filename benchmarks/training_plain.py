@@ -1,11 +1,11 @@
-"""What diffusers' training scripts do in a step, written out, in a process of its own, as a script is.
+"""A plain loop with the same steps as diffusers' training scripts, in its own process like a script.
 
 `train_text_to_image_lora.py` and `_sdxl.py` decode and scale each picture (Lanczos) and encode it and its caption in
-every step; `train_dreambooth_lora_flux.py` scales pictures once (bilinear), and encodes them and their captions, CLIP's
-at 77 tokens, in every step. Optimizer, schedule, loader and clipping are accelerate's, as theirs are: the sdxl script
-clips what is trained, the FLUX script looks through every weight for it, and the sd15 script clips nothing, for it
-hands an iterator to the clipping that the optimizer has used up. Left out: the progress bar, trackers, and what
-`datasets` adds to reading a file. SDXL is told the trained size, not the uploaded one: the tiny base knows no other.
+every step. `train_dreambooth_lora_flux.py` scales pictures once (bilinear), and encodes them and their captions, CLIP's
+at 77 tokens, in every step. Optimizer, schedule, loader and clipping are accelerate's, as in the scripts. The sdxl
+script clips the trained weights; the FLUX script passes all weights; the sd15 script clips nothing, as it passes an
+iterator that the optimizer has exhausted. Omitted: the progress bar, trackers, and the overhead of `datasets`. SDXL
+gets the trained size instead of the uploaded one, the only size that the tiny base knows.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def loaded(chosen: argparse.Namespace, source: str | Path | None = None) -> Family:
+    """The base (or `source`) on the chosen device: bfloat16 on a GPU, float32 on a CPU."""
     dtype = torch.bfloat16 if chosen.device.startswith("cuda") else torch.float32
     return load_family(chosen.family, source or base_of(chosen), dtype=dtype, device=chosen.device)
 
 
 def _loaded_for_a_script(chosen: argparse.Namespace) -> Family:
-    """The FLUX script gives CLIP more tokens than a tiny base's takes."""
+    """The base; for FLUX with a longer CLIP, as the script uses more tokens than the tiny base's CLIP takes."""
     if chosen.family != "flux":
         return loaded(chosen)
     with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder:
@@ -61,7 +62,7 @@ def _loaded_for_a_script(chosen: argparse.Namespace) -> Family:
 
 
 class Timed:
-    """Something that takes turns, and knows where its time went."""
+    """A training loop that runs in turns and measures its time by part."""
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan) -> None:
         self.plan, self._clock, self._cuda = plan, CLOCKS[chosen.clock], chosen.device.startswith("cuda")
@@ -70,6 +71,7 @@ class Timed:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
+        """Add the time of the block to `part`."""
         began = self._now()
         yield
         self.spent[part] += self._now() - began  # type: ignore[assignment]
@@ -81,22 +83,29 @@ class Timed:
 
     @property
     def seconds(self) -> float:
+        """Total time of all parts."""
         return sum(self.spent.values())
 
     def parts(self) -> dict[str, float]:
+        """Seconds per step, by part."""
         return {part: round(seconds / self.plan.steps, 5) for part, seconds in self.spent.items()}
 
     def turn(self) -> None:
+        """Do the next `TURN_STEPS` steps, or the remaining ones."""
         for _ in range(min(TURN_STEPS, self.plan.steps - self.num_steps)):
             self.step()
             self.num_steps += 1
 
     def step(self) -> None:
+        """Do one step."""
         raise NotImplementedError
 
 
 class Files(Dataset[dict[str, Any]]):
-    """What `imagefolder` and the scripts' transforms give: the file read, decoded, scaled and cut at every access."""
+    """`imagefolder` with the scripts' transforms: reads, decodes, scales and crops a file at every access.
+
+    With `in_memory` it does so once, with bilinear instead of Lanczos scaling.
+    """
 
     def __init__(self, files: list[tuple[Path, str]], side: int, in_memory: bool) -> None:
         self._files, self._side = files, side
@@ -125,7 +134,7 @@ def _collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Plain(Timed):
-    """What diffusers' training scripts do in a step, written out."""
+    """The plain loop, with the same steps as diffusers' training scripts."""
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
         super().__init__(chosen, plan)
@@ -134,7 +143,7 @@ class Plain(Timed):
         self.accelerator = Accelerator(cpu=not self._cuda, mixed_precision="bf16" if self._cuda else "no")
         torch.manual_seed(plan.seed)
         weights = self._attached(self.family.denoiser)
-        self._clipped = {"sd15": [], "sdxl": weights}.get(plan.family)  # None: all of them
+        self._clipped = {"sd15": [], "sdxl": weights}.get(plan.family)  # None: all weights
         optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2)
         with self.timed("read"):
             dataset = Files(files, plan.resolution, in_memory=chosen.family == "flux")
@@ -150,7 +159,7 @@ class Plain(Timed):
         self.denoiser.train()
 
     def _attached(self, denoiser: Any) -> list[nn.Parameter]:
-        """The weights of a LoRA on the attention, in float32."""
+        """Attach a LoRA on the attention; returns its weights in float32."""
         targets = ["to_k", "to_q", "to_v", "to_out.0"]
         rank = self.plan.rank
         denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
@@ -179,7 +188,7 @@ class Plain(Timed):
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
-            loss.detach().item()  # what the scripts log at every step
+            loss.detach().item()  # the scripts log it at every step
 
     def _latents(self, pixels_BCHW: Tensor) -> Tensor:
         vae = self.pipeline.vae
@@ -255,15 +264,15 @@ class Plain(Timed):
         return scheduler.sigmas.to(device, dtype)[places].view(-1, 1, 1, 1)
 
     def write(self, folder: Path) -> None:
-        """The adapter as the scripts write it: a file that `load_lora_weights` reads."""
+        """Write the adapter as the scripts do, for `load_lora_weights`."""
         weights = {f"{self.family.spec.component}_lora_layers": get_peft_model_state_dict(self.denoiser)}
         self.pipeline.save_lora_weights(folder, **weights)
 
 
 class PlainProcess:
-    """The plain loop in its own process, which takes its turns when told to: no setting of ours reaches it.
+    """Runs the plain loop in its own process, so that our settings do not affect it.
 
-    The two speak in lines of JSON. Raises RuntimeError when the process ends before its time.
+    Messages are lines of JSON. Raises RuntimeError if the process ends early.
     """
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
@@ -276,10 +285,11 @@ class PlainProcess:
         self._num_steps = plan.steps
 
     def turn(self) -> None:
+        """Let the process do one turn."""
         self._ask("turn")
 
     def finish(self, folder: Path) -> dict[str, float]:
-        """Write the adapter into `folder`; seconds by part, of the whole run."""
+        """Write the adapter into `folder` and end the process; returns the run's seconds by part."""
         spent: dict[str, float] = self._ask(str(folder))
         self._process.communicate()
         return spent
@@ -295,7 +305,7 @@ class PlainProcess:
 
 
 def main() -> None:
-    """The other end of a `PlainProcess`: what libraries print goes to stderr, for stdout is the line to it."""
+    """The process of a `PlainProcess`. Stdout carries its messages, so output of libraries goes to stderr."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

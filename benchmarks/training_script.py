@@ -1,9 +1,9 @@
-"""Diffusers' own training scripts, run as they are: their arguments, their process, their time, what they write.
+"""Runs diffusers' training scripts unchanged, each in its own process, and measures their time.
 
-They need `datasets`, `torchvision` and `accelerate`, of which the platform has the last: `--packages` names a folder
-with the others (`pip install --no-deps --target`). A torchvision that was built for CUDA does not import beside a torch
-for CPUs, for the operators that it adds cannot be loaded. The scripts use its transforms only, which are plain Python:
-the two names that its import asks for are declared, empty, before the script is run (`_LAUNCHER`).
+They need `datasets`, `torchvision` and `accelerate`. The platform only has the last; `--packages` names a folder with
+the others (`pip install --no-deps --target`). A torchvision built for CUDA cannot be imported with a torch for CPUs, as
+its operators cannot be loaded. The scripts only use its transforms, which are plain Python. So the two operators that
+the import needs are declared without an implementation before the script runs (`_LAUNCHER`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 class Script:
     """One of diffusers' scripts on the benchmark's pictures.
 
-    Raises SystemExit with the script's last words if it fails, and for a script that is not the family's.
+    Raises SystemExit with the end of its stderr if the script fails, and for a script of another family.
     """
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]], folder: Path) -> None:
@@ -67,7 +67,7 @@ class Script:
         self.started = self.seconds(FEW_STEPS, folder / "few")
 
     def seconds(self, num_steps: int, out: Path) -> float:
-        """Train `num_steps` steps into `out`, by a process that shares nothing with the one before; its time."""
+        """Train `num_steps` steps into `out`, in a process without caches of earlier ones; returns its time."""
         home = self.folder / f"home-{num_steps}"
         words = [sys.executable, "-c", _LAUNCHER, str(self.chosen.threads), *self._command(num_steps, out, home)]
         before, began = _processor_seconds(), time.perf_counter()
@@ -79,15 +79,15 @@ class Script:
         return wall if self.chosen.clock == "wall" else processor
 
     def finish(self, folder: Path) -> dict[str, float]:
-        """Train all steps into `folder`; the seconds of its steps.
+        """Train all steps into `folder`; returns the seconds of the steps.
 
-        Starting (imports, loading, reading the folder) is taken off by the time of a run of `FEW_STEPS`.
+        The time of a run with `FEW_STEPS` is subtracted, to exclude the start (imports, loading, reading the folder).
         """
         num_steps = self.plan.steps
         return {"script": (self.seconds(num_steps, folder) - self.started) * num_steps / (num_steps - FEW_STEPS)}
 
     def turn(self) -> None:
-        """A script takes no turns."""
+        """Do nothing, as a script runs to its end in `finish`."""
 
     def _environment(self, home: Path) -> dict[str, str]:
         offline = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -132,9 +132,9 @@ class Script:
 
 
 def with_long_captions(base: Path, copy: Path) -> Path:
-    """A base whose CLIP takes as many tokens as the FLUX script always gives it, 77: `base` itself, or a copy.
+    """A base whose CLIP takes the 77 tokens that the FLUX script always uses: `base` itself, or a modified copy.
 
-    The places that are added come after a caption's end, which no token before them sees: the pooled text is the same.
+    The added positions follow the end of a caption. No earlier token attends to them, so the pooled text is the same.
     """
     config = json.loads((base / "text_encoder" / "config.json").read_text())
     if config["max_position_embeddings"] >= CLIP_TOKENS:
@@ -151,11 +151,11 @@ def with_long_captions(base: Path, copy: Path) -> Path:
 
 
 def base_of(chosen: argparse.Namespace) -> Path:
-    """The folder of the base that both sides train on: the one that was named, or the tiny flavour's."""
+    """The folder of the base for both sides: `--base`, or the tiny flavour's."""
     return Path(chosen.base or base_source(chosen.family, {}))
 
 
 def _processor_seconds() -> float:
-    """Of all processes that this one has waited for."""
+    """Processor seconds of all finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

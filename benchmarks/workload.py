@@ -1,4 +1,4 @@
-"""What every way to draw is given: one picture of each brand, its adapter's file, and its request."""
+"""The common input of all peers: one picture per brand, with adapter file and request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLORS = ("red", "blue", "green", "yellow", "black", "white", "orange")
 
 @dataclass(frozen=True)
 class Workload:
-    """One picture of each brand: its adapter's file, and its request."""
+    """One picture per brand: adapter files and requests."""
 
     family: Family
     base: Path
@@ -29,15 +29,15 @@ class Workload:
     requests: list[Request]
 
     def pipeline(self) -> DiffusionPipeline:
-        """diffusers' pipeline of the base, where the family is, in its dtype; on a GPU the weights are the family's
-        own, of which there is no room for one copy a peer."""
+        """diffusers' pipeline of the base, with the family's device and dtype. On a GPU it shares the family's weights,
+        as a copy per peer would not fit."""
         pipeline = load_pipeline(self.family.spec.name, self.base, self.family.dtype)
         if self.family.device.type != "cpu":
             share_weights(pipeline, self.family.pipeline)
         return pipeline.to(self.family.device)
 
     def arguments(self, requests: list[Request]) -> dict[str, Any]:
-        """The requests as one call of the diffusers pipeline; their numbers are all the same."""
+        """Arguments for all requests in one call of the diffusers pipeline; size, steps and guidance must be equal."""
         first = requests[0]
         said: dict[str, Any] = {
             "prompt": [request.prompt for request in requests],
@@ -54,7 +54,7 @@ class Workload:
 
 
 def share_weights(pipeline: DiffusionPipeline, owner: DiffusionPipeline) -> None:
-    """Have all parts of `pipeline` compute with the very tensors of `owner`, a pipeline of the same base."""
+    """Make all models of `pipeline` use the tensors of `owner`, a pipeline of the same base."""
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             part.load_state_dict(owner.components[name].state_dict(), assign=True)
@@ -76,9 +76,10 @@ def random_adapter(family: Family, rank: int, seed: int, preset: str) -> bytes:
 def workload(
     family: Family, base: Path, num_brands: int, rank: int, steps: int | None, preset: str, side: int | None = None
 ) -> Workload:
-    """A picture of each brand with the steps (None: the base's own) and the guidance that the base likes.
+    """A workload with the base's recommended guidance.
 
     Args:
+        steps: None: the base's recommendation.
         side: of the pictures, in pixels; None: small.
     """
     files = [random_adapter(family, rank, seed, preset) for seed in range(num_brands)]
@@ -95,5 +96,5 @@ def workload(
 
 
 def prompt(n: int) -> str:
-    """Another one for each n below 56."""
+    """A prompt, different for each n below 56."""
     return f"a {_COLORS[n % len(_COLORS)]} {_SUBJECTS[n % len(_SUBJECTS)]} on a white card"

@@ -1,9 +1,9 @@
-"""Whose turn it is: which waiting jobs begin now, and what each of the others waits for. Pure; no clock, no Ray.
+"""Admission: which waiting jobs start now, and why each of the others waits. Pure functions: no clock, no Ray.
 
-Which account has least running for the weight of its brands comes first, in it the brand that has least, in order of
-time among equals. Unless the operator says otherwise, one account leaves a job and a worker to others, also while none
-asks: a training lasts for hours, and who comes next would wait as long. A job whose turn it is and that finds the
-machines busy keeps its place: nobody behind it takes what is set free.
+Order: the account with the fewest running jobs relative to its brands' weights, within it the brand with the fewest,
+then the oldest job. By default an account leaves one job and one worker to others, even if no other job waits: a
+training lasts for hours, and the next account would wait as long. If the next job finds the machines busy, it keeps its
+place: no later job takes resources that become free.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from onbrand.training.providers.provider import Capacity
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many jobs run at once: over all brands, of one brand that has no number of its own, and of one account.
+    """Limits on jobs that run at once.
 
     Args:
+        jobs: over all brands.
+        jobs_per_brand: for a brand without a limit of its own.
         jobs_per_account: None: one less than `jobs`, and at least one.
     """
 
@@ -35,7 +37,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """What `admit` decided: the jobs that begin, in order, and the others with what each waits for."""
+    """Result of `admit`: the jobs that start, in order, and the others with the reason why each waits."""
 
     begin: list[QueueEntry]
     wait: list[tuple[QueueEntry, WaitingFor]]
@@ -43,7 +45,7 @@ class Turns:
 
 @dataclass(slots=True)
 class _Busy:
-    """What runs, or begins now."""
+    """Jobs that run or start now, counted by brand and by account."""
 
     jobs: Counter[str] = field(default_factory=Counter)
     jobs_of_account: Counter[str] = field(default_factory=Counter)
@@ -64,13 +66,13 @@ class _Busy:
         self.share_of_account[job.account] = self.share_of_account.get(job.account, 0.0) + 1 / job.weight
 
     def place(self, job: QueueEntry) -> tuple[float, float]:
-        """Who has the lowest comes first."""
+        """Sort key: the job with the lowest starts first."""
         return self.share_of_account.get(job.account, 0.0), self.jobs[job.brand_id] / job.weight
 
 
 def fair_order(waiting: Iterable[QueueEntry], running: Iterable[QueueEntry]) -> list[QueueEntry]:
-    """First in, first out, but always the account first that has least for its weight, running or ahead in this order;
-    and in the account the brand that has least."""
+    """The waiting jobs in fair order: the account with the least share comes next, within it the brand with the least,
+    then the oldest job. Shares count running jobs and those ahead in this order."""
     left, busy, order = list(waiting), _Busy.of(running), []
     while left:
         job = min(left, key=busy.place)
@@ -83,11 +85,11 @@ def fair_order(waiting: Iterable[QueueEntry], running: Iterable[QueueEntry]) -> 
 def admit(
     waiting: Iterable[QueueEntry], running: Iterable[QueueEntry], bounds: Bounds, capacity: Capacity | None
 ) -> Turns:
-    """Decide about every waiting job.
+    """Decide which waiting jobs start.
 
     Args:
-        running: submitted and not ended.
-        capacity: room for workers, less what submitted jobs have not taken up yet; None: not known.
+        running: jobs that are submitted and have not ended.
+        capacity: room for workers, less the workers of submitted jobs that do not occupy theirs yet; None: unknown.
     """
     running = list(running)
     busy, free = _Busy.of(running), None if capacity is None else capacity.free
@@ -126,10 +128,10 @@ def _fits(job: QueueEntry, capacity: Capacity | None, free: int | None) -> bool:
 
 
 def _must_leave_room(job: QueueEntry, busy: _Busy, bounds: Bounds, capacity: Capacity | None) -> bool:
-    """Whether the account has what one account may have. Its first job may need all machines: there is no other way
-    to do it. The operator's own number for a brand goes before the account's.
+    """True if the account is at its limit. Its first job is exempt, as it may need all machines. A limit that the
+    operator set for the brand overrides the account's.
 
-    A job is told that it waits for the platform, not for which brand of its account.
+    If another brand of the account causes it, the job's reason is "platform".
     """
     num_jobs = busy.jobs_of_account[job.account]
     if num_jobs == 0 or job.max_running is not None:
@@ -140,10 +142,10 @@ def _must_leave_room(job: QueueEntry, busy: _Busy, bounds: Bounds, capacity: Cap
 
 
 def _can_come(capacity: Capacity) -> int:
-    """Workers on machines that are not there yet: asking for them is what brings them."""
+    """Workers on machines that the autoscaler can still add; it adds them when a job asks."""
     return capacity.most - capacity.total
 
 
 def is_too_large(job: QueueEntry, capacity: Capacity | None) -> bool:
-    """Whether the job could not begin on all machines that are there or can come, with nothing else on them."""
+    """True if the job needs more workers than all present and possible machines can hold."""
     return capacity is not None and job.num_workers > capacity.most

@@ -1,9 +1,9 @@
-"""FLUX's attention while it is trained on a CPU: projections, norms and positions as two operations per layer.
+"""FLUX's attention in training on a CPU: projections, norms and rotary positions as two operations per layer.
 
-Diffusers takes some hundred small operations for it, each with its node for the gradient; at a batch of one they cost
-as much as the products. Drawing stays diffusers'.
-Shapes: B rows, L tokens, H heads, D numbers of a head, C = D / 2 of them as complex numbers; N = B L, I and O a
-projection's numbers in and out.
+Diffusers uses about a hundred small operations, each with its autograd node. At a batch of one they cost as much as the
+matrix products. Inference still uses diffusers' code.
+Shapes: B rows, L tokens, H heads, D numbers per head, C = D / 2 complex numbers per head; N = B L; I and O inputs and
+outputs of a projection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onbrand.training.layers import is_plain
 class Projected(torch.autograd.Function):
     """Queries and keys [B, L, 2, O], values [B, L, O]: W x + b + B A x for three frozen W and b, LoRA or none.
 
-    Gradients of x, A and B, as in `layers.LoraLinear`, with one product for all A and without a sum for x.
+    Gradients of x, A and B, as in `layers.LoraLinear`; one product for all three A, and no separate sum for x.
     """
 
     @staticmethod
@@ -67,11 +67,12 @@ class Projected(torch.autograd.Function):
 
 
 class NormedAndTurned(torch.autograd.Function):
-    """Queries and keys [B, H, L, D]: RMSNorm of each head (Zhang & Sennrich 2019, eq. 4), then its rotary position (Su
+    """Queries and keys [B, H, L, D]: RMSNorm of each head (Zhang & Sennrich 2019, eq. 4), then rotary positions (Su
     et al. 2021, sec. 3.4.1).
 
     Args:
-        both_BL2HD, weight_L21D: what was projected, and the frozen weights of the norms, by token (or 1 for L).
+        both_BL2HD: projected queries and keys.
+        weight_L21D: frozen weights of the norms, per token (or 1 for L).
         turn_L11C: complex numbers of magnitude 1.
     """
 
@@ -98,9 +99,9 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def fuse_attention(denoiser: nn.Module) -> int:
-    """Let FLUX's attention on a CPU be few operations while gradients are wanted; returns how many layers.
+    """Fuse FLUX's attention layers where gradients are computed on a CPU; returns how many (0 for other families).
 
-    Of other families: none. It computes the same with a LoRA and without one, so nothing takes it away again.
+    It is never undone, as it computes the same with a LoRA and without one.
     """
     layers = [module for module in denoiser.modules() if isinstance(module, FluxAttention)]
     if layers:
@@ -112,7 +113,7 @@ def fuse_attention(denoiser: nn.Module) -> int:
 
 
 class _Positions:
-    """What the embedding of positions gave for the last ids, as long as they are the same."""
+    """The positional embedding, cached for the last ids."""
 
     def __init__(self, embedding: Any) -> None:
         self._embedding, self._plain = embedding, type(embedding).forward
@@ -125,7 +126,7 @@ class _Positions:
         return self._last[1]
 
     def turn_L11C(self, cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
-        """The same as complex numbers."""
+        """The embedding as complex numbers."""
         if self._last is not None and cos_LD is self._last[1][0]:
             return self._last[2]
         return _turn(cos_LD, sin_LD)
@@ -137,7 +138,7 @@ def _turn(cos_LD: Tensor, sin_LD: Tensor) -> Tensor:
 
 
 class _Fused:
-    """What an attention layer calls instead of its class's `forward`."""
+    """Replaces an attention layer's `forward`."""
 
     def __init__(self, layer: Any, positions: _Positions) -> None:
         self._layer, self._plain, self._positions = layer, type(layer).forward, positions
@@ -165,7 +166,7 @@ class _Fused:
         return layer.to_out[1](layer.to_out[0](image)), layer.to_add_out(text)
 
     def _fits(self, x: Tensor) -> bool:
-        """On a CPU in float32, with norms that have weights, and projections that are frozen or a plain LoRA's."""
+        """True for float32 on a CPU, norms with weights, and projections that are frozen or plain LoRAs."""
         on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
         all_fit = self._own.fit and (self._layer.added_kv_proj_dim is None or self._added.fit)
         return on_cpu and self._has_norms and all_fit
@@ -186,7 +187,7 @@ class _Fused:
 
 
 class _Projections:
-    """Three layers that are one operation; looked at again when others stand in their place (a LoRA came or went)."""
+    """Three projections as one operation; reads the layers again if a LoRA was attached or detached."""
 
     def __init__(self, layer: Any, names: Sequence[str]) -> None:
         self._layer, self._names = layer, names
@@ -197,7 +198,7 @@ class _Projections:
 
     @property
     def fit(self) -> bool:
-        """Whether all are frozen, or all a plain LoRA's; with biases."""
+        """True if all have biases, and all are frozen or all are plain LoRAs."""
         layers = [self._layer._modules.get(name) for name in self._names]
         if layers != self._known:
             self._look(layers)

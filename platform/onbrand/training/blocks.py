@@ -1,7 +1,7 @@
-"""FLUX's blocks while they are trained on a CPU: the same layers, called in fewer operations.
+"""FLUX's blocks in training on a CPU: the same layers in fewer operations.
 
-A norm and its modulation are one operation, and so are a gate and what it is added to; both know their own slopes.
-Drawing stays diffusers'.
+A norm and its modulation are one operation, and so are a gate and its residual sum. Inference still uses diffusers'
+code.
 Shapes: B rows, L tokens, D numbers of a token; a modulation is [B, 1, D].
 """
 
@@ -18,7 +18,7 @@ _EPS = 1e-6
 
 
 def fuse_blocks(denoiser: nn.Module) -> int:
-    """Let FLUX's blocks be fewer operations while gradients are wanted; returns how many. Of other families: none."""
+    """Fuse operations of FLUX's blocks where gradients are computed; returns how many blocks (0 for other families)."""
     double = [block for block in denoiser.modules() if type(block) is FluxTransformerBlock]
     single = [block for block in denoiser.modules() if type(block) is FluxSingleTransformerBlock]
     for block in double:
@@ -29,7 +29,7 @@ def fuse_blocks(denoiser: nn.Module) -> int:
 
 
 class _Fused:
-    """What a block calls instead of its class's `forward`."""
+    """Replaces a block's `forward`."""
 
     def __init__(self, block: Any, computed: Any) -> None:
         self._block, self._plain, self._computed = block, type(block).forward, computed
@@ -67,12 +67,12 @@ def _single(block: Any, image: Tensor, text: Tensor, temb: Tensor, turn: Any) ->
 
 
 def _last(block: Any, image: Tensor, text: Tensor, temb: Tensor, turn: Any) -> tuple[Tensor, Tensor]:
-    """The same, but for what would become of the text: nothing reads it."""
+    """Like `_single` for the last block, but returns the text unchanged, as nothing reads it."""
     return text, _joined(block, torch.cat([text, image], 1), temb, turn, first=text.shape[1])
 
 
 def _joined(block: Any, both: Tensor, temb: Tensor, turn: Any, first: int = 0) -> Tensor:
-    """What becomes of the tokens from `first` on."""
+    """The block's output for the tokens from `first` on."""
     shift, scale, gate = _modulations(block.norm, temb)
     seen = _modulated(both, shift, scale)
     attended = block.attn(seen, image_rotary_emb=turn)
@@ -83,12 +83,13 @@ def _joined(block: Any, both: Tensor, temb: Tensor, turn: Any, first: int = 0) -
 
 
 def _modulations(norm: Any, temb: Tensor) -> tuple[Tensor, ...]:
-    """Shift, scale and gate; of a double block twice, for its attention and its feed-forward."""
+    """Shift, scale and gate; in a double block twice, for attention and for feed-forward."""
     return norm.linear(F.silu(temb)).view(len(temb), -1, 1, temb.shape[1]).unbind(1)  # type: ignore[no-any-return]
 
 
 def _modulated(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm(x) (1 + scale) + shift (Peebles & Xie 2023, sec. 3.2); of one row, the norm's own weight and bias."""
+    """LayerNorm(x) (1 + scale) + shift (Peebles & Xie 2023, sec. 3.2). For one row, passed as the norm's weight and
+    bias."""
     shape = x_BLD.shape[-1:]
     if len(x_BLD) == 1:
         return F.layer_norm(x_BLD, shape, (1 + scale).view(shape), shift.view(shape), _EPS)

@@ -1,8 +1,8 @@
-"""Latents and text embeddings on a worker's disk, so that a run that starts again, or the next one, need not encode.
+"""Cache of latents and text embeddings on a worker's disk, for restarted and later runs.
 
-An entry is named by brand, content, base, dtype and how the content was prepared, and sealed with a key that is made
-from the content itself: whoever does not hold the picture (or knows the caption) cannot read what was made of it, so
-that a deleted picture's latents are gone with it. A name is never a path's or a person's.
+An entry's name is a digest of brand, content, base, dtype and preparation. The entry is encrypted with a key derived
+from the content itself. It cannot be read without the picture or the caption, so a deleted picture's latents become
+unreadable. No name contains a path or a person's name.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ Tensors = Mapping[str, Tensor]
 
 
 class Cache(Protocol):
-    """Where encoded tensors are kept."""
+    """Interface of a cache for encoded tensors."""
 
     def tensors(self, content: bytes, how: str, make: Callable[[], Tensors]) -> Tensors:
-        """What `make` makes of `content`, or made of it before, when it was prepared in the same way.
+        """The cached tensors for `content` and `how`, else the result of `make`.
 
         Args:
-            content: what decides the tensors beside the base: a digest of pixels, or a caption.
-            how: how it was prepared, e.g. the size and the crop.
+            content: a digest of pixels, or a caption.
+            how: preparation of the content, e.g. size and crop.
         """
         ...
 
 
 class NoCache:
-    """Everything is made anew."""
+    """A cache that keeps nothing."""
 
     def tensors(self, content: bytes, how: str, make: Callable[[], Tensors]) -> Tensors:
+        """The result of `make`."""
         return make()
 
 
 class DiskCache:
-    """Entries of one brand and one base in a folder that only this user can open (0700).
+    """Entries of one brand and one base, in a folder with mode 0700.
 
     Args:
-        folder: of all brands' entries.
+        folder: contains the folders of all brands.
         base_revision: `Family.revision`.
         dtype: the base's, as torch prints it.
     """
@@ -70,6 +71,7 @@ class DiskCache:
         return "DiskCache(...)"
 
     def tensors(self, content: bytes, how: str, make: Callable[[], Tensors]) -> Tensors:
+        """The tensors from disk, else the result of `make`, which is then written to disk."""
         path = self._folder / f"{self._digest('name', content, how).hex()}.sealed"
         seal = AESGCM(self._digest("key", content, how))
         found = _opened(path, seal)
@@ -83,7 +85,7 @@ class DiskCache:
         return hashlib.sha256(about + hashlib.sha256(content).digest()).digest()
 
     def _keep(self, path: Path, seal: AESGCM, tensors: Tensors) -> None:
-        """Whole or not at all. A full disk costs the entry, not the run."""
+        """Write an entry atomically. If that fails, e.g. on a full disk, only a warning is logged."""
         plain = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         nonce = os.urandom(_NONCE_BYTES)
         try:
@@ -98,7 +100,7 @@ class DiskCache:
 
 
 def _opened(path: Path, seal: AESGCM) -> Tensors | None:
-    """The entry; None if there is none, or it is not whole."""
+    """The entry; None if it is missing or damaged."""
     try:
         sealed = path.read_bytes()
         tensors = safetensors.torch.load(seal.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None))
@@ -109,7 +111,7 @@ def _opened(path: Path, seal: AESGCM) -> Tensors | None:
 
 
 def prune(folder: Path, max_bytes: int = MAX_BYTES, max_age_seconds: float = MAX_AGE_SECONDS) -> int:
-    """Remove what nobody used for long, and beyond `max_bytes` what was used least recently; returns how many."""
+    """Remove entries unused for `max_age_seconds`, and the least recently used beyond `max_bytes`; returns how many."""
     entries = []
     for path in folder.glob("*/*"):
         with contextlib.suppress(OSError):

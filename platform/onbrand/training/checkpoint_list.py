@@ -1,8 +1,8 @@
-"""Ray Train's list of a run's checkpoints, made whole again before it is read.
+"""Repairs Ray Train's list of a run's checkpoints before it is read.
 
-Ray Train writes the list in place at every checkpoint. A driver that dies while it writes leaves half a list, and every
-later start of the run would end at it. The checkpoints themselves are whole, so a list of the newest is made of what
-lies there. On S3 an object is written whole or not at all.
+Ray Train writes the list in place at every checkpoint. A driver that dies meanwhile leaves a truncated list, and every
+later start of the run would fail. The checkpoints themselves are complete, so a list with the newest one is written
+anew. On S3 an object is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TENSORS, _FACTS = "state.safetensors", "state.json"
 
 
 def mend(run: Path) -> bool:
-    """Replace a broken list in the folder `run`; whether it was broken. With no whole checkpoint it begins anew."""
+    """Replace a broken list in the folder `run`; True if it was broken. Without a complete checkpoint it is deleted."""
     if not (run / LIST).exists() or _is_whole(run):
         return False
     whole = [folder for folder in run.glob("checkpoint_*") if _step_of(folder) is not None]
@@ -34,7 +34,7 @@ def mend(run: Path) -> bool:
 
 
 def _is_whole(run: Path) -> bool:
-    """Whether the list can be read, and what it names is there."""
+    """True if the list can be read and all its checkpoints exist."""
     try:
         names = [each["checkpoint_dir_name"] for each in json.loads((run / LIST).read_text())["checkpoint_results"]]
     except (ValueError, KeyError, TypeError):
@@ -47,7 +47,7 @@ def _step(folder: Path) -> int:
 
 
 def _step_of(folder: Path) -> int | None:
-    """The step of a checkpoint; None for one that was not written to its end."""
+    """The step of a checkpoint; None if it is incomplete."""
     try:
         with safe_open(folder / _TENSORS, framework="np"):
             return int(json.loads((folder / _FACTS).read_text())["step"])
@@ -56,7 +56,7 @@ def _step_of(folder: Path) -> int | None:
 
 
 def _list_of(name: str) -> dict[str, object]:
-    """What Ray Train would have written of one checkpoint (`_CheckpointManagerState`)."""
+    """The list as Ray Train writes it for one checkpoint (`_CheckpointManagerState`)."""
     result = {"checkpoint_dir_name": name, "metrics": {}}
     return {
         "ray_version": ray.__version__,

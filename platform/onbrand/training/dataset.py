@@ -1,7 +1,7 @@
-"""What a run trains on: the brand's pictures and, on tiny bases, pictures of the base's own world.
+"""Training data of a run: the brand's pictures and, on tiny bases, prior pictures of the base's own kind.
 
-Pictures arrive by the job's ticket; nothing here knows a path, a bucket or another brand. How they become what the
-loop reads is in `encoding`.
+Pictures are read with the job's ticket; this module knows no path, no bucket and no other brand. `encoding` turns them
+into latents and embeddings.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from onbrand.families.family import Conditioning
 
 NUM_PRIOR_PICTURES = 512
 NUM_WORDINGS = 8
-"""In how many orders a shuffled caption's parts are encoded."""
+"""Number of orders in which the parts of a shuffled caption are encoded."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PRIOR_SEED = 20_000
 _FEWEST_TO_HOLD_OUT, _HELD_OUT_PART, _MOST_HELD_OUT = 8, 6, 4
 
 
 class AssetFacts(Protocol):
-    """What the ticket's specification says of one picture."""
+    """One picture in the ticket's specification."""
 
     @property
     def id(self) -> str: ...
@@ -41,14 +41,14 @@ class AssetFacts(Protocol):
 
 
 class AssetReader(Protocol):
-    """Where the bytes come from: `onbrand.system_client.SystemClient`."""
+    """Source of the pictures' bytes: `onbrand.system_client.SystemClient`."""
 
     def read_asset(self, asset_id: str) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and its caption; `name` is what errors call it (the asset's id, never its file's name)."""
+    """One picture and its caption. Errors use `name`: the asset's id, never its file name."""
 
     image: Image.Image
     caption: str
@@ -59,7 +59,7 @@ class Picture:
 
     @property
     def sha256(self) -> bytes:
-        """Of size and pixels: the same picture in another file is the same."""
+        """Digest of mode, size and pixels: equal for the same picture in another file."""
         return hashlib.sha256(f"{self.image.mode}{self.image.size}".encode() + self.image.tobytes()).digest()
 
 
@@ -68,9 +68,10 @@ class Wording:
     """How captions are worded.
 
     Args:
-        trigger_word: what stands for the brand in them.
-        shuffle: the parts between commas come in `NUM_WORDINGS` orders; the first, and the trigger word's, stay.
-        classes: captions without the trigger word are encoded too.
+        trigger_word: the word for the brand in captions.
+        shuffle: reorder the comma-separated parts, in `NUM_WORDINGS` orders. The first part, then those with the
+            trigger word, always come first.
+        classes: also encode captions without the trigger word.
     """
 
     trigger_word: str = ""
@@ -79,7 +80,7 @@ class Wording:
     seed: int = 0
 
     def wordings(self, caption: str) -> list[str]:
-        """The caption as it was written, then in other orders."""
+        """The caption as written, then its other orders."""
         first, *parts = [part.strip() for part in caption.split(",")]
         stay = [first, *(part for part in parts if self._names_brand(part))]
         loose = [part for part in parts if not self._names_brand(part)]
@@ -89,7 +90,7 @@ class Wording:
         return [caption, *(", ".join([*stay, *order.sample(loose, len(loose))]) for order in orders)]
 
     def class_of(self, caption: str) -> str:
-        """The caption without the trigger word: what the picture would be if it were no brand's."""
+        """The caption without the trigger word: the picture's class without the brand."""
         return re.sub(r"\s+", " ", self._brand.sub(" ", caption)).strip() if self.trigger_word else caption
 
     def _names_brand(self, part: str) -> bool:
@@ -102,17 +103,17 @@ class Wording:
 
 @dataclass(frozen=True)
 class Examples:
-    """Everything encoded: rows [0, num_own) are the brand's, the rest the base's own world.
+    """The encoded training data: rows [0, num_own) are the brand's, the rest are prior pictures.
 
     Args:
-        latents: N tensors [C, H, W] on the CPU, float32; of several shapes, for pictures have several.
+        latents: N tensors [C, H, W] on the CPU, float32; shapes differ, as the pictures' do.
         text: one row per different text.
-        text_rows_NV: the rows of `text` with picture n's caption in its V wordings.
-        class_rows_N: the row with its caption without the trigger word; `no_caption` where none is wanted.
-        no_caption: the row of `text` that stands for a dropped caption.
-        sizes_N6: SDXL's original size, crop and target size, for bases that know other than their own.
-        thumbs_P3SS: the brand's pictures, small (`memorisation`), for P = the different ones among them.
-        digest: names the content, so that a checkpoint is never continued on other pictures.
+        text_rows_NV: rows of `text` with the V wordings of each caption.
+        class_rows_N: row with the caption without the trigger word; `no_caption` if classes are not encoded.
+        no_caption: row of `text` for a dropped caption.
+        sizes_N6: SDXL's original size, crop and target size; None for other families and for tiny bases.
+        thumbs_P3SS: thumbnails (`memorisation`) of the brand's P pictures.
+        digest: identifies the content, so that a checkpoint is never continued on other pictures.
     """
 
     latents: tuple[Tensor, ...]
@@ -138,7 +139,7 @@ class Examples:
         return [latents_CHW.shape for latents_CHW in self.latents[: self.num_own]]
 
     def conditioning(self, rows_R: Tensor, text_R: Tensor, device: torch.device) -> Conditioning:
-        """What the denoiser is told of `rows_R` with the texts `text_R`."""
+        """The denoiser's conditioning for pictures `rows_R` with texts `text_R`."""
         told = self.text.rows(text_R.to(self.text.device))
         if self.sizes_N6 is None:
             return told.to(device)
@@ -146,9 +147,9 @@ class Examples:
 
 
 class JobPictures(Sequence[Picture]):
-    """The job's pictures, each fetched and decoded when it is looked up, and not kept.
+    """The job's pictures. Each lookup fetches and decodes the picture anew; nothing is cached.
 
-    Looking one up raises InvalidInput naming the asset that does not decode.
+    A lookup raises InvalidInput with the asset's id if the picture does not decode.
     """
 
     def __init__(self, client: AssetReader, assets: Sequence[AssetFacts]) -> None:
@@ -178,12 +179,14 @@ def _decoded(data: bytes, name: str) -> Image.Image:
 
 
 def held_out(captions: Sequence[str], names: Sequence[str], wanted: int | None, seed: int) -> list[int]:
-    """Places of the pictures that are kept from training, to judge it by.
+    """Indices of the held-out pictures, which are used for validation only.
+
+    Each comes from the caption with most pictures left, so that captions used for validation are also trained on. Ties
+    are broken by the seed.
 
     Args:
-        wanted: how many; None: a sixth, at most 4, of 8 pictures or more, and none of fewer. One at least is left.
-
-    Each is of a caption of which most are left, so that nothing is judged that was never shown; else chance decides.
+        wanted: how many; None: a sixth, at most 4, of 8 pictures or more, and none of fewer. At least one picture stays
+            for training.
     """
     usual = min(_MOST_HELD_OUT, len(names) // _HELD_OUT_PART) if len(names) >= _FEWEST_TO_HOLD_OUT else 0
     num_held = min(usual if wanted is None else wanted, len(names) - 1)
@@ -198,15 +201,14 @@ def held_out(captions: Sequence[str], names: Sequence[str], wanted: int | None, 
 
 
 def fitted(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
-    """[3, H, W] in -1..1: transparent parts on white, scaled to cover `size` (a side, or height and width), the middle
-    kept."""
+    """[3, H, W] in -1..1: on white, scaled to cover `size` (a side, or height and width) and center-cropped."""
     height, width = (size, size) if isinstance(size, int) else size
     cut = ImageOps.fit(_on_white(image), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is nowhere transparent needs no paper."""
+    """The image in RGB, composited on white if it has transparent pixels."""
     if image.mode == "RGB":
         return image
     sheet = image.convert("RGBA")
@@ -218,7 +220,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def prior_pictures(trigger_word: str, num_pictures: int = NUM_PRIOR_PICTURES) -> list[Picture]:
-    """The tiny bases' own world, half of it relabelled with other names: only `trigger_word` may mean the brand."""
+    """Prior pictures for tiny bases. Half have captions with other brand names, so that only `trigger_word` means the
+    brand."""
     from onbrand.families.tiny.prior import prior_scenes
 
     scenes = prior_scenes(num_pictures, _PRIOR_SEED, trigger_word)

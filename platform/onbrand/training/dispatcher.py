@@ -1,8 +1,8 @@
-"""Moves training jobs from their rows to a provider, and notices what died: the table is the queue, nothing else is.
+"""The dispatcher: submits training jobs to providers and detects dead submissions. The jobs table is the only queue.
 
-Runs in the System deployment. All it knows of a job is ids, states and numbers; a crash of it loses nothing, since
-every tick begins from the rows. Of several dispatchers one leads, as long as it renews its lease; then another takes
-over. A job that ended without a word from its worker is started again, at most three times.
+It runs in the System deployment and knows only ids, states and numbers of a job. A crash loses nothing, since every
+tick starts from the rows. With several dispatchers, one leads for as long as it renews its lease; then another takes
+over. A job whose submission ended without a result is submitted again, at most three times.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from onbrand.training.turns import submission_that_asks
 MAX_REQUEUES = 3
 MAX_ATTEMPTS = 1 + MAX_REQUEUES
 LEASE_SECONDS = 10.0
-"""How long a dispatcher leads after its last tick: so long nobody acts when it dies."""
+"""How long a dispatcher leads after its last tick. If it dies, no dispatcher acts for so long."""
 SETTLING_SECONDS = 60.0
-"""How long a submission may take until its workers have taken up their resources."""
+"""How long a submission may take until its workers occupy their resources."""
 TICK_SECONDS = 1.0
 CANCEL_SECONDS = 45.0
-"""How long a worker may take to end a canceled job by itself before the provider is told to stop it."""
+"""Time for a worker to end a canceled job by itself, before the provider is told to stop it."""
 STALLED_SECONDS = 900.0
-"""Without a heartbeat for so long, a running job is stopped and started again."""
+"""A running job without a heartbeat for so long is stopped and submitted again."""
 
 Verb = Literal["wait", "submit", "stop", "cancel", "fail"]
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Sighting:
-    """What this dispatcher remembers of a job between ticks; losing it costs a tick."""
+    """State of a job that this dispatcher keeps between ticks; losing it costs a tick."""
 
     ended_before: bool = False
     cancel_seen_at: float | None = None
@@ -56,10 +56,10 @@ class Sighting:
 
 
 def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, at: float, now: datetime) -> Verb:
-    """What to do about one job.
+    """The next action for a job.
 
     Args:
-        status: what the provider says of its submission; None if it has none.
+        status: the provider's status of its submission; None if it has none.
         at, now: the monotonic and the wall clock.
     """
     if status is None or (status in ENDED and sighting.ended_before):
@@ -74,7 +74,7 @@ def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, a
 
 
 def silent_seconds(job: QueueEntry, now: datetime) -> float:
-    """Since the worker's last report, or since its submission."""
+    """Seconds since the worker's last report, or since the submission."""
     return (now - job.heartbeat_at).total_seconds() if job.heartbeat_at else 0.0
 
 
@@ -83,11 +83,13 @@ def _bounds_of(settings: Settings) -> Bounds:
 
 
 class Dispatcher:
-    """Any number per platform; the one that leads acts. One that lost the lead without noticing does no harm: an
-    attempt has one submission and counts once, and a row ends once.
+    """One of any number of dispatchers; only the leader acts.
+
+    A dispatcher that lost the lead without noticing does no harm: an attempt has one submission and counts once, and a
+    row ends once.
 
     Args:
-        bounds: jobs at the providers at a time.
+        bounds: limits on jobs that run at once.
         lease_seconds: how long it leads after a tick.
     """
 
@@ -109,7 +111,7 @@ class Dispatcher:
         self._sightings: dict[tuple[str, str], Sighting] = {}
 
     async def run(self) -> None:
-        """Tick until cancelled. What fails in a tick is tried again in the next."""
+        """Tick until cancelled. The next tick retries actions that failed."""
         try:
             while True:
                 try:
@@ -124,13 +126,13 @@ class Dispatcher:
                 await self.resign()
 
     async def resign(self) -> None:
-        """Let another lead at once."""
+        """Release the lease, so that another dispatcher can lead at once."""
         if self._leads:
             await self._lead(0)
 
     @property
     def _leads(self) -> bool:
-        """By this process's clock, which began to count before the database's."""
+        """True while the lease lasts by this process's clock, which started before the database's."""
         return time.monotonic() < self._leads_until
 
     async def _lead(self, seconds: float) -> bool:
@@ -141,7 +143,7 @@ class Dispatcher:
         return leads
 
     async def tick(self) -> None:
-        """Look at every open job once, and do what `decide` says; nothing while another leads."""
+        """Look at every open job once and do what `decide` says. Does nothing while another dispatcher leads."""
         if not await self._lead(self._lease_seconds):
             self._sightings.clear()
             return
@@ -166,7 +168,7 @@ class Dispatcher:
         await self._start(wanting, running)
 
     async def _start(self, wanting: list[QueueEntry], running: list[QueueEntry]) -> None:
-        """Submit those whose turn it is, provider by provider, and tell the others what they wait for."""
+        """Submit the jobs that may start, provider by provider, and tell the others why they wait."""
         for name, provider in self._providers.items():
             waiting = [job for job in wanting if job.provider == name]
             if not waiting:
@@ -181,7 +183,7 @@ class Dispatcher:
             running = running + turns.begin
 
     def _less_what_settles(self, room: Capacity | None, running: list[QueueEntry]) -> Capacity | None:
-        """A submission takes its resources up a while after it began."""
+        """Capacity less the workers of recent submissions, which may not occupy their resources yet."""
         if room is None:
             return None
         young = [job for job in running if self._settles(self._sighting(job))]
@@ -191,7 +193,7 @@ class Dispatcher:
         return sighting.submitted_at is not None and time.monotonic() - sighting.submitted_at < SETTLING_SECONDS
 
     def _is_hopeless(self, job: QueueEntry, reason: WaitingFor, room: Capacity | None) -> bool:
-        """It needs more than there can be, and has waited long enough for somebody to add machines."""
+        """True if the job needs more than the cluster can have and waited `train_placement_seconds` for machines."""
         if reason != "resources" or not is_too_large(job, room) or job.waiting_since is None:
             return False
         waited = (datetime.now(UTC) - job.waiting_since).total_seconds()
@@ -220,7 +222,7 @@ class Dispatcher:
             return await training.queue(session)
 
     async def _end_orphaned(self) -> None:
-        """End what removed members left open. Its tickets open nothing from then on, so a worker ends by itself too."""
+        """End open jobs of removed members. Their tickets are refused from then on, so the workers end too."""
         async with self._doors.dispatch_session() as session:
             orphans = await training.end_orphaned(session)
         for orphan in orphans:
@@ -250,13 +252,13 @@ class Dispatcher:
             sighting.cancel_seen_at = time.monotonic()
 
     def _forget_all_but(self, queue: Iterable[QueueEntry]) -> None:
-        """Jobs that left the queue have ended; their tickets go."""
+        """Forget jobs that left the queue, as they have ended, and remove their tickets."""
         for ended in self._sightings.keys() - {(job.brand_id, job.job_id) for job in queue}:
             del self._sightings[ended]
             remove_ticket(self._settings, *ended)
 
     async def _guarded(self, job: QueueEntry, act: Callable[[QueueEntry], Awaitable[None]]) -> None:
-        """One job's trouble is not another's. A row that ended or went meanwhile is no trouble at all."""
+        """Run `act` so that its errors do not affect other jobs. A row that ended or was deleted meanwhile is fine."""
         try:
             await act(job)
         except (Conflict, NotFound):
@@ -272,7 +274,7 @@ class Dispatcher:
         return Ticket.issue(job.brand_id, job.job_id, job.user_id, "training", self._settings.ticket_seconds)
 
     async def _submit(self, job: QueueEntry) -> None:
-        """Ticket, submission, row: in this order, so that a crash between any two is made good by the next tick."""
+        """Write the ticket, submit, update the row: in this order, so that the next tick recovers from a crash."""
         ticket, attempt = self._ticket(job), job.attempts + 1
         await self._write(job, ticket)
         provider_job_id = await asyncio.to_thread(self._submission, job, ticket, attempt)
@@ -283,14 +285,14 @@ class Dispatcher:
         log.info("job %s: attempt %d submitted as %s", job.job_id, attempt, provider_job_id)
 
     def _submission(self, job: QueueEntry, ticket: Ticket, attempt: int) -> str:
-        """A new one; or, the first time, one that somebody made of this very job and that waits for its turn."""
+        """A new submission; for the first attempt, a manual submission of this job that already waits, if any."""
         asks = submission_that_asks(self._settings, job.brand_id, job.job_id) if attempt == 1 else None
         if asks is not None and self._provider(job).is_of(ticket, asks):
             return asks
         return self._provider(job).submit(ticket, attempt)
 
     async def _keep_ticket_fresh(self, job: QueueEntry) -> None:
-        """A worker that starts again reads the file: it must never find a ticket that has run out."""
+        """Renew the ticket file in time: a worker that restarts must never read an expired ticket."""
         written = self._sighting(job).ticket_written_at
         if written is None or time.monotonic() - written > self._settings.ticket_seconds / 3:
             await self._write(job, self._ticket(job))

@@ -1,4 +1,4 @@
-"""What chance decides in a step: which pictures, captions, timesteps and noise. All of it a function of (seed, step).
+"""Random draws of a step: pictures, captions, timesteps and noise. All are functions of (seed, step).
 
 Shapes: B rows of a step, S shards, R = B / S rows of a shard.
 """
@@ -21,10 +21,10 @@ class Batch:
     """The rows of one step, cut into shards.
 
     Args:
-        rows_SR: of the examples.
+        rows_SR: rows of the examples.
         text_SR: their rows in the examples' text.
-        class_SR: the same without the trigger word; the row without any caption where examples have no such text.
-        u_SR: uniform draws, from which timesteps are made.
+        class_SR: the same without the trigger word; the row for no caption if the examples have no such text.
+        u_SR: uniform draws, which are mapped to timesteps.
         noise: [S][R] tensors [C, H, W]; a step's rows may be of several shapes.
     """
 
@@ -35,7 +35,7 @@ class Batch:
     noise: tuple[tuple[Tensor, ...], ...]
 
     def parts(self, shard: int, most: int | None = None) -> Iterator[list[int]]:
-        """Places of a shard's rows, by shape and at most `most`: what one forward pass can hold."""
+        """Places of a shard's rows, grouped for one forward pass each: of one shape, and at most `most`."""
         shapes: dict[torch.Size, list[int]] = {}
         for place, noise_CHW in enumerate(self.noise[shard]):
             shapes.setdefault(noise_CHW.shape, []).append(place)
@@ -45,16 +45,16 @@ class Batch:
 
 
 def generator_for(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A CPU generator that is a function of its arguments, and of nothing else."""
+    """A CPU generator whose seed depends on the arguments only."""
     digest = hashlib.sha256(f"{seed}/{step}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def own_rows(seed: int, step: int, batch_size: int, shapes: Sequence[torch.Size | int]) -> Tensor:
-    """[batch_size] rows of the brand's pictures: each once before any comes again, in a new order every time.
+    """[batch_size] rows of the brand's pictures. Each epoch shows every picture once, in a new order.
 
-    Pictures of one shape follow each other in whole batches as far as they go, so that few steps need more than one
-    forward pass, and no picture comes more often for its shape.
+    Pictures of one shape are batched together where possible, so that few steps need more than one forward pass. The
+    shape does not change how often a picture is shown.
     """
     num_own = len(shapes)
     places = range(step * batch_size, (step + 1) * batch_size)
@@ -73,7 +73,7 @@ def _order(seed: int, epoch: int, batch_size: int, shapes: Sequence[torch.Size |
         return order
     rank = dict(zip(kinds, torch.randperm(len(kinds), generator=random).tolist(), strict=True))
     order.sort(key=lambda row: rank[shapes[row]])
-    first = min(-epoch * len(shapes) % batch_size, len(order))  # a batch that began in the epoch before
+    first = min(-epoch * len(shapes) % batch_size, len(order))  # completes the last batch of the epoch before
     cuts = [order[start : start + batch_size] for start in range(first, len(order), batch_size)]
     rest = cuts.pop() if cuts and len(cuts[-1]) < batch_size else []
     shuffled = [cuts[place] for place in torch.randperm(len(cuts), generator=random).tolist()]
@@ -87,7 +87,7 @@ def stratified(num_rows: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_batch(plan: Plan, examples: Examples, step: int) -> Batch:
-    """The rows of `step`: each shard has its share of the brand's rows first, then of the others."""
+    """The rows of `step`. Each shard holds its share of the brand's rows first, then of the prior rows."""
     num_own, num_prior, shards = plan.batch_size, plan.prior_rows, plan.num_shards
     random = generator_for(plan.seed, step, "batch")
     own = own_rows(plan.seed, step, num_own, examples.own_shapes)

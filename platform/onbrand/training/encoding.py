@@ -1,7 +1,7 @@
-"""Latents and text embeddings, made once for the whole run: each worker makes its share, and all have everything.
+"""Encodes latents and text embeddings once per run: each worker encodes its share, and all get all results.
 
-What was made before comes from `cache`. Every picture and caption of the brand is encoded by itself, so that its bits
-depend neither on what was in the cache, nor on what is in the job beside it, nor on which worker made it.
+`cache` holds earlier results. Every picture and caption of the brand is encoded alone, so that the result does not
+depend on the cache, on the job's other pictures or on the worker.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def encode(
     """Latents and text embeddings of all pictures, the same on every worker.
 
     Args:
-        pictures: each is looked up by the worker that encodes it, and by no other.
-        resolutions: a picture is trained at each, in its bucket; the same bucket only once.
+        pictures: only the worker that encodes a picture looks it up.
+        resolutions: each picture is encoded in its bucket for each of them, but only once per bucket.
 
     Raises:
-        InvalidInput: no picture at all, or one that is smaller than `smallest_side`.
+        InvalidInput: there is no picture, or one is smaller than `smallest_side`.
     """
     if not len(pictures):
         raise InvalidInput("the job has no pictures; give it at least one", param="training_asset_ids")
@@ -53,7 +53,7 @@ def encode(
 
 
 class _Encoder:
-    """Gathers rows; of the pictures themselves only one at a time is held."""
+    """Collects the rows of the examples; holds one picture in memory at a time."""
 
     def __init__(self, family: Family, cache: Cache, exchange: Exchange) -> None:
         self.family, self.cache, self.exchange = family, cache, exchange
@@ -77,7 +77,7 @@ class _Encoder:
             self.digest.update(_content(made["sha256"]) + f"\0{caption}\0".encode())
 
     def _encoded(self, picture: Picture, sides: Sequence[int]) -> Tensors:
-        """All that the run needs of one picture, by any worker."""
+        """One picture's latents, sizes, thumbnail, digest, caption and name, as tensors."""
         width, height = picture.image.size
         found = {crop_of(height, width, side, self.step, f"the picture {picture.name}") for side in sides}
         crops, content = sorted(found, key=lambda crop: crop.size), picture.sha256
@@ -134,7 +134,7 @@ class _Encoder:
 
 
 class _Texts:
-    """Every different text once."""
+    """Encodes every distinct text once."""
 
     def __init__(self, family: Family, cache: Cache, exchange: Exchange) -> None:
         self._family, self._cache, self._exchange = family, cache, exchange
@@ -143,7 +143,7 @@ class _Texts:
         self.encoded: list[Conditioning] = []
 
     def add(self, texts: Sequence[str]) -> None:
-        """The brand's texts, each encoded by itself."""
+        """Encode the brand's texts, each alone."""
         different = list(dict.fromkeys(texts))
         self._row_of = {text: self._num_rows + number for number, text in enumerate(different)}
         for made in shared(self._exchange, different, self._cached):
@@ -153,14 +153,14 @@ class _Texts:
         return [self._row_of[text] for text in texts]
 
     def add_parts(self, texts: Sequence[str]) -> list[int]:
-        """Rows of the base's own texts: always the same together, so that they may be encoded together."""
+        """Encode the prior pictures' texts in fixed groups; returns their rows."""
         first = self._num_rows
         for made in shared(self._exchange, _parts(texts), lambda part: self._cached(*part)):
             self._keep(made)
         return list(range(first, self._num_rows))
 
     def add_nothing(self) -> int:
-        """The row that stands for no text."""
+        """Encode the absence of a caption; returns its row."""
         self._keep(self._family.encode_negatives([None]).tensors)
         return self._num_rows - 1
 

@@ -1,4 +1,4 @@
-"""Every job's pictures and captions are examined before it takes a GPU: errors end it, warnings are kept in its row."""
+"""Checks a job's pictures and captions before it takes a GPU: errors end the job, warnings are kept in its row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onbrand.system_client import TrainingSpec
 from onbrand.training.recipes import Plan
 
 FINDINGS_KEPT = 600
-"""Errors come first, so what is left out are warnings; a report has a limit."""
+"""Maximum of findings in a report. Errors come first, so the rest are warnings."""
 
 
 class Line(Protocol):
-    """What the examination asks of the platform: `onbrand.system_client.SystemClient`."""
+    """The platform's calls that the examination needs: `onbrand.system_client.SystemClient`."""
 
     def read_asset(self, asset_id: str) -> bytes: ...
     def report_findings(self, findings: list[dict[str, Any]]) -> object: ...
@@ -28,15 +28,15 @@ class Line(Protocol):
 def must_be_fit_to_train(
     client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int, text_lengths: TextLengths | None = None
 ) -> None:
-    """Examine the job's data in children, and keep what is found in its row.
+    """Check the job's data in child processes and keep the findings in the job's row.
 
     Args:
-        step: what sides of the plan's buckets are multiples of (`families.buckets.bucket_step`).
-        text_lengths: what the base reads of captions.
+        step: side lengths of the plan's buckets are multiples of it (`families.buckets.bucket_step`).
+        text_lengths: the caption lengths that the base reads.
 
     Raises:
         DataRefused: a finding is an error; the message names files, reasons and remedies.
-        Unavailable, StorageError, TicketRefused: nothing is said about the data.
+        Unavailable, StorageError, TicketRefused: the check could not be made.
     """
     findings = examine_data(client, spec, plan, limits, step, text_lengths)
     client.report_findings([finding.model_dump(mode="json") for finding in findings[:FINDINGS_KEPT]])
@@ -46,7 +46,7 @@ def must_be_fit_to_train(
 def examine_data(
     client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int, text_lengths: TextLengths | None = None
 ) -> list[Finding]:
-    """What the data doctor says of this job's pictures, one of which is in memory at a time."""
+    """The data doctor's findings for this job's pictures; holds one picture in memory at a time."""
     aim = Aim(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step), text_lengths)
     checker = Checker(limits)
     examined = [

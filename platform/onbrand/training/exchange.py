@@ -1,6 +1,6 @@
-"""How the workers of a run share what each of them made: gradients of every step, and work that is done once for all.
+"""Communication between the workers of a run: gradients of every step, and results of work that they divide.
 
-What travels is tensors and JSON; nothing is pickled.
+Only tensors and JSON are sent; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ _MADE, _PROBLEM = b"\0", b"\1"
 
 
 class Exchange(Protocol):
-    """How workers share their shards' gradients."""
+    """Gathers tensors from all workers."""
 
     rank: int
     num_workers: int
 
     def gather(self, own_SK: Tensor) -> Tensor:
-        """All workers' packets, in the order of ranks; all must be of one shape."""
+        """All workers' packets, concatenated in the order of ranks; all must have the same shape."""
         ...
 
 
 class Alone:
-    """One worker: there is nothing to exchange."""
+    """The exchange of a single worker."""
 
     rank, num_workers = 0, 1
 
     def gather(self, own_SK: Tensor) -> Tensor:
+        """The packets themselves, as there are no other workers."""
         return own_SK
 
 
@@ -46,7 +47,7 @@ class ProcessGroup:
     """The workers of torch's default process group (gloo on CPUs, NCCL on GPUs).
 
     Args:
-        device: where tensors must lie to be exchanged; results lie there too.
+        device: tensors are moved to it for the exchange, and results stay on it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -54,6 +55,7 @@ class ProcessGroup:
         self._device = device
 
     def gather(self, own_SK: Tensor) -> Tensor:
+        """All workers' packets, in the order of ranks, by one all-gather."""
         own_SK = own_SK.to(self._device).contiguous()
         parts = [torch.empty_like(own_SK) for _ in range(self.num_workers)]
         torch.distributed.all_gather(parts, own_SK)
@@ -61,13 +63,13 @@ class ProcessGroup:
 
 
 def shared(exchange: Exchange, things: Sequence[T], make: Callable[[T], Tensors]) -> list[Tensors]:
-    """What `make` makes of each of `things`, in their order: every worker makes its share, and all get all, on the CPU.
+    """Apply `make` to all `things`: each worker does its share, and all get all results, in order, on the CPU.
 
     Args:
-        things: the same on every worker; each is looked up by the worker that makes it, and by no other.
+        things: the same on every worker; only the worker that processes an item looks it up.
 
     Raises:
-        OnbrandError: the first that any worker's `make` raised, on every worker, so that all come to the same end.
+        OnbrandError: the error of the lowest rank whose `make` failed; raised on every worker.
     """
     own = range(exchange.rank, len(things), exchange.num_workers)
     if exchange.num_workers == 1:

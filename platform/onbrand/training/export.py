@@ -1,4 +1,4 @@
-"""The adapter's file: diffusers' keys, an honest header, and the proof that plain diffusers draws the same with it."""
+"""The adapter's file: diffusers' keys, a header, and a check that plain diffusers draws the same picture with it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Export:
     """A file that may be published.
 
     Args:
-        difference: largest difference of a pixel (0..1) between the family's picture and plain diffusers' one.
+        difference: largest difference of a pixel (0..1) between the family's picture and that of plain diffusers.
     """
 
     data: bytes
@@ -47,11 +47,11 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a file says of itself beside its tensors.
+    """Metadata of a file.
 
     Args:
         resolution: pixels of a side.
-        steps: of its training; None where that is not known.
+        steps: training steps; None if unknown.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Label:
 
 
 def header(spec: FamilySpec, label: Label, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """`modelspec.*` (sai_model_spec 1.0.1) and the least of kohya's `ss_*`: no captions, tag counts or file names."""
+    """Header with `modelspec.*` (sai_model_spec 1.0.1) and few of kohya's `ss_*`: no captions, tags or file names."""
     side = f"{label.resolution}x{label.resolution}"
     steps = {} if label.steps is None else {"ss_steps": str(label.steps)}
     return {
@@ -84,7 +84,7 @@ def header(spec: FamilySpec, label: Label, state: Mapping[str, Tensor]) -> dict[
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors' bytes in the order of their keys, as modelspec defines it: metadata does not count."""
+    """SHA-256 of the tensors' bytes in the order of their keys, without metadata, as modelspec defines it."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(state[key].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -100,14 +100,14 @@ def export(
     title: str,
     quantization: Quantization = "none",
 ) -> Export:
-    """Serialize the adapter and prove it.
+    """Serialize the adapter and verify the file.
 
     Args:
-        family: has this very adapter attached, with the weights of `state`.
-        folder: the base's folder, from which the fresh pipeline is loaded.
+        family: the base with this adapter attached, and the weights of `state`.
+        folder: the base's folder; a second pipeline is loaded from it.
         state: the adapter's tensors by PEFT key.
-        prompt: what the proving picture shows.
-        quantization: of the family's denoiser; the fresh one gets the same.
+        prompt: prompt of the picture for the check.
+        quantization: of the family's denoiser; applied to the second one too.
 
     Raises:
         TrainingFailed: plain diffusers does not load the same tensors, or does not draw the same picture.
@@ -129,7 +129,7 @@ def export(
 
 
 def proof_picture(family: Family, plan: Plan, prompt: str) -> np.ndarray:
-    """[side, side, 3] in 0..1: what the family draws with the adapter it has."""
+    """[side, side, 3] in 0..1: the family's picture with its attached adapter."""
     size = {"height": plan.resolution, "width": plan.resolution}
     [picture] = draw(family, [prompt], [plan.seed], num_steps=_PROOF_STEPS, **size)
     drawn: np.ndarray = picture.permute(1, 2, 0).cpu().numpy()
@@ -137,7 +137,7 @@ def proof_picture(family: Family, plan: Plan, prompt: str) -> np.ndarray:
 
 
 def _bring(pipeline: Any, device: torch.device) -> None:
-    """To the device, one part at a time on a GPU, as its memory was weighed."""
+    """Move the pipeline to the device; on a GPU one model at a time, as the memory estimate assumes."""
     if device.type == "cuda":
         pipeline.enable_model_cpu_offload(gpu_id=device.index)
     else:
@@ -145,17 +145,17 @@ def _bring(pipeline: Any, device: torch.device) -> None:
 
 
 def load_into(pipeline: Any, data: bytes) -> None:
-    """Load the file as any user of plain diffusers would."""
+    """Load the file with plain diffusers' loader."""
     with tempfile.TemporaryDirectory(prefix="onbrand-export-") as place:
         (Path(place) / _FILE).write_bytes(data)
         pipeline.load_lora_weights(place, weight_name=_FILE, adapter_name=lora.ADAPTER)
 
 
 def must_be_the_same_in_kohyas_form(fresh: Family, data: bytes, state: Mapping[str, Tensor]) -> None:
-    """Raise TrainingFailed unless plain diffusers reads the same tensors from what a download in kohya's form will be.
+    """Raise TrainingFailed unless plain diffusers reads the same tensors from the file in kohya's format.
 
-    Not for FLUX: there q, k and v are one layer, which its reader splits into other tensors of the same product, and
-    only at FLUX' own width (`tests/numerics/test_kohya_equals_canonical.py` compares the products).
+    Skipped for FLUX: its kohya format has q, k and v in one layer. Diffusers splits that into other tensors with the
+    same product, and only at FLUX's real width (`tests/numerics/test_kohya_equals_canonical.py` compares products).
     """
     if fresh.spec.name == "flux":
         return
@@ -165,7 +165,7 @@ def must_be_the_same_in_kohyas_form(fresh: Family, data: bytes, state: Mapping[s
 
 
 def must_be_same_tensors(denoiser: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise TrainingFailed unless the reloaded LoRA holds exactly these tensors and alpha = rank everywhere."""
+    """Raise TrainingFailed unless the reloaded LoRA has exactly these tensors, and alpha = rank in all layers."""
     found = get_peft_model_state_dict(denoiser, adapter_name=lora.ADAPTER)
     differing = [key for key in state if key not in found or not torch.equal(found[key].to(state[key]), state[key])]
     scalings = (getattr(module, "scaling", {}) for module in denoiser.modules())
@@ -178,7 +178,7 @@ def must_be_same_tensors(denoiser: nn.Module, state: Mapping[str, Tensor]) -> No
 
 
 def diffusers_picture(pipeline: Any, family: Family, prompt: str, seed: int, side: int) -> np.ndarray:
-    """[side, side, 3] in 0..1, by the plain pipeline with whatever adapter it has loaded, as the base recommends."""
+    """[side, side, 3] in 0..1: the plain pipeline's picture with its loaded adapter, by the base's recommendations."""
     arguments = {
         "prompt": prompt,
         "num_inference_steps": _PROOF_STEPS,
@@ -204,7 +204,7 @@ def must_be_same_pictures(one: np.ndarray, other: np.ndarray, dtype: torch.dtype
 
 
 def pipeline_arguments(family: Family) -> dict[str, Any]:
-    """The pipeline's arguments that are what `draw` does with the base's advice."""
+    """Arguments with which the pipeline follows the base's recommendations as `draw` does."""
     advice, scale = family.recommended, family_guidance(family)
     if family.spec.name != "flux":
         return {"guidance_scale": scale}

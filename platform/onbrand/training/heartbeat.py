@@ -1,6 +1,6 @@
-"""A run's line to the platform: tells the newest facts about once a second and hears whether to stop.
+"""A run's heartbeat: reports progress to the platform about once a second and learns whether to stop.
 
-A thread of its own, so that no training step waits for the network; what was not told when newer facts came is dropped.
+It has its own thread, so that no training step waits for the network. Newer metrics replace unsent ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onbrand.system_client import SystemClient
 INTERVAL_SECONDS = 1.0
 _JOIN_SECONDS = 10.0
 LINES_MAX = 1000
-"""Lines that wait while the platform is away; then the oldest go."""
+"""Maximum of log lines that wait for the platform; beyond it the oldest are dropped."""
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class Heartbeat:
 
     Args:
         client: shared with the run; its ticket is renewed here.
-        renew_seconds: how often.
-        reread: a token from the ticket's file, for the case that the platform was away until ours ran out.
+        renew_seconds: interval of renewals.
+        reread: returns the newest token, in case ours expired while the platform was unavailable.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Heartbeat:
 
     @property
     def stop(self) -> bool:
-        """The run should end without a result: its owner wants that, or there is no such job any more."""
+        """True if the run should end without a result: the owner canceled it, or the job is gone."""
         return self.cancel_requested or self.gone
 
     def tell(self, progress: int, metrics: Mapping[str, Any]) -> None:
-        """The newest facts; never waits."""
+        """Set the newest progress (percent) and metrics; never blocks."""
         self._facts = (progress, metrics)
 
     def say(self, code: str, **facts: float | str) -> None:
-        """A line for the run's log, of `services.logs`; none is left out, and none is waited for."""
+        """Queue a line for the run's log (`services.logs`); never blocks. Only lines beyond `LINES_MAX` are lost."""
         self._lines.append(Line(code=code, facts=facts))
 
     def _run(self) -> None:
@@ -89,7 +89,7 @@ class Heartbeat:
         return self._facts != self._told or bool(self._sending or self._lines)
 
     def _beat(self) -> bool:
-        """Tell facts and lines once; whether the platform took them."""
+        """Report metrics and lines once; True if the platform took them."""
         facts = self._facts
         while self._lines and len(self._sending) < AT_ONCE_MAX:
             self._sending.append(self._lines.popleft())

@@ -1,6 +1,6 @@
-"""A LoRA file of another trainer becomes the brand's next version: converted, proved against the original, published.
+"""Import of another trainer's LoRA file as the brand's next version: convert, verify against the original, publish.
 
-A job like a training, but for what is done: the same ticket, queue, row and end. No Ray Train, for there is no loop.
+An import is a job with the same ticket, queue, row and outcomes as a training. Without a loop it needs no Ray Train.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Imported:
     """A file that may be published.
 
     Args:
-        difference: largest difference of a pixel (0..1) between diffusers' pictures with the original and with this.
+        difference: largest difference of a pixel (0..1) between diffusers' pictures with the original and this file.
         dropped: layers of text encoders that were left out.
     """
 
@@ -56,7 +56,7 @@ class Imported:
     dropped: Dropped | None = None
 
     def metrics(self) -> dict[str, Any]:
-        """What the model's row says of its import."""
+        """Facts of the import for the model's row."""
         left_out = {} if self.dropped is None else {"dropped": self.dropped.as_json()}
         return {"imported": self.kind, "layers": self.num_layers, "difference": self.difference, **left_out}
 
@@ -64,15 +64,16 @@ class Imported:
 def import_adapter(
     data: bytes, family: Family, trigger_word: str, title: str, wishes: ImportWishes = ImportWishes()
 ) -> Imported:
-    """Make another trainer's file ours.
+    """Convert another trainer's file and verify the result.
 
-    The original, as diffusers' own loader applies it, and the file that is to be published draw the same picture, or
-    nothing is published. So does one that is drawn as the base recommends, in the dtype of the family, with values
-    that are not finite. The family is as before afterwards.
+    Diffusers must draw the same picture with the original, applied by its own loader, and with the converted file. A
+    picture drawn by the base's recommendations, in the family's dtype, must have finite values only. The family is
+    unchanged at the end.
 
     Raises:
-        AdapterRefused: the file is none that can be served on this base (`families.foreign`), or overflows when drawn.
-        TrainingFailed: what was made of it is not the same adapter.
+        AdapterRefused: the file cannot be served on this base (`families.foreign`), or pictures have values that are
+            not finite.
+        TrainingFailed: the converted file is not the same adapter.
     """
     side = min(_PROOF_SIDE_MAX, family.recommended.resolution)
     prompt = f"photo of {trigger_word}"
@@ -106,7 +107,7 @@ def _must_be_drawable(is_finite: bool, family: Family) -> None:
 
 
 def import_worker(tickets: TicketSource) -> Outcome:
-    """What runs on the cluster: fetch the file by ticket, import it, publish it; the row says how it ended."""
+    """The task on the cluster: fetch the file by ticket, import it, publish it, and write the outcome to the row."""
     settings = Settings()
     with SystemClient(settings.system_url, tickets.newest()) as client:
         try:
@@ -146,7 +147,7 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
 
 
 def _read(client: SystemClient) -> bytes:
-    """The file as it was sent. Raises AdapterRefused when it is gone: an earlier attempt has ended the job then."""
+    """The file as uploaded. Raises AdapterRefused if it is gone: an earlier attempt has ended the job then."""
     try:
         return client.read_import()
     except NotFound:

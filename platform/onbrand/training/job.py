@@ -1,6 +1,7 @@
-"""The Ray job's main, `python -m onbrand.training.job --brand B --job J`: ids in, an exit code out.
+"""Entrypoint of the Ray job, `python -m onbrand.training.job --brand B --job J`. Takes ids, returns an exit code.
 
-Submitted by the dispatcher, or by an engineer with `ray job submit`: then it waits for the job's turn (`turns`).
+The dispatcher submits it. An engineer can also submit it with `ray job submit`; it then waits for the job's turn
+(`turns`).
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from onbrand.training.turns import must_be_our_turn, own_submission
 from onbrand.training.worker import PASSING, Outcome, connect, read_plan, train_worker
 
 MAX_FAILURES = 3
-"""How often Ray Train starts the workers again within one attempt; as often again where they die while they start."""
+"""Restarts of the workers by Ray Train within one attempt; counted separately for workers that die at their start."""
 RANGE_START_SECONDS, RANGE_STARTS = 30, 10
-"""For a range of workers: how long Ray Train waits for as many as there seemed to be room for, and how often it counts
-anew. A node that is being taken away is counted until it is gone."""
+"""For a range of workers: how long Ray Train waits for the workers that it planned, and how often it plans again. A
+node that is being removed counts until it is gone."""
 NUM_CHECKPOINTS = 2
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the job to its end; 0 when its row says `completed` or `canceled`."""
+    """Run the job to its end. Returns 0 if it was completed or canceled, or is gone, else 1."""
     parser = argparse.ArgumentParser(prog="onbrand.training.job", description=__doc__)
     parser.add_argument("--brand", required=True, type=must_be_brand_id)
     parser.add_argument("--job", required=True, type=must_be_job_id)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def wait_for_turn(settings: Settings, brand_id: str, job_id: str, patience: float) -> None:
-    """Return once the job's row names this very submission. Raises Conflict (another runs it), Unavailable."""
+    """Wait until the job's row names this submission. Raises Conflict (another submission runs it), Unavailable."""
     tickets = FileTickets(ticket_folder(settings, brand_id, job_id))
 
     def look() -> TrainingSpec:
@@ -81,7 +82,7 @@ def wait_for_turn(settings: Settings, brand_id: str, job_id: str, patience: floa
 
 
 def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
-    """Train on the cluster; None when Ray was told to stop. Raises what another attempt may cure (e.g. Unavailable)."""
+    """Train on the cluster; None if Ray was told to stop. Raises errors that another attempt may cure (`PASSING`)."""
     with connect(settings, FileTickets(ticket_folder(settings, brand_id, job_id))) as client:
         try:
             spec = client.spec()
@@ -112,7 +113,7 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
 
 
 def import_file(client: SystemClient, settings: Settings, brand_id: str, job_id: str) -> Outcome:
-    """One task, on a GPU where there is one: the base must be loaded to prove what was made of the file."""
+    """Import in one Ray task. It uses a GPU if there is one, as verification loads the base."""
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     from onbrand.training.importing import import_worker  # loads diffusers
 
@@ -120,7 +121,7 @@ def import_file(client: SystemClient, settings: Settings, brand_id: str, job_id:
     task = ray.remote(import_worker).options(num_cpus=1, num_gpus=int(use_gpu), max_retries=MAX_FAILURES)
     try:
         outcome: Outcome = ray.get(task.remote(handed_out(settings, brand_id, job_id)))
-    except OnbrandError:  # the task's own, which Ray gives both types
+    except OnbrandError:  # raised in the task; Ray's copy of it is also a RayTaskError
         raise
     except (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as problem:
         client.fail("import_failed", reason(root_of(problem)))
@@ -129,10 +130,10 @@ def import_file(client: SystemClient, settings: Settings, brand_id: str, job_id:
 
 
 def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str, steps_down: int = 0) -> Outcome | None:
-    """Ray Train's part. It resumes by the run's name: the job's id, or that of the job whose run it goes on with.
+    """Run Ray Train, which resumes by the run's name: the id of this job, or of the job whose run it continues.
 
     Args:
-        steps_down: how many rungs more thrifty than what should fit the device's memory.
+        steps_down: memory-saving levels below the first that should fit.
     """
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
     if runs_bucket(settings) is None and mend(run_folder(settings, brand_id, run_id)):
@@ -159,12 +160,12 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str,
 
 
 def has_range(plan: Plan) -> bool:
-    """Whether the number of workers may change on the way."""
+    """True if the number of workers may change during the run."""
     return plan.min_workers not in (None, plan.num_workers)
 
 
 def scaling(settings: Settings, plan: Plan, use_gpu: bool) -> ScalingConfig:
-    """So many workers, or as many of a range as there is room for: the bits of the run do not depend on it."""
+    """A fixed number of workers, or a range of which as many start as fit. The result is bit-identical for all."""
     return ScalingConfig(
         num_workers=(plan.min_workers, plan.num_workers) if has_range(plan) else plan.num_workers,
         use_gpu=use_gpu,
@@ -173,7 +174,7 @@ def scaling(settings: Settings, plan: Plan, use_gpu: bool) -> ScalingConfig:
 
 
 def run_storage(settings: Settings, brand_id: str, tickets: TicketSource) -> dict[str, Any]:
-    """Where Ray Train keeps this brand's runs, as `RunConfig` takes it; on S3 reached with the job's ticket only."""
+    """`RunConfig` arguments for the storage of this brand's runs. On S3 it is accessed with the job's ticket only."""
     runs = runs_bucket(settings)
     if runs is None:
         return {"storage_path": file_url(brand_folder(settings, brand_id))}
@@ -184,14 +185,15 @@ def run_storage(settings: Settings, brand_id: str, tickets: TicketSource) -> dic
 
 
 def passing(problem: BaseException) -> OnbrandError:
-    """What ended Ray Train's controller, or this driver's line to the cluster, says nothing of the job: try again."""
+    """Unavailable for an error of Ray Train's controller or of the cluster connection, so that the job is retried; an
+    OnbrandError is returned as it is."""
     if isinstance(problem, OnbrandError):
         return problem
     return Unavailable(f"the training's controller ended ({type(problem).__name__}); the job is submitted again")
 
 
 def reason(failure: BaseException) -> str:
-    """What the job's owner reads: what happened and what to do; never a stack or a path."""
+    """The error message for the job's owner: cause and remedy, without stack traces or paths."""
     name = type(failure).__name__
     if name in ("OutOfMemoryError", "MemoryError"):
         return "the machine's memory is not enough for this job; lower batch_size, rank or resolution and retry"

@@ -1,7 +1,7 @@
-"""The adapter's layers while they are trained: a linear layer and its LoRA as one operation, and the base without them.
+"""LoRA layers in training: a linear layer and its LoRA as one operation, and the base without its LoRA.
 
-PEFT computes `W x + B(A x) * scale` step by step, each with its own node for the gradient and its own memory. Here it
-is one node that keeps x and A x only. Drawing, and every layer that is not a plain float LoRA of scale 1, stays PEFT's.
+PEFT computes `W x + B(A x) * scale` in several autograd nodes, each of which saves tensors. Here it is one node that
+saves x and A x only. PEFT's code still runs for inference and for layers that are not plain float32 LoRAs of scale 1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LoraLinear(torch.autograd.Function):
 class TanhGelu(torch.autograd.Function):
     """x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form (Hendrycks & Gimpel 2016, sec. 2).
 
-    The sigmoid is kept, so that no tanh is computed for the gradient.
+    The sigmoid is saved, so that the backward pass computes no tanh.
     """
 
     @staticmethod
@@ -72,7 +72,7 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def fuse_gelu(denoiser: nn.Module) -> int:
-    """Let the tanh form of GELU be `TanhGelu` while gradients are wanted on a CPU; returns how many there are."""
+    """Replace the tanh form of GELU by `TanhGelu` where gradients are computed on a CPU; returns how many."""
     plain = [m for m in denoiser.modules() if type(m) is nn.GELU and m.approximate == "tanh"]
     projected = [m for m in denoiser.modules() if type(m) is GELU and m.approximate == "tanh"]
     for module in plain:
@@ -83,9 +83,9 @@ def fuse_gelu(denoiser: nn.Module) -> int:
 
 
 def fuse(denoiser: nn.Module) -> int:
-    """Let the attached LoRA's linear layers be one operation each while gradients are wanted; returns how many.
+    """Make each linear layer of the attached LoRA one operation where gradients are computed; returns how many.
 
-    Detaching the LoRA takes this away with it.
+    Detaching the LoRA also removes this.
     """
     fitting = [layer for layer in _lora_layers(denoiser) if is_plain(layer)]
     for layer in fitting:
@@ -95,10 +95,10 @@ def fuse(denoiser: nn.Module) -> int:
 
 @contextmanager
 def frozen_base(denoiser: nn.Module) -> Iterator[None]:
-    """The denoiser as it is without the adapter, inside; nothing is unloaded, and what is trained stays so."""
+    """Disable the adapter inside the block; it stays loaded, and its weights stay trainable."""
     layers = _lora_layers(denoiser)
     for layer in layers:
-        layer._disable_adapters = True  # PEFT's own switch would also stop gradients, for good
+        layer._disable_adapters = True  # PEFT's own switch would also disable gradients, permanently
     try:
         yield
     finally:
@@ -107,7 +107,7 @@ def frozen_base(denoiser: nn.Module) -> Iterator[None]:
 
 
 class _Fused:
-    """What a layer calls instead of its class's `forward`."""
+    """Replaces a layer's `forward`."""
 
     def __init__(self, layer: Any) -> None:
         self._layer, self._plain = layer, type(layer).forward
@@ -125,7 +125,7 @@ def _lora_layers(denoiser: nn.Module) -> list[Any]:
 
 
 def is_plain(layer: Any) -> bool:
-    """A float32 linear layer with this adapter alone, alpha = rank, and nothing else that PEFT can do."""
+    """True for a float32 linear layer with this adapter only, alpha = rank, no dropout and no LoRA variant."""
     base: Any = getattr(layer, "base_layer", None)
     return (
         type(base) is nn.Linear

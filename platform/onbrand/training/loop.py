@@ -1,8 +1,8 @@
-"""The training loop: one step at a time, the same whatever dies in between and however many workers share it.
+"""The training loop. Its result is bit-identical after restarts and for any number of workers.
 
 Every random draw is a function of (seed, step) (`draws`), so no random state is kept. A step's rows are cut into
-shards; gradients are gathered and added in the order of the shards on every worker. What is published is the average
-of the best step by the held-out pictures (`validation`), not of the last.
+shards; every worker gathers all gradients and adds them in the order of the shards. The published weights are the
+average (EMA) at the step with the best validation loss (`validation`), not at the last step.
 Shapes: B rows of a step, S shards, R = B / S rows of a shard, K numbers of a shard's packet.
 """
 
@@ -37,22 +37,22 @@ from onbrand.training.validation import Judge, Verdicts
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 _GO_ON, _ASK, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
-"""What a worker's packet says beside its numbers."""
+"""Signals at the end of a worker's packet."""
 _LEAST_NORM = 1e-6
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What one step did.
+    """Results of one step.
 
     Args:
         step: steps done, this one included.
         loss: mean over the brand's rows.
-        prior_loss: mean over the other rows; None when there are none.
-        kept_loss: mean distance to the frozen base on captions without the trigger word; None when not asked for.
-        validation_loss: on the held-out pictures, at steps that end with a look at them.
-        stop: some worker was asked to stop.
-        ask: some worker wants all to ask Ray about their nodes.
+        prior_loss: mean over the prior rows; None if there are none.
+        kept_loss: mean distance to the frozen base on captions without the trigger word; None without `prior_weight`.
+        validation_loss: on the held-out pictures, at steps that end with a validation.
+        stop: a worker was asked to stop.
+        ask: a worker wants all workers to ask Ray about preemption.
     """
 
     step: int
@@ -67,11 +67,11 @@ class StepFacts:
 
 
 class Trainer:
-    """The adapter being trained: its weights, their average, the best average, the optimizer, the number of steps done.
+    """Training state of the adapter: weights, their average, the best average, the optimizer and the steps done.
 
     Args:
-        held_out: pictures that are never trained on; None: nothing is judged, and the last step is the best.
-        thrift: what is done to take less memory; None: what the plan wishes.
+        held_out: pictures for validation only; None: no validation, and the last step counts as the best.
+        thrift: memory savings; None: as the plan asks.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class Trainer:
         self.optimizer = optimizers.make_optimizer(plan, self.weights)
 
     def begin_with(self, data: bytes) -> None:
-        """Begin with a published adapter's weights instead of at nothing; moments and schedule begin anew.
+        """Initialize with a published adapter's weights; the optimizer's moments and the schedule begin anew.
 
-        Raises AdapterRefused: it is none of this base, or has another rank or other targets.
+        Raises AdapterRefused if it holds values that are not finite, or has another base, rank or targets.
         """
         must_be_plain_safetensors(data)
         prefix = f"{self.family.spec.component}."
@@ -119,19 +119,19 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """All steps, or patience with the held-out pictures, are at their end."""
+        """True after the last step, or once validation shows no progress (`patience`)."""
         return self.step >= self.plan.steps or self.verdicts.exhausted
 
     def train_step(self, stop: bool = False, ask: bool = False) -> StepFacts:
         """Do one step, unless a worker wants to stop.
 
         Args:
-            stop: this worker was asked to stop; all workers learn it in the same step, which then changes nothing.
-            ask: this worker would ask Ray about its nodes; all learn that too.
+            stop: this worker was asked to stop. All workers learn it in this step, which then changes nothing.
+            ask: this worker wants to ask Ray about preemption. All workers learn that too.
 
         Raises:
             TrainingFailed: a loss or a gradient is not finite; the message names the step and the pictures.
-            RanOutOfMemory: on some worker; raised on all, and nothing was changed.
+            RanOutOfMemory: a worker ran out of memory; raised on all, before any weight changes.
         """
         batch = draw_batch(self.plan, self.examples, self.step)
         said = _STOP if stop else _ASK if ask else _GO_ON
@@ -159,29 +159,29 @@ class Trainer:
 
     @property
     def _share(self) -> int:
-        """Shards of a worker; the last ones may have fewer, or none."""
+        """Shards per worker; the last workers may have fewer, or none."""
         return -(-self.plan.num_shards // self.exchange.num_workers)
 
     def _packet(self, batch: Batch, shard: int, said: float) -> Tensor:
-        """[K]: a shard's share of the gradient, the losses of each of its rows, and a word to all workers.
+        """[K]: a shard's share of the gradient, two losses per row, and a signal to all workers.
 
-        A row's losses are its own, and its distance to the frozen base (0 where that is not asked for).
+        The losses are the training loss and the distance to the frozen base (0 without `prior_weight`).
         """
         try:
             return self._computed(batch, shard, said)
         except (RuntimeError, MemoryError) as problem:
             if self.thrift.sharded or not is_out_of_memory(problem):
-                raise  # the others wait inside a pass: only the end of the group frees them
+                raise  # the other workers wait in a collective; only the end of the process group frees them
         return self._word(batch, _NO_MEMORY)
 
     def _word(self, batch: Batch, said: float) -> Tensor:
-        """[K]: a packet that adds nothing."""
+        """[K]: a packet with zero gradient, which only carries the signal `said`."""
         packet_K = torch.zeros(self._num_gradients + 2 * batch.rows_SR.shape[1] + 1, device=self.family.device)
         packet_K[-1] = said
         return packet_K
 
     def _keep_step(self, batch: Batch) -> None:
-        """With a base that is shared out, do as many passes as the worker that has most to do."""
+        """With a sharded base, add passes until this worker has done as many as the worker with the most."""
         if not self.thrift.sharded:
             return
         passes = [
@@ -193,8 +193,8 @@ class Trainer:
             torch.autograd.grad(sum(self._losses(batch, 0, spare)).sum(), self.weights)  # type: ignore[union-attr]
 
     def _gathered(self, own: list[Tensor], batch: Batch, said: float) -> Tensor:
-        """[S, K]: all shards' packets in order; what workers with fewer shards send beside comes last and is left off,
-        but for its word."""
+        """[S, K]: all shards' packets in order. Padding by workers with fewer shards comes last and is dropped, except
+        its signal."""
         spare = [self._word(batch, said)] * (self._share - len(own))
         packets = self.exchange.gather(torch.stack([*own, *spare]))
         packets[0, -1] = packets[:, -1].max()
@@ -216,7 +216,7 @@ class Trainer:
         return torch.cat([*flat, losses_2R.flatten(), losses_2R.new_tensor([said])])
 
     def _losses(self, batch: Batch, shard: int, places: list[int]) -> tuple[Tensor, Tensor]:
-        """Both losses of the rows at `places` of a shard, which have one shape."""
+        """Both losses of the rows at `places` of a shard; these rows have one shape."""
         device, plan = self.family.device, self.plan
         rows = batch.rows_SR[shard, places]
         latents = torch.stack([self.examples.latents[row] for row in rows.tolist()]).to(device)
@@ -232,7 +232,7 @@ class Trainer:
         return own, _distance_to_base(self.family, noisy.to(self.family.dtype), t, plain) * is_own
 
     def _update(self, gradient_K: Tensor) -> float:
-        """Clip, step, average. The same on every worker, bit for bit."""
+        """Clip the gradient, step the optimizer, update the average. Bit-identical on every worker."""
         norm = torch.linalg.vector_norm(gradient_K)
         gradient_K *= (self.plan.clip_norm / (norm + _LEAST_NORM)).clamp(max=1.0)
         pieces = gradient_K.split([weight.numel() for weight in self.weights])
@@ -247,7 +247,7 @@ class Trainer:
         return float(norm)
 
     def _validate_if_due(self) -> float | None:
-        """Look at the held-out pictures with the averaged weights, every so often and after the last step."""
+        """Validate with the averaged weights every `validate_every` steps and after the last step."""
         if self.judge is None or (self.step % self.plan.validate_every and self.step < self.plan.steps):
             return None
         with self.averaged():
@@ -292,23 +292,23 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The denoiser draws with the averaged weights inside; the trained ones are back afterwards, bit for bit."""
+        """Use the averaged weights inside the block; then restore the trained weights bit for bit."""
         with self._having(self.average):
             yield
 
     @contextmanager
     def published(self) -> Iterator[None]:
-        """The same with what is published: the average of the best step, of the last where nothing was judged."""
+        """Like `averaged`, with the weights to publish: the best step's average; without validation, the last one's."""
         with self._having(self.average if self.best is None else self.best):
             yield
 
     @property
     def published_step(self) -> int:
-        """The step whose average is published."""
+        """Step of the average that is published."""
         return self.step if self.verdicts.best is None else self.verdicts.best[0]
 
     def adapter(self) -> dict[str, Tensor]:
-        """The weights by PEFT key that are published."""
+        """The weights to publish, by PEFT key."""
         with self.published():
             return lora.extract(self.family.denoiser)
 
@@ -329,7 +329,7 @@ class Trainer:
     # checkpoints: safetensors and JSON, never a pickle
 
     def save(self, folder: Path) -> None:
-        """Write all that a later `resume` needs: weights, averages, optimizer, verdicts, step, and whose they are."""
+        """Write a checkpoint for `resume`: weights, averages, optimizer, validations, step and `identity`."""
         tensors = self._labelled("weight", self.weights) | self._labelled("average", self.average)
         tensors |= self._labelled("best", self.best or ())
         kept = optimizers.saved_tensors(self.optimizer, self.named)
@@ -346,7 +346,7 @@ class Trainer:
         (folder / _FACTS).write_text(json.dumps(facts))
 
     def resume(self, folder: Path) -> bool:
-        """Go on from a checkpoint; False, and nothing is changed, if it belongs to other settings, pictures or base."""
+        """Load a checkpoint. Returns False, without changes, if its settings, pictures or base are others."""
         facts = json.loads((folder / _FACTS).read_text())
         if facts["identity"] != self.identity():
             return False
@@ -367,18 +367,18 @@ class Trainer:
         return [tensors[f"{kind}/{name}"].clone() for name in self.named]
 
     def identity(self) -> str:
-        """A digest of everything that decides what is published: plan, pictures and captions, base."""
+        """A digest of everything that determines the result: plan, pictures, captions and base."""
         judged = self.judge.held_out.digest if self.judge else None
         parts = [self.plan.identity(), self.examples.digest, judged, self.family.revision, str(self.family.dtype)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _distance_to_base(family: Family, noisy: Tensor, t_B: Tensor, plain: Conditioning) -> Tensor:
-    """[B]: prior preservation without pictures: what the adapter changes where the brand is not named.
+    """[B]: prior preservation without pictures: the adapter's change where captions do not name the brand.
 
-    Mean squared error between the predictions with and without the adapter for the same noisy latents and captions
-    without the trigger word; after the prior-preservation loss of Ruiz et al. 2023, eq. 2, with the frozen base's
-    predictions in the place of pictures that it drew.
+    Mean squared error between the predictions with and without the adapter, for the same noisy latents and captions
+    without the trigger word. After the prior-preservation loss of Ruiz et al. 2023, eq. 2, with the frozen base's
+    predictions in place of pictures that it generated.
     """
     with torch.no_grad(), frozen_base(family.denoiser):
         wanted = family.denoise(noisy, t_B, plain)
@@ -386,7 +386,7 @@ def _distance_to_base(family: Family, noisy: Tensor, t_B: Tensor, plain: Conditi
 
 
 def _sum_in_order(packets_SK: Tensor) -> Tensor:
-    """The sum over shards, always in the same order, so that it has the same bits for any number of workers."""
+    """The sum over shards in fixed order: bit-identical for any number of workers."""
     total = packets_SK[0].clone()
     for packet_K in packets_SK[1:]:
         total += packet_K
@@ -394,6 +394,6 @@ def _sum_in_order(packets_SK: Tensor) -> Tensor:
 
 
 def must_share(plan: Plan, num_workers: int) -> None:
-    """Raise TrainingFailed unless each of `num_workers` can have a shard."""
+    """Raise TrainingFailed if there are fewer shards than workers."""
     if num_workers > plan.num_shards:
         raise TrainingFailed(f"{num_workers} workers cannot share {plan.num_shards} shards; lower num_workers")

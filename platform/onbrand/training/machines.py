@@ -1,4 +1,4 @@
-"""What the Ray cluster has, and what its autoscaler could get, counted in training workers."""
+"""Capacity of the Ray cluster and of its autoscaler, counted in training workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onbrand.training.providers.provider import Capacity
 
 
 def wants_gpu(settings: Settings) -> bool:
-    """Whether training workers take a GPU each: said so, or nothing said and the cluster has one or can get one."""
+    """True if training workers take a GPU each: by `settings.device`, else if the cluster has or can get a GPU."""
     if settings.device is not None:
         return settings.device.startswith("cuda")
     return ray.cluster_resources().get("GPU", 0) > 0 or _can_get("GPU") > 0
@@ -30,11 +30,11 @@ def capacity(settings: Settings) -> Capacity | None:
 
 
 def _num_workers(nodes: Any, unit: str) -> int:
-    """A worker is on one node: halves of two nodes hold none."""
+    """Workers that fit on the nodes; fractions of two nodes hold none."""
     return sum(int(node.get(unit, 0)) for node in nodes)
 
 
 def _can_get(unit: str) -> int:
-    """What the autoscaler may have at most, as it told the cluster; 0 where there is no autoscaler."""
+    """The autoscaler's maximum of a resource; 0 without an autoscaler."""
     most: Mapping[str, int] = state.get_max_resources_from_cluster_config() or {}
     return int(most.get(unit, 0))

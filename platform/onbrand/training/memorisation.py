@@ -1,10 +1,11 @@
-"""Whether sample pictures are copies of single pictures that were trained on, rather than new ones of the brand.
+"""Detects memorisation: samples that are copies of single training pictures.
 
-After Carlini et al. 2023, "Extracting Training Data from Diffusion Models": pictures are compared tile by tile, and the
-tile that differs most counts, so that a common ground does not make everything alike; and nearness is relative, for
-all pictures of one logo are near each other: a copy is nearer to a picture than half (their alpha) of what its
-neighbours are. They take the 50 nearest of 50,000 as neighbours; a brand has a dozen pictures of several kinds, so here
-it is the one that is nearest to the picture itself. Shapes: P pictures, S x S pixels of a small copy.
+After Carlini et al. 2023, "Extracting Training Data from Diffusion Models". Pictures are compared tile by tile, and the
+tile that differs most counts, so that a common background does not make all pictures similar. The distance is relative,
+as all pictures of one logo are similar: a sample is a copy if it is nearer to a picture than half (their alpha) the
+distance of that picture to its neighbours. They use the 50 nearest of 50,000 as neighbours; a brand has a dozen
+pictures of several kinds, so here it is the single nearest one.
+Shapes: P pictures, S x S pixels of a thumbnail.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from torch.nn import functional
 SIDE, TILES = 32, 4
 ALPHA = 0.5
 FEWEST = 4
-"""Of fewer different pictures nothing can be said."""
+"""Minimum number of different pictures for a result."""
 _SAME = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """What a sample is nearest to.
+    """The training picture that is nearest to a sample.
 
     Args:
-        row: which of the pictures.
-        distance: in units of half the distance between that picture and its own neighbour; below 1 is a copy.
+        row: index of the picture.
+        distance: in units of half the distance between that picture and its nearest neighbour; below 1 is a copy.
     """
 
     row: int
@@ -40,7 +41,7 @@ class Likeness:
 
 
 def thumbnail(picture_3HW: Tensor) -> Tensor:
-    """[3, S, S] of a picture of any size: the mean of what falls into each pixel."""
+    """[3, S, S]: a picture of any size, downsampled by averaging."""
     return functional.adaptive_avg_pool2d(picture_3HW.float().cpu(), SIDE)
 
 
@@ -51,9 +52,9 @@ def distances(sample_3SS: Tensor, pictures_P3SS: Tensor) -> Tensor:
 
 
 def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> Likeness | None:
-    """What `picture_3HW` (-1..1) is nearest to among small copies of all pictures; None where they are too few.
+    """The nearest thumbnail to `picture_3HW` (-1..1); None if fewer than `FEWEST` - 1 pictures differ from that one.
 
-    The same picture twice is no neighbour of itself.
+    Duplicates of a picture do not count as its neighbours.
     """
     to_all = distances(thumbnail(picture_3HW), pictures_P3SS)
     row = int(to_all.argmin())
@@ -65,7 +66,7 @@ def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> Likeness | None:
 
 
 def nearest_of_each(pictures: Sequence[Tensor], pictures_P3SS: Tensor) -> dict[int, Likeness]:
-    """What each sample is nearest to, by its number, the most copied first; {} where nothing can be said."""
+    """The nearest picture of each sample, by the sample's number, smallest distance first; {} with too few pictures."""
     found = {number: nearest(picture, pictures_P3SS) for number, picture in enumerate(pictures)}
     told = [(number, likeness) for number, likeness in found.items() if likeness is not None]
     return dict(sorted(told, key=lambda each: each[1].distance))

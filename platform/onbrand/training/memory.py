@@ -1,5 +1,5 @@
-"""How much of a device's memory a run takes, known from the base's configuration before a weight is loaded, and what a
-run goes without where that is too much.
+"""Estimates a run's device memory from the base's configuration, before weights are loaded, and chooses the
+memory-saving settings that fit.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from onbrand.training.thrift import Thrift, rungs
 
 GB = 1e9
 LARGE_BASE = 2_000_000_000
-"""Parameters of a denoiser whose activations do not fit beside it on most GPUs."""
+"""Number of parameters above which a denoiser and its activations do not fit on most GPUs."""
 _RESERVE_BYTES = 1.0 * GB
-"""A GPU's own, the libraries', and what lies idle between blocks."""
+"""Memory of the GPU itself and the libraries, and fragmentation."""
 _OF_GPU = 0.95
 _STATES = 9
-"""Float32 numbers per weight of the adapter: itself, two moments, average, best average, the trained ones while an
-average is drawn from, gradient, and its packet before and after the exchange; one more for every shard gathered."""
+"""Float32 numbers per weight of the adapter: weight, two moments, average, best average, copy of the weight while an
+average is in use, gradient, and packet before and after the exchange; one more for every gathered shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of a worker's device at the run's three heights.
+    """Peak device memory of a worker in the three phases of a run, in bytes.
 
     Args:
-        encoding: while pictures and captions become latents and embeddings.
+        encoding: while pictures and captions are encoded.
         training: in a step.
         drawing: while a sample picture is decoded.
     """
@@ -52,11 +52,11 @@ class Footprint:
 
 
 class Scale:
-    """Weighs a plan on a base.
+    """Estimates the memory of a plan on a base.
 
     Args:
-        parked: what a phase does not need lies in the host's memory (on a GPU).
-        num_workers: who share a base that is sharded.
+        parked: models that a phase does not need are moved to the host's memory (on a GPU).
+        num_workers: number of workers over which a base is sharded.
     """
 
     def __init__(self, plan: Plan, folder: Path, dtype: torch.dtype, parked: bool, num_workers: int = 1) -> None:
@@ -72,7 +72,7 @@ class Scale:
         return self._base > LARGE_BASE * self._dtype.itemsize
 
     def weigh(self, thrift: Thrift) -> Footprint:
-        """The device memory of a run that does this."""
+        """The device memory of a run with these settings."""
         base = self._base - saved_bytes(self._hollow.family.denoiser, thrift.quantization)
         base //= self.num_workers if thrift.sharded else 1
         text, vae = self._hollow.text_bytes, self._vae
@@ -87,7 +87,7 @@ class Scale:
         )
 
     def _step(self, thrift: Thrift) -> tuple[int, int]:
-        """(activations and gradients of one forward and backward pass, what belongs to the adapter)."""
+        """(activations and gradients of one forward and backward pass, the adapter's own state), in bytes."""
         asked = (thrift.micro_rows, thrift.gradient_checkpointing)
         if asked not in self._steps:
             self._steps[asked] = self._weighed_step(*asked)
@@ -117,7 +117,7 @@ class Scale:
 
     @cached_property
     def _pictures(self) -> tuple[int, int]:
-        """(encoding a picture, decoding one) beside the VAE's weights."""
+        """(encoding a picture, decoding one), in bytes, without the VAE's weights."""
         hollow = Hollow(self.plan.family, self._folder, self._dtype)
         hollow.settle()
         family, side = hollow.family, self.plan.resolution
@@ -128,18 +128,18 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a worker may take.
+    """Memory limit of a worker.
 
     Args:
-        memory_gb: of its device, in 10^9 bytes; None: what a GPU has, and no bound on a CPU.
-        steps_down: how many rungs below the first that fits, since that ran out of memory.
+        memory_gb: device memory in 10^9 bytes; None: 95 % of a GPU's memory, and no limit on a CPU.
+        steps_down: levels below the first that fits, after that one ran out of memory.
     """
 
     memory_gb: float | None = None
     steps_down: int = 0
 
     def budget(self, device: torch.device) -> int | None:
-        """In bytes; None: not bounded."""
+        """The limit in bytes; None: no limit."""
         if self.memory_gb is not None:
             return int(self.memory_gb * GB)
         if device.type != "cuda":
@@ -149,11 +149,11 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How a run is done on this device, and why.
+    """The memory-saving settings chosen for a run, and why.
 
     Args:
-        needed, budget: bytes; None: nobody asked.
-        steps_down: rungs below what the owner wished.
+        needed, budget: bytes; None if there is no limit.
+        steps_down: levels below the plan's own settings.
     """
 
     thrift: Thrift
@@ -162,7 +162,7 @@ class Admission:
     budget: int | None = None
 
     def facts(self) -> dict[str, Any] | None:
-        """What the monitor shows; None where there is nothing to say."""
+        """Facts for the monitor; None without a limit and with the plan's own settings."""
         if self.budget is None and not self.steps_down:
             return None
         sizes = {"needed_gb": self.needed, "budget_gb": self.budget}
@@ -173,7 +173,7 @@ class Admission:
 def admit_together(
     plan: Plan, folder: Path, dtype: torch.dtype, allowance: Allowance, device: torch.device, exchange: Exchange
 ) -> Admission:
-    """`admit` by the device of all workers that has least memory: the same on all. Raises OutOfMemory."""
+    """`admit` with the smallest budget of all workers; same result on all. Raises OutOfMemory."""
     own = allowance.budget(device)
     told = exchange.gather(torch.tensor([float("inf") if own is None else float(own)], dtype=torch.float64))
     least = float(told.min())
@@ -190,13 +190,13 @@ def admit(
     budget: int | None,
     num_workers: int = 1,
 ) -> Admission:
-    """The first rung that fits, or so many below it as the allowance says.
+    """The first level that fits, or `allowance.steps_down` levels below it.
 
     Args:
-        budget: the least of all workers', in bytes.
+        budget: the smallest of all workers, in bytes; None: no limit.
 
     Raises:
-        OutOfMemory: none fits, or none is left; the message says what would be needed.
+        OutOfMemory: no level fits or is left. If none fits, the message says how much memory is needed.
     """
     if budget is None:
         ways = [way for way in rungs(plan, large=False) if not way.sharded]

@@ -1,6 +1,6 @@
-"""What turns gradients into steps: AdamW, AdamW with 8-bit moments, Prodigy. All of their state is tensors and numbers.
+"""Optimizers: AdamW, AdamW with 8-bit moments, Prodigy. Their state consists of tensors and numbers only.
 
-Nothing here needs CUDA, so that each is tested and resumes where the platform's tests run.
+None needs CUDA, so that all can be tested on a CPU.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def make_optimizer(plan: Plan, weights: Iterable[nn.Parameter]) -> Optimizer:
 
 
 def _adamw(weights: Sequence[nn.Parameter], **settings: Any) -> Optimizer:
-    """PyTorch's. On a CPU it goes through one weight after the other in a dozen operations, unless told to fuse."""
+    """PyTorch's AdamW, fused on a CPU: there the default takes a dozen operations for each weight."""
     return AdamW(weights, fused=True if all(weight.device.type == "cpu" for weight in weights) else None, **settings)
 
 
 class AdamW8bit(Optimizer):
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) whose moments are kept in 8 bits, block by block, on the dynamic
-    code of Dettmers et al. 2022 (secs. 2.1, 2.2). Small tensors keep theirs in 32 bits, as they do."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) with block-wise 8-bit moments in the dynamic code of Dettmers et
+    al. 2022 (secs. 2.1, 2.2). As there, small tensors have 32-bit moments."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ def _stored(state: dict[str, Tensor], name: str, values: Tensor, signed: bool) -
 
 @cache
 def dynamic_code(signed: bool) -> Tensor:
-    """[256] sorted values in -1..1 (or 0..1): a decade per leading zero bit, the rest of the bits linear within it
-    (Dettmers et al. 2022, sec. 1.3 and appendix F.2; unsigned codes give the sign's bit to the fraction)."""
+    """[256] sorted values in -1..1 (or 0..1): one decade per leading zero bit; the other bits are linear within it
+    (Dettmers et al. 2022, sec. 1.3 and appendix F.2). Unsigned codes use the sign bit for the fraction."""
     values = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1.0, 2**decade * (1 if signed else 2) + 1, dtype=torch.float64)
@@ -96,7 +96,7 @@ def dynamic_code(signed: bool) -> Tensor:
 
 
 def quantised(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """(codes [N] uint8, scales [N / 256]): every block by its largest magnitude, to the nearest code."""
+    """(codes [N] uint8, scales [N / 256]): each block scaled by its largest magnitude and rounded to nearest codes."""
     code = dynamic_code(signed).to(values.device)
     blocks = nn.functional.pad(values.flatten(), (0, -values.numel() % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1)
@@ -106,18 +106,18 @@ def quantised(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def dequantised(codes: Tensor, scales: Tensor, shape: torch.Size, signed: bool) -> Tensor:
-    """The values that `quantised` kept, of `shape`."""
+    """The values of `quantised` codes, in `shape`."""
     values = dynamic_code(signed).to(codes.device)[codes.int()]
     return (values * scales.repeat_interleave(BLOCK)[: len(values)]).view(shape)
 
 
 class Prodigy(Optimizer):
-    """Adam that finds its own step size (Mishchenko & Defazio 2023, arXiv 2306.06101, algorithm 4, with their code's
-    choices: no bias correction, and `safeguard_warmup`, so that a warm-up does not inflate the estimate).
+    """Adam that estimates its own step size (Mishchenko & Defazio 2023, arXiv 2306.06101, algorithm 4), with two
+    choices of their code: no bias correction, and `safeguard_warmup`, so that a warm-up does not inflate the estimate.
 
     Args:
-        lr: multiplies the estimate; leave it at 1.
-        d0: the first estimate.
+        lr: factor of the estimate; keep it at 1.
+        d0: the initial estimate.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Prodigy(Optimizer):
         self._move(weights, group, length)
 
     def _estimates(self, weights: Sequence[Tensor], group: Mapping[str, Any]) -> tuple[float, float]:
-        """The moments, and both sides of the estimate: how far the gradients agree with the way already gone."""
+        """Update the moments; return numerator and denominator of the step-size estimate."""
         d, (beta1, beta2) = group["d"], group["betas"]
         beta3, ratio = math.sqrt(beta2), group["d"] / group["d0"]
         numerator, denominator = group["d_numerator"] * beta3, 0.0
@@ -175,20 +175,20 @@ class Prodigy(Optimizer):
 
 
 def saved_tensors(optimizer: Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Everything kept per weight, by `kind/name`."""
+    """State tensors of all weights, by `kind/name`."""
     states = {name: optimizer.state.get(weight, {}) for name, weight in named.items()}
     return {f"{kind}/{name}": value for name, state in states.items() for kind, value in state.items()}
 
 
 def saved_numbers(optimizer: Optimizer) -> dict[str, float]:
-    """What is kept beside that; JSON gives every bit of it back."""
+    """State numbers that are not per weight; JSON preserves them exactly."""
     return {name: optimizer.param_groups[0][name] for name in _NUMBERS if name in optimizer.param_groups[0]}
 
 
 def restore(
     optimizer: Optimizer, named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
 ) -> None:
-    """Put back what `saved_tensors` and `saved_numbers` gave; other entries of `tensors` are ignored."""
+    """Restore the results of `saved_tensors` and `saved_numbers`; other entries of `tensors` are ignored."""
     optimizer.state.clear()
     for key, value in tensors.items():
         kind, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""Nodes that are about to be taken away: noticed while there is time to keep the run's state."""
+"""Notice of preemption: nodes that will be removed, known while there is time to save a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ INTERVAL_SECONDS = 2.0
 
 
 class Notice:
-    """What Ray says of this run's nodes, asked now and then.
+    """Asks Ray at intervals whether nodes of this run will be preempted.
 
     Args:
-        ask: Ray's answer; a barrier over all workers, so that all must ask as often, in the same step.
+        ask: the call to Ray. It is a barrier, so all workers must make it in the same steps.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Notice:
 
     @property
     def due(self) -> bool:
-        """This worker would ask by now; all do when one would."""
+        """True if this worker's interval has passed. All workers ask once one of them is due."""
         return time.monotonic() - self._asked_at >= self._interval
 
     def heard(self) -> bool:
-        """Ask; whether a node will go of which that was not known before. The same on all workers."""
+        """Ask Ray; True if a node will be preempted that was not known before. Same result on all workers."""
         info = self._ask()
         self._asked_at = time.monotonic()
         nodes = frozenset(info.preempted_node_ids) if info else frozenset()

@@ -1,9 +1,9 @@
-"""The frozen base in fewer bits, where memory asks for it: weights only, made whole again for each product.
+"""Weight-only quantization of the frozen base. Weights are dequantized for each product.
 
 int8: one scale per output channel. nf4: 16 levels at the quantiles of a normal distribution, one scale per 64 weights
-(Dettmers et al. 2023, QLoRA, sec. 3). What is trained, biases, norms and everything small stay as they are. Own code,
-for what libraries have needs a GPU's kernels, keeps no gradient for the input, or gives another layer class, which PEFT
-and diffusers' loader then do not know.
+(Dettmers et al. 2023, QLoRA, sec. 3). Trained weights, biases, norms and small layers are not quantized. This is own
+code because libraries need GPU kernels, give no gradient for the input, or use other layer classes, which PEFT and
+diffusers' loader do not recognise.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch.nn import functional
 from onbrand.families.spec import Quantization
 
 SMALLEST = 4096
-"""Weights of a layer, below which nothing is won."""
+"""Minimum number of weights of a layer that is quantized."""
 BLOCK = 64
 LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
     *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
     *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-"""NF4, their appendix E."""
+"""NF4 levels (Dettmers et al. 2023, appendix E)."""
 
 
 def quantize(denoiser: nn.Module, how: Quantization) -> int:
-    """Let the linear and convolution layers' frozen weights be `how` from now on; returns how many layers.
+    """Quantize the frozen weights of linear and convolution layers; returns the number of layers.
 
-    Before or after a LoRA is attached: PEFT takes the new layers for what they replace.
+    It works before or after a LoRA is attached, as PEFT treats the new layers like those that they replace.
     """
     if how == "none":
         return 0
@@ -42,7 +42,7 @@ def quantize(denoiser: nn.Module, how: Quantization) -> int:
 
 
 def saved_bytes(denoiser: nn.Module, how: Quantization) -> int:
-    """How many bytes fewer the denoiser would take."""
+    """Bytes that quantization of the denoiser saves."""
     return sum(_bytes_of(layer.weight) - _bits(layer.weight, how) // 8 for _, _, layer in _layers(denoiser))
 
 
@@ -59,7 +59,7 @@ def _bytes_of(tensor: Tensor) -> int:
 
 def _layers(denoiser: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.Conv2d]]:
     for parent in denoiser.modules():
-        if isinstance(parent, nn.ModuleDict):  # where PEFT keeps what is trained
+        if isinstance(parent, nn.ModuleDict):  # PEFT's trained weights
             continue
         for name, layer in parent.named_children():
             if type(layer) in (nn.Linear, nn.Conv2d) and layer.weight.numel() >= SMALLEST:
@@ -67,7 +67,7 @@ def _layers(denoiser: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | n
 
 
 class Packed(nn.Module):
-    """A matrix or kernel in few bits. `whole()` is what it stands for.
+    """A quantized matrix or kernel.
 
     Args:
         weight: any shape; its first dimension is the output channel.
@@ -84,11 +84,12 @@ class Packed(nn.Module):
         self.register_buffer("scales", scales)
 
     def _apply(self, move: Any, recurse: bool = True) -> Packed:
-        """Moves to another device, but to no other dtype: scales stay exact."""
+        """Move to another device, but never to another dtype, so that scales stay exact."""
         super()._apply(lambda tensor: tensor.to(move(tensor).device), recurse)
         return self
 
     def whole(self) -> Tensor:
+        """The dequantized weight, in its original shape and dtype."""
         if self.how == "int8":
             flat = self.codes.flatten(1).float() * self.scales
         else:
@@ -115,7 +116,7 @@ def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Product(torch.autograd.Function):
-    """A layer's output from its packed weight; keeps no whole weight for the gradient of its input."""
+    """A layer's output from its packed weight. It saves no dequantized weight for the gradient of the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _Linear | _Conv2d) -> Tensor:
@@ -130,7 +131,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Quantised(nn.Module):
-    """What both kinds share. They are linear layers and convolutions to all who ask."""
+    """Base of both quantized layers, which are also subclasses of `nn.Linear` and `nn.Conv2d`."""
 
     packed: Packed
     bias: Tensor | None
@@ -143,7 +144,7 @@ class _Quantised(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What the packed weight stands for, made anew."""
+        """The weight, dequantized at each access."""
         return self.packed.whole()
 
 
@@ -161,7 +162,7 @@ class _Linear(_Quantised, nn.Linear):
 
 class _Conv2d(_Quantised, nn.Conv2d):
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
-        """PEFT makes the LoRA's own convolutions of the class of the base's: those are plain ones."""
+        """A plain `nn.Conv2d` unless given a layer: PEFT uses the base layer's class for the LoRA's convolutions."""
         if arguments and isinstance(arguments[0], nn.Module):
             return super().__new__(cls)
         return nn.Conv2d(*arguments, **named)

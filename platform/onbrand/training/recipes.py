@@ -1,4 +1,6 @@
-"""What one fine-tune does, complete and frozen: the owner's wishes over the base's advice over the family's recipe."""
+"""The complete, frozen plan of a fine-tune. The owner's settings override the base's advice, which overrides the
+family's recipe.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +24,32 @@ from onbrand.families.spec import (
 
 PLACEHOLDER = "[brand]"
 LONGEST_STRETCH = 100
-"""Steps between checkpoints at most, when the owner does not say."""
+"""Default maximum of steps between checkpoints."""
 NUM_VALIDATIONS = 12
-"""Validations of a run, when the owner does not say: a tenth of its time or less."""
+"""Default number of validations of a run; they take a tenth of its time or less."""
 _PRODIGY_FACTOR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides the weights a run ends with, and what it shows on the way.
+    """All settings that determine a run's final weights, samples and checkpoints.
 
     Args:
         batch_size: rows of the brand's pictures in a step, over all workers.
-        prior_rows: rows of the base's own world added to them (0: none).
-        num_shards: a step's rows are cut into so many equal shards, whose gradients are added in order. Workers share
-            the shards, so any number of workers gives the same bits.
-        num_workers, min_workers: the most and the fewest that share the run.
-        resolution: of samples, and the largest that is trained at; `more_resolutions` are the others.
-        gradient_checkpointing: None leaves it to the base's size and device. It changes memory, not bits.
-        quantization: of the frozen base; None leaves it to the device's memory.
-        min_snr_gamma: None: every timestep counts the same.
-        prior_weight: of the error against the frozen base on captions without the trigger word (0: none).
-        held_out: how many pictures judge the run; None leaves it to their number.
-        patience: validations without a new best, after which the run ends; 0: never before its last step.
-        start_sha256: the published file whose weights it begins with; None: it begins at nothing.
-        warmup_steps, floor: learning rate rises over the first, then stays (or falls to `floor` of its peak, in half a
-            cosine or a line, by `lr_schedule`).
+        prior_rows: prior rows added to them (0: none).
+        num_shards: number of equal shards of a step's rows. Gradients are added in the order of shards, so the result
+            is bit-identical for any number of workers.
+        num_workers, min_workers: maximum and minimum number of workers.
+        resolution: of samples, and the largest in training; `more_resolutions` are the others.
+        gradient_checkpointing: None: decided by the base's size and the device. It changes memory, not bits.
+        quantization: of the frozen base; None: decided by the device's memory.
+        min_snr_gamma: None: all timesteps have equal weight.
+        prior_weight: weight of the error against the frozen base on captions without the trigger word (0: none).
+        held_out: number of held-out pictures; None: decided by the number of pictures.
+        patience: validations without a new best before the run ends early; 0: it never ends early.
+        start_sha256: published file with the initial weights; None: a new adapter.
+        warmup_steps, floor: the learning rate rises over `warmup_steps`; then `lr_schedule` keeps it constant, or lets
+            it fall to `floor` of its peak along a half cosine or a line.
     """
 
     family: FamilyName
@@ -96,7 +98,7 @@ class Plan:
         return (*self.more_resolutions, self.resolution)
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then as it is, or a half cosine (Loshchilov & Hutter 2017, eq. 5) or a line down to `floor`.
+        """Linear warm-up, then constant, a half cosine (Loshchilov & Hutter 2017, eq. 5) or a line down to `floor`.
 
         Steps count from 0.
         """
@@ -106,7 +108,7 @@ class Plan:
         return self.learning_rate * rising * (self.floor + (1 - self.floor) * falling[self.lr_schedule])
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that continues it: not the number of workers, nor what is shown."""
+        """Settings that must be equal to continue a checkpoint. Excludes workers, samples, checkpoints and memory."""
         shown = {"num_workers", "min_workers", "checkpoint_every", "sample_every", "sample_prompts"}
         thrifty = {"gradient_checkpointing", "quantization"}
         return {name: value for name, value in asdict(self).items() if name not in shown | thrifty}
@@ -119,10 +121,10 @@ def make_plan(
     brand_id: str,
     train_workers: int | tuple[int, int] = 1,
 ) -> Plan:
-    """The plan of a job. Raises InvalidInput naming the field when wishes contradict each other.
+    """The plan of a job. Raises InvalidInput with the field's name if settings contradict each other.
 
     Args:
-        train_workers: the cluster's number of workers per job (or fewest and most), where the owner does not say.
+        train_workers: the cluster's default number of workers per job (or minimum and maximum).
     """
 
     def chosen(name: str) -> Any:
@@ -172,7 +174,7 @@ def make_plan(
 
 
 def _learning_rate(config: TrainingConfig, usual: float) -> float:
-    """Prodigy's is a factor of the step size that it finds: other optimizers' advice means nothing to it."""
+    """Learning rate; for Prodigy, a factor of its own estimate, so the advice for other optimizers does not apply."""
     return (config.learning_rate or _PRODIGY_FACTOR) if config.optimizer == "prodigy" else usual
 
 
@@ -186,8 +188,8 @@ def _workers(asked: int | tuple[int, int] | None, usual: int | tuple[int, int], 
 
 
 def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
-    """What accumulation says; else two where one worker runs and the batch is even, so that a run of one worker and
-    one of two are the same to the bit."""
+    """Number of shards: workers times accumulation. The default is one per worker, but two for one worker and an even
+    batch, so that runs with one and two workers are bit-identical."""
     if accumulation is None:
         return 2 if num_workers == 1 and batch_size % 2 == 0 else num_workers
     if batch_size % (num_workers * accumulation):
@@ -199,5 +201,5 @@ def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
 
 
 def _prior_rows(batch_size: int, num_shards: int) -> int:
-    """Half as many as the brand's rows, rounded up to whole shards."""
+    """Half the number of the brand's rows, rounded up to a multiple of the shards."""
     return math.ceil(batch_size / 2 / num_shards) * num_shards

@@ -1,6 +1,7 @@
-"""How many workers of a range there is room for, on a cluster that engines and other runs share.
+"""Elastic number of workers on a cluster that is shared with engines and other runs.
 
-Ray counts what the nodes have, whoever uses it: a run would grow into GPUs that engines hold, stop, and wait for them.
+Ray's own policy counts all resources of the nodes, used ones too: a run would stop to grow into GPUs that engines hold,
+and wait for them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ Resources = Mapping[str, float]
 
 
 class FreeRoom(ElasticScalingPolicy):
-    """Ray's own policy for a range of workers, but for what others hold."""
+    """Ray's policy for a range of workers, limited to resources that others do not use."""
 
     _own: tuple[str, ...] = ()
-    """The node of each worker of ours that may still hold its resources."""
+    """Node of each own worker that may still hold its resources."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Workers that are about to be stopped count once: should they be gone already, the next count is right."""
+        """As Ray's. Own workers that are about to stop are counted in this decision only."""
         decision = super().make_decision_for_non_running_worker_group()
         self._own = ()
         return decision
@@ -31,7 +32,7 @@ class FreeRoom(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        """As Ray's; the workers of now are remembered."""
+        """As Ray's; also records the nodes of the current workers."""
         self._own = tuple(worker.metadata.node_id for worker in worker_group_state.workers)
         return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
 
@@ -43,13 +44,13 @@ class FreeRoom(ElasticScalingPolicy):
 
 
 def num_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
-    """Workers that need `worker` each, on nodes with so much left."""
+    """Number of workers with needs `worker` that fit on nodes with the free resources `nodes`."""
     needed = {name: amount for name, amount in worker.items() if amount > 0}
     return sum(int(min(free.get(name, 0.0) // amount for name, amount in needed.items())) for free in nodes)
 
 
 class RangeTrainer(TorchTrainer):
-    """A trainer whose number of workers changes by `FreeRoom`; Ray has no argument for it."""
+    """A trainer with the scaling policy `FreeRoom`, for which Ray has no argument."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         return super()._initialize_and_run_controller(**parts | {"scaling_policy": FreeRoom(self.scaling_config)})

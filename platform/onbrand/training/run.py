@@ -1,4 +1,4 @@
-"""One worker's part of one run: fetch, resume, train, show, keep, prove, publish."""
+"""One worker's part of a run: fetch data, resume, train, draw samples, save checkpoints, verify, publish."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Run:
 
     Args:
         folder: the base's.
-        cache: the folder of what was encoded before, on this node.
-        heartbeat: rank 0's, who alone speaks to the platform.
-        allowance: what this worker may take of its device's memory.
+        cache: folder of cached latents and embeddings on this node.
+        heartbeat: None except on rank 0, the only worker that reports to the platform.
+        allowance: limit on this worker's device memory.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Run:
         return Trainer(family, self.plan, examples, exchange, held_out, thrift)
 
     def _examples(self, family: Family, cache: DiskCache, exchange: Exchange) -> tuple[Examples, Examples | None]:
-        """What is trained on, and what judges it, if there are enough pictures."""
+        """Training examples, and held-out examples if there are enough pictures."""
         plan, assets = self.plan, self.spec.assets
         captions, names = [asset.caption for asset in assets], [asset.id for asset in assets]
         places = dataset.held_out(captions, names, plan.held_out, plan.seed)
@@ -100,7 +100,7 @@ class Run:
         return examples, held
 
     def train(self) -> None:
-        """All steps that are left. Raises Canceled (or NotFound, if the job is gone) when told to stop."""
+        """Do the remaining steps. Raises Canceled (or NotFound, if the job is gone) when told to stop."""
         self._resume()
         self._show_base()
         self.began, self.began_at_step = time.monotonic(), self.trainer.step
@@ -121,13 +121,13 @@ class Run:
         self._say_why_done()
 
     def _should_end(self) -> bool:
-        """Its owner wants that, or there is no such job any more. Before its first step there is nothing to publish."""
+        """True if the owner stops the job or the job is gone. An early finish is ignored before the first step."""
         if self.heartbeat is None:
             return False
         return self.heartbeat.stop or (self.heartbeat.finish_requested and self.trainer.step > 0)
 
     def _should_publish(self) -> bool:
-        """Whether the end that was asked for is one with a result, which rank 0 alone makes."""
+        """True on rank 0 if the owner asked to finish early with a result."""
         return self.heartbeat is not None and not self.heartbeat.stop
 
     def _why_stopped(self) -> OnbrandError:
@@ -149,7 +149,7 @@ class Run:
         self._say("began", num_workers=self.num_workers, steps=self.plan.steps, batch_size=self.plan.batch_size)
 
     def _show_base(self) -> None:
-        """What the base draws without the adapter, once: a run that was resumed has shown it."""
+        """Upload samples of the base without the adapter, unless the run was resumed."""
         if self.trainer.step:
             return
         pictures = samples.draw_base(self.trainer, self.prompts)
@@ -182,7 +182,7 @@ class Run:
         self.likeness = self._likeness(list(pictures * 2 - 1))
 
     def _likeness(self, pictures: list[Tensor]) -> dict[str, Any] | None:
-        """The picture that each sample is nearest to, the nearest of all first, and a warning if that is a copy."""
+        """The nearest training picture of each sample, nearest first, and a warning if the first sample is a copy."""
         found = memorisation.nearest_of_each(pictures, self.trainer.examples.thumbs_P3SS)
         if not found:
             return None
@@ -203,7 +203,7 @@ class Run:
         return facts
 
     def _checkpoint(self) -> None:
-        """`report` is a barrier over all workers that waits for the controller: at checkpoints only, never per step."""
+        """Save a checkpoint. `report` is a barrier that waits for the controller, so it is never called per step."""
         metrics = {"step": self.trainer.step}
         if self.heartbeat is None:
             ray.train.report(metrics)
@@ -225,7 +225,7 @@ class Run:
         return round(sum(self.losses) / len(self.losses), 6)
 
     def metrics(self, facts: StepFacts) -> dict[str, Any]:
-        """What the monitor shows: `loss` is the mean of the last 20 steps over the brand's rows."""
+        """Metrics for the monitor; `loss` is the mean of the last 20 steps over the brand's rows."""
         per_step = (time.monotonic() - self.began) / max(1, facts.step - self.began_at_step)
         known = {
             "step": facts.step,
@@ -244,7 +244,7 @@ class Run:
         return {name: value for name, value in known.items() if value is not None}
 
     def _verdict(self) -> dict[str, Any]:
-        """What the held-out pictures and the samples say."""
+        """Metrics of the held-out pictures and of the samples."""
         verdicts = self.trainer.verdicts
         told: dict[str, Any] = {"memorisation": self.likeness}
         if verdicts.best is not None:
@@ -254,10 +254,10 @@ class Run:
         return told
 
     def prove(self) -> bytes | None:
-        """The adapter's file, of the best step, proved against plain diffusers; None on workers that do not speak."""
+        """The adapter's file at the best step, verified against plain diffusers; None on ranks other than 0."""
         prompt = self.prompts[0] if self.prompts else self.plan.trigger_word
         if self.heartbeat is None:
-            if self.trainer.thrift.sharded:  # its part of the base is needed
+            if self.trainer.thrift.sharded:  # rank 0 needs this worker's shard of the base
                 with self.trainer.published():
                     proof_picture(self.trainer.family, self.plan, prompt)
             return None
@@ -269,7 +269,7 @@ class Run:
         return made.data
 
     def publish(self, data: bytes) -> None:
-        """Register the file as the brand's next version, which completes the job, unless its owner canceled it."""
+        """Register the file as the brand's next version, which completes the job. Raises Canceled or NotFound."""
         if self.heartbeat is not None and self.heartbeat.stop:
             raise self._why_stopped()
         plan = self.plan

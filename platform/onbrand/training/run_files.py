@@ -1,9 +1,8 @@
-"""One run's folder on S3 as Ray Train sees it: a file system that asks for session credentials with the job's ticket.
+"""A file system for Ray Train with one run's folder on S3. It gets session credentials with the job's ticket.
 
-It travels between processes without any secret: each fetches credentials when it first needs them, and newer ones
-before they end. Only what Ray Train calls is here, and nothing that would need rights outside the run's folder: no
-bucket is looked at, no parent folder is made, and what is there is found by listing, for a HEAD of what is not would be
-refused.
+It is sent between processes without secrets: each process fetches credentials at first use and renews them before they
+expire. It implements only the calls that Ray Train makes, and needs no rights outside the run's folder: it does not
+inspect buckets or create parent folders, and it finds files by listing, as S3 refuses a HEAD of a missing object.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ def run_filesystem(tickets: TicketSource, system_url: str) -> PyFileSystem:
 
 
 class RunFiles(FileSystemHandler):
-    """What pyarrow calls.
+    """The handler that pyarrow calls.
 
-    Raises OSError (and FileNotFoundError, PermissionError) for what S3 answers, and what the internal routes raise when
-    there are no credentials: NotFound or Conflict when the job is gone or has ended, Unavailable.
+    Raises OSError (also FileNotFoundError, PermissionError) for errors of S3, and the errors of the internal routes if
+    it gets no credentials: NotFound or Conflict if the job is gone or has ended, Unavailable.
     """
 
     def __init__(self, tickets: TicketSource, system_url: str) -> None:
@@ -82,7 +81,7 @@ class RunFiles(FileSystemHandler):
         return found
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """S3 has no folders."""
+        """Do nothing, as S3 has no folders."""
 
     def delete_dir(self, path: str) -> None:
         self.delete_dir_contents(path, missing_dir_ok=True)
@@ -132,7 +131,7 @@ class RunFiles(FileSystemHandler):
         return FileInfo(path, FileType.NotFound)
 
     def _entries(self, bucket: str, start: str, recursive: bool) -> Iterator[FileInfo]:
-        """Files and folders below `start`; folders are what names have before a slash."""
+        """Files and folders below `start`; folders are the parts of names before a slash."""
         folders: set[str] = set()
         for name, size in self._objects(bucket, start):
             *parents, last = name.removeprefix(start).split("/")
@@ -174,7 +173,7 @@ class RunFiles(FileSystemHandler):
             self._put_parts({"Bucket": bucket, "Key": key}, body)
 
     def _put_parts(self, where: dict[str, str], body: BinaryIO) -> None:
-        """S3 takes at most 5 GB at once; an object in parts appears whole or not at all, too."""
+        """Multipart upload, as S3 takes at most 5 GB per request. The object appears completely or not at all."""
         upload = where | {"UploadId": self._call("create_multipart_upload", **where)["UploadId"]}
         parts: list[dict[str, Any]] = []
         try:
@@ -193,7 +192,7 @@ class RunFiles(FileSystemHandler):
             return getattr(client, name)(**arguments)
 
     def _session(self) -> Any:
-        """A client whose credentials last a while yet."""
+        """An S3 client with valid credentials; renews those that expire soon."""
         with self._lock:
             if datetime.now(UTC) >= self._renew_at:
                 with SystemClient(self._system_url, self._tickets.newest()) as platform:
@@ -205,7 +204,7 @@ class RunFiles(FileSystemHandler):
 
 
 class _Upload:
-    """What is written goes to S3 when it is closed: whole or not at all."""
+    """Buffers writes and uploads them on close: completely or not at all."""
 
     def __init__(self, files: RunFiles, path: str) -> None:
         self._files, self._path, self._draft = files, path, _spool()
@@ -215,7 +214,7 @@ class _Upload:
         return self._draft.write(data)
 
     def flush(self) -> None:
-        """Nothing is seen before the end."""
+        """Do nothing, as the object is uploaded on close."""
 
     def writable(self) -> bool:
         return True
@@ -228,7 +227,7 @@ class _Upload:
 
 
 class _Draft(tempfile.SpooledTemporaryFile[bytes]):
-    """Closed when nobody holds it any more: pyarrow does not always close what it has read."""
+    """Closed when garbage-collected, as pyarrow does not always close files that it has read."""
 
     def __del__(self) -> None:
         self.close()
@@ -245,7 +244,7 @@ def _split(path: str) -> tuple[str, str]:
 
 @contextmanager
 def _told(path: str) -> Iterator[None]:
-    """S3's answers as the errors that pyarrow and Ray Train know."""
+    """Convert errors of S3 to the errors that pyarrow and Ray Train handle."""
     try:
         yield
     except ClientError as problem:

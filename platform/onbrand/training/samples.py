@@ -1,4 +1,4 @@
-"""Sample pictures: fixed prompts and seeds, drawn from the averaged weights, so that two steps can be compared."""
+"""Sample pictures of the averaged weights, with fixed prompts and seeds, so that steps can be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onbrand.training.layers import frozen_base
 from onbrand.training.loop import Trainer
 
 NUM_PROMPTS = 2
-"""How many captions serve as prompts when the owner gave none."""
+"""Number of captions that serve as prompts if the owner gave none."""
 
 
 def sample_prompts(wishes: Sequence[str], captions: Sequence[str]) -> tuple[str, ...]:
@@ -30,25 +30,25 @@ def draw_samples(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
 
 
 def draw_base(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
-    """The same pictures, of the same seeds, by the base alone: what the adapter's are to be seen beside."""
+    """Samples with the same prompts and seeds from the base without the adapter, for comparison."""
     with frozen_base(trainer.family.denoiser):
         return _drawn(trainer, prompts)
 
 
 def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
-    """Workers share them; each is drawn by itself, so that it has the same bits for any number of workers."""
+    """Workers divide the samples. Each is drawn alone, so that it is bit-identical for any number of workers."""
     plan, side = trainer.plan, trainer.plan.resolution
 
     def drawn(number: int) -> Mapping[str, Tensor]:
         [picture] = draw(trainer.family, [prompts[number]], [plan.seed + number], height=side, width=side)
         return {"picture": picture}
 
-    sharers = Alone() if trainer.thrift.sharded else trainer.exchange  # who share a base must draw all at the same time
+    sharers = Alone() if trainer.thrift.sharded else trainer.exchange  # sharded: all workers draw every sample together
     return torch.stack([made["picture"] for made in shared(sharers, range(len(prompts)), drawn)])
 
 
 def png(picture_CHW: Tensor) -> bytes:
-    """The picture (0..1) as a file."""
+    """The picture (0..1) as a PNG file."""
     pixels = (picture_CHW * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")

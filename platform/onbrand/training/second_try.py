@@ -1,4 +1,4 @@
-"""A run that goes out of memory is tried once more, one step more thrifty, from its last checkpoint."""
+"""Retries a run that ran out of memory once, with more memory savings, from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ OUT_OF_MEMORY = "the machine's memory is not enough for this job; lower batch_si
 
 
 def fit_within_memory(client: SystemClient, fit: Callable[[int], Outcome | None]) -> Outcome | None:
-    """What `fit` comes to, with a second try where the first one ran out of memory.
+    """The outcome of `fit`, with a second try if the first one ran out of memory.
 
     Args:
-        fit: the whole run, so many steps down; goes on from the last checkpoint of the run before.
+        fit: does the whole run from its last checkpoint; takes the number of memory-saving levels to go down.
     """
     outcome = _outcome(fit, 0)
     if outcome == "out_of_memory":
@@ -29,7 +29,7 @@ def fit_within_memory(client: SystemClient, fit: Callable[[int], Outcome | None]
 
 
 def _outcome(fit: Callable[[int], Outcome | None], steps_down: int) -> Outcome | None:
-    """Workers agree on it where they can; where one died of it, the others' errors are its consequence."""
+    """`fit`'s outcome; "out_of_memory" also if a worker died of it, whatever errors that caused on the others."""
     try:
         return fit(steps_down)
     except ray.train.TrainingFailedError as problem:
@@ -39,11 +39,12 @@ def _outcome(fit: Callable[[int], Outcome | None], steps_down: int) -> Outcome |
 
 
 def is_out_of_memory(cause: BaseException) -> bool:
+    """True if the error's class name says that memory ran out."""
     return type(cause).__name__ in ("OutOfMemoryError", "MemoryError", "RanOutOfMemory")
 
 
 def causes_of(problem: BaseException) -> Iterator[BaseException]:
-    """The errors at the root of it: Ray Train wraps each worker's exception in its own, and keeps them by rank."""
+    """The root errors. Ray Train wraps each worker's exception in its own error, and keeps these by rank."""
     failures = getattr(problem, "worker_failures", None)
     if failures:
         for failure in failures.values():
@@ -58,5 +59,5 @@ def causes_of(problem: BaseException) -> Iterator[BaseException]:
 
 
 def root_of(problem: BaseException) -> BaseException:
-    """The error that began it."""
+    """The first root error."""
     return next(causes_of(problem))

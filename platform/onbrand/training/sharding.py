@@ -1,6 +1,6 @@
-"""The frozen base in parts on all workers (FSDP2), for one that fits no worker's device whole.
+"""Sharding of the frozen base over all workers (FSDP2), for a base that does not fit on one device.
 
-The adapter stays whole on every worker, and its gradients go their usual way (`exchange`). A pass through such a base
+The adapter is replicated on every worker, and `exchange` shares its gradients as usual. A pass through a sharded base
 gathers each block from all workers, so all must do the same number of passes at the same time.
 """
 
@@ -13,9 +13,9 @@ from torch.distributed.fsdp import fully_shard
 
 
 def share_out(denoiser: nn.Module, device: torch.device) -> int:
-    """Leave each worker its part of the frozen weights, block by block; returns how many blocks.
+    """Shard the frozen weights over the workers, block by block; returns the number of blocks.
 
-    After the LoRA is attached. Blocks move to `device` one at a time: the whole base is never there.
+    Call it after the LoRA is attached. Blocks move to `device` one at a time, so it never holds the whole base.
 
     Raises:
         RuntimeError: there is no process group.
@@ -31,7 +31,7 @@ def share_out(denoiser: nn.Module, device: torch.device) -> int:
 
 
 def _blocks(denoiser: nn.Module) -> list[nn.Module]:
-    """What is gathered as one: the blocks that diffusers never splits, the innermost of those within others."""
+    """The units of sharding: the modules that diffusers never splits; of nested ones, the innermost."""
     names = set(getattr(denoiser, "_no_split_modules", None) or ())
     found = [module for module in denoiser.modules() if type(module).__name__ in names]
     return [each for each in found if not any(inner is not each and inner in found for inner in each.modules())]

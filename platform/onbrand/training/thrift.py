@@ -1,4 +1,4 @@
-"""What a run goes without to take less memory, from what is wished to the least that works."""
+"""Memory-saving settings of a run, from the plan's own to the most economical."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from onbrand.training.recipes import Plan
 
 @dataclass(frozen=True, slots=True)
 class Thrift:
-    """What a run does to take less memory.
+    """Memory-saving settings.
 
     Args:
-        micro_rows: rows that go through the denoiser at once; gradients of the rest are added.
-        sharded: the base lies in parts on all workers (FSDP).
+        micro_rows: rows per forward and backward pass; gradients of the passes are added.
+        sharded: the base is sharded over all workers (FSDP).
     """
 
     micro_rows: int
@@ -26,6 +26,7 @@ class Thrift:
     sharded: bool = False
 
     def words(self) -> str:
+        """The settings in words, for monitor and error messages."""
         told = [f"{self.micro_rows} row{'s' * (self.micro_rows > 1)} at a time"]
         told += ["gradient checkpointing"] * self.gradient_checkpointing
         told += [f"base in {self.quantization}"] * (self.quantization != "none")
@@ -34,11 +35,12 @@ class Thrift:
 
 
 def rungs(plan: Plan, large: bool, num_workers: int = 1) -> Iterator[Thrift]:
-    """From what the plan wishes down to the most thrifty: fewer rows at once, checkpointing, a base in fewer bits.
+    """Memory-saving levels, from the plan's own settings down: fewer rows per pass, gradient checkpointing, sharding,
+    quantization.
 
     Args:
-        large: the base is one that is not trained without checkpointing on a GPU, unless the owner says so.
-        num_workers: with several, a base that fits none of them whole is shared out before it loses bits.
+        large: use gradient checkpointing by default.
+        num_workers: with several, sharding the base comes before quantization.
     """
     wished = plan.gradient_checkpointing
     now = Thrift(plan.num_rows // plan.num_shards, large if wished is None else wished, plan.quantization or "none")
@@ -57,7 +59,7 @@ def rungs(plan: Plan, large: bool, num_workers: int = 1) -> Iterator[Thrift]:
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on a CPU (where torch says so in words only)."""
+    """True if an allocation failed, on a GPU or on a CPU (where torch only has a message for it)."""
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)

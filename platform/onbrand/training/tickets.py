@@ -1,6 +1,6 @@
-"""A training job's ticket on its way to the workers: a file only we can read, and a desk where a node has no such file.
+"""Delivery of a training job's ticket to its workers: a file with mode 0600, or a Ray actor for nodes without the file.
 
-Never the environment, the command line or Ray's metadata: the dashboard shows those.
+Never through the environment, the command line or Ray's metadata, as the dashboard shows those.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["DeskTickets", "FileTickets", "TicketSource", "must_be_job_id", "read
 
 
 def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
-    """Where the ticket lies: in the run's folder, which every node sees; with runs on S3, on the dispatcher's own disk.
+    """Folder of the ticket: the run's folder, which every node sees; with runs on S3, one on the dispatcher's disk.
 
-    Nobody but the platform has a key of the runs' bucket, so no worker could fetch a ticket from there.
+    Only the platform has keys for the runs' bucket, so a worker could not read a ticket there.
     """
     if runs_bucket(settings) is None:
         return str(run_folder(settings, brand_id, job_id))
@@ -33,7 +33,7 @@ def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
 
 
 def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> None:
-    """Leave `token` for the workers, replacing an older one in a single step; mode 0600."""
+    """Write `token` for the workers atomically, mode 0600; replaces an older one."""
     folder = ticket_folder(settings, brand_id, job_id)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     draft = f"{folder}/.ticket.{secrets.token_hex(8)}"
@@ -48,29 +48,30 @@ def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
 
 
 def remove_ticket(settings: Settings, brand_id: str, job_id: str) -> None:
-    """The job has ended: its ticket goes. Nothing happens if it is gone."""
+    """Remove the ticket of a job that has ended, if it is there."""
     folder = ticket_folder(settings, brand_id, job_id)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{folder}/ticket")
-    with contextlib.suppress(OSError):  # checkpoints may lie in it
+    with contextlib.suppress(OSError):  # not empty if it holds checkpoints
         os.rmdir(folder)
 
 
 class TicketSource(Protocol):
-    """Where a process of the job gets its ticket. Can be sent to other processes: it holds no ticket itself."""
+    """Source of the job's ticket for its processes. It holds no ticket itself, so it can be sent to other processes."""
 
     def newest(self) -> str:
-        """The newest token. Raises TicketRefused when there is none (any more), Unavailable."""
+        """The newest token. Raises TicketRefused if there is none (any more), or Unavailable."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileTickets:
-    """The file in `folder`."""
+    """Reads the ticket's file in `folder`."""
 
     folder: str
 
     def newest(self) -> str:
+        """The token in the file. Raises TicketRefused if there is no file."""
         try:
             with open(f"{self.folder}/ticket") as file:
                 return file.read()
@@ -80,11 +81,12 @@ class FileTickets:
 
 @dataclass(frozen=True, slots=True)
 class DeskTickets:
-    """The `Desk` of this job, wherever in the cluster it is."""
+    """Asks the `Desk` of this job, on any node of the cluster."""
 
     desk: ActorHandle
 
     def newest(self) -> str:
+        """The desk's token. Raises TicketRefused if it has none, Unavailable if it does not answer."""
         import ray
 
         try:
@@ -97,15 +99,16 @@ class DeskTickets:
 
 
 class Desk:
-    """A Ray actor beside the driver, which shows the ticket's file to those who hold its handle: this job's processes.
+    """A Ray actor on the driver's node that returns the ticket to this job's processes, which hold its handle.
 
-    It has no name, so that nobody else can ask for it.
+    It has no name, so other processes cannot look it up.
     """
 
     def __init__(self, folder: str) -> None:
         self._file = FileTickets(folder)
 
     def newest(self) -> str | None:
+        """The token in the file; None if there is no file."""
         try:
             return self._file.newest()
         except TicketRefused:
@@ -113,7 +116,7 @@ class Desk:
 
 
 def handed_out(settings: Settings, brand_id: str, job_id: str) -> TicketSource:
-    """How this job's processes on other nodes get its ticket; called in the driver. The desk ends with the driver."""
+    """The ticket source for this job's processes on other nodes. The driver calls it; the desk ends with the driver."""
     folder = ticket_folder(settings, brand_id, job_id)
     if runs_bucket(settings) is None:
         return FileTickets(folder)

@@ -1,8 +1,8 @@
-"""A driver waits here until its submission is the one that the job's row names. So whoever submits, the queue decides.
+"""A driver waits here until the job's row names its submission, so that manual submissions also keep the queue's order.
 
-The dispatcher's own drivers wait a moment, for the row is written after they are submitted. An engineer who submits a
-pending job to Ray by its id leaves a note beside the place of its ticket; when the job's turn comes, the dispatcher
-takes that submission instead of making one. There is no ticket before, so nothing can be read or trained.
+The dispatcher's own drivers wait a moment, as the row is updated after the submission. A manual submission of a pending
+job leaves a note in the folder of the job's ticket. When the job may start, the dispatcher uses that submission instead
+of a new one. Before that there is no ticket, so nothing can be read or trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBMISSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def own_submission() -> str:
-    """What Ray calls the submission that this process is the driver of. Raises Conflict when it is none."""
+    """The id of the Ray submission whose driver this process is. Raises Conflict outside a Ray job."""
     said = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     submission = str(said.get("metadata", {}).get("job_submission_id", ""))
     if not _SUBMISSION.fullmatch(submission):
@@ -40,15 +40,15 @@ def own_submission() -> str:
 def must_be_our_turn(
     settings: Settings, brand_id: str, job_id: str, submission: str, look: Callable[[], TrainingSpec], patience: float
 ) -> TrainingSpec:
-    """Wait until the job's row names this submission; what the row says.
+    """Wait until the job's row names this submission; returns the job's specification.
 
     Args:
-        look: the job by its ticket; TicketRefused while there is none.
+        look: reads the job with its ticket; raises TicketRefused while there is none.
         patience: seconds.
 
     Raises:
         Conflict: another submission runs the job, or it has ended.
-        Unavailable: `patience` is at an end. The job keeps its place in the queue.
+        Unavailable: `patience` ran out. The job keeps its place in the queue.
     """
     is_own = submission.startswith(f"onbrand-{job_id}-")
     end = time.monotonic() + (OWN_PATIENCE_SECONDS if is_own else patience)
@@ -76,7 +76,7 @@ def _seen(look: Callable[[], TrainingSpec]) -> TrainingSpec | None:
 
 @contextlib.contextmanager
 def asking(folder: Path, submission: str) -> Iterator[None]:
-    """The submission asks to be the job's while this is open; the note is 0600, and written in one step."""
+    """Offer the submission to the dispatcher inside the block, by a note that is written atomically, mode 0600."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft, note = folder / f".{_NOTE}.{os.getpid()}", folder / _NOTE
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -87,12 +87,12 @@ def asking(folder: Path, submission: str) -> Iterator[None]:
     finally:
         if wanted(folder) == submission:
             note.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the ticket lies in it
+        with contextlib.suppress(OSError):  # not empty if it holds the ticket
             folder.rmdir()
 
 
 def wanted(folder: Path) -> str | None:
-    """The submission that asks to be the job's, if one does."""
+    """The submission in the note, if there is a valid one."""
     try:
         said = (folder / _NOTE).read_text()
     except OSError:
@@ -101,5 +101,5 @@ def wanted(folder: Path) -> str | None:
 
 
 def submission_that_asks(settings: Settings, brand_id: str, job_id: str) -> str | None:
-    """What the note of this job says. Nothing is known yet of such a submission but its name."""
+    """The submission in the note of this job, if any. Only its id is known; nothing about it is verified yet."""
     return wanted(Path(ticket_folder(settings, brand_id, job_id)))

@@ -1,7 +1,7 @@
-"""How good the adapter is by now: the loss on pictures that it never saw, with noise that is always the same.
+"""Validation: the loss on held-out pictures, with fixed noise and timesteps.
 
-A training loss says little (its timesteps and noise change, and it falls while the adapter learns its pictures by
-heart). Workers share the pictures; each is judged by itself, so that the loss has the same bits for any number of them.
+The training loss says little: its timesteps and noise change, and it falls while the adapter memorises its pictures.
+Workers divide the pictures. Each picture is computed alone, so the loss is bit-identical for any number of workers.
 Shapes: P held-out pictures, Q sigmas x draws.
 """
 
@@ -21,14 +21,14 @@ from onbrand.training.draws import generator_for
 
 SIGMAS = (1.0, 0.75, 0.5, 0.25)
 NUM_DRAWS = 1
-"""Noises per picture and sigma. They are always the same, so that two steps are compared on equal terms with few."""
+"""Noises per picture and sigma. They are fixed, so few suffice to compare steps."""
 
 
 class Judge:
     """The held-out pictures and their noise.
 
     Args:
-        seed: the job's: another job judges with other noise.
+        seed: the job's, from which the noise is drawn.
     """
 
     def __init__(self, family: Family, held_out: Examples, seed: int) -> None:
@@ -36,11 +36,11 @@ class Judge:
         self._noise = [_noise(seed, row, latents.shape) for row, latents in enumerate(held_out.latents)]
 
     def loss(self, rank: int, num_workers: int, gather: Callable[[Tensor], Tensor], in_step: bool = False) -> float:
-        """The mean error over pictures, sigmas and draws, with the denoiser's weights as they are; unweighted.
+        """The unweighted mean error over pictures, sigmas and draws, with the denoiser's current weights.
 
         Args:
-            gather: all workers' [1, P] in the order of ranks, as [num_workers, P].
-            in_step: all workers do the same number of passes.
+            gather: gathers all workers' [1, P] in the order of ranks, as [num_workers, P].
+            in_step: make all workers do the same number of passes (for a sharded base).
         """
         errors_P = torch.zeros(len(self.held_out.latents), device=self.family.device)
         own = range(rank, len(errors_P), num_workers)
@@ -52,7 +52,7 @@ class Judge:
 
     @torch.no_grad()
     def _errors(self, row: int) -> Tensor:
-        """[Q] of one picture."""
+        """[Q] errors of one picture."""
         device, num = self.family.device, len(SIGMAS) * NUM_DRAWS
         rows = torch.full((num,), row)
         latents = self.held_out.latents[row].expand(num, -1, -1, -1).to(device)
@@ -67,10 +67,10 @@ def _noise(seed: int, row: int, shape: torch.Size) -> Tensor:
 
 @dataclass
 class Verdicts:
-    """The losses so far, which step was best, and whether to go on.
+    """Validation losses so far, the best step, and early stopping.
 
     Args:
-        patience: validations without a new best, after which it is time to stop; 0: never.
+        patience: validations without a new best before the run ends; 0: never.
         history: (step, loss), in order.
     """
 
@@ -78,7 +78,7 @@ class Verdicts:
     history: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, step: int, loss: float) -> bool:
-        """Note a loss; whether it is the best so far. Raises TrainingFailed when it is not finite."""
+        """Add a loss; True if it is the best so far. Raises TrainingFailed if it is not finite."""
         if not math.isfinite(loss):
             raise TrainingFailed(
                 f"the loss on the held-out pictures is not finite at step {step}. Lower the learning rate and retry; "
@@ -91,12 +91,12 @@ class Verdicts:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """(step, loss) of the best; of equals the first."""
+        """(step, loss) of the lowest loss; the first of equal ones."""
         return min(self.history, key=lambda each: each[1], default=None)
 
     @property
     def exhausted(self) -> bool:
-        """As many validations as patience allows came after the best one."""
+        """True if at least `patience` validations came after the best one."""
         if not self.patience or self.best is None:
             return False
         return len(self.history) - 1 - self.history.index(self.best) >= self.patience

@@ -1,7 +1,7 @@
-"""What Ray Train runs on every worker: connect, run, and say in the row how it ended. Light to import: the driver does.
+"""The function that Ray Train runs on every worker: connect, train, and write the outcome to the job's row.
 
-What is wrong with the job ends it with a reason in its row; what is wrong with the platform or the machine is raised,
-so that Ray Train starts the worker again from the last checkpoint.
+Errors of the job end it with a reason in its row. Errors of the platform or the machine are raised, so that Ray Train
+restarts the workers from the last checkpoint. The driver imports this module, so its imports are light.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from onbrand.training.tickets import TicketSource
 
 Outcome = Literal["completed", "failed", "canceled", "gone", "out_of_memory"]
 PASSING = (Unavailable, StorageError, TicketRefused)
-"""Errors that say nothing about the job: another try is right."""
+"""Transient errors that are not the job's fault; another attempt is made."""
 
 
 def train_worker(tickets: TicketSource, config: Mapping[str, str]) -> Outcome:
-    """What Ray Train runs on every worker.
+    """Train as one worker; the entry point for Ray Train.
 
     Args:
-        config: the brand's and the job's id, and how many steps of thrift to go down; the dashboard shows it.
+        config: the brand's and the job's id, and the memory-saving levels to go down. Ray's dashboard shows it.
     """
     settings, steps_down = Settings(), int(config.get("steps_down", 0))
     with connect(settings, tickets) as client:
@@ -51,12 +51,12 @@ def train_worker(tickets: TicketSource, config: Mapping[str, str]) -> Outcome:
 
 
 def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
-    """The platform's internal routes with the newest ticket of this job."""
+    """A client for the platform's internal routes, with the newest ticket of this job."""
     return SystemClient(settings.system_url, tickets.newest())
 
 
 def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
-    """Run, and say in the row how it ended. Only rank 0 speaks; all ranks come to the same end."""
+    """Train and return this rank's outcome. Only rank 0 writes to the row."""
     speaks = ray.train.get_context().get_world_rank() == 0
     try:
         try:
@@ -79,7 +79,7 @@ def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
 
 
 def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
-    """The job's plan and the local folder of its base: a function of the row and the settings, for driver and workers.
+    """The job's plan and the local folder of its base. Both depend on the row and the settings only.
 
     Raises:
         InvalidInput: the configuration in the row is out of bounds or contradicts itself.
@@ -98,7 +98,7 @@ def read_plan(settings: Settings, spec: TrainingSpec) -> tuple[Plan, Path]:
 
 
 def _start_of(config: TrainingConfig, spec: TrainingSpec, folder: Path) -> str | None:
-    """The digest of what the job begins with. Raises InvalidInput when the model is gone, or of another base."""
+    """The digest of the model to continue from. Raises InvalidInput if it was deleted, or has another base."""
     if config.continue_from is None:
         return None
     if spec.start is None:
@@ -131,7 +131,7 @@ def _train(settings: Settings, client: SystemClient, tickets: TicketSource, step
 def _line(
     settings: Settings, client: SystemClient, tickets: TicketSource, rank: int
 ) -> AbstractContextManager[Heartbeat | None]:
-    """The run's line to the platform, which rank 0 alone has."""
+    """The run's heartbeat on rank 0; None on other ranks."""
     if rank:
         return nullcontext()
     return Heartbeat(client, settings.ticket_seconds / 3, tickets.newest)

@@ -1,1 +1,1 @@
-"""Who runs a training job. Only `ray` is here; others keep the same three verbs."""
+"""Providers, which run training jobs. Only `ray` exists; others implement `provider.Provider`."""

@@ -1,4 +1,4 @@
-"""The seam between the dispatcher and whoever has the machines."""
+"""The interface between the dispatcher and the providers of machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onbrand.brand import Ticket
 
 ProviderStatus = Literal["pending", "running", "succeeded", "failed", "stopped", "lost"]
 ENDED: tuple[ProviderStatus, ...] = ("succeeded", "failed", "stopped", "lost")
-"""States after which no worker of the submission runs. `lost`: the provider knows nothing of it (any more)."""
+"""States in which no worker of the submission runs. `lost`: the provider does not know the submission (any more)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class Capacity:
     """Room for workers.
 
     Args:
-        free: workers that could begin now.
-        total: workers that the machines that are there can hold.
-        most: with all machines that the provider can get; `total` where it can get none.
+        free: workers that could start now.
+        total: workers that fit on the present machines.
+        most: workers that fit with all machines that the provider can add; `total` if it can add none.
     """
 
     free: int
@@ -33,24 +33,24 @@ class Provider(Protocol):
     name: str
 
     def capacity(self) -> Capacity | None:
-        """Room for workers; None where that is not known, and the provider has a queue of its own."""
+        """Room for workers; None if unknown because the provider has its own queue."""
         ...
 
     def submit(self, ticket: Ticket, attempt: int) -> str:
-        """Start attempt number `attempt` of the ticket's job and return the provider's id of it.
+        """Start attempt number `attempt` of the ticket's job and return the provider's id.
 
-        The same attempt submitted again is the same submission: the id is returned and nothing is started twice.
+        Idempotent: submitting the same attempt again returns the same id and starts nothing.
         """
         ...
 
     def is_of(self, ticket: Ticket, submission: str) -> bool:
-        """Whether a submission that somebody else made is one of the ticket's job, and has not ended."""
+        """True if a submission made by someone else belongs to the ticket's job and has not ended."""
         ...
 
     def status(self, provider_job_id: str) -> ProviderStatus:
-        """Where the submission stands. What the provider says and we do not know is `running`: keep polling."""
+        """State of the submission. States of the provider that have no equivalent here count as `running`."""
         ...
 
     def stop(self, provider_job_id: str) -> None:
-        """Ask for the end; a submission that ended or never was is left alone."""
+        """Ask the provider to stop the submission; does nothing if it has ended or is unknown."""
         ...

@@ -1,4 +1,4 @@
-"""Ray Jobs as a provider: the entrypoint holds ids and nothing else, for Ray's dashboard shows it to anyone."""
+"""Ray Jobs as a provider. The entrypoint contains only ids, as Ray's dashboard shows it to anyone."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ STOP_SECONDS = 30
 
 
 def submission_id(job_id: str, attempt: int) -> str:
-    """The Ray submission of one attempt; the same attempt always has the same one."""
+    """The id of an attempt's Ray submission; always the same for the same attempt."""
     return f"onbrand-{must_be_job_id(job_id)}-{attempt}"
 
 
 def _answers(call: Callable[P, R]) -> Callable[P, R]:
-    """Turn a dashboard that is away into Unavailable."""
+    """Decorator: raise Unavailable if Ray's job server cannot be reached."""
 
     @wraps(call)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,6 +67,7 @@ class RayProvider:
 
     @_answers
     def submit(self, ticket: Ticket, attempt: int) -> str:
+        """Start the attempt and return its submission id; starts nothing if it was submitted before."""
         brand, job = must_be_brand_id(ticket.brand_id), must_be_job_id(ticket.job_id)
         wanted = submission_id(job, attempt)
         try:
@@ -83,6 +84,7 @@ class RayProvider:
 
     @_answers
     def is_of(self, ticket: Ticket, submission: str) -> bool:
+        """True if the submission's entrypoint is the ticket's job, and it is pending or running."""
         try:
             info = self._client.get_job_info(submission)
         except RuntimeError:
@@ -91,10 +93,11 @@ class RayProvider:
         return info.entrypoint.strip().endswith(ours) and _STATUS.get(info.status) in ("pending", "running")
 
     def capacity(self) -> Capacity | None:
+        """Room for workers in the cluster; None outside of a cluster."""
         return capacity(self._settings)
 
     def _where(self) -> dict[str, float] | None:
-        """With runs on S3 the driver must be on this node, where the ticket's file is (`training.tickets`)."""
+        """Resources that place the driver on this node, where the ticket's file is; None unless runs are on S3."""
         if runs_bucket(self._settings) is None:
             return None
         here = ray.get_runtime_context().get_node_id()
@@ -104,6 +107,7 @@ class RayProvider:
 
     @_answers
     def status(self, provider_job_id: str) -> ProviderStatus:
+        """State of the submission; `lost` if Ray does not know it."""
         try:
             return _STATUS.get(self._client.get_job_status(provider_job_id), "running")
         except RuntimeError as problem:
@@ -113,6 +117,7 @@ class RayProvider:
 
     @_answers
     def stop(self, provider_job_id: str) -> None:
+        """Ask Ray to stop the submission; does nothing if Ray does not know it."""
         try:
             self._client.stop_job(provider_job_id)
         except RuntimeError as problem:
@@ -129,7 +134,7 @@ def _own_cluster() -> str | None:
 
 
 def job_environment(settings: Settings) -> dict[str, str]:
-    """The environment of a job: what its processes must know, and nothing that is secret."""
+    """Environment variables for a job's processes; contains no secrets."""
     known: dict[str, Any] = {
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS,
