@@ -54,7 +54,8 @@ class Front:
         self._controls = _CONTROLS | {_plain(name) for name in controls}
         self._bodies = OpenBodies(limits)
         self._requests = Shares(limits.requests_per_address, "requests of one address")
-        self._turns = FairTurns(limits.turns, limits.requests_per_address, what="requests of this address wait")
+        most, limit = limits.requests_per_address, "requests_per_address"
+        self._turns = FairTurns(limits.turns, most, what="requests of this address wait", limit=limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
