@@ -21,6 +21,7 @@ from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.logs import Line
 from onbrand.system_client import StartModel, TrainingAsset, TrainingSpec
 from onbrand.training import dataset, encoding, samples
+from onbrand.training.loop import StepFacts
 from onbrand.training.preemption import Notice
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
@@ -160,6 +161,32 @@ def test_a_run_that_is_stopped_publishes_the_best_step_that_it_has(tmp_path):
     run.publish(run.prove())
     [(_, facts)] = platform.published
     assert facts["metrics"]["published_step"] == facts["metrics"]["steps"] == 1
+
+
+class BesideRankZero:
+    """The exchange of rank 1 of 2, after rank 0 has said its part."""
+
+    rank, num_workers = 1, 2
+
+    def __init__(self, rank_zero_publishes: bool) -> None:
+        self._said = torch.tensor([[float(rank_zero_publishes)]])
+
+    def gather(self, own_SK: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self._said, own_SK])
+
+
+@pytest.mark.parametrize("publishes", [True, False])
+def test_other_workers_end_as_rank_zero_does_when_a_run_is_stopped(tmp_path, monkeypatch, publishes):
+    run = run_of(Platform(), tmp_path)
+    run.heartbeat, run.trainer.exchange = None, BesideRankZero(publishes)
+    stopped = StepFacts(1, 0.0, None, 0.0, 0.0, stop=True)
+    monkeypatch.setattr(run, "_show_base", lambda: None)
+    monkeypatch.setattr(run.trainer, "train_step", lambda **_: stopped)
+    if publishes:
+        run.train()
+    else:
+        with pytest.raises(Canceled):
+            run.train()
 
 
 def test_a_run_that_is_canceled_ends_without_a_result(tmp_path):

@@ -127,8 +127,12 @@ class Run:
         return self.heartbeat.stop or (self.heartbeat.finish_requested and self.trainer.step > 0)
 
     def _should_publish(self) -> bool:
-        """True on rank 0 if the owner asked to finish early with a result."""
-        return self.heartbeat is not None and not self.heartbeat.stop
+        """True on every rank if the owner asked to finish early with a result, which rank 0 alone hears.
+
+        All ranks call this after the same step. With a sharded base, rank 0 needs the others to make the result.
+        """
+        own = self.heartbeat is not None and not self.heartbeat.stop
+        return bool(self.trainer.exchange.gather(torch.tensor([[float(own)]])).any())
 
     def _why_stopped(self) -> OnbrandError:
         if self.heartbeat is not None and self.heartbeat.gone:
