@@ -20,9 +20,9 @@ from onbrand.families.bases import base_source
 from onbrand.families.family import load_family
 from onbrand.families.foreign import read_foreign
 from onbrand.families.kohya import kohya_file
+from onbrand.internal.training import Heard, PublishedModel, TrainingSpec
 from onbrand.lora_names import ImportWishes
 from onbrand.storage.layout import import_file
-from onbrand.system_client import Heard, PublishedModel, TrainingSpec
 from onbrand.training import importing
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, weights

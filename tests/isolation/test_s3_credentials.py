@@ -19,9 +19,9 @@ from botocore.exceptions import ClientError
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, InvalidInput, StorageError
+from onbrand.internal.training import RunCredentials
 from onbrand.storage.credentials import POLICY_CHARS_MAX, CredentialIssuer, session_client, session_policy
 from onbrand.storage.layout import BUCKETS
-from onbrand.system_client import RunCredentials
 from tests.s3.ceph import CephS3
 
 RUNS, STORE = "session-tests-runs", "session-tests-"

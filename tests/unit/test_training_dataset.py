@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from onbrand.errors import InvalidInput
-from onbrand.system_client import TrainingAsset
+from onbrand.internal.training import TrainingAsset
 from onbrand.training.cache import DiskCache
 from onbrand.training.dataset import JobPictures, Picture, Wording, fitted, held_out, prior_pictures
 from onbrand.training.encoding import encode

@@ -11,7 +11,7 @@ import ray.train
 
 from onbrand.config import Limits, Settings
 from onbrand.errors import DataRefused, NotFound, Unavailable
-from onbrand.system_client import TrainingAsset, TrainingSpec
+from onbrand.internal.training import TrainingAsset, TrainingSpec
 from onbrand.training import job
 from onbrand.training.examination import must_be_fit_to_train
 from tests.unit.test_storage_features import file_of, scene

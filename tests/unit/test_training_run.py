@@ -17,9 +17,9 @@ from ray.train import PreemptionInfo
 
 from onbrand.errors import AdapterRefused, Canceled, InvalidInput
 from onbrand.families.family import draw
+from onbrand.internal.training import StartModel, TrainingAsset, TrainingSpec
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.logs import Line
-from onbrand.system_client import StartModel, TrainingAsset, TrainingSpec
 from onbrand.training import dataset, encoding, samples
 from onbrand.training.loop import StepFacts
 from onbrand.training.preemption import Notice

@@ -7,7 +7,7 @@ import pytest
 
 from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
-from onbrand.system_client import TrainingSpec
+from onbrand.internal.training import TrainingSpec
 from onbrand.training import turns
 from onbrand.training.tickets import ticket_folder
 from onbrand.training.turns import asking, must_be_our_turn, own_submission, submission_that_asks

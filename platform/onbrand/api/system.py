@@ -30,6 +30,7 @@ from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import Conflict, InvalidInput, TicketRefused, UnsupportedMedia
+from onbrand.internal.training import RunCredentials
 from onbrand.services import continuing, generation, imports, models, training
 from onbrand.services.doctor import Finding
 from onbrand.services.logs import AT_ONCE_MAX, Line
@@ -38,7 +39,6 @@ from onbrand.storage.credentials import CredentialIssuer
 from onbrand.storage.fair_turns import Whose
 from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
-from onbrand.system_client import RunCredentials
 
 F = TypeVar("F", bound=Input)
 _BINARY = "application/octet-stream"

@@ -19,8 +19,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
+from onbrand.internal.training import RunCredentials
 from onbrand.storage.runs import RunsBucket, runs_bucket
-from onbrand.system_client import RunCredentials
 
 SESSION_SECONDS = 900
 """The shortest lifetime that STS gives. Session credentials cannot be revoked, so they never last longer."""

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from onbrand.config import Limits
 from onbrand.families.buckets import smallest_side
 from onbrand.families.tokens import TextLengths
+from onbrand.internal.training import TrainingSpec
 from onbrand.services import doctor
 from onbrand.services.doctor import Aim, Finding, Patient
 from onbrand.storage.checking import Checker
-from onbrand.system_client import TrainingSpec
 from onbrand.training.recipes import Plan
 
 FINDINGS_KEPT = 600

@@ -19,9 +19,10 @@ from onbrand.families import lora
 from onbrand.families.bases import base_folder, base_source, s3_access
 from onbrand.families.family import Family, draw, load_family
 from onbrand.families.foreign import FileKind, attached, read_foreign
+from onbrand.internal.training import TrainingSpec
 from onbrand.lora_names import Dropped, ImportWishes
 from onbrand.safetensors_header import must_be_plain_safetensors
-from onbrand.system_client import SystemClient, TrainingSpec
+from onbrand.system_client import SystemClient
 from onbrand.training.export import (
     Label,
     diffusers_picture,

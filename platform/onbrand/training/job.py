@@ -27,9 +27,10 @@ from onbrand.families.bases import recommended
 from onbrand.families.buckets import bucket_step
 from onbrand.families.spec import SPECS
 from onbrand.families.tokens import of_folder
+from onbrand.internal.training import TrainingSpec
 from onbrand.services.imports import is_import
 from onbrand.storage.runs import brand_folder, run_folder, runs_bucket
-from onbrand.system_client import SystemClient, TrainingSpec
+from onbrand.system_client import SystemClient
 from onbrand.training.checkpoint_list import mend
 from onbrand.training.examination import must_be_fit_to_train
 from onbrand.training.machines import wants_gpu

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from onbrand.errors import Canceled, NotFound, OnbrandError
 from onbrand.families.family import Family, load_family
-from onbrand.system_client import SystemClient, TrainingSpec
+from onbrand.internal.training import TrainingSpec
+from onbrand.system_client import SystemClient
 from onbrand.training import dataset, memorisation, samples
 from onbrand.training.cache import DiskCache, prune
 from onbrand.training.dataset import Examples, JobPictures, Wording

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
-from onbrand.system_client import TrainingSpec
+from onbrand.internal.training import TrainingSpec
 from onbrand.training.tickets import ticket_folder
 
 OWN_PATIENCE_SECONDS = 120.0

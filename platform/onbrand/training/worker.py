@@ -29,7 +29,8 @@ from onbrand.errors import (
 )
 from onbrand.families.bases import base_folder, base_source, recommended, revision, s3_access
 from onbrand.families.spec import SPECS, TrainingConfig
-from onbrand.system_client import SystemClient, TrainingSpec
+from onbrand.internal.training import TrainingSpec
+from onbrand.system_client import SystemClient
 from onbrand.training.heartbeat import Heartbeat
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.tickets import TicketSource
