@@ -109,7 +109,7 @@ class Limits(BaseModel):
     connections_per_address: int = 512
     """Connections of one address; beyond that, the one idle for longest is closed."""
     connections_per_second: float = 100.0
-    """New connections per second of one address, after `connections_burst`; further ones are closed."""
+    """New connections per second of one address, after `connections_burst`; further ones get 2 s for a request."""
     connections_burst: int = 128
     connections: int = 10_000
     """Connections of all addresses together, at most the process's limit of open files."""

@@ -54,13 +54,14 @@ async def answered(name: str, orders: Orders) -> Counter[str]:
 async def test_an_attack_is_made(platform: Platform, orders, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A small one, in this process; each of its answers is one that it is meant to get."""
     few = {"NUM_KEYS": 500, "NUM_CONNECTIONS": 2, "NUM_OPEN": 20, "NUM_LOGINS": 4, "NUM_STREAMS": 12}
-    for what, number in {**few, "NUM_UPLOADS": 2, "NUM_CHECKS": 2}.items():
+    for what, number in {**few, "NUM_UPLOADS": 2, "NUM_CHECKS": 2, "NUM_READS": 2}.items():
         monkeypatch.setattr(attacks, what, number)
     answers = await answered(name, orders)
     meant = {
         "bodies_without_credential": {"401", "422"},
         "bodies_with_credential": {"422"},
         "wrong_logins": {"401", "429"},
+        "plain_reads": {"200"},
         "many_brands": {"201", "202"},
         "event_streams": {"429"},
         "uploads": {"201"},

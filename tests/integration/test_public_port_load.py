@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from onbrand.serving import listener
 from tests.integration.public_port import SAFE, Wire, asked, lines, opened, request, until, wire
 
 QUICK = {"header_seconds": 0.5, "body_seconds": 0.5}
@@ -137,16 +138,50 @@ async def test_an_answer_that_has_begun_holds_no_turn() -> None:
             await until(lambda: behind.num_inside == 20)
 
 
-async def test_connections_of_an_address_come_no_faster_than_its_rate() -> None:
-    limits = {"connections_burst": 5, "connections_per_second": 0.01}
-    async with opened(limits) as (port, _):
-        for _ in range(5):
+HASTY = {"connections_burst": 2, "connections_per_second": 0.01}
+
+
+async def test_a_connection_beyond_its_addresss_rate_is_heard_once_its_request_is_whole() -> None:
+    async with opened(HASTY) as (port, behind):
+        for _ in range(3):
             assert (await asked(port, request()))[0] == 200
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asked(port, request())
-        assert (await asked(port, request(), "127.0.0.2"))[0] == 200
-    async with opened(limits, trusted_proxies=("127.0.0.1",)) as (port, _):
-        assert [(await asked(port, request()))[0] for _ in range(10)] == [200] * 10
+        async with wire(port) as line:
+            await line.say(request(body=b"abcd")[:-1])
+            await asyncio.sleep(0.2)
+            assert len(behind.seen) == 3
+            await line.say(b"d")
+            assert (await line.hear())[0] == 200
+        async with wire(port) as line:
+            await line.say(request(body=b"a" * 20_000)[:-1])  # more than is held
+            await line.say(b"a")
+            assert (await line.hear())[0] == 200
+        async with wire(port) as line:
+            await line.say(b"POST /v1/x HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n")
+            await line.say(b"0\r\n\r\n")
+            assert (await line.hear())[0] == 200
+    assert [seen["num_bytes"] for seen in behind.seen] == [2, 2, 2, 4, 20_000, 4]
+
+
+async def test_a_slow_connection_beyond_its_addresss_rate_ends_and_a_trusted_proxys_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "_FIRST_REQUEST_SECONDS", 0.2)
+    async with opened(HASTY) as (port, behind):
+        for _ in range(2):
+            assert (await asked(port, request()))[0] == 200
+        async with wire(port) as line:
+            await line.say(request()[:-1])
+            status, _, body = await line.hear()
+            assert (status, json.loads(body)["code"]) == (408, "request_timeout")
+            assert await line.is_closed()
+        async with wire(port) as line:
+            assert await line.is_closed()
+    assert len(behind.seen) == 2
+    async with opened(HASTY, trusted_proxies=("127.0.0.1",)) as (port, _), lines(port, 4, request()[:-1]) as slow:
+        await asyncio.sleep(0.4)
+        for line in slow:
+            await line.say(b"}")
+            assert (await line.hear())[0] == 200
 
 
 async def test_a_body_beyond_the_limit_of_its_address_never_reaches_serve() -> None:

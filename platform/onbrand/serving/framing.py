@@ -22,6 +22,8 @@ CHUNK_LINE_BYTES = 256
 """Most bytes of a chunk's size line with its extensions."""
 _LAST_CHUNK = re.compile(rb"0{1,20}[;\t\r ]")
 _BLANK = (b"", b"\r")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*(?:\r|$)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,17 @@ TOO_MUCH_FRAMING = Refusal(
 TWO_LENGTHS = Refusal(
     400, "bad_request", "the request has a Content-Length and a Transfer-Encoding; send one of them (RFC 9112, 6.1)"
 )
+
+
+def holds_request(data: bytes) -> bool:
+    """True if `data` looks like a whole request: headers, and a body of the announced length or with a last chunk."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    if _CHUNKED.search(head):
+        return body.endswith(b"0\r\n\r\n")
+    length = _LENGTH.search(head)
+    return length is None or len(body) >= int(length[1])
 
 
 class BoundedConnection(h11.Connection):

@@ -28,7 +28,7 @@ from onbrand.api.problems import MEDIA_TYPE, body
 from onbrand.api.rates import Rates
 from onbrand.config import Limits, Settings
 from onbrand.errors import ConfigurationError, NotFound
-from onbrand.serving.framing import BoundedConnection, Refusal
+from onbrand.serving.framing import BoundedConnection, Refusal, holds_request
 
 CALLBACK = "onbrand.serving.listener:middlewares"
 """Value of `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in the environment of every node."""
@@ -36,6 +36,8 @@ _HEADERS_BYTES = 64 * 2**10
 _PIECE_BYTES = 16 * 2**10
 _NO_HTTP = Refusal(400, "bad_request", "this is not a request of HTTP/1.1, or its headers are larger than 64 KiB")
 _KEEP_ALIVE_SECONDS = 75
+_FIRST_REQUEST_SECONDS = 2.0
+"""Time for the first request on a connection beyond its address's rate."""
 _BACKLOG = 2048
 _FILES_KEPT = 256
 """Open files that the process needs besides connections."""
@@ -195,6 +197,8 @@ class PublicProtocol(H11Protocol):
         self._doors = doors
         self._deadline: asyncio.TimerHandle | None = None
         self.address = ""
+        self._held: bytes | None = None
+        """The start of the first request, on a connection beyond its address's rate; parsed once all of it is here."""
 
     @property
     def is_idle(self) -> bool:
@@ -204,9 +208,7 @@ class PublicProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = network_of(self.client[0] if self.client else "")
-        if not self._doors.may_open(self.address):
-            self.drop()
-            return
+        self._held = None if self._doors.may_open(self.address) else b""
         self.app_state = {ABORT: transport.abort}
         self._doors.add(self)
         self._watch(is_due=True)
@@ -218,6 +220,12 @@ class PublicProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass data on in pieces, so that the search for a chunk covers few bytes."""
+        if self._held is not None:
+            data = self._held + data
+            if len(data) < _PIECE_BYTES and not holds_request(data):
+                self._held = data
+                return
+            self._held = None
         for start in range(0, len(data), _PIECE_BYTES):
             if not self.transport.is_closing():
                 super().data_received(data[start : start + _PIECE_BYTES])
@@ -241,7 +249,9 @@ class PublicProtocol(H11Protocol):
 
     def _watch(self, is_due: bool) -> None:
         if is_due and self._deadline is None:
-            self._deadline = self.loop.call_later(self._doors.limits.header_seconds, self._too_slow)
+            seconds = self._doors.limits.header_seconds
+            seconds = seconds if self._held is None else min(seconds, _FIRST_REQUEST_SECONDS)
+            self._deadline = self.loop.call_later(seconds, self._too_slow)
         elif not is_due and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -250,7 +260,13 @@ class PublicProtocol(H11Protocol):
         self._deadline = None
         if self.transport.is_closing():
             return
-        if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+        if self._held:
+            rate = self._doors.limits.connections_per_second
+            said = (
+                f"this address opens more than {rate:g} connections a second, and this one's request did not come whole"
+            )
+            self._refuse(408, "request_timeout", f"{said} within {_FIRST_REQUEST_SECONDS:g} s; keep connections open")
+        elif self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             seconds = self._doors.limits.header_seconds
             self._refuse(408, "request_timeout", f"the headers did not come within {seconds:g} s")
         else:
