@@ -190,6 +190,10 @@ async def test_a_body_beyond_the_limit_of_its_address_never_reaches_serve() -> N
         status, headers, body = await line.hear()
         assert (status, json.loads(body)["code"], headers["connection"]) == (413, "too_large", "close")
         assert await line.is_closed()
+    async with opened() as (port, behind):
+        for _ in range(20):  # the answer is read after the body was sent
+            answer = await asked(port, request("/v1/brands/acme/training-jobs", body=b"a" * 3 * 2**20))
+            assert answer[0] == 413
     assert behind.seen == []
 
 

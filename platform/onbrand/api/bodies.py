@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from contextlib import suppress
 
 from starlette.types import Message, Receive
 
 from onbrand.config import Limits
 from onbrand.errors import RequestTimeout
 
+_SKIP_BYTES, _SKIP_SECONDS = 4 * 2**20, 1.0
 HELD_BYTES = 16 * 2**10
 """This much of a body, or all of it, is received before the app is called."""
 
@@ -88,6 +90,13 @@ class Body:
         if self.problem is not None:
             return {"type": "http.disconnect"}
         return await (self._receive() if self._is_whole else self._next())
+
+    async def skip(self) -> None:
+        """Read and drop up to 4 MiB for 1 s: most clients read an answer only after they have sent their body."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SKIP_SECONDS):
+                while not self._is_whole and self.problem is None and self._num_bytes < _SKIP_BYTES:
+                    await self._next()
 
     def end(self) -> None:
         """Stop waiting for the rest of the body."""

@@ -81,11 +81,12 @@ class Front:
     async def _pass_on(self, scope: Scope, body: Body, answer: Answer) -> None:
         if not is_below(scope["path"], PUBLIC):
             raise NotFound("there is nothing at this address")
-        if announced_bytes(scope) > (limit := of_users(scope["method"], scope["path"])):
-            raise too_large(limit)
         if len(self._requests) >= self._limits.requests:
             raise Unavailable("too many requests are under way here; try again soon", retry_after=1)
         with self._requests.held(body.address):
+            if announced_bytes(scope) > (limit := of_users(scope["method"], scope["path"])):
+                await body.skip()
+                raise too_large(limit)
             await body.hold()
             await self._in_turn(scope, body, answer)
         if body.problem is not None:
