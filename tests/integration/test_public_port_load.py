@@ -159,7 +159,13 @@ async def test_a_connection_beyond_its_addresss_rate_is_heard_once_its_request_i
             await line.say(b"POST /v1/x HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n")
             await line.say(b"0\r\n\r\n")
             assert (await line.hear())[0] == 200
-    assert [seen["num_bytes"] for seen in behind.seen] == [2, 2, 2, 4, 20_000, 4]
+        async with wire(port) as line:
+            await line.say(request("/v1/x", "Expect: 100-continue", body=b"abc")[:-3])
+            told = await asyncio.wait_for(line.reader.readuntil(b"\r\n\r\n"), 5)
+            assert told.startswith(b"HTTP/1.1 100 ")
+            await line.say(b"abc")
+            assert (await line.hear())[0] == 200
+    assert [seen["num_bytes"] for seen in behind.seen] == [2, 2, 2, 4, 20_000, 4, 3]
 
 
 async def test_a_slow_connection_beyond_its_addresss_rate_ends_and_a_trusted_proxys_does_not(

@@ -23,6 +23,7 @@ CHUNK_LINE_BYTES = 256
 _LAST_CHUNK = re.compile(rb"0{1,20}[;\t\r ]")
 _BLANK = (b"", b"\r")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*(?:\r|$)", re.IGNORECASE)
+_EXPECTS = re.compile(rb"\r\nexpect:", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 
 
@@ -49,10 +50,13 @@ TWO_LENGTHS = Refusal(
 
 
 def holds_request(data: bytes) -> bool:
-    """True if `data` looks like a whole request: headers, and a body of the announced length or with a last chunk."""
+    """True if `data` looks like a whole request: headers, and a body of the announced length or with a last chunk.
+
+    A client that sends `Expect: 100-continue` waits for an answer to its headers (RFC 9110, 10.1.1), so they suffice.
+    """
     head, end, body = data.partition(b"\r\n\r\n")
-    if not end:
-        return False
+    if not end or _EXPECTS.search(head):
+        return bool(end)
     if _CHUNKED.search(head):
         return body.endswith(b"0\r\n\r\n")
     length = _LENGTH.search(head)
