@@ -179,6 +179,7 @@ async def test_a_slow_connection_beyond_its_addresss_rate_ends_and_a_trusted_pro
             await line.say(request()[:-1])
             status, _, body = await line.hear()
             assert (status, json.loads(body)["code"]) == (408, "request_timeout")
+            assert "connections a second" in json.loads(body)["detail"]
             assert await line.is_closed()
         async with wire(port) as line:
             assert await line.is_closed()
