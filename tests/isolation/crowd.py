@@ -31,6 +31,7 @@ _MARK = re.compile(r"mark-(\d{3})-")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 SEEDS = 1_000_000
 """Brand n draws with seeds from n * SEEDS on."""
+MAX_REPEATS = 5
 
 
 class MarkingGenerator(FakeGenerator):
@@ -126,8 +127,16 @@ class Visitor:
         return self.number * SEEDS + self.num_seeds
 
     async def call(self, method: str, path: str, *expected: int, **parts: Any) -> httpx.Response:
-        """One request. Raises AssertionError for a status that was not expected: a refusal is no proof of a wall."""
+        """One request. Raises AssertionError for a status that was not expected: a refusal is no proof of a wall.
+
+        A 503 is repeated as clients do it: a pool of three connections may be exhausted on a machine that stalls.
+        """
         answer = await self.client.request(method, path, **parts)
+        for _ in range(MAX_REPEATS):
+            if answer.status_code != 503:
+                break
+            await asyncio.sleep(int(answer.headers["retry-after"]))
+            answer = await self.client.request(method, path, **parts)
         what = f"{method} {path}"
         assert answer.status_code in (expected or (200,)), f"{what}: {answer.status_code} {answer.text[:500]}"
         if not answer.headers.get("content-type", "").startswith(("image/", "application/octet-stream")):

@@ -290,7 +290,25 @@ async def _transaction(pool: Pool | None, door: str, identity: Identity) -> Asyn
             async with _undone_on_error(connection, known) as session:
                 yield session
     except (psycopg.Error, PoolTimeout) as problem:
+        if isinstance(problem, _LOST):
+            _log_lost(pool, door, problem)
         raise translated(problem) from None
+
+
+def _log_lost(pool: Pool, door: str, problem: Exception) -> None:
+    """Tell operators whether the pool was exhausted or the server is away; the caller gets the same 503 for both."""
+    stats = pool.get_stats()
+    log.warning(
+        "the database does not answer at the %s login: %s (SQLSTATE %s); %d of %d connections are open, %d are free,"
+        " %d requests wait",
+        door,
+        type(problem).__name__,
+        getattr(problem, "sqlstate", None),
+        stats.get("pool_size", 0),
+        stats.get("pool_max", 0),
+        stats.get("pool_available", 0),
+        stats.get("requests_waiting", 0),
+    )
 
 
 @asynccontextmanager
@@ -344,6 +362,7 @@ _OURS = {
 }
 
 
+_LOST = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _MEANS: list[tuple[tuple[type[BaseException], ...], type[OnbrandError], str, dict[str, Any]]] = [
     ((pg.InsufficientPrivilege,), Forbidden, "your role does not allow this", {}),
     ((pg.UniqueViolation,), Conflict, "this is there already", {}),
@@ -361,7 +380,7 @@ _MEANS: list[tuple[tuple[type[BaseException], ...], type[OnbrandError], str, dic
         {"retry_after": 1},
     ),
     (
-        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout),
+        _LOST,
         Unavailable,
         "the database does not answer; try again",
         {"retry_after": 2},
