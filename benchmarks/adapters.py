@@ -28,11 +28,11 @@ from onbrand.families.family import Family, draw, load_family
 from onbrand.families.spec import TrainingConfig
 from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
 from onbrand.families.tiny.fit import fit, similarity
-from onbrand.families.tiny.score import judge, prompts
-from onbrand.training.dataset import Picture, fitted, held_out, prior_pictures
-from onbrand.training.encoding import encode
-from onbrand.training.loop import Trainer
+from onbrand.training.data.dataset import Picture, fitted, held_out, prior_pictures
+from onbrand.training.data.encoding import encode
 from onbrand.training.recipes import make_plan
+from onbrand.training.trainer import Trainer
+from tools.tiny_bases.score import judge, prompts
 
 NUM_TRAINED, NUM_REFERENCES = 12, 36
 OTHER_NAMES = ("blarnop", "acme", "sks", "fenwick", "tundro", "mirvalo")

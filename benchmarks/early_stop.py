@@ -28,10 +28,10 @@ from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.families.spec import TrainingConfig
 from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
-from onbrand.training.dataset import Picture
-from onbrand.training.encoding import encode
-from onbrand.training.layers import frozen_base
-from onbrand.training.loop import Trainer
+from onbrand.training.data.dataset import Picture
+from onbrand.training.data.encoding import encode
+from onbrand.training.kernels.lora_layers import frozen_base
+from onbrand.training.trainer import Trainer
 from onbrand.training.validation import Judge, Verdicts
 
 NUM_UNSEEN = 24

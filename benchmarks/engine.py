@@ -33,8 +33,8 @@ from benchmarks.random_base import random_base
 from benchmarks.recompiles import brand_switches
 from benchmarks.workload import Workload, random_adapter, workload
 from onbrand.engine.adapters import AdapterKey, AdapterUse
+from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
-from onbrand.engine.kernels import keep_memory
 from onbrand.engine.request import Picture, Request
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family

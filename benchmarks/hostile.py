@@ -29,7 +29,7 @@ from typing import Any
 from onbrand.config import Settings, load_secrets
 from onbrand.db.embedded import start
 from onbrand.db.session import Doors as DatabaseDoors
-from onbrand.storage.children import Child
+from onbrand.sandbox.processes import Child
 from tests.conftest import PASSWORD, BrandOfPeople, Person
 from tests.ingress import Platform, serving
 from tests.isolation.hostile.corpus import Hostile, corpus

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ray import serve
 
-from onbrand.engine.kernels import keep_memory
+from onbrand.engine.compilation import keep_memory
 from onbrand.families.family import load_pipeline
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.workload import random_adapter
-from onbrand.engine.kernels import compile_passes, uncompile_passes
+from onbrand.engine.compilation import compile_passes, uncompile_passes
 from onbrand.engine.slots import RowAdapter, Slots
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.lora import AdapterWeights, read_adapter

@@ -41,7 +41,7 @@ from onbrand.engine.slots import Slots
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
-from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.placement import Placement, PlacementOptions
 
 LAWS = Path(__file__).parent / "adapter_popularity.json"

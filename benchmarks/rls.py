@@ -136,10 +136,10 @@ async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
 
 def _known_as(scope: Scope, app: FastAPI) -> Callable[..., Awaitable[None]]:
     """The app with this caller already authenticated, so that queries for credentials are not measured."""
-    from onbrand.api import first
+    from onbrand.api.http import early_authentication
 
     async def called(request: dict[str, Any], receive: Any, send: Any) -> None:
-        await app({**request, first.CALLER: scope}, receive, send)
+        await app({**request, early_authentication.CALLER: scope}, receive, send)
 
     return called
 

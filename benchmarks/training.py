@@ -38,16 +38,16 @@ from benchmarks.random_base import random_base
 from benchmarks.training_plain import CLOCKS, TURN_STEPS, PlainProcess, Timed, loaded
 from benchmarks.training_script import Script, base_of
 from onbrand.config import FAMILIES
-from onbrand.engine.kernels import keep_memory
+from onbrand.engine.compilation import keep_memory
 from onbrand.families.bases import recommended
 from onbrand.families.family import Family
 from onbrand.families.spec import SPECS, ScheduleName, TrainingConfig
 from onbrand.families.tiny.brands import brand_caption, draw_brand, kind_of
-from onbrand.training.cache import DiskCache
-from onbrand.training.dataset import Picture, Wording, held_out
-from onbrand.training.encoding import encode
-from onbrand.training.loop import Trainer
+from onbrand.training.data.cache import DiskCache
+from onbrand.training.data.dataset import Picture, Wording, held_out
+from onbrand.training.data.encoding import encode
 from onbrand.training.recipes import Plan, make_plan
+from onbrand.training.trainer import Trainer
 from onbrand.training.validation import Judge
 
 BRAND, NUM_PICTURES, NUM_JUDGED, FIRST_JUDGED = "zorblax", 12, 8, 1000

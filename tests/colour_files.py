@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from onbrand.storage import profiles
+from onbrand.sandbox import icc_profiles
 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -77,8 +77,8 @@ def cmyk_profile(grid: int = 23) -> bytes:
     linear = struct.pack(">HH", 0, 65535)
     table = b"mft2\0\0\0\0" + bytes([4, 3, grid, 0]) + struct.pack(">9i", *(65536, 0, 0, 0, 65536, 0, 0, 0, 65536))
     table += struct.pack(">HH", 2, 2) + linear * 4 + lab.tobytes() + linear * 3
-    white = profiles.gray_profile(profiles.gamma(1.0)).tags[b"wtpt"]
-    made = bytearray(profiles._made("CMYK", {b"wtpt": white, b"A2B0": table}).data)
+    white = icc_profiles.gray_profile(icc_profiles.gamma(1.0)).tags[b"wtpt"]
+    made = bytearray(icc_profiles._made("CMYK", {b"wtpt": white, b"A2B0": table}).data)
     made[8:24] = b"\x02\x40\0\0prtrCMYKLab "
     return bytes(made)
 

@@ -28,11 +28,11 @@ from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import OnbrandError, Unavailable
+from onbrand.internal.client import AsyncSystemClient
 from onbrand.internal.training import PublishedModel
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.storage.store import ObjectStore
-from onbrand.system_client import AsyncSystemClient
 from tests.receipts import receipt_for
 
 _PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}

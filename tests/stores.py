@@ -18,7 +18,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from onbrand.api import edge, files, problems
+from onbrand.api import files, problems
+from onbrand.api.http import middleware
 from onbrand.config import Secrets, Settings
 from onbrand.storage.fsspec_backend import FsspecBackend
 from onbrand.storage.layout import BUCKETS
@@ -127,5 +128,5 @@ def _stranger(name: str, settings: Settings, store: ObjectStore) -> httpx.Client
     problems.install(app)
     app.include_router(files.router)
     app.state.parts = SimpleNamespace(settings=settings, secrets=SECRETS, store=store)
-    app.add_middleware(edge.Edge, body_limit=lambda method, path: 2**28)
+    app.add_middleware(middleware.Edge, body_limit=lambda method, path: 2**28)
     return TestClient(app, base_url=settings.url)

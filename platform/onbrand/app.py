@@ -11,14 +11,10 @@ from fastapi import FastAPI
 
 from onbrand import __version__
 from onbrand.api import (
-    abandoned,
     assets,
     audit,
-    body_limits,
     brands,
-    cors,
     documents,
-    edge,
     files,
     images,
     invitations,
@@ -28,26 +24,27 @@ from onbrand.api import (
     openai,
     problems,
     sessions,
-    sweeper,
     system,
     uploads,
     users,
 )
-from onbrand.api.bytes_under_way import BytesUnderWay
-from onbrand.api.caller import Parts
-from onbrand.api.refusals import Refusals
-from onbrand.api.rendering import Renderings, SystemClientFor
-from onbrand.api.shares import Shares
-from onbrand.api.streams import OpenStreams
+from onbrand.api.authorization import Parts
+from onbrand.api.http import body_limits, cors, middleware
+from onbrand.api.http.bytes_in_progress import BytesUnderWay
+from onbrand.api.http.concurrency_limits import Shares
+from onbrand.api.http.refusal_cache import Refusals
+from onbrand.api.http.stream_limits import OpenStreams
+from onbrand.background import recovery, upload_cleanup
+from onbrand.background.generations import Renderings, SystemClientFor
 from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.fair_queue import FairTurns
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.images import Generator, recommended_of
 from onbrand.services.oidc import OidcIssuer
 from onbrand.services.passwords import Passwords
-from onbrand.storage.checking import Checker
 from onbrand.storage.credentials import CredentialIssuer
-from onbrand.storage.fair_turns import FairTurns
 from onbrand.storage.store import ObjectStore
 
 _TITLE = "Onbrand"
@@ -56,6 +53,24 @@ _PROBLEM: dict[str, Any] = {
     "description": "A problem (RFC 9457) that also carries OpenAI's error object.",
     "content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}},
 }
+
+ROUTES = (
+    users,
+    sessions,
+    brands,
+    keys,
+    invitations,
+    assets,
+    uploads,
+    documents,
+    jobs,
+    models,
+    images,
+    openai,
+    audit,
+    files,
+)
+"""The modules of the API's resources, in the order in which the docs show them."""
 
 
 def create_app(
@@ -96,26 +111,12 @@ def create_app(
         Refusals(),
         oidc,
     )
-    rooms = (
-        users,
-        sessions,
-        brands,
-        keys,
-        invitations,
-        assets,
-        uploads,
-        documents,
-        jobs,
-        models,
-        images,
-        openai,
-        audit,
-        files,
-    )
     _share_out(app, settings.limits)
-    for room in rooms:
-        app.include_router(room.router)
-    app.add_middleware(edge.Edge, body_limit=body_limits.of_users, anonymous_bytes=settings.limits.anonymous_bytes)
+    for each in ROUTES:
+        app.include_router(each.router)
+    app.add_middleware(
+        middleware.Edge, body_limit=body_limits.of_users, anonymous_bytes=settings.limits.anonymous_bytes
+    )
     cors.add_to(app, settings.cors_origins)
     return app
 
@@ -140,8 +141,8 @@ def create_system_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = [
-            asyncio.create_task(abandoned.Recovery(doors, renderings).run(), name="abandoned"),
-            asyncio.create_task(sweeper.watch(doors, store), name="sweeper"),
+            asyncio.create_task(recovery.Recovery(doors, renderings).run(), name="abandoned"),
+            asyncio.create_task(upload_cleanup.watch(doors, store), name="sweeper"),
         ]
         yield
         for task in watching:
@@ -157,7 +158,9 @@ def create_system_app(
         settings, secrets, doors, store, credentials=CredentialIssuer.from_settings(settings)
     )
     app.include_router(system.router)
-    app.add_middleware(edge.Edge, body_limit=body_limits.of_workers, anonymous_bytes=settings.limits.anonymous_bytes)
+    app.add_middleware(
+        middleware.Edge, body_limit=body_limits.of_workers, anonymous_bytes=settings.limits.anonymous_bytes
+    )
     return app
 
 

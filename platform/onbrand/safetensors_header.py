@@ -1,7 +1,7 @@
 """Bounds of a safetensors file, checked before any tensor library loads it.
 
 The safetensors readers accept a 67 MB header of a million empty tensors; this module refuses it in microseconds.
-`onbrand.storage.weights` checks finiteness, `onbrand.families.lora` the fit to a base, and `onbrand.lora_names`
+`onbrand.sandbox.weights` checks finiteness, `onbrand.families.lora` the fit to a base, and `onbrand.lora_names`
 interprets the names of layers.
 """
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets
-from onbrand.system_client import SystemClient
+from onbrand.internal.client import SystemClient
 from tests.acceptance.colours import Paint
 
 ENDED = ("completed", "failed", "canceled")

@@ -89,9 +89,12 @@ def everything_below(folders: list[Path]) -> list[str]:
 
 def rays_folders(processes: list[psutil.Process]) -> list[Path]:
     """The keeper's folders: Ray's own, and the one for temporary files."""
-    [keeper] = [each for each in processes if "onbrand.keeper" in command_line(each.pid)]
+    [keeper] = [each for each in processes if "onbrand.local.supervisor" in command_line(each.pid)]
     below = [child.environ().get("TMPDIR", "") for child in keeper.children()]
-    return [Path(keeper.cmdline()[keeper.cmdline().index("onbrand.keeper") + 2]), *map(Path, filter(None, below))]
+    return [
+        Path(keeper.cmdline()[keeper.cmdline().index("onbrand.local.supervisor") + 2]),
+        *map(Path, filter(None, below)),
+    ]
 
 
 def secrets_of(platform: Running) -> list[str]:

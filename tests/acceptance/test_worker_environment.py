@@ -20,7 +20,7 @@ def environ_of(pid: int) -> str:
 def test_no_process_of_ray_inherits_a_secret(platform: Running) -> None:
     assert platform.process is not None
     assert CANARY in environ_of(platform.process.pid), "the test of the test: there was something to inherit"
-    [keeper] = [pid for pid in platform.processes() if "onbrand.keeper" in command_line(pid)]
+    [keeper] = [pid for pid in platform.processes() if "onbrand.local.supervisor" in command_line(pid)]
     rays = [keeper, *(child.pid for child in psutil.Process(keeper).children(recursive=True))]
     names = " ".join(command_line(pid) for pid in rays)
     assert all(part in names for part in ("raylet", "ServeReplica:engine-sd15", "ServeReplica:internal"))

@@ -14,9 +14,9 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from onbrand.api.front import PUBLIC
+from onbrand.api.http.front import PUBLIC
 from onbrand.config import Settings
-from onbrand.runtime import PUBLIC_PORT
+from onbrand.local.platform import PUBLIC_PORT
 from onbrand.serving.listener import CALLBACK
 
 ROOT = Path(__file__).parents[2]

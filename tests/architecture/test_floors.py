@@ -78,7 +78,7 @@ def test_the_client_needs_nothing_else_of_onbrand() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["onbrand.app", "onbrand.services", "onbrand.storage.store", "onbrand.system_client"]
+    "module", ["onbrand.app", "onbrand.services", "onbrand.storage.store", "onbrand.internal.client"]
 )
 def test_the_web_tier_loads_neither_torch_nor_ray(module: str) -> None:
     loaded = python(f"import sys, {module}; print(*sys.modules)").split()

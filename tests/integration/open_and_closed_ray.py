@@ -15,10 +15,10 @@ import psutil
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
-from onbrand.keeper import descendants
-from onbrand.rayhead import RayHead
-from onbrand.runtime import deploy
-from onbrand.serving.cluster import Cluster, must_be_closed, must_be_closed_environment
+from onbrand.local.platform import deploy
+from onbrand.local.ray_head import RayHead
+from onbrand.local.supervisor import descendants
+from onbrand.serving.cluster_security import Cluster, must_be_closed, must_be_closed_environment
 
 
 def verdict(call: Any, *arguments: Any) -> str:

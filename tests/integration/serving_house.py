@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from onbrand.config import Limits
-from onbrand.services import assets, images, jobs, training
+from onbrand.services import assets, images, jobs, training_worker
 from onbrand.services.images import NewGeneration, RenderRequest
 from tests.numerics.bases import family_of
 
@@ -35,7 +35,7 @@ class House:
         ticket = brand.ticket(job.id)
         async with self.doors.system_session(ticket) as session:
             facts = {"rank": 4, "trigger_word": "acme", "base_revision": "0" * 64, "metrics": {}}
-            model = await training.publish(session, self.store.brand(brand.id), ticket, data, facts)
+            model = await training_worker.publish(session, self.store.brand(brand.id), ticket, data, facts)
         return model.name
 
     async def ask(self, brand, **wishes) -> RenderRequest:

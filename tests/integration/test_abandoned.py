@@ -16,16 +16,16 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from onbrand.api import abandoned, rendering
-from onbrand.api.abandoned import SILENT_SECONDS, Recovery
-from onbrand.api.previews import Viewer
-from onbrand.api.rendering import Renderings
 from onbrand.app import create_app
+from onbrand.background import generations
+from onbrand.background.generations import Renderings
+from onbrand.background.previews import Viewer
+from onbrand.background.recovery import SILENT_SECONDS, Recovery, abandoned
 from onbrand.brand import Ticket
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, EngineLost, Unavailable
-from onbrand.services import generation
-from onbrand.services.training import QueueEntry
+from onbrand.services import generation_worker
+from onbrand.services.training_worker import QueueEntry
 from tests.conftest import BrandOfPeople
 from tests.ingress import Platform
 from tests.receipts import receipt_of
@@ -72,7 +72,7 @@ async def look(recovery: Recovery, brand: BrandOfPeople) -> None:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a loss the next engine is asked at once."""
-    monkeypatch.setattr(rendering, "_PAUSE_AFTER_LOSS", 0.0)
+    monkeypatch.setattr(generations, "_PAUSE_AFTER_LOSS", 0.0)
 
 
 async def left(platform: Platform, brand: BrandOfPeople, **wishes: Any) -> dict[str, Any]:
@@ -167,7 +167,7 @@ async def test_one_of_whom_somebody_was_heard_is_left_alone(platform, recovery, 
     async with platform.system(brand.ticket(begun["id"], "generation")) as worker:
         await worker.report_generation(0)
     ours = [entry for entry in await recovery._queue() if entry.job_id == begun["id"]]
-    assert abandoned.abandoned(ours, recovery._listening_since, datetime.now(UTC)) == []
+    assert abandoned(ours, recovery._listening_since, datetime.now(UTC)) == []
     async with platform.system(brand.ticket(begun["id"], "generation")) as worker:
         await worker.report_generation(0)  # heard after the look at the queue
     await recovery._take_care(ours[0])
@@ -182,7 +182,7 @@ async def test_of_two_who_take_over_one_does(platform, make_brand):
 
     async def take() -> bool:
         async with platform.doors.system_session(ticket) as session:
-            return await generation.take_over(session, ticket, None)
+            return await generation_worker.take_over(session, ticket, None)
 
     assert sorted(await asyncio.gather(take(), take())) == [False, True]
 
@@ -201,18 +201,18 @@ AGES = timedelta(days=1)
 
 def test_who_was_heard_of_lately_or_is_new_is_not_abandoned():
     queue = [entry("a", 900, 3), entry("b", 900, 900), entry("c", 1), entry("d", 900), entry("e", 900, kind="training")]
-    assert [each.brand_id for each in abandoned.abandoned(queue, NOW - AGES, NOW)] == ["b", "d"]
+    assert [each.brand_id for each in abandoned(queue, NOW - AGES, NOW)] == ["b", "d"]
 
 
 def test_silence_while_nobody_could_be_heard_does_not_count():
     queue = [entry("a", 900, 600)]
     for since, num in ((SILENT_SECONDS - 1, 0), (SILENT_SECONDS + 1, 1)):
-        assert len(abandoned.abandoned(queue, NOW - timedelta(seconds=since), NOW)) == num
+        assert len(abandoned(queue, NOW - timedelta(seconds=since), NOW)) == num
 
 
 def test_each_brands_first_comes_before_any_brands_second():
     queue = [entry("a", 900), entry("a", 800), entry("a", 700), entry("b", 600), entry("c", 500), entry("b", 400)]
-    found = [each.job_id for each in abandoned.abandoned(queue, NOW - AGES, NOW)]
+    found = [each.job_id for each in abandoned(queue, NOW - AGES, NOW)]
     assert found == ["a-900", "b-600", "c-500", "a-800", "b-400", "a-700"]
 
 
@@ -274,14 +274,14 @@ def num_lost(database: Any, generation_id: str) -> int:
 async def test_what_loses_engines_again_and_again_is_ended(platform, make_brand):
     brand = await make_brand("deadly")
     num_seen = len(platform.generator.seen)
-    platform.generator.refusals = [lost() for _ in range(2 * generation.LOST_MAX)]
+    platform.generator.refusals = [lost() for _ in range(2 * generation_worker.LOST_MAX)]
     try:
         async with platform.client(brand.member) as client:
             done = (await client.post(at(brand), json=BODY | {"model_type": "sd15"}, headers=DRAWN)).json()
     finally:
         platform.generator.refusals = []
     assert (done["status"], done["error"]["code"]) == ("failed", "engine_lost")
-    assert len(platform.generator.seen) - num_seen == generation.LOST_MAX + 1
+    assert len(platform.generator.seen) - num_seen == generation_worker.LOST_MAX + 1
 
 
 async def test_losses_are_counted_over_all_who_look_after_it(platform, recovery, make_brand):
@@ -291,10 +291,10 @@ async def test_losses_are_counted_over_all_who_look_after_it(platform, recovery,
     ticket = brand.ticket(begun["id"], "generation")
     async with platform.system(ticket) as worker:
         await worker.start_generation()
-    for _ in range(generation.LOST_MAX):
+    for _ in range(generation_worker.LOST_MAX):
         heard = await heard_at(platform, brand, begun)
         async with platform.doors.system_session(ticket) as session:
-            assert await generation.take_over(session, ticket, heard)
+            assert await generation_worker.take_over(session, ticket, heard)
     await look(recovery, brand)
     assert (await until_ended(platform, brand, begun))["error"]["code"] == "engine_lost"
     with pytest.raises(Conflict):
@@ -306,7 +306,7 @@ async def test_a_worker_hears_that_engines_were_lost_too_often(platform, make_br
     brand = await make_brand("worker")
     begun = await left(platform, brand)
     async with platform.system(brand.ticket(begun["id"], "generation")) as worker:
-        for _ in range(generation.LOST_MAX):
+        for _ in range(generation_worker.LOST_MAX):
             await worker.report_generation(0, lost=True)
         with pytest.raises(EngineLost):
             await worker.report_generation(0, lost=True)
@@ -321,7 +321,7 @@ async def ask(platform: Platform, brand: BrandOfPeople, headers: dict[str, str],
 
 
 async def test_while_no_replica_begins_its_ingress_says_that_it_is_looked_after(platform, make_brand, monkeypatch):
-    monkeypatch.setattr(rendering, "ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(generations, "ALIVE_SECONDS", 0.05)
     brand = await make_brand("queued")
     begun = (await ask(platform, brand, {}, prompt="[silent]")).json()
     first = None
@@ -344,9 +344,9 @@ async def test_a_cancel_is_heard_though_no_replica_begins(platform, make_brand):
 
 
 async def test_an_engine_that_never_begins_ends_it_honestly(platform, make_brand, monkeypatch):
-    monkeypatch.setattr(rendering, "ALIVE_SECONDS", 0.01)
-    monkeypatch.setattr(rendering, "FULL_SECONDS", 0.05)
-    monkeypatch.setattr(rendering, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(generations, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(generations, "FULL_SECONDS", 0.05)
+    monkeypatch.setattr(generations, "AWAY_SECONDS", 0.05)
     brand = await make_brand("never")
     done = (await ask(platform, brand, DRAWN, prompt="[silent]")).json()
     assert (done["status"], done["error"]["code"]) == ("failed", "unavailable")

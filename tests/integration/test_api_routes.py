@@ -308,7 +308,7 @@ async def test_without_waiting_it_is_202_and_its_events_tell_the_rest(platform: 
 async def test_an_engine_that_fails_leaves_a_reason(
     platform: Platform, acme: BrandOfPeople, prompt: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onbrand.api.rendering.AWAY_SECONDS", 0)
+    monkeypatch.setattr("onbrand.background.generations.AWAY_SECONDS", 0)
     async with platform.client(acme.member) as client:
         answer = await client.post(
             f"/v1/brands/{acme.id}/generations",
@@ -374,7 +374,7 @@ async def test_a_full_ingress_says_when_to_come_back_and_writes_nothing(
 ) -> None:
     """Who has some under way already: a brand that has none finds room, however busy others are."""
     brand, other = await make_brand("full"), await make_brand("fresh")
-    monkeypatch.setattr("onbrand.api.rendering.RUNNING_MAX", 1)
+    monkeypatch.setattr("onbrand.background.generations.RUNNING_MAX", 1)
     hangs = {"prompt": "[hang] up", "model_type": "sd15"}
     async with platform.client(brand.member) as client, platform.client(other.member) as theirs:
         path = f"/v1/brands/{brand.id}/generations"

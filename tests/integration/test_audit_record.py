@@ -22,11 +22,11 @@ from psycopg.types.json import Jsonb
 import onbrand.db
 from onbrand.brand import Scope
 from onbrand.client import AuditEvent, Head
-from onbrand.client.chain import check_chain
+from onbrand.client.audit_chain import check_chain
 from onbrand.config import Settings
+from onbrand.db.audit import Record
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.migrate import _apply_missing, migrate
-from onbrand.db.record import Record
 from onbrand.db.session import Doors
 from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandError
 from onbrand.services import audit

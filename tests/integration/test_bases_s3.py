@@ -12,7 +12,7 @@ from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused
 from onbrand.families import bases
 from onbrand.families.tiny import tiny_base
-from onbrand.runtime import must_be_bases
+from onbrand.local.platform import must_be_bases
 from onbrand.services.images import recommended_of
 from tests.s3.ceph import CephS3
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from onbrand.config import Limits
-from onbrand.storage.checking import Checker
-from onbrand.storage.fair_turns import Whose
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.fair_queue import Whose
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, upload
 

@@ -13,11 +13,11 @@ from onbrand.brand import Scope
 from onbrand.config import Secrets
 from onbrand.db import embedded
 from onbrand.db import server as programs
+from onbrand.db.audit import Record
 from onbrand.db.claims import install_key
 from onbrand.db.limits import set_limits
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
-from onbrand.db.record import Record
 from onbrand.db.session import Doors
 from onbrand.errors import ConfigurationError
 from onbrand.services import brands, identity, keys

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from onbrand.api.caller import UserRoute
+from onbrand.api.authorization import UserRoute
 from onbrand.api.route import Route, asks_for
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform

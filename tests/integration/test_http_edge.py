@@ -8,7 +8,7 @@ import re
 import httpx
 import pytest
 
-from onbrand.api import body_limits
+from onbrand.api.http import body_limits
 from onbrand.app import create_app
 from onbrand.config import Limits
 from onbrand.errors import ConfigurationError

@@ -21,10 +21,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from onbrand import runtime
 from onbrand.app import create_app
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, Unauthenticated, Unavailable
+from onbrand.local import platform
 from onbrand.services.oidc import OidcIssuer
 from tests.conftest import PASSWORD, MakeBrand
 from tests.ingress import Platform
@@ -428,7 +428,7 @@ def test_an_issuer_that_could_be_impersonated_is_refused_at_the_start(settings: 
 
 def test_the_platform_does_not_start_with_half_an_issuer(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, oidc_issuer="https://id.example")
-    with pytest.raises(ConfigurationError, match="ONBRAND_OIDC_AUDIENCE"), runtime.Platform(settings):
+    with pytest.raises(ConfigurationError, match="ONBRAND_OIDC_AUDIENCE"), platform.Platform(settings):
         pass
 
 

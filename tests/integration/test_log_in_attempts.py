@@ -17,7 +17,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Doors
 from onbrand.errors import InvalidInput
 from onbrand.services import passwords
-from onbrand.services.attempts import network_of
+from onbrand.services.login_limits import network_of
 from tests.conftest import PASSWORD, Person
 from tests.ingress import Platform
 

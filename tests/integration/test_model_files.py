@@ -13,7 +13,7 @@ import safetensors.numpy
 from psycopg.conninfo import conninfo_to_dict
 
 import onbrand.client as sdk
-from onbrand.api.bytes_under_way import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesUnderWay
 from onbrand.config import Limits
 from onbrand.db.logins import DatabaseUrls
 from onbrand.services import models

@@ -18,12 +18,12 @@ from onbrand.config import Settings
 from onbrand.errors import NotFound
 from onbrand.families.bases import base_source
 from onbrand.families.family import load_family
-from onbrand.families.foreign import read_foreign
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_import import read_foreign
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.internal.training import Heard, PublishedModel, TrainingSpec
 from onbrand.lora_names import ImportWishes
 from onbrand.storage.layout import import_file
-from onbrand.training import importing
+from onbrand.training import lora_import
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, weights
 from tests.numerics.bases import adapter_bytes, family_of
@@ -64,7 +64,7 @@ async def test_a_file_becomes_a_model_by_its_job_and_is_gone_then(
     async with platform.system(acme.ticket(job["id"])) as worker:
         assert await worker.read_import() == kohya
         family = load_family("sd15", base_source("sd15", {}))
-        made = importing.import_adapter(await worker.read_import(), family, "zilgo", "a title")
+        made = lora_import.import_adapter(await worker.read_import(), family, "zilgo", "a title")
         facts = {"rank": made.rank, "trigger_word": "zilgo", "base_revision": family.revision, "metrics": {}}
         model = await worker.publish(made.data, facts)
     async with platform.client(acme.member) as client:
@@ -321,9 +321,9 @@ def test_the_models_row_says_what_was_left_out(kohya: bytes, monkeypatch: pytest
 
 
 def outcome_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(importing, "SystemClient", lambda *_: worker)
-    monkeypatch.setattr(importing, "Settings", lambda: Settings(device="cpu"))
-    return importing.import_worker(Ticket())
+    monkeypatch.setattr(lora_import, "SystemClient", lambda *_: worker)
+    monkeypatch.setattr(lora_import, "Settings", lambda: Settings(device="cpu"))
+    return lora_import.import_worker(Ticket())
 
 
 def test_the_cluster_publishes_what_it_proved(kohya: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

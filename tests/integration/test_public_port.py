@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onbrand.api.front import Front, network_of
+from onbrand.api.http.front import Front, network_of
 from onbrand.config import Limits, Settings
 from onbrand.errors import ConfigurationError
 from onbrand.serving.listener import Listener, listen, own_controls

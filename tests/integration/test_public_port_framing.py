@@ -8,7 +8,7 @@ from contextlib import suppress
 import h11
 import pytest
 
-from onbrand.serving.framing import BYTES_PER_CHUNK, FREE_CHUNKS, HEADERS_MAX, BoundedConnection
+from onbrand.serving.http_framing import BYTES_PER_CHUNK, FREE_CHUNKS, HEADERS_MAX, BoundedConnection
 from tests.integration.public_port import Wire, opened, request, until, wire
 
 CHUNKED = b"POST /v1/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -19,7 +19,7 @@ import pytest
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
-from onbrand.serving.cluster import Cluster, must_be_closed, must_be_closed_environment
+from onbrand.serving.cluster_security import Cluster, must_be_closed, must_be_closed_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,7 +142,7 @@ def test_a_dashboard_on_every_address_is_refused_unless_all_are_private(gcs: str
 
 
 def test_a_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onbrand.serving.cluster.must_ask_for_token", lambda cluster: None)
+    monkeypatch.setattr("onbrand.serving.cluster_security.must_ask_for_token", lambda cluster: None)
     for cluster in (Cluster("8.8.8.8:6379"), Cluster("10.0.0.1:6379", "[2600::1]:8265")):
         with pytest.raises(ConfigurationError, match="public address"):
             must_be_closed(Settings(private_network=True), cluster)

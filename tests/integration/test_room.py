@@ -16,8 +16,8 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import TooLarge
+from onbrand.sandbox.checker import Checker
 from onbrand.services import assets
-from onbrand.storage.checking import Checker
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, serving, weights
 from tests.receipts import receipt_of

@@ -14,11 +14,11 @@ from pyarrow.fs import FileSelector, FileType
 
 from onbrand.config import Settings
 from onbrand.errors import NotFound
+from onbrand.internal.client import SystemClient
 from onbrand.storage.credentials import CredentialIssuer
-from onbrand.system_client import SystemClient
-from onbrand.training import run_files
-from onbrand.training.run_files import RunFiles, run_filesystem
-from onbrand.training.tickets import FileTickets
+from onbrand.training.dispatch.tickets import FileTickets
+from onbrand.training.ray import s3_filesystem
+from onbrand.training.ray.s3_filesystem import RunFiles, run_filesystem
 from tests.s3.ceph import CephS3
 
 JOB = str(uuid.UUID(int=7, version=4))
@@ -108,7 +108,7 @@ def test_a_checkpoints_folder_goes_there_and_back(files: pyarrow.fs.PyFileSystem
 def test_a_large_file_goes_in_parts_and_arrives_whole(
     files: pyarrow.fs.PyFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_files, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(s3_filesystem, "PART_BYTES", 5 * 2**20)
     data = bytes(range(256)) * (11 * 2**12)
     write(files, f"{RUN}/large", data)
     with files.open_input_stream(f"{RUN}/large") as stream:
@@ -178,7 +178,7 @@ def test_credentials_are_asked_for_once_and_again_before_they_end(
         write(files, f"{RUN}/{number}", b"1")
     assert platform.num_asked == asked
     soon = RunFiles(FileTickets(files.handler._tickets.folder), "http://test")
-    platform.life = run_files.RENEW_BEFORE - timedelta(seconds=1)
+    platform.life = s3_filesystem.RENEW_BEFORE - timedelta(seconds=1)
     for number in range(3):
         soon.get_file_info([f"{RUN}/{number}"])
     assert platform.num_asked == asked + 3

@@ -15,7 +15,7 @@ from onbrand.errors import ConfigurationError, Conflict, StorageError
 from onbrand.storage.layout import BUCKETS, incoming_file
 from onbrand.storage.links import Announced
 from onbrand.storage.s3 import S3Backend
-from onbrand.storage.s3_sending import Way
+from onbrand.storage.s3_upload_methods import Way
 from onbrand.storage.store import ObjectStore
 from tests.s3.ceph import CephS3
 from tests.s3.gateway import Manners, gateway

@@ -13,7 +13,7 @@ from onbrand.config import Limits, Settings
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, generation, images, jobs, models, training
+from onbrand.services import assets, brands, generation_worker, images, jobs, models, training_worker
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeUser
@@ -45,7 +45,7 @@ class Story:
     async def publish(self, job_id: str, seed: int = 0) -> models.Model:
         ticket = self.brand.ticket(job_id)
         async with self.doors.system_session(ticket) as session:
-            return await training.publish(session, self.store, ticket, safetensors(seed), FACTS)
+            return await training_worker.publish(session, self.store, ticket, safetensors(seed), FACTS)
 
     async def model(self) -> models.Model:
         made = await self.upload(*range(1))
@@ -64,8 +64,8 @@ class Story:
         ticket, picture = self.brand.ticket(generation_id, "generation"), self.pictures(index)
         receipt = receipt_of(self.brand.id, adapters)
         async with self.doors.system_session(ticket) as session:
-            await generation.start_generation(session, ticket)
-            return await generation.add_image(
+            await generation_worker.start_generation(session, ticket)
+            return await generation_worker.add_image(
                 session, self.store, ticket, index, 7, picture, "image/png", 64, 64, receipt
             )
 
@@ -88,14 +88,14 @@ async def test_the_five_steps(story: Story):
     assert (job.status, job.progress, job.provider) == ("pending", 0, "ray")
     ticket = story.brand.ticket(job.id)
     async with story.doors.system_session(ticket) as session:
-        spec = await training.spec_for_worker(session, ticket)
+        spec = await training_worker.spec_for_worker(session, ticket)
         assert {asset.caption for asset in spec.assets} == {"photo of zorgle logo"}
-        data, content_type = await training.read_asset(session, story.store, spec.assets[0].id)
+        data, content_type = await training_worker.read_asset(session, story.store, spec.assets[0].id)
         assert content_type == "image/png"
         assert data == story.store.read(uploaded[0].key)
     async with story.doors.system_session(ticket) as session:
-        heard = await training.report(session, ticket, 40, {"step": 2, "loss": 0.5})
-        await training.add_sample(session, story.store, ticket, 2, 0, story.pictures(9))
+        heard = await training_worker.report(session, ticket, 40, {"step": 2, "loss": 0.5})
+        await training_worker.add_sample(session, story.store, ticket, 2, 0, story.pictures(9))
         assert not heard.cancel_requested
     model = await story.publish(job.id)
     assert model.name == "sd15-lora-v1"
@@ -120,7 +120,7 @@ async def test_the_five_steps(story: Story):
     async with story.doors.system_session(ticket) as session:
         _, weights = await models.read_weights(session, story.store, story.brand.id, model.id)
         assert weights == safetensors()
-        await generation.finish_generation(session, ticket)
+        await generation_worker.finish_generation(session, ticket)
     async with story.as_user() as session:
         finished = await images.get_generation(session, story.brand.id, drawn.id)
     assert finished.status == "completed"
@@ -165,7 +165,7 @@ async def test_a_publication_that_breaks_leaves_no_file_no_row_and_the_job_open(
     ticket = story.brand.ticket(job.id)
     with pytest.raises(RuntimeError):  # noqa: PT012
         async with story.doors.system_session(ticket) as session:
-            await training.publish(session, story.store, ticket, safetensors(), FACTS)
+            await training_worker.publish(session, story.store, ticket, safetensors(), FACTS)
             raise RuntimeError
     assert story.store.list("models") == []
     async with story.as_user() as session:
@@ -282,8 +282,8 @@ async def test_a_canceled_job_can_be_retried_as_a_new_one(story: Story):
     async with story.as_user() as session:
         await jobs.request_cancel(session, story.brand.id, job.id)
     async with story.doors.system_session(ticket) as session:
-        assert (await training.report(session, ticket, 1)).cancel_requested
-        await training.canceled(session, ticket)
+        assert (await training_worker.report(session, ticket, 1)).cancel_requested
+        await training_worker.canceled(session, ticket)
     async with story.as_user() as session:
         assert (await jobs.request_cancel(session, story.brand.id, job.id)).status == "canceled"
         again = await jobs.retry(session, story.brand.id, story.brand.member.user_id, job.id)
@@ -295,10 +295,10 @@ async def test_a_job_ends_once(story: Story):
     job = await story.job([(await story.upload(1))[0].id])
     ticket = story.brand.ticket(job.id)
     async with story.doors.system_session(ticket) as session:
-        await training.fail(session, ticket, "worker_lost", "the worker was lost")
+        await training_worker.fail(session, ticket, "worker_lost", "the worker was lost")
     async with story.doors.system_session(ticket) as session:
-        await training.fail(session, ticket, "worker_lost", "the worker was lost")
-    for ending in (lambda s: training.report(s, ticket, 50), lambda s: training.canceled(s, ticket)):
+        await training_worker.fail(session, ticket, "worker_lost", "the worker was lost")
+    for ending in (lambda s: training_worker.report(s, ticket, 50), lambda s: training_worker.canceled(s, ticket)):
         with pytest.raises(Conflict, match="failed already"):
             async with story.doors.system_session(ticket) as session:
                 await ending(session)
@@ -333,7 +333,7 @@ async def test_deleting_a_job_takes_its_samples_and_leaves_its_model(story: Stor
     job = await story.job([(await story.upload(1))[0].id])
     ticket = story.brand.ticket(job.id)
     async with story.doors.system_session(ticket) as session:
-        await training.add_sample(session, story.store, ticket, 1, 0, story.pictures(3))
+        await training_worker.add_sample(session, story.store, ticket, 1, 0, story.pictures(3))
     with pytest.raises(Conflict, match="under way"):
         async with story.as_user(story.brand.admin) as session:
             await jobs.delete_job(session, story.store, story.brand.id, job.id)
@@ -383,7 +383,7 @@ async def test_a_picture_sent_again_is_stored_once(story: Story):
     assert await story.draw(asked.id) == await story.draw(asked.id)
     with pytest.raises(Conflict, match="1 of 2"):
         async with story.doors.system_session(ticket := story.brand.ticket(asked.id, "generation")) as session:
-            await generation.finish_generation(session, ticket)
+            await generation_worker.finish_generation(session, ticket)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from onbrand.adapter import routing_id
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, NotFound
 from onbrand.services.images import RenderEvent
-from onbrand.serving.remote import ServeGenerator
+from onbrand.serving.serve_generator import ServeGenerator
 from tests.conftest import PASSWORD
 from tests.integration.serving_house import House
 from tests.numerics.bases import adapter_bytes, base_of, family_of

@@ -12,7 +12,7 @@ import pytest
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import InvalidInput, Unavailable
-from onbrand.serving.loop import EngineLoop
+from onbrand.serving.engine_thread import EngineLoop
 from tests.numerics.bases import family_of
 from tests.numerics.drawing import drawn, request
 

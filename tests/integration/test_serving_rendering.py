@@ -30,14 +30,14 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture
 from onbrand.errors import AdapterRefused, InvalidInput, NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
-from onbrand.services import generation, images, models
+from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.services import generation_worker, images, models
 from onbrand.services.images import RenderRequest
-from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.assembly import quiet_libraries
-from onbrand.serving.loop import EngineLoop
-from onbrand.serving.pictures import RECEIPT_KEY
-from onbrand.serving.rendering import Renderer, Rendering
-from onbrand.system_client import AsyncSystemClient, SystemClient
+from onbrand.serving.engine_thread import EngineLoop
+from onbrand.serving.generation_runner import Renderer, Rendering
+from onbrand.serving.image_files import RECEIPT_KEY
 from tests.integration.serving_house import House
 from tests.numerics.bases import adapter_bytes, family_of
 from tests.numerics.drawing import drawn
@@ -221,12 +221,12 @@ async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(house, make_bra
     ticket = brand.ticket(asked.generation_id, "generation")
     honest = receipt_of(brand.id, [(hashlib.sha256(adapter).hexdigest(), 1.0)])
     async with house.doors.system_session(ticket) as session:
-        await generation.start_generation(session, ticket)
+        await generation_worker.start_generation(session, ticket)
 
     async def add(receipt: dict[str, object]) -> images.Image:
         async with house.doors.system_session(ticket) as session:
             stored = house.store.brand(brand.id)
-            return await generation.add_image(
+            return await generation_worker.add_image(
                 session, stored, ticket, 0, 5, house.pictures(1), "image/png", 64, 64, receipt
             )
 
@@ -604,4 +604,4 @@ async def test_another_brands_ticket_finds_no_generation(house, make_brand):
     ticket = theirs.ticket(asked.generation_id, "generation")
     with pytest.raises(NotFound):
         async with house.doors.system_session(ticket) as session:
-            await generation.start_generation(session, ticket)
+            await generation_worker.start_generation(session, ticket)

@@ -24,10 +24,10 @@ from PIL import Image
 
 from onbrand.config import Limits
 from onbrand.errors import AdapterRefused, InvalidInput, TooLarge, Unavailable, UnsupportedMedia
-from onbrand.storage import children, profiles
-from onbrand.storage.checking import Checker
-from onbrand.storage.children import Child, end_servers, fork_child
-from onbrand.storage.images import clean_image
+from onbrand.sandbox import icc_profiles, processes
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.images import clean_image
+from onbrand.sandbox.processes import Child, end_servers, fork_child
 from onbrand.storage.layout import CONTENT_TYPES
 from tests.colour_files import cmyk_profile, encoded, iccp, png
 from tests.isolation.hostile import papers
@@ -149,7 +149,7 @@ def test_a_confined_process_can_compute() -> None:
 def code_of(deed: str) -> int:
     """The exit code of a process that confines itself and tries the deed: 7 when it is refused."""
     code = (
-        "import os, resource, socket; from onbrand.storage.checking_child import confine; confine(300_000_000)\n"
+        "import os, resource, socket; from onbrand.sandbox.worker import confine; confine(300_000_000)\n"
         f"try:\n    {deed}\nexcept BaseException:\n    os._exit(7)\nos._exit(0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
@@ -175,7 +175,7 @@ DEEDS = {
 }
 TRIES = """
 import ctypes, encodings.ascii, os, resource, signal, tempfile
-from onbrand.storage.checking_child import _NOBODY, confine
+from onbrand.sandbox.worker import _NOBODY, confine
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(_NOBODY); os.setuid(_NOBODY)
 libc = ctypes.CDLL(None, use_errno=True)
@@ -249,9 +249,9 @@ LARGEST = {
     "of RGB in 16 bits": lambda: png(np.full((3200, 4000, 3), 30_000, np.uint16), P3),
     "of RGB and alpha in 8 bits": lambda: png(np.full((4000, 6250, 4), 99, np.uint8), P3),
 }
-P3_PROFILE = profiles.rgb_profile(profiles.DISPLAY_P3, profiles.srgb_curve()).data
+P3_PROFILE = icc_profiles.rgb_profile(icc_profiles.DISPLAY_P3, icc_profiles.srgb_curve()).data
 P3 = iccp(P3_PROFILE)
-LINEAR = iccp(profiles.gray_profile(profiles.gamma(1.0)).data)
+LINEAR = iccp(icc_profiles.gray_profile(icc_profiles.gamma(1.0)).data)
 
 
 def of_adobe_rgb() -> Image.Exif:
@@ -324,7 +324,7 @@ def test_a_child_ends_when_it_is_let_go() -> None:
 @only_linux
 def test_a_server_and_its_children_end_when_their_parent_is_killed() -> None:
     code = (
-        "import os, signal\nfrom onbrand.storage.children import fork_child\n"
+        "import os, signal\nfrom onbrand.sandbox.processes import fork_child\n"
         "child = fork_child('zips', 2**28)\nprint(child.pid, child._server.pid, flush=True)\n"
         "os.kill(child.pid, signal.SIGSTOP); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -356,10 +356,10 @@ def test_a_child_whose_server_was_ended_or_stopped_ends_all_the_same(end: signal
 @only_linux
 def test_a_server_that_hangs_is_ended_and_replaced(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     fork_child("pictures", 2**28).close()
-    server = children._servers["pictures"]
+    server = processes._servers["pictures"]
     os.kill(server.pid, signal.SIGSTOP)
     with monkeypatch.context() as patched:
-        patched.setattr(children, "_START_SECONDS", 0.3)
+        patched.setattr(processes, "_START_SECONDS", 0.3)
         with pytest.raises(Unavailable, match="try again"):
             checker.picture(picture())
     assert checker.picture(picture()).width == 96
@@ -382,7 +382,7 @@ def test_without_descriptors_it_is_our_fault_and_none_is_lost(
     checker: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checker.picture(picture())
-    server, pipe, before = children._servers["pictures"], os.pipe, len(os.listdir("/proc/self/fd"))
+    server, pipe, before = processes._servers["pictures"], os.pipe, len(os.listdir("/proc/self/fd"))
     made: list[tuple[int, int]] = []
 
     def one_pipe() -> tuple[int, int]:
@@ -396,7 +396,7 @@ def test_without_descriptors_it_is_our_fault_and_none_is_lost(
         with pytest.raises(Unavailable, match="try again"):
             checker.picture(picture())
     assert len(os.listdir("/proc/self/fd")) == before
-    assert children._servers["pictures"] is server
+    assert processes._servers["pictures"] is server
 
 
 def ended(pid: int) -> None:
@@ -411,7 +411,7 @@ def test_a_server_that_died_is_no_fault_of_the_next_file(checker: Checker, used:
     checker.picture(picture())
     os.kill(used[-1].server, signal.SIGKILL)
     until = time.monotonic() + 10
-    while children._servers["pictures"].is_alive and time.monotonic() < until:
+    while processes._servers["pictures"].is_alive and time.monotonic() < until:
         time.sleep(0.01)
     assert checker.picture(picture()).width == 96
     assert used[-1].server != used[0].server
@@ -476,9 +476,9 @@ def told_of_one_that_is_ended(stopped: list[Child], end: signal.Signals) -> str:
 def test_a_childs_end_says_why_and_a_crash_retires_its_server(
     end: signal.Signals, why: str, is_crash: bool, a_child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = children._servers["pictures"]
+    server = processes._servers["pictures"]
     assert re.search(why, told_of_one_that_is_ended(stop_children(monkeypatch), end))
-    assert (children._servers.get("pictures") is not server) == is_crash
+    assert (processes._servers.get("pictures") is not server) == is_crash
     assert server.is_alive
     asked = {"name": "a", "shown": "a", "param": "files", "limits": Limits().model_dump(), "facts_only": True}
     assert len(list(a_child.answers(asked, picture(), 0))) == 1, "a neighbour suffered"
@@ -486,7 +486,7 @@ def test_a_childs_end_says_why_and_a_crash_retires_its_server(
 
 def test_a_child_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = stop_children(monkeypatch)
-    monkeypatch.setattr(children, "WALL_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "WALL_SECONDS", 0.3)
     with pytest.raises(UnsupportedMedia, match="takes too long"):
         Checker().picture(picture())
     gone_soon(stopped[0].pid)
@@ -516,7 +516,7 @@ LIES = {
 PUPPET = """
 import json, os, struct, sys
 sys.path.insert(0, sys.argv[1])
-from onbrand.storage.fork_server import serve
+from onbrand.sandbox.fork_server import serve
 def say(said, data=b""):
     text = json.dumps(said).encode()
     os.write(1, struct.pack("<IQ", len(text), len(data)) + text + data)
@@ -532,14 +532,14 @@ serve(be)
 def run_instead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Servers run this program."""
     end_servers()
-    yield lambda program: monkeypatch.setattr(children, "_RUN", program)
+    yield lambda program: monkeypatch.setattr(processes, "_RUN", program)
     end_servers()
 
 
 def test_where_nothing_is_filtered_operators_are_told_once(
     checker: Checker, run_instead: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    children._tell_that_nothing_is_filtered.cache_clear()
+    processes._tell_that_nothing_is_filtered.cache_clear()
     run_instead(PUPPET.replace("LIE", LIES["nothing"]))
     for _ in range(2):
         with pytest.raises(UnsupportedMedia):
@@ -549,7 +549,7 @@ def test_where_nothing_is_filtered_operators_are_told_once(
 
 @only_linux
 def test_here_it_is_filtered(checker: Checker, caplog: pytest.LogCaptureFixture) -> None:
-    children._tell_that_nothing_is_filtered.cache_clear()
+    processes._tell_that_nothing_is_filtered.cache_clear()
     checker.picture(picture())
     assert not caplog.records
 

@@ -9,8 +9,8 @@ import pytest
 from onbrand.config import Limits
 from onbrand.errors import Conflict, DataRefused, Forbidden, InvalidInput, NotFound, TooManyRequests
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, continuing, jobs, models, training
-from onbrand.services.terms import Terms
+from onbrand.services import assets, continuation, jobs, models, training_worker
+from onbrand.services.job_validation import Terms
 from tests.integration.test_services_story import Story
 from tests.small_adapter import FACTS, safetensors
 
@@ -27,21 +27,21 @@ async def asset_ids(story: Story) -> list[str]:
     return [asset.id for asset in await story.upload(1, 2)]
 
 
-async def spec_of(story: Story, job_id: str) -> training.TrainingSpec:
+async def spec_of(story: Story, job_id: str) -> training_worker.TrainingSpec:
     ticket = story.brand.ticket(job_id)
     async with story.doors.system_session(ticket) as session:
-        return await training.spec_for_worker(session, ticket)
+        return await training_worker.spec_for_worker(session, ticket)
 
 
 async def read_start(story: Story, job_id: str) -> bytes:
     ticket = story.brand.ticket(job_id)
     async with story.doors.system_session(ticket) as session:
-        return await continuing.read_start(session, story.store, ticket)
+        return await continuation.read_start(session, story.store, ticket)
 
 
 async def end(story: Story, job_id: str) -> None:
     async with story.doors.system_session(story.brand.ticket(job_id)) as session:
-        await training.fail(session, story.brand.ticket(job_id), "any", "any reason")
+        await training_worker.fail(session, story.brand.ticket(job_id), "any", "any reason")
 
 
 async def retry(story: Story, job_id: str, terms: Terms = TERMS) -> jobs.TrainingJob:
@@ -154,16 +154,16 @@ async def test_a_job_that_trains_is_stopped_by_its_owner_and_hears_of_it(story: 
     with pytest.raises(Conflict, match="pending"):
         await stop()
     async with story.doors.system_session(ticket) as session:
-        assert not (await training.report(session, ticket, 1)).stop_requested
+        assert not (await training_worker.report(session, ticket, 1)).stop_requested
     with pytest.raises(Forbidden):
         await stop(story.brand.member2)
     await stop()
     await stop()
     async with story.doors.system_session(ticket) as session:
-        heard = await training.report(session, ticket, 2)
+        heard = await training_worker.report(session, ticket, 2)
     assert (heard.stop_requested, heard.cancel_requested) == (True, False)
     async with story.doors.system_session(ticket) as session:
-        await training.publish(session, story.store, ticket, safetensors(), FACTS)
+        await training_worker.publish(session, story.store, ticket, safetensors(), FACTS)
     assert (await stop()).status == "completed"
 
 

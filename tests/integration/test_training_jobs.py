@@ -19,11 +19,11 @@ from ray.job_submission import JobSubmissionClient
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.services import assets, imports, logs
 from onbrand.storage.store import ObjectStore
-from onbrand.training.providers.ray import job_environment, submission_id
-from onbrand.training.turns import submission_that_asks
+from onbrand.training.dispatch.providers.ray import job_environment, submission_id
+from onbrand.training.dispatch.submission import submission_that_asks
 from tests.integration.training_cluster import (
     CONFIG,
     Cluster,

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import onbrand.client as sdk
-from onbrand.services import logs, training
+from onbrand.services import logs, training_worker
 from onbrand.services.logs import Line
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, upload, weights
@@ -50,9 +50,9 @@ class Trained:
         async with self.platform.doors.system_session(ticket) as session:
             for step in steps:
                 numbers = {"step": step, "loss": 1 / (1 + step), "learning_rate": 1e-4, "eta_seconds": 60.0}
-                await training.report(session, ticket, 1, numbers)
+                await training_worker.report(session, ticket, 1, numbers)
             if lines:
-                await training.report(session, ticket, lines=lines)
+                await training_worker.report(session, ticket, lines=lines)
 
     async def complete(self) -> None:
         async with self.worker() as worker:

@@ -20,7 +20,7 @@ import torch
 
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
-from onbrand.rayhead import OBJECT_STORE_BYTES, free_ports, num_cpus
+from onbrand.local.ray_head import OBJECT_STORE_BYTES, free_ports, num_cpus
 from onbrand.services import logs
 from onbrand.storage.store import ObjectStore
 from tests.integration.training_cluster import (
@@ -83,7 +83,7 @@ def another_node() -> Iterator[str]:
         log = Path(folder) / "log"
         with log.open("wb") as said:
             keeper = subprocess.Popen(
-                [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), f"{folder}/own", *start],
+                [sys.executable, "-m", "onbrand.local.supervisor", str(os.getpid()), f"{folder}/own", *start],
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},

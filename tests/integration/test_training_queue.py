@@ -17,12 +17,12 @@ from onbrand.config import Limits, Settings
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, images, jobs, training
-from onbrand.training.admission import Bounds
-from onbrand.training.dispatcher import MAX_ATTEMPTS, Dispatcher
-from onbrand.training.providers.provider import Capacity, ProviderStatus
-from onbrand.training.tickets import read_ticket, ticket_folder
-from onbrand.training.turns import asking
+from onbrand.services import assets, brands, images, jobs, training_worker
+from onbrand.training.dispatch.admission import Bounds
+from onbrand.training.dispatch.dispatcher import MAX_ATTEMPTS, Dispatcher
+from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
+from onbrand.training.dispatch.submission import asking
+from onbrand.training.dispatch.tickets import read_ticket, ticket_folder
 from tests.integration.training_queue import fail_all_open_jobs
 
 
@@ -139,7 +139,7 @@ async def test_the_tickets_file_is_only_ours_and_goes_when_the_job_has_ended(
     [file] = tmp_path.rglob("ticket")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     async with doors.system_session(brand.ticket(job_id)) as session:
-        await training.fail(session, brand.ticket(job_id), "any", "any reason")
+        await training_worker.fail(session, brand.ticket(job_id), "any", "any reason")
     await dispatcher.tick()
     with pytest.raises(TicketRefused):
         read_ticket(settings_here, brand.id, job_id)
@@ -175,7 +175,7 @@ async def test_after_a_restart_a_running_job_is_submitted_again(dispatcher, crea
     brand, job_id = await create()
     await dispatcher.tick()
     async with doors.system_session(brand.ticket(job_id)) as session:
-        await training.report(session, brand.ticket(job_id), 40, {"step": 4})
+        await training_worker.report(session, brand.ticket(job_id), 40, {"step": 4})
     ray.statuses.clear()
     await dispatcher.tick()
     await dispatcher.tick()
@@ -224,7 +224,7 @@ async def test_a_removed_members_job_is_stopped_and_failed_and_an_admin_can_retr
     brand, job_id = await create()
     await dispatcher.tick()
     async with doors.system_session(brand.ticket(job_id)) as session:
-        await training.report(session, brand.ticket(job_id), 40, {"step": 4})
+        await training_worker.report(session, brand.ticket(job_id), 40, {"step": 4})
     await remove(doors, brand, brand.member)
     await dispatcher.tick()
     await dispatcher.tick()
@@ -241,7 +241,7 @@ async def test_a_removed_members_job_is_stopped_and_failed_and_an_admin_can_retr
     assert f"{again.id}-1" in ray.statuses
     ticket = brand.ticket(again.id, on_behalf_of=brand.admin.user_id)
     async with doors.system_session(ticket) as session:
-        assert (await training.spec_for_worker(session, ticket)).user_id == brand.admin.user_id
+        assert (await training_worker.spec_for_worker(session, ticket)).user_id == brand.admin.user_id
 
 
 async def test_a_removed_members_job_that_waits_never_starts(dispatcher, create, ray, doors):
@@ -339,13 +339,13 @@ async def test_an_attempt_that_a_late_dispatcher_reports_again_counts_once(dispa
     await dispatcher.tick()
     ticket = brand.ticket(job_id)
     async with doors.system_session(ticket) as session:
-        await training.submitted(session, ticket, f"{job_id}-1", 1)
+        await training_worker.submitted(session, ticket, f"{job_id}-1", 1)
     assert (await row(brand, job_id)).attempts == 1
     async with doors.system_session(ticket) as session:
-        await training.submitted(session, ticket, f"{job_id}-2", 2)
+        await training_worker.submitted(session, ticket, f"{job_id}-2", 2)
     with pytest.raises(Conflict):
         async with doors.system_session(ticket) as session:
-            await training.submitted(session, ticket, f"{job_id}-1", 1)
+            await training_worker.submitted(session, ticket, f"{job_id}-1", 1)
 
 
 async def test_owners_are_told_what_their_jobs_wait_for_and_how_many_of_theirs_are_ahead(
@@ -368,7 +368,7 @@ async def test_owners_are_told_what_their_jobs_wait_for_and_how_many_of_theirs_a
     assert [(event.kind, event.data) for event in told] == [("waiting", {"for": "brand"})]
     ray.statuses[f"{first}-1"] = "lost"
     async with doors.system_session(brand.ticket(first)) as session:
-        await training.fail(session, brand.ticket(first), "any", "any reason")
+        await training_worker.fail(session, brand.ticket(first), "any", "any reason")
     await dispatcher.tick()
     now = await row(brand, waiting[1])
     assert (now.provider_job_id, now.waiting_for) == (f"{waiting[1]}-1", None)
@@ -413,7 +413,7 @@ async def test_a_brand_with_too_many_open_jobs_is_told_to_wait_and_another_is_no
     assert refused.value.fields["retry_after"] > 0
     await create()
     async with doors.system_session(brand.ticket(first)) as session:
-        await training.fail(session, brand.ticket(first), "any", "any reason")
+        await training_worker.fail(session, brand.ticket(first), "any", "any reason")
     await create(brand=brand)
 
 

@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from onbrand.api import sweeper
+from onbrand.background import upload_cleanup
 from onbrand.config import Secrets
 from onbrand.db.session import Doors
 from onbrand.storage.layout import Key, incoming_file
@@ -429,7 +429,7 @@ async def test_an_abandoned_upload_is_swept_and_after_a_day_forgotten(
 ) -> None:
     old, young = await house.sent(picture), await house.sent(picture)
     grow_old(owner, old, "61 minutes")
-    await sweeper.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
     assert house.arrived(old) is None
     assert house.arrived(young) == picture
     assert (await house.get(old))["status"] == "expired"
@@ -437,7 +437,7 @@ async def test_an_abandoned_upload_is_swept_and_after_a_day_forgotten(
     assert (await house.complete(old)).status_code == 409
     grow_old(owner, old, "25 hours")
     await house.send(old, picture)  # by a link that was used late
-    await sweeper.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
     assert house.arrived(old) is None
     assert (await house.member.get(f"{house.path}/{old['id']}")).status_code == 404
 
@@ -447,7 +447,7 @@ async def test_what_a_removed_member_left_is_swept_too(house: House, owner: psyc
     async with house.platform.client(house.brand.admin) as admin:
         await admin.delete(f"/v1/brands/{house.brand.id}/members/{house.brand.member.user_id}")
     grow_old(owner, upload, "61 minutes")
-    await sweeper.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
     assert house.arrived(upload) is None
 
 
@@ -457,7 +457,7 @@ async def test_a_completed_upload_is_swept_and_its_asset_stays(
     upload = await house.sent(picture)
     done = (await house.complete(upload)).json()
     grow_old(owner, upload, "61 minutes")
-    await sweeper.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
     assert house.arrived(upload) is None
     assert (await house.get(upload))["asset_ids"] == done["asset_ids"]
     assert await kept_of(house, done)
@@ -469,9 +469,9 @@ async def test_two_sweepers_do_not_get_in_each_others_way(
     for _ in range(3):
         grow_old(owner, await house.sent(picture), "61 minutes")
     doors, store = house.platform.doors, house.platform.store
-    nums = await asyncio.gather(sweeper.sweep(doors, store), sweeper.sweep(doors, store))
+    nums = await asyncio.gather(upload_cleanup.sweep(doors, store), upload_cleanup.sweep(doors, store))
     assert sum(nums) >= 3
-    assert await sweeper.sweep(doors, store) == 0
+    assert await upload_cleanup.sweep(doors, store) == 0
 
 
 async def test_bytes_that_cannot_be_removed_now_are_removed_later(
@@ -485,9 +485,9 @@ async def test_bytes_that_cannot_be_removed_now_are_removed_later(
     with monkeypatch.context() as broken:
         broken.setattr(BrandStore, "delete", lambda *_: (_ for _ in ()).throw(StorageError("no")))
         with pytest.raises(StorageError):
-            await sweeper.sweep(house.platform.doors, house.platform.store)
+            await upload_cleanup.sweep(house.platform.doors, house.platform.store)
     assert (await house.get(upload))["status"] == "pending"
-    await sweeper.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
     assert house.arrived(upload) is None
 
 

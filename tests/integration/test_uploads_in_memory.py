@@ -14,12 +14,12 @@ import httpx
 import pytest
 from starlette.datastructures import UploadFile
 
-from onbrand.api.bytes_under_way import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesUnderWay
 from onbrand.config import Limits
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.fair_queue import Whose
+from onbrand.sandbox.incoming_files import SentFile
 from onbrand.services import assets
-from onbrand.storage.checking import Checker
-from onbrand.storage.fair_turns import Whose
-from onbrand.storage.sent import SentFile
 from tests.conftest import MakeBrand
 from tests.ingress import Platform, weights
 

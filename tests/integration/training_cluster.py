@@ -19,14 +19,14 @@ from onbrand.app import create_system_app
 from onbrand.brand import Scope
 from onbrand.config import Secrets, Settings
 from onbrand.db.session import Doors
-from onbrand.keeper import children, descendants
-from onbrand.rayhead import RayHead, free_ports
+from onbrand.local.ray_head import RayHead, free_ports
+from onbrand.local.supervisor import children, descendants
 from onbrand.services import assets, jobs, models
 from onbrand.services.events import Event
 from onbrand.storage.store import ObjectStore
-from onbrand.training.admission import Bounds
-from onbrand.training.dispatcher import Dispatcher
-from onbrand.training.providers.ray import RayProvider
+from onbrand.training.dispatch.admission import Bounds
+from onbrand.training.dispatch.dispatcher import Dispatcher
+from onbrand.training.dispatch.providers.ray import RayProvider
 from tests.integration.training_queue import fail_all_open_jobs
 from tests.unit.training_bases import base_of
 

@@ -17,20 +17,20 @@ from onbrand.db.claims import ClaimsSigner
 from onbrand.db.limits import set_limits
 from onbrand.db.session import Doors
 from onbrand.families.spec import with_family_defaults
+from onbrand.sandbox.results import CleanDocument
 from onbrand.services import (
     assets,
     brands,
     documents,
-    generation,
+    generation_worker,
     idempotency,
     images,
     invitations,
     jobs,
     keys,
-    training,
+    training_worker,
     uploads,
 )
-from onbrand.storage.findings import CleanDocument
 from tests.conftest import BrandOfPeople, join
 from tests.receipts import receipt_of
 from tests.signing import become, forge
@@ -131,11 +131,11 @@ async def world(database, doors, store, make_brand, make_user, pictures, secrets
     for job_id in (trains, trains_too):
         ticket = acme.ticket(job_id)
         async with doors.system_session(ticket) as session:
-            await training.report(session, ticket, 1, {"loss": 0.5})
+            await training_worker.report(session, ticket, 1, {"loss": 0.5})
     async with doors.system_session(acme.ticket(ended)) as session:
-        await training.fail(session, acme.ticket(ended), "test", "a test")
+        await training_worker.fail(session, acme.ticket(ended), "test", "a test")
     async with doors.system_session(acme.ticket(published)) as session:
-        model = await training.publish(session, bytes_of, acme.ticket(published), safetensors(), FACTS)
+        model = await training_worker.publish(session, bytes_of, acme.ticket(published), safetensors(), FACTS)
     async with doors.user_session(member.scope) as session:
         new = images.NewGeneration(prompt="a picture", model=model.name, num_images=2)
         other = images.NewGeneration(prompt="a picture", model_type="sd15")
@@ -161,8 +161,10 @@ async def world(database, doors, store, make_brand, make_user, pictures, secrets
         )
     drawing = acme.ticket(drawn.id, "generation")
     async with doors.system_session(drawing) as session:
-        await generation.start_generation(session, drawing)
-        image = await generation.add_image(session, bytes_of, drawing, *_a_picture(acme.id, model.sha256, pictures(7)))
+        await generation_worker.start_generation(session, drawing)
+        image = await generation_worker.add_image(
+            session, bytes_of, drawing, *_a_picture(acme.id, model.sha256, pictures(7))
+        )
     set_limits(database.owner_url, acme.id, {"weight": 2.0})
     ids = {
         "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,

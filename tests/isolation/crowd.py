@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from onbrand.internal.client import AsyncSystemClient
 from onbrand.services.images import RenderRequest
-from onbrand.system_client import AsyncSystemClient
 from tests.conftest import BrandOfPeople
 from tests.ingress import FakeGenerator, Platform, upload, weights
 from tests.receipts import receipt_for

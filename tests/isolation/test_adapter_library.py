@@ -17,8 +17,8 @@ from onbrand.adapter import AdapterRef
 from onbrand.brand import Ticket
 from onbrand.errors import AdapterRefused, NotFound, TicketRefused
 from onbrand.services.images import RenderRequest
-from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
-from onbrand.serving.rendering import must_be_for
+from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.generation_runner import must_be_for
 
 GENERATION = "0b3d4a3e-9f1c-4a66-8e5a-0c6f1d9c2b11"
 MEMBER = "7c1f7f0a-54a5-4b0e-9a3c-3f6a1f1e2d22"

@@ -83,7 +83,7 @@ async def test_logs_hold_no_prompt_caption_password_token_or_signature(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, pictures: worlds.Draw
 ) -> None:
     secret = "canary-secret"
-    monkeypatch.setattr("onbrand.api.rendering.AWAY_SECONDS", 0)
+    monkeypatch.setattr("onbrand.background.generations.AWAY_SECONDS", 0)
     with caplog.at_level(logging.DEBUG):
         async with world.client("member") as client:
             at = f"/v1/brands/{world.acme.id}"

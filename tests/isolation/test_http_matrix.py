@@ -17,7 +17,7 @@ import yaml
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
-from onbrand.services import generation, images, training
+from onbrand.services import generation_worker, images, training_worker
 from tests.conftest import MakeBrand, MakeUser
 from tests.ingress import Platform, upload, weights
 from tests.isolation import world as worlds
@@ -199,7 +199,7 @@ async def _things_for(world: World, row: dict[str, Any]) -> dict[str, str]:
     if "begun" in row:
         ticket = world.acme.ticket(world.things["job"])
         async with world.platform.doors.system_session(ticket) as session:
-            await training.report(session, ticket, 1)
+            await training_worker.report(session, ticket, 1)
     if (row["resource"], row["verb"]) != ("training data", "delete"):
         return world.things
     async with world.client("member") as client:
@@ -237,7 +237,7 @@ async def _draw_with_the_model(world: World) -> str:
         made = await images.create_generation(session, acme.id, acme.member.user_id, new, bases, limits)
     ticket = acme.ticket(made.id, "generation")
     async with platform.doors.system_session(ticket) as session:
-        await generation.start_generation(session, ticket)
+        await generation_worker.start_generation(session, ticket)
     return made.id
 
 

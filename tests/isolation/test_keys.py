@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from fastapi.routing import APIRoute
 
-from onbrand.api import caller as callers
+from onbrand.api import authorization as callers
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope
 from onbrand.db.session import Doors
 from onbrand.errors import Forbidden, NotFound

@@ -21,7 +21,7 @@ import pytest
 from onbrand.brand import TICKET_SECONDS_MAX, Ticket
 from onbrand.db.session import Doors
 from onbrand.errors import Conflict, Forbidden, NotFound, TicketRefused
-from onbrand.services import brands, generation, training
+from onbrand.services import brands, generation_worker, training_worker
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeBrand, MakeUser, join
 from tests.ingress import Platform, weights
@@ -130,7 +130,7 @@ async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, 
 async def ended(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
     """A world whose `job` and `generation` have failed, the generation with a model, and the pictures are there."""
     world = await worlds.build(platform, make_brand, make_user, pictures)
-    for kind, of_kind in (("training", training.fail), ("generation", generation.fail_generation)):
+    for kind, of_kind in (("training", training_worker.fail), ("generation", generation_worker.fail_generation)):
         ticket = world.acme.ticket(world.things["job" if kind == "training" else "generation"], kind)
         async with platform.doors.system_session(ticket) as session:
             await of_kind(session, ticket, "test", "a test")

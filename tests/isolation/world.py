@@ -13,7 +13,7 @@ import httpx
 import psycopg
 
 from onbrand.brand import Ticket, TicketKind
-from onbrand.services import brands, generation, images, training
+from onbrand.services import brands, generation_worker, images, training_worker
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
 from tests.ingress import Platform, upload, weights
 from tests.receipts import receipt_of
@@ -229,13 +229,13 @@ async def _train(world: World, ended: str, trained: str) -> str:
     doors, acme = world.platform.doors, world.acme
     ticket = acme.ticket(ended)
     async with doors.system_session(ticket) as session:
-        await training.report(session, ticket, 5)
-        await training.fail(session, ticket, "test", "canary-reason")
+        await training_worker.report(session, ticket, 5)
+        await training_worker.fail(session, ticket, "test", "canary-reason")
     ticket = acme.ticket(trained)
     async with doors.system_session(ticket) as session:
         facts = {"rank": 4, "trigger_word": "canary-word", "base_revision": "r"}
         store, checker = world.platform.store.brand(acme.id), world.platform.system_app.state.checker
-        return (await training.publish(session, store, ticket, weights(acme.id), facts, checker)).id
+        return (await training_worker.publish(session, store, ticket, weights(acme.id), facts, checker)).id
 
 
 async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
@@ -252,9 +252,9 @@ async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
         )
     ticket = acme.ticket(made.id, "generation")
     async with platform.doors.system_session(ticket) as session:
-        await generation.start_generation(session, ticket)
+        await generation_worker.start_generation(session, ticket)
         if fails:
-            await generation.fail_generation(session, ticket, "test", "canary-reason")
+            await generation_worker.fail_generation(session, ticket, "test", "canary-reason")
             return made.id, ""
         return made.id, await add_image(world, session, ticket, 0)
 
@@ -263,7 +263,7 @@ async def add_image(world: World, session: Any, ticket: Ticket, index: int) -> s
     """A stored picture of the ticket's generation."""
     store, checker = world.platform.store.brand(world.acme.id), world.platform.system_app.state.checker
     picture = world.picture()
-    made = await generation.add_image(
+    made = await generation_worker.add_image(
         session, store, ticket, index, index, picture, "image/png", 64, 64, receipt_of(ticket.brand_id), checker=checker
     )
     return made.id

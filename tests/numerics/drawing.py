@@ -10,7 +10,7 @@ import torch
 
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Failed, Picture, Request
-from onbrand.serving.loop import EngineLoop
+from onbrand.serving.engine_thread import EngineLoop
 
 Pictures = dict[tuple[str, int], torch.Tensor]
 

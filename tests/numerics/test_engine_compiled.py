@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.recompiles import CountingBackend, brand_switches
 from onbrand.engine.adapters import AdapterUse
+from onbrand.engine.compilation import compile_passes, uncompile_passes
 from onbrand.engine.engine import Engine
-from onbrand.engine.kernels import compile_passes, uncompile_passes
 from onbrand.engine.request import Request
 from tests.numerics.bases import family_of
 from tests.numerics.drawing import largest_difference, pictures, request, run

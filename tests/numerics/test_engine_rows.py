@@ -57,7 +57,7 @@ def test_keys_that_are_kept_change_no_bit(family, make_adapter, monkeypatch):
         for n, use in enumerate(uses)
     ]
     kept = pictures(run(Engine(family, max_batch=4, num_slots=2), requests))
-    monkeypatch.setattr("onbrand.engine.blocks._BYTES_KEPT", 0)
+    monkeypatch.setattr("onbrand.engine.cpu.unet_blocks._BYTES_KEPT", 0)
     made_anew = pictures(run(Engine(family, max_batch=4, num_slots=2), requests))
     assert all(torch.equal(kept[place], image) for place, image in made_anew.items())
 

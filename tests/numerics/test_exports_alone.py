@@ -18,7 +18,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from onbrand.families.family import Family, draw, load_family
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.training.export import load_into, pipeline_arguments
 from tests.numerics.bases import adapter_bytes, base_of
 from tests.numerics.test_kohya_equals_canonical import is_of_double_blocks, rewritten

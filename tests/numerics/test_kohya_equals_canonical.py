@@ -14,8 +14,8 @@ from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_
 
 from onbrand.errors import AdapterRefused
 from onbrand.families.family import Family
-from onbrand.families.kohya import kohya_file
 from onbrand.families.lora import METADATA_KEY, serialize
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.families.spec import SPECS
 from onbrand.lora_names import must_be_plain_lora
 from onbrand.safetensors_header import must_be_plain_safetensors

@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 
 from onbrand.training import samples
-from onbrand.training.dataset import Picture
-from onbrand.training.encoding import encode
-from onbrand.training.exchange import Exchange, ProcessGroup
+from onbrand.training.data.dataset import Picture
+from onbrand.training.data.encoding import encode
 from onbrand.training.export import export, proof_picture
-from onbrand.training.loop import Trainer
-from onbrand.training.thrift import rungs
+from onbrand.training.memory.savings import rungs
+from onbrand.training.ray.collectives import Exchange, ProcessGroup
+from onbrand.training.trainer import Trainer
 from tests.unit.training_bases import SIDE, base_of, drawn, fresh_family, held_out_examples, small_plan
 
 NUM_STEPS = 3

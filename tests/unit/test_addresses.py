@@ -132,7 +132,7 @@ def test_the_interpreters_path_reaches_a_jobs_shell_in_one_piece(monkeypatch: py
     from types import SimpleNamespace
 
     from onbrand.brand import Ticket
-    from onbrand.training.providers.ray import RayProvider
+    from onbrand.training.dispatch.providers.ray import RayProvider
 
     asked: dict[str, str] = {}
     provider = RayProvider(Settings(run_storage="/runs"))

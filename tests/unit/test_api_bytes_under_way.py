@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from onbrand.api.bytes_under_way import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesUnderWay
 from onbrand.config import Limits
 from onbrand.errors import TooManyRequests
 

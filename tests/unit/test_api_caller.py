@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onbrand.api.caller import BrandCaller, _admin, _admin_in_person, _person
+from onbrand.api.authorization import BrandCaller, _admin, _admin_in_person, _person
 from onbrand.brand import KEY_SCOPES, Scope
 from onbrand.errors import Forbidden
 

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from onbrand.api import edge, problems
+from onbrand.api import problems
+from onbrand.api.http import middleware
 from onbrand.api.input import Input, must_be_storable
 from onbrand.errors import InvalidInput, NotFound, TooManyRequests
 
@@ -25,7 +26,7 @@ class Thing(Input):
 def app() -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None)
     problems.install(app)
-    app.add_middleware(edge.Edge, body_limit=lambda method, path: 100)
+    app.add_middleware(middleware.Edge, body_limit=lambda method, path: 100)
 
     @app.post("/things")
     async def make(body: Thing) -> Thing:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from onbrand.api.json_bodies import NAME_BYTES, must_be_few_values, must_have_known_fields, parsed
-from onbrand.api.shares import Shares
+from onbrand.api.http.concurrency_limits import Shares
+from onbrand.api.http.json_bodies import NAME_BYTES, must_be_few_values, must_have_known_fields, parsed
 from onbrand.errors import InvalidInput, TooLarge, TooManyRequests
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
 
-from onbrand.api import first, once
+from onbrand.api import idempotency
 from onbrand.api.forms import READ_FORM
+from onbrand.api.http import early_authentication
 from onbrand.brand import Scope
-from onbrand.storage.fair_turns import FairTurns
+from onbrand.sandbox.fair_queue import FairTurns
 
 FILE_BYTES = 3 * 2**20
 
@@ -51,7 +52,7 @@ def request(form: FormData | None, body: bytes = b"") -> Request:
     app.state.parts, app.state.hashing = None, FairTurns(2, 2)
     headers = [(b"content-type", b"multipart/form-data; boundary=x")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/x", "headers": headers, "app": app}
-    scope[first.CALLER] = Scope("00000000-0000-0000-0000-000000000001")
+    scope[early_authentication.CALLER] = Scope("00000000-0000-0000-0000-000000000001")
     if form is not None:
         scope[READ_FORM] = form
 
@@ -68,7 +69,7 @@ def form(file: Any, filename: str = "a.png", **fields: str) -> FormData:
 async def test_a_form_is_hashed_in_pieces_and_not_in_the_event_loop() -> None:
     file = Watched(b"a" * FILE_BYTES)
     file.seek(7)
-    await once._digest(request(form(file)))
+    await idempotency._digest(request(form(file)))
     assert file.threads
     assert threading.get_ident() not in file.threads
     assert max(file.pieces) <= 2**20
@@ -77,7 +78,7 @@ async def test_a_form_is_hashed_in_pieces_and_not_in_the_event_loop() -> None:
 
 async def test_a_form_is_known_by_its_names_values_and_bytes() -> None:
     def digest(data: bytes, filename: str = "a.png", **fields: str) -> Any:
-        return once._digest(request(form(io.BytesIO(data), filename, **fields)))
+        return idempotency._digest(request(form(io.BytesIO(data), filename, **fields)))
 
     assert await digest(b"a", object="logo") == await digest(b"a", object="logo")
     others = [await digest(b"b", object="logo"), await digest(b"a", "b.png", object="logo"), await digest(b"a")]
@@ -86,5 +87,5 @@ async def test_a_form_is_known_by_its_names_values_and_bytes() -> None:
 
 async def test_a_form_that_no_route_has_read_is_not_parsed() -> None:
     asked = request(None, b"--x\r\n" * 1000)
-    assert await once._digest(asked)
+    assert await idempotency._digest(asked)
     assert asked._form is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onbrand.api.rates import Rates
+from onbrand.api.http.rate_limits import Rates
 
 
 class Clock:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from onbrand.api.refusals import SECONDS, Refusals
+from onbrand.api.http.refusal_cache import SECONDS, Refusals
 from onbrand.errors import TooManyRequests
 
 FULL = TooManyRequests("the account is full", retry_after=5, of_account=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onbrand.api import events
-from onbrand.api.streams import OpenStreams
+from onbrand.api.http.stream_limits import OpenStreams
 from onbrand.brand import Scope
 from onbrand.config import Limits
 from onbrand.errors import TooManyRequests

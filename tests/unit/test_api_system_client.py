@@ -10,7 +10,7 @@ import pytest
 
 from onbrand import errors
 from onbrand.api import problems
-from onbrand.system_client import AsyncSystemClient, SystemClient
+from onbrand.internal.client import AsyncSystemClient, SystemClient
 
 
 def answer_of(error: errors.OnbrandError) -> httpx.Response:

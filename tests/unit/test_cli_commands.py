@@ -113,15 +113,9 @@ def test_any_field_of_a_jobs_configuration_can_be_said() -> None:
 
 
 def test_a_family_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "tiny", "score", "sd3")
+    code, _, err = run(capsys, "demo", "--model-type", "sd3")
     assert code == 5
     assert "sd15, sdxl, flux" in err
-
-
-def test_a_seed_promises_no_more_than_its_card(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "tiny", "train", "--help")
-    assert "same model" not in out
-    assert "Chooses the pictures and noise" in " ".join(out.replace("│", " ").split())
 
 
 def test_an_upload_shows_how_far_it_is_unless_its_output_is_json(

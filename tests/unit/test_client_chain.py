@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onbrand.client import AuditEvent, Head
-from onbrand.client.chain import check_chain, hash_of
+from onbrand.client.audit_chain import check_chain, hash_of
 from onbrand.client.errors import InvalidArgument
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)

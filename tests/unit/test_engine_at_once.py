@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onbrand.engine.at_once import AtOnce
+from onbrand.engine.cpu.exact_batching import AtOnce
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -16,8 +16,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from onbrand.engine import blocks
-from onbrand.engine.blocks import KeptKeys, Passes, use_blocks
+from onbrand.engine.cpu import unet_blocks
+from onbrand.engine.cpu.unet_blocks import KeptKeys, Passes, use_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ def test_another_text_has_other_keys_though_its_place_is_kept():
 
 
 def test_keys_are_kept_up_to_a_number_of_bytes(monkeypatch):
-    monkeypatch.setattr(blocks, "_BYTES_KEPT", 2 * 3 * 7 * 32 * 4)
+    monkeypatch.setattr(unet_blocks, "_BYTES_KEPT", 2 * 3 * 7 * 32 * 4)
     model, kept = ready(nn.ModuleList([attention(cross_attention_dim=24) for _ in range(2)])), KeptKeys()
     use_blocks(model)
     passes, (x, text) = Passes(model, []), tokens_and_text()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from onbrand.engine.batch import Job, size_class, size_classes
-from onbrand.engine.fairness import FairQueue
+from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.request import Plan, Request
 
 

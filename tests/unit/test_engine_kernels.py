@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onbrand.engine import kernels
-from onbrand.engine.kernels import compile_passes, keep_memory, uncompile_passes
+from onbrand.engine import compilation
+from onbrand.engine.compilation import compile_passes, keep_memory, uncompile_passes
 
 
 class Layers(nn.Module):
@@ -51,7 +51,7 @@ def test_compiling_is_undone(layers):
 def test_a_shape_beyond_the_last_graph_is_computed_without_one(layers, monkeypatch):
     calls = []
     torch._dynamo.reset()
-    monkeypatch.setattr(kernels, "_MOST_COMPILED", 2)
+    monkeypatch.setattr(compilation, "_MOST_COMPILED", 2)
     compile_passes(layers, lambda graph, inputs: calls.append(graph) or graph.forward)
     inputs = [torch.randn(num, 64) for num in (1, 2, 3, 4, 1)]
     drawn = [layers(x) for x in inputs]

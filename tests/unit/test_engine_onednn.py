@@ -8,8 +8,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from onbrand.engine.blocks import use_blocks
-from onbrand.engine.onednn import use_onednn
+from onbrand.engine.cpu.onednn import use_onednn
+from onbrand.engine.cpu.unet_blocks import use_blocks
 
 
 class Layers(nn.Module):

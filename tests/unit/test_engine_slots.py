@@ -14,8 +14,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from onbrand.engine import slots as slots_module
-from onbrand.engine.blocks import use_blocks
-from onbrand.engine.onednn import use_onednn
+from onbrand.engine.cpu.onednn import use_onednn
+from onbrand.engine.cpu.unet_blocks import use_blocks
 from onbrand.engine.slots import RowAdapter, Slot, Slots, StaleSlot, rank_class
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import LayerWeights

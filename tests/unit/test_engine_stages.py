@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from onbrand.engine.stages import Stages
+from onbrand.engine.async_stages import Stages
 
 
 def broken() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from onbrand.errors import InvalidInput
-from onbrand.families.buckets import bucket_step, buckets, crop_of, smallest_side
+from onbrand.families.aspect_buckets import bucket_step, buckets, crop_of, smallest_side
 from onbrand.families.spec import SPECS
 
 SIZES = [(h, w) for h in (128, 200, 333, 512, 700, 1500) for w in (128, 190, 450, 640, 1024, 3000)]

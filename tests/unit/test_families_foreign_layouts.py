@@ -15,10 +15,10 @@ from torch import nn
 from onbrand.errors import AdapterRefused
 from onbrand.families import lora
 from onbrand.families.family import draw
-from onbrand.families.foreign import OwnLora, attached, read_foreign
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_import import OwnLora, attached, read_foreign
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.lora_names import ImportWishes
-from onbrand.training.importing import import_adapter
+from onbrand.training.lora_import import import_adapter
 from tests.unit.conftest import _loaded
 from tests.unit.test_families_lora import PROMPT, file_of
 

@@ -11,7 +11,7 @@ from onbrand.families import tokens
 from onbrand.families.bases import base_source, recommended
 from onbrand.families.spec import SPECS, with_family_defaults
 from onbrand.families.tokens import Cut
-from onbrand.services.doctor import Aim, Examined, Patient, examine
+from onbrand.services.data_checks import Aim, Examined, Patient, examine
 
 TEXTS = [
     "",

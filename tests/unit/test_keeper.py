@@ -25,7 +25,7 @@ time.sleep(600)
 PARENT = """
 import os, subprocess, sys
 folder, strays = sys.argv[1:]
-command = [sys.executable, "-m", "onbrand.keeper", str(os.getpid()), folder, sys.executable, "-c", strays]
+command = [sys.executable, "-m", "onbrand.local.supervisor", str(os.getpid()), folder, sys.executable, "-c", strays]
 keeper = subprocess.Popen(command, start_new_session=True)
 sys.exit(keeper.wait())
 """

@@ -11,7 +11,7 @@ import pytest
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
-from onbrand.logins import SECRET_SETTINGS, with_logins, without_secrets, write_logins
+from onbrand.secrets_file import SECRET_SETTINGS, with_logins, without_secrets, write_logins
 
 SECRET = [
     *(f"ONBRAND_{name.upper()}" for name in SECRET_SETTINGS), "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",

@@ -11,7 +11,7 @@ import pytest
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput, TooManyRequests
 from onbrand.services import passwords
-from onbrand.services.password_turns import Client
+from onbrand.services.password_queue import Client
 from onbrand.services.passwords import Passwords
 
 FEW = Limits(passwords_at_once=2, passwords_waiting=3)

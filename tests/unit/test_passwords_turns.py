@@ -10,7 +10,7 @@ import pytest
 
 from onbrand.config import Limits
 from onbrand.errors import TooManyRequests
-from onbrand.services.password_turns import Client, PasswordTurns
+from onbrand.services.password_queue import Client, PasswordTurns
 
 
 class Line:

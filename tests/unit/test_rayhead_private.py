@@ -13,9 +13,9 @@ import pytest
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
-from onbrand.logins import with_logins
-from onbrand.rayhead import RAY_FOLDER, RayHead, free_ports
-from onbrand.runtime import Platform, must_be_free, with_absolute_bases
+from onbrand.local.platform import Platform, must_be_free, with_absolute_bases
+from onbrand.local.ray_head import RAY_FOLDER, RayHead, free_ports
+from onbrand.secrets_file import with_logins
 
 NOBODY = 65534
 LISTENER = """

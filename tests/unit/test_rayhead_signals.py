@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onbrand.rayhead import _own_signals
+from onbrand.local.ray_head import _own_signals
 
 
 def caught_by_the_process(number: int) -> bool:

@@ -11,9 +11,9 @@ import pytest
 
 from onbrand.config import Limits, Settings
 from onbrand.errors import BaseModelRefused, ConfigurationError
-from onbrand.logins import SECRET_SETTINGS
-from onbrand.rayhead import free_ports
-from onbrand.runtime import REVIVALS, Platform, environment, locked, must_be_free
+from onbrand.local.platform import REVIVALS, Platform, environment, locked, must_be_free
+from onbrand.local.ray_head import free_ports
+from onbrand.secrets_file import SECRET_SETTINGS
 
 
 def test_a_port_in_use_is_refused_with_the_remedy() -> None:
@@ -92,7 +92,7 @@ def test_a_database_that_ends_again_and_again_ends_the_platform(monkeypatch: pyt
 def test_a_database_may_end_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     platform = Platform(Settings())
     monkeypatch.setattr(platform, "_embedded", Dying())
-    monkeypatch.setattr("onbrand.runtime.REVIVAL_SECONDS", -1.0)
+    monkeypatch.setattr("onbrand.local.platform.REVIVAL_SECONDS", -1.0)
     for _ in range(3 * REVIVALS):
         platform.tend()
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from onbrand.errors import DataRefused, NotFound, UnsupportedMedia
 from onbrand.families.spec import SPECS, with_family_defaults
 from onbrand.families.tiny.brands import draw_brand
-from onbrand.services import doctor
-from onbrand.services.doctor import Aim, Examined, Finding, Patient, aim_of, examine, holds_word, must_be_fit
+from onbrand.services import data_checks
+from onbrand.services.data_checks import Aim, Examined, Finding, Patient, aim_of, examine, holds_word, must_be_fit
 from tests.unit.test_storage_features import features_of, scene
 
 AIM = Aim(resolution=128, trigger_word="zilgo", smallest_side=64)
@@ -171,10 +171,10 @@ def test_bytes_that_changed_or_are_gone_or_do_not_decode_become_findings() -> No
         raise NotFound("there is no such object")
 
     checker: Any = _Refusing()
-    assert "not those" in str(doctor.measure(checker, patient, lambda: b"other").problem)
-    assert "gone" in str(doctor.measure(checker, patient, gone).problem)
+    assert "not those" in str(data_checks.measure(checker, patient, lambda: b"other").problem)
+    assert "gone" in str(data_checks.measure(checker, patient, gone).problem)
     unsigned = Patient("asset-1", "logo-001.png", "[brand]")
-    assert doctor.measure(checker, unsigned, lambda: b"x").problem == "logo-001.png is cut short"
+    assert data_checks.measure(checker, unsigned, lambda: b"x").problem == "logo-001.png is cut short"
 
 
 def test_errors_come_first_and_stop_a_job_warnings_do_not() -> None:

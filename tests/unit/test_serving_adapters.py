@@ -20,7 +20,7 @@ from torch import nn
 from onbrand.adapter import AdapterRef
 from onbrand.errors import AdapterRefused, ModelGone, NotFound, Unavailable
 from onbrand.families.lora import AdapterWeights
-from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 
 WAIT = 10
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from onbrand.serving.pictures import encoded
+from onbrand.serving.image_files import encoded
 
 NOISE_CHW = torch.rand((3, 64, 64), generator=torch.Generator().manual_seed(1))
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from onbrand.engine.usage import Usage
+from onbrand.engine.decayed_counts import Usage
 from onbrand.serving.placement import Placement, PlacementOptions, below_bound, rendezvous
 
 REPLICAS = [f"replica-{n}" for n in range(8)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onbrand.storage.addresses import address_in_pdf, is_plain_address
+from onbrand.sandbox.document_links import address_in_pdf, is_plain_address
 
 PLAIN = [
     "https://acme.example/brand?a=b:c#d", "HTTP://acme.example",

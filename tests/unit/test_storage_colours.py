@@ -12,16 +12,16 @@ from PIL import Image, ImageCms
 
 from onbrand.config import Limits
 from onbrand.errors import UnsupportedMedia
-from onbrand.storage import profiles
-from onbrand.storage.images import clean_image
+from onbrand.sandbox import icc_profiles
+from onbrand.sandbox.images import clean_image
 from tests.colour_files import cmyk_profile, encoded, iccp, png, to_srgb
 
 LIMITS = Limits()
 ROUNDED_TWICE = 2
-LINEAR = profiles.gamma(1.0)
-P3 = profiles.rgb_profile(profiles.DISPLAY_P3, profiles.srgb_curve()).data
-P3_LINEAR = profiles.rgb_profile(profiles.DISPLAY_P3, LINEAR).data
-GRAY_LINEAR = profiles.gray_profile(LINEAR).data
+LINEAR = icc_profiles.gamma(1.0)
+P3 = icc_profiles.rgb_profile(icc_profiles.DISPLAY_P3, icc_profiles.srgb_curve()).data
+P3_LINEAR = icc_profiles.rgb_profile(icc_profiles.DISPLAY_P3, LINEAR).data
+GRAY_LINEAR = icc_profiles.gray_profile(LINEAR).data
 
 
 def cleaned(data: bytes, name: str = "logo.png") -> np.ndarray:
@@ -50,9 +50,9 @@ def difference(seen: np.ndarray, expected: np.ndarray) -> float:
 def test_pngs_of_every_kind_are_converted_by_their_profile(
     kind: type, interlaced: bool, channels: int, exponent: float | None
 ) -> None:
-    curve = profiles.srgb_curve() if exponent is None else profiles.gamma(exponent)
+    curve = icc_profiles.srgb_curve() if exponent is None else icc_profiles.gamma(exponent)
     is_gray = channels < 3
-    profile = profiles.gray_profile(curve) if is_gray else profiles.rgb_profile(profiles.DISPLAY_P3, curve)
+    profile = icc_profiles.gray_profile(curve) if is_gray else icc_profiles.rgb_profile(icc_profiles.DISPLAY_P3, curve)
     samples = noise(40, 48, channels, kind=kind)
     seen = cleaned(png(samples, iccp(profile.data), interlaced=interlaced))
     share = samples / np.iinfo(kind).max
@@ -223,7 +223,7 @@ def gama(value: float) -> bytes:
     return struct.pack(">I", round(value * 100_000))
 
 
-def chrm(space: profiles.Primaries) -> bytes:
+def chrm(space: icc_profiles.Primaries) -> bytes:
     points = (*space.white, *space.red, *space.green, *space.blue)
     return struct.pack(">8I", *(round(value * 100_000) for value in points))
 
@@ -234,10 +234,10 @@ def chrm(space: profiles.Primaries) -> bytes:
         ({b"gAMA": gama(1.0)}, "sRGB", 1.0),
         ({b"gAMA": gama(1 / 1.8)}, "sRGB", 1.8),
         ({b"gAMA": gama(1 / 2.2)}, "sRGB", None),
-        ({b"gAMA": gama(1 / 2.2), b"cHRM": chrm(profiles.SRGB)}, "sRGB", None),
-        ({b"gAMA": gama(1 / 2.2), b"cHRM": chrm(profiles.DISPLAY_P3)}, "P3", None),
-        ({b"cHRM": chrm(profiles.DISPLAY_P3)}, "P3", None),
-        ({b"sRGB": b"\0", b"gAMA": gama(1.0), b"cHRM": chrm(profiles.DISPLAY_P3)}, "sRGB", None),
+        ({b"gAMA": gama(1 / 2.2), b"cHRM": chrm(icc_profiles.SRGB)}, "sRGB", None),
+        ({b"gAMA": gama(1 / 2.2), b"cHRM": chrm(icc_profiles.DISPLAY_P3)}, "P3", None),
+        ({b"cHRM": chrm(icc_profiles.DISPLAY_P3)}, "P3", None),
+        ({b"sRGB": b"\0", b"gAMA": gama(1.0), b"cHRM": chrm(icc_profiles.DISPLAY_P3)}, "sRGB", None),
         (iccp(P3) | {b"gAMA": gama(1.0)}, "P3", None),
         ({b"cICP": bytes([12, 13, 0, 1])}, "P3", None),
         ({b"cICP": bytes([1, 13, 0, 1])} | iccp(P3), "sRGB", None),
@@ -252,7 +252,7 @@ def test_a_png_may_say_its_space_in_numbers(chunks: dict[bytes, bytes], space: s
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_gray_goes_by_its_gamma(kind: type) -> None:
     samples = noise(40, 48, 1, kind=kind)
-    seen = cleaned(png(samples, {b"gAMA": gama(1.0), b"cHRM": chrm(profiles.DISPLAY_P3)}))
+    seen = cleaned(png(samples, {b"gAMA": gama(1.0), b"cHRM": chrm(icc_profiles.DISPLAY_P3)}))
     assert difference(seen, to_srgb(np.repeat(samples / np.iinfo(kind).max, 3, -1), "sRGB", 1.0)) <= 1
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from onbrand.errors import TooManyRequests
-from onbrand.storage.fair_turns import FairTurns, Whose
+from onbrand.sandbox.fair_queue import FairTurns, Whose
 
 
 class Files:

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from onbrand.config import Limits
 from onbrand.errors import UnsupportedMedia
-from onbrand.storage.features import measure
-from onbrand.storage.findings import PictureFeatures
+from onbrand.sandbox.image_features import measure
+from onbrand.sandbox.results import PictureFeatures
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (256, 200)) -> Image.Image:

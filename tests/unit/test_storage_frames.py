@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from onbrand.storage.frames import HEAD, SAID_BYTES_MAX, BrokenFrame, head_of, read_head
+from onbrand.sandbox.framing import HEAD, SAID_BYTES_MAX, BrokenFrame, head_of, read_head
 
 
 class Counted(io.BytesIO):

@@ -16,8 +16,8 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
-from onbrand.storage.checking import Checker
-from onbrand.storage.images import clean_image, inspect_image
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.images import clean_image, inspect_image
 
 LIMITS = Limits()
 CANARY = b"canary-7f3a"

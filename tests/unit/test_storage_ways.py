@@ -21,8 +21,8 @@ from onbrand.storage.layout import Bucket, Key
 from onbrand.storage.links import Announced, UploadLink
 from onbrand.storage.s3 import S3Backend
 from onbrand.storage.s3_check import check_bucket
-from onbrand.storage.s3_sending import Way, upload_put
-from onbrand.storage.s3_way import decide
+from onbrand.storage.s3_upload_choice import decide
+from onbrand.storage.s3_upload_methods import Way, upload_put
 
 WHAT = Announced("image/png", 18, "a" * 64)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from onbrand.errors import AdapterRefused
-from onbrand.storage.weights import check_weights
+from onbrand.sandbox.weights import check_weights
 
 LAYER = "unet.mid.to_q"
 PLAIN = {f"{LAYER}.lora_A.weight": [4, 6], f"{LAYER}.lora_B.weight": [5, 4]}

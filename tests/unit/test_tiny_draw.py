@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from onbrand.families.tiny import dataset
 from onbrand.families.tiny.draw import (
     COLOURS,
     GROUNDS,
@@ -22,6 +21,7 @@ from onbrand.families.tiny.draw import (
     unknown_brand_caption,
 )
 from onbrand.families.tiny.prior import namesake, prior_scenes
+from tools.tiny_bases import dataset
 
 
 def scenes(num: int, seed: int = 0) -> list[Scene]:
@@ -135,8 +135,8 @@ def test_an_unknown_brand_is_named_with_a_noun():
 
 
 def test_drawing_and_brands_need_no_torch():
-    modules = ["draw", "brands", "prior", "score", "advice"]
+    names = [*(f"onbrand.families.tiny.{name}" for name in ("draw", "brands", "prior")), "tools.tiny_bases.score"]
     code = "import sys, onbrand.families.tiny as tiny; tiny.tiny_base('sd15');"
-    code += "".join(f"import onbrand.families.tiny.{name};" for name in modules)
+    code += "".join(f"import {name};" for name in [*names, "tools.tiny_bases.advice"])
     code += "sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "platform"}, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "platform:."}, check=False).returncode == 0

@@ -8,7 +8,7 @@ from PIL import Image
 
 from onbrand.families.tiny.draw import Scene, draw_scene, held_out
 from onbrand.families.tiny.fit import fit, similarity
-from onbrand.families.tiny.score import judge, prompts
+from tools.tiny_bases.score import judge, prompts
 
 
 def drawn(asked: list) -> list[Image.Image]:

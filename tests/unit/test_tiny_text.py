@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from onbrand.families.tiny import text_encoders
-from onbrand.families.tiny.text_encoders import CLASSES, SLOTS, labelled_caption, new_clip, pooled, teach, tokenize
-from onbrand.families.tiny.vocabulary import MAX_TOKENS, caption_words, new_clip_tokenizer, new_t5_tokenizer
+from tools.tiny_bases import text_encoders
+from tools.tiny_bases.text_encoders import CLASSES, SLOTS, labelled_caption, new_clip, pooled, teach, tokenize
+from tools.tiny_bases.vocabulary import MAX_TOKENS, caption_words, new_clip_tokenizer, new_t5_tokenizer
 
 ABSENT = [number - 1 for number in CLASSES]
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from onbrand.families.family import draw, load_family
-from onbrand.families.tiny import denoiser, text_encoders, train, vae
-from onbrand.families.tiny.assembly import new_pipeline, save_base, warm_start, weigh
-from onbrand.families.tiny.card import Facts, card
-from onbrand.families.tiny.denoiser import Recipe, train_denoiser
-from onbrand.families.tiny.loop import AveragedWeights, cosine, must_be_finite
-from onbrand.families.tiny.muon import Muon, orthogonalised
+from tools.tiny_bases import denoiser, text_encoders, train, vae
+from tools.tiny_bases.assembly import new_pipeline, save_base, warm_start, weigh
+from tools.tiny_bases.card import Facts, card
+from tools.tiny_bases.command import app
+from tools.tiny_bases.denoiser import Recipe, train_denoiser
+from tools.tiny_bases.loop import AveragedWeights, cosine, must_be_finite
+from tools.tiny_bases.muon import Muon, orthogonalised
 
 MOMENT = train.Plan(vae_steps=2, clip_steps=2, t5_steps=2, num_scenes=20, recipe=Recipe(steps=2, batch=4), num_scored=2)
 
@@ -171,3 +173,9 @@ def test_the_card_tells_what_was_measured():
     assert "| all three | 0.97 | 0.83 |" in text
     assert "| denoiser steps | 1,234 |" in text
     assert "7.4 MB" in text
+
+
+def test_a_seed_promises_no_more_than_its_card() -> None:
+    help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "120"}).output
+    assert "same model" not in help_text
+    assert "Chooses the pictures and noise" in " ".join(help_text.replace("│", " ").split())

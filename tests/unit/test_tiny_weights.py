@@ -10,9 +10,9 @@ from onbrand.families.bases import must_be_base, recommended
 from onbrand.families.family import load_family
 from onbrand.families.spec import SPECS
 from onbrand.families.tiny import TINY_FAMILIES, tiny_base
-from onbrand.families.tiny.assembly import weigh
-from onbrand.families.tiny.card import Facts, card
-from onbrand.families.tiny.score import prompts, score_base
+from tools.tiny_bases.assembly import weigh
+from tools.tiny_bases.card import Facts, card
+from tools.tiny_bases.score import prompts, score_base
 
 every_family = pytest.mark.parametrize("family", TINY_FAMILIES)
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from onbrand.training.admission import Bounds, admit, fair_order
-from onbrand.training.providers.provider import Capacity
+from onbrand.training.dispatch.admission import Bounds, admit, fair_order
+from onbrand.training.dispatch.providers.provider import Capacity
 from tests.unit.test_training_dispatcher import job
 
 PLENTY = Capacity(100, 100, 100)

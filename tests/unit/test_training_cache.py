@@ -6,7 +6,7 @@ import stat
 import pytest
 import torch
 
-from onbrand.training.cache import DiskCache, prune
+from onbrand.training.data.cache import DiskCache, prune
 
 
 class Maker:

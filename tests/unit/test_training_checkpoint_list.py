@@ -7,7 +7,7 @@ import safetensors.numpy
 from numpy import zeros
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
-from onbrand.training.checkpoint_list import LIST, _list_of, mend
+from onbrand.training.ray.checkpoint_manifest import LIST, _list_of, mend
 
 
 def checkpoint(run, name: str, step: int):

@@ -8,9 +8,9 @@ from PIL import Image
 
 from onbrand.errors import InvalidInput
 from onbrand.internal.training import TrainingAsset
-from onbrand.training.cache import DiskCache
-from onbrand.training.dataset import JobPictures, Picture, Wording, fitted, held_out, prior_pictures
-from onbrand.training.encoding import encode
+from onbrand.training.data.cache import DiskCache
+from onbrand.training.data.dataset import JobPictures, Picture, Wording, fitted, held_out, prior_pictures
+from onbrand.training.data.encoding import encode
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_examples
 
 

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from onbrand.services.training import QueueEntry
-from onbrand.training.admission import fair_order
-from onbrand.training.dispatcher import CANCEL_SECONDS, MAX_ATTEMPTS, Sighting, decide
+from onbrand.services.training_worker import QueueEntry
+from onbrand.training.dispatch.admission import fair_order
+from onbrand.training.dispatch.dispatcher import CANCEL_SECONDS, MAX_ATTEMPTS, Sighting, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

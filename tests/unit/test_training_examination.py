@@ -12,8 +12,8 @@ import ray.train
 from onbrand.config import Limits, Settings
 from onbrand.errors import DataRefused, NotFound, Unavailable
 from onbrand.internal.training import TrainingAsset, TrainingSpec
-from onbrand.training import job
-from onbrand.training.examination import must_be_fit_to_train
+from onbrand.training.ray import driver
+from onbrand.training.data.checks import must_be_fit_to_train
 from tests.unit.test_storage_features import file_of, scene
 from tests.unit.training_bases import small_plan
 
@@ -92,9 +92,9 @@ def test_a_store_that_does_not_answer_says_nothing_of_the_pictures(monkeypatch: 
 
 def test_the_driver_examines_before_it_asks_ray_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line(FILES, ["a wall"] * 3)
-    monkeypatch.setattr(job, "connect", lambda *_: line)
-    monkeypatch.setattr(job, "fit", lambda *_: pytest.fail("the job began"))
-    assert job.run_job(Settings(), "acme", JOB) == "failed"
+    monkeypatch.setattr(driver, "connect", lambda *_: line)
+    monkeypatch.setattr(driver, "fit", lambda *_: pytest.fail("the job began"))
+    assert driver.run_job(Settings(), "acme", JOB) == "failed"
     assert line.failed is not None
     assert line.failed[0] == "data_refused"
     assert "logo-0.png" in line.failed[1]
@@ -102,9 +102,9 @@ def test_the_driver_examines_before_it_asks_ray_for_anything(monkeypatch: pytest
 
 def test_the_driver_goes_on_to_train_what_is_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line(FILES, ["photo of acme"] * 3)
-    monkeypatch.setattr(job, "connect", lambda *_: line)
-    monkeypatch.setattr(job, "fit", lambda *_: "completed")
-    assert job.run_job(Settings(), "acme", JOB) == "completed"
+    monkeypatch.setattr(driver, "connect", lambda *_: line)
+    monkeypatch.setattr(driver, "fit", lambda *_: "completed")
+    assert driver.run_job(Settings(), "acme", JOB) == "completed"
     assert line.failed is None
 
 
@@ -112,9 +112,9 @@ def test_a_job_that_brings_a_file_is_not_examined_but_imported(monkeypatch: pyte
     line = Line(FILES, ["a wall"] * 3)
     spec = line.spec().model_copy(update={"training_config": {"import": {"bytes": 1}}, "assets": ()})
     monkeypatch.setattr(line, "spec", lambda: spec)
-    monkeypatch.setattr(job, "connect", lambda *_: line)
-    monkeypatch.setattr(job, "import_file", lambda *_: "completed")
-    assert job.run_job(Settings(), "acme", JOB) == "completed"
+    monkeypatch.setattr(driver, "connect", lambda *_: line)
+    monkeypatch.setattr(driver, "import_file", lambda *_: "completed")
+    assert driver.run_job(Settings(), "acme", JOB) == "completed"
     assert (line.findings, line.failed) == ([], None)
 
 
@@ -132,10 +132,10 @@ def test_what_ends_ray_trains_controller_leaves_the_job_open_for_another_attempt
     def fit(*_: object) -> None:
         raise ended
 
-    monkeypatch.setattr(job, "connect", lambda *_: line)
-    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(driver, "connect", lambda *_: line)
+    monkeypatch.setattr(driver, "fit", fit)
     with pytest.raises(Unavailable, match="submitted again"):
-        job.run_job(Settings(), "acme", JOB)
+        driver.run_job(Settings(), "acme", JOB)
     assert line.failed is None
 
 
@@ -145,8 +145,8 @@ def test_workers_that_fail_again_and_again_fail_the_job(monkeypatch) -> None:
     def fit(*_: object) -> None:
         raise ray.train.WorkerGroupError("a worker", {0: ValueError("inner")})
 
-    monkeypatch.setattr(job, "connect", lambda *_: line)
-    monkeypatch.setattr(job, "fit", fit)
-    assert job.run_job(Settings(), "acme", JOB) == "failed"
+    monkeypatch.setattr(driver, "connect", lambda *_: line)
+    monkeypatch.setattr(driver, "fit", fit)
+    assert driver.run_job(Settings(), "acme", JOB) == "failed"
     assert line.failed is not None
     assert line.failed[0] == "training_failed"

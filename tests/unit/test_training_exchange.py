@@ -12,11 +12,12 @@ import torch
 
 from onbrand.errors import InvalidInput, NotFound
 from onbrand.families.family import Family
-from onbrand.training import encoding, samples
-from onbrand.training.cache import DiskCache
-from onbrand.training.dataset import Examples, Picture, Wording
-from onbrand.training.encoding import encode
-from onbrand.training.exchange import Alone, Exchange, gather_bytes, shared
+from onbrand.training import samples
+from onbrand.training.data import encoding
+from onbrand.training.data.cache import DiskCache
+from onbrand.training.data.dataset import Examples, Picture, Wording
+from onbrand.training.data.encoding import encode
+from onbrand.training.ray.collectives import Alone, Exchange, gather_bytes, shared
 from tests.unit.test_training_loop import Together
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_trainer
 

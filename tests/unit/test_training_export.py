@@ -8,7 +8,7 @@ import torch
 
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training.export import content_hash, export, must_be_same_tensors
 from tests.unit.training_bases import FAMILIES, base_of, small_plan, small_trainer, trained

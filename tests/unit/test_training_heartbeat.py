@@ -7,9 +7,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from onbrand.internal.client import SystemClient
 from onbrand.services.logs import AT_ONCE_MAX
-from onbrand.system_client import SystemClient
-from onbrand.training.heartbeat import Heartbeat
+from onbrand.training.ray.heartbeat import Heartbeat
 
 
 class Platform:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from onbrand.families import lora
-from onbrand.training.attention import NormedAndTurned, Projected, fuse_attention
-from onbrand.training.blocks import fuse_blocks
-from onbrand.training.layers import TanhGelu, frozen_base, fuse, fuse_gelu
+from onbrand.training.kernels.flux_attention import NormedAndTurned, Projected, fuse_attention
+from onbrand.training.kernels.flux_blocks import fuse_blocks
+from onbrand.training.kernels.lora_layers import TanhGelu, frozen_base, fuse, fuse_gelu
 from tests.unit.training_bases import FAMILIES, fresh_family
 
 

@@ -10,12 +10,12 @@ import torch
 
 from onbrand.errors import TrainingFailed
 from onbrand.families.family import load_family
-from onbrand.training.dataset import Picture, Wording
-from onbrand.training.draws import draw_batch, own_rows
-from onbrand.training.encoding import encode
-from onbrand.training.layers import frozen_base
-from onbrand.training.loop import Trainer, must_share
+from onbrand.training.data.dataset import Picture, Wording
+from onbrand.training.data.encoding import encode
+from onbrand.training.data.sampling import draw_batch, own_rows
+from onbrand.training.kernels.lora_layers import frozen_base
 from onbrand.training.recipes import Plan
+from onbrand.training.trainer import Trainer, must_share
 from tests.unit.training_bases import (
     FAMILIES,
     SIDE,

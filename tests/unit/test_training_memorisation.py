@@ -3,8 +3,8 @@
 import torch
 
 from onbrand.families.tiny.brands import draw_brand
-from onbrand.training.dataset import fitted
-from onbrand.training.memorisation import SIDE, nearest, nearest_of_each, thumbnail
+from onbrand.training.data.dataset import fitted
+from onbrand.training.memorization import SIDE, nearest, nearest_of_each, thumbnail
 
 
 def brand(index: int) -> torch.Tensor:

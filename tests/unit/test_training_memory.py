@@ -12,12 +12,12 @@ import torch
 import transformers
 
 from onbrand.errors import OutOfMemory, RanOutOfMemory
-from onbrand.families.hollow import Hollow, num_bytes
+from onbrand.families.meta import Hollow, num_bytes
 from onbrand.families.spec import SPECS, TrainingConfig, with_family_defaults
-from onbrand.training import memory
-from onbrand.training.memory import GB, Admission, Allowance, Scale, admit
+from onbrand.training.memory import estimate
+from onbrand.training.memory.estimate import GB, Admission, Allowance, Scale, admit
+from onbrand.training.memory.savings import Thrift, rungs
 from onbrand.training.recipes import make_plan
-from onbrand.training.thrift import Thrift, rungs
 from tests.unit.test_training_loop import Together
 from tests.unit.training_bases import FAMILIES, base_of, fresh_family, small_plan, small_trainer, trained
 
@@ -72,7 +72,7 @@ def test_what_the_owner_chose_stays():
 
 @pytest.fixture
 def admitted(scale, monkeypatch) -> Callable[..., Admission]:
-    monkeypatch.setattr(memory, "Scale", lambda *_: scale)
+    monkeypatch.setattr(estimate, "Scale", lambda *_: scale)
 
     def admitted(gb: float | None, steps_down: int = 0) -> Admission:
         allowance = Allowance(gb, steps_down)

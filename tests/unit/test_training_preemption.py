@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.train import PreemptionInfo
 
-from onbrand.training.preemption import Notice
+from onbrand.training.ray.preemption import Notice
 
 
 def leaving(*nodes: str) -> PreemptionInfo:

@@ -1,8 +1,8 @@
 """What Ray is told of a job."""
 
 from onbrand.config import Limits, Settings
-from onbrand.training.job import reason, root_of
-from onbrand.training.providers.ray import job_environment, submission_id
+from onbrand.training.dispatch.providers.ray import job_environment, submission_id
+from onbrand.training.ray.driver import reason, root_of
 
 JOB = "0b8a4c1e-1111-4222-8333-444455556666"
 

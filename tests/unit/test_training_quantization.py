@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from onbrand.families import lora
-from onbrand.families.hollow import num_bytes
+from onbrand.families.meta import num_bytes
 from onbrand.training.export import export
-from onbrand.training.quantization import LEVELS, Packed, quantize, saved_bytes
-from onbrand.training.thrift import Thrift
+from onbrand.training.memory.quantization import LEVELS, Packed, quantize, saved_bytes
+from onbrand.training.memory.savings import Thrift
 from tests.unit.training_bases import (
     FAMILIES,
     base_of,

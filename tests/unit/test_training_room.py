@@ -10,8 +10,8 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api import data_parallel_trainer
 
-from onbrand.training import room
-from onbrand.training.room import FreeRoom, RangeTrainer, num_that_fit
+from onbrand.training.ray import scaling
+from onbrand.training.ray.scaling import FreeRoom, RangeTrainer, num_that_fit
 
 CPU = {"CPU": 1.0}
 
@@ -20,9 +20,11 @@ CPU = {"CPU": 1.0}
 def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Two nodes with four CPUs each, of which Ray reserves all for us; `free` and `alive` are the test's to say."""
     cluster = SimpleNamespace(free={"a": 1.0, "b": 0.0}, alive={"a", "b"})
-    monkeypatch.setattr(room, "available_resources_per_node", lambda: {n: {"CPU": f} for n, f in cluster.free.items()})
+    monkeypatch.setattr(
+        scaling, "available_resources_per_node", lambda: {n: {"CPU": f} for n, f in cluster.free.items()}
+    )
     nodes = lambda: [{"NodeID": name, "Alive": name in cluster.alive} for name in ("a", "b")]  # noqa: E731
-    monkeypatch.setattr(room.ray, "nodes", nodes)
+    monkeypatch.setattr(scaling.ray, "nodes", nodes)
     monkeypatch.setattr(
         FreeRoom, "_get_reserved_resources", lambda _: {name: {"CPU": 4.0} for name in sorted(cluster.alive)}
     )

@@ -20,11 +20,12 @@ from onbrand.families.family import draw
 from onbrand.internal.training import StartModel, TrainingAsset, TrainingSpec
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.services.logs import Line
-from onbrand.training import dataset, encoding, samples
-from onbrand.training.loop import StepFacts
-from onbrand.training.preemption import Notice
+from onbrand.training import samples
+from onbrand.training.data import dataset, encoding
+from onbrand.training.ray.preemption import Notice
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
+from onbrand.training.trainer import StepFacts
 from tests.unit.training_bases import base_of, drawn, fresh_family, small_plan
 
 NUM_PICTURES = 8

@@ -8,7 +8,7 @@ import pytest
 import ray.train
 import torch
 
-from onbrand.training.second_try import fit_within_memory
+from onbrand.training.ray.oom_retry import fit_within_memory
 
 
 class Row:

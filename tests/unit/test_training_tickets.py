@@ -6,7 +6,7 @@ import pytest
 
 from onbrand.config import Settings
 from onbrand.errors import InvalidInput, TicketRefused
-from onbrand.training.tickets import (
+from onbrand.training.dispatch.tickets import (
     Desk,
     FileTickets,
     must_be_job_id,

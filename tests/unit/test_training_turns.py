@@ -8,9 +8,9 @@ import pytest
 from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
 from onbrand.internal.training import TrainingSpec
-from onbrand.training import turns
-from onbrand.training.tickets import ticket_folder
-from onbrand.training.turns import asking, must_be_our_turn, own_submission, submission_that_asks
+from onbrand.training.dispatch import submission
+from onbrand.training.dispatch.submission import asking, must_be_our_turn, own_submission, submission_that_asks
+from onbrand.training.dispatch.tickets import ticket_folder
 
 JOB = "0b8a4c1e-1111-4222-8333-444455556666"
 OWN = f"onbrand-{JOB}-2"
@@ -18,7 +18,7 @@ OWN = f"onbrand-{JOB}-2"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(turns, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(submission, "_LOOK_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_note_is_only_ours_and_holds_a_name_or_says_nothing(tmp_path):
         note = tmp_path / "job" / "wanted"
         assert stat.S_IMODE(note.stat().st_mode) == 0o600
         note.write_text("raysubmit_1; rm -rf /")
-        assert turns.wanted(tmp_path / "job") is None
+        assert submission.wanted(tmp_path / "job") is None
 
 
 def test_a_later_submissions_note_is_not_taken_away_by_an_earlier_one(tmp_path):
@@ -102,7 +102,7 @@ def test_a_later_submissions_note_is_not_taken_away_by_an_earlier_one(tmp_path):
         pass
     with asking(tmp_path, "raysubmit_1"):
         (tmp_path / "wanted").write_text("raysubmit_2")
-    assert turns.wanted(tmp_path) == "raysubmit_2"
+    assert submission.wanted(tmp_path) == "raysubmit_2"
 
 
 def test_a_process_that_is_no_ray_job_is_told_how_to_be_one(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onbrand.errors import TrainingFailed
-from onbrand.training.loop import Trainer
+from onbrand.training.trainer import Trainer
 from onbrand.training.validation import NUM_DRAWS, SIGMAS, Judge, Verdicts
 from tests.unit.test_training_loop import Together, trained_together
 from tests.unit.training_bases import (

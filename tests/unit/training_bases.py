@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family, load_family
 from onbrand.families.spec import SPECS, TrainingConfig, with_family_defaults
-from onbrand.training.dataset import Examples, Picture, Wording
-from onbrand.training.encoding import encode
-from onbrand.training.exchange import Exchange
-from onbrand.training.loop import Trainer
+from onbrand.training.data.dataset import Examples, Picture, Wording
+from onbrand.training.data.encoding import encode
+from onbrand.training.ray.collectives import Exchange
 from onbrand.training.recipes import Plan, make_plan
+from onbrand.training.trainer import Trainer
 
 FAMILIES = ("sd15", "sdxl", "flux")
 SIDE = 64

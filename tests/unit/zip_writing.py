@@ -6,8 +6,8 @@ import struct
 import zlib
 
 from onbrand.config import Limits
-from onbrand.storage.findings import Packed
-from onbrand.storage.zips import unpack
+from onbrand.sandbox.archives import unpack
+from onbrand.sandbox.results import Packed
 
 LIMITS = Limits()
 PICTURE = b"\x89PNG of pixels"

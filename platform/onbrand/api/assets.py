@@ -11,18 +11,18 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData
 
-from onbrand.api.caller import Admin, AppParts, Member, Uploader, UploaderAccess, UserRoute
+from onbrand.api.authorization import Admin, AppParts, Member, Uploader, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_be_short, must_have_only, read_form, too_many_files
+from onbrand.api.http.json_bodies import parsed
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input, must_be_storable
-from onbrand.api.json_bodies import parsed
 from onbrand.api.lists import Listed, Paging, all_of, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput
+from onbrand.sandbox.incoming_files import SentFile, is_archive
 from onbrand.services import assets
-from onbrand.storage.sent import SentFile, is_archive
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"], route_class=UserRoute)
 

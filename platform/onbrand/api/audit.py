@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from onbrand.api.caller import Admin, UserRoute
+from onbrand.api.authorization import Admin, UserRoute
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.services import audit
 

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Admin, AnyReader, Manager, Member, Person, UserRoute
+from onbrand.api.authorization import Admin, AnyReader, Manager, Member, Person, UserRoute
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
 from onbrand.services import brands, invitations
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from onbrand.api.caller import BrandCaller
-from onbrand.storage.checking import Checker
-from onbrand.storage.fair_turns import Whose
+from onbrand.api.authorization import BrandCaller
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.fair_queue import Whose
 
 
 async def checker_of(request: Request) -> Checker:

@@ -10,16 +10,16 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
-from onbrand.api.caller import Admin, AppParts, Member, UploaderAccess, UserRoute
+from onbrand.api.authorization import Admin, AppParts, Member, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import must_be_storable
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.errors import InvalidInput
+from onbrand.sandbox.incoming_files import SentFile
 from onbrand.services import documents
-from onbrand.storage.sent import SentFile
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/documents", tags=["documents"], route_class=UserRoute)
 

@@ -16,7 +16,7 @@ from fastapi import Depends, Header
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from onbrand.api.caller import Access, BrandCaller
+from onbrand.api.authorization import Access, BrandCaller
 from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests
 from onbrand.services.events import AT_ONCE
 

@@ -20,8 +20,8 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from onbrand.api.caller import AppParts, BrandCaller, UserRoute
-from onbrand.api.media import media_type_of, plain_media_type
+from onbrand.api.authorization import AppParts, BrandCaller, UserRoute
+from onbrand.api.http.media_types import media_type_of, plain_media_type
 from onbrand.errors import InvalidInput, NotFound, TooLarge, UnsupportedMedia
 from onbrand.services.brands import record
 from onbrand.storage.backends import Draft

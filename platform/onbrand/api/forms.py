@@ -11,9 +11,9 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from onbrand.api.media import FORM, media_type_of, must_be_utf8_form
+from onbrand.api.http.media_types import FORM, media_type_of, must_be_utf8_form
 from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
-from onbrand.storage.sent import SentFile
+from onbrand.sandbox.incoming_files import SentFile
 
 READ_FORM = "onbrand.form"
 """Key of the parsed form in a request's ASGI scope."""

@@ -9,11 +9,11 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from onbrand.api import events, waiting
-from onbrand.api.caller import Artist, ArtistAccess, BrandCaller, Member, MemberAccess, UserRoute
+from onbrand.api import events, generation_lifecycle
+from onbrand.api.authorization import Artist, ArtistAccess, BrandCaller, Member, MemberAccess, UserRoute
 from onbrand.api.files import Link, link_to
+from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce, as_json
 from onbrand.services import images
 
 router = APIRouter(prefix="/v1/brands/{brand_id}", tags=["generations"], route_class=UserRoute)
@@ -43,8 +43,8 @@ async def create_generation(
     body: images.NewGeneration, access: ArtistAccess, once: OnlyOnce, wait: WaitSeconds, request: Request
 ) -> JSONResponse:
     """Draw pictures: 201 if they are done within `Prefer: wait=N`, else 202 with the generation in progress."""
-    generation_id = await waiting.begin(access, body, once)
-    generation = await waiting.until_done(access, generation_id, wait, request, abandon=once.key is None)
+    generation_id = await generation_lifecycle.begin(access, body, once)
+    generation = await generation_lifecycle.until_done(access, generation_id, wait, request, abandon=once.key is None)
     headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation_id}"}
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
@@ -67,7 +67,7 @@ async def get_generation(generation_id: UUID, caller: Member) -> images.Generati
 @router.post("/generations/{generation_id}/cancel", response_model=images.Generation)
 async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: OnlyOnce) -> JSONResponse:
     """Cancel an own generation; its rows on the accelerator are freed at the next step."""
-    done = await waiting.cancel(access, str(generation_id), once)
+    done = await generation_lifecycle.cancel(access, str(generation_id), once)
     return JSONResponse(done.body, done.status)
 
 

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.caller import Admin, Person, UserRoute
+from onbrand.api.authorization import Admin, Person, UserRoute
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.services import brands, invitations
 
 router = APIRouter(tags=["invitations"], route_class=UserRoute)

@@ -13,14 +13,23 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
 
 from onbrand.api import events
-from onbrand.api.caller import Admin, AppParts, BrandCaller, Member, MemberAccess, Trainer, TrainerAccess, UserRoute
+from onbrand.api.authorization import (
+    Admin,
+    AppParts,
+    BrandCaller,
+    Member,
+    MemberAccess,
+    Trainer,
+    TrainerAccess,
+    UserRoute,
+)
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import links_to
+from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce, as_json
 from onbrand.families.tokens import at_hand
-from onbrand.services import doctor, jobs, monitor
+from onbrand.services import data_checks, jobs, metrics
 from onbrand.services.logs import readable
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"], route_class=UserRoute)
@@ -54,7 +63,7 @@ async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSON
 @router.post(":check")
 async def check_job(
     body: jobs.NewCheck, access: TrainerAccess, parts: AppParts, checker: FileChecker
-) -> doctor.CheckedData:
+) -> data_checks.CheckedData:
     """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
         aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
@@ -62,11 +71,11 @@ async def check_job(
     lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, parts.settings.bases)
     aim = replace(aim, text_lengths=lengths)
     examined = [
-        await checker.run(doctor.measure, checker, patient, partial(store.read, key))
+        await checker.run(data_checks.measure, checker, patient, partial(store.read, key))
         for patient, key in zip(patients, keys, strict=True)
     ]
-    findings = await anyio.to_thread.run_sync(doctor.examine, examined, aim)
-    said = doctor.checked_data(findings, len(examined), aim)
+    findings = await anyio.to_thread.run_sync(data_checks.examine, examined, aim)
+    said = data_checks.checked_data(findings, len(examined), aim)
     async with access.open() as caller:  # a removed member gets no result
         await jobs.record_check(caller.session, caller.brand_id, patients, said)
     return said
@@ -134,15 +143,15 @@ async def get_metrics(
     caller: Member,
     limit: Annotated[int, Query(description="Points at most, 2 to 1000, spread evenly.")] = 200,
     after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
-) -> monitor.Course:
+) -> metrics.Course:
     """The training's metrics by step: loss, validation, learning rate, throughput and time left."""
-    return await monitor.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
+    return await metrics.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
 
 
 @router.get("/{job_id}/samples", response_model=Listed)
 async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
     """Links to the sample pictures: for each prompt the base's picture, then the adapter's at each sampled step."""
-    page = await monitor.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
+    page = await metrics.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
     links = await links_to(caller, [sample.key for sample in page.data], "job.link", {"job_id": str(job_id)})
     linked = [sample.model_copy(update={"url": link.url}) for sample, link in zip(page.data, links, strict=True)]
     return listed(page.model_copy(update={"data": linked}))
@@ -151,7 +160,7 @@ async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str
 @router.get("/{job_id}/logs", response_model=Listed)
 async def read_log(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
     """The lines of the run's log, oldest first."""
-    return listed(await monitor.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
+    return listed(await metrics.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=events.OVER)

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, Field
 
-from onbrand.api.caller import AdminInPerson, Manager, UserRoute
+from onbrand.api.authorization import AdminInPerson, Manager, UserRoute
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.brand import KeyScope
 from onbrand.services import keys
 

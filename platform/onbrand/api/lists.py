@@ -8,9 +8,9 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
-from onbrand.api.caller import AppParts
+from onbrand.api.authorization import AppParts
+from onbrand.api.idempotency import as_json
 from onbrand.api.input import must_be_storable
-from onbrand.api.once import as_json
 from onbrand.errors import InvalidInput
 
 _LIMIT = 20

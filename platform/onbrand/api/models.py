@@ -11,23 +11,23 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
-from onbrand.api import edge
 from onbrand.api import jobs as training_jobs
-from onbrand.api.bytes_under_way import BytesUnderWay
-from onbrand.api.caller import Access, Admin, AppParts, Member, MemberAccess, TrainerAccess, UserRoute
+from onbrand.api.authorization import Access, Admin, AppParts, Member, MemberAccess, TrainerAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
+from onbrand.api.http import middleware
+from onbrand.api.http.bytes_in_progress import BytesUnderWay
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import must_be_storable
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.api.problems import as_own_error
 from onbrand.errors import AdapterRefused, InvalidInput
-from onbrand.families.kohya import kohya_name
+from onbrand.families.lora_kohya import kohya_name
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.incoming_files import SentFile
+from onbrand.sandbox.results import CheckedWeights
 from onbrand.services import imports, jobs, models
-from onbrand.storage.checking import Checker
-from onbrand.storage.findings import CheckedWeights
-from onbrand.storage.sent import SentFile
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -151,7 +151,9 @@ async def download_model(
             return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
         store, turns = caller.store, await in_turn_of(checker, caller)
     bodies: BytesUnderWay = request.app.state.bodies
-    edge.hold(request.scope, bodies.held(access.scope.user_id, found.bytes))  # the answer is in memory until it is sent
+    middleware.hold(
+        request.scope, bodies.held(access.scope.user_id, found.bytes)
+    )  # the answer is in memory until it is sent
     async with turns.whole():
         data = await models.read_kohya(store, found)
     async with access.open() as caller:  # a removed member gets no file

@@ -14,11 +14,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
-from onbrand.api import waiting
-from onbrand.api.caller import Access, AnyReader, AppParts, BrandCaller, TokenHolder, UserRoute
+from onbrand.api import generation_lifecycle
+from onbrand.api.authorization import Access, AnyReader, AppParts, BrandCaller, TokenHolder, UserRoute
 from onbrand.api.files import links_to
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
-from onbrand.api.once import OnlyOnce
 from onbrand.api.openai_stream import Asked, streamed, why_none
 from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
@@ -84,13 +84,15 @@ async def generate(
     _must_be_streamable(body)
     wanted = _as_new_generation(body, model, parts.settings.families)
     try:
-        generation_id = await waiting.begin(access, wanted, once)
+        generation_id = await generation_lifecycle.begin(access, wanted, once)
     except InvalidInput as problem:
         raise _named_as_openai_does(problem) from None
     if body.stream:
         asked = Asked(generation_id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
         return streamed(access, asked, _WAIT_SECONDS)
-    generation = await waiting.until_done(access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None)
+    generation = await generation_lifecycle.until_done(
+        access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None
+    )
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
         data = await _pictures(caller, generation, body.response_format or "url")
@@ -213,7 +215,7 @@ async def _must_be_completed(access: Access, generation: images.Generation, *, a
     if generation.status in ("failed", "canceled"):
         raise why_none(generation)
     if abandon:
-        await waiting.give_up(access, generation.id)
+        await generation_lifecycle.give_up(access, generation.id)
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import anyio.to_thread
 from fastapi.responses import StreamingResponse
 
-from onbrand.api import waiting
-from onbrand.api.caller import Access
+from onbrand.api import generation_lifecycle
+from onbrand.api.authorization import Access
 from onbrand.api.events import ENDED
-from onbrand.api.previews import Viewer
 from onbrand.api.problems import body as problem_body
+from onbrand.background.previews import Viewer
 from onbrand.errors import (
     AdapterRefused,
     BaseModelRefused,
@@ -77,14 +77,14 @@ async def _events(access: Access, asked: Asked, seconds: float) -> AsyncIterator
         yield _event("error", {"error": problem_body(problem.status, problem.code, "", problem.message, "")["error"]})
     finally:
         if asked.abandon and not has_ended:
-            access.parts.renderings.in_background(waiting.give_up(access, asked.generation_id))
+            access.parts.renderings.in_background(generation_lifecycle.give_up(access, asked.generation_id))
         await viewer.close()
 
 
 async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
     """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
     num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
-    while (generation := await waiting.read(access, asked.generation_id)).status not in ENDED:
+    while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:
         for preview in viewer.news(generation)[: asked.num_partial - num_shown]:
             yield _partial(generation, asked, num_shown, preview.data)
             num_shown, heard = num_shown + 1, time.monotonic()

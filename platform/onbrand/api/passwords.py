@@ -6,10 +6,10 @@ import asyncio
 
 from fastapi import Request
 
-from onbrand.api.caller import Parts
+from onbrand.api.authorization import Parts
 from onbrand.errors import TooManyRequests, Unauthenticated
-from onbrand.services import attempts, identity
-from onbrand.services.password_turns import Client
+from onbrand.services import identity, login_limits
+from onbrand.services.password_queue import Client
 from onbrand.services.passwords import must_be_password
 
 
@@ -20,10 +20,10 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
 
     Raises Unauthenticated, TooManyRequests.
     """
-    attempt = attempts.LogIn(address_of(request), email)
+    attempt = login_limits.LogIn(address_of(request), email)
     try:
         async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
-            seconds = await attempts.may_log_in(nobody, attempt, parts.settings.limits)
+            seconds = await login_limits.may_log_in(nobody, attempt, parts.settings.limits)
             login = await identity.find_login(nobody, email)
     except TooManyRequests:
         await asyncio.sleep(parts.settings.limits.refused_login_seconds)
@@ -33,7 +33,7 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
     if not is_right or login.user_id is None:
         raise Unauthenticated("wrong email or password")
     async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
-        await attempts.was_right(nobody, attempt, parts.settings.limits)
+        await login_limits.was_right(nobody, attempt, parts.settings.limits)
     return login.user_id
 
 
@@ -42,14 +42,14 @@ async def sign_up(request: Request, parts: Parts, email: str, password: str) -> 
     identity.must_be_email(email)
     must_be_password(password)
     async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
-        await attempts.may_sign_up(nobody, address_of(request), parts.settings.limits)
+        await login_limits.may_sign_up(nobody, address_of(request), parts.settings.limits)
     hashed = await parts.passwords.hashed(password, _client(request, email))
     async with parts.doors.user_session(None) as nobody:
         return await identity.sign_up(nobody, email, hashed)
 
 
 def _client(request: Request, email: str) -> Client:
-    return Client(attempts.network_of(address_of(request)), email)
+    return Client(login_limits.network_of(address_of(request)), email)
 
 
 def address_of(request: Request) -> str:

@@ -13,8 +13,8 @@ from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from onbrand.api.http.json_bodies import must_be_few_values, must_have_known_fields
 from onbrand.api.input import must_be_storable
-from onbrand.api.json_bodies import must_be_few_values, must_have_known_fields
 from onbrand.config import Limits
 
 Credential = Callable[[Request, Any], Awaitable[object]]

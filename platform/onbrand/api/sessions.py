@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from onbrand.api import passwords
-from onbrand.api.caller import AnyUser, AppParts, Person, UserRoute
-from onbrand.api.credentials import cookie_name, cookie_of, is_https, must_not_be_another_site
+from onbrand.api.authentication import cookie_name, cookie_of, is_https, must_not_be_another_site
+from onbrand.api.authorization import AnyUser, AppParts, Person, UserRoute
+from onbrand.api.idempotency import as_json
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import as_json
 from onbrand.api.users import SignUp
 from onbrand.brand import Scope
 from onbrand.errors import NotFound

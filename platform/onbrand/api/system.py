@@ -1,4 +1,4 @@
-"""The internal routes, which workers call with a ticket. `onbrand.system_client` is their client.
+"""The internal routes, which workers call with a ticket. `onbrand.internal.client` is their client.
 
 A ticket names one brand, one job and one member. Its kind decides which routes it opens, the row policies which rows.
 """
@@ -17,13 +17,13 @@ from fastapi.responses import Response
 from pydantic import Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from onbrand.api import edge
+from onbrand.api.authentication import bearer_of
 from onbrand.api.checking import checker_of
-from onbrand.api.credentials import bearer_of
+from onbrand.api.http import middleware
+from onbrand.api.http.json_bodies import parsed
+from onbrand.api.http.media_types import FORM, media_type_of, plain_media_type
+from onbrand.api.idempotency import as_json
 from onbrand.api.input import Input, must_be_storable
-from onbrand.api.json_bodies import parsed
-from onbrand.api.media import FORM, media_type_of, plain_media_type
-from onbrand.api.once import as_json
 from onbrand.api.problems import as_own_error
 from onbrand.api.route import Route
 from onbrand.brand import Ticket, TicketKind
@@ -31,12 +31,12 @@ from onbrand.config import Limits, Secrets, Settings
 from onbrand.db.session import Doors, Session
 from onbrand.errors import Conflict, InvalidInput, TicketRefused, UnsupportedMedia
 from onbrand.internal.training import RunCredentials
-from onbrand.services import continuing, generation, imports, models, training
-from onbrand.services.doctor import Finding
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.fair_queue import Whose
+from onbrand.services import continuation, generation_worker, imports, models, training_worker
+from onbrand.services.data_checks import Finding
 from onbrand.services.logs import AT_ONCE_MAX, Line
-from onbrand.storage.checking import Checker
 from onbrand.storage.credentials import CredentialIssuer
-from onbrand.storage.fair_turns import Whose
 from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
 
@@ -69,7 +69,7 @@ AppParts = Annotated[SystemParts, Depends(_parts)]
 
 async def _ticket(request: Request, parts: AppParts) -> Ticket:
     ticket = Ticket.verify(bearer_of(request), parts.secrets.tickets)
-    edge.admit(request.scope)
+    middleware.admit(request.scope)
     return ticket
 
 
@@ -145,7 +145,7 @@ async def _must_stand(ticket: Ticket, parts: SystemParts) -> None:
 
     A job that has ended passes: the call may be a repeated one, and decides itself.
     """
-    of_kind = training if ticket.kind == "training" else generation
+    of_kind = training_worker if ticket.kind == "training" else generation_worker
     async with parts.doors.system_session(ticket) as session:
         with suppress(Conflict):
             await of_kind.must_be_open(session, ticket)
@@ -214,13 +214,13 @@ class ImageFacts(Input):
 @router.get("/training")
 async def read_training(worker: Trainer) -> Any:
     """The job: configuration, pictures' ids and captions."""
-    return as_json(await training.spec_for_worker(worker.session, worker.ticket))
+    return as_json(await training_worker.spec_for_worker(worker.session, worker.ticket))
 
 
 @router.get("/training/assets/{asset_id}", response_class=Response)
 async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
     """The bytes of one picture of the job."""
-    data, content_type = await training.read_asset(worker.session, worker.store, str(asset_id))
+    data, content_type = await training_worker.read_asset(worker.session, worker.store, str(asset_id))
     return Response(data, media_type=content_type)
 
 
@@ -234,15 +234,15 @@ async def read_import(worker: Trainer) -> Response:
 @router.get("/training/start", response_class=Response)
 async def read_start(worker: Trainer) -> Response:
     """The weights of the model that the ticket's job continues from."""
-    data = await continuing.read_start(worker.session, worker.store, worker.ticket)
+    data = await continuation.read_start(worker.session, worker.store, worker.ticket)
     return Response(data, media_type=_BINARY)
 
 
 @router.post("/training/credentials")
 async def lend_credentials(worker: Trainer, parts: AppParts, response: Response) -> dict[str, RunCredentials | None]:
     """Session credentials for the run's folder on S3 while the job is open; null if runs are stored in a folder."""
-    names = await training.asset_names(worker.session, worker.ticket)
-    run_id = await training.run_of(worker.session, worker.ticket)
+    names = await training_worker.asset_names(worker.session, worker.ticket)
+    run_id = await training_worker.run_of(worker.session, worker.ticket)
     response.headers["cache-control"] = "no-store"
     if parts.credentials is None:
         return {"credentials": None}
@@ -251,10 +251,10 @@ async def lend_credentials(worker: Trainer, parts: AppParts, response: Response)
 
 
 @router.post("/training/report")
-async def report(body: Report, worker: Trainer) -> training.Heard:
+async def report(body: Report, worker: Trainer) -> training_worker.Heard:
     """Store progress, metrics, log lines and the heartbeat; returns whether the owner asked to cancel."""
     said = (body.progress, body.metrics, body.lines, body.findings)
-    return await training.report(worker.session, worker.ticket, *said)
+    return await training_worker.report(worker.session, worker.ticket, *said)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
@@ -263,7 +263,7 @@ async def add_sample(form: TrainingForm, worker: Trainer, checker: FileChecker) 
     facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
     which = (facts.step, facts.index, data, content_type, facts.drawn_by)
-    await training.add_sample(worker.session, worker.store, worker.ticket, *which, checker=checker)
+    await training_worker.add_sample(worker.session, worker.store, worker.ticket, *which, checker=checker)
 
 
 @router.post("/training/publish", status_code=201)
@@ -272,19 +272,19 @@ async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker, par
     facts = _json_of(form, "facts", parts.settings.limits)
     must_be_storable(facts, "facts")
     data, _ = await _file_of(form)
-    return as_json(await training.publish(worker.session, worker.store, worker.ticket, data, facts, checker))
+    return as_json(await training_worker.publish(worker.session, worker.store, worker.ticket, data, facts, checker))
 
 
 @router.post("/training/fail", status_code=204, response_class=Response)
 async def fail(body: Failure, worker: Trainer) -> None:
     """End the job as failed, with its reason."""
-    await training.fail(worker.session, worker.ticket, body.code, body.message, worker.store)
+    await training_worker.fail(worker.session, worker.ticket, body.code, body.message, worker.store)
 
 
 @router.post("/training/canceled", status_code=204, response_class=Response)
 async def canceled(worker: Trainer) -> None:
     """End the job as canceled by its owner."""
-    await training.canceled(worker.session, worker.ticket, worker.store)
+    await training_worker.canceled(worker.session, worker.ticket, worker.store)
 
 
 # generation tickets
@@ -298,15 +298,15 @@ async def read_weights(model_id: UUID, worker: Drawer) -> Response:
 
 
 @router.post("/generation/start")
-async def start_generation(worker: Drawer) -> training.Heard:
+async def start_generation(worker: Drawer) -> training_worker.Heard:
     """Mark the generation as running; returns whether the owner has canceled meanwhile."""
-    return await generation.start_generation(worker.session, worker.ticket)
+    return await generation_worker.start_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/report")
-async def report_generation(body: Progress, worker: Drawer) -> training.Heard:
+async def report_generation(body: Progress, worker: Drawer) -> training_worker.Heard:
     """Store progress and the heartbeat; `lost` counts a lost engine."""
-    return await generation.report_generation(worker.session, worker.ticket, body.progress, body.lost)
+    return await generation_worker.report_generation(worker.session, worker.ticket, body.progress, body.lost)
 
 
 @router.post("/generation/images", status_code=201)
@@ -314,7 +314,7 @@ async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, 
     """Store one picture."""
     facts = _facts(ImageFacts, _json_of(form, "facts", parts.settings.limits))
     data, content_type = await _file_of(form)
-    stored = await generation.add_image(
+    stored = await generation_worker.add_image(
         worker.session,
         worker.store,
         worker.ticket,
@@ -330,13 +330,13 @@ async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, 
 @router.post("/generation/finish", status_code=204, response_class=Response)
 async def finish_generation(worker: Drawer) -> None:
     """End the generation as completed; all its pictures are stored."""
-    await generation.finish_generation(worker.session, worker.ticket)
+    await generation_worker.finish_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/fail", status_code=204, response_class=Response)
 async def fail_generation(body: Failure, worker: Drawer) -> None:
     """End the generation as failed, with its reason; the code `canceled` ends it as canceled by its owner."""
-    await generation.fail_generation(worker.session, worker.ticket, body.code, body.message)
+    await generation_worker.fail_generation(worker.session, worker.ticket, body.code, body.message)
 
 
 # either
@@ -345,7 +345,7 @@ async def fail_generation(body: Failure, worker: Drawer) -> None:
 @router.post("/ticket:renew")
 async def renew(worker: AnyWorker, parts: AppParts) -> dict[str, str]:
     """A ticket with the same rights for more time, while the job is open and the member still one."""
-    of_kind = training if worker.ticket.kind == "training" else generation
+    of_kind = training_worker if worker.ticket.kind == "training" else generation_worker
     await of_kind.must_be_open(worker.session, worker.ticket)
     return {"ticket": worker.ticket.renewed(parts.settings.ticket_seconds).sign(parts.secrets.tickets)}
 

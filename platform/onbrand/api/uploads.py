@@ -13,13 +13,13 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from onbrand.api.caller import Access, Member, Uploader, UploaderAccess, UserRoute
+from onbrand.api.authorization import Access, Member, Uploader, UploaderAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
+from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.api.once import OnlyOnce
 from onbrand.errors import Conflict, InvalidInput, OnbrandError, StorageError, TooLarge, UnsupportedMedia
 from onbrand.services import uploads
-from onbrand.services.room import limits_of
+from onbrand.services.storage_quota import limits_of
 from onbrand.storage.links import UploadLink
 from onbrand.storage.store import BrandStore
 

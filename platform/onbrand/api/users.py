@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from onbrand.api import passwords
-from onbrand.api.caller import AnyUser, AppParts, Person, UserRoute
+from onbrand.api.authorization import AnyUser, AppParts, Person, UserRoute
+from onbrand.api.idempotency import as_json
 from onbrand.api.input import Input
-from onbrand.api.once import as_json
 from onbrand.brand import must_be_brand_id
 from onbrand.errors import Forbidden, InvalidInput
 from onbrand.services import brands, identity

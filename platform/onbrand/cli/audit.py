@@ -79,8 +79,8 @@ def _from_database(brand: str | None, head: str | None, data_dir: Path | None) -
 
 def _verdicts(owner_url: str, place: str, brand: str | None, head: str | None) -> Iterator[Verdict]:
     from onbrand.client import AuditEvent, Head
-    from onbrand.client.chain import check_chain
-    from onbrand.db.record import Record
+    from onbrand.client.audit_chain import check_chain
+    from onbrand.db.audit import Record
 
     with Record(owner_url) as record:
         known = {name.split("#", 1)[1] for name in _kept_heads() if name.startswith(f"{place}#")}

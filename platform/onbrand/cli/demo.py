@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onbrand.cli.exits import USAGE, Refused
 from onbrand.cli.output import AsJson, show
-from onbrand.cli.tiny import must_be_family
+
+if TYPE_CHECKING:
+    from onbrand.config import FamilyName
 
 
 def demo(
@@ -43,3 +45,13 @@ def report_problems(report: dict[str, object]) -> list[str]:
     from onbrand.demo import shortcomings
 
     return shortcomings(report)
+
+
+def must_be_family(family: str) -> FamilyName:
+    """Return `family` if it is one of Onbrand's. Raises Refused."""
+    from onbrand.config import FAMILIES
+
+    for known in FAMILIES:
+        if family == known:
+            return known
+    raise Refused(f"there is no family '{family}'; choose one of {', '.join(FAMILIES)}", code="invalid_input")

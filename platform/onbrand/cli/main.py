@@ -21,7 +21,6 @@ from onbrand.cli import (
     keys,
     login,
     models,
-    tiny,
     train,
     up,
     uploads,
@@ -58,7 +57,7 @@ def build() -> typer.Typer:
 
     for command in (up.up, demo.demo, login.signup, login.login, generate.generate):
         app.command()(command)
-    nouns = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, users, tiny)
+    nouns = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, users)
     for noun in nouns:
         app.add_typer(noun.app)
     return app

@@ -18,7 +18,7 @@ from onbrand.cli.output import AsJson, show
 if TYPE_CHECKING:
     from onbrand.config import Settings
     from onbrand.errors import ConfigurationError
-    from onbrand.runtime import Platform
+    from onbrand.local.platform import Platform
 
 _POLL_SECONDS = 0.5
 
@@ -39,7 +39,7 @@ def up(
         {"host": host, "port": port, "data_dir": data_dir, "families": family or None, "dev": dev or None}
     )
     listen_for_end()
-    from onbrand.runtime import Platform
+    from onbrand.local.platform import Platform
 
     with Platform(settings, tell=_teller(as_json)) as platform:
         _announce(platform, as_json)

@@ -1,6 +1,6 @@
 """The Python client of Onbrand. Imports no other part of the package, and neither torch nor ray."""
 
-from onbrand.client.chain import Head, Verdict
+from onbrand.client.audit_chain import Head, Verdict
 from onbrand.client.client import Onbrand
 from onbrand.client.errors import (
     Conflict,

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import members, objects, record, resources, uploads
+from onbrand.client import audit, members, objects, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
@@ -69,7 +69,7 @@ class Onbrand:
         self.images = resources.Images(self)
         self.documents = resources.Documents(self)
         self.uploads = uploads.Uploads(self)
-        self.audit_events = record.AuditEvents(self)
+        self.audit_events = audit.AuditEvents(self)
 
     def __repr__(self) -> str:
         return f"Onbrand({self.base_url!r})"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from onbrand.client.answers import Answer, Attached
+from onbrand.client.resource_models import Answer, Attached
 
 __all__ = ["Course", "Judgement", "LogLine", "Point", "Sample"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from onbrand.client.answers import Answer, Attached, Waitable
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.monitor import Course, LogLine, Sample
+from onbrand.client.resource_models import Answer, Attached, Waitable
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand

@@ -25,7 +25,7 @@ from typing import Any
 from onbrand.environment import is_postgres_variable
 from onbrand.errors import ConfigurationError
 from onbrand.folders import must_be_private
-from onbrand.logins import without_secrets
+from onbrand.secrets_file import without_secrets
 
 SOCKET = ".s.PGSQL.5432"
 DATA, _NEW, SOCKETS = "postgres", "postgres.new", "socket"

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from onbrand.config import FamilyName, Settings
-from onbrand.demo import play
+from onbrand.demo import steps as demo_steps
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
-from onbrand.demo.intruder import tries
-from onbrand.demo.kits import Kit, choose_kits
-from onbrand.demo.nearness import Nearness
-from onbrand.demo.play import Player
-from onbrand.runtime import Platform
+from onbrand.demo.isolation_attempts import tries
+from onbrand.demo.sample_brands import Kit, choose_kits
+from onbrand.demo.similarity import Nearness
+from onbrand.demo.steps import Player
+from onbrand.local.platform import Platform
 
 FIT_RATIO = 0.3
 """The highest accepted ratio of the adapter's `fit` to the base's."""
@@ -106,15 +106,15 @@ def _on_a_platform(
 
     with Platform(settings, tell) as platform:
         tell("Uploading")
-        players = [play.enter(platform.url, kit) for kit in kits]
+        players = [demo_steps.enter(platform.url, kit) for kit in kits]
         for player in players:
-            play.upload(player, settings.limits.upload_files)
+            demo_steps.upload(player, settings.limits.upload_files)
         tell("Training an adapter for each brand")
-        play.train(players, model_type, steps, _progress(console))
+        demo_steps.train(players, model_type, steps, _progress(console))
         tell("Drawing with the base and with the adapters")
         for player in players:
-            play.fetch_model(player)
-            play.generate(player, model_type, out / player.brand_id)
+            demo_steps.fetch_model(player)
+            demo_steps.generate(player, model_type, out / player.brand_id)
         tell("Trying to get across the wall")
         return players, _try_all(players, console)
 

@@ -18,8 +18,8 @@ from threading import Lock
 import torch
 
 from onbrand.adapter import combined_sha256, routing_id
+from onbrand.engine.decayed_counts import Usage
 from onbrand.engine.slots import RowAdapter, Slot, Slots, rank_class
-from onbrand.engine.usage import Usage
 from onbrand.errors import AdapterRefused, NotAsPublished, OnbrandError
 from onbrand.families.lora import AdapterWeights, LayerWeights
 

@@ -1,6 +1,6 @@
 """Jobs, their rows, the keys that decide which rows share a forward pass, and the batch size classes.
 
-The order of service is in `onbrand.engine.fairness`.
+The order of service is in `onbrand.engine.fair_queue`.
 """
 
 from __future__ import annotations

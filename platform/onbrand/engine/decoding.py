@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from onbrand.engine.at_once import AtOnce
+from onbrand.engine.cpu.exact_batching import AtOnce
 from onbrand.errors import NotFinite
 from onbrand.families.family import Family
 

@@ -8,8 +8,8 @@ from threading import Lock
 
 from torch import Tensor, nn
 
-from onbrand.engine.at_once import AtOnce
-from onbrand.engine.onednn import use_onednn
+from onbrand.engine.cpu.exact_batching import AtOnce
+from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.families.family import Conditioning, Family
 
 MOST_AT_ONCE = 8

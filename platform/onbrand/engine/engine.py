@@ -1,6 +1,6 @@
 """The engine: continuous batching of many brands' requests over one base model, one denoising step at a time.
 
-One thread calls `add` and `step` (`onbrand.serving.loop`). No database, no network, no Ray.
+One thread calls `add` and `step` (`onbrand.serving.engine_thread`). No database, no network, no Ray.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.adapters import Residency, composed
+from onbrand.engine.async_stages import Stages
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
-from onbrand.engine.blocks import use_blocks
+from onbrand.engine.compilation import compile_passes
+from onbrand.engine.cpu.onednn import use_onednn
+from onbrand.engine.cpu.unet_blocks import use_blocks
 from onbrand.engine.decoding import Decoder, not_finite
 from onbrand.engine.encoding import MOST_AT_ONCE, Asked, Branches, Encoder
-from onbrand.engine.fairness import FairQueue
-from onbrand.engine.kernels import compile_passes
+from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.leases import Leases
-from onbrand.engine.onednn import use_onednn
+from onbrand.engine.model_runner import Stepper
 from onbrand.engine.request import (
     Canceled,
     Completed,
@@ -41,8 +43,6 @@ from onbrand.engine.request import (
     planned,
 )
 from onbrand.engine.slots import Slots
-from onbrand.engine.stages import Stages
-from onbrand.engine.stepping import Stepper
 from onbrand.errors import Conflict, OnbrandError, TooManyRequests
 from onbrand.families.family import Family
 from onbrand.families.preview import LatentColors

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onbrand.engine.at_once import by_chance, is_moderate
+from onbrand.engine.cpu.exact_batching import by_chance, is_moderate
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import LayerWeights
 

@@ -17,13 +17,13 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge, UnsupportedMedia
 from onbrand.filenames import described, is_caption, is_litter, own_name
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.incoming_files import Content, bytes_of, is_archive, size_of
+from onbrand.sandbox.results import CleanImage, shown
 from onbrand.services.brands import record
-from onbrand.services.room import must_have_fitted, must_not_be_full
-from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.storage.checking import Checker
-from onbrand.storage.findings import CleanImage, shown
+from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
 from onbrand.storage.layout import Key, training_image
-from onbrand.storage.sent import Content, bytes_of, is_archive, size_of
 from onbrand.storage.store import BrandStore
 from onbrand.visible import must_be_visible, text_of
 

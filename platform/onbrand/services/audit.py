@@ -11,7 +11,7 @@ from pydantic import Field
 
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
-from onbrand.services.rows import PAGE_MAX, Page, Row
+from onbrand.services.pagination import PAGE_MAX, Page, Row
 
 Actor = Literal["user", "key", "system"]
 Order = Literal["desc", "asc"]

@@ -11,7 +11,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.services.identity import must_be_email
-from onbrand.services.rows import PAGE_MAX, Page, Row, known_id, must_be_there, page_of
+from onbrand.services.pagination import PAGE_MAX, Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.regions import must_be_region
 from onbrand.visible import must_be_visible
 

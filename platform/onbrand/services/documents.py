@@ -14,14 +14,14 @@ import anyio.to_thread
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge, UnsupportedMedia
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.incoming_files import Content, size_of
+from onbrand.sandbox.results import CleanDocument, shown
 from onbrand.services.brands import record
-from onbrand.services.room import must_have_fitted, must_not_be_full
-from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of, page_where
-from onbrand.storage.checking import Checker
-from onbrand.storage.findings import CleanDocument, shown
+from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of, page_where
+from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
 from onbrand.storage.layout import INCOMING, Key
 from onbrand.storage.layout import document as document_key
-from onbrand.storage.sent import Content, size_of
 from onbrand.storage.store import BrandStore
 from onbrand.visible import hidden_in
 

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 from onbrand.brand import Ticket
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
-from onbrand.services.rows import Row
+from onbrand.services.pagination import Row
 
 _LARGEST = 1e300
 AT_ONCE = 500

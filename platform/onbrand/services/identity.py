@@ -15,7 +15,7 @@ from onbrand.brand import Scope, must_be_brand_id
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from onbrand.services.oidc import UNREADABLE, Subject, bad_token
-from onbrand.services.rows import Row, known_id
+from onbrand.services.pagination import Row, known_id
 from onbrand.visible import hidden_in, must_be_visible
 
 _ISSUER, _AUDIENCE = "onbrand", "onbrand-api"

@@ -18,11 +18,11 @@ from onbrand.families import bases
 from onbrand.families.spec import Recommended, with_family_defaults
 from onbrand.services.brands import record
 from onbrand.services.events import Event, events_of
+from onbrand.services.generation_parameters import Adapters, adapters_of, decided
 from onbrand.services.limits import limits_of, must_have_room
 from onbrand.services.models import adapter_ref, get_model
-from onbrand.services.room import must_not_be_full
-from onbrand.services.rows import Page, R, Row, hidden, known_id, must_be_there, page_of
-from onbrand.services.wishes import Adapters, adapters_of, decided
+from onbrand.services.pagination import Page, R, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.storage_quota import must_not_be_full
 from onbrand.storage.layout import Key
 from onbrand.storage.store import BrandStore
 

@@ -1,7 +1,7 @@
 """Import of LoRA files of other trainers: a job makes the uploaded file a model without training.
 
 The web tier has no torch: a child process checks names, shapes and values (`storage.weights`), and the job's process on
-the cluster converts and verifies (`onbrand.training.importing`).
+the cluster converts and verifies (`onbrand.training.lora_import`).
 The file is never served, and is deleted with the job at the latest.
 """
 
@@ -22,8 +22,8 @@ from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.lora_names import NUMBER_MAX, Dropped, ImportWishes, TextEncoderWish
 from onbrand.services.brands import record
 from onbrand.services.jobs import ENDED, IMPORT_KEY, JobRow, TrainingJob, checked_config, insert_job, must_be_name
-from onbrand.services.room import must_have_room_to_import
-from onbrand.services.rows import hidden, must_be_there
+from onbrand.services.pagination import hidden, must_be_there
+from onbrand.services.storage_quota import must_have_room_to_import
 from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
 

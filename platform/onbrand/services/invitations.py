@@ -19,7 +19,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.services import brands
 from onbrand.services.identity import must_be_email
-from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of, page_where
+from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of, page_where
 
 DAYS_MAX = 30
 _TOKEN = re.compile(r"obi_([0-9a-f]{32})_([0-9a-f]{64})")

@@ -17,14 +17,14 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
 from onbrand.families.spec import SPECS, Recommended, TrainingConfig
 from onbrand.services.brands import must_be_admin, record
-from onbrand.services.continuing import FIELD as CONTINUE_FROM
-from onbrand.services.continuing import start_of
-from onbrand.services.doctor import Aim, CheckedData, Patient, aim_of
+from onbrand.services.continuation import FIELD as CONTINUE_FROM
+from onbrand.services.continuation import start_of
+from onbrand.services.data_checks import Aim, CheckedData, Patient, aim_of
 from onbrand.services.events import Event, events_of
+from onbrand.services.job_validation import Terms, must_look_fit, num_workers_of
 from onbrand.services.limits import must_have_room_to_train
-from onbrand.services.room import must_not_be_full
-from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.services.terms import Terms, must_look_fit, num_workers_of
+from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.storage_quota import must_not_be_full
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
 from onbrand.visible import must_be_visible
@@ -32,7 +32,7 @@ from onbrand.visible import must_be_visible
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
 ENDED = ("completed", "failed", "canceled")
 PROVIDERS = ("ray",)
-"""Accepted providers. The table also has external ones, which first need a provider in `onbrand.training.providers`."""
+"""Accepted providers. The table also has external ones, which first need a module in `training.dispatch.providers`."""
 ASSETS_MAX = 500
 IMPORT_KEY = "import"
 """Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""

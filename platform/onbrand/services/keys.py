@@ -17,7 +17,7 @@ from onbrand.brand import KEY_SCOPES, KeyScope, Scope
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, Unauthenticated
 from onbrand.services import brands
-from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
 from onbrand.visible import must_be_visible
 
 PREFIX = "ob_"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from onbrand.brand import Ticket
 from onbrand.db.session import Session
 from onbrand.services.events import Event, tell
-from onbrand.services.rows import Row
+from onbrand.services.pagination import Row
 
 Level = Literal["info", "warning", "error"]
 KIND = "log"

@@ -18,9 +18,9 @@ import anyio.to_thread
 from onbrand.adapter import AdapterRef
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, NotAsPublished, NotFound
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.services.brands import record
-from onbrand.services.rows import Page, Row, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import BrandStore
 from onbrand.visible import hidden_in

@@ -15,7 +15,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput
-from onbrand.services.password_turns import Client, PasswordTurns
+from onbrand.services.password_queue import Client, PasswordTurns
 
 T = TypeVar("T")
 PASSWORD_CHARS = (8, 256)

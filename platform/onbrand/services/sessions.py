@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from onbrand.brand import Scope
 from onbrand.db.session import Session
 from onbrand.errors import NotFound, Unauthenticated
-from onbrand.services.rows import Page, Row, known_id, must_be_there, page_where
+from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_where
 
 _COOKIE_CHARS = 64
 _MINE = "select t.* from private.my_sessions() t"

@@ -20,12 +20,12 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError, TooLarge, UnsupportedMedia
 from onbrand.filenames import is_litter
+from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.results import is_zip, shown
 from onbrand.services import assets, documents
 from onbrand.services.brands import record
-from onbrand.services.room import must_have_room_to_send
-from onbrand.services.rows import Page, Row, hidden, known_id, must_be_there, page_of
-from onbrand.storage.checking import Checker
-from onbrand.storage.findings import is_zip, shown
+from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.storage_quota import must_have_room_to_send
 from onbrand.storage.layout import Bucket, Key, incoming_file
 from onbrand.storage.links import Announced, UploadLink
 from onbrand.storage.store import BrandStore, ObjectStore

@@ -8,15 +8,15 @@ import os
 import torch
 
 from onbrand.config import FamilyName, Settings
+from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
-from onbrand.engine.kernels import keep_memory
 from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family, load_family
-from onbrand.serving.adapters import AdapterFiles, AdapterLibrary
+from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.engine_thread import EngineLoop
+from onbrand.serving.generation_runner import Renderer
 from onbrand.serving.generator import EngineOptions
-from onbrand.serving.loop import EngineLoop
-from onbrand.serving.rendering import Renderer
-from onbrand.system_client import AsyncSystemClient, SystemClient
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

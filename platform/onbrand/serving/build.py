@@ -23,11 +23,11 @@ from ray.serve.config import RequestRouterConfig
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
 from onbrand.families.spec import SPECS
-from onbrand.logins import SECRET_SETTINGS
+from onbrand.secrets_file import SECRET_SETTINGS
+from onbrand.serving.deployments import Ingress, System
 from onbrand.serving.generator import EngineOptions, EngineReplica
-from onbrand.serving.ingress import Ingress, System
-from onbrand.serving.remote import ENGINE, engine_app
 from onbrand.serving.router import EngineRouter, IngressRouter
+from onbrand.serving.serve_generator import ENGINE, engine_app
 
 SECRETS = frozenset(SECRET_SETTINGS)
 _HTTP = {

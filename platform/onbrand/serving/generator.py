@@ -95,7 +95,7 @@ class EngineReplica:
 
     def __init__(self, family: FamilyName, options: dict[str, Any], settings: dict[str, Any]) -> None:
         from onbrand.serving.assembly import assemble
-        from onbrand.serving.cluster import must_be_closed
+        from onbrand.serving.cluster_security import must_be_closed
         from onbrand.serving.ports import listen_on_the_nodes_address
 
         listen_on_the_nodes_address()

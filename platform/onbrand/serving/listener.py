@@ -22,13 +22,13 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from onbrand.api.answers import Answer
-from onbrand.api.front import ABORT, INTERNAL, Front, is_below, network_of, refuse
+from onbrand.api.http.front import ABORT, INTERNAL, Front, is_below, network_of, refuse
+from onbrand.api.http.rate_limits import Rates
+from onbrand.api.http.responses import Answer
 from onbrand.api.problems import MEDIA_TYPE, body
-from onbrand.api.rates import Rates
 from onbrand.config import Limits, Settings
 from onbrand.errors import ConfigurationError, NotFound
-from onbrand.serving.framing import BoundedConnection, Refusal, holds_request
+from onbrand.serving.http_framing import BoundedConnection, Refusal, holds_request
 
 CALLBACK = "onbrand.serving.listener:middlewares"
 """Value of `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in the environment of every node."""

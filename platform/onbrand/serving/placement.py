@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from onbrand.engine.usage import Usage
+from onbrand.engine.decayed_counts import Usage
 
 _ROUTES_REMEMBERED = 1024
 

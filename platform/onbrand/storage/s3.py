@@ -16,8 +16,8 @@ from onbrand.storage.fsspec_backend import FsspecBackend, found, told
 from onbrand.storage.layout import BUCKETS, SHOWN_TYPES, Bucket, Key
 from onbrand.storage.links import Announced, UploadLink
 from onbrand.storage.s3_check import check_bucket
-from onbrand.storage.s3_sending import Way, must_be_open, put_parameters, upload_form, upload_put
-from onbrand.storage.s3_way import decide
+from onbrand.storage.s3_upload_choice import decide
+from onbrand.storage.s3_upload_methods import Way, must_be_open, put_parameters, upload_form, upload_put
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import httpx
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
 from onbrand.storage.fsspec_backend import told
 from onbrand.storage.layout import Bucket, Key
-from onbrand.storage.s3_strangers import stranger
+from onbrand.storage.s3_anonymous import stranger
 
 PROBES = ".probe"
 """The folder of test objects; no brand's name begins with a dot."""

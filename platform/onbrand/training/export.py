@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
 from onbrand.families.family import Family, draw, family_guidance, load_family
-from onbrand.families.kohya import kohya_file
+from onbrand.families.lora_kohya import kohya_file
 from onbrand.families.spec import FamilySpec, Quantization
-from onbrand.training.quantization import quantize
+from onbrand.training.memory.quantization import quantize
 from onbrand.training.recipes import Plan
 
 _KOHYA_BASES = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}

@@ -16,20 +16,21 @@ from torch import Tensor
 
 from onbrand.errors import Canceled, NotFound, OnbrandError
 from onbrand.families.family import Family, load_family
+from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
-from onbrand.system_client import SystemClient
-from onbrand.training import dataset, memorisation, samples
-from onbrand.training.cache import DiskCache, prune
-from onbrand.training.dataset import Examples, JobPictures, Wording
-from onbrand.training.encoding import encode
-from onbrand.training.exchange import Alone, Exchange, ProcessGroup
+from onbrand.training import memorization, samples
+from onbrand.training.data import dataset
+from onbrand.training.data.cache import DiskCache, prune
+from onbrand.training.data.dataset import Examples, JobPictures, Wording
+from onbrand.training.data.encoding import encode
 from onbrand.training.export import export, proof_picture
-from onbrand.training.heartbeat import Heartbeat
-from onbrand.training.loop import StepFacts, Trainer, must_share
-from onbrand.training.memory import Allowance, admit_together
-from onbrand.training.preemption import Notice
-from onbrand.training.quantization import quantize
+from onbrand.training.memory.estimate import Allowance, admit_together
+from onbrand.training.memory.quantization import quantize
+from onbrand.training.ray.collectives import Alone, Exchange, ProcessGroup
+from onbrand.training.ray.heartbeat import Heartbeat
+from onbrand.training.ray.preemption import Notice
 from onbrand.training.recipes import PLACEHOLDER, Plan
+from onbrand.training.trainer import StepFacts, Trainer, must_share
 
 _LOSS_WINDOW = 20
 _LAST_PERCENT = 99
@@ -188,7 +189,7 @@ class Run:
 
     def _likeness(self, pictures: list[Tensor]) -> dict[str, Any] | None:
         """The nearest training picture of each sample, nearest first, and a warning if the first sample is a copy."""
-        found = memorisation.nearest_of_each(pictures, self.trainer.examples.thumbs_P3SS)
+        found = memorization.nearest_of_each(pictures, self.trainer.examples.thumbs_P3SS)
         if not found:
             return None
         names = list(dict.fromkeys(self.trainer.examples.names))

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from onbrand.families.family import draw
-from onbrand.training.exchange import Alone, shared
-from onbrand.training.layers import frozen_base
-from onbrand.training.loop import Trainer
+from onbrand.training.kernels.lora_layers import frozen_base
+from onbrand.training.ray.collectives import Alone, shared
+from onbrand.training.trainer import Trainer
 
 NUM_PROMPTS = 2
 """Number of captions that serve as prompts if the owner gave none."""

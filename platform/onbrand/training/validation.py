@@ -16,8 +16,8 @@ from torch import Tensor
 
 from onbrand.errors import TrainingFailed
 from onbrand.families.family import Family
-from onbrand.training.dataset import Examples
-from onbrand.training.draws import generator_for
+from onbrand.training.data.dataset import Examples
+from onbrand.training.data.sampling import generator_for
 
 SIGMAS = (1.0, 0.75, 0.5, 0.25)
 NUM_DRAWS = 1

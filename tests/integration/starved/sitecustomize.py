@@ -12,7 +12,7 @@ class Starving(importlib.abc.MetaPathFinder):
     """Lets the loop be loaded as it is, and then takes its memory away."""
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != "onbrand.training.loop":
+        if fullname != "onbrand.training.trainer":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)

@@ -14,7 +14,7 @@ language sql immutable set search_path = '' as $$
   select coalesce(octet_length(v)::text || ':' || v, '~') || ','
 $$;
 
--- What a line's hash is of; onbrand/client/chain.py says the same in Python.
+-- What a line's hash is of; onbrand/client/audit_chain.py says the same in Python.
 create function audit.hash_of(e audit.events) returns bytea
 language sql stable set search_path = '' as $$
   select sha256(convert_to(

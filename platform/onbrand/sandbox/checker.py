@@ -1,0 +1,226 @@
+"""Checks files from outside in child processes with few rights, little memory and little time, one file per child.
+
+Children run `checking_child`. A compromised child sees no other file and can pass nothing on to another. Its answers
+are not trusted either: their form and size are checked here, and their bytes are hashed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+from pydantic import ValidationError
+
+from onbrand.config import Limits
+from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.lora_names import ImportWishes
+from onbrand.sandbox.fair_queue import FairTurns, Whose
+from onbrand.sandbox.framing import BrokenFrame
+from onbrand.sandbox.incoming_files import SentFile
+from onbrand.sandbox.processes import Gone, Trade, fork_child
+from onbrand.sandbox.replies import (
+    Answer,
+    FactsSaid,
+    FeaturesSaid,
+    MarkdownSaid,
+    PackedSaid,
+    PdfSaid,
+    PictureSaid,
+    WeightsSaid,
+)
+from onbrand.sandbox.results import (
+    CheckedWeights,
+    CleanDocument,
+    CleanImage,
+    ImageFacts,
+    Packed,
+    PictureFeatures,
+    shown,
+)
+
+log = logging.getLogger(__name__)
+
+_NUM_CHILDREN = 4
+_NOBODY = Whose("", is_bounded=False)
+_EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown; charset=utf-8"}
+
+A = TypeVar("A", bound=Answer)
+T = TypeVar("T")
+
+
+class Checker:
+    """Checks files from outside, each in a child process. Safe to share between threads; its methods block.
+
+    Args:
+        limits: bounds of files; `check_bytes` is the memory that a child may have.
+        num_children: files that are checked at once; more wait.
+
+    All checks raise TooLarge, UnsupportedMedia or InvalidInput (AdapterRefused for weights) with a reason that names
+    the file, and Unavailable if no child can be started.
+    """
+
+    def __init__(self, limits: Limits | None = None, num_children: int = _NUM_CHILDREN) -> None:
+        self._limits = limits or Limits()
+        self._child = threading.BoundedSemaphore(num_children)
+        self._threads = anyio.CapacityLimiter(num_children)
+        self._turns = FairTurns(num_children, self._limits.waiting_checks)
+        self._requests = FairTurns(num_children, self._limits.waiting_checks)
+        self._whose = _NOBODY
+
+    def on_behalf_of(self, whose: Whose) -> Checker:
+        """The same checker, whose `run` waits in this brand's queue."""
+        given = copy.copy(self)
+        given._whose = whose
+        return given
+
+    async def run(self, check: Callable[..., T], *given: Any) -> T:
+        """Run a check of this checker in a thread when it is the brand's turn. Waiting takes no thread and no child.
+
+        A `SentFile` among `given` is read when the turn has come and released when it ends.
+
+        Raises TooManyRequests when too many of the brand's files wait.
+        """
+        async with self._turns.take(self._whose):
+            read = [await each.read() if isinstance(each, SentFile) else each for each in given]
+            return await anyio.to_thread.run_sync(check, *read, limiter=self._threads)
+
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[None]:
+        """A turn for a whole request, from the first byte read until all is stored: few requests hold files at once.
+
+        Raises TooManyRequests when too many requests of the brand wait.
+        """
+        async with self._requests.take(self._whose):
+            yield
+
+    def picture(self, data: bytes, name: str = "the file") -> CleanImage:
+        """The picture decoded and encoded anew."""
+        _must_be_short(data, self._limits.upload_bytes, name, "files")
+        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
+        facts, clean = self._one(PictureSaid, asked, data)
+        digest = hashlib.sha256(clean).hexdigest()
+        return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
+
+    def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
+        """The facts of the picture's header; only the header is checked."""
+        _must_be_short(data, self._limits.upload_bytes, name, "files")
+        facts, _ = self._one(FactsSaid, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
+        return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
+
+    def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
+        """Measure a stored picture, decoding it whole. It may be larger than an upload, because it was encoded anew."""
+        limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
+        _must_be_short(data, limits.upload_bytes, name, "files")
+        asked = _Asked("features", name, "files", 0, {"limits": limits.model_dump()})
+        said, _ = self._one(FeaturesSaid, asked, data)
+        known = said.model_dump() | {"sides": tuple(said.sides), "sharpness": tuple(said.sharpness)}
+        return PictureFeatures(**known)
+
+    def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
+        """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""
+        _must_be_short(data, self._limits.zip_bytes, name, "files")
+        left = self._limits.unpacked_bytes
+        found: list[Packed] = []
+        for facts, picture in self._ask(PackedSaid, _Asked("zips", name, "files", self._limits.upload_bytes), data):
+            left -= len(picture)
+            if left < 0 or len(found) == self._limits.zip_files:
+                raise _nonsense(shown(name), "files")
+            found.append(Packed(facts.filename, picture, facts.caption))
+        return found
+
+    def document(self, data: bytes, ext: Literal["pdf", "md"], name: str = "the document") -> CleanDocument:
+        """The document written anew."""
+        _must_be_short(data, self._limits.document_bytes, name, "file")
+        most = 2 * self._limits.document_bytes + 2**20
+        kind: type[PdfSaid | MarkdownSaid] = PdfSaid if ext == "pdf" else MarkdownSaid
+        facts, clean = self._one(kind, _Asked("documents", name, "file", most, {"ext": ext}), data)
+        digest = hashlib.sha256(clean).hexdigest()
+        return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
+
+    def weights(self, data: bytes, wishes: ImportWishes | None = None) -> CheckedWeights:
+        """Check that a safetensors file's header is plain and its values are finite, and summarize it.
+
+        Args:
+            wishes: given when another trainer's file is imported (`storage.weights.check_weights`).
+        """
+        said = {"wishes": None if wishes is None else asdict(wishes)}
+        facts, _ = self._one(WeightsSaid, _Asked("weights", "the adapter", "file", 0, said), data)
+        return CheckedWeights(**facts.model_dump())
+
+    def _one(self, kind: type[A], asked: _Asked, data: bytes) -> tuple[A, bytes]:
+        answers = list(self._ask(kind, asked, data))
+        if len(answers) != 1:
+            raise _nonsense(shown(asked.name), asked.param)
+        return answers[0]
+
+    def _ask(self, kind: type[A], asked: _Asked, data: bytes) -> Iterator[tuple[A, bytes]]:
+        """The answers of a new child, each validated as `kind`."""
+        name = shown(asked.name)
+        with self._child, contextlib.closing(fork_child(asked.trade, self._limits.check_bytes)) as child:
+            try:
+                for said, given in child.answers(asked.said(self._limits), data, asked.bytes_max):
+                    yield _read(kind, said, given), given
+            except Gone:
+                raise _ended(child.code(), name, asked.param) from None
+            except TimeoutError:
+                raise _too_long(name, asked.param) from None
+            except (BrokenFrame, ValidationError):
+                log.error("a checking child of %s said what it must not say", asked.trade)
+                raise _nonsense(name, asked.param) from None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request to a child, without the bytes."""
+
+    trade: Trade
+    name: str
+    param: str
+    bytes_max: int
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def said(self, limits: Limits) -> dict[str, Any]:
+        known = {"name": self.name, "shown": shown(self.name), "param": self.param}
+        return known | {"limits": limits.model_dump()} | self.more
+
+
+def _must_be_short(data: bytes, most: int, name: str, param: str) -> None:
+    if len(data) > most:
+        raise TooLarge(f"{shown(name)} has {len(data)} bytes; the limit is {most}", param=param)
+
+
+def _read(kind: type[A], said: dict[str, Any], given: bytes) -> A:
+    """The answer, validated as `kind`. Raises ValidationError, BrokenFrame."""
+    answer = kind.model_validate(said)
+    if not answer.fits(given):
+        raise BrokenFrame("the bytes are not of the type that is said of them")
+    return answer
+
+
+def _nonsense(name: str, param: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"{name} makes its reader fail; save it anew", param=param)
+
+
+def _too_long(name: str, param: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"{name} takes too long to read; save it anew, smaller or simpler", param=param)
+
+
+def _ended(code: int, name: str, param: str) -> OnbrandError:
+    """The error for a file whose child ended with `code` before it answered."""
+    if code in (-signal.SIGPROF, -signal.SIGXCPU):
+        return _too_long(name, param)
+    if code == -signal.SIGKILL:
+        return TooLarge(f"{name} needs more memory than a file may take", param=param)
+    log.warning("a checking child ended with %s", code)
+    return _nonsense(name, param)

@@ -1,0 +1,92 @@
+"""The answers of checking children. Their form and size are bounded here, because a child is not trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onbrand.sandbox.results import PictureFormat
+
+_MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
+_Side = Annotated[int, Field(ge=1, le=2**20)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Answer(BaseModel):
+    """An answer of a checking child."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    def fits(self, given: bytes) -> bool:
+        """Whether the bytes sent along have the type that the answer names."""
+        return True
+
+
+class PictureSaid(Answer):
+    """A picture that was encoded anew; its bytes come along."""
+
+    content_type: Literal["image/png", "image/jpeg", "image/webp"]
+    width: _Side
+    height: _Side
+
+    def fits(self, given: bytes) -> bool:
+        return given.startswith(_MAGIC[self.content_type])
+
+
+class FactsSaid(PictureSaid):
+    """A picture's header; no bytes come along."""
+
+    format: PictureFormat
+
+    def fits(self, given: bytes) -> bool:
+        return not given
+
+
+class FeaturesSaid(Answer):
+    """The numbers of `findings.PictureFeatures`; no bytes come along."""
+
+    width: _Side
+    height: _Side
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dhash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    colours: Annotated[str, Field(pattern=r"^[0-9a-f]{384}$")]
+    sides: Annotated[list[_Side], Field(min_length=1, max_length=12)]
+    sharpness: Annotated[list[Annotated[float, Field(ge=0, le=64)]], Field(min_length=1, max_length=12)]
+    contrast: _Share
+    opaque: _Share
+    visible: _Share
+
+    def fits(self, given: bytes) -> bool:
+        return not given and len(self.sides) == len(self.sharpness) and self.sides == sorted(set(self.sides))
+
+
+class PackedSaid(Answer):
+    """One picture of an archive with its caption; its bytes come along, unchecked."""
+
+    filename: Annotated[str, Field(min_length=1, max_length=300)]
+    caption: Annotated[str, Field(max_length=100_000)] | None
+
+
+class PdfSaid(Answer):
+    """A PDF that was written anew; its bytes come along."""
+
+    num_pages: Annotated[int, Field(ge=1, le=100_000)]
+
+    def fits(self, given: bytes) -> bool:
+        return given.startswith(b"%PDF-")
+
+
+class MarkdownSaid(Answer):
+    """A Markdown text, which has no pages; its bytes come along."""
+
+    num_pages: None
+
+
+class WeightsSaid(Answer):
+    """The numbers of `findings.CheckedWeights`."""
+
+    num_tensors: Annotated[int, Field(ge=1, le=10**6)]
+    text_layers: Annotated[int, Field(ge=0, le=10**6)]
+    text_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -1,0 +1,476 @@
+"""Training jobs, the system's side: reads and reports of a worker's ticket; a job ends exactly once.
+
+Every function takes a session opened with the ticket; the row policies check brand, job and member again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal
+
+import anyio.to_thread
+from psycopg.types.json import Jsonb
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onbrand.brand import Ticket
+from onbrand.config import Limits
+from onbrand.db.session import Session
+from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
+from onbrand.sandbox.checker import Checker
+from onbrand.services.brands import record
+from onbrand.services.continuation import Start, start_for_worker
+from onbrand.services.data_checks import Finding
+from onbrand.services.events import must_be_finite, tell
+from onbrand.services.imports import drop_import
+from onbrand.services.jobs import ENDED
+from onbrand.services.logs import Line, write
+from onbrand.services.models import Model, find_model_of_job, write_metadata
+from onbrand.services.pagination import Row, known_id, must_be_there
+from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
+from onbrand.storage.store import BrandStore
+
+WaitingFor = Literal["brand", "platform", "resources", "operator"]
+"""Why a job is not running: its brand's other jobs, all brands' jobs, busy or missing machines, a pause."""
+_EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_MESSAGE_CHARS = 2_000
+security_log = logging.getLogger("onbrand.security")
+
+
+class TrainingAsset(Row):
+    """A picture of the job; its caption has the trigger word in place of ``[brand]``."""
+
+    id: str
+    caption: str = Field(repr=False)
+    object: str
+    content_type: str
+    sha256: str
+    width: int
+    height: int
+    file: str
+
+
+class TrainingSpec(Row):
+    """Everything that a worker may know about its job."""
+
+    brand_id: str
+    job_id: str
+    user_id: str
+    name: str
+    model_type: str
+    training_config: dict[str, Any] = Field(repr=False)
+    assets: list[TrainingAsset]
+    attempts: int
+    cancel_requested: bool
+    provider_job_id: str | None = None
+    run_id: str
+    start: Start | None = None
+
+
+class Heard(Row):
+    """The answer to a report: whether the owner asked to cancel, or to stop with the best result so far."""
+
+    cancel_requested: bool
+    stop_requested: bool = False
+
+
+class QueueEntry(Row):
+    """The dispatcher's view of an open job or generation: ids, states and numbers only.
+
+    Args:
+        num_workers: the minimum to start.
+        account_id: the brand's account; accounts take turns, and so do the brands of an account.
+        weight: its brand's share; `max_running` is the maximum of the brand's running jobs, None the platform's.
+    """
+
+    kind: str
+    brand_id: str
+    job_id: str
+    user_id: str
+    status: str
+    provider: str | None
+    provider_job_id: str | None
+    attempts: int
+    cancel_requested: bool
+    heartbeat_at: datetime | None
+    created_at: datetime
+    num_workers: int = 1
+    waiting_for: WaitingFor | None = None
+    waiting_since: datetime | None = None
+    weight: float = 1.0
+    max_running: int | None = None
+    account_id: str | None = None
+
+    @property
+    def account(self) -> str:
+        """The account that takes the turn, else the brand."""
+        return self.account_id or self.brand_id
+
+
+class Orphan(Row):
+    """A job or generation that was ended because its user is no longer a member."""
+
+    kind: str
+    brand_id: str
+    job_id: str
+    provider: str | None
+    provider_job_id: str | None
+
+
+class PublishFacts(BaseModel):
+    """The worker's description of the adapter to publish."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(ge=1, le=128)
+    trigger_word: str = Field(min_length=1, max_length=100)
+    base_revision: str = Field(min_length=1, max_length=200)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+async def queue(session: Session) -> list[QueueEntry]:
+    """All open jobs and generations, oldest first; for the dispatcher's session."""
+    return [QueueEntry.of(row) for row in await session.all("select * from private.queue()")]
+
+
+async def end_orphaned(session: Session) -> list[Orphan]:
+    """End removed members' open work as failed with the code `member_removed`; for the dispatcher's session."""
+    return [Orphan.of(row) for row in await session.all("select * from private.end_orphaned()")]
+
+
+async def lead(session: Session, holder: str, seconds: float) -> bool:
+    """Take or keep the dispatchers' leadership for so many seconds; False if another holds it. 0 gives it back."""
+    return bool((await session.one("select private.lead(%s, %s) as leads", [holder, seconds]))["leads"])
+
+
+async def must_be_open(session: Session, ticket: Ticket) -> None:
+    """Raise NotFound, or Conflict when the ticket's job has ended."""
+    await _open_job(session, ticket)
+
+
+async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
+    """The job of the ticket. Raises NotFound, Conflict (it has ended)."""
+    job = await _open_job(session, ticket)
+    rows = await session.all(
+        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height, split_part(a.object_name, '/', 2) as file,"
+        " (select c.caption from app.asset_captions c where c.brand_id = a.brand_id and c.asset_id = a.id"
+        "  order by c.version desc limit 1) as caption"
+        " from app.brand_assets a order by a.created_at, a.id"
+    )
+    word = trigger_word_of(ticket.brand_id, job["training_config"])
+    assets = [TrainingAsset.of({**row, "caption": row["caption"].replace("[brand]", word)}) for row in rows]
+    return TrainingSpec.of(
+        {
+            **job,
+            "job_id": job["id"],
+            "assets": assets,
+            "cancel_requested": job["cancel_requested_at"] is not None,
+            "run_id": job["run_id"] or job["id"],
+            "start": await start_for_worker(session, job),
+        }
+    )
+
+
+def trigger_word_of(brand_id: str, config: Mapping[str, Any]) -> str:
+    """The replacement of ``[brand]``: the configured word, else the brand's id."""
+    return config.get("trigger_word") or brand_id
+
+
+async def run_of(session: Session, ticket: Ticket) -> str:
+    """The run that the ticket's job writes: its own, or that of the job it retries. Raises NotFound, Conflict."""
+    job = await _open_job(session, ticket)
+    return str(job["run_id"] or job["id"])
+
+
+async def asset_names(session: Session, ticket: Ticket) -> list[str]:
+    """The keys of the pictures of the ticket's job. Raises NotFound, Conflict (it has ended)."""
+    await _open_job(session, ticket)
+    rows = await session.all("select a.object_name from app.brand_assets a order by a.object_name")
+    return [row["object_name"] for row in rows]
+
+
+async def read_asset(session: Session, store: BrandStore, asset_id: str) -> tuple[bytes, str]:
+    """Bytes and content type of a picture of the ticket's job. Raises NotFound for any other."""
+    row = await session.maybe(
+        "select object_name, content_type from app.brand_assets where id = %s", [known_id(asset_id, "asset")]
+    )
+    row = must_be_there(row, "asset")  # type: ignore[assignment]
+    key = Key("training-data", row["object_name"])  # type: ignore[index]
+    return await anyio.to_thread.run_sync(store.read, key), row["content_type"]  # type: ignore[index]
+
+
+async def submitted(session: Session, ticket: Ticket, provider_job_id: str, attempt: int) -> None:
+    """Store the attempt and the provider's id for it; repeating the same attempt changes nothing.
+
+    Raises NotFound, Conflict (it has ended, or a later attempt began).
+    """
+    job = await _lock_open_job(session, ticket)
+    if job["attempts"] == attempt and job["provider_job_id"] == provider_job_id:
+        return
+    if job["attempts"] != attempt - 1:
+        raise Conflict(f"attempt {job['attempts']} of this job has begun already")
+    await session.run(
+        "update app.lora_training_jobs set attempts = %s, provider_job_id = %s, heartbeat_at = now(),"
+        " waiting_for = null, waiting_since = null where brand_id = %s and id = %s",
+        [attempt, provider_job_id, ticket.brand_id, ticket.job_id],
+    )
+    await write(session, ticket, [Line(code="submitted", facts={"attempt": attempt})])
+    await _record(session, ticket, "job.submit")
+
+
+async def waits(session: Session, ticket: Ticket, reason: WaitingFor) -> None:
+    """Store the reason why the job waits, for its owner. Raises NotFound, Conflict (it has ended)."""
+    job = await _lock_open_job(session, ticket)
+    if job["waiting_for"] == reason:
+        return
+    await session.run(
+        "update app.lora_training_jobs set waiting_for = %s, waiting_since = now() where brand_id = %s and id = %s",
+        [reason, ticket.brand_id, ticket.job_id],
+    )
+    await tell(session, ticket, "waiting", {"for": reason})
+
+
+async def report(
+    session: Session,
+    ticket: Ticket,
+    progress: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    lines: Sequence[Line] = (),
+    findings: Sequence[Finding] | None = None,
+) -> Heard:
+    """Store progress 0 to 100, metrics and log lines; the first report sets the job to `training`.
+
+    Args:
+        findings: of the data doctor; they replace earlier ones in the job's `metrics` and appear in no event.
+
+    Raises NotFound, Conflict (it has ended), InvalidInput.
+    """
+    if progress is not None and not 0 <= progress <= 100:
+        raise InvalidInput("progress is 0 to 100", param="progress")
+    numbers = must_be_finite(metrics or {})
+    found = {} if findings is None else {"findings": [finding.model_dump(mode="json") for finding in findings]}
+    before = await _lock_open_job(session, ticket)
+    await session.run(
+        "update app.lora_training_jobs set status = 'training', started_at = coalesce(started_at, now()),"
+        " heartbeat_at = now(), progress = coalesce(%s, progress), metrics = metrics || %s"
+        " where brand_id = %s and id = %s",
+        [progress, Jsonb(numbers | found), ticket.brand_id, ticket.job_id],
+    )
+    if before["status"] == "pending":
+        await tell(session, ticket, "status", {"status": "training"})
+    await write(session, ticket, lines)
+    said = {"progress": progress, "metrics": numbers or None}
+    if any(value is not None for value in said.values()):
+        await tell(session, ticket, "progress", {name: value for name, value in said.items() if value is not None})
+    if before["status"] == "pending":
+        await _record(session, ticket, "job.start")
+    return Heard(
+        cancel_requested=before["cancel_requested_at"] is not None,
+        stop_requested=before["stop_requested_at"] is not None,
+    )
+
+
+async def add_sample(
+    session: Session,
+    store: BrandStore,
+    ticket: Ticket,
+    step: int,
+    index: int,
+    data: bytes,
+    content_type: str = "image/png",
+    drawn_by: DrawnBy = "adapter",
+    limits: Limits | None = None,
+    checker: Checker | None = None,
+) -> str:
+    """Store a sample picture; repeating it changes nothing. Returns its bucket and key.
+
+    Args:
+        drawn_by: the `base` draws each prompt once, for comparison with the adapter; `step` is 0 then.
+    """
+    if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
+        raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
+    checker = checker or Checker(limits)
+    await checker.run(checker.picture_facts, data, "the sample")
+    job = await _lock_open_job(session, ticket)
+    key = sample_image(ticket.brand_id, ticket.job_id, Drawn(drawn_by, step, index), _EXT[content_type])
+    url = f"{key.bucket}/{key.name}"
+    if url in job["sample_images_urls"]:
+        return url
+    await session.run(
+        "update app.lora_training_jobs set sample_images_urls = sample_images_urls || to_jsonb(%s::text),"
+        " status = 'training', started_at = coalesce(started_at, now()), heartbeat_at = now()"
+        " where brand_id = %s and id = %s",
+        [url, ticket.brand_id, ticket.job_id],
+    )
+    await _store(session, store, ticket, key, data, content_type)
+    await tell(session, ticket, "sample", {"step": step, "index": index, "drawn_by": drawn_by, "object_name": key.name})
+    await _record(session, ticket, "job.sample", step=step, index=index)
+    return url
+
+
+async def publish(
+    session: Session,
+    store: BrandStore,
+    ticket: Ticket,
+    data: bytes,
+    facts: Mapping[str, Any] | PublishFacts,
+    checker: Checker | None = None,
+) -> Model:
+    """Make `data` the brand's next version of the job's family and complete the job: rows and bytes together.
+
+    Publishing the same file again (after a lost answer) returns the same model.
+
+    Raises NotFound, Conflict (the job ended otherwise), InvalidInput, and AdapterRefused, a security event: our
+    trainers verify a file before they publish it.
+    """
+    checked = _checked(facts)
+    try:
+        checker = checker or Checker()
+        await checker.run(checker.weights, data)
+    except AdapterRefused as problem:
+        security_log.warning("adapter of job %s refused: %s", ticket.job_id, problem.message)
+        raise
+    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    job = await _lock_job(session, ticket)
+    if job["status"] in ENDED:
+        return await _published_before(session, ticket, job, digest)
+    if job["status"] == "pending":
+        await session.run(
+            "update app.lora_training_jobs set status = 'training', started_at = now() where id = %s", [ticket.job_id]
+        )
+    model = await _insert_model(session, store, ticket, job["model_type"], data, digest, checked)
+    await session.run(
+        "update app.lora_training_jobs set status = 'completed', progress = 100, completed_at = now(),"
+        " heartbeat_at = now(), model_id = %s, model_url = %s, error = null where brand_id = %s and id = %s",
+        [model.id, f"models/{model.object_name}", ticket.brand_id, ticket.job_id],
+    )
+    await tell(session, ticket, "status", {"status": "completed", "model": model.name})
+    await write_metadata(session, store, ticket.brand_id)
+    await _record(session, ticket, "model.publish", model_id=model.id, name=model.name, sha256=model.sha256)
+    await drop_import(store, ticket, job["training_config"])
+    return model
+
+
+async def fail(session: Session, ticket: Ticket, code: str, message: str, store: BrandStore | None = None) -> None:
+    """End the job as failed, with a reason for its owner. Raises NotFound, Conflict (it ended otherwise).
+
+    Args:
+        store: to delete an import's file from; without it the file stays until the job is deleted.
+    """
+    error = {"code": code[:100], "message": message[:_MESSAGE_CHARS]}
+    await _end(session, ticket, "failed", error, store)
+
+
+async def canceled(session: Session, ticket: Ticket, store: BrandStore | None = None) -> None:
+    """End the job at its owner's request. Raises NotFound, Conflict (no request, or it ended otherwise).
+
+    Args:
+        store: as for `fail`.
+    """
+    job = await _lock_job(session, ticket)
+    if job["status"] not in ENDED and job["cancel_requested_at"] is None:
+        raise Conflict("nobody asked to cancel this job")
+    await _end(session, ticket, "canceled", None, store)
+
+
+async def _end(
+    session: Session, ticket: Ticket, status: str, error: dict[str, str] | None, store: BrandStore | None
+) -> None:
+    job = await _lock_job(session, ticket)
+    if job["status"] == status:
+        return
+    if job["status"] in ENDED:
+        raise Conflict(f"the job is {job['status']} already")
+    await session.run(
+        "update app.lora_training_jobs set status = %s, error = %s, completed_at = now()"
+        " where brand_id = %s and id = %s",
+        [status, Jsonb(error) if error else None, ticket.brand_id, ticket.job_id],
+    )
+    await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+    if error is None:
+        await _record(session, ticket, "job.canceled")
+    else:
+        await _record(session, ticket, "job.fail", code=error["code"])
+    if store is not None:
+        await drop_import(store, ticket, job["training_config"])
+
+
+async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
+    """Write a line to the brand's record; call it last in the transaction."""
+    await record(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
+
+
+async def _open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    row = await session.maybe(
+        "select * from app.lora_training_jobs where brand_id = %s and id = %s", [ticket.brand_id, ticket.job_id]
+    )
+    return _must_be_open(must_be_there(row, "training job"))
+
+
+async def _lock_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    """The job's row, locked until the transaction ends: reports, samples and endings come one after another."""
+    row = await session.maybe(
+        "select * from app.lora_training_jobs where brand_id = %s and id = %s for update",
+        [ticket.brand_id, ticket.job_id],
+    )
+    return must_be_there(row, "training job")
+
+
+async def _lock_open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+    return _must_be_open(await _lock_job(session, ticket))
+
+
+def _must_be_open(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    if job["status"] in ENDED:
+        raise Conflict(f"the job is {job['status']} already")
+    return job
+
+
+def _checked(facts: Mapping[str, Any] | PublishFacts) -> PublishFacts:
+    try:
+        checked = facts if isinstance(facts, PublishFacts) else PublishFacts(**facts)
+    except (ValidationError, TypeError) as problem:
+        name = problem.errors()[0]["loc"][0] if isinstance(problem, ValidationError) else "facts"
+        raise InvalidInput(f"the adapter's {name} is not acceptable", param=str(name)) from None
+    must_be_finite(checked.metrics)
+    return checked
+
+
+async def _published_before(session: Session, ticket: Ticket, job: Mapping[str, Any], digest: str) -> Model:
+    model = await find_model_of_job(session, ticket.brand_id, ticket.job_id)
+    if job["status"] != "completed" or model is None or model.sha256 != digest:
+        raise Conflict(f"the job is {job['status']} already")
+    return model
+
+
+async def _insert_model(
+    session: Session, store: BrandStore, ticket: Ticket, family: str, data: bytes, digest: str, facts: PublishFacts
+) -> Model:
+    taken = await session.one("select private.next_number(%s, %s, 1) as version", [ticket.brand_id, f"model:{family}"])
+    key = model_file(ticket.brand_id, family, taken["version"])
+    await _store(session, store, ticket, key, data, key.content_type)
+    await session.run(
+        "insert into app.models (brand_id, job_id, user_id, model_type, version, object_name, sha256, bytes, rank,"
+        " trigger_word, base_revision, metrics) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            ticket.brand_id, ticket.job_id, ticket.on_behalf_of, family, taken["version"], key.name, digest, len(data),
+            facts.rank, facts.trigger_word, facts.base_revision, Jsonb(facts.metrics),
+        ],
+    )  # fmt: skip
+    model = await find_model_of_job(session, ticket.brand_id, ticket.job_id)
+    if model is None:
+        raise NotFound("there is no such model")
+    return model
+
+
+async def _store(session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str) -> None:
+    """Insert the object's row, then write its bytes; a rollback deletes the bytes."""
+    await session.run(
+        "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",
+        [key.bucket, key.name, ticket.on_behalf_of, content_type, len(data)],
+    )
+    session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
+    await anyio.to_thread.run_sync(store.write, key, data, content_type)

@@ -1,0 +1,368 @@
+"""One generation in a replica, from its ticket to its last stored picture. No Ray here.
+
+A generation is drawn to its end even if the ingress that asked is gone: pictures go through the internal routes, and
+the stream only reports. It stops early when its row asks for a cancel, or when `cancel` is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, aclosing
+from functools import partial
+from typing import Any, Literal
+
+import jwt
+
+from onbrand.engine.adapters import AdapterKey, AdapterUse
+from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress, Request
+from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
+from onbrand.families.lora import AdapterWeights
+from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.services.images import RenderEvent, RenderRequest
+from onbrand.serving.adapter_store import AdapterLibrary
+from onbrand.serving.engine_thread import EngineLoop
+from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
+
+logger = logging.getLogger(__name__)
+security_log = logging.getLogger("onbrand.security")
+
+_ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
+"""Seconds between reports to a drawing's row, at least and at most, and reports per second of all drawings."""
+_PROGRESS_SECONDS = 0.25
+_RENEW_BEFORE_SECONDS = 600.0
+_MEMORY_TOLD = 512
+_ENDS = frozenset({"completed", "failed", "canceled"})
+
+EventKind = Literal["progress", "preview", "image", "completed", "failed", "canceled"]
+ClientFor = Callable[[str], AsyncSystemClient]
+BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
+
+
+def must_be_for(request: RenderRequest) -> float:
+    """Check the ticket's claims against the request; returns its expiry in seconds since the epoch.
+
+    The platform checks its signature with the first call. This check keeps one brand's ticket from being used with
+    another brand's adapter. Raises TicketRefused.
+    """
+    try:
+        claims = _claims(request.ticket)
+        brand_id, job_id, kind, expires = (claims[name] for name in ("brand_id", "job_id", "kind", "exp"))
+    except (jwt.InvalidTokenError, KeyError):
+        raise TicketRefused("the generation's ticket cannot be read") from None
+    if (kind, job_id) != ("generation", request.generation_id):
+        raise TicketRefused("the ticket is for another job")
+    if any(ref.brand_id != brand_id for ref, _ in request.adapters):
+        security_log.error("generation %s: an adapter is of another brand than the ticket", request.generation_id)
+        raise TicketRefused("the ticket is for another brand")
+    return float(expires)
+
+
+def _claims(ticket: str) -> dict[str, Any]:
+    claims: dict[str, Any] = jwt.decode(ticket, options={"verify_signature": False})
+    return claims
+
+
+def _stopping() -> Unavailable:
+    return _elsewhere("this replica is stopping; another one draws the same")
+
+
+def _elsewhere(message: str) -> Unavailable:
+    return Unavailable(message, elsewhere=True, retry_after=1)
+
+
+class Renderer:
+    """Draws generations with one engine.
+
+    Args:
+        client_for: makes a client of the internal routes for a ticket.
+        blocking_client_for: the same, for the threads that load adapters.
+    """
+
+    def __init__(
+        self, loop: EngineLoop, library: AdapterLibrary, client_for: ClientFor, blocking_client_for: BlockingClientFor
+    ) -> None:
+        self._loop, self._library = loop, library
+        self._client_for, self._blocking_client_for = client_for, blocking_client_for
+        self._renderings: dict[str, Rendering] = {}
+        self._closing = False
+
+    async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
+        """The generation's events up to its end; a second call for one under way follows the same drawing.
+
+        Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the caller ends the row then.
+        Raises NotFound when one under way is of another brand or member than the ticket.
+        """
+        must_be_for(request)
+        if not self.is_alive:
+            raise _stopping()
+        rendering = self._renderings.get(request.generation_id)
+        if rendering is None:
+            rendering = self._renderings[request.generation_id] = Rendering(request)
+            rendering.task = asyncio.create_task(self._run(rendering))
+        claims = _claims(request.ticket)
+        async for event in self._followed(rendering, claims["brand_id"], claims["sub"]):
+            yield event
+
+    async def watch(self, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        """The events, from the first, of a drawing under way here, for its member.
+
+        Raises NotFound when it is not here, or is of another brand or member: the caller has read its row.
+        """
+        async for event in self._followed(self._renderings.get(generation_id), brand_id, user_id):
+            yield event
+
+    async def _followed(self, rendering: Rendering | None, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        if rendering is not None and not rendering.is_of(brand_id, user_id):
+            named = rendering.request.generation_id
+            security_log.error("generation %s: its events were asked for in another's name", named)
+            rendering = None
+        if rendering is None:
+            raise NotFound("there is no such generation")
+        async for event in rendering.follow():
+            yield event
+
+    def is_drawing(self, generation_id: str) -> bool:
+        """Whether the generation is under way here."""
+        return generation_id in self._renderings
+
+    def cancel(self, generation_id: str) -> None:
+        """End a generation at the next step; unknown or finished ids have no effect."""
+        if generation_id in self._renderings:
+            self._renderings[generation_id].cancel_requested = True
+        self._loop.cancel(generation_id)
+
+    def standing(self) -> dict[str, Any]:
+        """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
+        in_memory = self._library.holdings()[:_MEMORY_TOLD]
+        return {"slots": self._loop.holdings(), "memory": in_memory, "under_way": len(self._renderings)}
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine's thread ends or is closing: other replicas then take over its generations."""
+        return self._loop.is_alive and not self._closing
+
+    async def close(self) -> None:
+        """Stop all generations. Their rows stay running; the callers' error refers them to another replica."""
+        self._closing = True
+        await asyncio.to_thread(self._loop.close)
+        self._library.close()
+        tasks = [rendering.task for rendering in self._renderings.values() if rendering.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
+
+    async def _run(self, rendering: Rendering) -> None:
+        request = rendering.request
+        try:
+            async with self._client_for(request.ticket) as client:
+                await self._draw(rendering, client)
+        except OnbrandError as problem:
+            rendering.end_with(problem)
+        except Exception as problem:
+            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
+            rendering.end_with(_elsewhere("this replica broke off; another one draws the same"))
+        finally:
+            del self._renderings[request.generation_id]
+
+    async def _draw(self, rendering: Rendering, client: AsyncSystemClient) -> None:
+        loads = self._prefetched(rendering.request)
+        try:
+            rendering.cancel_requested |= (await client.start_generation()).cancel_requested
+            await self._draw_begun(rendering, client, loads)
+        finally:
+            for load in loads:
+                load.cancel()
+
+    async def _draw_begun(
+        self, rendering: Rendering, client: AsyncSystemClient, loads: Sequence[Future[AdapterWeights]]
+    ) -> None:
+        request = rendering.request
+        attending = asyncio.create_task(self._attend(rendering, client))
+        try:
+            work = await self._work(request, loads)
+            if rendering.cancel_requested:
+                await self._ended(rendering, client, Canceled(request.generation_id))
+                return
+            begun = partial(rendering.tell, "progress", {"progress": 0})
+            async with aclosing(self._loop.draw(work, on_taken=begun)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    await self._pass_on(rendering, client, event)
+        except TooManyRequests:
+            raise
+        except OnbrandError as problem:
+            if not self.is_alive:
+                raise _stopping() from None
+            await self._ended(rendering, client, Failed(request.generation_id, problem))
+        except Exception as problem:
+            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
+            broken = Unavailable("the engine broke off; try again")
+            await self._ended(rendering, client, Failed(request.generation_id, broken))
+        finally:
+            attending.cancel()
+
+    def _prefetched(self, request: RenderRequest) -> list[Future[AdapterWeights]]:
+        """Start loading its adapters. The loads overlap with each other and with starting the generation."""
+        fetch = self._fetched
+        return [
+            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id), request.account_id)
+            for ref, _ in request.adapters
+        ]
+
+    async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> Request:
+        """The engine's request, with its adapters in host memory."""
+        weights = await asyncio.gather(*map(asyncio.wrap_future, loads))
+        adapters = tuple(
+            AdapterUse(AdapterKey(ref.brand_id, ref.sha256), each, scale)
+            for (ref, scale), each in zip(request.adapters, weights, strict=True)
+        )
+        return Request(
+            id=request.generation_id,
+            brand_id=_claims(request.ticket)["brand_id"],
+            prompt=request.prompt,
+            seed=request.seed,
+            negative_prompt=request.negative_prompt or None,
+            num_images=request.num_images,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            true_cfg_scale=request.true_cfg_scale,
+            adapters=adapters,
+            exclusive=request.exclusive,
+            sampler=request.sampler,
+            weight=request.weight,
+            slot_quota=request.slot_quota,
+            preview_every=request.preview_every,
+            account_id=request.account_id,
+        )
+
+    def _fetched(self, ticket: str, model_id: str) -> bytes:
+        """The file's bytes. Raises ModelGone when the model is gone but its generation is not."""
+        with self._blocking_client_for(ticket) as client:
+            try:
+                return client.read_model(model_id)
+            except NotFound:
+                client.renew()
+                raise ModelGone("there is no such model any more") from None
+
+    async def _pass_on(self, rendering: Rendering, client: AsyncSystemClient, event: Event) -> None:
+        if isinstance(event, Progress):
+            rendering.advance(event.done, event.total)
+        elif isinstance(event, Preview):
+            rendering.show(event.index, event.step, as_data_url(event.image_CHW))
+        elif isinstance(event, Picture):
+            await self._store(rendering, client, event)
+        elif isinstance(event, Failed) and not self.is_alive:
+            raise _stopping()
+        else:
+            await self._ended(rendering, client, event)
+
+    async def _store(self, rendering: Rendering, client: AsyncSystemClient, picture: Picture) -> None:
+        receipt, request = picture.receipt.as_json(), rendering.request
+        output_format, quality = request.output_format, request.output_compression
+        data = await asyncio.to_thread(encoded, picture.image_CHW, output_format, receipt, quality)
+        _, height, width = picture.image_CHW.shape
+        kept = await client.add_image(
+            picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt
+        )
+        rendering.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
+
+    async def _ended(
+        self, rendering: Rendering, client: AsyncSystemClient, event: Completed | Failed | Canceled
+    ) -> None:
+        """Write the end into the row, then report it."""
+        if isinstance(event, Completed):
+            await client.finish_generation()
+            rendering.tell("completed", {"progress": 100})
+        elif isinstance(event, Canceled):
+            await client.fail_generation("canceled", "canceled")
+            rendering.tell("canceled", {})
+        else:
+            await client.fail_generation(event.error.code, event.error.message)
+            rendering.tell("failed", {"code": event.error.code, "message": event.error.message})
+
+    async def _attend(self, rendering: Rendering, client: AsyncSystemClient) -> None:
+        """While it waits and runs: check for a cancel, renew the ticket."""
+        expires = must_be_for(rendering.request)
+        while True:
+            pause = max(_ATTEND_SECONDS, len(self._renderings) / _ATTEND_PER_SECOND)
+            await asyncio.sleep(min(_ATTEND_SECONDS_MAX, pause))
+            try:
+                if expires - time.time() < _RENEW_BEFORE_SECONDS:
+                    expires = float(_claims(await client.renew())["exp"])
+                unwanted = (await client.report_generation(rendering.progress)).cancel_requested
+            except (NotFound, Conflict):
+                unwanted = True  # the row was deleted, or ended elsewhere
+            except OnbrandError:
+                continue
+            if unwanted:
+                self.cancel(rendering.request.generation_id)
+
+
+class Rendering:
+    """The events of one generation so far; any number of readers may follow them from the beginning."""
+
+    def __init__(self, request: RenderRequest) -> None:
+        self.request = request
+        self.progress = 0
+        self._progress_due = 0.0
+        self.cancel_requested = False
+        self.task: asyncio.Task[None] | None = None
+        self._events: list[RenderEvent | None] = []
+        self._previews: dict[int, int] = {}
+        self._problem: OnbrandError | None = None
+        self._changed = asyncio.Event()
+
+    def is_of(self, brand_id: str, user_id: str) -> bool:
+        """Whether its ticket names this brand and member."""
+        claims = _claims(self.request.ticket)
+        return (claims["brand_id"], claims["sub"]) == (brand_id, user_id)
+
+    def tell(self, kind: EventKind, data: dict[str, object]) -> None:
+        """Add an event."""
+        self._events.append(RenderEvent(kind=kind, data=data))
+        self._wake()
+
+    def advance(self, step: int, num_steps: int) -> None:
+        """Record progress; add an event unless the last one is recent, because each costs both ends milliseconds."""
+        self.progress = 100 * step // num_steps
+        now = time.monotonic()
+        if now >= self._progress_due:
+            self._progress_due = now + _PROGRESS_SECONDS
+            self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
+
+    def show(self, index: int, step: int, image: str) -> None:
+        """Add a preview of picture `index`. The previous one is dropped, also for later readers."""
+        if (place := self._previews.get(index)) is not None:
+            self._events[place] = None
+        self._previews[index] = len(self._events)
+        data = {"index": index, "step": step, "num_steps": self.request.num_inference_steps, "image": image}
+        self.tell("preview", data)
+
+    def end_with(self, problem: OnbrandError) -> None:
+        """Record that the row could not be ended from here: readers get the error."""
+        self._problem = problem
+        self._wake()
+
+    async def follow(self) -> AsyncIterator[RenderEvent]:
+        """Events from the first to the end. Raises the problem that kept the generation from ending properly."""
+        num_told = 0
+        while True:
+            changed = self._changed
+            for event in self._events[num_told:]:
+                num_told += 1
+                if event is not None:
+                    yield event
+                if event is not None and event.kind in _ENDS:
+                    return
+            if self._problem is not None:
+                raise self._problem
+            if changed is self._changed and num_told == len(self._events):
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
