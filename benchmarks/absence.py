@@ -26,7 +26,7 @@ from fastapi import FastAPI
 
 from benchmarks.crowd import Crowd, crowd
 from benchmarks.described import Operation, operations
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 
 MINE, THEIRS = 7, 8
 NO_BRAND = ("/v1/files/{bucket}/{name}",)
@@ -144,8 +144,8 @@ def _described(pair: Pair, theirs: Call, nobodys: Call) -> dict[str, Any]:
 
 async def run(platform: Crowd, tries: int, only: str) -> dict[str, Any]:
     """The results of the benchmark."""
-    doors = await Doors.open(platform.database.web_url, claims_key=platform.secrets.claims)
-    app = platform.app(doors)
+    db = await Database.open(platform.database.web_url, claims_key=platform.secrets.claims)
+    app = platform.app(db)
     headers = {"authorization": f"Bearer {platform.token(platform.scope('admin', MINE))}"}
     asked = [
         (pair, Call.of(pair, pair.theirs, headers), Call.of(pair, pair.nobodys, headers))
@@ -153,7 +153,7 @@ async def run(platform: Crowd, tries: int, only: str) -> dict[str, Any]:
         if only in str(pair.operation)
     ]
     found = await measure(app, asked, tries)
-    await doors.close()
+    await db.close()
     found.sort(key=lambda each: -each["ratio"])
     return {
         "benchmark": "absence",

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from onbrand.config import FAMILIES
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, draw, load_family
-from onbrand.families.spec import TrainingConfig
+from onbrand.families.family import Family, draw
+from onbrand.families.loading import load_family
 from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
 from onbrand.families.tiny.fit import fit, similarity
+from onbrand.families.training_config import TrainingConfig
 from onbrand.training.data.dataset import Picture, fitted, held_out, prior_pictures
 from onbrand.training.data.encoding import encode
 from onbrand.training.recipes import make_plan

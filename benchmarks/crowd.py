@@ -23,9 +23,9 @@ from onbrand.app import create_app
 from onbrand.brand import Scope
 from onbrand.config import Secrets, Settings, load_secrets
 from onbrand.db.embedded import EmbeddedDatabase, start
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
+from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.services.identity import TokenIssuer
-from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.storage.store import ObjectStore
 
 _BRAND = "'brand-' || lpad((1 + n %% {brands})::text, 4, '0')"
@@ -169,10 +169,10 @@ class Crowd:
         """A bearer token of a user."""
         return TokenIssuer(self.secrets.tokens).issue(scope.user_id, scope.brand_id)[0]
 
-    def app(self, doors: Doors) -> FastAPI:
+    def app(self, db: Database) -> FastAPI:
         """The users' app on this database; it cannot generate images."""
         store = ObjectStore.from_settings(self.settings, self.secrets)
-        return create_app(self.settings, self.secrets, doors, store, _Nobody())
+        return create_app(self.settings, self.secrets, db, store, _Nobody())
 
 
 _NAMED = ("asset", "job", "model", "generation", "image", "key", "invitation", "upload", "document")

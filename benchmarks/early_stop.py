@@ -25,14 +25,15 @@ from torch import Tensor
 from benchmarks.adapters import trainer_of
 from onbrand.config import FAMILIES
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
-from onbrand.families.spec import TrainingConfig
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.families.tiny.brands import BRANDS, brand_caption, draw_brand, kind_of
+from onbrand.families.training_config import TrainingConfig
 from onbrand.training.data.dataset import Picture
 from onbrand.training.data.encoding import encode
 from onbrand.training.kernels.lora_layers import frozen_base
 from onbrand.training.trainer import Trainer
-from onbrand.training.validation import Judge, Verdicts
+from onbrand.training.validation import ValidationHistory, Validator
 
 NUM_UNSEEN = 24
 NUM_STEPS = 1500
@@ -83,9 +84,9 @@ def measure(family: Family, brand: str, steps: int) -> dict[str, Any]:
     }
 
 
-def trained_to_the_end(trainer: Trainer, patience: int) -> Verdicts:
+def trained_to_the_end(trainer: Trainer, patience: int) -> ValidationHistory:
     """Do all steps; returns the validations of a run with patience and sets `trainer.best` to its published average."""
-    early = Verdicts(patience)
+    early = ValidationHistory(patience)
     best: list[Tensor] | None = None
     while not trainer.done:
         facts = trainer.train_step()
@@ -104,7 +105,7 @@ def unseen_losses(trainer: Trainer, brand: str) -> tuple[float, float, float]:
         Picture(draw_brand(brand, 1000 + i), brand_caption(kind_of(i)).replace("[brand]", brand), f"unseen-{i}")
         for i in range(NUM_UNSEEN)
     ]
-    judge = Judge(family, encode(family, pictures, plan.resolution), plan.seed + 1)
+    judge = Validator(family, encode(family, pictures, plan.resolution), plan.seed + 1)
 
     def loss() -> float:
         return judge.loss(0, 1, lambda errors: errors)

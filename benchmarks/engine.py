@@ -37,7 +37,8 @@ from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture, Request
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.families.lora import read_adapter
 
 __all__ = ["measure", "random_adapter", "through_engine", "workload"]

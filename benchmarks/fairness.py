@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.lib.engine_requests import engine_request
 from benchmarks.traffic import (
     CLASSES,
     MAX_BATCH,
@@ -55,7 +56,9 @@ WEIGHTS = (1.0, 2.0, 0.5, 1.0, 4.0, 1.0, 1.0, 2.0, 0.5, 1.0)
 def one_picture(name: str, use: AdapterUse, steps: int, **more: Any) -> Request:
     """A request for one small picture without guidance."""
     numbers = {"height": 64, "width": 64, "guidance_scale": 1.0, "true_cfg_scale": 1.0, **more}
-    return Request(name, use.key.brand_id, "a red square", 0, num_inference_steps=steps, adapters=(use,), **numbers)
+    return engine_request(
+        name, use.key.brand_id, "a red square", 0, num_inference_steps=steps, adapters=(use,), **numbers
+    )
 
 
 class Ledger:

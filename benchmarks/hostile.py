@@ -28,12 +28,12 @@ from typing import Any
 
 from onbrand.config import Settings, load_secrets
 from onbrand.db.embedded import start
-from onbrand.db.session import Doors as DatabaseDoors
+from onbrand.db.session import Database as DatabaseDoors
 from onbrand.sandbox.processes import Child
 from tests.conftest import PASSWORD, BrandOfPeople, Person
 from tests.ingress import Platform, serving
 from tests.isolation.hostile.corpus import Hostile, corpus
-from tests.isolation.hostile.sending import Doors, open_doors
+from tests.isolation.hostile.sending import Database, open_doors
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ async def measure() -> dict[str, Any]:
         database = start(settings, secrets)
         stack.callback(database.stop)
         watched = stack.enter_context(Watch())
-        doors = await DatabaseDoors.open(database.web_url, database.system_url, claims_key=secrets.claims)
+        db = await DatabaseDoors.open(database.web_url, database.system_url, claims_key=secrets.claims)
         try:
-            async with serving(settings, secrets, doors) as platform:
+            async with serving(settings, secrets, db) as platform:
                 async with open_doors(platform, await _brand(platform)) as opened:
                     return _figures([await _refusal(opened, hostile, watched) for hostile in corpus()])
         finally:
-            await doors.close()
+            await db.close()
 
 
 async def _brand(platform: Platform) -> BrandOfPeople:
@@ -82,14 +82,14 @@ async def _brand(platform: Platform) -> BrandOfPeople:
     return BrandOfPeople("acme", person, person, person)
 
 
-async def _refusal(doors: Doors, hostile: Hostile, watched: Watch) -> Refusal:
+async def _refusal(db: Database, hostile: Hostile, watched: Watch) -> Refusal:
     data = hostile.make()
     watched.forget()
     began = time.perf_counter()
-    answer = await doors.send(hostile.door, hostile.filename, data)
+    answer = await db.send(hostile.door, hostile.filename, data)
     seconds = time.perf_counter() - began
     told = re.search(hostile.why, answer.json().get("detail", "")) is not None
-    answers_on = (await doors.client(hostile.door).get("/healthz")).status_code == 200
+    answers_on = (await db.client(hostile.door).get("/healthz")).status_code == 200
     is_refused = answer.status_code in hostile.statuses and told and answers_on
     return Refusal(hostile.name, is_refused, seconds, watched.megabytes)
 

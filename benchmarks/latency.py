@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.lib.engine_requests import engine_request
 from benchmarks.traffic import CLASSES, MAX_BATCH, Brands, World, base, capacity, percentile, poisson, run_together
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Request
@@ -42,7 +43,7 @@ def mixed_requests(family: Family, brands: Brands, num: int, seed: int) -> list[
         use = dice.choice(uses)
         steps = dice.choice(STEPS)
         requests.append(
-            Request(
+            engine_request(
                 f"{n}",
                 use.key.brand_id,
                 "a red square on blue",

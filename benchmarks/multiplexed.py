@@ -12,7 +12,7 @@ import torch
 from ray import serve
 
 from onbrand.engine.compilation import keep_memory
-from onbrand.families.family import load_pipeline
+from onbrand.families.loading import load_pipeline
 
 
 @dataclass(frozen=True)

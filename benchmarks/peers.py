@@ -33,7 +33,7 @@ class Peer(Protocol):
 def drawn(pipeline: Any, work: Workload, indices: list[int]) -> list[Tensor]:
     """Pictures of the requests at `indices`, by one call of the pipeline."""
     requests = [work.requests[index] for index in indices]
-    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    generators = [torch.Generator().manual_seed(request.parameters.seed) for request in requests]
     images = pipeline(**work.arguments(requests), generator=generators, output_type="np").images
     return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
 
@@ -153,7 +153,7 @@ class ServeMultiplexed:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         base = Base(work.family.spec.name, str(work.base), str(work.family.device), work.family.dtype)
         arguments = [work.arguments([request]) for request in work.requests]
-        seeds = [request.seed for request in work.requests]
+        seeds = [request.parameters.seed for request in work.requests]
         app = Pipelines.options(ray_actor_options={"num_cpus": 1, "num_gpus": num_gpus}).bind(
             base, self._folder.name, arguments, seeds, torch.get_num_threads()
         )

@@ -11,7 +11,8 @@ import torch
 
 from benchmarks.workload import random_adapter
 from onbrand.engine.compilation import compile_passes, uncompile_passes
-from onbrand.engine.slots import RowAdapter, Slots
+from onbrand.engine.lora_math import RowAdapter
+from onbrand.engine.slots import Slots
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.lora import AdapterWeights, read_adapter
 

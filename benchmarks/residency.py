@@ -3,8 +3,8 @@
 `python -m benchmarks.residency --law katz-a --replicas 8 --slots 100 --json` prints one JSON object. Two parts:
 
 - A simulation with a measured popularity law (`adapter_popularity.json`). It uses the router's real `Placement` and
-  each replica's real `Residency`, `Slots` and `HostCache`, with a base of one small layer, in simulated time. Requests
-  arrive as a Poisson process, a replica advances `--rows` of them together, and the first third is not counted.
+  each replica's real `AdapterResidency`, `Slots` and `HostCache`, with a base of one small layer, in simulated time.
+  Requests arrive as a Poisson process, a replica advances `--rows` of them together, the first third is not counted.
 - One real replica (tiny sd15, `--slots` slots): throughput with one brand against a thousand brands. With a thousand,
   nearly all adapters are not resident, and most are not in host memory (`--host` adapters) either, so they are read
   from disk. Blocks of both run in turns.
@@ -33,13 +33,17 @@ import torch
 from torch import nn
 
 from benchmarks.engine import random_adapter
+from benchmarks.lib.engine_requests import engine_request
 from onbrand.adapter import AdapterRef
-from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Lease, Residency
+from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
+from onbrand.engine.host_cache import HostCache
 from onbrand.engine.request import Picture, Request
+from onbrand.engine.residency import AdapterResidency, Lease
 from onbrand.engine.slots import Slots
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.placement import Placement, PlacementOptions
@@ -107,7 +111,9 @@ class Replica:
     """The parts of a replica that determine hits: host memory, slots, and rows that pin them."""
 
     def __init__(self, traffic: Traffic) -> None:
-        self.residency = Residency(Slots(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), traffic.num_slots))
+        self.residency = AdapterResidency(
+            Slots(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), traffic.num_slots)
+        )
         self.memory = HostCache(traffic.host_adapters * SMALL.num_bytes)
         self.waiting: deque[Asked] = deque()
         self.num_rows = traffic.num_rows
@@ -318,7 +324,7 @@ def loss(chosen: argparse.Namespace) -> dict[str, Any]:
             for brand in brands:
                 n, use = next(serial), shelf.use(brand)
                 said = f"a red square {n}"
-                yield Request(str(n), use.key.brand_id, said, n, num_inference_steps=steps, adapters=(use,))
+                yield engine_request(str(n), use.key.brand_id, said, n, num_inference_steps=steps, adapters=(use,))
 
         seconds: dict[str, list[float]] = {"one": [], "many": []}
         misses = 0

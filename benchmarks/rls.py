@@ -32,9 +32,9 @@ from fastapi import FastAPI
 from benchmarks.crowd import Crowd, crowd, known_id
 from benchmarks.described import PICTURE, operations
 from onbrand.brand import Scope
-from onbrand.db import session as doors_module
+from onbrand.db import session as session_module
 from onbrand.db.logins import login_name
-from onbrand.db.session import Doors, Identity, Session
+from onbrand.db.session import Database, Identity, Session
 
 PLAIN = "onbrand_plain"
 ROLES = ("member", "admin", "agency", "key", "page")
@@ -75,7 +75,7 @@ class _Heard(Session):
         return await super()._execute(statement, params)
 
 
-class ListeningDoors(Doors):
+class ListeningDoors(Database):
     """Doors that record every read."""
 
     reads: dict[tuple[str, str], Read]
@@ -92,13 +92,13 @@ class ListeningDoors(Doors):
             self.reads.setdefault((role, statement), Read(route, role, scope, " ".join(statement.split()), params))
 
 
-class PlainDoors(Doors):
+class PlainDoors(Database):
     """Doors that use a role without row-level security, and are otherwise the same."""
 
     @asynccontextmanager
     async def user_session(self, scope: Scope | None) -> AsyncIterator[Session]:
         claims = scope.claims() if scope else {}
-        async with doors_module._transaction(self._web, "web", Identity(PLAIN, claims, self._signer)) as session:
+        async with session_module._transaction(self._web, "web", Identity(PLAIN, claims, self._signer)) as session:
             yield session
 
 
@@ -115,23 +115,23 @@ def make_plain_role(owner_url: str) -> None:
 
 async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
     """All queries that the app's GET routes send, for each kind of caller, and those of some changes by a member."""
-    doors = await ListeningDoors.open(platform.database.web_url, claims_key=platform.secrets.claims)
-    doors.reads = {}
-    app = platform.app(doors)
+    db = await ListeningDoors.open(platform.database.web_url, claims_key=platform.secrets.claims)
+    db.reads = {}
+    app = platform.app(db)
     things = platform.things(_NUMBER)
     for role in roles:
         scope = platform.scope(role, _NUMBER)
-        doors.asked_by = ("", role)
+        db.asked_by = ("", role)
         transport = httpx.ASGITransport(_known_as(scope, app))
         async with httpx.AsyncClient(transport=transport, base_url="http://benchmark") as client:
             for operation in operations(app.openapi()):
                 if operation.method == "GET" and operation.path not in NOT_READS:
-                    doors.asked_by = (str(operation), role)
+                    db.asked_by = (str(operation), role)
                     await _answered(client, platform, "GET", operation.at(_named(things, operation.names)), role)
             if role == "member":
-                await _look_before_writing(client, doors, platform)
-    await doors.close()
-    return list(doors.reads.values())
+                await _look_before_writing(client, db, platform)
+    await db.close()
+    return list(db.reads.values())
 
 
 def _known_as(scope: Scope, app: FastAPI) -> Callable[..., Awaitable[None]]:
@@ -165,7 +165,7 @@ async def _answered(client: httpx.AsyncClient, platform: Crowd, method: str, pat
     return told
 
 
-async def _look_before_writing(client: httpx.AsyncClient, doors: ListeningDoors, platform: Crowd) -> None:
+async def _look_before_writing(client: httpx.AsyncClient, db: ListeningDoors, platform: Crowd) -> None:
     at = f"/v1/brands/{platform.brand(_NUMBER)}"
     assets = [known_id("asset", _NUMBER - 1 + n * platform.num_brands) for n in range(20)]
     job = {"name": "a job", "model_type": "sd15", "training_asset_ids": assets}
@@ -175,20 +175,20 @@ async def _look_before_writing(client: httpx.AsyncClient, doors: ListeningDoors,
         ("PATCH", f"{at}/assets/{assets[0]}", {"json": {"caption": "another"}}),
     ]
     for method, path, parts in calls:
-        doors.asked_by = (f"{method} {path}", "member")
+        db.asked_by = (f"{method} {path}", "member")
         await _answered(client, platform, method, path, "member", **parts)
 
 
 async def measure(platform: Crowd, reads: list[Read], tries: int) -> list[dict[str, Any]]:
     """Times of each read with and without the wall. All reads run in rounds, so that a slow period affects all."""
-    walled = await Doors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
+    walled = await Database.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     plain = await PlainDoors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     taken = [Taken() for _ in reads]
     for each in range(tries + WARM_UP):
         order = [("wall", walled), ("plain", plain)]
         for read, times in zip(reads, taken, strict=True):
-            for name, doors in order if each % 2 else order[::-1]:
-                times.add(name, await _timed(doors, read))
+            for name, db in order if each % 2 else order[::-1]:
+                times.add(name, await _timed(db, read))
     await walled.close()
     await plain.close()
     return [_described(read, times) for read, times in zip(reads, taken, strict=True)]
@@ -227,9 +227,9 @@ def _quickest(times: list[float]) -> float:
     return statistics.quantiles(times, n=10)[0]
 
 
-async def _timed(doors: Doors, read: Read) -> tuple[float, float, int]:
+async def _timed(db: Database, read: Read) -> tuple[float, float, int]:
     began = time.perf_counter()
-    async with doors.user_session(read.scope) as session:
+    async with db.user_session(read.scope) as session:
         asked = time.perf_counter()
         rows = await session.all(read.statement, read.params)
         answered = time.perf_counter()

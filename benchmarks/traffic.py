@@ -26,7 +26,8 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Completed, Event, Failed, Request
 from onbrand.errors import TooManyRequests
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.families.lora import read_adapter
 
 MAX_BATCH = 8

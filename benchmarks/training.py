@@ -41,14 +41,15 @@ from onbrand.config import FAMILIES
 from onbrand.engine.compilation import keep_memory
 from onbrand.families.bases import recommended
 from onbrand.families.family import Family
-from onbrand.families.spec import SPECS, ScheduleName, TrainingConfig
+from onbrand.families.spec import SPECS
 from onbrand.families.tiny.brands import brand_caption, draw_brand, kind_of
+from onbrand.families.training_config import ScheduleName, TrainingConfig
 from onbrand.training.data.cache import DiskCache
-from onbrand.training.data.dataset import Picture, Wording, held_out
+from onbrand.training.data.dataset import CaptionVariants, Picture, held_out
 from onbrand.training.data.encoding import encode
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.trainer import Trainer
-from onbrand.training.validation import Judge
+from onbrand.training.validation import Validator
 
 BRAND, NUM_PICTURES, NUM_JUDGED, FIRST_JUDGED = "zorblax", 12, 8, 1000
 _JUDGE_SEED = 77
@@ -173,14 +174,14 @@ def caption_of(index: int) -> str:
     return brand_caption(kind_of(index)).replace("[brand]", BRAND)
 
 
-def judge_of(family: Family, plan: Plan) -> Judge:
+def judge_of(family: Family, plan: Plan) -> Validator:
     """A judge on pictures that neither side trains on."""
     indices = range(FIRST_JUDGED, FIRST_JUDGED + NUM_JUDGED)
     unseen = [Picture(draw_brand(BRAND, index), caption_of(index), str(index)) for index in indices]
-    return Judge(family, encode(family, unseen, plan.resolution), _JUDGE_SEED)
+    return Validator(family, encode(family, unseen, plan.resolution), _JUDGE_SEED)
 
 
-def loss_of(judge: Judge) -> float:
+def loss_of(judge: Validator) -> float:
     """The judge's loss on a single worker."""
     return judge.loss(0, 1, lambda own: own)
 
@@ -199,7 +200,7 @@ class Ours(Timed):
             both = [[], []]  # type: list[list[tuple[Path, str]]]
             for place, file in enumerate(files):
                 both[place in places].append(file)
-            wording = Wording(plan.trigger_word)
+            wording = CaptionVariants(plan.trigger_word)
             examples = encode(family, _opened(both[0]), plan.resolutions, (), wording, cache)
             judging = encode(family, _opened(both[1]), plan.resolution, cache=cache)
         self.trainer = Trainer(family, plan, examples, held_out=judging)

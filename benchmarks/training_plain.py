@@ -38,7 +38,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.training_script import CLIP_TOKENS, base_of, with_long_captions
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.training.recipes import Plan
 
 TURN_STEPS = 10

@@ -10,9 +10,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from benchmarks.lib.engine_requests import engine_request
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.request import Request
-from onbrand.families.family import Family, load_pipeline
+from onbrand.families.family import Family
+from onbrand.families.loading import load_pipeline
 from onbrand.families.lora import attach, detach, extract, read_adapter, serialize
 
 _SUBJECTS = ("square", "circle", "star", "triangle", "ring", "cross", "heart", "moon")
@@ -40,8 +42,8 @@ class Workload:
         """Arguments for all requests in one call of the diffusers pipeline; size, steps and guidance must be equal."""
         first = requests[0]
         said: dict[str, Any] = {
-            "prompt": [request.prompt for request in requests],
-            "negative_prompt": [request.negative_prompt for request in requests],
+            "prompt": [request.parameters.prompt for request in requests],
+            "negative_prompt": [request.parameters.negative_prompt for request in requests],
             "height": first.height,
             "width": first.width,
             "num_inference_steps": first.num_inference_steps,
@@ -90,7 +92,7 @@ def workload(
     numbers |= {"num_inference_steps": steps or advice.num_inference_steps, "guidance_scale": advice.guidance_scale}
     numbers |= {"true_cfg_scale": advice.true_cfg_scale or 1.0}
     requests = [
-        Request(str(n), use.key.brand_id, prompt(n), n, adapters=(use,), **numbers) for n, use in enumerate(uses)
+        engine_request(str(n), use.key.brand_id, prompt(n), n, adapters=(use,), **numbers) for n, use in enumerate(uses)
     ]
     return Workload(family, base, files, requests)
 

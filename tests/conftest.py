@@ -24,7 +24,7 @@ from onbrand.db.claims import install_key
 from onbrand.db.embedded import EmbeddedDatabase, start
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.services import brands, invitations, passwords
 from onbrand.storage.store import ObjectStore
 
@@ -150,9 +150,9 @@ def database(settings: Settings, secrets: Secrets) -> Iterator[DatabaseUrls]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def doors(database: DatabaseUrls, secrets: Secrets) -> AsyncIterator[Doors]:
+async def db(database: DatabaseUrls, secrets: Secrets) -> AsyncIterator[Database]:
     """Both doors."""
-    opened = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims)
+    opened = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims)
     yield opened
     await opened.close()
 
@@ -172,13 +172,13 @@ def store(settings: Settings, secrets: Secrets) -> ObjectStore:
 
 
 @pytest.fixture(scope="session")
-def make_user(doors: Doors) -> MakeUser:
+def make_user(db: Database) -> MakeUser:
     """`await make_user()`: a new account with the password `PASSWORD`."""
     hashed = passwords.hash_password(PASSWORD)
 
     async def make(name: str = "user") -> Person:
         email = f"{name}-{uuid.uuid4().hex[:8]}@example.com"
-        async with doors.user_session(None) as session:
+        async with db.user_session(None) as session:
             async with session.asking("sign_up", email):
                 row = await session.one("select * from private.sign_up(%s, %s)", [email, hashed])
         return Person(row["id"], email)
@@ -186,26 +186,26 @@ def make_user(doors: Doors) -> MakeUser:
     return make
 
 
-async def join(doors: Doors, brand_id: str, admin: Person, person: Person, role: str = "member") -> None:
+async def join(db: Database, brand_id: str, admin: Person, person: Person, role: str = "member") -> None:
     """The admin invites the person, who accepts."""
-    async with doors.user_session(admin.scope) as session:
+    async with db.user_session(admin.scope) as session:
         made = await invitations.invite(session, brand_id, person.email, role)
-    async with doors.user_session(person.scope) as session:
+    async with db.user_session(person.scope) as session:
         await invitations.accept(session, made.token or "")
 
 
 @pytest.fixture(scope="session")
-def make_brand(doors: Doors, make_user: MakeUser) -> MakeBrand:
+def make_brand(db: Database, make_user: MakeUser) -> MakeBrand:
     """`await make_brand("acme")`: a new brand (its id is unique), its admin and two members."""
 
     async def make(name: str = "acme") -> BrandOfPeople:
         brand_id = f"{name}-{uuid.uuid4().hex[:8]}"
         people = [await make_user(role) for role in ("admin", "member", "member2")]
-        async with doors.user_session(people[0].scope) as session:
+        async with db.user_session(people[0].scope) as session:
             await brands.create_brand(session, brand_id, name.title())
         people = [replace(person, at=brand_id) for person in people]
         for person in people[1:]:
-            await join(doors, brand_id, people[0], person)
+            await join(db, brand_id, people[0], person)
         return BrandOfPeople(brand_id, *people)
 
     return make

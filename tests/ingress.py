@@ -26,12 +26,12 @@ from PIL import Image
 from onbrand.app import create_app, create_system_app
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import OnbrandError, Unavailable
 from onbrand.internal.client import AsyncSystemClient
+from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.internal.training import PublishedModel
 from onbrand.services.identity import TokenIssuer
-from onbrand.services.images import RenderEvent, RenderRequest
 from onbrand.storage.store import ObjectStore
 from tests.receipts import receipt_for
 
@@ -58,9 +58,9 @@ class FakeGenerator:
         self.seen.append(request)
         if self.refusals:
             raise self.refusals.pop(0)
-        if "[away]" in request.prompt:
+        if "[away]" in request.parameters.prompt:
             raise Unavailable("no replica of the engine answers; try again")
-        if "[silent]" in request.prompt:
+        if "[silent]" in request.parameters.prompt:
             await asyncio.Event().wait()
         canceled = self._canceled.setdefault(request.generation_id, asyncio.Event())
         async with self._client_for(request.ticket) as client:
@@ -69,19 +69,19 @@ class FakeGenerator:
                 data = await client.read_model(adapter.model_id)
                 assert hashlib.sha256(data).hexdigest() == adapter.sha256
             yield RenderEvent("progress", {"progress": 50})
-            if request.preview_every:
+            if request.parameters.preview_every:
                 image = f"data:image/jpeg;base64,{request.generation_id}"
-                preview = RenderEvent("preview", {"index": 0, "step": request.preview_every, "image": image})
+                preview = RenderEvent("preview", {"index": 0, "step": request.parameters.preview_every, "image": image})
                 self._shown[request.generation_id] = preview
                 yield preview
-            if "[break]" in request.prompt:
-                raise RuntimeError(f"broke while drawing {request.prompt}")
-            if "[hang]" in request.prompt:
+            if "[break]" in request.parameters.prompt:
+                raise RuntimeError(f"broke while drawing {request.parameters.prompt}")
+            if "[hang]" in request.parameters.prompt:
                 await asyncio.wait_for(canceled.wait(), 30)
                 await client.fail_generation("canceled", "canceled")
                 yield RenderEvent("canceled", {})
                 return
-            for index in range(request.num_images):
+            for index in range(request.parameters.num_images):
                 await self._add(client, request, index)
                 yield RenderEvent("image", {"index": index})
             await client.finish_generation()
@@ -98,17 +98,19 @@ class FakeGenerator:
             self._canceled[generation_id].set()
 
     async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
-        seed = request.seed + index
+        seed = request.parameters.seed + index
         digest = hashlib.sha256(f"{request.adapters}{seed}".encode()).digest()
         out = io.BytesIO()
-        picture = Image.new("RGB", (request.width, request.height), (digest[0], digest[1], digest[2]))
-        picture.save(out, _PIL[request.output_format], quality=_quality(request))
-        content_type = f"image/{request.output_format}"
+        picture = Image.new(
+            "RGB", (request.parameters.width, request.parameters.height), (digest[0], digest[1], digest[2])
+        )
+        picture.save(out, _PIL[request.parameters.output_format], quality=_quality(request))
+        content_type = f"image/{request.parameters.output_format}"
         await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, receipt_for(request))
 
 
 def _quality(request: RenderRequest) -> int:
-    return 95 if request.output_compression is None else request.output_compression
+    return 95 if request.parameters.output_compression is None else request.parameters.output_compression
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Platform:
 
     settings: Settings
     secrets: Secrets
-    doors: Doors
+    db: Database
     store: ObjectStore
     app: FastAPI
     system_app: FastAPI
@@ -201,25 +203,25 @@ async def served(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, secrets: Secrets, doors: Doors, paints: type[FakeGenerator] = FakeGenerator
+    settings: Settings, secrets: Secrets, db: Database, paints: type[FakeGenerator] = FakeGenerator
 ) -> AsyncIterator[Platform]:
     """A platform on these doors, also served on a free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         known = settings.model_copy(update={"port": listener.getsockname()[1]})
         store = ObjectStore.from_settings(known, secrets)
-        system_app = create_system_app(known, secrets, doors, store)
+        system_app = create_system_app(known, secrets, db, store)
 
         def client_for(ticket: str) -> AsyncSystemClient:
             return AsyncSystemClient("http://test", ticket, patience=2, transport=httpx.ASGITransport(system_app))
 
         generator = paints(client_for)
-        app = create_app(known, secrets, doors, store, generator, client_for=client_for)
+        app = create_app(known, secrets, db, store, generator, client_for=client_for)
         async with served(app, listener):
-            yield Platform(known, secrets, doors, store, app, system_app, generator, known.url)
+            yield Platform(known, secrets, db, store, app, system_app, generator, known.url)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def platform(settings: Settings, secrets: Secrets, doors: Doors) -> AsyncIterator[Platform]:
+async def platform(settings: Settings, secrets: Secrets, db: Database) -> AsyncIterator[Platform]:
     """The platform of the HTTP tests."""
-    async with serving(settings, secrets, doors) as running:
+    async with serving(settings, secrets, db) as running:
         yield running

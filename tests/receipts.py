@@ -7,7 +7,7 @@ from typing import Any
 
 import jwt
 
-from onbrand.services.images import RenderRequest
+from onbrand.internal.generation import RenderRequest
 
 CUT = {"field": "prompt", "tokenizer": "tokenizer", "tokens": 91, "read": 77}
 """What an engine says of a prompt that is too long; of those with `[long]` in them."""
@@ -32,4 +32,4 @@ def receipt_for(request: RenderRequest) -> dict[str, Any]:
     """The receipt that an engine would give a picture of this request."""
     claims = jwt.decode(request.ticket, options={"verify_signature": False})
     receipt = receipt_of(claims["brand_id"], [(ref.sha256, scale) for ref, scale in request.adapters])
-    return receipt | ({"cut": [CUT]} if "[long]" in request.prompt else {"cut": []})
+    return receipt | ({"cut": [CUT]} if "[long]" in request.parameters.prompt else {"cut": []})

@@ -127,6 +127,6 @@ def _stranger(name: str, settings: Settings, store: ObjectStore) -> httpx.Client
     app = FastAPI()
     problems.install(app)
     app.include_router(files.router)
-    app.state.parts = SimpleNamespace(settings=settings, secrets=SECRETS, store=store)
+    app.state.onbrand = SimpleNamespace(settings=settings, secrets=SECRETS, store=store)
     app.add_middleware(middleware.Edge, body_limit=lambda method, path: 2**28)
     return TestClient(app, base_url=settings.url)

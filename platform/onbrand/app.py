@@ -28,20 +28,21 @@ from onbrand.api import (
     uploads,
     users,
 )
-from onbrand.api.authorization import Parts
+from onbrand.api.authorization import AppState
 from onbrand.api.http import body_limits, cors, middleware
 from onbrand.api.http.bytes_in_progress import BytesUnderWay
 from onbrand.api.http.concurrency_limits import Shares
 from onbrand.api.http.refusal_cache import Refusals
 from onbrand.api.http.stream_limits import OpenStreams
 from onbrand.background import recovery, upload_cleanup
-from onbrand.background.generations import Renderings, SystemClientFor
+from onbrand.background.generations import GenerationTasks, SystemClientFor
 from onbrand.config import Limits, Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
+from onbrand.internal.generation import Generator
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.fair_queue import FairTurns
+from onbrand.services.generations import recommended_of
 from onbrand.services.identity import TokenIssuer
-from onbrand.services.images import Generator, recommended_of
 from onbrand.services.oidc import OidcIssuer
 from onbrand.services.passwords import Passwords
 from onbrand.storage.credentials import CredentialIssuer
@@ -76,7 +77,7 @@ ROUTES = (
 def create_app(
     settings: Settings,
     secrets: Secrets,
-    doors: Doors,
+    db: Database,
     store: ObjectStore,
     generator: Generator,
     *,
@@ -89,23 +90,23 @@ def create_app(
         client_for: makes a client of the internal routes for a ticket; None: over HTTP to `settings.system_url`.
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)
-    renderings = Renderings(settings, secrets, generator, client_for)
+    generation_tasks = GenerationTasks(settings, secrets, generator, client_for)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await renderings.close()
+        await generation_tasks.close()
 
     app = _bare_app(lifespan=lifespan)
     oidc = OidcIssuer.from_settings(settings)
-    app.state.parts = Parts(
+    app.state.onbrand = AppState(
         settings,
         secrets,
-        doors,
+        db,
         store,
         issuer,
         recommended_of(settings),
-        renderings,
+        generation_tasks,
         Passwords(settings.limits),
         OpenStreams(settings.limits),
         Refusals(),
@@ -124,7 +125,7 @@ def create_app(
 def create_system_app(
     settings: Settings,
     secrets: Secrets,
-    doors: Doors,
+    db: Database,
     store: ObjectStore,
     generator: Generator | None = None,
     *,
@@ -136,26 +137,26 @@ def create_system_app(
         generator: draws abandoned generations again; None: they are marked failed.
         client_for: as for `create_app`.
     """
-    renderings = None if generator is None else Renderings(settings, secrets, generator, client_for)
+    generation_tasks = None if generator is None else GenerationTasks(settings, secrets, generator, client_for)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = [
-            asyncio.create_task(recovery.Recovery(doors, renderings).run(), name="abandoned"),
-            asyncio.create_task(upload_cleanup.watch(doors, store), name="sweeper"),
+            asyncio.create_task(recovery.Recovery(db, generation_tasks).run(), name="abandoned"),
+            asyncio.create_task(upload_cleanup.watch(db, store), name="sweeper"),
         ]
         yield
         for task in watching:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        if renderings is not None:
-            await renderings.close()
+        if generation_tasks is not None:
+            await generation_tasks.close()
 
     app = _bare_app(lifespan=lifespan)
     app.state.checker = Checker(settings.limits)
-    app.state.parts = system.SystemParts(
-        settings, secrets, doors, store, credentials=CredentialIssuer.from_settings(settings)
+    app.state.onbrand = system.SystemAppState(
+        settings, secrets, db, store, credentials=CredentialIssuer.from_settings(settings)
     )
     app.include_router(system.router)
     app.add_middleware(

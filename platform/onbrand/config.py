@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,7 +20,7 @@ from onbrand.environment import must_be_known
 from onbrand.errors import ConfigurationError
 
 FamilyName = Literal["sd15", "sdxl", "flux"]
-FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl", "flux")
+FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
 NumWorkers = Annotated[int, Field(ge=1, le=64)]
 S3Uploads = Literal["auto", "form", "put", "none"]
 OidcAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]

@@ -18,7 +18,7 @@ from onbrand.errors import AdapterRefused
 from onbrand.lora_patterns import LayerPatterns
 from onbrand.safetensors_header import LORA_METADATA, SafetensorsHeader, TensorFacts
 
-TextEncoderWish = Literal["refuse", "drop"]
+TextEncoderOption = Literal["refuse", "drop"]
 """Handling of a file's text-encoder layers: refuse the file, or import it without them."""
 NUMBER_MAX = 1e9
 """The largest rank or alpha that a file's settings may name."""
@@ -53,7 +53,7 @@ _REFUSED_SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ImportWishes:
+class ImportOptions:
     """An importer's options for a file, besides its family.
 
     Args:
@@ -61,7 +61,7 @@ class ImportWishes:
         lora_alpha: alpha of all layers, for files whose format stores it elsewhere (PEFT's `adapter_config.json`).
     """
 
-    text_encoder: TextEncoderWish = "refuse"
+    text_encoder: TextEncoderOption = "refuse"
     lora_alpha: float | None = None
 
 
@@ -136,7 +136,7 @@ class LoraSettings:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderWish = "refuse") -> LoraNames:
+def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderOption = "refuse") -> LoraNames:
     """Find the layers of a LoRA file of any trainer by names and shapes alone.
 
     Raises:
@@ -195,7 +195,7 @@ def settings_of(settings: Mapping[str, LoraSettings], pair: PairNames) -> tuple[
 
 
 def scale_of(
-    pair: PairNames, rank: int, alpha: float | None, settings: Mapping[str, LoraSettings], wishes: ImportWishes
+    pair: PairNames, rank: int, alpha: float | None, settings: Mapping[str, LoraSettings], options: ImportOptions
 ) -> float:
     """The layer's scale by its own alpha tensor, else PEFT's configuration, else the importer's alpha, else 1.
 
@@ -205,14 +205,14 @@ def scale_of(
     Raises AdapterRefused if PEFT keeps alpha in a separate file and the importer gives none, or if both give it.
     """
     known, path = settings_of(settings, pair)
-    if (alpha is not None or known is not None) and wishes.lora_alpha is not None:
+    if (alpha is not None or known is not None) and options.lora_alpha is not None:
         _refuse(f"it says its own alpha (of {pair.layer}); leave lora_alpha out")
     if alpha is not None:
         return alpha / rank
     if known is not None:
         return known.scale(path, rank)
-    if wishes.lora_alpha is not None:
-        return wishes.lora_alpha / rank
+    if options.lora_alpha is not None:
+        return options.lora_alpha / rank
     if pair.layer.startswith("base_model.model."):
         _refuse(
             f"PEFT keeps its alpha (of {pair.layer}) in another file, adapter_config.json; "

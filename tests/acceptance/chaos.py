@@ -137,19 +137,19 @@ class Model:
     is_gone: bool = False
 
 
-class Judge:
+class Validator:
     """Decides whether an answer is the right one; remembers pictures, to compare those that must be equal."""
 
     def __init__(self, verdict: Verdict) -> None:
         self._verdict = verdict
         self._seen: dict[tuple[Any, ...], np.ndarray] = {}
 
-    def must_be_painted(self, drawn: Drawn, models: Sequence[Model], wishes: Mapping[str, Any]) -> None:
+    def must_be_painted(self, drawn: Drawn, models: Sequence[Model], options: Mapping[str, Any]) -> None:
         """A picture of a brand's models: brand, adapters, colour, and the same pixels as when it was drawn before."""
         about = self.must_be_their_own(drawn, models)
         self.must_have_colour(drawn.pixels_HWC, [model.paint.colour for model in models], about)
         hashes = [model.paint.sha256 for model in models]
-        self.must_be_as_before(drawn.pixels_HWC, (*hashes, *_facts(drawn, wishes)), about)
+        self.must_be_as_before(drawn.pixels_HWC, (*hashes, *_facts(drawn, options)), about)
 
     def must_be_their_own(self, drawn: Drawn, models: Sequence[Model]) -> str:
         """Of this brand and these adapters, by its row and its receipt; returns whose it is, in words."""
@@ -181,9 +181,9 @@ class Judge:
             if before.shape != pixels_HWC.shape or abs(before - pixels_HWC).max() > MOST_DIFFERENCE:
                 self._wrong(f"{about}: not the picture that the same request got before")
 
-    def must_be_whole(self, generation: Mapping[str, Any], wishes: Mapping[str, Any]) -> None:
+    def must_be_whole(self, generation: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """As many pictures as asked for, each once, with its own seed."""
-        num, seed = wishes["num_images"], wishes["seed"]
+        num, seed = options["num_images"], options["seed"]
         found = sorted((image["index"], image["seed"]) for image in generation["images"])
         if found != [(index, seed + index) for index in range(num)]:
             self._wrong(f"generation {generation['id']}: {num} pictures from {seed} asked, {found} drawn")
@@ -206,9 +206,9 @@ class Judge:
         self._verdict.wrong.append(case)
 
 
-def _facts(drawn: Drawn, wishes: Mapping[str, Any]) -> tuple[Any, ...]:
+def _facts(drawn: Drawn, options: Mapping[str, Any]) -> tuple[Any, ...]:
     numbers = ("num_inference_steps", "guidance_scale", "sampler", "prompt")
-    return drawn.row["seed"], *(wishes.get(name) for name in numbers)
+    return drawn.row["seed"], *(options.get(name) for name in numbers)
 
 
 class Chaos:
@@ -230,7 +230,7 @@ class Chaos:
         self._colours = self._all_colours()
         self._painter = Painter(family_of("sd15"))
         self.verdict = Verdict(plan.requests, manners=Manners(may_be_cut_off=plan.ingress_kills > 0))
-        self._judge = Judge(self.verdict)
+        self._judge = Validator(self.verdict)
         self._customers: list[Customer] = []
         self._models: list[Model] = []
         self._asked: dict[str, set[str]] = {}
@@ -284,7 +284,7 @@ class Chaos:
             self._asked[customer.brand_id] = set()
             self._customers.append(customer)
         for seed in _SEEDS:
-            await self._ask_base(self._customers[0], self._wishes(seed=seed))
+            await self._ask_base(self._customers[0], self._options(seed=seed))
         for customer in self._customers * 2:
             await self._publish(customer)
 
@@ -363,7 +363,7 @@ class Chaos:
         gone = [model for model in self._models if model.brand_id == customer.brand_id and model.is_gone]
         chance = self._dice.random()
         if chance < 0.06:
-            await self._ask_base(customer, self._wishes(seed=self._dice.choice(_SEEDS)))
+            await self._ask_base(customer, self._options(seed=self._dice.choice(_SEEDS)))
         elif chance < 0.12 and gone:
             await self._ask_in_vain(customer, self._dice.choice(gone).name)
         elif chance < 0.16:
@@ -374,14 +374,14 @@ class Chaos:
             own = self._of(customer)
             await self._ask_painted(customer, self._dice.sample(own, min(len(own), self._dice.choice((1, 1, 1, 2)))))
 
-    def _wishes(self, **more: Any) -> dict[str, Any]:
+    def _options(self, **more: Any) -> dict[str, Any]:
         """One picture of the base with fixed numbers, but for what is said."""
         numbers = {"num_images": 1, "width": SIDE, "height": SIDE, "num_inference_steps": 2, "guidance_scale": 1.5}
         return {"prompt": "a red square on blue", "model_type": "sd15", **numbers, **more}
 
     async def _ask_painted(self, customer: Customer, models: Sequence[Model]) -> None:
         scale = 1 / len(models)
-        wishes = self._wishes(
+        options = self._options(
             models=[{"model": model.name, "scale": scale} for model in models],
             prompt=self._dice.choice(_PROMPTS),
             seed=self._dice.choice(_SEEDS),
@@ -392,14 +392,14 @@ class Chaos:
             exclusive=self._dice.random() < 0.1,
             preview_every=self._dice.choice((0, 0, 1)),
         )
-        done = await self._drawn(customer, wishes, may_be_missing=lambda: any(model.is_going for model in models))
+        done = await self._drawn(customer, options, may_be_missing=lambda: any(model.is_going for model in models))
         for drawn in done or ():
-            self._judge.must_be_painted(drawn, models, wishes)
+            self._judge.must_be_painted(drawn, models, options)
 
     async def _ask_and_cancel(self, customer: Customer, model: Model) -> None:
         """It ends as canceled, or was done before: once, in any case."""
-        wishes = self._wishes(model=model.name, seed=self._dice.choice(_SEEDS), num_images=4, num_inference_steps=50)
-        done = await customer.ask(wishes, cancel_after=self._dice.uniform(0, 2))
+        options = self._options(model=model.name, seed=self._dice.choice(_SEEDS), num_images=4, num_inference_steps=50)
+        done = await customer.ask(options, cancel_after=self._dice.uniform(0, 2))
         if not self._must_be_answered(customer, done, lambda: model.is_going, ("canceled", "completed")):
             return
         assert done is not None
@@ -408,13 +408,13 @@ class Chaos:
         for drawn in await customer.drawn(done):
             self._judge.must_be_their_own(drawn, [model])
 
-    async def _ask_base(self, customer: Customer, wishes: dict[str, Any]) -> None:
-        for drawn in await self._drawn(customer, wishes, may_be_missing=lambda: False) or ():
-            self._judge.must_be_as_before(drawn.pixels_HWC, ("base", *_facts(drawn, wishes)), "the base")
+    async def _ask_base(self, customer: Customer, options: dict[str, Any]) -> None:
+        for drawn in await self._drawn(customer, options, may_be_missing=lambda: False) or ():
+            self._judge.must_be_as_before(drawn.pixels_HWC, ("base", *_facts(drawn, options)), "the base")
 
     async def _ask_in_vain(self, customer: Customer, model: str) -> None:
         self._judge.must_be_missing(
-            await customer.ask(self._wishes(model=model, seed=1)), f"{customer.brand_id} {model}"
+            await customer.ask(self._options(model=model, seed=1)), f"{customer.brand_id} {model}"
         )
         self.verdict.answers["404"] += 1
 
@@ -425,15 +425,15 @@ class Chaos:
         return str(self._dice.choice(models)["id"])
 
     async def _drawn(
-        self, customer: Customer, wishes: Mapping[str, Any], may_be_missing: Callable[[], bool]
+        self, customer: Customer, options: Mapping[str, Any], may_be_missing: Callable[[], bool]
     ) -> list[Drawn] | None:
         """The stored pictures of a generation that came to a good end; None if its model was deleted meanwhile."""
-        done = await customer.ask(wishes)
+        done = await customer.ask(options)
         if not self._must_be_answered(customer, done, may_be_missing, ("completed",)):
             return None
         assert done is not None
-        self._judge.must_be_whole(done, wishes)
-        events, num_images = await customer.told(done), wishes["num_images"]
+        self._judge.must_be_whole(done, options)
+        events, num_images = await customer.told(done), options["num_images"]
         self._judge.must_have_been_told_once(events, "completed", num_images, f"generation {done['id']}")
         drawn = await customer.drawn(done)
         self.verdict.pictures += len(drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.acceptance.running import Person, Running
+from tests.acceptance.running import Person, Running, command_line, mapped_files
 
 SMALL = ("--steps", "40", "--rank", "4", "--batch-size", "2")
 """A training: enough to move every weight; how well it learns is the demo's question."""
@@ -72,6 +73,29 @@ class Trained:
     job: dict[str, Any]
     model: dict[str, Any]
     generation: dict[str, Any]
+    worker_libraries: set[str]
+    """Files that the training's worker processes had mapped into memory."""
+
+
+@contextmanager
+def libraries_of(platform: Running, name: str) -> Iterator[set[str]]:
+    """Within the block, collect the mapped files of all processes of the platform that are called `name`."""
+    found: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            for pid in platform.processes():
+                if name in command_line(pid):
+                    found.update(mapped_files(pid))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
 
 
 def join(platform: Running, folder: Path, name: str) -> Person:
@@ -90,11 +114,12 @@ def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained
     draw_pictures(folder / "pictures")
     caption = "photo of [brand] logo"
     uploaded = ada.says("asset", "upload", folder / "pictures", "--caption", caption, "--object", "logo")["data"]
-    job = ada.says("train", "--model-type", "sd15", *SMALL, timeout=500)
+    with libraries_of(platform, "RayTrainWorker") as libraries:
+        job = ada.says("train", "--model-type", "sd15", *SMALL, timeout=500)
     model = ada.says("model", "get", "sd15-lora-v1")
     drawing = ["generate", "photo of [brand] logo", "--model", "sd15-lora-v1", "-n", "2", "--seed", "11"]
     generation = ada.says(*drawing, "--out", folder / "drawn")
-    return Trained(ada, "acme", uploaded, job, model, generation)
+    return Trained(ada, "acme", uploaded, job, model, generation, libraries)
 
 
 @pytest.fixture(scope="package")

@@ -151,14 +151,14 @@ class Customer:
         """Delete a model; a call that is repeated since nobody answered may find it gone."""
         await self.call("DELETE", f"/models/{model}", 204, *([404] if self.manners.may_be_cut_off else []))
 
-    async def ask(self, wishes: Mapping[str, Any], cancel_after: float | None = None) -> dict[str, Any] | None:
+    async def ask(self, options: Mapping[str, Any], cancel_after: float | None = None) -> dict[str, Any] | None:
         """A generation at its end; None when its model is answered with 404.
 
         Args:
             cancel_after: seconds after which it is canceled, unless it has ended.
         """
         headers = {"prefer": f"wait={WAIT_SECONDS}"} if cancel_after is None else {}
-        answer = await self.call("POST", "/generations", 201, 202, 404, json=wishes, headers=headers)
+        answer = await self.call("POST", "/generations", 201, 202, 404, json=options, headers=headers)
         if answer.status_code == 404:
             return None
         generation: dict[str, Any] = answer.json()

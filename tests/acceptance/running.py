@@ -177,6 +177,15 @@ def is_ended(pid: int) -> bool:
         return True
 
 
+def mapped_files(pid: int) -> set[str]:
+    """Files that a process has mapped into memory, such as extension modules; empty once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line[73:].strip() for line in lines if line[73:].strip().startswith("/")}
+
+
 def command_line(pid: int) -> str:
     """The command line, or the title that the process gave itself."""
     try:

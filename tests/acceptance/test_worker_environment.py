@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.acceptance.running import CANARY, Running, command_line
+from tests.acceptance.conftest import Trained
+from tests.acceptance.running import CANARY, Running, command_line, mapped_files
 
 
 def environ_of(pid: int) -> str:
@@ -34,3 +35,18 @@ def test_logins_lie_in_a_file_of_ours_alone_while_the_platform_runs(platform: Ru
     file = platform.data_dir / "logins.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert CANARY in file.read_text()
+
+
+def knows_the_database(libraries: set[str]) -> bool:
+    return any("psycopg" in file or "libpq" in file for file in libraries)
+
+
+def test_engines_and_training_workers_load_no_database_driver(platform: Running, acme: Trained) -> None:
+    """They ran a training and a generation before; the driver's extension module would be mapped by now."""
+    by_name = {command_line(pid): mapped_files(pid) for pid in platform.processes()}
+    engines = [files for name, files in by_name.items() if "ServeReplica:engine-sd15" in name]
+    assert len(engines) == 2
+    assert any("libtorch" in file for file in engines[0])
+    assert any("libtorch" in file for file in acme.worker_libraries)
+    assert not any(map(knows_the_database, [*engines, acme.worker_libraries]))
+    assert any(knows_the_database(files) for name, files in by_name.items() if "ServeReplica:internal" in name)

@@ -85,6 +85,15 @@ def test_the_web_tier_loads_neither_torch_nor_ray(module: str) -> None:
     assert not {"torch", "ray", "diffusers"} & set(loaded)
 
 
+@pytest.mark.parametrize(
+    "module", ["onbrand.serving.assembly", "onbrand.serving.generator", "onbrand.training.job", "onbrand.training.run"]
+)
+def test_processes_on_gpus_load_no_database(module: str) -> None:
+    """`tests/acceptance/test_worker_environment.py` looks at real ones."""
+    loaded = python(f"import sys, {module}; print(*sys.modules)").split()
+    assert [name for name in loaded if name.startswith(("psycopg", "onbrand.db"))] == []
+
+
 def test_the_command_answers_help_without_loading_a_platform() -> None:
     loaded = python("import sys, onbrand.cli; print(*sys.modules)").split()
     assert not {"torch", "ray", "diffusers", "psycopg"} & set(loaded)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from onbrand.app import create_app
 from onbrand.background import generations
-from onbrand.background.generations import Renderings
+from onbrand.background.generations import GenerationTasks
 from onbrand.background.previews import Viewer
 from onbrand.background.recovery import SILENT_SECONDS, Recovery, abandoned
 from onbrand.brand import Ticket
@@ -36,9 +36,9 @@ LONG = timedelta(seconds=SILENT_SECONDS + 1)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def renderings(platform: Platform) -> AsyncIterator[Renderings]:
+async def generation_tasks(platform: Platform) -> AsyncIterator[GenerationTasks]:
     """Of the System process, which begins what others left."""
-    made = Renderings(
+    made = GenerationTasks(
         platform.settings, platform.secrets, platform.generator, lambda ticket: platform.system(ticket, patience=2)
     )
     yield made
@@ -46,13 +46,13 @@ async def renderings(platform: Platform) -> AsyncIterator[Renderings]:
 
 
 @pytest.fixture
-def recovery(platform: Platform, renderings: Renderings) -> Recovery:
-    return listening(platform, renderings)
+def recovery(platform: Platform, generation_tasks: GenerationTasks) -> Recovery:
+    return listening(platform, generation_tasks)
 
 
-def listening(platform: Platform, renderings: Renderings | None) -> Recovery:
+def listening(platform: Platform, generation_tasks: GenerationTasks | None) -> Recovery:
     """It has listened since long ago."""
-    made = Recovery(platform.doors, renderings)
+    made = Recovery(platform.db, generation_tasks)
     made._listening_since = datetime.now(UTC) - timedelta(days=1)
     return made
 
@@ -75,12 +75,12 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generations, "_PAUSE_AFTER_LOSS", 0.0)
 
 
-async def left(platform: Platform, brand: BrandOfPeople, **wishes: Any) -> dict[str, Any]:
+async def left(platform: Platform, brand: BrandOfPeople, **options: Any) -> dict[str, Any]:
     """A generation whose ingress died as soon as its row was there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platform.app.state.parts.renderings, "start", lambda family, request: None)
+        patch.setattr(platform.app.state.onbrand.generation_tasks, "start", lambda family, request: None)
         async with platform.client(brand.member) as client:
-            answer = await client.post(at(brand), json=BODY | {"model_type": "sd15"} | wishes)
+            answer = await client.post(at(brand), json=BODY | {"model_type": "sd15"} | options)
     assert answer.status_code == 202, answer.text
     made: dict[str, Any] = answer.json()
     return made
@@ -109,7 +109,7 @@ async def events_of(platform: Platform, brand: BrandOfPeople, made: dict[str, An
 
 async def heard_at(platform: Platform, brand: BrandOfPeople, made: dict[str, Any]) -> datetime | None:
     ticket = brand.ticket(made["id"], "generation")
-    async with platform.doors.system_session(ticket) as session:
+    async with platform.db.system_session(ticket) as session:
         row = await session.one("select heartbeat_at from app.generations where id = %s", [made["id"]])
     return row["heartbeat_at"]
 
@@ -122,13 +122,13 @@ async def test_a_generation_that_nobody_looks_after_is_drawn_as_it_was_asked_for
     _, second = await platform.train(brand, pictures(2))
     set_limits(database.owner_url, brand.id, {"weight": 2.5, "slot_quota": 3})
     uses = [{"model": second.name, "scale": 0.25}, {"model": first.name, "scale": 1.0}]
-    wishes = {"models": uses, "model_type": None, "num_images": 2, "sampler": "dpm++2m", "exclusive": True}
-    begun = await left(platform, brand, **wishes)
+    options = {"models": uses, "model_type": None, "num_images": 2, "sampler": "dpm++2m", "exclusive": True}
+    begun = await left(platform, brand, **options)
     await look(recovery, brand)
     done = await until_ended(platform, brand, begun)
     again = platform.generator.seen[-1]
     async with platform.client(brand.member) as client:
-        asked = (await client.post(at(brand), json=BODY | wishes, headers=DRAWN)).json()
+        asked = (await client.post(at(brand), json=BODY | options, headers=DRAWN)).json()
     plain = platform.generator.seen[-1]
     assert (done["status"], [image["seed"] for image in done["images"]]) == ("completed", [11, 12])
     assert [image["sha256"] for image in done["images"]] == [image["sha256"] for image in asked["images"]]
@@ -160,7 +160,7 @@ def png() -> bytes:
     return file.getvalue()
 
 
-async def test_one_of_whom_somebody_was_heard_is_left_alone(platform, recovery, renderings, make_brand):
+async def test_one_of_whom_somebody_was_heard_is_left_alone(platform, recovery, generation_tasks, make_brand):
     brand = await make_brand("heard")
     begun = await left(platform, brand)
     num_seen = len(platform.generator.seen)
@@ -171,7 +171,7 @@ async def test_one_of_whom_somebody_was_heard_is_left_alone(platform, recovery, 
     async with platform.system(brand.ticket(begun["id"], "generation")) as worker:
         await worker.report_generation(0)  # heard after the look at the queue
     await recovery._take_care(ours[0])
-    assert not renderings.is_running(begun["id"])
+    assert not generation_tasks.is_running(begun["id"])
     assert len(platform.generator.seen) == num_seen
 
 
@@ -181,7 +181,7 @@ async def test_of_two_who_take_over_one_does(platform, make_brand):
     ticket = brand.ticket(begun["id"], "generation")
 
     async def take() -> bool:
-        async with platform.doors.system_session(ticket) as session:
+        async with platform.db.system_session(ticket) as session:
             return await generation_worker.take_over(session, ticket, None)
 
     assert sorted(await asyncio.gather(take(), take())) == [False, True]
@@ -258,7 +258,7 @@ async def test_when_a_replica_is_lost_another_draws_and_nobody_is_told_to_wait(
     brand = await make_brand("moved")
     platform.generator.refusals = [lost(), lost()]
     noted: list[str] = []
-    monkeypatch.setattr(Renderings, "_note", lambda renderings, key, *_: noted.append(key))
+    monkeypatch.setattr(GenerationTasks, "_note", lambda generation_tasks, key, *_: noted.append(key))
     done = (await ask(platform, brand, DRAWN)).json()
     assert done["status"] == "completed"
     assert num_lost(database, done["id"]) == 2
@@ -293,7 +293,7 @@ async def test_losses_are_counted_over_all_who_look_after_it(platform, recovery,
         await worker.start_generation()
     for _ in range(generation_worker.LOST_MAX):
         heard = await heard_at(platform, brand, begun)
-        async with platform.doors.system_session(ticket) as session:
+        async with platform.db.system_session(ticket) as session:
             assert await generation_worker.take_over(session, ticket, heard)
     await look(recovery, brand)
     assert (await until_ended(platform, brand, begun))["error"]["code"] == "engine_lost"
@@ -315,9 +315,9 @@ async def test_a_worker_hears_that_engines_were_lost_too_often(platform, make_br
 # until a replica has begun
 
 
-async def ask(platform: Platform, brand: BrandOfPeople, headers: dict[str, str], **wishes: Any) -> httpx.Response:
+async def ask(platform: Platform, brand: BrandOfPeople, headers: dict[str, str], **options: Any) -> httpx.Response:
     async with platform.client(brand.member) as client:
-        return await client.post(at(brand), json=BODY | {"model_type": "sd15"} | wishes, headers=headers)
+        return await client.post(at(brand), json=BODY | {"model_type": "sd15"} | options, headers=headers)
 
 
 async def test_while_no_replica_begins_its_ingress_says_that_it_is_looked_after(platform, make_brand, monkeypatch):
@@ -361,13 +361,13 @@ async def test_a_call_that_is_repeated_elsewhere_begins_no_second_drawing(platfo
         await worker.report_generation(0)
     num_seen = len(platform.generator.seen)
     assert (await ask(platform, brand, key)).json()["id"] == begun["id"]
-    assert not platform.app.state.parts.renderings.is_running(begun["id"])
+    assert not platform.app.state.onbrand.generation_tasks.is_running(begun["id"])
     assert len(platform.generator.seen) == num_seen
 
 
 async def left_with(platform: Platform, brand: BrandOfPeople, headers: dict[str, str]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platform.app.state.parts.renderings, "start", lambda family, request: None)
+        patch.setattr(platform.app.state.onbrand.generation_tasks, "start", lambda family, request: None)
         made: dict[str, Any] = (await ask(platform, brand, headers)).json()
     return made
 
@@ -393,10 +393,10 @@ async def test_a_ticket_that_ran_out_meanwhile_is_replaced(platform, make_brand)
 def elsewhere(platform: Platform) -> Platform:
     """The same platform, asked through another ingress."""
     app = create_app(
-        platform.settings, platform.secrets, platform.doors, platform.store, platform.generator,
+        platform.settings, platform.secrets, platform.db, platform.store, platform.generator,
         client_for=lambda ticket: platform.system(ticket, patience=2),
     )  # fmt: skip
-    parts = (platform.settings, platform.secrets, platform.doors, platform.store, app, platform.system_app)
+    parts = (platform.settings, platform.secrets, platform.db, platform.store, app, platform.system_app)
     return Platform(*parts, platform.generator)
 
 

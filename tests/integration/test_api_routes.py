@@ -65,7 +65,7 @@ async def test_a_brand_bound_token_reaches_one_brand(
     platform: Platform, make_brand: MakeBrand, acme: BrandOfPeople
 ) -> None:
     other = await make_brand("other")
-    await join(platform.doors, acme.id, acme.admin, other.admin)
+    await join(platform.db, acme.id, acme.admin, other.admin)
     async with platform.client(other.admin, brand_id=other.id) as client:
         assert (await client.get(f"/v1/brands/{other.id}")).status_code == 200
         assert problem_of(await client.get(f"/v1/brands/{acme.id}")) == (404, "not_found", None)
@@ -434,9 +434,9 @@ async def test_a_repeated_call_begins_what_a_dead_ingress_did_not(platform: Plat
     async with platform.client(acme.member) as client:
         key = {"idempotency-key": uuid.uuid4().hex}
         path, body = f"/v1/brands/{acme.id}/generations", {"prompt": "p", "model_type": "sd15"}
-        renderings = platform.app.state.parts.renderings
+        generation_tasks = platform.app.state.onbrand.generation_tasks
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(renderings, "start", lambda family, request: None)
+            patch.setattr(generation_tasks, "start", lambda family, request: None)
             first = await client.post(path, json=body, headers=key | {"prefer": "wait=1"})
         again = await client.post(path, json=body, headers=key | {"prefer": "wait=20"})
     assert (first.json()["status"], again.json()["status"]) == ("pending", "completed")

@@ -27,7 +27,7 @@ from onbrand.config import Settings
 from onbrand.db.audit import Record
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.migrate import _apply_missing, migrate
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandError
 from onbrand.services import audit
 from onbrand.services.brands import record
@@ -43,11 +43,11 @@ ASSET = "3f2b7a52-0000-4000-8000-000000000001"
 
 
 @pytest.fixture
-async def acme(make_brand: MakeBrand, doors: Doors) -> BrandOfPeople:
+async def acme(make_brand: MakeBrand, db: Database) -> BrandOfPeople:
     """A brand whose record has a few lines."""
     brand = await make_brand("acme")
     for verb in ("asset.upload", "asset.recaption", "image.delete"):
-        async with doors.user_session(brand.member.scope) as session:
+        async with db.user_session(brand.member.scope) as session:
             await record(session, brand.id, verb, {"asset_id": ASSET})
     return brand
 
@@ -96,9 +96,9 @@ async def lines_of(database: DatabaseUrls, brand_id: str) -> list[dict[str, Any]
     ],
 )
 async def test_every_plain_detail_is_hashed_alike_by_both(
-    acme: BrandOfPeople, doors: Doors, database: DatabaseUrls, detail: dict[str, Any]
+    acme: BrandOfPeople, db: Database, database: DatabaseUrls, detail: dict[str, Any]
 ) -> None:
-    async with doors.user_session(acme.member.scope) as session:
+    async with db.user_session(acme.member.scope) as session:
         await record(session, acme.id, "asset.upload", detail)
     assert verdict_of(database, acme.id).holds
 
@@ -189,34 +189,34 @@ WORDS = [
 
 @pytest.mark.parametrize("detail", WORDS, ids=str)
 async def test_text_that_people_wrote_does_not_fit_in_a_line(
-    detail: dict[str, Any], acme: BrandOfPeople, doors: Doors, database: DatabaseUrls
+    detail: dict[str, Any], acme: BrandOfPeople, db: Database, database: DatabaseUrls
 ) -> None:
     before = await lines_of(database, acme.id)
     with pytest.raises(OnbrandError) as refused:
-        async with doors.user_session(acme.member.scope) as session:
+        async with db.user_session(acme.member.scope) as session:
             await record(session, acme.id, "asset.upload", detail)
     assert (refused.value.status, refused.value.fields["sqlstate"]) == (500, "OB009")
     assert await lines_of(database, acme.id) == before
 
 
 @pytest.mark.parametrize("action", ["upload", "asset.", "Asset.upload", "asset.upload now", "asset.up;load", ""])
-async def test_an_action_is_a_noun_and_a_verb(action: str, acme: BrandOfPeople, doors: Doors) -> None:
+async def test_an_action_is_a_noun_and_a_verb(action: str, acme: BrandOfPeople, db: Database) -> None:
     with pytest.raises(OnbrandError):
-        async with doors.user_session(acme.member.scope) as session:
+        async with db.user_session(acme.member.scope) as session:
             await record(session, acme.id, action, {"asset_id": ASSET})
 
 
-async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, doors: Doors, platform: Platform) -> None:
+async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, db: Database, platform: Platform) -> None:
     async with platform.client(acme.admin) as client:
         made = await client.post(f"/v1/brands/{acme.id}/keys", json={"name": "CI", "scopes": ["upload"]})
     key_id = made.json()["id"]
     scope = Scope(acme.admin.user_id, acme.id, key_id, frozenset({"upload"}), purpose="upload")
-    async with doors.user_session(scope) as session:
+    async with db.user_session(scope) as session:
         await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
     ticket = acme.ticket(job_id := str(uuid.uuid4()))
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         await record(session, acme.id, "job.start", {"job_id": job_id})
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         lines = (await audit.list_events(session, acme.id)).data
     told = {(line.action, line.actor, line.user_id, line.credential) for line in lines}
     assert ("asset.upload", "key", acme.admin.user_id, key_id) in told
@@ -224,11 +224,11 @@ async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, doors: Door
     assert ("image.delete", "user", acme.member.user_id, None) in told
 
 
-async def test_nobody_writes_in_another_brands_record(acme: BrandOfPeople, make_brand: MakeBrand, doors: Doors) -> None:
+async def test_nobody_writes_in_another_brands_record(acme: BrandOfPeople, make_brand: MakeBrand, db: Database) -> None:
     globex = await make_brand("globex")
     for session_of in (
-        lambda: doors.user_session(globex.admin.scope),
-        lambda: doors.system_session(globex.ticket(str(uuid.uuid4()))),
+        lambda: db.user_session(globex.admin.scope),
+        lambda: db.system_session(globex.ticket(str(uuid.uuid4()))),
     ):
         with pytest.raises(Forbidden):
             async with session_of() as session:
@@ -236,10 +236,10 @@ async def test_nobody_writes_in_another_brands_record(acme: BrandOfPeople, make_
 
 
 async def test_lines_of_one_brand_at_the_same_time_make_one_chain(
-    acme: BrandOfPeople, doors: Doors, database: DatabaseUrls
+    acme: BrandOfPeople, db: Database, database: DatabaseUrls
 ) -> None:
     async def write(number: int) -> None:
-        async with doors.user_session(acme.member.scope) as session:
+        async with db.user_session(acme.member.scope) as session:
             await record(session, acme.id, "asset.recaption", {"asset_id": ASSET, "version": number})
 
     before = verdict_of(database, acme.id).num_events
@@ -248,10 +248,10 @@ async def test_lines_of_one_brand_at_the_same_time_make_one_chain(
     assert (verdict.holds, verdict.num_events) == (True, before + 30)
 
 
-async def test_what_is_rolled_back_leaves_no_line(acme: BrandOfPeople, doors: Doors, database: DatabaseUrls) -> None:
+async def test_what_is_rolled_back_leaves_no_line(acme: BrandOfPeople, db: Database, database: DatabaseUrls) -> None:
     before = await lines_of(database, acme.id)
     with pytest.raises(RuntimeError):  # noqa: PT012 - the session is what is tested
-        async with doors.user_session(acme.member.scope) as session:
+        async with db.user_session(acme.member.scope) as session:
             await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
             raise RuntimeError
     assert await lines_of(database, acme.id) == before
@@ -292,10 +292,10 @@ def test_lines_of_before_the_chain_had_this_form_are_chained_anew(database: Data
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-async def test_pages_join_to_the_whole_record(order: audit.Order, acme: BrandOfPeople, doors: Doors) -> None:
+async def test_pages_join_to_the_whole_record(order: audit.Order, acme: BrandOfPeople, db: Database) -> None:
     seen: list[int] = []
     cursor: str | None = None
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         while True:
             page = await audit.list_events(session, acme.id, 2, cursor, order)
             seen += [line.seq for line in page.data]
@@ -306,15 +306,15 @@ async def test_pages_join_to_the_whole_record(order: audit.Order, acme: BrandOfP
     assert seen == sorted(seen, reverse=order == "desc")
 
 
-async def test_a_member_reads_no_line(acme: BrandOfPeople, doors: Doors) -> None:
-    async with doors.user_session(acme.member.scope) as session:
+async def test_a_member_reads_no_line(acme: BrandOfPeople, db: Database) -> None:
+    async with db.user_session(acme.member.scope) as session:
         assert (await audit.list_events(session, acme.id)).data == []
 
 
 @pytest.mark.parametrize("cursor", ["x", "bGluZSBhYmM", "bGluZQ", "____", "é", "bGluZSAtMQ"])
-async def test_a_cursor_that_is_none_of_ours_is_refused(cursor: str, acme: BrandOfPeople, doors: Doors) -> None:
+async def test_a_cursor_that_is_none_of_ours_is_refused(cursor: str, acme: BrandOfPeople, db: Database) -> None:
     with pytest.raises(InvalidInput):
-        async with doors.user_session(acme.admin.scope) as session:
+        async with db.user_session(acme.admin.scope) as session:
             await audit.list_events(session, acme.id, 2, cursor)
 
 

@@ -13,7 +13,7 @@ from onbrand.errors import BaseModelRefused
 from onbrand.families import bases
 from onbrand.families.tiny import tiny_base
 from onbrand.local.platform import must_be_bases
-from onbrand.services.images import recommended_of
+from onbrand.services.generations import recommended_of
 from tests.s3.ceph import CephS3
 
 NOBODY = {

@@ -11,7 +11,7 @@ import pytest
 
 from onbrand.config import Limits
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import Whose
+from onbrand.sandbox.fair_queue import QueueOwner
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, upload
 
@@ -26,7 +26,7 @@ class Crowd:
         self._tasks: list[asyncio.Task[bool]] = []
 
     async def come(self, brand: BrandOfPeople, num: int) -> None:
-        theirs = self._checker.on_behalf_of(Whose(brand.id, brand.admin.user_id))
+        theirs = self._checker.on_behalf_of(QueueOwner(brand.id, brand.admin.user_id))
         self._tasks += [asyncio.create_task(theirs.run(self._left.wait, 60)) for _ in range(num)]
         for _ in range(10):
             await asyncio.sleep(0)

@@ -101,10 +101,10 @@ async def test_what_a_generation_asks_for_comes_back_and_its_previews_are_events
 ) -> None:
     def watch() -> None:
         client = clients.sdk(acme.member)
-        wishes: dict[str, Any] = {"sampler": "euler", "exclusive": True, "preview_every": 2, "wait": False}
-        wishes |= {"quality": "low", "output_format": "webp", "output_compression": 60}
+        options: dict[str, Any] = {"sampler": "euler", "exclusive": True, "preview_every": 2, "wait": False}
+        options |= {"quality": "low", "output_format": "webp", "output_compression": 60}
         uses = [{"model": "sd15-lora-v1", "scale": 0.5}]
-        made = client.generate_image(acme.id, "[hang]", models=uses, **wishes)
+        made = client.generate_image(acme.id, "[hang]", models=uses, **options)
         assert [(use.model, use.scale) for use in made.models] == [("sd15-lora-v1", 0.5)]
         assert (made.sampler, made.exclusive, made.preview_every, made.output_compression) == ("euler", True, 2, 60)
         seen = []

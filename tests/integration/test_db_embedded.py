@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from onbrand.config import Settings, load_secrets
 from onbrand.db import embedded
 from onbrand.db.logins import login_name
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
 
 HOLDER = """
@@ -109,26 +109,26 @@ def test_after_a_hard_stop_of_everything_committed_rows_are_there(fresh: Setting
 
 async def test_a_server_that_dies_is_started_again_and_open_pools_go_on(fresh: Settings):
     running = embedded.start(fresh)
-    doors = await Doors.open(running.web_url, claims_key=load_secrets(fresh).claims, pool=(1, 2))
+    db = await Database.open(running.web_url, claims_key=load_secrets(fresh).claims, pool=(1, 2))
     try:
-        async with doors.user_session(None) as session:
+        async with db.user_session(None) as session:
             async with session.asking("sign_up", "ada@example.com"):
                 await session.one("select * from private.sign_up('ada@example.com', 'x')")
-        assert running.revive() is False
+        assert running.restart_if_dead() is False
         server = postmaster(fresh)
         children = server.children()
         server.kill()
         psutil.wait_procs([server, *children], 10)
-        assert running.revive() is True
-        async with doors.user_session(None) as session:
+        assert running.restart_if_dead() is True
+        async with db.user_session(None) as session:
             async with session.asking("find_login", "ada@example.com"):
                 found = await session.one("select * from private.find_login('ada@example.com')")
             assert found["password_hash"] == "x"
-        assert running.revive() is False
+        assert running.restart_if_dead() is False
     finally:
-        await doors.close()
+        await db.close()
         running.stop()
-    assert running.revive() is False
+    assert running.restart_if_dead() is False
     assert not (fresh.folder / "postgres" / "postmaster.pid").exists()
 
 

@@ -18,7 +18,7 @@ from onbrand.db.claims import install_key
 from onbrand.db.limits import set_limits
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
 from onbrand.services import brands, identity, keys
 
@@ -56,20 +56,20 @@ def managed(server: str, secrets: Secrets) -> DatabaseUrls:
 
 
 async def test_a_platform_runs_on_it(managed: DatabaseUrls, secrets: Secrets) -> None:
-    doors = await Doors.open(managed.web_url, managed.system_url, claims_key=secrets.claims)
-    async with doors.user_session(None) as session:
+    db = await Database.open(managed.web_url, managed.system_url, claims_key=secrets.claims)
+    async with db.user_session(None) as session:
         person = await identity.sign_up(session, "ada@acme.example", "a long enough password")
-    async with doors.user_session(Scope(person.id)) as session:
+    async with db.user_session(Scope(person.id)) as session:
         await brands.create_brand(session, "acme")
-    async with doors.user_session(Scope(person.id, within="acme")) as session:
+    async with db.user_session(Scope(person.id, within="acme")) as session:
         made = await keys.create_key(session, "acme", "a key", ["read"])
         assert [member.role for member in (await brands.list_members(session, "acme")).data] == ["admin"]
-    async with doors.user_session(None) as session:
+    async with db.user_session(None) as session:
         assert made.key is not None
         assert (await keys.scope_of(session, made.key)).brand_id == "acme"
-    async with doors.dispatch_session() as session:
+    async with db.dispatch_session() as session:
         assert await session.all("select * from private.queue()") == []
-    await doors.close()
+    await db.close()
     assert set_limits(managed.owner_url, "acme", {"weight": 2.0})["weight"] == 2.0
     with Record(managed.owner_url) as record:
         assert [line["action"] for line in record.lines("acme")] == ["brand.create", "key.create", "brand.set_limits"]

@@ -18,7 +18,7 @@ from onbrand.db import embedded, server
 from onbrand.db.dsn import connect, explicit_dsn
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.migrate import migrate
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
 
 ODD = ['run #1, it\'s "100%" `id` $HOME a%20b?', "-D ü 画", "a;b&c|d\\e 'f'"]
@@ -60,7 +60,7 @@ def test_a_folder_may_have_any_name(data_folder: Callable[[], Path], name: str) 
         for process in server_of(settings.folder):
             process.kill()
         psutil.wait_procs(server_of(settings.folder), 20)
-        assert running.revive()
+        assert running.restart_if_dead()
         with psycopg.connect(running.system_url) as connection:
             assert connection.execute("select 1").fetchone() == (1,)
     assert server_of(settings.folder) == []
@@ -98,8 +98,8 @@ async def test_other_peoples_variables_reach_neither_the_server_nor_our_connecti
         inherited = postmaster.environ()
         moved = FOREIGN.items() - {("TMPDIR", FOREIGN["TMPDIR"])}
         assert moved & inherited.items() == set()
-        doors = await Doors.open(running.web_url, running.system_url, claims_key=load_secrets(settings).claims)
-        await doors.close()
+        db = await Database.open(running.web_url, running.system_url, claims_key=load_secrets(settings).claims)
+        await db.close()
         with connect(running.owner_url) as connection:
             assert connection.execute("show timezone").fetchone() == ("UTC",)
             assert connection.info.parameter_status("application_name") != "x"

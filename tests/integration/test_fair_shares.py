@@ -10,36 +10,36 @@ import psycopg
 import pytest
 
 from onbrand.config import Limits
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, OnbrandError, TooManyRequests
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import brands, images, training_worker
+from onbrand.services import brands, generation_parameters, generations, training_worker
 from tests.conftest import Person
 from tests.ingress import Platform, upload
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 
 
-async def make(doors: Doors, who: Person, brand_id: str, most: int) -> str:
-    async with doors.user_session(who.scope) as session:
+async def make(db: Database, who: Person, brand_id: str, most: int) -> str:
+    async with db.user_session(who.scope) as session:
         return (await brands.create_brand(session, brand_id, most=most)).id
 
 
-async def test_an_account_has_so_many_brands_and_is_told_the_number(doors, make_user) -> None:
+async def test_an_account_has_so_many_brands_and_is_told_the_number(db, make_user) -> None:
     ada, bob = await make_user("ada"), await make_user("bob")
     for n in range(3):
-        await make(doors, ada, f"few-{ada.user_id[:8]}-{n}", 3)
+        await make(db, ada, f"few-{ada.user_id[:8]}-{n}", 3)
     with pytest.raises(Conflict, match="an account may have 3 brands, and this one has"):
-        await make(doors, ada, f"few-{ada.user_id[:8]}-3", 3)
-    await make(doors, bob, f"few-{ada.user_id[:8]}-4", 3)
+        await make(db, ada, f"few-{ada.user_id[:8]}-3", 3)
+    await make(db, bob, f"few-{ada.user_id[:8]}-4", 3)
 
 
-async def test_brands_made_at_the_same_time_pass_no_limit(doors, make_user) -> None:
+async def test_brands_made_at_the_same_time_pass_no_limit(db, make_user) -> None:
     ada = await make_user("ada")
 
     async def made(n: int) -> str:
         try:
-            return await make(doors, ada, f"race-{ada.user_id[:8]}-{n}", 4) and "made"
+            return await make(db, ada, f"race-{ada.user_id[:8]}-{n}", 4) and "made"
         except Conflict as problem:
             return problem.message
 
@@ -48,41 +48,41 @@ async def test_brands_made_at_the_same_time_pass_no_limit(doors, make_user) -> N
     assert set(found) == {"made", "an account may have 4 brands, and this one has; use one of them"}
 
 
-async def test_brands_that_somebody_else_made_do_not_count(doors, make_user, make_brand) -> None:
+async def test_brands_that_somebody_else_made_do_not_count(db, make_user, make_brand) -> None:
     brand = await make_brand("shared")
-    await make(doors, brand.member, f"own-{brand.member.user_id[:8]}", 1)
+    await make(db, brand.member, f"own-{brand.member.user_id[:8]}", 1)
 
 
-async def test_twenty_hold_for_who_says_no_number(doors, make_user) -> None:
+async def test_twenty_hold_for_who_says_no_number(db, make_user) -> None:
     ada = await make_user("ada")
-    async with doors.user_session(ada.scope) as session:
+    async with db.user_session(ada.scope) as session:
         for n in range(20):
             await session.run(
                 "insert into app.brands (id, name, user_id) values (%s, 'x', private.uid())",
                 [f"d-{ada.user_id[:8]}-{n}"],
             )
     with pytest.raises(Conflict, match="as many brands as one may have"):
-        async with doors.user_session(ada.scope) as session:
+        async with db.user_session(ada.scope) as session:
             await session.run(
                 "insert into app.brands (id, name, user_id) values (%s, 'x', private.uid())", [f"d-{ada.user_id[:8]}"]
             )
 
 
-async def in_the_name_of(doors: Doors, eve: Person, whom: Person) -> None:
-    async with doors.user_session(eve.scope) as session:
+async def in_the_name_of(db: Database, eve: Person, whom: Person) -> None:
+    async with db.user_session(eve.scope) as session:
         await session.run("select set_config('onbrand.brands_per_account', '1000', true)")  # nobody's word counts
         insert = "insert into app.brands (id, name, user_id) values (%s, 'x', %s)"
         await session.run(insert, [f"eve-{eve.user_id[:8]}", whom.user_id])
 
 
-async def test_how_many_brands_another_account_has_is_not_told(doors, make_user) -> None:
+async def test_how_many_brands_another_account_has_is_not_told(db, make_user) -> None:
     """Making one in another's name is refused in the same words, whether that account is full or has none."""
     full, empty, eve = [await make_user(name) for name in ("full", "empty", "eve")]
-    await make(doors, full, f"full-{full.user_id[:8]}", 1)
+    await make(db, full, f"full-{full.user_id[:8]}", 1)
     told = set()
     for whom in (full, empty):
         with pytest.raises(OnbrandError) as refusal:
-            await in_the_name_of(doors, eve, whom)
+            await in_the_name_of(db, eve, whom)
         told.add((type(refusal.value), refusal.value.message))
     assert told == {(Forbidden, "your role does not allow this")}
 
@@ -109,13 +109,13 @@ async def test_the_engine_is_told_whose_the_brand_is_whatever_a_client_says(plat
     assert request.account_id == brand.admin.user_id
 
 
-async def test_the_dispatcher_is_told_whose_the_brand_is(platform: Platform, doors, make_brand, pictures) -> None:
+async def test_the_dispatcher_is_told_whose_the_brand_is(platform: Platform, db, make_brand, pictures) -> None:
     brand = await make_brand()
     async with platform.client(brand.member) as client:
         asset = await upload(client, brand.id, pictures(1))
         body = {"name": "a job", "model_type": "sd15", "training_asset_ids": [asset["id"]]}
         job_id = (await client.post(f"/v1/brands/{brand.id}/training-jobs", json=body)).json()["id"]
-    async with doors.dispatch_session() as session:
+    async with db.dispatch_session() as session:
         entry = next(entry for entry in await training_worker.queue(session) if entry.job_id == job_id)
     assert (entry.account, entry.user_id) == (brand.admin.user_id, brand.member.user_id)
 
@@ -123,7 +123,7 @@ async def test_the_dispatcher_is_told_whose_the_brand_is(platform: Platform, doo
 async def has_no_streams(platform: Platform) -> bool:
     """Whether none is open any more, soon."""
     for _ in range(200):
-        if not len(platform.app.state.parts.streams):
+        if not len(platform.app.state.onbrand.streams):
             return True
         await asyncio.sleep(0.05)
     return False
@@ -166,16 +166,16 @@ def test_attempts_are_reached_by_functions_only(database, url: str, role: str, s
             connection.execute(statement)
 
 
-async def test_pictures_that_wait_are_bounded_by_account_too(doors, make_user, make_brand) -> None:
+async def test_pictures_that_wait_are_bounded_by_account_too(db, make_user, make_brand) -> None:
     """Brands of one account share a number, whoever asks; another account's brand has its own."""
     ada, other = await make_user("ada"), await make_brand("other")
-    names = [await make(doors, ada, f"full-{ada.user_id[:8]}-{n}", 5) for n in range(3)]
+    names = [await make(db, ada, f"full-{ada.user_id[:8]}-{n}", 5) for n in range(3)]
     limits = Limits(waiting_pictures=4, account_waiting_pictures=6)
 
     async def ask(who: Person, brand_id: str, num_images: int) -> None:
-        async with doors.user_session(who.scope.in_brand(brand_id)) as session:
-            new = images.NewGeneration(prompt="a picture", model_type="sd15", num_images=num_images)
-            await images.create_generation(session, brand_id, who.user_id, new, RECOMMENDED, limits)
+        async with db.user_session(who.scope.in_brand(brand_id)) as session:
+            new = generation_parameters.NewGeneration(prompt="a picture", model_type="sd15", num_images=num_images)
+            await generations.create_generation(session, brand_id, who.user_id, new, RECOMMENDED, limits)
 
     await ask(ada, names[0], 4)
     await ask(ada, names[1], 2)
@@ -185,22 +185,22 @@ async def test_pictures_that_wait_are_bounded_by_account_too(doors, make_user, m
     await ask(other.admin, other.id, 4)
 
 
-async def test_the_callers_own_word_lifts_no_limit(doors, make_user) -> None:
+async def test_the_callers_own_word_lifts_no_limit(db, make_user) -> None:
     ada = await make_user("ada")
     for n in range(2):
-        await make(doors, ada, f"word-{ada.user_id[:8]}-{n}", 2)
+        await make(db, ada, f"word-{ada.user_id[:8]}-{n}", 2)
     with pytest.raises(Conflict, match="as many brands"):  # noqa: PT012
-        async with doors.user_session(ada.scope) as session, session.claiming(brands_per_account=2):
+        async with db.user_session(ada.scope) as session, session.claiming(brands_per_account=2):
             await session.run("select set_config('onbrand.brands_per_account', '1000', true)")
             insert = "insert into app.brands (id, name, user_id) values (%s, 'x', private.uid())"
             await session.run(insert, [f"word-{ada.user_id[:8]}-2"])
 
 
-async def test_nobody_hears_how_many_brands_another_has(doors, make_user) -> None:
+async def test_nobody_hears_how_many_brands_another_has(db, make_user) -> None:
     ada, bob = await make_user("ada"), await make_user("bob")
-    await make(doors, ada, f"heard-{ada.user_id[:8]}", 1)
+    await make(db, ada, f"heard-{ada.user_id[:8]}", 1)
     insert = "insert into app.brands (id, name, user_id) values (%s, 'x', %s)"
     with pytest.raises(OnbrandError) as told:
-        async with doors.user_session(bob.scope) as session, session.claiming(brands_per_account=1):
+        async with db.user_session(bob.scope) as session, session.claiming(brands_per_account=1):
             await session.run(insert, [f"heard-{bob.user_id[:8]}", ada.user_id])
     assert isinstance(told.value, Forbidden)

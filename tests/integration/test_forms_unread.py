@@ -54,7 +54,7 @@ async def test_a_form_of_who_is_no_member_is_not_read(platform: Platform, make_b
 @pytest.mark.parametrize("door", DOORS)
 async def test_a_form_of_a_removed_member_is_not_read(platform: Platform, make_brand: MakeBrand, door: str) -> None:
     acme = await make_brand("acme")
-    async with platform.doors.user_session(acme.admin.scope) as session:
+    async with platform.db.user_session(acme.admin.scope) as session:
         await brands.remove_member(session, acme.id, acme.member.user_id)
     assert await ask(platform.app, f"/v1/brands/{acme.id}/{door}", platform.token(acme.member)) == 404
 

@@ -18,7 +18,8 @@ import onbrand.client as sdk
 from onbrand.cli import main
 from onbrand.db.limits import set_limits
 from onbrand.errors import InvalidInput, NotFound, TooManyRequests, Unavailable
-from onbrand.services import images, models
+from onbrand.internal import generation
+from onbrand.services import models
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, serving
 from tests.receipts import CUT
@@ -28,9 +29,9 @@ DRAWN = {"prefer": "wait=20"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def platform(settings, secrets, doors) -> AsyncIterator[Platform]:
+async def platform(settings, secrets, db) -> AsyncIterator[Platform]:
     """Of this module alone: its engine is told to be full and away."""
-    async with serving(settings, secrets, doors) as running:
+    async with serving(settings, secrets, db) as running:
         yield running
 
 
@@ -54,10 +55,10 @@ def at(brand: BrandOfPeople) -> str:
     return f"/v1/brands/{brand.id}/generations"
 
 
-async def ask(platform: Platform, brand: BrandOfPeople, headers: dict[str, str] | None = None, **wishes: Any) -> Any:
+async def ask(platform: Platform, brand: BrandOfPeople, headers: dict[str, str] | None = None, **options: Any) -> Any:
     """The answer to a member who asks for pictures."""
     async with platform.client(brand.member) as client:
-        return await client.post(at(brand), json=BASE | wishes, headers=headers or {})
+        return await client.post(at(brand), json=BASE | options, headers=headers or {})
 
 
 def problem_of(answer: httpx.Response) -> tuple[int, str | None]:
@@ -85,7 +86,12 @@ async def test_several_models_are_drawn_together_each_with_its_scale(platform, a
     assert [(ref.name, ref.model_id, ref.sha256, scale) for ref, scale in request.adapters] == [
         (use["model"], use["model_id"], use["sha256"], use["scale"]) for use in made["models"]
     ]
-    assert (request.sampler, request.exclusive, request.weight, request.slot_quota) == ("dpm++2m", True, 1.0, None)
+    assert (request.parameters.sampler, request.parameters.exclusive, request.weight, request.slot_quota) == (
+        "dpm++2m",
+        True,
+        1.0,
+        None,
+    )
 
 
 async def test_a_body_of_before_draws_as_before(platform, acme):
@@ -160,7 +166,7 @@ async def test_openais_client_may_add_models_too(platform, acme):
         request = platform.generator.seen[-1]
         refused = await client.post("/v1/images/generations", json=body | {"model": f"{acme.id}/sd15"})
     assert [(ref.name, scale) for ref, scale in request.adapters] == [("sd15-lora-v1", 1.0), ("sd15-lora-v2", 0.5)]
-    assert (request.sampler, request.exclusive) == ("euler", True)
+    assert (request.parameters.sampler, request.parameters.exclusive) == ("euler", True)
     assert problem_of(refused) == (422, "more_models")
 
 
@@ -172,7 +178,7 @@ def uses(*names: str, scale: float = 1.0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "param"),
+    ("options", "param"),
     [
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 151}, "num_inference_steps"),
@@ -205,9 +211,9 @@ def uses(*names: str, scale: float = 1.0) -> list[dict[str, Any]]:
         ({"models": uses("flux-lora-v1")}, "model_type"),
     ],
 )  # fmt: skip
-async def test_what_is_out_of_bounds_is_422_with_its_field(platform, acme, wishes, param):
+async def test_what_is_out_of_bounds_is_422_with_its_field(platform, acme, options, param):
     before = len(platform.generator.seen)
-    answer = await ask(platform, acme, **wishes)
+    answer = await ask(platform, acme, **options)
     assert problem_of(answer) == (422, param)
     assert len(platform.generator.seen) == before
 
@@ -258,7 +264,7 @@ async def test_a_generation_whose_model_went_before_it_began_is_not_drawn_with_t
     _, model = await platform.train(brand, pictures(1))
     key = {"idempotency-key": uuid.uuid4().hex}
     with monkeypatch.context() as patch:
-        patch.setattr(platform.app.state.parts.renderings, "start", lambda family, request: None)
+        patch.setattr(platform.app.state.onbrand.generation_tasks, "start", lambda family, request: None)
         assert (await ask(platform, brand, key, model=model.name)).status_code == 202
     async with platform.client(brand.admin) as admin:
         await admin.delete(f"/v1/brands/{brand.id}/models/{model.id}")
@@ -267,11 +273,11 @@ async def test_a_generation_whose_model_went_before_it_began_is_not_drawn_with_t
     assert len(platform.generator.seen) == before
 
 
-async def test_a_generation_cannot_be_given_another_brands_adapter(acme, globex, doors):
+async def test_a_generation_cannot_be_given_another_brands_adapter(acme, globex, db):
     """Row by row, behind the services: the database refuses it to a member of both."""
-    async with doors.user_session(globex.member.scope) as session:
+    async with db.user_session(globex.member.scope) as session:
         theirs = (await models.list_models(session, globex.id)).data[0]
-    async with doors.user_session(acme.member.scope) as session:
+    async with db.user_session(acme.member.scope) as session:
         row = await session.one(
             "insert into app.generations (brand_id, user_id, model_type, model_name, prompt, num_images, width, height,"
             " seed, num_inference_steps, guidance_scale, true_cfg_scale, lora_scale, output_format)"
@@ -284,12 +290,12 @@ async def test_a_generation_cannot_be_given_another_brands_adapter(acme, globex,
     )
     for brand_id in (acme.id, globex.id):
         with pytest.raises(Exception, match="your role does not allow this"):
-            async with doors.user_session(acme.member.scope) as session:
+            async with db.user_session(acme.member.scope) as session:
                 await session.run(insert, [brand_id, row["id"], theirs.id, theirs.name, theirs.sha256])
 
 
 async def test_a_ticket_opens_the_weights_of_its_generations_adapters_and_no_others(platform, acme, monkeypatch):
-    monkeypatch.setattr(platform.app.state.parts.renderings, "start", lambda family, request: None)
+    monkeypatch.setattr(platform.app.state.onbrand.generation_tasks, "start", lambda family, request: None)
     made = (await ask(platform, acme, models=uses("sd15-lora-v1", "sd15-lora-v3"))).json()
     async with platform.client(acme.member) as client:
         listed = (await client.get(f"/v1/brands/{acme.id}/models")).json()["data"]
@@ -462,7 +468,7 @@ async def test_previews_are_shown_to_the_asker_alone_and_kept_nowhere(platform, 
     caplog.set_level("DEBUG")
     made = (await ask(platform, brand, prompt="[hang]", preview_every=2)).json()
     path = f"{at(brand)}/{made['id']}"
-    running = platform.app.state.parts.renderings._running
+    running = platform.app.state.onbrand.generation_tasks._running
     while not running[made["id"]].previews.after(0):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     other = asyncio.create_task(told(platform, brand.member2, path))
@@ -478,7 +484,7 @@ async def test_previews_are_shown_to_the_asker_alone_and_kept_nowhere(platform, 
     assert "event: preview" not in await other
     assert made["id"] not in running
     stored = owner.execute("select data::text from app.job_events where brand_id = %s", [brand.id]).fetchall()
-    assert "base64" not in f"{stored}{caplog.text}{images.RenderEvent('preview', {'image': image})!r}"
+    assert "base64" not in f"{stored}{caplog.text}{generation.RenderEvent('preview', {'image': image})!r}"
 
 
 async def told(platform: Platform, person: Any, path: str, until: str | None = None) -> str:

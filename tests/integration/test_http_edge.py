@@ -193,7 +193,7 @@ async def test_a_stream_that_is_over_is_204_to_who_has_seen_its_end(platform: Pl
 def browser(platform: Platform, *origins: str) -> httpx.AsyncClient:
     """A client of the same platform with these origins allowed."""
     known = platform.settings.model_copy(update={"cors_origins": origins})
-    app = create_app(known, platform.secrets, platform.doors, platform.store, platform.generator)
+    app = create_app(known, platform.secrets, platform.db, platform.store, platform.generator)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 

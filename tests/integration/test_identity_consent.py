@@ -34,7 +34,7 @@ async def guest(make_user: MakeUser) -> Person:
 async def verified(platform: Platform, email: str | None = None) -> Person:
     """Somebody whose address an outside issuer has verified."""
     email = email or f"verified-{uuid.uuid4().hex[:8]}@example.com"
-    async with platform.doors.user_session(None) as nobody:
+    async with platform.db.user_session(None) as nobody:
         who = Subject("https://id.example", uuid.uuid4().hex, email)
         return Person(await identity.external_user(nobody, who), email)
 
@@ -112,7 +112,7 @@ async def test_who_is_in_several_brands_or_in_none_is_told_so(
     platform: Platform, acme: BrandOfPeople, make_brand: MakeBrand, guest: Person
 ) -> None:
     other = await make_brand("other")
-    await join(platform.doors, other.id, other.admin, acme.admin)
+    await join(platform.db, other.id, other.admin, acme.admin)
 
     def said(person: Person) -> str:
         with sdk.Onbrand(platform.url, platform.token(person), max_retries=0) as client:
@@ -176,7 +176,7 @@ async def test_linking_an_identity_verifies_the_address_that_both_have(
 ) -> None:
     email = {"their own": guest.email, "THEIR OWN": guest.email.upper(), "another": "x@example.com"}.get(said or "")
     made = await add(platform, acme, guest.email)
-    async with platform.doors.user_session(guest.scope) as session:
+    async with platform.db.user_session(guest.scope) as session:
         await identity.link(session, Subject("https://id.example", uuid.uuid4().hex, email))
     assert (await call(platform, guest, "GET", "/v1/me")).json()["email_verified"] is is_verified
     answer = await call(platform, guest, "POST", f"/v1/invitations/{made['id']}/accept")
@@ -184,7 +184,7 @@ async def test_linking_an_identity_verifies_the_address_that_both_have(
 
 
 async def test_an_issuers_account_without_an_address_finds_nothing(platform: Platform, acme: BrandOfPeople) -> None:
-    async with platform.doors.user_session(None) as nobody:
+    async with platform.db.user_session(None) as nobody:
         user_id = await identity.external_user(nobody, Subject("https://id.example", uuid.uuid4().hex, None))
     person = Person(user_id, "")
     me = (await call(platform, person, "GET", "/v1/me")).json()
@@ -199,7 +199,7 @@ async def test_an_address_that_the_issuer_verifies_later_counts_from_then_on(
     free = f"later-{subject[:8]}@example.com"
 
     async def come(email: str | None) -> Person:
-        async with platform.doors.user_session(None) as nobody:
+        async with platform.db.user_session(None) as nobody:
             who = Subject("https://id.example", subject, email)
             return Person(await identity.external_user(nobody, who), email or "")
 
@@ -218,7 +218,7 @@ async def test_an_address_that_the_issuer_verifies_later_counts_from_then_on(
 
 
 async def test_a_brand_has_so_many_open_invitations_and_no_more(platform: Platform, acme: BrandOfPeople) -> None:
-    async with platform.doors.user_session(acme.admin.scope) as session:
+    async with platform.db.user_session(acme.admin.scope) as session:
         for number in range(3):
             made = await invitations.invite(session, acme.id, f"a{number}@example.com", most_open=3)
         with pytest.raises(Conflict, match="3 at most"):
@@ -318,10 +318,10 @@ async def test_what_is_not_open_is_not_listed(
     platform: Platform, acme: BrandOfPeople, make_user: MakeUser, end: str, owner: psycopg.Connection
 ) -> None:
     second, person = await make_user("second"), await verified(platform)
-    await join(platform.doors, acme.id, acme.admin, second, "admin")
-    async with platform.doors.user_session(second.scope.in_brand(acme.id)) as session:
+    await join(platform.db, acme.id, acme.admin, second, "admin")
+    async with platform.db.user_session(second.scope.in_brand(acme.id)) as session:
         made = await invitations.invite(session, acme.id, person.email)
-    async with platform.doors.user_session(acme.admin.scope) as session:
+    async with platform.db.user_session(acme.admin.scope) as session:
         if end == "revoked":
             await invitations.revoke(session, acme.id, made.id)
         elif end == "its inviter removed":
@@ -371,7 +371,7 @@ async def _pages(platform: Platform, person: Person, path: str) -> list[dict[str
 async def test_members_page_newest_first(platform: Platform, acme: BrandOfPeople, make_user: MakeUser) -> None:
     more = [await make_user(f"more{number}") for number in range(2)]
     for person in more:
-        await join(platform.doors, acme.id, acme.admin, person)
+        await join(platform.db, acme.id, acme.admin, person)
     listed = await _pages(platform, acme.admin, f"/v1/brands/{acme.id}/members")
     everybody = [*reversed(more), acme.member2, acme.member, acme.admin]
     assert [(each["user_id"], each["email"]) for each in listed] == [(each.user_id, each.email) for each in everybody]
@@ -395,7 +395,7 @@ async def test_a_pages_session_is_found_however_many_are_newer(platform: Platfor
         page.headers["origin"] = str(page.base_url).rstrip("/")
         opened = (await page.post("/v1/session", json={"email": guest.email, "password": PASSWORD})).json()
         for _ in range(21):
-            async with platform.doors.user_session(guest.scope) as session:
+            async with platform.db.user_session(guest.scope) as session:
                 await sessions.open_session(session, timedelta(hours=1), timedelta(hours=1))
         assert (await page.get("/v1/session")).json() == opened
         first = (await page.get("/v1/sessions")).json()
@@ -438,12 +438,12 @@ async def test_two_admins_who_leave_at_once_leave_one(
 ) -> None:
     for _ in range(8):
         brand = await make_brand("left")
-        async with platform.doors.user_session(brand.admin.scope) as session:
+        async with platform.db.user_session(brand.admin.scope) as session:
             await brands.set_role(session, brand.id, brand.member.user_id, "admin")
 
         async def leave(person: Person, brand_id: str = brand.id) -> str:
             try:
-                async with platform.doors.user_session(person.scope) as session:
+                async with platform.db.user_session(person.scope) as session:
                     await brands.leave(session, brand_id)
                 return "left"
             except Conflict:

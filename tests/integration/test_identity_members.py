@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, Unavailable
 from onbrand.services import brands, invitations
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, Person, join
@@ -157,7 +157,7 @@ async def test_an_invitation_ends_with_the_inviters_right_to_invite(
     platform: Platform, acme: BrandOfPeople, guest: Person, make_user: MakeUser, end: str
 ) -> None:
     second = await make_user("second")
-    await join(platform.doors, acme.id, acme.admin, second, "admin")
+    await join(platform.db, acme.id, acme.admin, second, "admin")
     async with platform.client(acme.admin) as admin, platform.client(second) as theirs:
         at = f"/v1/brands/{acme.id}/members"
         made = (await theirs.post(f"/v1/brands/{acme.id}/invitations", json={"email": guest.email})).json()
@@ -168,7 +168,7 @@ async def test_an_invitation_ends_with_the_inviters_right_to_invite(
         if end == "demoted and back":
             await admin.patch(f"{at}/{second.user_id}", json={"role": "admin"})
         if end == "removed and back":
-            await join(platform.doors, acme.id, acme.admin, second, "admin")
+            await join(platform.db, acme.id, acme.admin, second, "admin")
     assert (await accept(platform, guest, made["token"])).status_code == 404
 
 
@@ -182,7 +182,7 @@ async def test_who_accepts_what_another_call_is_accepting_waits_and_is_refused(
     platform: Platform, acme: BrandOfPeople, guest: Person, owner: psycopg.Connection
 ) -> None:
     token = (await invite(platform, acme, guest.email))["token"]
-    async with platform.doors.user_session(guest.scope) as session:
+    async with platform.db.user_session(guest.scope) as session:
         await invitations.accept(session, token)
         late = asyncio.create_task(accept(platform, guest, token))
         async with asyncio.timeout(10):
@@ -199,7 +199,7 @@ def _someone_waits(owner: psycopg.Connection) -> bool:
 
 async def test_a_role_that_one_has_already_stays(platform: Platform, acme: BrandOfPeople, guest: Person) -> None:
     made = await invite(platform, acme, guest.email, role="member")
-    await join(platform.doors, acme.id, acme.admin, guest, "admin")
+    await join(platform.db, acme.id, acme.admin, guest, "admin")
     async with platform.client(acme.admin) as admin:
         again = await admin.post(f"/v1/brands/{acme.id}/invitations", json={"email": guest.email})
         assert (again.status_code, again.json()["param"]) == (409, "email")
@@ -245,9 +245,9 @@ async def test_a_token_that_is_bound_to_a_brand_accepts_nothing(
 # the last admin
 
 
-async def _remove(doors: Doors, actor: Person, brand_id: str, user_id: str) -> str:
+async def _remove(db: Database, actor: Person, brand_id: str, user_id: str) -> str:
     try:
-        async with doors.user_session(actor.scope.in_brand(brand_id)) as session:
+        async with db.user_session(actor.scope.in_brand(brand_id)) as session:
             await brands.remove_member(session, brand_id, user_id)
         return "done"
     except Conflict:
@@ -256,9 +256,9 @@ async def _remove(doors: Doors, actor: Person, brand_id: str, user_id: str) -> s
         return "busy"
 
 
-async def _demote(doors: Doors, actor: Person, brand_id: str, user_id: str) -> str:
+async def _demote(db: Database, actor: Person, brand_id: str, user_id: str) -> str:
     try:
-        async with doors.user_session(actor.scope) as session:
+        async with db.user_session(actor.scope) as session:
             await brands.set_role(session, brand_id, user_id, "member")
         return "done"
     except Conflict:
@@ -267,7 +267,7 @@ async def _demote(doors: Doors, actor: Person, brand_id: str, user_id: str) -> s
         return "busy"
 
 
-async def num_admins(doors: Doors, brand_id: str, owner: psycopg.Connection) -> int:
+async def num_admins(db: Database, brand_id: str, owner: psycopg.Connection) -> int:
     owner.rollback()
     row = owner.execute(
         "select count(*) from app.brand_users where brand_id = %s and role = 'admin'", [brand_id]
@@ -278,20 +278,20 @@ async def num_admins(doors: Doors, brand_id: str, owner: psycopg.Connection) -> 
 @pytest.mark.parametrize("ways", [(_remove, _remove), (_demote, _demote), (_remove, _demote)])
 @pytest.mark.parametrize("whom", ["each other", "themselves"])
 async def test_two_admins_at_once_never_leave_none(
-    doors: Doors, make_brand: MakeBrand, owner: psycopg.Connection, ways: tuple[Any, Any], whom: str
+    db: Database, make_brand: MakeBrand, owner: psycopg.Connection, ways: tuple[Any, Any], whom: str
 ) -> None:
     for _ in range(4):
         brand = await make_brand("pulled")
         first, second = brand.admin, brand.member
-        async with doors.user_session(first.scope) as session:
+        async with db.user_session(first.scope) as session:
             await brands.set_role(session, brand.id, second.user_id, "admin")
         targets = (second, first) if whom == "each other" else (first, second)
         ends = await asyncio.gather(
-            ways[0](doors, first, brand.id, targets[0].user_id),
-            ways[1](doors, second, brand.id, targets[1].user_id),
+            ways[0](db, first, brand.id, targets[0].user_id),
+            ways[1](db, second, brand.id, targets[1].user_id),
             return_exceptions=True,
         )
-        assert await num_admins(doors, brand.id, owner) == 1, ends
+        assert await num_admins(db, brand.id, owner) == 1, ends
         assert "busy" not in ends, "two who take the same locks take them in the same order"
 
 
@@ -309,7 +309,7 @@ async def test_a_key_and_its_maker_at_once_never_leave_none(
                 key.delete(f"{at}/members/{brand.member.user_id}"),
                 admin.delete(f"{at}/members/{brand.admin.user_id}"),
             )
-        assert await num_admins(platform.doors, brand.id, owner) == 1
+        assert await num_admins(platform.db, brand.id, owner) == 1
 
 
 async def test_a_key_cannot_remove_the_last_admin_that_is_its_maker(platform: Platform, acme: BrandOfPeople) -> None:
@@ -331,12 +331,12 @@ async def test_an_accepted_invitation_lowers_nobody(
 ) -> None:
     """The last admin, invited as a member before they were one, stays the last admin."""
     made = await invite(platform, acme, guest.email, role="member")
-    await join(platform.doors, acme.id, acme.admin, guest, "admin")
+    await join(platform.db, acme.id, acme.admin, guest, "admin")
     answers = await asyncio.gather(
         accept(platform, guest, made["token"]),
-        _remove(platform.doors, guest, acme.id, acme.admin.user_id),
+        _remove(platform.db, guest, acme.id, acme.admin.user_id),
     )
-    assert await num_admins(platform.doors, acme.id, owner) == 1, answers
+    assert await num_admins(platform.db, acme.id, owner) == 1, answers
 
 
 async def test_every_change_of_members_leaves_one_line(

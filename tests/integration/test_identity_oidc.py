@@ -454,7 +454,7 @@ def test_without_an_issuer_there_is_none() -> None:
 def visitor(platform: Platform, issuer: Issuer) -> Callable[[str | None], httpx.AsyncClient]:
     """`visitor(token)`: a client of a platform that accepts the issuer."""
     known = platform.settings.model_copy(update={"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE})
-    app = create_app(known, platform.secrets, platform.doors, platform.store, platform.generator)
+    app = create_app(known, platform.secrets, platform.db, platform.store, platform.generator)
 
     def visit(token: str | None) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -493,7 +493,7 @@ async def test_the_same_subject_of_another_issuer_is_somebody_else(
 
     ids = []
     for name in (issuer.url, f"{issuer.url}/other"):
-        async with platform.doors.user_session(None) as session:
+        async with platform.db.user_session(None) as session:
             ids.append(await identity.external_user(session, Subject(name, "ada")))
     assert ids[0] != ids[1]
 

@@ -43,7 +43,7 @@ async def test_every_failed_log_in_checks_one_password(
         who, "no address"
     )
     if who == "no password":
-        async with platform.doors.user_session(None) as session:
+        async with platform.db.user_session(None) as session:
             async with session.asking("external_user", "https://id.example", "outside", email):
                 await session.run("select private.external_user('https://id.example', 'outside', %s)", [email])
     checked: list[list[str]] = []

@@ -74,7 +74,7 @@ async def test_the_cookie_is_kept_from_scripts_and_other_sites(page: Page) -> No
 
 async def test_under_https_the_cookie_never_travels_without(platform: Platform, acme: BrandOfPeople) -> None:
     known = platform.settings.model_copy(update={"public_url": "https://onbrand.example"})
-    app = create_app(known, platform.secrets, platform.doors, platform.store, platform.generator)
+    app = create_app(known, platform.secrets, platform.db, platform.store, platform.generator)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://onbrand.example") as client:
         answer = await log_in(client, acme.admin)
         said = answer.headers["set-cookie"]
@@ -272,18 +272,16 @@ async def test_a_session_that_ended_reaches_no_row(platform: Platform, page: Pag
         " exists (select from private.my_brands(null, null)) as brands"
     )
     nothing = {"mine": False, "admin": False, "may": False, "brands": False}
-    async with platform.doors.user_session(scope) as session:
+    async with platform.db.user_session(scope) as session:
         assert await session.one(asked) == {"mine": True, "admin": True, "may": True, "brands": True}
     members = await opened(platform, acme.member)
-    async with platform.doors.user_session(
-        replace(scope, user_id=acme.member.user_id, session_id=members.id)
-    ) as session:
+    async with platform.db.user_session(replace(scope, user_id=acme.member.user_id, session_id=members.id)) as session:
         assert await session.one(asked) == {"mine": True, "admin": False, "may": True, "brands": True}
     await members.client.aclose()
-    async with platform.doors.user_session(replace(scope, user_id=acme.member.user_id)) as session:
+    async with platform.db.user_session(replace(scope, user_id=acme.member.user_id)) as session:
         assert await session.one(asked) == nothing, "another's page"
     await page.client.delete("/v1/session", headers=page.headers)
-    async with platform.doors.user_session(scope) as session:
+    async with platform.db.user_session(scope) as session:
         assert await session.one(asked) == nothing
 
 
@@ -301,7 +299,7 @@ async def test_what_is_narrower_than_its_user_opens_no_session(
         "select private.decline_invitation(gen_random_uuid(), null)",
     ):
         with pytest.raises(Forbidden):
-            async with platform.doors.user_session(Scope(acme.admin.user_id, **narrow)) as session:
+            async with platform.db.user_session(Scope(acme.admin.user_id, **narrow)) as session:
                 await session.run(statement)
 
 

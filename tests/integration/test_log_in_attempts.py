@@ -14,7 +14,7 @@ import pytest
 
 from onbrand.app import create_app
 from onbrand.config import Limits
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import InvalidInput
 from onbrand.services import passwords
 from onbrand.services.login_limits import network_of
@@ -33,7 +33,7 @@ def replica(platform: Platform):
 
     def make(address: str, limits: Limits = FEW) -> httpx.AsyncClient:
         settings = platform.settings.model_copy(update={"limits": limits})
-        app = create_app(settings, platform.secrets, platform.doors, platform.store, platform.generator)
+        app = create_app(settings, platform.secrets, platform.db, platform.store, platform.generator)
         transport = httpx.ASGITransport(app, client=(address, 1234))
         return httpx.AsyncClient(transport=transport, base_url="http://test")
 
@@ -166,30 +166,30 @@ async def test_one_address_has_few_places_among_those_who_wait(
     assert answers == {201: 3, 429: 7}
 
 
-async def test_many_at_once_are_counted_one_by_one(doors: Doors) -> None:
+async def test_many_at_once_are_counted_one_by_one(db: Database) -> None:
     keys = ["a" * 64, "b" * 64]
 
     async def take() -> bool:
-        async with doors.user_session(None) as session:
+        async with db.user_session(None) as session:
             row = await session.one("select private.take_attempt(%s, %s, %s) as wait", [keys, [9, 7], [3600, 3600]])
         return float(row["wait"]) == 0
 
     assert Counter(await asyncio.gather(*(take() for _ in range(40)))) == {True: 7, False: 33}
 
 
-async def test_nobody_fills_a_bucket_for_years(doors: Doors) -> None:
+async def test_nobody_fills_a_bucket_for_years(db: Database) -> None:
     with pytest.raises(InvalidInput):
-        async with doors.user_session(None) as session:
+        async with db.user_session(None) as session:
             await session.run("select private.take_attempt(%s, %s, %s)", [["c" * 64], [1], [2_000_000_000]])
-    async with doors.user_session(None) as session:
+    async with db.user_session(None) as session:
         await session.run("select private.take_attempt(%s, %s, %s)", [["c" * 64], [1], [86_400]])
         row = await session.one("select private.take_attempt(%s, %s, %s) as wait", [["c" * 64], [1], [60]])
     assert 0 < row["wait"] <= 60
 
 
-async def test_attempts_that_are_over_are_forgotten(doors: Doors, owner) -> None:
+async def test_attempts_that_are_over_are_forgotten(db: Database, owner) -> None:
     for n in range(20):
-        async with doors.user_session(None) as session:
+        async with db.user_session(None) as session:
             await session.run("select private.take_attempt(%s, %s, %s)", [[f"{n:064x}"], [1_000_000], [1]])
     assert owner.execute("select count(*) from identity.attempts").fetchone()[0] < 5
 
@@ -209,13 +209,13 @@ async def test_new_accounts_are_few_an_hour(replica) -> None:
 @asynccontextmanager
 async def with_one_connection(database, platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
     """An ingress with one connection to the database."""
-    doors = await Doors.open(database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
+    db = await Database.open(database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     try:
-        app = create_app(platform.settings, platform.secrets, doors, platform.store, platform.generator)
+        app = create_app(platform.settings, platform.secrets, db, platform.store, platform.generator)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             yield client
     finally:
-        await doors.close()
+        await db.close()
 
 
 @pytest.mark.parametrize(

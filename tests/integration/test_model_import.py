@@ -17,11 +17,11 @@ from onbrand.cli import main
 from onbrand.config import Settings
 from onbrand.errors import NotFound
 from onbrand.families.bases import base_source
-from onbrand.families.family import load_family
+from onbrand.families.loading import load_family
 from onbrand.families.lora_import import read_foreign
 from onbrand.families.lora_kohya import kohya_file
-from onbrand.internal.training import Heard, PublishedModel, TrainingSpec
-from onbrand.lora_names import ImportWishes
+from onbrand.internal.training import PublishedModel, ReportResponse, TrainingSpec
+from onbrand.lora_names import ImportOptions
 from onbrand.storage.layout import import_file
 from onbrand.training import lora_import
 from tests.conftest import BrandOfPeople, MakeBrand
@@ -119,7 +119,7 @@ async def test_text_encoders_are_left_out_on_wish_and_the_answer_says_how_much_i
     said = answer.json()["training_config"]["import"]
     assert (said["text_encoder"], said["dropped"]["layers"]) == ("drop", 2)
     family = load_family("sd15", base_source("sd15", {}))
-    by_the_job = read_foreign(data, family, ImportWishes("drop")).dropped
+    by_the_job = read_foreign(data, family, ImportOptions("drop")).dropped
     assert by_the_job is not None
     assert said["dropped"] == pytest.approx(by_the_job.as_json(), rel=1e-3)
     assert 0 < said["dropped"]["norm_share"] < 1
@@ -275,8 +275,8 @@ async def test_findings_of_a_job_are_kept_in_its_row(platform: Platform, acme: B
 class Worker:
     """The internal routes for one import."""
 
-    def __init__(self, data: bytes | None, cancel: bool = False, wishes: dict[str, Any] | None = None) -> None:
-        self.data, self.cancel, self.wishes = data, cancel, wishes or {}
+    def __init__(self, data: bytes | None, cancel: bool = False, options: dict[str, Any] | None = None) -> None:
+        self.data, self.cancel, self.options = data, cancel, options or {}
         self.published: dict[str, Any] = {}
         self.ended: list[tuple[str, ...]] = []
 
@@ -286,12 +286,12 @@ class Worker:
     def __exit__(self, *_: object) -> None: ...
 
     def spec(self) -> TrainingSpec:
-        config = {"import": {"bytes": 1} | self.wishes, "trigger_word": "zilgo"}
+        config = {"import": {"bytes": 1} | self.options, "trigger_word": "zilgo"}
         said = {"brand_id": "acme", "job_id": "j", "user_id": "u", "name": "n", "model_type": "sd15", "assets": ()}
         return TrainingSpec(training_config=config, **said)  # type: ignore[arg-type]
 
-    def report(self, *_: object) -> Heard:
-        return Heard(cancel_requested=self.cancel)
+    def report(self, *_: object) -> ReportResponse:
+        return ReportResponse(cancel_requested=self.cancel)
 
     def read_import(self) -> bytes:
         if self.data is None:
@@ -315,7 +315,7 @@ class Ticket:
 
 
 def test_the_models_row_says_what_was_left_out(kohya: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(with_text_encoder(kohya), wishes={"text_encoder": "drop"})
+    worker = Worker(with_text_encoder(kohya), options={"text_encoder": "drop"})
     assert outcome_of(worker, monkeypatch) == "completed"
     assert worker.published["metrics"]["dropped"]["layers"] == 2
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from onbrand.brand import Ticket
 from onbrand.config import Limits, Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import TooLarge
 from onbrand.sandbox.checker import Checker
 from onbrand.services import assets
@@ -28,9 +28,9 @@ LIMITS = Limits(open_uploads=4, caller_open_uploads=6, brand_bytes=ROOM, caller_
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def narrow(settings: Settings, secrets: Secrets, doors: Doors) -> AsyncIterator[Platform]:
+async def narrow(settings: Settings, secrets: Secrets, db: Database) -> AsyncIterator[Platform]:
     """A platform with little room."""
-    async with serving(settings.model_copy(update={"limits": LIMITS}), secrets, doors) as running:
+    async with serving(settings.model_copy(update={"limits": LIMITS}), secrets, db) as running:
         yield running
 
 
@@ -203,7 +203,7 @@ async def test_every_door_refuses_what_a_full_brand_would_store(
 async def test_a_drawn_picture_that_does_not_fit_is_not_stored(
     narrow: Platform, acme: BrandOfPeople, owner: psycopg.Connection, pictures: Draw
 ) -> None:
-    async with narrow.doors.user_session(acme.member.scope) as session:
+    async with narrow.db.user_session(acme.member.scope) as session:
         row = await session.one(
             "insert into app.generations (brand_id, user_id, model_type, model_name, prompt, num_images, width, height,"
             " seed, num_inference_steps, guidance_scale, true_cfg_scale, lora_scale, output_format)"
@@ -251,13 +251,13 @@ async def test_two_who_store_at_once_do_not_pass_the_limit_together(
     has_looked, may_end = asyncio.Event(), asyncio.Event()
 
     async def store_first() -> None:
-        async with narrow.doors.user_session(member.scope) as session:
+        async with narrow.db.user_session(member.scope) as session:
             await assets.store_checked(session, store, acme.id, member.user_id, first, limits)
             has_looked.set()
             await may_end.wait()
 
     async def store_second() -> None:
-        async with narrow.doors.user_session(acme.member2.scope) as session:
+        async with narrow.db.user_session(acme.member2.scope) as session:
             await has_looked.wait()
             await assets.store_checked(session, store, acme.id, acme.member2.user_id, second, limits)
 
@@ -274,7 +274,7 @@ async def test_two_who_store_at_once_do_not_pass_the_limit_together(
 
 
 async def waiting_for_a_lock(platform: Platform) -> bool:
-    async with platform.doors.user_session(None) as session:
+    async with platform.db.user_session(None) as session:
         row = await session.one("select exists (select 1 from pg_locks where not granted) as waits")
     return bool(row["waits"])
 
@@ -296,6 +296,6 @@ async def test_what_is_counted_is_what_is_stored(
 
 async def test_a_ticket_of_another_kind_counts_as_its_member(narrow: Platform, acme: BrandOfPeople) -> None:
     ticket: Ticket = acme.ticket(str(uuid.uuid4()), "generation")
-    async with narrow.doors.system_session(ticket) as session:
+    async with narrow.db.system_session(ticket) as session:
         row = await session.one("select * from private.stored_bytes(%s)", [acme.id])
     assert (row["of_brand"], row["of_caller"]) == (0, 0)

@@ -10,10 +10,20 @@ import pytest
 
 from onbrand.brand import Scope
 from onbrand.config import Limits, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, generation_worker, images, jobs, models, training_worker
+from onbrand.services import (
+    assets,
+    brands,
+    generation_parameters,
+    generation_worker,
+    generations,
+    images,
+    jobs,
+    models,
+    training_worker,
+)
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeUser
@@ -26,35 +36,37 @@ RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64, "num_infe
 class Story:
     """One brand and what happens to it; each method is one request in one transaction."""
 
-    def __init__(self, doors: Doors, store: ObjectStore, brand, pictures: Callable[..., bytes]) -> None:
-        self.doors, self.brand, self.pictures = doors, brand, pictures
+    def __init__(self, db: Database, store: ObjectStore, brand, pictures: Callable[..., bytes]) -> None:
+        self.db, self.brand, self.pictures = db, brand, pictures
         self.store = store.brand(brand.id)
 
     async def upload(self, *seeds: int, who=None, **fields) -> list[assets.Asset]:
         person = who or self.brand.member
         files = [assets.Upload(f"{seed}.png", self.pictures(seed), object="logo", **fields) for seed in seeds]
-        async with self.doors.user_session(person.scope) as session:
+        async with self.db.user_session(person.scope) as session:
             return await assets.upload(session, self.store, self.brand.id, person.user_id, files, Limits())
 
     async def job(self, asset_ids: list[str], **fields) -> jobs.TrainingJob:
         fields = {"name": "first", "model_type": "sd15", "training_config": {"steps": 5}} | fields
         new = jobs.NewJob(training_asset_ids=asset_ids, **fields)
-        async with self.doors.user_session(self.brand.member.scope) as session:
+        async with self.db.user_session(self.brand.member.scope) as session:
             return await jobs.create_job(session, self.brand.id, self.brand.member.user_id, new)
 
     async def publish(self, job_id: str, seed: int = 0) -> models.Model:
         ticket = self.brand.ticket(job_id)
-        async with self.doors.system_session(ticket) as session:
+        async with self.db.system_session(ticket) as session:
             return await training_worker.publish(session, self.store, ticket, safetensors(seed), FACTS)
 
     async def model(self) -> models.Model:
         made = await self.upload(*range(1))
         return await self.publish((await self.job([made[0].id])).id)
 
-    async def generate(self, **fields) -> images.Generation:
-        new = images.NewGeneration(**({"prompt": "photo of [brand] logo", "model_type": "sd15"} | fields))
-        async with self.doors.user_session(self.brand.member.scope) as session:
-            return await images.create_generation(
+    async def generate(self, **fields) -> generations.Generation:
+        new = generation_parameters.NewGeneration(
+            **({"prompt": "photo of [brand] logo", "model_type": "sd15"} | fields)
+        )
+        async with self.db.user_session(self.brand.member.scope) as session:
+            return await generations.create_generation(
                 session, self.brand.id, self.brand.member.user_id, new, RECOMMENDED, Limits()
             )
 
@@ -63,19 +75,19 @@ class Story:
     ) -> images.Image:
         ticket, picture = self.brand.ticket(generation_id, "generation"), self.pictures(index)
         receipt = receipt_of(self.brand.id, adapters)
-        async with self.doors.system_session(ticket) as session:
+        async with self.db.system_session(ticket) as session:
             await generation_worker.start_generation(session, ticket)
             return await generation_worker.add_image(
                 session, self.store, ticket, index, 7, picture, "image/png", 64, 64, receipt
             )
 
     def as_user(self, person=None):
-        return self.doors.user_session((person or self.brand.member).scope)
+        return self.db.user_session((person or self.brand.member).scope)
 
 
 @pytest.fixture
-async def story(doors, store, make_brand, pictures) -> Story:
-    return Story(doors, store, await make_brand(), pictures)
+async def story(db, store, make_brand, pictures) -> Story:
+    return Story(db, store, await make_brand(), pictures)
 
 
 async def test_the_five_steps(story: Story):
@@ -87,13 +99,13 @@ async def test_the_five_steps(story: Story):
     job = await story.job([asset.id for asset in uploaded], training_config={"steps": 5, "trigger_word": "zorgle"})
     assert (job.status, job.progress, job.provider) == ("pending", 0, "ray")
     ticket = story.brand.ticket(job.id)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         spec = await training_worker.spec_for_worker(session, ticket)
         assert {asset.caption for asset in spec.assets} == {"photo of zorgle logo"}
         data, content_type = await training_worker.read_asset(session, story.store, spec.assets[0].id)
         assert content_type == "image/png"
         assert data == story.store.read(uploaded[0].key)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         heard = await training_worker.report(session, ticket, 40, {"step": 2, "loss": 0.5})
         await training_worker.add_sample(session, story.store, ticket, 2, 0, story.pictures(9))
         assert not heard.cancel_requested
@@ -109,20 +121,20 @@ async def test_the_five_steps(story: Story):
         assert [event.seq for event in seen] == [1, 2, 3, 4]
     drawn = await story.generate(model="sd15-lora-v1", num_images=2, seed=5)
     async with story.as_user() as session:
-        request = await images.render_request(session, drawn, "a ticket")
-    assert request.prompt == "photo of zorgle logo"
+        request = await generations.render_request(session, drawn, "a ticket")
+    assert request.parameters.prompt == "photo of zorgle logo"
     assert request.adapters == ((models.adapter_ref(model), 1.0),)
     assert "zorgle" not in repr(request)
     assert "ticket" not in repr(request)
     pictures = [await story.draw(drawn.id, index, [(model.sha256, 1.0)]) for index in (0, 1)]
     assert pictures[1].object_name.endswith("-002.png")
     ticket = story.brand.ticket(drawn.id, "generation")
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         _, weights = await models.read_weights(session, story.store, story.brand.id, model.id)
         assert weights == safetensors()
         await generation_worker.finish_generation(session, ticket)
     async with story.as_user() as session:
-        finished = await images.get_generation(session, story.brand.id, drawn.id)
+        finished = await generations.get_generation(session, story.brand.id, drawn.id)
     assert finished.status == "completed"
     assert [image.index for image in finished.images] == [0, 1]
 
@@ -164,7 +176,7 @@ async def test_a_publication_that_breaks_leaves_no_file_no_row_and_the_job_open(
     job = await story.job([(await story.upload(1))[0].id])
     ticket = story.brand.ticket(job.id)
     with pytest.raises(RuntimeError):  # noqa: PT012
-        async with story.doors.system_session(ticket) as session:
+        async with story.db.system_session(ticket) as session:
             await training_worker.publish(session, story.store, ticket, safetensors(), FACTS)
             raise RuntimeError
     assert story.store.list("models") == []
@@ -281,7 +293,7 @@ async def test_a_canceled_job_can_be_retried_as_a_new_one(story: Story):
             await jobs.retry(session, story.brand.id, story.brand.member.user_id, job.id)
     async with story.as_user() as session:
         await jobs.request_cancel(session, story.brand.id, job.id)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         assert (await training_worker.report(session, ticket, 1)).cancel_requested
         await training_worker.canceled(session, ticket)
     async with story.as_user() as session:
@@ -294,16 +306,16 @@ async def test_a_canceled_job_can_be_retried_as_a_new_one(story: Story):
 async def test_a_job_ends_once(story: Story):
     job = await story.job([(await story.upload(1))[0].id])
     ticket = story.brand.ticket(job.id)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         await training_worker.fail(session, ticket, "worker_lost", "the worker was lost")
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         await training_worker.fail(session, ticket, "worker_lost", "the worker was lost")
     for ending in (lambda s: training_worker.report(s, ticket, 50), lambda s: training_worker.canceled(s, ticket)):
         with pytest.raises(Conflict, match="failed already"):
-            async with story.doors.system_session(ticket) as session:
+            async with story.db.system_session(ticket) as session:
                 await ending(session)
     with pytest.raises(Conflict):
-        async with story.doors.system_session(ticket) as session:
+        async with story.db.system_session(ticket) as session:
             await session.run("update app.lora_training_jobs set status = 'completed' where id = %s", [job.id])
 
 
@@ -332,7 +344,7 @@ async def test_an_asset_in_a_job_under_way_cannot_be_deleted(story: Story):
 async def test_deleting_a_job_takes_its_samples_and_leaves_its_model(story: Story):
     job = await story.job([(await story.upload(1))[0].id])
     ticket = story.brand.ticket(job.id)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         await training_worker.add_sample(session, story.store, ticket, 1, 0, story.pictures(3))
     with pytest.raises(Conflict, match="under way"):
         async with story.as_user(story.brand.admin) as session:
@@ -382,7 +394,7 @@ async def test_a_picture_sent_again_is_stored_once(story: Story):
     asked = await story.generate(num_images=2)
     assert await story.draw(asked.id) == await story.draw(asked.id)
     with pytest.raises(Conflict, match="1 of 2"):
-        async with story.doors.system_session(ticket := story.brand.ticket(asked.id, "generation")) as session:
+        async with story.db.system_session(ticket := story.brand.ticket(asked.id, "generation")) as session:
             await generation_worker.finish_generation(session, ticket)
 
 
@@ -435,7 +447,7 @@ async def test_a_cursor_that_is_not_ours_is_refused(story: Story, cursor):
 
 async def test_what_is_not_an_id_is_not_found(story: Story):
     async with story.as_user() as session:
-        for get in (assets.get_asset, jobs.get_job, models.get_model, images.get_image, images.get_generation):
+        for get in (assets.get_asset, jobs.get_job, models.get_model, images.get_image, generations.get_generation):
             with pytest.raises(NotFound):
                 await get(session, story.brand.id, "no-id")
 
@@ -453,22 +465,22 @@ async def test_a_removed_member_is_out_at_once(story: Story):
 
 async def test_a_brand_bound_scope_narrows_and_never_widens(story: Story, make_brand):
     other = await make_brand("globex")
-    async with story.doors.user_session(Scope(story.brand.member.user_id, other.id)) as session:
+    async with story.db.user_session(Scope(story.brand.member.user_id, other.id)) as session:
         assert (await assets.list_assets(session, story.brand.id)).data == []
         assert (await assets.list_assets(session, other.id)).data == []
 
 
 async def test_recommendations_come_from_the_bases_that_are_folders(settings: Settings):
-    assert set(images.recommended_of(settings)) == set(settings.families)
+    assert set(generations.recommended_of(settings)) == set(settings.families)
 
 
-async def test_a_brand_is_at_home_in_any_region_that_stores_have(doors: Doors, make_user: MakeUser) -> None:
+async def test_a_brand_is_at_home_in_any_region_that_stores_have(db: Database, make_user: MakeUser) -> None:
     person = await make_user()
     for region in ("auto", "fr-par", "nyc3", "garage", "us-east-1-gov", "RegionOne", "a" * 63):
-        async with doors.user_session(person.scope) as session:
+        async with db.user_session(person.scope) as session:
             brand = await brands.create_brand(session, f"acme-{uuid.uuid4().hex[:8]}", region=region)
         assert brand.home_region == region
     for region in ("eu west", "-auto", "../auto", "1234", "a" * 64):
         with pytest.raises(InvalidInput, match="region"):
-            async with doors.user_session(person.scope) as session:
+            async with db.user_session(person.scope) as session:
                 await brands.create_brand(session, f"acme-{uuid.uuid4().hex[:8]}", region=region)

@@ -20,7 +20,7 @@ import pytest_asyncio
 from onbrand.adapter import routing_id
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, NotFound
-from onbrand.services.images import RenderEvent
+from onbrand.internal.generation import RenderEvent
 from onbrand.serving.serve_generator import ServeGenerator
 from tests.conftest import PASSWORD
 from tests.integration.serving_house import House
@@ -106,8 +106,8 @@ async def http(url) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def house(doors, store, secrets, pictures) -> House:
-    return House(doors, store, secrets, pictures)
+def house(db, store, secrets, pictures) -> House:
+    return House(db, store, secrets, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ async def member_of(http: httpx.AsyncClient, brand) -> dict[str, str]:
     return {"Authorization": f"Bearer {answer.raise_for_status().json()['access_token']}"}
 
 
-async def generate(http: httpx.AsyncClient, brand, headers: dict[str, str], wait: int = 60, **wishes) -> dict:
+async def generate(http: httpx.AsyncClient, brand, headers: dict[str, str], wait: int = 60, **options) -> dict:
     asked = {"prompt": "photo of [brand] logo", "seed": 7, "width": 64, "height": 64, "num_inference_steps": 3}
     answer = await http.post(
-        f"/v1/brands/{brand.id}/generations", json=asked | wishes, headers=headers | {"Prefer": f"wait={wait}"}
+        f"/v1/brands/{brand.id}/generations", json=asked | options, headers=headers | {"Prefer": f"wait={wait}"}
     )
     return answer.raise_for_status().json()
 

@@ -12,7 +12,7 @@ import pytest
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import InvalidInput, Unavailable
-from onbrand.serving.engine_thread import EngineLoop
+from onbrand.serving.engine_thread import EngineThread
 from tests.numerics.bases import family_of
 from tests.numerics.drawing import drawn, request
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def loop() -> Iterator[EngineLoop]:
-    running = EngineLoop(Engine(family_of("sd15"), max_batch=4))
+def loop() -> Iterator[EngineThread]:
+    running = EngineThread(Engine(family_of("sd15"), max_batch=4))
     yield running
     running.close()
     assert not running.is_alive
@@ -142,7 +142,7 @@ async def test_who_goes_before_the_engine_took_the_request_leaves_nothing(loop, 
 
 
 async def test_a_thread_that_breaks_tells_those_who_wait(monkeypatch):
-    loop = EngineLoop(Engine(family_of("sd15"), max_batch=4))
+    loop = EngineThread(Engine(family_of("sd15"), max_batch=4))
     async with aclosing(loop.draw(request("r", num_inference_steps=150))) as events:
         await anext(events)
         monkeypatch.setattr(loop._engine, "step", lambda: 1 / 0)
@@ -155,7 +155,7 @@ async def test_a_thread_that_breaks_tells_those_who_wait(monkeypatch):
 
 
 async def test_closing_tells_those_who_wait_and_refuses_those_who_come():
-    loop = EngineLoop(Engine(family_of("sd15"), max_batch=4))
+    loop = EngineThread(Engine(family_of("sd15"), max_batch=4))
     async with aclosing(loop.draw(request("r", num_inference_steps=150))) as events:
         await anext(events)
         await asyncio.to_thread(loop.close)

@@ -30,13 +30,14 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Picture
 from onbrand.errors import AdapterRefused, InvalidInput, NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
+from onbrand.internal import generation
 from onbrand.internal.client import AsyncSystemClient, SystemClient
-from onbrand.services import generation_worker, images, models
-from onbrand.services.images import RenderRequest
+from onbrand.internal.generation import RenderRequest
+from onbrand.services import generation_worker, generations, images, models
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.assembly import quiet_libraries
-from onbrand.serving.engine_thread import EngineLoop
-from onbrand.serving.generation_runner import Renderer, Rendering
+from onbrand.serving.engine_thread import EngineThread
+from onbrand.serving.generation_runner import ActiveGeneration, GenerationRunner
 from onbrand.serving.image_files import RECEIPT_KEY
 from tests.integration.serving_house import House
 from tests.numerics.bases import adapter_bytes, family_of
@@ -48,14 +49,14 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
-def house(doors, store, secrets, pictures) -> House:
-    return House(doors, store, secrets, pictures)
+def house(db, store, secrets, pictures) -> House:
+    return House(db, store, secrets, pictures)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def internal_url(settings, secrets, doors, store) -> AsyncIterator[str]:
+async def internal_url(settings, secrets, db, store) -> AsyncIterator[str]:
     """The internal routes on a port of this machine."""
-    app = create_system_app(settings, secrets, doors, store)
+    app = create_system_app(settings, secrets, db, store)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110
@@ -65,10 +66,10 @@ async def internal_url(settings, secrets, doors, store) -> AsyncIterator[str]:
     await serving
 
 
-def replica(internal_url: str, folder: Path, engine: Engine | None = None) -> Renderer:
+def replica(internal_url: str, folder: Path, engine: Engine | None = None) -> GenerationRunner:
     family = family_of("sd15")
-    return Renderer(
-        EngineLoop(engine or Engine(family, max_batch=4, max_waiting_per_brand=4)),
+    return GenerationRunner(
+        EngineThread(engine or Engine(family, max_batch=4, max_waiting_per_brand=4)),
         AdapterLibrary(family, AdapterFiles(folder, 2**30), 2**30),
         lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5),
         lambda ticket: SystemClient(internal_url, ticket, patience=5),
@@ -76,14 +77,14 @@ def replica(internal_url: str, folder: Path, engine: Engine | None = None) -> Re
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def renderer(internal_url, tmp_path) -> AsyncIterator[Renderer]:
+async def renderer(internal_url, tmp_path) -> AsyncIterator[GenerationRunner]:
     made = replica(internal_url, tmp_path / "adapters")
     yield made
     await made.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def other(internal_url, tmp_path) -> AsyncIterator[Renderer]:
+async def other(internal_url, tmp_path) -> AsyncIterator[GenerationRunner]:
     """A second replica."""
     made = replica(internal_url, tmp_path / "others")
     yield made
@@ -95,11 +96,11 @@ def adapter() -> bytes:
     return adapter_bytes(family_of("sd15"), rank=4, seed=1, preset="attention", strength=2.0)
 
 
-async def told(renderer: Renderer, asked: RenderRequest) -> list[images.RenderEvent]:
+async def told(renderer: GenerationRunner, asked: RenderRequest) -> list[generation.RenderEvent]:
     return [event async for event in renderer.generate(asked)]
 
 
-def kinds(events: list[images.RenderEvent]) -> list[str]:
+def kinds(events: list[generation.RenderEvent]) -> list[str]:
     return [event.kind for event in events if event.kind != "progress"]
 
 
@@ -135,7 +136,7 @@ async def test_the_stored_picture_is_the_adapters_own(house, renderer, make_bran
 
 async def drawn_alone(**more) -> torch.Tensor:
     """The same request, straight from an engine."""
-    loop = EngineLoop(Engine(family_of("sd15"), max_batch=4))
+    loop = EngineThread(Engine(family_of("sd15"), max_batch=4))
     plain = {"prompt": "a red square", "seed": 5, "num_inference_steps": 2, "negative_prompt": None}
     (picture,) = [
         event for event in await drawn(loop, engine_request("r", **plain, **more)) if isinstance(event, Picture)
@@ -220,11 +221,11 @@ async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(house, make_bra
     asked = await house.ask(brand, model=await house.publish(brand, adapter))
     ticket = brand.ticket(asked.generation_id, "generation")
     honest = receipt_of(brand.id, [(hashlib.sha256(adapter).hexdigest(), 1.0)])
-    async with house.doors.system_session(ticket) as session:
+    async with house.db.system_session(ticket) as session:
         await generation_worker.start_generation(session, ticket)
 
     async def add(receipt: dict[str, object]) -> images.Image:
-        async with house.doors.system_session(ticket) as session:
+        async with house.db.system_session(ticket) as session:
             stored = house.store.brand(brand.id)
             return await generation_worker.add_image(
                 session, stored, ticket, 0, 5, house.pictures(1), "image/png", 64, 64, receipt
@@ -270,7 +271,7 @@ async def test_another_brands_model_id_with_our_own_ticket_is_not_found(house, r
     """The ingress erred, or someone else speaks to the replica: the platform does not hand out the weights."""
     ours, theirs = await make_brand("acme"), await make_brand("globex")
     await house.publish(theirs, adapter)
-    async with house.doors.user_session(theirs.member.scope) as session:
+    async with house.db.user_session(theirs.member.scope) as session:
         ref = models.adapter_ref((await models.list_models(session, theirs.id)).data[0])
     asked = await house.ask(ours)
     events = await told(renderer, replace(asked, adapters=((replace(ref, brand_id=ours.id), 1.0),)))
@@ -321,7 +322,7 @@ def spoil(state: dict[str, torch.Tensor]) -> None:
 
 async def swap(house: House, brand, name: str, data: bytes, database, *, row_too: bool = True) -> None:
     """Put other bytes in the place of a published file, and perhaps their hash into its row."""
-    async with house.doors.user_session(brand.member.scope) as session:
+    async with house.db.user_session(brand.member.scope) as session:
         model = await models.get_model(session, brand.id, name)
     house.store.brand(brand.id).write(model.key, data, "application/octet-stream")
     if row_too:
@@ -372,7 +373,7 @@ async def test_a_refused_publication_is_a_security_event_and_makes_no_model(hous
     with pytest.raises(AdapterRefused, match="not finite"):
         await house.publish(brand, altered(adapter, spoil))
     assert [record for record in caplog.records if record.name == "onbrand.security" and "finite" in record.message]
-    async with house.doors.user_session(brand.member.scope) as session:
+    async with house.db.user_session(brand.member.scope) as session:
         assert (await models.list_models(session, brand.id)).data == []
 
 
@@ -385,7 +386,7 @@ async def test_a_model_that_is_deleted_meanwhile_fails_the_generation_and_nobody
     ((ref, _),) = (await house.ask(theirs, model=kept)).adapters
     crossed = replace(asked, adapters=((replace(ref, brand_id=ours.id), 1.0),))
     assert (await told(renderer, crossed))[-1].data["code"] == "not_found"
-    async with house.doors.user_session(ours.admin.scope) as session:
+    async with house.db.user_session(ours.admin.scope) as session:
         await models.delete_model(session, house.store.brand(ours.id), ours.id, lost)
     late = await house.ask(ours)
     assert (await told(renderer, replace(late, adapters=asked.adapters)))[-1].data["code"] == "not_found"
@@ -415,7 +416,7 @@ async def test_previews_of_what_is_drawn_are_small_pictures_that_say_nothing_els
 
 
 def test_who_follows_late_is_told_the_newest_preview_of_each_picture():
-    rendering = Rendering(SimpleNamespace(num_inference_steps=9))
+    rendering = ActiveGeneration(SimpleNamespace(parameters=SimpleNamespace(num_inference_steps=9)))
     for index, step in ((0, 1), (1, 1), (0, 2), (0, 3)):
         rendering.show(index, step, f"{index}/{step}")
     rendering.tell("completed", {})
@@ -433,7 +434,7 @@ async def test_a_drawing_is_watched_by_its_member_and_by_nobody_elses_name(house
     first = await anext(stream)
     assert (first.kind, first.data) == ("progress", {"progress": 0})
     assert renderer.is_drawing(asked.generation_id)
-    drawing = renderer._renderings[asked.generation_id].task
+    drawing = renderer._active[asked.generation_id].task
     watching = renderer.watch(asked.generation_id, ours.id, ours.member.user_id)
     assert await anext(watching) == first
     strangers = [(theirs.id, theirs.member.user_id), (theirs.id, ours.member.user_id), (ours.id, ours.admin.user_id)]
@@ -477,8 +478,8 @@ async def test_cancel_ends_the_generation_as_canceled(house, renderer, make_bran
 async def test_a_generation_canceled_before_it_began_is_never_drawn(house, renderer, make_brand):
     brand = await make_brand()
     asked = await house.ask(brand)
-    async with house.doors.user_session(brand.member.scope) as session:
-        await images.cancel_generation(session, brand.id, asked.generation_id)
+    async with house.db.user_session(brand.member.scope) as session:
+        await generations.cancel_generation(session, brand.id, asked.generation_id)
     assert kinds(await told(renderer, asked)) == ["canceled"]
 
 
@@ -603,5 +604,5 @@ async def test_another_brands_ticket_finds_no_generation(house, make_brand):
     asked = await house.ask(ours)
     ticket = theirs.ticket(asked.generation_id, "generation")
     with pytest.raises(NotFound):
-        async with house.doors.system_session(ticket) as session:
+        async with house.db.system_session(ticket) as session:
             await generation_worker.start_generation(session, ticket)

@@ -9,6 +9,7 @@ import pytest
 from onbrand.config import Limits
 from onbrand.errors import Conflict, DataRefused, Forbidden, InvalidInput, NotFound, TooManyRequests
 from onbrand.families.spec import with_family_defaults
+from onbrand.internal.training import TrainingSpec
 from onbrand.services import assets, continuation, jobs, models, training_worker
 from onbrand.services.job_validation import Terms
 from tests.integration.test_services_story import Story
@@ -18,8 +19,8 @@ TERMS = Terms(recommended={"sd15": with_family_defaults("sd15", {"resolution": 6
 
 
 @pytest.fixture
-async def story(doors, store, make_brand, pictures) -> Story:
-    return Story(doors, store, await make_brand("begun"), pictures)
+async def story(db, store, make_brand, pictures) -> Story:
+    return Story(db, store, await make_brand("begun"), pictures)
 
 
 @pytest.fixture
@@ -27,20 +28,20 @@ async def asset_ids(story: Story) -> list[str]:
     return [asset.id for asset in await story.upload(1, 2)]
 
 
-async def spec_of(story: Story, job_id: str) -> training_worker.TrainingSpec:
+async def spec_of(story: Story, job_id: str) -> TrainingSpec:
     ticket = story.brand.ticket(job_id)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         return await training_worker.spec_for_worker(session, ticket)
 
 
 async def read_start(story: Story, job_id: str) -> bytes:
     ticket = story.brand.ticket(job_id)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         return await continuation.read_start(session, story.store, ticket)
 
 
 async def end(story: Story, job_id: str) -> None:
-    async with story.doors.system_session(story.brand.ticket(job_id)) as session:
+    async with story.db.system_session(story.brand.ticket(job_id)) as session:
         await training_worker.fail(session, story.brand.ticket(job_id), "any", "any reason")
 
 
@@ -63,9 +64,9 @@ async def test_a_job_continues_from_a_model_with_its_rank_targets_and_trigger_wo
 
 
 async def test_a_model_that_is_anothers_or_deleted_is_answered_as_one_that_never_was(
-    story: Story, asset_ids, doors, store, make_brand, pictures
+    story: Story, asset_ids, db, store, make_brand, pictures
 ):
-    other = Story(doors, store, await make_brand("other"), pictures)
+    other = Story(db, store, await make_brand("other"), pictures)
     theirs = await other.model()
     gone = await story.publish((await story.job(asset_ids)).id)
     async with story.as_user(story.brand.admin) as session:
@@ -79,19 +80,19 @@ async def test_a_model_that_is_anothers_or_deleted_is_answered_as_one_that_never
 
 
 @pytest.mark.parametrize(
-    ("wishes", "param"),
+    ("options", "param"),
     [
         ({"model_type": "flux"}, "training_config.continue_from"),
         ({"training_config": {"rank": 8}}, "training_config.rank"),
         ({"training_config": {"targets": "all"}}, "training_config.targets"),
     ],
 )
-async def test_what_does_not_fit_the_model_is_refused_by_field(story: Story, asset_ids, wishes, param):
+async def test_what_does_not_fit_the_model_is_refused_by_field(story: Story, asset_ids, options, param):
     first = await story.job(asset_ids, training_config={"targets": "attention"})
     model = await story.publish(first.id)
-    config = wishes.get("training_config", {}) | {"continue_from": model.name}
+    config = options.get("training_config", {}) | {"continue_from": model.name}
     with pytest.raises(InvalidInput) as refused:
-        await story.job(asset_ids, **(wishes | {"training_config": config}))
+        await story.job(asset_ids, **(options | {"training_config": config}))
     assert refused.value.param == param
 
 
@@ -153,16 +154,16 @@ async def test_a_job_that_trains_is_stopped_by_its_owner_and_hears_of_it(story: 
 
     with pytest.raises(Conflict, match="pending"):
         await stop()
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         assert not (await training_worker.report(session, ticket, 1)).stop_requested
     with pytest.raises(Forbidden):
         await stop(story.brand.member2)
     await stop()
     await stop()
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         heard = await training_worker.report(session, ticket, 2)
     assert (heard.stop_requested, heard.cancel_requested) == (True, False)
-    async with story.doors.system_session(ticket) as session:
+    async with story.db.system_session(ticket) as session:
         await training_worker.publish(session, story.store, ticket, safetensors(), FACTS)
     assert (await stop()).status == "completed"
 

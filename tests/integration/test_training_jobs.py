@@ -18,7 +18,7 @@ from ray.job_submission import JobSubmissionClient
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.services import assets, imports, logs
 from onbrand.storage.store import ObjectStore
@@ -44,7 +44,7 @@ async def cluster(
     tmp_path_factory: pytest.TempPathFactory,
     settings: Settings,
     secrets: Secrets,
-    doors: Doors,
+    db: Database,
     store: ObjectStore,
 ) -> AsyncIterator[Cluster]:
     """Runs on S3 (acceptance's are in a folder); the platform's environment is full of secrets as it starts Ray."""
@@ -53,7 +53,7 @@ async def cluster(
         for name in SECRET_VARIABLES:
             patch.setenv(name, f"{CANARY}-{name}")
         folder = tmp_path_factory.mktemp("cluster")
-        async with running_cluster(folder, settings, secrets, doors, store, **changes) as running:
+        async with running_cluster(folder, settings, secrets, db, store, **changes) as running:
             yield running
 
 
@@ -118,7 +118,7 @@ async def test_a_run_out_of_memory_goes_on_from_its_checkpoint_one_step_more_thr
     assert job.metrics["memory"] == {"way": "1 row at a time", "steps_down": 1}
     assert job.metrics["resumed_at_step"] == CONFIG["checkpoint_every"]
     assert job.provider_job_id == submission_id(job_id, 1)
-    async with cluster.doors.user_session(owner.scope) as session:
+    async with cluster.db.user_session(owner.scope) as session:
         said = [line.code for line in await logs.lines_of(session, owner.brand_id, job_id, 0, 100)]
     assert said.index("out_of_memory") < said.index("resumed") < said.index("trained")
 
@@ -153,7 +153,7 @@ async def test_a_long_job_is_there_once_shows_no_secret_can_be_canceled_retried_
 @pytest.mark.long
 async def test_a_job_that_an_engineer_submits_waits_for_its_turn_and_is_then_that_submission(cluster, owner):
     """It ends at its pictures, which is enough to see that it was read."""
-    async with cluster.doors.user_session(owner.scope) as session:
+    async with cluster.db.user_session(owner.scope) as session:
         await assets.set_caption(session, owner.brand_id, owner.user_id, owner.asset_ids[0], "a wall")
     async with cluster.holding_jobs():
         job_id = await owner.create()
@@ -202,7 +202,7 @@ async def test_data_that_is_not_fit_ends_a_job_before_it_trains_and_a_file_is_im
     store = cluster.store.brand(owner.brand_id)
     kohya = b"".join(kohya_file(adapter_bytes(family_of("sd15"), 2, 0, "attention"), "sd15"))
     new = imports.NewImport(model_type="sd15", trigger_word="zilgo")
-    async with cluster.doors.user_session(owner.scope) as session:
+    async with cluster.db.user_session(owner.scope) as session:
         await assets.set_caption(session, owner.brand_id, owner.user_id, owner.asset_ids[0], "a wall")
         whose = (session, store, owner.brand_id, owner.user_id)
         importing = (await imports.create_import(*whose, new, kohya, ["sd15"])).id

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 import onbrand.client as sdk
+from onbrand.internal.log_lines import Line
 from onbrand.services import logs, training_worker
-from onbrand.services.logs import Line
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, upload, weights
 
@@ -47,7 +47,7 @@ class Trained:
     async def tell(self, *steps: int, lines: tuple[Line, ...] = ()) -> None:
         """Reports of these steps, and lines, in one transaction."""
         ticket = self.brand.ticket(self.id)
-        async with self.platform.doors.system_session(ticket) as session:
+        async with self.platform.db.system_session(ticket) as session:
             for step in steps:
                 numbers = {"step": step, "loss": 1 / (1 + step), "learning_rate": 1e-4, "eta_seconds": 60.0}
                 await training_worker.report(session, ticket, 1, numbers)

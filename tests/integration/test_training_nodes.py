@@ -19,7 +19,8 @@ import ray
 import torch
 
 from onbrand.config import Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
+from onbrand.internal import log_lines
 from onbrand.local.ray_head import OBJECT_STORE_BYTES, free_ports, num_cpus
 from onbrand.services import logs
 from onbrand.storage.store import ObjectStore
@@ -48,13 +49,13 @@ main()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def cluster(
-    tmp_path_factory: pytest.TempPathFactory, settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore
+    tmp_path_factory: pytest.TempPathFactory, settings: Settings, secrets: Secrets, db: Database, store: ObjectStore
 ) -> AsyncIterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
         folder = tmp_path_factory.mktemp("cluster")
         changes = {"train_resize_seconds": 3.0}
-        async with running_cluster(folder, settings, secrets, doors, store, **changes) as running:
+        async with running_cluster(folder, settings, secrets, db, store, **changes) as running:
             yield running
 
 
@@ -131,12 +132,12 @@ def take_away(node: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-async def said(cluster: Cluster, owner: Owner, job_id: str) -> list[logs.Line]:
-    async with cluster.doors.user_session(owner.scope) as session:
+async def said(cluster: Cluster, owner: Owner, job_id: str) -> list[log_lines.Line]:
+    async with cluster.db.user_session(owner.scope) as session:
         return list(await logs.lines_of(session, owner.brand_id, job_id, 0, 1000))
 
 
-async def until_said(cluster: Cluster, owner: Owner, job_id: str, code: str, times: int = 1) -> list[logs.Line]:
+async def until_said(cluster: Cluster, owner: Owner, job_id: str, code: str, times: int = 1) -> list[log_lines.Line]:
     """The lines of one code, once there are so many."""
     async with asyncio.timeout(300):
         while len(lines := [line for line in await said(cluster, owner, job_id) if line.code == code]) < times:

@@ -17,7 +17,7 @@ from onbrand.config import Limits, Settings
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, images, jobs, training_worker
+from onbrand.services import assets, brands, generation_parameters, generations, jobs, training_worker
 from onbrand.training.dispatch.admission import Bounds
 from onbrand.training.dispatch.dispatcher import MAX_ATTEMPTS, Dispatcher
 from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
@@ -79,22 +79,22 @@ def ray() -> Memory:
 
 
 @pytest.fixture
-async def dispatcher(settings_here, secrets, doors, ray) -> AsyncIterator[Dispatcher]:
+async def dispatcher(settings_here, secrets, db, ray) -> AsyncIterator[Dispatcher]:
     """Runs three jobs at a time; jobs that other tests left open are none of its."""
-    await fail_all_open_jobs(doors)
-    leading = Dispatcher(settings_here, secrets, doors, [ray], Bounds(3, 2))
+    await fail_all_open_jobs(db)
+    leading = Dispatcher(settings_here, secrets, db, [ray], Bounds(3, 2))
     yield leading
     await leading.resign()
 
 
 @pytest.fixture
-async def create(doors, store, make_brand, pictures, settings):
+async def create(db, store, make_brand, pictures, settings):
     """`await create()`: (brand, job id) of a new pending job; `brand=` for a second one of the same brand."""
     kept: dict[str, list[str]] = {}
 
     async def make(brand=None, **config: object):
         brand = brand or await make_brand("queued")
-        async with doors.user_session(brand.member.scope) as session:
+        async with db.user_session(brand.member.scope) as session:
             if brand.id not in kept:
                 files = [assets.Upload("a.png", pictures(1), "photo of [brand] logo")]
                 of_brand = store.brand(brand.id)
@@ -110,11 +110,11 @@ async def create(doors, store, make_brand, pictures, settings):
 
 
 @pytest.fixture
-async def row(doors):
+async def row(db):
     """`await row(brand, job_id)`: the job as its members see it."""
 
     async def read(brand, job_id: str) -> jobs.TrainingJob:
-        async with doors.user_session(brand.member.scope) as session:
+        async with db.user_session(brand.member.scope) as session:
             return await jobs.get_job(session, brand.id, job_id)
 
     return read
@@ -132,13 +132,13 @@ async def test_a_pending_job_gets_a_ticket_and_is_submitted_once(dispatcher, cre
 
 
 async def test_the_tickets_file_is_only_ours_and_goes_when_the_job_has_ended(
-    dispatcher, create, doors, settings_here, tmp_path
+    dispatcher, create, db, settings_here, tmp_path
 ):
     brand, job_id = await create()
     await dispatcher.tick()
     [file] = tmp_path.rglob("ticket")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    async with doors.system_session(brand.ticket(job_id)) as session:
+    async with db.system_session(brand.ticket(job_id)) as session:
         await training_worker.fail(session, brand.ticket(job_id), "any", "any reason")
     await dispatcher.tick()
     with pytest.raises(TicketRefused):
@@ -171,10 +171,10 @@ async def test_a_job_that_ended_without_a_word_is_tried_three_times_and_then_hon
     assert len(ray.statuses) == MAX_ATTEMPTS
 
 
-async def test_after_a_restart_a_running_job_is_submitted_again(dispatcher, create, row, ray, doors):
+async def test_after_a_restart_a_running_job_is_submitted_again(dispatcher, create, row, ray, db):
     brand, job_id = await create()
     await dispatcher.tick()
-    async with doors.system_session(brand.ticket(job_id)) as session:
+    async with db.system_session(brand.ticket(job_id)) as session:
         await training_worker.report(session, brand.ticket(job_id), 40, {"step": 4})
     ray.statuses.clear()
     await dispatcher.tick()
@@ -182,10 +182,10 @@ async def test_after_a_restart_a_running_job_is_submitted_again(dispatcher, crea
     assert (await row(brand, job_id)).provider_job_id == f"{job_id}-2"
 
 
-async def test_a_canceled_job_whose_worker_is_gone_is_canceled(dispatcher, create, row, ray, doors):
+async def test_a_canceled_job_whose_worker_is_gone_is_canceled(dispatcher, create, row, ray, db):
     brand, job_id = await create()
     await dispatcher.tick()
-    async with doors.user_session(brand.member.scope) as session:
+    async with db.user_session(brand.member.scope) as session:
         await jobs.request_cancel(session, brand.id, job_id)
     ray.statuses[f"{job_id}-1"] = "stopped"
     await dispatcher.tick()
@@ -203,9 +203,9 @@ async def test_a_provider_that_is_away_costs_waiting_and_no_attempt(dispatcher, 
     assert (await row(brand, job_id)).provider_job_id == f"{job_id}-1"
 
 
-async def test_a_job_for_a_provider_that_is_not_here_is_refused_by_name(settings_here, secrets, doors, create, row):
+async def test_a_job_for_a_provider_that_is_not_here_is_refused_by_name(settings_here, secrets, db, create, row):
     brand, job_id = await create()
-    elsewhere = Dispatcher(settings_here, secrets, doors, [Memory(name="elsewhere")])
+    elsewhere = Dispatcher(settings_here, secrets, db, [Memory(name="elsewhere")])
     await elsewhere.tick()
     await elsewhere.resign()
     job = await row(brand, job_id)
@@ -213,22 +213,22 @@ async def test_a_job_for_a_provider_that_is_not_here_is_refused_by_name(settings
     assert "'ray'" in job.error["message"]
 
 
-async def remove(doors, brand, person) -> None:
-    async with doors.user_session(brand.admin.scope) as session:
+async def remove(db, brand, person) -> None:
+    async with db.user_session(brand.admin.scope) as session:
         await brands.remove_member(session, brand.id, person.user_id)
 
 
 async def test_a_removed_members_job_is_stopped_and_failed_and_an_admin_can_retry_it(
-    dispatcher, create, ray, doors, settings_here
+    dispatcher, create, ray, db, settings_here
 ):
     brand, job_id = await create()
     await dispatcher.tick()
-    async with doors.system_session(brand.ticket(job_id)) as session:
+    async with db.system_session(brand.ticket(job_id)) as session:
         await training_worker.report(session, brand.ticket(job_id), 40, {"step": 4})
-    await remove(doors, brand, brand.member)
+    await remove(db, brand, brand.member)
     await dispatcher.tick()
     await dispatcher.tick()
-    async with doors.user_session(brand.admin.scope) as session:
+    async with db.user_session(brand.admin.scope) as session:
         job = await jobs.get_job(session, brand.id, job_id)
         [*_, last] = await jobs.events(session, brand.id, job_id)
         again = await jobs.retry(session, brand.id, brand.admin.user_id, job_id)
@@ -240,53 +240,53 @@ async def test_a_removed_members_job_is_stopped_and_failed_and_an_admin_can_retr
     await dispatcher.tick()
     assert f"{again.id}-1" in ray.statuses
     ticket = brand.ticket(again.id, on_behalf_of=brand.admin.user_id)
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         assert (await training_worker.spec_for_worker(session, ticket)).user_id == brand.admin.user_id
 
 
-async def test_a_removed_members_job_that_waits_never_starts(dispatcher, create, ray, doors):
+async def test_a_removed_members_job_that_waits_never_starts(dispatcher, create, ray, db):
     brand, job_id = await create()
-    await remove(doors, brand, brand.member)
+    await remove(db, brand, brand.member)
     await dispatcher.tick()
-    async with doors.user_session(brand.admin.scope) as session:
+    async with db.user_session(brand.admin.scope) as session:
         assert (await jobs.get_job(session, brand.id, job_id)).error["code"] == "member_removed"
     assert ray.statuses == {}
 
 
-async def test_a_removed_members_generation_is_ended(dispatcher, doors, make_brand):
+async def test_a_removed_members_generation_is_ended(dispatcher, db, make_brand):
     brand = await make_brand("drawn")
-    new = images.NewGeneration(prompt="a picture", model_type="sd15")
+    new = generation_parameters.NewGeneration(prompt="a picture", model_type="sd15")
     bases = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
-    async with doors.user_session(brand.member.scope) as session:
-        made = await images.create_generation(session, brand.id, brand.member.user_id, new, bases, Limits())
-    await remove(doors, brand, brand.member)
+    async with db.user_session(brand.member.scope) as session:
+        made = await generations.create_generation(session, brand.id, brand.member.user_id, new, bases, Limits())
+    await remove(db, brand, brand.member)
     await dispatcher.tick()
-    async with doors.user_session(brand.admin.scope) as session:
-        ended = await images.get_generation(session, brand.id, made.id)
+    async with db.user_session(brand.admin.scope) as session:
+        ended = await generations.get_generation(session, brand.id, made.id)
     assert (ended.status, ended.error["code"]) == ("failed", "member_removed")
 
 
-async def test_the_jobs_of_those_who_stay_go_on(dispatcher, create, row, doors):
+async def test_the_jobs_of_those_who_stay_go_on(dispatcher, create, row, db):
     brand, job_id = await create()
-    await remove(doors, brand, brand.member2)
+    await remove(db, brand, brand.member2)
     await dispatcher.tick()
     assert (await row(brand, job_id)).provider_job_id == f"{job_id}-1"
 
 
-async def test_a_provider_that_does_not_stop_a_job_keeps_nothing_from_ending(dispatcher, create, ray, doors):
+async def test_a_provider_that_does_not_stop_a_job_keeps_nothing_from_ending(dispatcher, create, ray, db):
     brand, job_id = await create()
     await dispatcher.tick()
     ray.stubborn = True
-    await remove(doors, brand, brand.member)
+    await remove(db, brand, brand.member)
     await dispatcher.tick()
-    async with doors.user_session(brand.admin.scope) as session:
+    async with db.user_session(brand.admin.scope) as session:
         assert (await jobs.get_job(session, brand.id, job_id)).status == "failed"
 
 
 @pytest.fixture
-async def other(settings_here, secrets, doors, ray) -> AsyncIterator[Dispatcher]:
+async def other(settings_here, secrets, db, ray) -> AsyncIterator[Dispatcher]:
     """A second dispatcher of the same platform."""
-    second = Dispatcher(settings_here, secrets, doors, [ray], Bounds(3, 2))
+    second = Dispatcher(settings_here, secrets, db, [ray], Bounds(3, 2))
     yield second
     await second.resign()
 
@@ -307,12 +307,12 @@ async def test_of_two_dispatchers_one_acts_and_the_other_takes_over_when_it_is_g
 
 
 async def test_two_dispatchers_at_once_start_each_job_once_and_no_more_than_may_run(
-    settings_here, secrets, doors, create, ray, row
+    settings_here, secrets, db, create, ray, row
 ):
     """Each is made to believe that it leads, as after a pause of one for longer than its lease."""
-    await fail_all_open_jobs(doors)
+    await fail_all_open_jobs(db)
     made = [await create() for _ in range(4)]
-    several = [Dispatcher(settings_here, secrets, doors, [ray], Bounds(3, 2)) for _ in range(3)]
+    several = [Dispatcher(settings_here, secrets, db, [ray], Bounds(3, 2)) for _ in range(3)]
     for each in several:
         each._lead = always_leads(each)
     await asyncio.gather(*(each.tick() for each in several))
@@ -334,22 +334,22 @@ def always_leads(dispatcher: Dispatcher):
     return lead
 
 
-async def test_an_attempt_that_a_late_dispatcher_reports_again_counts_once(dispatcher, create, row, doors):
+async def test_an_attempt_that_a_late_dispatcher_reports_again_counts_once(dispatcher, create, row, db):
     brand, job_id = await create()
     await dispatcher.tick()
     ticket = brand.ticket(job_id)
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         await training_worker.submitted(session, ticket, f"{job_id}-1", 1)
     assert (await row(brand, job_id)).attempts == 1
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         await training_worker.submitted(session, ticket, f"{job_id}-2", 2)
     with pytest.raises(Conflict):
-        async with doors.system_session(ticket) as session:
+        async with db.system_session(ticket) as session:
             await training_worker.submitted(session, ticket, f"{job_id}-1", 1)
 
 
 async def test_owners_are_told_what_their_jobs_wait_for_and_how_many_of_theirs_are_ahead(
-    dispatcher, create, row, ray, doors
+    dispatcher, create, row, ray, db
 ):
     brand, first = await create()
     waiting = [(await create(brand=brand))[1] for _ in range(3)]
@@ -363,11 +363,11 @@ async def test_owners_are_told_what_their_jobs_wait_for_and_how_many_of_theirs_a
         ("brand", True),
     ]
     assert [job.num_ahead for job in seen] == [0, 1, 2, 3]
-    async with doors.user_session(brand.member.scope) as session:
+    async with db.user_session(brand.member.scope) as session:
         told = await jobs.events(session, brand.id, waiting[1])
     assert [(event.kind, event.data) for event in told] == [("waiting", {"for": "brand"})]
     ray.statuses[f"{first}-1"] = "lost"
-    async with doors.system_session(brand.ticket(first)) as session:
+    async with db.system_session(brand.ticket(first)) as session:
         await training_worker.fail(session, brand.ticket(first), "any", "any reason")
     await dispatcher.tick()
     now = await row(brand, waiting[1])
@@ -405,14 +405,14 @@ async def test_the_operator_gives_a_brand_more_and_less(dispatcher, create, ray,
     assert len(ray.statuses) == 3
 
 
-async def test_a_brand_with_too_many_open_jobs_is_told_to_wait_and_another_is_not(create, database, doors):
+async def test_a_brand_with_too_many_open_jobs_is_told_to_wait_and_another_is_not(create, database, db):
     brand, first = await create()
     set_limits(database.owner_url, brand.id, {"max_open_trainings": 1})
     with pytest.raises(TooManyRequests) as refused:
         await create(brand=brand)
     assert refused.value.fields["retry_after"] > 0
     await create()
-    async with doors.system_session(brand.ticket(first)) as session:
+    async with db.system_session(brand.ticket(first)) as session:
         await training_worker.fail(session, brand.ticket(first), "any", "any reason")
     await create(brand=brand)
 

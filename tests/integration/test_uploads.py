@@ -23,7 +23,7 @@ from PIL import Image
 
 from onbrand.background import upload_cleanup
 from onbrand.config import Secrets
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.storage.layout import Key, incoming_file
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform, serving
@@ -88,7 +88,7 @@ class House:
 
     async def actions(self) -> list[tuple[str, dict[str, Any]]]:
         """The brand's record."""
-        async with self.platform.doors.user_session(self.brand.admin.scope) as session:
+        async with self.platform.db.user_session(self.brand.admin.scope) as session:
             rows = await session.all(
                 "select action, detail from audit.events where brand_id = %s order by seq", [self.brand.id]
             )
@@ -99,11 +99,11 @@ class House:
 async def platform_of_store(
     request: pytest.FixtureRequest,
     secrets: Secrets,
-    doors: Doors,
+    db: Database,
     data_folder: Callable[[], Any],
 ) -> AsyncIterator[Platform]:
     """The platform on each store in turn."""
-    async with serving(settings_of(request, data_folder()), secrets, doors) as running:
+    async with serving(settings_of(request, data_folder()), secrets, db) as running:
         running.store.check()
         yield running
 
@@ -429,7 +429,7 @@ async def test_an_abandoned_upload_is_swept_and_after_a_day_forgotten(
 ) -> None:
     old, young = await house.sent(picture), await house.sent(picture)
     grow_old(owner, old, "61 minutes")
-    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.db, house.platform.store)
     assert house.arrived(old) is None
     assert house.arrived(young) == picture
     assert (await house.get(old))["status"] == "expired"
@@ -437,7 +437,7 @@ async def test_an_abandoned_upload_is_swept_and_after_a_day_forgotten(
     assert (await house.complete(old)).status_code == 409
     grow_old(owner, old, "25 hours")
     await house.send(old, picture)  # by a link that was used late
-    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.db, house.platform.store)
     assert house.arrived(old) is None
     assert (await house.member.get(f"{house.path}/{old['id']}")).status_code == 404
 
@@ -447,7 +447,7 @@ async def test_what_a_removed_member_left_is_swept_too(house: House, owner: psyc
     async with house.platform.client(house.brand.admin) as admin:
         await admin.delete(f"/v1/brands/{house.brand.id}/members/{house.brand.member.user_id}")
     grow_old(owner, upload, "61 minutes")
-    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.db, house.platform.store)
     assert house.arrived(upload) is None
 
 
@@ -457,7 +457,7 @@ async def test_a_completed_upload_is_swept_and_its_asset_stays(
     upload = await house.sent(picture)
     done = (await house.complete(upload)).json()
     grow_old(owner, upload, "61 minutes")
-    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.db, house.platform.store)
     assert house.arrived(upload) is None
     assert (await house.get(upload))["asset_ids"] == done["asset_ids"]
     assert await kept_of(house, done)
@@ -468,10 +468,10 @@ async def test_two_sweepers_do_not_get_in_each_others_way(
 ) -> None:
     for _ in range(3):
         grow_old(owner, await house.sent(picture), "61 minutes")
-    doors, store = house.platform.doors, house.platform.store
-    nums = await asyncio.gather(upload_cleanup.sweep(doors, store), upload_cleanup.sweep(doors, store))
+    db, store = house.platform.db, house.platform.store
+    nums = await asyncio.gather(upload_cleanup.sweep(db, store), upload_cleanup.sweep(db, store))
     assert sum(nums) >= 3
-    assert await upload_cleanup.sweep(doors, store) == 0
+    assert await upload_cleanup.sweep(db, store) == 0
 
 
 async def test_bytes_that_cannot_be_removed_now_are_removed_later(
@@ -485,9 +485,9 @@ async def test_bytes_that_cannot_be_removed_now_are_removed_later(
     with monkeypatch.context() as broken:
         broken.setattr(BrandStore, "delete", lambda *_: (_ for _ in ()).throw(StorageError("no")))
         with pytest.raises(StorageError):
-            await upload_cleanup.sweep(house.platform.doors, house.platform.store)
+            await upload_cleanup.sweep(house.platform.db, house.platform.store)
     assert (await house.get(upload))["status"] == "pending"
-    await upload_cleanup.sweep(house.platform.doors, house.platform.store)
+    await upload_cleanup.sweep(house.platform.db, house.platform.store)
     assert house.arrived(upload) is None
 
 
@@ -501,7 +501,7 @@ async def test_an_ended_upload_is_never_opened_again(house: House, picture: byte
 
     for change in ("status = 'pending', ended_at = null", "status = 'completed'", "error = '{}'"):
         with pytest.raises(Conflict):
-            async with house.platform.doors.user_session(house.brand.member.scope) as session:
+            async with house.platform.db.user_session(house.brand.member.scope) as session:
                 await session.run(f"update app.uploads set {change} where id = %s", [upload["id"]])
 
 
@@ -517,7 +517,7 @@ async def test_an_upload_becomes_objects_of_its_own_member_only(house: House, pi
 
     for column, thing in (("asset_id", asset), ("document_id", document)):
         with pytest.raises(Forbidden):
-            async with house.platform.doors.user_session(house.brand.member.scope) as session:
+            async with house.platform.db.user_session(house.brand.member.scope) as session:
                 await session.run(
                     f"insert into app.upload_objects (brand_id, upload_id, index, {column}) values (%s, %s, 9, %s)",
                     [house.brand.id, done["id"], thing["id"]],

@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from onbrand.api.http.bytes_in_progress import BytesUnderWay
 from onbrand.config import Limits
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import Whose
+from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.services import assets
 from tests.conftest import MakeBrand
@@ -94,7 +94,7 @@ async def occupied(platform: Platform) -> AsyncIterator[Callable[[], Any]]:
     platform.app.state.checker = made
 
     async def stay(n: int) -> None:
-        async with made.on_behalf_of(Whose(f"other-{n}", f"other-{n}")).whole():
+        async with made.on_behalf_of(QueueOwner(f"other-{n}", f"other-{n}")).whole():
             await free.wait()
 
     tasks = [asyncio.create_task(stay(n)) for n in range(4)]

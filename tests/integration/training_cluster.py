@@ -18,7 +18,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from onbrand.app import create_system_app
 from onbrand.brand import Scope
 from onbrand.config import Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.local.ray_head import RayHead, free_ports
 from onbrand.local.supervisor import children, descendants
 from onbrand.services import assets, jobs, models
@@ -39,7 +39,7 @@ class Cluster:
     """What runs."""
 
     settings: Settings
-    doors: Doors
+    db: Database
     store: ObjectStore
     provider: RayProvider
     dispatcher: Dispatcher
@@ -80,7 +80,7 @@ def command_line(pid: int) -> str:
 
 @contextlib.asynccontextmanager
 async def running_cluster(
-    folder: Path, settings: Settings, secrets: Secrets, doors: Doors, store: ObjectStore, **changes: object
+    folder: Path, settings: Settings, secrets: Secrets, db: Database, store: ObjectStore, **changes: object
 ) -> AsyncIterator[Cluster]:
     """A cluster with its data directory in `folder`; ended with all it started, this process's environment as before.
 
@@ -96,22 +96,20 @@ async def running_cluster(
         "device": "cpu",
     }
     known = settings.model_copy(update=usual | changes)
-    await fail_all_open_jobs(doors)
+    await fail_all_open_jobs(db)
     before = dict(os.environ)
     neighbours = frozenset(children(os.getpid()))
     starved = Path(__file__).parent / "starved"
     ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(starved)})
-    server = uvicorn.Server(
-        uvicorn.Config(create_system_app(known, secrets, doors, store), port=port, log_level="error")
-    )
+    server = uvicorn.Server(uvicorn.Config(create_system_app(known, secrets, db, store), port=port, log_level="error"))
     try:
         ray_head.launch()
         reset_auth_token_state()  # Ray was imported before this cluster had a token
         with ray_head.connected():
             provider = RayProvider(known)
-            dispatcher = Dispatcher(known, secrets, doors, [provider], Bounds(2, 2), tick_seconds=0.3)
+            dispatcher = Dispatcher(known, secrets, db, [provider], Bounds(2, 2), tick_seconds=0.3)
             async with _serving(server), _running(dispatcher.run()):
-                yield Cluster(known, doors, store, provider, dispatcher, neighbours)
+                yield Cluster(known, db, store, provider, dispatcher, neighbours)
     finally:
         await asyncio.to_thread(ray_head.stop)
         os.environ.clear()
@@ -154,34 +152,34 @@ class Owner:
     async def with_pictures(cls, cluster: Cluster, brand, pictures) -> Owner:
         files = [assets.Upload(f"{n}.png", pictures(n), f"photo of [brand] logo {n}") for n in range(NUM_PICTURES)]
         scope, store = brand.member.scope, cluster.store.brand(brand.id)
-        async with cluster.doors.user_session(scope) as session:
+        async with cluster.db.user_session(scope) as session:
             stored = await assets.upload(session, store, brand.id, scope.user_id, files, cluster.settings.limits)
         return cls(cluster, brand.id, scope.user_id, [asset.id for asset in stored], scope)
 
     async def create(self, **config: object) -> str:
         wanted = {name: value for name, value in (CONFIG | config).items() if value is not None}
         new = jobs.NewJob(name="a job", model_type="sd15", training_config=wanted, training_asset_ids=self.asset_ids)
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             return (await jobs.create_job(session, self.brand_id, self.user_id, new)).id
 
     async def job(self, job_id: str) -> jobs.TrainingJob:
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             return await jobs.get_job(session, self.brand_id, job_id)
 
     async def retry(self, job_id: str) -> str:
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             return (await jobs.retry(session, self.brand_id, self.user_id, job_id)).id
 
     async def stop(self, job_id: str) -> None:
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             await jobs.request_stop(session, self.brand_id, job_id)
 
     async def events(self, job_id: str) -> list[Event]:
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             return await jobs.events(session, self.brand_id, job_id)
 
     async def cancel(self, job_id: str) -> None:
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             await jobs.request_cancel(session, self.brand_id, job_id)
 
     async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 600):
@@ -195,7 +193,7 @@ class Owner:
 
     async def adapter(self, job: jobs.TrainingJob) -> dict[str, torch.Tensor]:
         """The published tensors."""
-        async with self.cluster.doors.user_session(self.scope) as session:
+        async with self.cluster.db.user_session(self.scope) as session:
             model = await models.get_model(session, self.brand_id, job.model_id)
             return safetensors.torch.load(self.cluster.store.brand(self.brand_id).read(model.key))
 

@@ -1,16 +1,16 @@
 """Jobs that earlier tests left open, out of a dispatcher's way."""
 
 from onbrand.brand import Ticket
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.services import training_worker
 
 
-async def fail_all_open_jobs(doors: Doors) -> None:
+async def fail_all_open_jobs(db: Database) -> None:
     """End every pending or training job of the test database."""
-    async with doors.dispatch_session() as session:
+    async with db.dispatch_session() as session:
         await training_worker.end_orphaned(session)
         left = [entry for entry in await training_worker.queue(session) if entry.kind == "training"]
     for entry in left:
         ticket = Ticket.issue(entry.brand_id, entry.job_id, entry.user_id, "training", 60)
-        async with doors.system_session(ticket) as session:
+        async with db.system_session(ticket) as session:
             await training_worker.fail(session, ticket, "swept", "left by another test")

@@ -15,16 +15,17 @@ from onbrand.brand import KEY_SCOPES
 from onbrand.config import Limits
 from onbrand.db.claims import ClaimsSigner
 from onbrand.db.limits import set_limits
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.families.spec import with_family_defaults
 from onbrand.sandbox.results import CleanDocument
 from onbrand.services import (
     assets,
     brands,
     documents,
+    generation_parameters,
     generation_worker,
+    generations,
     idempotency,
-    images,
     invitations,
     jobs,
     keys,
@@ -85,11 +86,11 @@ class Tries:
             return "last_admin"
 
 
-async def _keys(doors: Doors, acme: BrandOfPeople, globex: BrandOfPeople) -> dict[str, keys.ApiKey]:
+async def _keys(db: Database, acme: BrandOfPeople, globex: BrandOfPeople) -> dict[str, keys.ApiKey]:
     """By persona: ACME's with one scope, ACME's with every other, GLOBEX's with all; their admins made them."""
-    async with doors.user_session(globex.admin.scope) as session:
+    async with db.user_session(globex.admin.scope) as session:
         made: dict[str, keys.ApiKey] = {"other_key": await keys.create_key(session, globex.id, "other", KEY_SCOPES)}
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         for scope in KEY_SCOPES:
             others = [each for each in KEY_SCOPES if each != scope]
             made[f"key:{scope}"] = await keys.create_key(session, acme.id, "a key", [scope])
@@ -102,20 +103,20 @@ def _a_picture(brand_id: str, sha256: str, data: bytes) -> tuple[Any, ...]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(database, doors, store, make_brand, make_user, pictures, secrets) -> World:
+async def world(database, db, store, make_brand, make_user, pictures, secrets) -> World:
     """Made once, through the services."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, newcomer, member3 = [await make_user(name) for name in ("removed", "newcomer", "member3")]
     bytes_of = store.brand(acme.id)
     member = acme.member
     for person, role in ((removed, "admin"), (member3, "member")):
-        await join(doors, acme.id, acme.admin, person, role)
-    async with doors.user_session(acme.admin.scope) as session:
+        await join(db, acme.id, acme.admin, person, role)
+    async with db.user_session(acme.admin.scope) as session:
         await brands.remove_member(session, acme.id, removed.user_id)
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         invitation = await invitations.invite(session, acme.id, "invited@example.com", "member")
-    made = await _keys(doors, acme, globex)
-    async with doors.user_session(member.scope) as session:
+    made = await _keys(db, acme, globex)
+    async with db.user_session(member.scope) as session:
         files = [assets.Upload(f"{seed}.png", pictures(seed), object="logo") for seed in (1, 2, 3)]
         asset, other_asset, free = await assets.upload(session, bytes_of, acme.id, member.user_id, files, Limits())
 
@@ -130,17 +131,17 @@ async def world(database, doors, store, make_brand, make_user, pictures, secrets
         await idempotency.claim(session, call)
     for job_id in (trains, trains_too):
         ticket = acme.ticket(job_id)
-        async with doors.system_session(ticket) as session:
+        async with db.system_session(ticket) as session:
             await training_worker.report(session, ticket, 1, {"loss": 0.5})
-    async with doors.system_session(acme.ticket(ended)) as session:
+    async with db.system_session(acme.ticket(ended)) as session:
         await training_worker.fail(session, acme.ticket(ended), "test", "a test")
-    async with doors.system_session(acme.ticket(published)) as session:
+    async with db.system_session(acme.ticket(published)) as session:
         model = await training_worker.publish(session, bytes_of, acme.ticket(published), safetensors(), FACTS)
-    async with doors.user_session(member.scope) as session:
-        new = images.NewGeneration(prompt="a picture", model=model.name, num_images=2)
-        other = images.NewGeneration(prompt="a picture", model_type="sd15")
+    async with db.user_session(member.scope) as session:
+        new = generation_parameters.NewGeneration(prompt="a picture", model=model.name, num_images=2)
+        other = generation_parameters.NewGeneration(prompt="a picture", model_type="sd15")
         drawn, drawn_too = [
-            await images.create_generation(session, acme.id, member.user_id, each, RECOMMENDED, Limits())
+            await generations.create_generation(session, acme.id, member.user_id, each, RECOMMENDED, Limits())
             for each in (new, other)
         ]
         await brands.record(session, acme.id, "model.download", {"model_id": model.id})
@@ -160,7 +161,7 @@ async def world(database, doors, store, make_brand, make_user, pictures, secrets
             [acme.id, ended_upload.id, asset.id],
         )
     drawing = acme.ticket(drawn.id, "generation")
-    async with doors.system_session(drawing) as session:
+    async with db.system_session(drawing) as session:
         await generation_worker.start_generation(session, drawing)
         image = await generation_worker.add_image(
             session, bytes_of, drawing, *_a_picture(acme.id, model.sha256, pictures(7))

@@ -22,7 +22,7 @@ import httpx
 from PIL import Image
 
 from onbrand.internal.client import AsyncSystemClient
-from onbrand.services.images import RenderRequest
+from onbrand.internal.generation import RenderRequest
 from tests.conftest import BrandOfPeople
 from tests.ingress import FakeGenerator, Platform, upload, weights
 from tests.receipts import receipt_for
@@ -38,10 +38,10 @@ class MarkingGenerator(FakeGenerator):
     """Paints a brand's colour: that of the mark in the prompt."""
 
     async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
-        number = number_in(request.prompt)
-        data = painted(number, request.seed + index, request.width)
-        size = (request.width, request.height)
-        await client.add_image(index, request.seed + index, data, "image/png", *size, receipt_for(request))
+        number = number_in(request.parameters.prompt)
+        data = painted(number, request.parameters.seed + index, request.parameters.width)
+        size = (request.parameters.width, request.parameters.height)
+        await client.add_image(index, request.parameters.seed + index, data, "image/png", *size, receipt_for(request))
 
 
 def mark(number: int) -> str:

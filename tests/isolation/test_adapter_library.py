@@ -16,7 +16,7 @@ from torch import nn
 from onbrand.adapter import AdapterRef
 from onbrand.brand import Ticket
 from onbrand.errors import AdapterRefused, NotFound, TicketRefused
-from onbrand.services.images import RenderRequest
+from onbrand.internal.generation import GenerationParameters, RenderRequest
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.generation_runner import must_be_for
 
@@ -98,12 +98,9 @@ def test_another_familys_weights_are_not_tried(library: AdapterLibrary, publishe
 def asked(published: bytes, brand: str = "acme", kind: str = "generation", of: str = GENERATION) -> RenderRequest:
     """A request with a ticket for ACME and an adapter of `brand`."""
     ticket = Ticket.issue("acme", of, MEMBER, kind, 600).sign("s" * 32)  # type: ignore[arg-type]
-    fields: dict[str, Any] = dict.fromkeys(
-        ("width", "height", "num_images", "seed", "num_inference_steps", "guidance_scale", "true_cfg_scale"), 1
-    )
-    words = {"prompt": "p", "negative_prompt": "", "output_format": "png"}
+    parameters = GenerationParameters(prompt="p", seed=1)
     adapters = ((ref_of(published, "acme"), 1.0), (ref_of(published, brand), 1.0))
-    return RenderRequest(generation_id=GENERATION, ticket=ticket, adapters=adapters, **fields, **words)
+    return RenderRequest(generation_id=GENERATION, ticket=ticket, adapters=adapters, parameters=parameters)
 
 
 def test_a_replica_draws_with_a_ticket_for_this_generation(published: bytes) -> None:

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from onbrand.brand import Scope
 from onbrand.db.claims import ClaimsSigner, install_key
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
 from tests.signing import SET, become, forge, stamp_of
 
@@ -111,18 +111,18 @@ def test_claims_that_change_within_a_statement_are_not_believed(database, world)
 
 async def test_a_platform_whose_key_the_database_does_not_know_is_told_at_its_start(database):
     with pytest.raises(ConfigurationError, match="key for claims"):
-        await Doors.open(database.web_url, claims_key="ab" * 32)
+        await Database.open(database.web_url, claims_key="ab" * 32)
 
 
 async def test_a_key_is_replaced_while_the_one_before_is_in_use(database, secrets, world):
     install_key(database.owner_url, "ab" * 32)
     try:
         for key in (secrets.claims, "ab" * 32):
-            doors = await Doors.open(database.web_url, claims_key=key)
-            await doors.close()
+            db = await Database.open(database.web_url, claims_key=key)
+            await db.close()
         install_key(database.owner_url, "cd" * 32)
         with pytest.raises(ConfigurationError):
-            await Doors.open(database.web_url, claims_key=secrets.claims)
+            await Database.open(database.web_url, claims_key=secrets.claims)
     finally:
         install_key(database.owner_url, secrets.claims)
 
@@ -210,7 +210,7 @@ LEFT = {
 
 @pytest.mark.parametrize("what", LEFT)
 async def test_nothing_stays_on_a_connection(what: str, database, world, secrets):
-    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     here = Scope(world.ids["member"], within=world.ids["brand"])
     state = (
         "select (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) as locks,"
@@ -219,30 +219,30 @@ async def test_nothing_stays_on_a_connection(what: str, database, world, secrets
         " current_setting('default_transaction_read_only') as read_only, current_setting('row_security') as secured,"
         " current_setting('statement_timeout') as timeout"
     )
-    async with doors.user_session(here) as session:
+    async with db.user_session(here) as session:
         before = await session.one(state)
-    async with doors.user_session(here) as session:
+    async with db.user_session(here) as session:
         await session.run(LEFT[what])
-    async with doors.user_session(here) as session:
+    async with db.user_session(here) as session:
         assert await session.one(state) == before
         assert await session.all("select id from app.models")
-    await doors.close()
+    await db.close()
 
 
 async def test_a_statement_that_stands_in_for_one_of_ours_meets_nobody(database, world, secrets):
-    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     here = Scope(world.ids["member"], within=world.ids["brand"])
     question = "select id from app.models where brand_id = %s"
     for _ in range(8):  # prepared by now
-        async with doors.user_session(here) as session:
+        async with db.user_session(here) as session:
             assert await session.all(question, [world.ids["brand"]])
-    async with doors.user_session(here) as session:
+    async with db.user_session(here) as session:
         name = (await session.one("select min(name) as name from pg_prepared_statements"))["name"]
         await session.run(f'deallocate "{name}"')
         await session.run(f"prepare \"{name}\" (text) as select set_config('stolen.text', $1, false) as id")
-    async with doors.user_session(here) as session:
+    async with db.user_session(here) as session:
         assert [row["id"] for row in await session.all(question, [world.ids["brand"]])] == [world.ids["model"]]
-    await doors.close()
+    await db.close()
 
 
 def test_nobody_computes_the_key_of_a_lock(database, owner, world):

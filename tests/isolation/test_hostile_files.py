@@ -11,19 +11,19 @@ from tests.conftest import MakeBrand
 from tests.ingress import Platform, weights
 from tests.isolation.hostile import archives, papers, pictures
 from tests.isolation.hostile.corpus import Hostile, corpus
-from tests.isolation.hostile.sending import Doors, open_doors
+from tests.isolation.hostile.sending import Database, open_doors
 
 CORPUS = corpus()
 
 
 @pytest.fixture(scope="module")
-async def doors_of_files(platform: Platform, make_brand: MakeBrand) -> AsyncIterator[Doors]:
+async def doors_of_files(platform: Platform, make_brand: MakeBrand) -> AsyncIterator[Database]:
     async with open_doors(platform, await make_brand("hostile")) as opened:
         yield opened
 
 
 @pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name)
-async def test_a_hostile_file_is_refused_with_its_reason(hostile: Hostile, doors_of_files: Doors) -> None:
+async def test_a_hostile_file_is_refused_with_its_reason(hostile: Hostile, doors_of_files: Database) -> None:
     answer = await doors_of_files.send(hostile.door, hostile.filename, hostile.make())
     said = answer.json()
     assert answer.status_code in hostile.statuses, said
@@ -41,7 +41,7 @@ def test_the_corpus_is_large_and_has_every_kind() -> None:
     assert {hostile.door for hostile in CORPUS} == {"assets", "documents", "publish"}
 
 
-async def test_after_all_of_them_good_files_are_taken(doors_of_files: Doors) -> None:
+async def test_after_all_of_them_good_files_are_taken(doors_of_files: Database) -> None:
     good = [
         ("assets", "a.png", pictures.picture("PNG", 100)),
         ("assets", "a.jpg", pictures.picture("JPEG")),

@@ -143,7 +143,7 @@ async def test_a_link_that_is_refused_is_no_line(world: World) -> None:
 
 async def lines(world: World) -> list[dict[str, Any]]:
     """ACME's record."""
-    async with world.platform.doors.user_session(world.acme.admin.scope) as session:
+    async with world.platform.db.user_session(world.acme.admin.scope) as session:
         query = "select user_id, action, detail from audit.events where brand_id = %s order by seq"
         return await session.all(query, [world.acme.id])
 

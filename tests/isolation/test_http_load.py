@@ -17,7 +17,7 @@ import pytest
 from onbrand.brand import Scope
 from onbrand.config import Secrets, Settings
 from onbrand.db.logins import DatabaseUrls
-from onbrand.db.session import Doors, Session
+from onbrand.db.session import Database, Session
 from tests.conftest import MakeBrand
 from tests.ingress import Platform, serving
 from tests.isolation.crowd import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
@@ -27,7 +27,7 @@ SEED = int(os.environ.get("ONBRAND_TEST_LOAD_SEED", "1"))
 NUM_BRANDS, CONCURRENCY, POOL = 20, 50, (1, 3)
 
 
-class MixedUpDoors(Doors):
+class MixedUpDatabase(Database):
     """Doors with the fault that the test is to find: now and then a session is that of whoever came before."""
 
     before: Scope | None = None
@@ -63,13 +63,13 @@ async def test_twenty_brands_on_three_connections_see_nothing_of_each_other(
     make_brand: MakeBrand,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    doors = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL)
+    db = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL)
     eyes = Eyes()
-    async with serving(settings, secrets, doors, MarkingGenerator) as platform:
+    async with serving(settings, secrets, db, MarkingGenerator) as platform:
         async with visitors_of(platform, make_brand, NUM_BRANDS, eyes) as visitors:
             await settle(platform, visitors)
             done = await mingle(visitors, NUM_REQUESTS, CONCURRENCY, SEED)
-    await doors.close()
+    await db.close()
     with capsys.disabled():
         num = done["requests"]
         print(f"\n{num} requests of {NUM_BRANDS} brands, {eyes.num_ids} ids looked at: {len(eyes.leaks)} leaks")
@@ -83,11 +83,11 @@ async def test_a_session_of_somebody_else_is_noticed(
     settings: Settings, secrets: Secrets, database: DatabaseUrls, make_brand: MakeBrand
 ) -> None:
     """The test of the test: behind doors that mix people up, somebody soon sees another brand, or not their own."""
-    sound = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL)
+    sound = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL)
     async with serving(settings, secrets, sound, MarkingGenerator) as platform:
         async with visitors_of(platform, make_brand, 3, Eyes()) as visitors:
             await settle(platform, visitors)
-            mixed_up = await MixedUpDoors.open(
+            mixed_up = await MixedUpDatabase.open(
                 database.web_url, database.system_url, claims_key=secrets.claims, pool=POOL
             )
             async with serving(settings, secrets, mixed_up, MarkingGenerator) as broken:

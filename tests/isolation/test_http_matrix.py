@@ -17,7 +17,7 @@ import yaml
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
-from onbrand.services import generation_worker, images, training_worker
+from onbrand.services import generation_parameters, generation_worker, generations, training_worker
 from tests.conftest import MakeBrand, MakeUser
 from tests.ingress import Platform, upload, weights
 from tests.isolation import world as worlds
@@ -198,7 +198,7 @@ async def _things_for(world: World, row: dict[str, Any]) -> dict[str, str]:
     """ACME's things; a picture that is to be deleted is one that no job uses, a job that is to be stopped has begun."""
     if "begun" in row:
         ticket = world.acme.ticket(world.things["job"])
-        async with world.platform.doors.system_session(ticket) as session:
+        async with world.platform.db.system_session(ticket) as session:
             await training_worker.report(session, ticket, 1)
     if (row["resource"], row["verb"]) != ("training data", "delete"):
         return world.things
@@ -224,19 +224,19 @@ async def _prepare(world: World, row: dict[str, Any]) -> None:
         world.things["job"] = answer.json()["id"]
     if "drawn" in row:
         ticket = world.acme.ticket(world.things["generation"], "generation")
-        async with world.platform.doors.system_session(ticket) as session:
+        async with world.platform.db.system_session(ticket) as session:
             await worlds.add_image(world, session, ticket, 1)
 
 
 async def _draw_with_the_model(world: World) -> str:
     """A generation that draws with the model: only the ticket of such a one may read the weights."""
     platform, acme = world.platform, world.acme
-    new = images.NewGeneration(prompt="p", model=world.things["model"])
-    async with platform.doors.user_session(acme.member.scope) as session:
-        bases, limits = images.recommended_of(platform.settings), platform.settings.limits
-        made = await images.create_generation(session, acme.id, acme.member.user_id, new, bases, limits)
+    new = generation_parameters.NewGeneration(prompt="p", model=world.things["model"])
+    async with platform.db.user_session(acme.member.scope) as session:
+        bases, limits = generations.recommended_of(platform.settings), platform.settings.limits
+        made = await generations.create_generation(session, acme.id, acme.member.user_id, new, bases, limits)
     ticket = acme.ticket(made.id, "generation")
-    async with platform.doors.system_session(ticket) as session:
+    async with platform.db.system_session(ticket) as session:
         await generation_worker.start_generation(session, ticket)
     return made.id
 

@@ -21,9 +21,9 @@ import psycopg
 import pytest
 from fastapi.routing import APIRoute
 
-from onbrand.api import authorization as callers
+from onbrand.api import authorization
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Forbidden, NotFound
 from onbrand.services import jobs, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, join
@@ -199,7 +199,7 @@ async def test_its_maker_removed_the_key_is_dead_and_stays_so_when_they_come_bac
 ) -> None:
     second = await make_user("second")
     async with platform.client(acme.admin) as admin:
-        await join(platform.doors, acme.id, acme.admin, second, "admin")
+        await join(platform.db, acme.id, acme.admin, second, "admin")
         async with platform.client(second) as theirs:
             body = {"name": "theirs", "scopes": list(KEY_SCOPES)}
             key = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()["key"]
@@ -207,7 +207,7 @@ async def test_its_maker_removed_the_key_is_dead_and_stays_so_when_they_come_bac
             assert (await client.get(f"/v1/brands/{acme.id}")).status_code == 200
             await admin.delete(f"/v1/brands/{acme.id}/members/{second.user_id}")
             assert told(await client.get(f"/v1/brands/{acme.id}")) == (401, "unauthenticated")
-            await join(platform.doors, acme.id, acme.admin, second, "admin")
+            await join(platform.db, acme.id, acme.admin, second, "admin")
             assert told(await client.get(f"/v1/brands/{acme.id}")) == (401, "unauthenticated")
 
 
@@ -216,7 +216,7 @@ async def test_its_maker_demoted_the_key_manages_no_more(
 ) -> None:
     second = await make_user("second")
     async with platform.client(acme.admin) as admin:
-        await join(platform.doors, acme.id, acme.admin, second, "admin")
+        await join(platform.db, acme.id, acme.admin, second, "admin")
         async with platform.client(second) as theirs:
             body = {"name": "theirs", "scopes": list(KEY_SCOPES)}
             key = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()["key"]
@@ -286,7 +286,7 @@ async def test_a_key_reaches_its_brand_and_no_other_of_its_maker(
     platform: Platform, acme: BrandOfPeople, make_brand: MakeBrand
 ) -> None:
     other = await make_brand("other")
-    await join(platform.doors, other.id, other.admin, acme.admin, "admin")
+    await join(platform.db, other.id, other.admin, acme.admin, "admin")
     async with with_key(platform, (await make_key(platform, acme))["key"]) as client:
         theirs = await client.get(f"/v1/brands/{other.id}")
         never = await client.get("/v1/brands/never-was-there")
@@ -322,17 +322,17 @@ async def test_openais_face_refuses_a_key_without_generate(platform: Platform, a
 # the routes: what a key must be allowed stands in each signature
 
 NEEDS = {
-    callers.Member: "read",
-    callers.MemberAccess: "read",
-    callers.Uploader: "upload",
-    callers.UploaderAccess: "upload",
-    callers.Trainer: "train",
-    callers.TrainerAccess: "train",
-    callers.Artist: "generate",
-    callers.ArtistAccess: "generate",
-    callers.Manager: "manage",
-    callers.Admin: "manage",
-    callers.AdminInPerson: "manage",
+    authorization.ReadPermission: "read",
+    authorization.ReadAccess: "read",
+    authorization.UploadPermission: "upload",
+    authorization.UploadAccess: "upload",
+    authorization.TrainPermission: "train",
+    authorization.TrainAccess: "train",
+    authorization.GeneratePermission: "generate",
+    authorization.GenerateAccess: "generate",
+    authorization.ManagePermission: "manage",
+    authorization.Admin: "manage",
+    authorization.AdminUserOnly: "manage",
 }
 
 
@@ -371,11 +371,11 @@ def test_every_route_of_a_brand_says_what_a_key_needs(platform: Platform) -> Non
 
 
 @asynccontextmanager
-async def as_key(doors: Doors, made: dict[str, Any], **claims: Any):  # type: ignore[no-untyped-def]
+async def as_key(db: Database, made: dict[str, Any], **claims: Any):  # type: ignore[no-untyped-def]
     """A transaction with a key's claims, for the first thing that it may; `claims` changes them."""
     said = {"user_id": made["user_id"], "brand_id": made["brand_id"], "key_id": made["id"]}
     said |= {"purpose": made["scopes"][0]} | claims
-    async with doors.user_session(Scope(**said)) as session:
+    async with db.user_session(Scope(**said)) as session:
         yield session
 
 
@@ -410,7 +410,7 @@ async def keyed(platform: Platform, make_brand: MakeBrand, pictures: Any) -> dic
     async with platform.client(brand.admin) as admin:
         asset = await upload(admin, brand.id, pictures(1))
         used = await upload(admin, brand.id, pictures(2))
-    async with platform.doors.user_session(brand.admin.scope) as session:
+    async with platform.db.user_session(brand.admin.scope) as session:
         new = jobs.NewJob(name="j", model_type="sd15", training_asset_ids=[used["id"]])
         job = await jobs.create_job(session, brand.id, brand.admin.user_id, new)
     ids = {"brand": brand.id, "me": brand.admin.user_id, "asset": asset["id"], "job": job.id}
@@ -423,11 +423,11 @@ class Undone(Exception):
     """Rolls a try back."""
 
 
-async def touched(doors: Doors, made: dict[str, Any], statement: str, ids: dict[str, str], **claims: Any) -> int:
+async def touched(db: Database, made: dict[str, Any], statement: str, ids: dict[str, str], **claims: Any) -> int:
     """How many rows the statement touches with the key's claims; -1 when the database refuses it."""
     num = -1
     try:
-        async with as_key(doors, made, **claims) as session:
+        async with as_key(db, made, **claims) as session:
             num = await session.run(statement, ids)
             raise Undone
     except Undone:
@@ -438,30 +438,30 @@ async def touched(doors: Doors, made: dict[str, Any], statement: str, ids: dict[
 
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_the_database_lets_a_key_write_with_the_scope_and_not_without(
-    name: str, doors: Doors, keyed: dict[str, Any]
+    name: str, db: Database, keyed: dict[str, Any]
 ) -> None:
     scope, statement = STATEMENTS[name]
-    assert await touched(doors, keyed["alone"][scope], statement, keyed["ids"]) > 0
-    assert await touched(doors, keyed["without"][scope], statement, keyed["ids"]) <= 0
+    assert await touched(db, keyed["alone"][scope], statement, keyed["ids"]) > 0
+    assert await touched(db, keyed["without"][scope], statement, keyed["ids"]) <= 0
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_claims_narrow_a_key_and_never_widen_it(name: str, doors: Doors, keyed: dict[str, Any]) -> None:
+async def test_claims_narrow_a_key_and_never_widen_it(name: str, db: Database, keyed: dict[str, Any]) -> None:
     scope, statement = STATEMENTS[name]
     narrow, wide = frozenset(set(KEY_SCOPES) - {scope}), frozenset(KEY_SCOPES)
-    assert await touched(doors, keyed["alone"][scope], statement, keyed["ids"], scopes=narrow) <= 0
-    assert await touched(doors, keyed["without"][scope], statement, keyed["ids"], scopes=wide) <= 0
+    assert await touched(db, keyed["alone"][scope], statement, keyed["ids"], scopes=narrow) <= 0
+    assert await touched(db, keyed["without"][scope], statement, keyed["ids"], scopes=wide) <= 0
 
 
 @pytest.mark.parametrize("purpose", KEY_SCOPES)
 async def test_a_key_sees_rows_for_what_it_may_and_for_nothing_else(
-    purpose: KeyScope, doors: Doors, keyed: dict[str, Any]
+    purpose: KeyScope, db: Database, keyed: dict[str, Any]
 ) -> None:
     """Reading needs a scope in the database, too: a route that forgets to say what it needs shows a key nothing."""
     count = "select count(*)::int as num from app.brand_assets"
 
     async def num_seen(kind: str, **claims: Any) -> int:
-        async with as_key(doors, keyed[kind][purpose], **claims) as session:
+        async with as_key(db, keyed[kind][purpose], **claims) as session:
             return int((await session.one(count))["num"])
 
     assert await num_seen("alone", purpose=purpose) > 0
@@ -474,11 +474,11 @@ async def test_a_key_sees_rows_for_what_it_may_and_for_nothing_else(
 
 
 async def test_a_key_that_has_expired_reaches_nothing_from_the_next_statement_on(
-    doors: Doors, platform: Platform, acme: BrandOfPeople, owner: psycopg.Connection
+    db: Database, platform: Platform, acme: BrandOfPeople, owner: psycopg.Connection
 ) -> None:
     made = await make_key(platform, acme)
     question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
-    async with as_key(doors, made) as session:
+    async with as_key(db, made) as session:
         assert await session.one(question) == {"b": acme.id, "a": True, "m": True}
         owner.execute(
             "update app.api_keys set created_at = now() - interval '2 h', expires_at = now() where id = %s",
@@ -489,40 +489,40 @@ async def test_a_key_that_has_expired_reaches_nothing_from_the_next_statement_on
 
 
 async def test_what_claims_to_be_a_key_and_a_page_is_neither(
-    doors: Doors, platform: Platform, acme: BrandOfPeople
+    db: Database, platform: Platform, acme: BrandOfPeople
 ) -> None:
     made = await make_key(platform, acme)
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         async with session.asking("open_session", "a" * 64):
             page = await session.one("select id from private.open_session(repeat('a', 64), '1 h', '1 h')")
     question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
     for both in ({"session_id": page["id"]}, {"session_id": str(uuid.uuid4())}):
-        async with as_key(doors, made, **both) as session:
+        async with as_key(db, made, **both) as session:
             assert await session.one(question) == {"b": None, "a": False, "m": False}
 
 
 @pytest.mark.parametrize("change", ["another brand", "no brand", "another user", "no such key"])
 async def test_claims_that_do_not_fit_the_keys_row_reach_nothing(
-    change: str, doors: Doors, keyed: dict[str, Any], make_brand: MakeBrand
+    change: str, db: Database, keyed: dict[str, Any], make_brand: MakeBrand
 ) -> None:
     brand = keyed["brand"]
     other = await make_brand("elsewhere")
-    await join(doors, other.id, other.admin, brand.admin, "admin")
+    await join(db, other.id, other.admin, brand.admin, "admin")
     claims = {
         "another brand": {"brand_id": other.id},
         "no brand": {"brand_id": None},
         "another user": {"user_id": brand.member.user_id},
         "no such key": {"key_id": str(uuid.uuid4())},
     }[change]
-    async with as_key(doors, keyed["alone"]["manage"], **claims) as session:
+    async with as_key(db, keyed["alone"]["manage"], **claims) as session:
         assert await session.one("select private.my_brand() as b, private.is_admin() as a") == {"b": None, "a": False}
         assert await session.all("select * from private.my_brands(null, null)") == []
         assert await session.all("select 1 from app.brand_assets") == []
 
 
-async def test_a_dead_key_writes_nothing_outside_brands_either(doors: Doors, platform: Platform, acme: Any) -> None:
+async def test_a_dead_key_writes_nothing_outside_brands_either(db: Database, platform: Platform, acme: Any) -> None:
     made = await make_key(platform, acme)
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         await keys.revoke_key(session, acme.id, made["id"])
     for statement in (
         "insert into app.brands (id, name, user_id) values ('made-by-a-dead-key', 'x', %(me)s)",
@@ -530,33 +530,33 @@ async def test_a_dead_key_writes_nothing_outside_brands_either(doors: Doors, pla
         "select private.next_number(%(brand)s, 'asset:logo', 1)",
     ):
         ids = {"brand": acme.id, "me": acme.admin.user_id}
-        assert await touched(doors, made, statement, ids) == -1, statement
-        assert await touched(doors, made, statement, ids, brand_id=None) == -1, statement
+        assert await touched(db, made, statement, ids) == -1, statement
+        assert await touched(db, made, statement, ids, brand_id=None) == -1, statement
 
 
-async def test_a_dead_key_asks_for_nobodys_account(doors: Doors, platform: Platform, acme: BrandOfPeople) -> None:
+async def test_a_dead_key_asks_for_nobodys_account(db: Database, platform: Platform, acme: BrandOfPeople) -> None:
     """What only an admin is told, by a function and not by a row that the wall hides anyway."""
     made = await make_key(platform, acme)
     question = "select private.is_admin() as a, (select count(*)::int from private.member_emails(%s)) as n"
-    async with as_key(doors, made) as session:
+    async with as_key(db, made) as session:
         assert await session.one(question, [acme.id]) == {"a": True, "n": 3}
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         await keys.revoke_key(session, acme.id, made["id"])
-    async with as_key(doors, made) as session:
+    async with as_key(db, made) as session:
         assert await session.one(question, [acme.id]) == {"a": False, "n": 0}
 
 
 async def test_a_key_takes_its_maker_out_of_the_brand_with_the_scope_and_not_without(
-    doors: Doors, platform: Platform, acme: BrandOfPeople, make_user: MakeUser
+    db: Database, platform: Platform, acme: BrandOfPeople, make_user: MakeUser
 ) -> None:
     second = await make_user("second")
-    await join(doors, acme.id, acme.admin, second, "admin")
+    await join(db, acme.id, acme.admin, second, "admin")
     leaving = "select private.leave_brand(%(brand)s)"
     async with platform.client(second) as theirs:
         for scope, num in (("read", -1), ("manage", 1)):
             body = {"name": "k", "scopes": [scope]}
             made = (await theirs.post(f"/v1/brands/{acme.id}/keys", json=body)).json()
-            assert await touched(doors, made, leaving, {"brand": acme.id}) == num
+            assert await touched(db, made, leaving, {"brand": acme.id}) == num
 
 
 KEY_STATEMENTS = {
@@ -568,12 +568,12 @@ KEY_STATEMENTS = {
 
 @pytest.mark.parametrize("name", KEY_STATEMENTS)
 async def test_the_database_lets_no_key_make_or_revoke_keys(
-    name: str, doors: Doors, platform: Platform, acme: BrandOfPeople
+    name: str, db: Database, platform: Platform, acme: BrandOfPeople
 ) -> None:
     made = await make_key(platform, acme)
     ids = {"brand": acme.id, "me": acme.admin.user_id}
-    assert await touched(doors, made, KEY_STATEMENTS[name], ids) <= 0
-    assert await touched(doors, made, KEY_STATEMENTS[name], ids, key_id=None) > 0
+    assert await touched(db, made, KEY_STATEMENTS[name], ids) <= 0
+    assert await touched(db, made, KEY_STATEMENTS[name], ids, key_id=None) > 0
 
 
 @pytest.mark.parametrize(
@@ -597,28 +597,28 @@ async def test_the_database_lets_no_key_make_or_revoke_keys(
         "select private.my_email()",
     ],
 )
-async def test_an_admin_reads_no_digest_and_widens_no_key(statement: str, doors: Doors, acme: BrandOfPeople) -> None:
+async def test_an_admin_reads_no_digest_and_widens_no_key(statement: str, db: Database, acme: BrandOfPeople) -> None:
     with pytest.raises(Forbidden):
-        async with doors.user_session(acme.admin.scope) as session:
+        async with db.user_session(acme.admin.scope) as session:
             await session.run(statement)
 
 
-async def test_what_was_revoked_is_not_taken_back(doors: Doors, platform: Platform, acme: BrandOfPeople) -> None:
+async def test_what_was_revoked_is_not_taken_back(db: Database, platform: Platform, acme: BrandOfPeople) -> None:
     made = await make_key(platform, acme)
-    async with doors.user_session(acme.admin.scope) as session:
+    async with db.user_session(acme.admin.scope) as session:
         await keys.revoke_key(session, acme.id, made["id"])
         num = await session.run("update app.api_keys set revoked_at = null where id = %s", [made["id"]])
         assert num == 0
     other = await make_key(platform, acme)
     with pytest.raises(Forbidden):
-        async with doors.user_session(acme.admin.scope) as session:
+        async with db.user_session(acme.admin.scope) as session:
             await session.run("update app.api_keys set revoked_at = null where id = %s", [other["id"]])
 
 
-async def test_a_key_cannot_be_made_in_anothers_name(doors: Doors, acme: BrandOfPeople) -> None:
+async def test_a_key_cannot_be_made_in_anothers_name(db: Database, acme: BrandOfPeople) -> None:
     ids = {"brand": acme.id, "me": acme.member.user_id}
     with pytest.raises(Forbidden):
-        async with doors.user_session(acme.admin.scope) as session:
+        async with db.user_session(acme.admin.scope) as session:
             await session.run(KEY_STATEMENTS["making"], ids)
 
 

@@ -12,9 +12,9 @@ import pytest
 from onbrand.brand import Scope, Ticket
 from onbrand.config import Limits
 from onbrand.db.logins import login_name
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError
-from onbrand.services import assets, brands, images, invitations, jobs, models
+from onbrand.services import assets, brands, generations, images, invitations, jobs, models
 from tests import signing
 
 CANARY = "canary-4b1d0c7e"
@@ -47,49 +47,49 @@ def test_the_owner_of_the_tables_sees_nothing(owner, world):
 
 
 async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, world, secrets):
-    doors = await Doors.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=(1, 1))
+    db = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=(1, 1))
     try:
         for name in ("member", "other_member") * 8:  # beyond the fifth time psycopg prepares the statement
-            async with doors.user_session(Scope(world.ids[name], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(world.ids[name], within=world.ids["brand"])) as session:
                 rows = await session.all("select id from app.models")
                 assert [row["id"] for row in rows] == ([world.ids["model"]] if name == "member" else [])
         with pytest.raises(Forbidden):
-            async with doors.user_session(None) as session:
+            async with db.user_session(None) as session:
                 await session.all("select id from app.models")
-        async with doors.user_session(Scope(str(uuid.uuid4()))) as session:
+        async with db.user_session(Scope(str(uuid.uuid4()))) as session:
             assert await session.all("select id from app.models") == []
     finally:
-        await doors.close()
+        await db.close()
 
 
 async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database, world, secrets):
-    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     claims = json.dumps({"sub": world.ids["member"]})
     try:
-        async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
             await session.run("select set_config('request.jwt.claims', %s, false)", [claims])
             await session.run("select set_config('role', 'authenticated', false)")
-        async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
             assert await session.all("select id from app.models") == []
         with pytest.raises(Forbidden):
-            async with doors.user_session(None) as session:
+            async with db.user_session(None) as session:
                 await session.all("select id from app.models")
     finally:
-        await doors.close()
+        await db.close()
 
 
 async def test_a_door_leaves_nothing_on_its_connection(database, world, secrets):
-    doors = await Doors.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
+    db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     try:
-        async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
             assert await session.all("select id from app.models")
-        async with doors._web.connection() as connection:
+        async with db._web.connection() as connection:
             cursor = await connection.execute(
                 "select current_user::text as role, current_setting('request.jwt.claims', true) as claims"
             )
             assert await cursor.fetchone() == {"role": login_name("web", "onbrand"), "claims": ""}
     finally:
-        await doors.close()
+        await db.close()
 
 
 async def test_after_a_transaction_the_context_is_gone(database, world, secrets):
@@ -144,9 +144,9 @@ def test_turning_row_security_off_gives_an_error_and_no_row(database, world):
 
 
 @pytest.mark.parametrize("column", ["status", "model_url", "progress", "metrics", "user_id", "training_config"])
-async def test_the_owner_of_a_job_forges_nothing(column: str, doors, world):
+async def test_the_owner_of_a_job_forges_nothing(column: str, db, world):
     with pytest.raises(Forbidden):
-        async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
             await session.run(
                 f"update app.lora_training_jobs set {column} = {column} where id = %s", [world.ids["job"]]
             )
@@ -164,44 +164,44 @@ GETTERS = {
     "asset": assets.get_asset,
     "job": jobs.get_job,
     "model": models.get_model,
-    "generation": images.get_generation,
+    "generation": generations.get_generation,
     "image": images.get_image,
 }
 
 
 @pytest.mark.parametrize("thing", GETTERS)
-async def test_anothers_thing_and_nothing_get_the_same_answer(thing: str, doors, world):
+async def test_anothers_thing_and_nothing_get_the_same_answer(thing: str, db, world):
     answers = []
     for brand_id in (world.ids["other_brand"], world.ids["brand"]):
         for thing_id in (world.ids[thing], str(uuid.uuid4())):
             with pytest.raises(NotFound) as refused:
-                async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+                async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
                     await GETTERS[thing](session, brand_id, thing_id)
             answers.append(said(refused.value, thing_id))
     assert len(set(answers)) == 1
 
 
-async def test_a_job_with_anothers_asset_and_with_none_get_the_same_answer(doors, world):
+async def test_a_job_with_anothers_asset_and_with_none_get_the_same_answer(db, world):
     answers = []
     for asset_id in (world.ids["asset"], str(uuid.uuid4()), "no-id"):
         new = jobs.NewJob(name="x", model_type="sd15", training_asset_ids=[asset_id])
         with pytest.raises(NotFound) as refused:
-            async with doors.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
                 await jobs.create_job(session, world.ids["other_brand"], world.ids["other_member"], new)
         answers.append(said(refused.value, asset_id))
     assert len(set(answers)) == 1
 
 
-async def test_a_brand_of_others_and_none_get_the_same_answer(doors, world):
+async def test_a_brand_of_others_and_none_get_the_same_answer(db, world):
     answers = []
     for brand_id in (world.ids["brand"], "never-was-there"):
         with pytest.raises(NotFound) as refused:
-            async with doors.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
                 await brands.list_members(session, brand_id)
         answers.append(said(refused.value, brand_id))
         for email in (world.ids["member_email"], "nobody@example.com"):
             with pytest.raises(NotFound) as refused:
-                async with doors.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
+                async with db.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
                     await invitations.invite(session, brand_id, email)
             answers.append(said(refused.value, brand_id))
     assert len(set(answers)) == 1
@@ -232,10 +232,10 @@ def test_a_foreign_key_tells_nothing_of_other_brands(name: str, thing: str, data
     assert answers[0] == answers[1]
 
 
-async def test_two_brands_may_hold_the_same_picture(doors, store, make_brand, pictures):
+async def test_two_brands_may_hold_the_same_picture(db, store, make_brand, pictures):
     for _ in range(2):
         brand = await make_brand()
-        async with doors.user_session(brand.member.scope) as session:
+        async with db.user_session(brand.member.scope) as session:
             files = [assets.Upload("same.png", pictures(4242), object="logo")]
             try:
                 made = await assets.upload(
@@ -287,10 +287,10 @@ def test_nothing_is_sent_by_notify(owner):
 @pytest.mark.parametrize(
     "brand_id", ["eu-west-1", "us-acme", "Acme", "a", "acme/globex", "..", "-acme", "a" * 64, "a.b"]
 )
-async def test_a_brand_is_not_named_like_a_region_or_a_path(brand_id: str, doors, owner, make_user):
+async def test_a_brand_is_not_named_like_a_region_or_a_path(brand_id: str, db, owner, make_user):
     person = await make_user()
     with pytest.raises(InvalidInput):
-        async with doors.user_session(person.scope) as session:
+        async with db.user_session(person.scope) as session:
             await brands.create_brand(session, brand_id)
     with pytest.raises(psycopg.errors.CheckViolation):
         owner.execute("insert into app.brands (id, name, user_id) values (%s, 'x', %s)", [brand_id, person.user_id])
@@ -310,9 +310,9 @@ def test_an_object_row_has_a_plain_key(name: str, owner, world):
         )
 
 
-async def test_an_error_of_the_database_tells_no_value(doors, world):
+async def test_an_error_of_the_database_tells_no_value(db, world):
     with pytest.raises(OnbrandError) as refused:
-        async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
             await session.run(
                 "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id)"
                 " values (%s, %s, -1, %s, %s)",
@@ -323,13 +323,13 @@ async def test_an_error_of_the_database_tells_no_value(doors, world):
     assert refused.value.__suppress_context__
 
 
-async def test_the_servers_log_tells_no_caption(doors, world, settings, database):
+async def test_the_servers_log_tells_no_caption(db, world, settings, database):
     log = settings.folder / "postgres" / "log"
     if not log.exists():
         pytest.skip("the database is not the embedded one; its log is its operator's")
     for version in (-1, 1, 99999999999):
         with pytest.raises(OnbrandError):
-            async with doors.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
                 await session.run(
                     "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id)"
                     f" values (%s, %s, {version}, '{CANARY}', %s)",
@@ -340,17 +340,17 @@ async def test_the_servers_log_tells_no_caption(doors, world, settings, database
     assert CANARY not in text
 
 
-async def test_a_ticket_that_mixes_a_job_with_another_member_is_worth_nothing(doors, world):
+async def test_a_ticket_that_mixes_a_job_with_another_member_is_worth_nothing(db, world):
     for who in ("member2", "admin", "other_member"):
         ticket = Ticket.issue(world.ids["brand"], world.ids["training_job"], world.ids[who], "training", 60)
-        async with doors.system_session(ticket) as session:
+        async with db.system_session(ticket) as session:
             assert await session.all("select id from app.lora_training_jobs") == []
             assert await session.all("select id from app.brand_assets") == []
 
 
-async def test_a_ticket_sees_one_job_its_pictures_and_no_more(doors, world):
+async def test_a_ticket_sees_one_job_its_pictures_and_no_more(db, world):
     ticket = Ticket.issue(world.ids["brand"], world.ids["training_job"], world.ids["member"], "training", 60)
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         assert [row["id"] for row in await session.all("select id from app.lora_training_jobs")] == [
             world.ids["training_job"]
         ]
@@ -358,16 +358,16 @@ async def test_a_ticket_sees_one_job_its_pictures_and_no_more(doors, world):
         assert await session.all("select id from app.generations") == []
 
 
-async def test_a_ticket_shows_no_pictures_after_the_end(doors, world):
+async def test_a_ticket_shows_no_pictures_after_the_end(db, world):
     ticket = Ticket.issue(world.ids["brand"], world.ids["ended_job"], world.ids["member"], "training", 60)
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         assert len(await session.all("select id from app.lora_training_jobs")) == 1
         assert await session.all("select id from app.brand_assets") == []
         assert await session.all("select caption from app.asset_captions") == []
 
 
-async def test_the_dispatcher_learns_ids_states_and_numbers_only(doors, world):
-    async with doors.dispatch_session() as session:
+async def test_the_dispatcher_learns_ids_states_and_numbers_only(db, world):
+    async with db.dispatch_session() as session:
         rows = await session.all("select * from private.queue()")
     wanted = (
         "kind brand_id job_id user_id status provider provider_job_id attempts cancel_requested heartbeat_at created_at"
@@ -378,26 +378,26 @@ async def test_the_dispatcher_learns_ids_states_and_numbers_only(doors, world):
 
 
 async def test_a_process_without_a_login_cannot_open_its_door(database, secrets):
-    doors = await Doors.open(web_url=database.web_url, claims_key=secrets.claims)
+    db = await Database.open(web_url=database.web_url, claims_key=secrets.claims)
     try:
         ticket = Ticket.issue("acme", str(uuid.uuid4()), str(uuid.uuid4()), "training", 60)
         with pytest.raises(OnbrandError, match="no system login"):
-            async with doors.system_session(ticket):
+            async with db.system_session(ticket):
                 pass
     finally:
-        await doors.close()
+        await db.close()
 
 
-async def test_two_admins_who_drop_each_other_leave_one(doors, make_brand):
+async def test_two_admins_who_drop_each_other_leave_one(db, make_brand):
     brand = await make_brand()
-    async with doors.user_session(brand.admin.scope) as session:
+    async with db.user_session(brand.admin.scope) as session:
         await brands.set_role(session, brand.id, brand.member.user_id, "admin")
     ends = []
     barrier = anyio.Event()
 
     async def drop(who, whom) -> None:
         try:
-            async with doors.user_session(who.scope) as session:
+            async with db.user_session(who.scope) as session:
                 await brands.get_brand(session, brand.id)
                 await barrier.wait()
                 await brands.set_role(session, brand.id, whom.user_id, "member")
@@ -425,10 +425,10 @@ def test_a_revoked_key_reaches_nothing_from_the_next_statement_on(owner, world):
 
 
 @pytest.mark.parametrize("verb", ["remove", "demote"])
-async def test_the_last_admin_stays(verb: str, doors, make_brand):
+async def test_the_last_admin_stays(verb: str, db, make_brand):
     brand = await make_brand()
     with pytest.raises(Conflict, match="at least one admin"):  # noqa: PT012
-        async with doors.user_session(brand.admin.scope) as session:
+        async with db.user_session(brand.admin.scope) as session:
             if verb == "remove":
                 await brands.remove_member(session, brand.id, brand.admin.user_id)
             else:

@@ -18,7 +18,7 @@ from onbrand.brand import Scope
 from onbrand.config import Secrets
 from onbrand.db.claims import STAMP, ClaimsSigner
 from onbrand.db.logins import DatabaseUrls
-from onbrand.db.session import Doors, Identity, Session, _become
+from onbrand.db.session import Database, Identity, Session, _become
 from onbrand.errors import Forbidden, NotFound
 from onbrand.services import brands, invitations, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, Person, join
@@ -64,7 +64,7 @@ ENDS = ("removed", "demoted")
 class House:
     """A brand whose second admin is on their way out."""
 
-    doors: Doors
+    db: Database
     brand: BrandOfPeople
     leaver: Person
     guest: Person
@@ -83,14 +83,14 @@ class House:
             await brands.set_role(session, self.brand.id, self.leaver.user_id, "member")
 
     async def end_now(self, how: str = "removed") -> None:
-        async with self.doors.user_session(self.brand.admin.scope) as session:
+        async with self.db.user_session(self.brand.admin.scope) as session:
             await self.end(session, how)
 
     async def make(self, what: str) -> str:
         """What becomes of the leaver's statement: `made` or `refused`."""
         statement = (MEMBERS_MAKE | ADMINS_MAKE)[what]
         try:
-            async with self.doors.user_session(self.leaver.scope) as session:
+            async with self.db.user_session(self.leaver.scope) as session:
                 return "made" if await session.run(statement, self.ids) else "refused"
         except Forbidden:
             return "refused"
@@ -111,15 +111,15 @@ class House:
 
 
 @pytest.fixture
-async def house(doors: Doors, make_brand: MakeBrand, make_user: MakeUser, owner: psycopg.Connection) -> House:
+async def house(db: Database, make_brand: MakeBrand, make_user: MakeUser, owner: psycopg.Connection) -> House:
     brand, leaver, guest = await make_brand("raced"), await make_user("leaver"), await make_user("guest")
-    await join(doors, brand.id, brand.admin, leaver, "admin")
-    return House(doors, brand, replace(leaver, at=brand.id), guest, owner)
+    await join(db, brand.id, brand.admin, leaver, "admin")
+    return House(db, brand, replace(leaver, at=brand.id), guest, owner)
 
 
 @pytest.mark.parametrize("what", [*MEMBERS_MAKE, *ADMINS_MAKE])
 async def test_a_removal_waits_for_what_is_being_made(house: House, what: str) -> None:
-    async with house.doors.user_session(house.leaver.scope) as making:
+    async with house.db.user_session(house.leaver.scope) as making:
         assert await making.run((MEMBERS_MAKE | ADMINS_MAKE)[what], house.ids) == 1
         removal = await house.waiting(house.end_now())
     await removal
@@ -129,7 +129,7 @@ async def test_a_removal_waits_for_what_is_being_made(house: House, what: str) -
 
 @pytest.mark.parametrize("what", [*MEMBERS_MAKE, *ADMINS_MAKE])
 async def test_what_comes_while_its_maker_is_removed_waits_and_is_refused(house: House, what: str) -> None:
-    async with house.doors.user_session(house.brand.admin.scope) as removing:
+    async with house.db.user_session(house.brand.admin.scope) as removing:
         await house.end(removing, "removed")
         making = await house.waiting(house.make(what))
     assert await making == "refused"
@@ -138,7 +138,7 @@ async def test_what_comes_while_its_maker_is_removed_waits_and_is_refused(house:
 
 @pytest.mark.parametrize("what", ADMINS_MAKE)
 async def test_what_comes_while_its_maker_is_demoted_waits_and_is_refused(house: House, what: str) -> None:
-    async with house.doors.user_session(house.brand.admin.scope) as demoting:
+    async with house.db.user_session(house.brand.admin.scope) as demoting:
         await house.end(demoting, "demoted")
         making = await house.waiting(house.make(what))
     assert await making == "refused"
@@ -147,7 +147,7 @@ async def test_what_comes_while_its_maker_is_demoted_waits_and_is_refused(house:
 
 @pytest.mark.parametrize("what", ADMINS_MAKE)
 async def test_a_demotion_waits_for_what_is_being_made(house: House, what: str) -> None:
-    async with house.doors.user_session(house.leaver.scope) as making:
+    async with house.db.user_session(house.leaver.scope) as making:
         assert await making.run(ADMINS_MAKE[what], house.ids) == 1
         demotion = await house.waiting(house.end_now("demoted"))
     await demotion
@@ -156,7 +156,7 @@ async def test_a_demotion_waits_for_what_is_being_made(house: House, what: str) 
 
 @pytest.mark.parametrize("what", MEMBERS_MAKE)
 async def test_a_change_of_role_need_not_wait_for_what_members_make(house: House, what: str) -> None:
-    async with house.doors.user_session(house.leaver.scope) as making:
+    async with house.db.user_session(house.leaver.scope) as making:
         assert await making.run(MEMBERS_MAKE[what], house.ids) == 1
         async with asyncio.timeout(_WAIT_SECONDS):
             await house.end_now("demoted")
@@ -195,14 +195,14 @@ async def test_an_open_transaction_of_who_was_removed_makes_nothing(
 
 async def _invited(house: House) -> str:
     """The token by which the leaver invites the guest."""
-    async with house.doors.user_session(house.leaver.scope) as session:
+    async with house.db.user_session(house.leaver.scope) as session:
         made = await invitations.invite(session, house.brand.id, house.guest.email, "admin")
     return made.token or ""
 
 
 async def _accept(house: House, token: str) -> str:
     try:
-        async with house.doors.user_session(house.guest.scope) as session:
+        async with house.db.user_session(house.guest.scope) as session:
             await invitations.accept(session, token)
         return "made"
     except NotFound:
@@ -212,7 +212,7 @@ async def _accept(house: House, token: str) -> str:
 @pytest.mark.parametrize("end", ENDS)
 async def test_nobody_comes_in_while_who_invited_them_goes(house: House, end: str) -> None:
     token = await _invited(house)
-    async with house.doors.user_session(house.brand.admin.scope) as removing:
+    async with house.db.user_session(house.brand.admin.scope) as removing:
         await house.end(removing, end)
         accepting = await house.waiting(_accept(house, token))
     assert await accepting == "refused"
@@ -222,7 +222,7 @@ async def test_nobody_comes_in_while_who_invited_them_goes(house: House, end: st
 @pytest.mark.parametrize("end", ENDS)
 async def test_who_invited_goes_after_who_is_coming_in(house: House, end: str) -> None:
     token = await _invited(house)
-    async with house.doors.user_session(house.guest.scope) as accepting:
+    async with house.db.user_session(house.guest.scope) as accepting:
         await invitations.accept(accepting, token)
         removal = await house.waiting(house.end_now(end))
     await removal
@@ -238,12 +238,12 @@ async def test_a_removal_by_plain_sql_waits_for_who_is_coming_in(house: House, e
     }[end]
 
     async def end_it() -> None:
-        async with house.doors.user_session(house.brand.admin.scope) as session:
+        async with house.db.user_session(house.brand.admin.scope) as session:
             await session.run("set local statement_timeout = 8000")
             await session.run(statement, house.ids)
 
     token = await _invited(house)
-    async with house.doors.user_session(house.guest.scope) as accepting:
+    async with house.db.user_session(house.guest.scope) as accepting:
         await invitations.accept(accepting, token)
         removal = await house.waiting(end_it())
     await removal
@@ -256,15 +256,15 @@ async def test_a_key_made_while_its_maker_goes_is_dead_when_they_come_back(house
     """Many rounds, each as it happens to fall: made before, or not made."""
     for _ in range(NUM_ROUNDS):
         made, _ = await asyncio.gather(_make_key(house), house.end_now())
-        await join(house.doors, house.brand.id, house.brand.admin, house.leaver, "admin")
-        async with house.doors.user_session(None) as nobody:
+        await join(house.db, house.brand.id, house.brand.admin, house.leaver, "admin")
+        async with house.db.user_session(None) as nobody:
             assert made is None or await nobody.maybe(*_used(made)) is None
         assert not house.has("select 1 from app.api_keys where brand_id = %(brand)s and revoked_at is null")
 
 
 async def _make_key(house: House) -> str | None:
     try:
-        async with house.doors.user_session(house.leaver.scope) as session:
+        async with house.db.user_session(house.leaver.scope) as session:
             return (await keys.create_key(session, house.brand.id, "a key", ["manage"])).key
     except (Forbidden, NotFound):
         return None
@@ -278,22 +278,22 @@ def _used(key: str) -> tuple[str, list[str]]:
 async def test_who_leaves_while_they_make_keys_is_not_told_to_try_again(house: House) -> None:
     """Locks are taken in one order: none of the two is a deadlock's victim."""
     for _ in range(NUM_ROUNDS):
-        await asyncio.gather(_make_key(house), _leave(house.doors, house.brand.id, house.leaver.scope))
-        await join(house.doors, house.brand.id, house.brand.admin, house.leaver, "admin")
+        await asyncio.gather(_make_key(house), _leave(house.db, house.brand.id, house.leaver.scope))
+        await join(house.db, house.brand.id, house.brand.admin, house.leaver, "admin")
 
 
-async def _leave(doors: Doors, brand_id: str, scope: Scope) -> None:
-    async with doors.user_session(scope) as session:
+async def _leave(db: Database, brand_id: str, scope: Scope) -> None:
+    async with db.user_session(scope) as session:
         await brands.leave(session, brand_id)
 
 
 async def test_who_was_removed_does_not_come_back_by_an_older_invitation(house: House) -> None:
-    async with house.doors.user_session(house.brand.admin.scope) as session:
+    async with house.db.user_session(house.brand.admin.scope) as session:
         first, second = [
             (await invitations.invite(session, house.brand.id, house.guest.email)).token or "" for _ in "12"
         ]
     assert await _accept(house, first) == "made"
-    async with house.doors.user_session(house.brand.admin.scope) as session:
+    async with house.db.user_session(house.brand.admin.scope) as session:
         await brands.remove_member(session, house.brand.id, house.guest.user_id)
     assert await _accept(house, second) == "refused"
     assert not house.has(MADE["a member"])

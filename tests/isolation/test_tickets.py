@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from onbrand.brand import TICKET_SECONDS_MAX, Ticket
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, NotFound, TicketRefused
 from onbrand.services import brands, generation_worker, training_worker
 from onbrand.storage.store import ObjectStore
@@ -132,7 +132,7 @@ async def ended(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, 
     world = await worlds.build(platform, make_brand, make_user, pictures)
     for kind, of_kind in (("training", training_worker.fail), ("generation", generation_worker.fail_generation)):
         ticket = world.acme.ticket(world.things["job" if kind == "training" else "generation"], kind)
-        async with platform.doors.system_session(ticket) as session:
+        async with platform.db.system_session(ticket) as session:
             await of_kind(session, ticket, "test", "a test")
     return world
 
@@ -141,7 +141,7 @@ async def ended(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, 
 async def deserted(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
     """A world whose member, on whose behalf everything runs, was removed while it ran."""
     world = await worlds.build(platform, make_brand, make_user, pictures)
-    async with platform.doors.user_session(world.acme.admin.scope) as session:
+    async with platform.db.user_session(world.acme.admin.scope) as session:
         await brands.remove_member(session, world.acme.id, world.acme.member.user_id)
     return world
 
@@ -212,9 +212,9 @@ async def test_a_removed_members_tickets_open_nothing(
 
 
 @pytest.fixture
-async def alone(doors: Doors, deserted: World) -> AsyncIterator[Any]:
+async def alone(db: Database, deserted: World) -> AsyncIterator[Any]:
     """A session with a ticket of the removed member."""
-    async with doors.system_session(deserted.acme.ticket(deserted.things["job"])) as session:
+    async with db.system_session(deserted.acme.ticket(deserted.things["job"])) as session:
         yield session
 
 
@@ -234,14 +234,14 @@ async def test_a_removed_members_ticket_sees_no_row(alone: Any, table: str) -> N
      "insert into storage.objects (bucket_id, name, user_id, content_type, bytes)"
      " values ('models', %(brand)s || '/sd15-lora-v9.safetensors', %(member)s, 'x', 1)"],
 )  # fmt: skip
-async def test_a_removed_members_ticket_writes_nothing(doors: Doors, deserted: World, statement: str) -> None:
+async def test_a_removed_members_ticket_writes_nothing(db: Database, deserted: World, statement: str) -> None:
     known = {
         "brand": deserted.acme.id,
         "job": deserted.things["job"],
         "member": deserted.acme.member.user_id,
     }
     with pytest.raises((Forbidden, NotFound)):
-        async with doors.system_session(deserted.acme.ticket(deserted.things["job"])) as session:
+        async with db.system_session(deserted.acme.ticket(deserted.things["job"])) as session:
             await session.run(statement, known)
 
 
@@ -251,12 +251,12 @@ async def test_who_comes_back_finds_their_tickets_good_again(
     """Membership is looked up live, in both directions."""
     world = await worlds.build(platform, make_brand, make_user, pictures)
     member, ticket = world.acme.member, world.acme.ticket(world.things["job"])
-    async with platform.doors.user_session(world.acme.admin.scope) as session:
+    async with platform.db.user_session(world.acme.admin.scope) as session:
         await brands.remove_member(session, world.acme.id, member.user_id)
     async with platform.system(ticket) as worker:
         with pytest.raises(NotFound):
             await worker.spec()
-        await join(platform.doors, world.acme.id, world.acme.admin, member)
+        await join(platform.db, world.acme.id, world.acme.admin, member)
         assert (await worker.spec()).job_id == ticket.job_id
 
 

@@ -13,7 +13,7 @@ import httpx
 import psycopg
 
 from onbrand.brand import Ticket, TicketKind
-from onbrand.services import brands, generation_worker, images, training_worker
+from onbrand.services import brands, generation_parameters, generation_worker, generations, training_worker
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
 from tests.ingress import Platform, upload, weights
 from tests.receipts import receipt_of
@@ -136,9 +136,9 @@ async def build(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, 
     """A fresh world. Everything of ACME is member's."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, member3 = await make_user("removed"), await make_user("member3")
-    await join(platform.doors, acme.id, acme.admin, removed, "admin")
-    await join(platform.doors, acme.id, acme.admin, member3)
-    async with platform.doors.user_session(acme.admin.scope) as session:
+    await join(platform.db, acme.id, acme.admin, removed, "admin")
+    await join(platform.db, acme.id, acme.admin, member3)
+    async with platform.db.user_session(acme.admin.scope) as session:
         await brands.remove_member(session, acme.id, removed.user_id)
     world = World(platform, acme, globex, removed, {"member3": member3.user_id}, draw)
     await _make_things(world)
@@ -226,13 +226,13 @@ async def _document(client: httpx.AsyncClient, brand_id: str) -> str:
 
 
 async def _train(world: World, ended: str, trained: str) -> str:
-    doors, acme = world.platform.doors, world.acme
+    db, acme = world.platform.db, world.acme
     ticket = acme.ticket(ended)
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         await training_worker.report(session, ticket, 5)
         await training_worker.fail(session, ticket, "test", "canary-reason")
     ticket = acme.ticket(trained)
-    async with doors.system_session(ticket) as session:
+    async with db.system_session(ticket) as session:
         facts = {"rank": 4, "trigger_word": "canary-word", "base_revision": "r"}
         store, checker = world.platform.store.brand(acme.id), world.platform.system_app.state.checker
         return (await training_worker.publish(session, store, ticket, weights(acme.id), facts, checker)).id
@@ -240,18 +240,18 @@ async def _train(world: World, ended: str, trained: str) -> str:
 
 async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
     platform, acme = world.platform, world.acme
-    new = images.NewGeneration(prompt="canary-prompt", model_type="sd15", num_images=num_images)
-    async with platform.doors.user_session(acme.member.scope) as session:
-        made = await images.create_generation(
+    new = generation_parameters.NewGeneration(prompt="canary-prompt", model_type="sd15", num_images=num_images)
+    async with platform.db.user_session(acme.member.scope) as session:
+        made = await generations.create_generation(
             session,
             acme.id,
             acme.member.user_id,
             new,
-            images.recommended_of(platform.settings),
+            generations.recommended_of(platform.settings),
             platform.settings.limits,
         )
     ticket = acme.ticket(made.id, "generation")
-    async with platform.doors.system_session(ticket) as session:
+    async with platform.db.system_session(ticket) as session:
         await generation_worker.start_generation(session, ticket)
         if fails:
             await generation_worker.fail_generation(session, ticket, "test", "canary-reason")

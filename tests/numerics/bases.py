@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.families.lora import serialize
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.families.family import Family, load_pipeline
+from onbrand.families.family import Family
+from onbrand.families.loading import load_pipeline
 from onbrand.families.lora import read_adapter
 from tests.numerics.bases import adapter_bytes, base_of, family_of
 

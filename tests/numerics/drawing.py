@@ -10,7 +10,8 @@ import torch
 
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Failed, Picture, Request
-from onbrand.serving.engine_thread import EngineLoop
+from onbrand.serving.engine_thread import EngineThread
+from tests.engine_requests import engine_request
 
 Pictures = dict[tuple[str, int], torch.Tensor]
 
@@ -30,7 +31,7 @@ def request(id: str, number: int = 0, **more: Any) -> Request:
         "true_cfg_scale": 2.0,
         "negative_prompt": "blurry",
     }
-    return Request(id, **{**chosen, **more})
+    return engine_request(id, **{**chosen, **more})
 
 
 def run(engine: Engine, requests: Iterable[Request] = ()) -> list[Event]:
@@ -43,7 +44,7 @@ def run(engine: Engine, requests: Iterable[Request] = ()) -> list[Event]:
     return events
 
 
-async def drawn(loop: EngineLoop, request: Request) -> list[Event]:
+async def drawn(loop: EngineThread, request: Request) -> list[Event]:
     """All events of one request of a loop."""
     async with aclosing(loop.draw(request)) as events:  # type: ignore[type-var]
         return [event async for event in events]

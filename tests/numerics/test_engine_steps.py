@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress
 from onbrand.errors import InvalidInput
-from onbrand.families.family import Conditioning, Family, load_family, load_pipeline
+from onbrand.families.family import Conditioning, Family
+from onbrand.families.loading import load_family, load_pipeline
 from tests.numerics.bases import base_of, family_of
 from tests.numerics.drawing import PROMPTS, largest_difference, pictures, request, run
 

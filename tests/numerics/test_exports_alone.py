@@ -17,7 +17,8 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from onbrand.families.family import Family, draw, load_family
+from onbrand.families.family import Family, draw
+from onbrand.families.loading import load_family
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.training.export import load_into, pipeline_arguments
 from tests.numerics.bases import adapter_bytes, base_of

@@ -9,9 +9,9 @@ import safetensors.torch
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Request
 from onbrand.families.lora import read_adapter
 from tests.acceptance.colours import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
+from tests.engine_requests import engine_request
 from tests.numerics.bases import family_of
 from tests.numerics.drawing import pictures, run
 
@@ -33,7 +33,7 @@ def painted(paints: list[Paint], **numbers: Any) -> list[Colour]:
     """The colours that one engine draws with all of them in one batch, each of another brand."""
     family = family_of("sd15")
     requests = [
-        Request(
+        engine_request(
             str(number), f"brand-{number}", "photo of acme logo", 11 + number, height=SIDE, width=SIDE,
             adapters=(AdapterUse(AdapterKey(f"brand-{number}", paint.sha256), read_adapter(paint.data, family)),),
             **numbers,

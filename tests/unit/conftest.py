@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 
 
 @cache

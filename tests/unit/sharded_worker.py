@@ -13,20 +13,20 @@ from onbrand.training import samples
 from onbrand.training.data.dataset import Picture
 from onbrand.training.data.encoding import encode
 from onbrand.training.export import export, proof_picture
-from onbrand.training.memory.savings import rungs
-from onbrand.training.ray.collectives import Exchange, ProcessGroup
+from onbrand.training.memory.savings import savings_levels
+from onbrand.training.ray.collectives import Collectives, ProcessGroup
 from onbrand.training.trainer import Trainer
 from tests.unit.training_bases import SIDE, base_of, drawn, fresh_family, held_out_examples, small_plan
 
 NUM_STEPS = 3
 
 
-def trainer_of(name: str, exchange: Exchange | None = None, sharded: bool = False) -> Trainer:
+def trainer_of(name: str, exchange: Collectives | None = None, sharded: bool = False) -> Trainer:
     """Pictures of two shapes, so that workers have different numbers of passes to do; three judge."""
     family, plan = fresh_family(name), small_plan(name, prior_rows=0, steps=NUM_STEPS, validate_every=1)
     wide = [Picture(drawn(n).image.resize((160, 80)), f"photo of acme bag {n}", f"wide-{n}") for n in (7, 8)]
     examples = encode(family, [*(drawn(n) for n in range(3)), *wide], SIDE, exchange=exchange)
-    thrift = replace(next(rungs(plan, large=False)), sharded=sharded)
+    thrift = replace(next(savings_levels(plan, large=False)), sharded=sharded)
     return Trainer(family, plan, examples, exchange, held_out_examples(family, 3), thrift)
 
 

@@ -49,7 +49,7 @@ class Watched(io.BufferedIOBase):
 
 def request(form: FormData | None, body: bytes = b"") -> Request:
     app = FastAPI()
-    app.state.parts, app.state.hashing = None, FairTurns(2, 2)
+    app.state.onbrand, app.state.hashing = None, FairTurns(2, 2)
     headers = [(b"content-type", b"multipart/form-data; boundary=x")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/x", "headers": headers, "app": app}
     scope[early_authentication.CALLER] = Scope("00000000-0000-0000-0000-000000000001")

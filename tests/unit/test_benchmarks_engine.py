@@ -13,7 +13,7 @@ from benchmarks.architectures import ARCHITECTURES
 from benchmarks.engine import of_shapes, over
 from benchmarks.random_base import FULL_SIZE, random_base
 from benchmarks.workload import share_weights
-from onbrand.families.family import load_family, load_pipeline
+from onbrand.families.loading import load_family, load_pipeline
 
 
 @pytest.mark.parametrize(("family", "num"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684), ("flux", 11_901_408_320)])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.acceptance.chaos import Judge, Model, Verdict
+from tests.acceptance.chaos import Model, Validator, Verdict
 from tests.acceptance.colours import SIDE, Colour, Paint
 from tests.acceptance.customers import Drawn
 from tests.receipts import receipt_of
@@ -44,12 +44,12 @@ def told(*ends: str, pictures: tuple[int, ...] = (0, 1)) -> list[tuple[str, dict
 TOLD_TWICE = told("completed", pictures=(0, 0, 1))
 
 
-def draw_twice(judge: Judge, *colours: Colour) -> None:
+def draw_twice(judge: Validator, *colours: Colour) -> None:
     for colour in colours:
         judge.must_be_painted(picture(colour), [MODEL], WISHES)
 
 
-Look = Callable[[Judge], None]
+Look = Callable[[Validator], None]
 RIGHT: dict[str, Look] = {
     "its own colour": lambda judge: judge.must_be_painted(picture(), [MODEL], WISHES),
     "all its pictures": lambda judge: judge.must_be_whole(rows((1, 12), (0, 11)), WISHES),
@@ -78,13 +78,13 @@ WRONG: dict[str, Look] = {
 @pytest.mark.parametrize("what", RIGHT)
 def test_what_is_right_passes(what: str) -> None:
     verdict = Verdict(1)
-    RIGHT[what](Judge(verdict))
+    RIGHT[what](Validator(verdict))
     assert verdict.wrong == []
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_noticed(what: str) -> None:
     verdict = Verdict(1, answered=1)
-    WRONG[what](Judge(verdict))
+    WRONG[what](Validator(verdict))
     assert len(verdict.wrong) == 1
     assert not verdict.is_good

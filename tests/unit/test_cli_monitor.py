@@ -15,17 +15,17 @@ from onbrand.cli.exits import Refused
 from onbrand.cli.monitor import _text
 from onbrand.cli.plots import draw_course, figure_of, sheet_of
 from onbrand.cli.train import _notes
-from onbrand.client import Course, LogLine, TrainingJob
+from onbrand.client import LogLine, MetricsSeries, TrainingJob
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def course(num: int = 40, judged: bool = True) -> Course:
+def course(num: int = 40, judged: bool = True) -> MetricsSeries:
     points = [{"step": n, "at": NOW, "loss": 1 / n, "learning_rate": 1e-4} for n in range(1, num + 1)]
     validations = [{"step": n, "at": NOW, "loss": 0.2 + abs(n - 30) / 100} for n in range(10, num + 1, 10)]
     best = {"step": 30, "at": NOW, "loss": 0.2}
     held = {"validations": validations, "num_validations": len(validations), "best": best} if judged else {}
-    return Course.model_validate({"data": points, "num_points": num, **held})
+    return MetricsSeries.model_validate({"data": points, "num_points": num, **held})
 
 
 def test_a_plot_has_both_losses_and_marks_the_best_step() -> None:
@@ -46,7 +46,7 @@ def test_a_plot_is_written_as_the_name_says(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="must end in one of"):
         draw_course(course(), "first", tmp_path / "course.odd")
     with pytest.raises(Refused, match="no numbers yet"):
-        draw_course(Course(data=(), num_points=0), "first", tmp_path / "none.png")
+        draw_course(MetricsSeries(data=(), num_points=0), "first", tmp_path / "none.png")
     assert [each.name for each in tmp_path.iterdir()] == ["course.png"]
 
 

@@ -15,7 +15,7 @@ from onbrand.client import Asset, Onbrand
 from onbrand.demo import run_demo, shortcomings, steps
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
 from onbrand.demo.isolation_attempts import Try, _files
-from onbrand.demo.sample_brands import Kit, Upload, choose_kits, own_kit
+from onbrand.demo.sample_brands import SampleBrand, Upload, choose_kits, own_kit
 from onbrand.errors import ConfigurationError, InvalidInput
 
 
@@ -81,7 +81,7 @@ def test_no_request_uploads_more_pictures_than_the_platform_takes() -> None:
         Upload(Path(f"{shown}-{n}"), f"of {shown}-{n}", shown) for n in range(5) for shown in ("product", "logo")
     ]
     member = cast(Onbrand, SimpleNamespace(upload_training_images=take))
-    player = steps.Player(Kit("own", "Own", "own", tuple(uploads), (), ()), member, member)
+    player = steps.DemoBrand(SampleBrand("own", "Own", "own", tuple(uploads), (), ()), member, member)
     steps.upload(player, 2)
     assert [(shown, len(files)) for shown, files in requests] == [
         (shown, n) for shown in ("logo", "product") for n in (2, 2, 1)
@@ -151,12 +151,12 @@ def test_what_is_broken_for_the_owner_too_does_not_count_as_refused() -> None:
     assert not Try("a crash", lambda: 500, frozenset({404}), lambda: 200).is_refused()
 
 
-def player(brand_id: str) -> steps.Player:
+def player(brand_id: str) -> steps.DemoBrand:
     """A member with one picture, behind a link of a store that the test stands in for."""
     link = SimpleNamespace(url=f"http://store/{brand_id}/logo.png?signature={brand_id}")
     member = cast(Onbrand, SimpleNamespace(assets=SimpleNamespace(link=lambda brand, asset: link)))
     asset = cast(Asset, SimpleNamespace(id="logo"))
-    return steps.Player(Kit(brand_id, "", "", (), (), ()), member, member, [asset])
+    return steps.DemoBrand(SampleBrand(brand_id, "", "", (), (), ()), member, member, [asset])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from onbrand.adapter import combined_sha256, routing_id
-from onbrand.engine.adapters import AdapterKey, AdapterUse, HostCache, Lease, Residency, composed
+from onbrand.engine.adapters import AdapterKey, AdapterUse, merge_adapters
+from onbrand.engine.host_cache import HostCache
+from onbrand.engine.residency import AdapterResidency, Lease
 from onbrand.engine.slots import Slots
 from onbrand.errors import AdapterRefused, NotAsPublished, NotFound
 from onbrand.families.lora import AdapterWeights, LayerWeights
@@ -29,8 +31,8 @@ def key(name: str, brand: str = "acme") -> AdapterKey:
 
 
 @pytest.fixture
-def residency() -> Residency:
-    return Residency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots=2))
+def residency() -> AdapterResidency:
+    return AdapterResidency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots=2))
 
 
 def test_an_adapter_in_use_is_never_evicted(residency):
@@ -94,12 +96,12 @@ class Clock:
         return self.now
 
 
-def house(num_slots: int) -> tuple[Residency, Clock]:
+def house(num_slots: int) -> tuple[AdapterResidency, Clock]:
     clock = Clock()
-    return Residency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots), clock), clock
+    return AdapterResidency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots), clock), clock
 
 
-def use(residency: Residency, *keys: AdapterKey, quota: int | None = None) -> None:
+def use(residency: AdapterResidency, *keys: AdapterKey, quota: int | None = None) -> None:
     """Each is held for a moment."""
     for each in keys:
         lease = residency.pin(each, weights(), quota)
@@ -107,7 +109,7 @@ def use(residency: Residency, *keys: AdapterKey, quota: int | None = None) -> No
         residency.unpin(lease)
 
 
-def brands(residency: Residency) -> list[str]:
+def brands(residency: AdapterResidency) -> list[str]:
     return sorted(each.brand_id for each in residency.resident)
 
 
@@ -236,7 +238,7 @@ def test_a_brand_at_its_quota_drains_its_own_slot_and_no_others():
 
 def test_a_slot_that_could_not_be_written_is_free_again(monkeypatch):
     slots = Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), 1)
-    residency = Residency(slots)
+    residency = AdapterResidency(slots)
 
     def broken(*_: object) -> int:
         raise MemoryError
@@ -255,7 +257,7 @@ def test_an_adapter_that_breaks_off_half_way_takes_nothing_from_its_neighbours(m
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)).requires_grad_(False)
     slots = Slots(base, 2)
-    residency = Residency(slots)
+    residency = AdapterResidency(slots)
 
     def of(*names: str) -> AdapterWeights:
         return AdapterWeights({n: LayerWeights(torch.randn(4, 6), torch.randn(6, 4)) for n in names}, 4, {})
@@ -319,7 +321,7 @@ def test_whatever_happens_slots_and_leases_agree():
 
 def test_adapters_add_up_by_concatenated_ranks():
     one, two = AdapterUse(key("a"), weights(2, 3.0), 0.5), AdapterUse(key("b"), weights(3, 1.0), -1.0)
-    both = composed([one, two])
+    both = merge_adapters([one, two])
     layer = both.weights.layers["0"]
     expected = 0.5 * torch.ones(5, 2) @ torch.full((2, 6), 3.0) - torch.ones(5, 3) @ torch.ones(3, 6)
     torch.testing.assert_close(layer.b @ layer.a, expected)
@@ -328,15 +330,15 @@ def test_adapters_add_up_by_concatenated_ranks():
 
 def test_several_adapters_go_by_one_id_that_depends_on_their_scales():
     one, two = AdapterUse(key("a"), weights(2), 0.5), AdapterUse(key("b"), weights(3), -1.0)
-    assert composed([one, two]).key == key(combined_sha256([("a", 0.5), ("b", -1.0)]))
-    assert composed([one]).key == key(combined_sha256([("a", 2.0)])) == key("a")
+    assert merge_adapters([one, two]).key == key(combined_sha256([("a", 0.5), ("b", -1.0)]))
+    assert merge_adapters([one]).key == key(combined_sha256([("a", 2.0)])) == key("a")
     assert combined_sha256([("a", 1), ("b", 1)]) == combined_sha256([("a", 1.0), ("b", 1.0)])
     assert combined_sha256([("a", 1), ("b", 2)]) != combined_sha256([("a", 2), ("b", 1)])
 
 
 def test_adapters_of_different_brands_never_add_up():
     with pytest.raises(AdapterRefused, match="different brands"):
-        composed([AdapterUse(key("a"), weights()), AdapterUse(key("b", "globex"), weights())])
+        merge_adapters([AdapterUse(key("a"), weights()), AdapterUse(key("b", "globex"), weights())])
 
 
 def test_however_many_wait_there_is_one_load():

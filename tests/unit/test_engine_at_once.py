@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onbrand.engine.cpu.exact_batching import AtOnce
+from onbrand.engine.cpu.exact_batching import ExactBatcher
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -18,7 +18,7 @@ def test_what_is_not_finite_is_no_verdict(bad: float, together_only: bool) -> No
         spoil = together_only and len(items) > 1 and bad in items
         return [torch.tensor([bad if spoil else item]) for item in items]
 
-    at_once: AtOnce[float, torch.Tensor] = AtOnce(work, lambda made: [made])  # type: ignore[arg-type]
+    at_once: ExactBatcher[float, torch.Tensor] = ExactBatcher(work, lambda made: [made])  # type: ignore[arg-type]
     at_once([1.0, bad], "kind")
     assert sizes == [2, 1, 1]
     assert [float(made) for made in at_once([1.0, 2.0], "kind")] == [1.0, 2.0]

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from onbrand.engine.batch import Job, Row, size_class, size_classes
-from onbrand.engine.request import Plan, Request
+from onbrand.engine.request import Plan
+from tests.engine_requests import engine_request
 
 
 def job(brand: str = "acme", size: int = 64, cfg: float = 3.0, **more) -> Job:
-    request = Request(f"{brand}-request", brand, "a secret prompt", 0, **more)
+    request = engine_request(f"{brand}-request", brand, "a secret prompt", 0, **more)
     return Job(request, Plan(size, size, 4, cfg, cfg))
 
 

@@ -17,7 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from onbrand.engine.cpu import unet_blocks
-from onbrand.engine.cpu.unet_blocks import KeptKeys, Passes, use_blocks
+from onbrand.engine.cpu.unet_blocks import Passes, TextKVCache, use_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +219,7 @@ class Counted:
 
 
 def test_keys_of_a_text_that_stays_are_computed_once():
-    model, kept = crossing(), KeptKeys()
+    model, kept = crossing(), TextKVCache()
     use_blocks(model)
     passes, (x, text) = Passes(model, []), tokens_and_text()
     keys, values, own = (Counted(layer) for layer in (model.text.to_k, model.text.to_v, model.own.to_k))
@@ -233,7 +233,7 @@ def test_keys_of_a_text_that_stays_are_computed_once():
 
 
 def test_another_text_has_other_keys_though_its_place_is_kept():
-    model, kept = crossing(), KeptKeys()
+    model, kept = crossing(), TextKVCache()
     use_blocks(model)
     passes, (x, text), other = Passes(model, []), tokens_and_text(), torch.randn(3, 7, 24)
     with torch.inference_mode():
@@ -245,7 +245,7 @@ def test_another_text_has_other_keys_though_its_place_is_kept():
 
 def test_keys_are_kept_up_to_a_number_of_bytes(monkeypatch):
     monkeypatch.setattr(unet_blocks, "_BYTES_KEPT", 2 * 3 * 7 * 32 * 4)
-    model, kept = ready(nn.ModuleList([attention(cross_attention_dim=24) for _ in range(2)])), KeptKeys()
+    model, kept = ready(nn.ModuleList([attention(cross_attention_dim=24) for _ in range(2)])), TextKVCache()
     use_blocks(model)
     passes, (x, text) = Passes(model, []), tokens_and_text()
     first, second = (Counted(layer.to_k) for layer in model)
@@ -263,7 +263,7 @@ def test_nothing_is_kept_outside_of_a_pass():
     keys = Counted(model.text.to_k)
 
     def fail() -> None:
-        with passes.of(KeptKeys(), 1):
+        with passes.of(TextKVCache(), 1):
             model.text(x, text)
             raise RuntimeError("a pass fails")
 
@@ -296,7 +296,7 @@ def test_what_both_branches_share_is_computed_for_the_rows_of_one():
     passes, x, temb = Passes(part, [part]), torch.randn(3, 4, 8, 8), torch.randn(3, 6)
     doubled = x.repeat(2, 1, 1, 1), temb.repeat(2, 1)
     expected, (_, went) = part(*doubled)
-    with passes.of(KeptKeys(), 2):
+    with passes.of(TextKVCache(), 2):
         y, (given, through) = part(doubled[0], temb=doubled[1])
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(through, went)
@@ -309,6 +309,6 @@ def test_a_part_is_shared_once_however_many_engines_use_its_base():
     part = ready(Halves())
     Passes(part, [part])
     passes = Passes(part, [part])
-    with passes.of(KeptKeys(), 2):
+    with passes.of(TextKVCache(), 2):
         part(torch.randn(4, 4, 8, 8), torch.randn(4, 6))
     assert part.rows == [2]

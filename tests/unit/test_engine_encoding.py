@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from onbrand.engine.encoding import MOST_AT_ONCE, Asked, Encoder
+from onbrand.engine.encoding import MOST_AT_ONCE, Encoder, PromptPair
 from onbrand.engine.engine import _encoded_together
 from onbrand.families.family import Conditioning
 
@@ -35,8 +35,8 @@ class Texts:
         return both.rows(slice(len(prompts))), both.rows(slice(len(prompts), None))
 
 
-def guided(*prompts: str) -> list[Asked]:
-    return [Asked(prompt, "not", True) for prompt in prompts]
+def guided(*prompts: str) -> list[PromptPair]:
+    return [PromptPair(prompt, "not", True) for prompt in prompts]
 
 
 def lengths(found) -> list[tuple[float, float]]:
@@ -61,7 +61,7 @@ def test_where_a_bit_changes_they_are_encoded_one_by_one():
 
 def test_without_guidance_there_is_no_negative_branch():
     encoder = Encoder(Texts())
-    found = encoder.branches([Asked("a", None, False), Asked("bb", "not", False)])
+    found = encoder.branches([PromptPair("a", None, False), PromptPair("bb", "not", False)])
     assert [(float(positive["text"]), negative) for positive, negative in found] == [(1, None), (2, None)]
 
 

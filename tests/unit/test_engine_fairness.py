@@ -12,12 +12,13 @@ import pytest
 
 from onbrand.engine.batch import Job, size_class, size_classes
 from onbrand.engine.fair_queue import FairQueue
-from onbrand.engine.request import Plan, Request
+from onbrand.engine.request import Plan
+from tests.engine_requests import engine_request
 
 
 def job(brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more) -> Job:
     """One that can step: its conditioning is there."""
-    request = Request(f"{brand}-request", brand, "a prompt", 0, num_images=num_images, **more)
+    request = engine_request(f"{brand}-request", brand, "a prompt", 0, num_images=num_images, **more)
     return Job(request, Plan(size, size, steps, cfg, cfg), prepared=SimpleNamespace(use=None))
 
 
@@ -71,7 +72,7 @@ class Simulation:
             dummies = size_class(len(chosen), self.classes) - len(chosen)
             self.ledger[self.whose(chosen[0])] += dummies * chosen[0].step_charge
             self._compare({self.whose(each) for each, num in could.items() if num > chosen.count(each)})
-        for each in [each for each in self.jobs if each.num_stepped == each.request.num_images]:
+        for each in [each for each in self.jobs if each.num_stepped == each.request.parameters.num_images]:
             self._end(each)
         return [each.brand_id for each in chosen]
 
@@ -79,7 +80,8 @@ class Simulation:
         return Counter(brand for _ in range(num_passes) for brand in self.step())
 
     def _advance(self, each: Job, num: int) -> None:
-        going = [n for n in range(each.request.num_images) if self.steps[each, n] < each.plan.num_steps][:num]
+        num_images = each.request.parameters.num_images
+        going = [n for n in range(num_images) if self.steps[each, n] < each.plan.num_steps][:num]
         assert len(going) == num
         each.num_started = max(each.num_started, going[-1] + 1)
         for n in going:
@@ -98,7 +100,7 @@ class Simulation:
         self.floor = max(self.floor, lowest)
 
     def _end(self, each: Job) -> None:
-        each.num_stepped = each.request.num_images
+        each.num_stepped = each.request.parameters.num_images
         self.jobs.remove(each)
         self.queue.remove(each)
 

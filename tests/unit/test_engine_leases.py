@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from onbrand.engine.adapters import AdapterKey, AdapterUse, Residency
+from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.batch import Job
 from onbrand.engine.leases import Leases
-from onbrand.engine.request import Plan, Request
+from onbrand.engine.request import Plan
+from onbrand.engine.residency import AdapterResidency
 from onbrand.engine.slots import Slots
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import AdapterWeights, LayerWeights
+from tests.engine_requests import engine_request
 
 SERVED = {"ahead": 3.0, "even": 2.0, "behind": 1.0}
 
@@ -24,16 +26,16 @@ def job(brand: str, rank: int = 4, layer: str = "0") -> Job:
     weights = AdapterWeights({layer: LayerWeights(torch.ones(rank, 6), torch.ones(5, rank))}, rank, {})
     use = AdapterUse(AdapterKey(brand, f"{brand}-{rank}"), weights)
     plan = Plan(64, 64, 4, 3.0, 3.0)
-    return Job(Request(brand, brand, "a prompt", 0), plan, prepared=SimpleNamespace(use=use))
+    return Job(engine_request(brand, brand, "a prompt", 0), plan, prepared=SimpleNamespace(use=use))
 
 
 @pytest.fixture
-def residency() -> Residency:
-    return Residency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots=2))
+def residency() -> AdapterResidency:
+    return AdapterResidency(Slots(nn.Sequential(nn.Linear(6, 5)).requires_grad_(False), num_slots=2))
 
 
 @pytest.fixture
-def leases(residency: Residency) -> Leases:
+def leases(residency: AdapterResidency) -> Leases:
     return Leases(residency, lambda each: (SERVED[each.brand_id], 0.0))
 
 

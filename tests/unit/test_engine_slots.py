@@ -13,10 +13,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from onbrand.engine import lora_math
 from onbrand.engine import slots as slots_module
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.engine.cpu.unet_blocks import use_blocks
-from onbrand.engine.slots import RowAdapter, Slot, Slots, StaleSlot, rank_class
+from onbrand.engine.lora_math import RowAdapter, Slot, rank_class
+from onbrand.engine.slots import Slots, StaleSlot
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import LayerWeights
 
@@ -108,8 +110,8 @@ def test_guidance_repeats_whole_copies_of_the_batch(toy):
 def added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each addition of deltas was for."""
     nums: list[int] = []
-    real = slots_module._added
-    monkeypatch.setattr(slots_module, "_added", lambda *asked: nums.append(len(asked[2])) or real(*asked))
+    real = lora_math.added
+    monkeypatch.setattr(slots_module, "added", lambda *asked: nums.append(len(asked[2])) or real(*asked))
     return nums
 
 
@@ -132,7 +134,7 @@ def test_deltas_are_made_for_the_rows_of_their_class_once_that_was_seen_to_chang
     assert any(is_exact)
     assert added.count(8) == is_exact.count(False)
     assert added.count(2) + added.count(1) == 2 * is_exact.count(True)
-    monkeypatch.setattr(slots_module, "_is_dense", lambda y: False)
+    monkeypatch.setattr(slots_module, "is_dense", lambda y: False)
     with slots.bind(rows):
         drawn.append(toy(x, t))
     assert all(torch.equal(each, drawn[0]) for each in drawn)
@@ -144,8 +146,8 @@ def test_where_a_bit_would_change_deltas_are_made_for_all_rows(toy, monkeypatch)
     with slots.bind(rows):
         toy(x, t)  # seen to be exact, but not of what comes now
     slots._is_exact.clear()
-    real = slots_module._added
-    monkeypatch.setattr(slots_module, "_added", lambda *asked: real(*asked).mul_(1 + len(asked[2]) * 1e-6))
+    real = lora_math.added
+    monkeypatch.setattr(slots_module, "added", lambda *asked: real(*asked).mul_(1 + len(asked[2]) * 1e-6))
     drawn = []
     for _ in range(3):
         with slots.bind(rows):

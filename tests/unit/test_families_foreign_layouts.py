@@ -17,7 +17,7 @@ from onbrand.families import lora
 from onbrand.families.family import draw
 from onbrand.families.lora_import import OwnLora, attached, read_foreign
 from onbrand.families.lora_kohya import kohya_file
-from onbrand.lora_names import ImportWishes
+from onbrand.lora_names import ImportOptions
 from onbrand.training.lora_import import import_adapter
 from tests.unit.conftest import _loaded
 from tests.unit.test_families_lora import PROMPT, file_of
@@ -25,13 +25,13 @@ from tests.unit.test_families_lora import PROMPT, file_of
 RANK = 4
 
 
-def drawn_and_imported(data, family, wishes=ImportWishes()):
-    return import_adapter(data, family, "zilgo", "a title", wishes)
+def drawn_and_imported(data, family, options=ImportOptions()):
+    return import_adapter(data, family, "zilgo", "a title", options)
 
 
-def imported(data, family, wishes=ImportWishes()):
+def imported(data, family, options=ImportOptions()):
     """The layers that an import would publish, without the drawing."""
-    with attached(read_foreign(data, family, wishes), family) as own:
+    with attached(read_foreign(data, family, options), family) as own:
         return own
 
 
@@ -164,7 +164,7 @@ def test_a_file_of_pefts_own_is_imported_with_the_alpha_that_it_keeps_elsewhere(
     assert all(name.startswith("base_model.model.") for name in safetensors.torch.load(data))
     with pytest.raises(AdapterRefused, match=r"base_model\.model\..*adapter_config\.json; say it as lora_alpha"):
         imported(data, sd15)
-    done = drawn_and_imported(data, sd15, ImportWishes(lora_alpha=10))
+    done = drawn_and_imported(data, sd15, ImportOptions(lora_alpha=10))
     (tmp_path / "ours.safetensors").write_bytes(done.data)
     sd15.pipeline.load_lora_weights(tmp_path, weight_name="ours.safetensors", adapter_name="ours")
     again = draw(sd15, [PROMPT], [1])
@@ -175,7 +175,7 @@ def test_a_file_of_pefts_own_is_imported_with_the_alpha_that_it_keeps_elsewhere(
 def test_an_alpha_is_not_said_twice(sd15):
     tensors = kohya_named(pairs_of(sd15, names=["to_q"]), torch.tensor(2.0))
     with pytest.raises(AdapterRefused, match=r"says its own alpha.*to_q.*leave lora_alpha out"):
-        imported(saved(tensors), sd15, ImportWishes(lora_alpha=4))
+        imported(saved(tensors), sd15, ImportOptions(lora_alpha=4))
 
 
 @pytest.mark.parametrize("form", ["as they are", "all matrices", "all convolutions", "mixed"])
@@ -408,15 +408,15 @@ def text_layers(num, prefix="lora_te_text_model_encoder_layers_", ends=(".lora_d
 def test_text_encoders_are_left_out_on_wish_only_and_what_is_lost_is_said(sd15, prefix, ends):
     pairs = pairs_of(sd15, names=["attn1"])
     text = text_layers(3, prefix, ends)
-    wishes = {"lora_alpha": 2.0} if prefix.startswith("base_model") else {}
-    tensors = kohya_named(pairs, None if wishes else torch.tensor(8.0)) | text
+    options = {"lora_alpha": 2.0} if prefix.startswith("base_model") else {}
+    tensors = kohya_named(pairs, None if options else torch.tensor(8.0)) | text
     with pytest.raises(AdapterRefused, match=rf"text encoder.*3 of its {3 + len(pairs)} layers.*text_encoder=drop"):
-        imported(saved(tensors), sd15, ImportWishes(**wishes))
-    scale = 2 / RANK if wishes else 8 / RANK
-    must_add(imported(saved(tensors), sd15, ImportWishes("drop", **wishes)), pairs, scale)
+        imported(saved(tensors), sd15, ImportOptions(**options))
+    scale = 2 / RANK if options else 8 / RANK
+    must_add(imported(saved(tensors), sd15, ImportOptions("drop", **options)), pairs, scale)
     lost = sum((text[f"{prefix}{n}{ends[1]}"] @ text[f"{prefix}{n}{ends[0]}"]).square().sum().item() for n in range(3))
     kept = sum((scale * b.flatten(1) @ a.flatten(1)).square().sum().item() for a, b in pairs.values())
-    dropped = read_foreign(saved(tensors), sd15, ImportWishes("drop", **wishes)).dropped
+    dropped = read_foreign(saved(tensors), sd15, ImportOptions("drop", **options)).dropped
     assert dropped.as_json() == {
         "layers": 3,
         "norm": pytest.approx(math.sqrt(lost), rel=1e-3),
@@ -427,17 +427,17 @@ def test_text_encoders_are_left_out_on_wish_only_and_what_is_lost_is_said(sd15, 
 
 def test_nothing_is_said_to_be_lost_where_nothing_is(sd15):
     data = saved(kohya_named(pairs_of(sd15, names=["attn1.to_q"])))
-    assert "dropped" not in drawn_and_imported(data, sd15, ImportWishes("drop")).metrics()
+    assert "dropped" not in drawn_and_imported(data, sd15, ImportOptions("drop")).metrics()
 
 
 def test_the_models_row_says_what_is_lost(sd15):
     data = saved(kohya_named(pairs_of(sd15, names=["attn1.to_q"])) | text_layers(3))
-    assert drawn_and_imported(data, sd15, ImportWishes("drop")).metrics()["dropped"]["layers"] == 3
+    assert drawn_and_imported(data, sd15, ImportOptions("drop")).metrics()["dropped"]["layers"] == 3
 
 
 def test_a_file_of_text_encoders_alone_has_nothing_to_import(sd15):
     with pytest.raises(AdapterRefused, match="all its 3 layers are of a text encoder"):
-        imported(saved(text_layers(3)), sd15, ImportWishes("drop"))
+        imported(saved(text_layers(3)), sd15, ImportOptions("drop"))
 
 
 # settings

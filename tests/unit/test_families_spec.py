@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from onbrand.errors import BaseModelRefused, InvalidInput
 from onbrand.families.bases import base_folder, recommended
-from onbrand.families.spec import SPECS, TrainingConfig
+from onbrand.families.spec import SPECS
+from onbrand.families.training_config import TrainingConfig
 
 
 @pytest.mark.parametrize(

@@ -72,21 +72,21 @@ def test_port_zero_becomes_a_free_one() -> None:
 class Dying:
     """A database that has ended whenever it is looked at."""
 
-    def revive(self) -> bool:
+    def restart_if_dead(self) -> bool:
         return True
 
 
 def test_a_database_that_ends_again_and_again_ends_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     platform = Platform(Settings(), tell=told.append)
-    platform.tend()
+    platform.restart_if_dead()
     assert told == []
     monkeypatch.setattr(platform, "_embedded", Dying())
     for _ in range(REVIVALS):
-        platform.tend()
+        platform.restart_if_dead()
     assert len(told) == REVIVALS
     with pytest.raises(ConfigurationError, match="again and again"):
-        platform.tend()
+        platform.restart_if_dead()
 
 
 def test_a_database_may_end_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_database_may_end_now_and_then(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(platform, "_embedded", Dying())
     monkeypatch.setattr("onbrand.local.platform.REVIVAL_SECONDS", -1.0)
     for _ in range(3 * REVIVALS):
-        platform.tend()
+        platform.restart_if_dead()
 
 
 def test_settings_reach_other_processes_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

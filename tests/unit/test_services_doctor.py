@@ -11,29 +11,38 @@ from onbrand.errors import DataRefused, NotFound, UnsupportedMedia
 from onbrand.families.spec import SPECS, with_family_defaults
 from onbrand.families.tiny.brands import draw_brand
 from onbrand.services import data_checks
-from onbrand.services.data_checks import Aim, Examined, Finding, Patient, aim_of, examine, holds_word, must_be_fit
+from onbrand.services.data_checks import (
+    DataSample,
+    DataTarget,
+    Finding,
+    MeasuredImage,
+    examine,
+    holds_word,
+    must_be_fit,
+    target_of,
+)
 from tests.unit.test_storage_features import features_of, scene
 
-AIM = Aim(resolution=128, trigger_word="zilgo", smallest_side=64)
+AIM = DataTarget(resolution=128, trigger_word="zilgo", smallest_side=64)
 
 
-def seen(number: int, image: Image.Image | None = None, caption: str = "photo of [brand] logo") -> Examined:
+def seen(number: int, image: Image.Image | None = None, caption: str = "photo of [brand] logo") -> MeasuredImage:
     """A picture as the doctor gets it."""
-    patient = Patient(f"asset-{number}", f"logo-{number:03d}.png", caption, name=f"IMG_{number}.png")
-    return Examined(patient, features_of(image or scene(number)))
+    patient = DataSample(f"asset-{number}", f"logo-{number:03d}.png", caption, name=f"IMG_{number}.png")
+    return MeasuredImage(patient, features_of(image or scene(number)))
 
 
-def healthy(count: int = 10) -> list[Examined]:
+def healthy(count: int = 10) -> list[MeasuredImage]:
     return [seen(number) for number in range(100, 100 + count)]
 
 
-def found(*pictures: Examined, aim: Aim = AIM) -> list[Finding]:
+def found(*pictures: MeasuredImage, target: DataTarget = AIM) -> list[Finding]:
     """What is said when these come with enough healthy ones."""
-    return examine([*pictures, *healthy()], aim)
+    return examine([*pictures, *healthy()], target)
 
 
-def only(*pictures: Examined, aim: Aim = AIM) -> Finding:
-    [finding] = found(*pictures, aim=aim)
+def only(*pictures: MeasuredImage, target: DataTarget = AIM) -> Finding:
+    [finding] = found(*pictures, target=target)
     return finding
 
 
@@ -99,9 +108,9 @@ def test_blur_is_a_warning_that_names_the_detail_that_is_left(draw: Any) -> None
 
 def test_blur_that_training_does_not_see_is_no_finding() -> None:
     soft = scene(1, (512, 512)).filter(ImageFilter.GaussianBlur(1.5))
-    assert [each.code for each in found(seen(1, soft), aim=Aim(512, "zilgo", 128)) if each.file == "logo-001.png"] == [
-        "blurred"
-    ]
+    assert [
+        each.code for each in found(seen(1, soft), target=DataTarget(512, "zilgo", 128)) if each.file == "logo-001.png"
+    ] == ["blurred"]
     assert found(seen(1, soft)) == []
 
 
@@ -153,7 +162,7 @@ def test_few_different_pictures_are_a_warning_and_twins_count_once() -> None:
 
 
 def test_what_cannot_be_read_is_an_error_with_the_reason() -> None:
-    broken = Examined(Patient("asset-1", "logo-001.png", "[brand]"), problem="it is damaged")
+    broken = MeasuredImage(DataSample("asset-1", "logo-001.png", "[brand]"), problem="it is damaged")
     finding = only(broken)
     assert (finding.level, finding.code) == ("error", "unreadable")
     assert "it is damaged" in finding.message
@@ -165,7 +174,7 @@ class _Refusing:
 
 
 def test_bytes_that_changed_or_are_gone_or_do_not_decode_become_findings() -> None:
-    patient = Patient("asset-1", "logo-001.png", "[brand]", sha256="0" * 64)
+    patient = DataSample("asset-1", "logo-001.png", "[brand]", sha256="0" * 64)
 
     def gone() -> bytes:
         raise NotFound("there is no such object")
@@ -173,7 +182,7 @@ def test_bytes_that_changed_or_are_gone_or_do_not_decode_become_findings() -> No
     checker: Any = _Refusing()
     assert "not those" in str(data_checks.measure(checker, patient, lambda: b"other").problem)
     assert "gone" in str(data_checks.measure(checker, patient, gone).problem)
-    unsigned = Patient("asset-1", "logo-001.png", "[brand]")
+    unsigned = DataSample("asset-1", "logo-001.png", "[brand]")
     assert data_checks.measure(checker, unsigned, lambda: b"x").problem == "logo-001.png is cut short"
 
 
@@ -195,7 +204,7 @@ def test_a_refusal_of_many_stays_readable() -> None:
 
 def test_the_aim_is_the_wish_over_the_bases_advice() -> None:
     advice = with_family_defaults("sd15", {"training": {"resolution": 256}})
-    wishes = {"resolution": 64, "trigger_word": "zilgo"}
-    assert aim_of(SPECS["sd15"], wishes, advice, "acme") == Aim(64, "zilgo", 64)
-    assert aim_of(SPECS["sd15"], {}, advice, "acme") == Aim(256, "acme", 64)
-    assert aim_of(SPECS["sdxl"], {}, with_family_defaults("sdxl", {}), "acme") == Aim(1024, "acme", 256)
+    options = {"resolution": 64, "trigger_word": "zilgo"}
+    assert target_of(SPECS["sd15"], options, advice, "acme") == DataTarget(64, "zilgo", 64)
+    assert target_of(SPECS["sd15"], {}, advice, "acme") == DataTarget(256, "acme", 64)
+    assert target_of(SPECS["sdxl"], {}, with_family_defaults("sdxl", {}), "acme") == DataTarget(1024, "acme", 256)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from onbrand.engine.decayed_counts import Usage
+from onbrand.engine.decayed_counts import DecayedCounts
 from onbrand.serving.placement import Placement, PlacementOptions, below_bound, rendezvous
 
 REPLICAS = [f"replica-{n}" for n in range(8)]
@@ -169,7 +169,7 @@ def test_no_replica_gets_more_than_the_bound_when_all_have_their_rows_taken(rout
 
 
 def test_usage_counts_older_uses_less():
-    usage: Usage[str] = Usage(half_life=10.0)
+    usage: DecayedCounts[str] = DecayedCounts(half_life=10.0)
     usage.count("a", 0.0)
     usage.count("b", 10.0)
     assert usage.of("a") == pytest.approx(0.5)
@@ -178,7 +178,7 @@ def test_usage_counts_older_uses_less():
 
 
 def test_usage_stays_finite_and_bounded():
-    usage: Usage[int] = Usage(half_life=1.0, max_names=100)
+    usage: DecayedCounts[int] = DecayedCounts(half_life=1.0, max_names=100)
     for n in range(5000):
         usage.count(n % 700, float(n))
     usage.count(1, 1e9)

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from onbrand.errors import TooManyRequests
-from onbrand.sandbox.fair_queue import FairTurns, Whose
+from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
 
 
 class Files:
@@ -22,12 +22,12 @@ class Files:
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def send(self, name: str, whose: Whose) -> None:
+    async def send(self, name: str, whose: QueueOwner) -> None:
         self._ends[name] = asyncio.Event()
         self.tasks[name] = asyncio.create_task(self._check(name, whose))
         await settle()
 
-    async def _check(self, name: str, whose: Whose) -> None:
+    async def _check(self, name: str, whose: QueueOwner) -> None:
         async with self.turns.take(whose):
             self.begun.append(name)
             await self._ends[name].wait()
@@ -56,7 +56,7 @@ async def files() -> AsyncIterator[Files]:
     await made.close()
 
 
-A, B = Whose("acme", "ann"), Whose("globex", "bob")
+A, B = QueueOwner("acme", "ann"), QueueOwner("globex", "bob")
 
 
 async def test_a_brand_with_many_files_leaves_a_turn_for_another(files: Files) -> None:
@@ -80,7 +80,7 @@ async def test_two_brands_with_many_files_take_turns(files: Files) -> None:
 
 async def test_many_brands_of_one_account_have_its_share_only(files: Files) -> None:
     for number in range(40):
-        await files.send(f"many{number}", Whose(f"brand-{number}", "ann"))
+        await files.send(f"many{number}", QueueOwner(f"brand-{number}", "ann"))
     for number in range(3):
         await files.send(f"b{number}", B)
     for _ in range(3):
@@ -92,8 +92,8 @@ async def test_many_brands_of_one_account_have_its_share_only(files: Files) -> N
 
 async def test_brands_of_an_account_take_turns_within_it(files: Files) -> None:
     for number in range(5):
-        await files.send(f"first{number}", Whose("first", "ann"))
-    await files.send("second", Whose("second", "ann"))
+        await files.send(f"first{number}", QueueOwner("first", "ann"))
+    await files.send("second", QueueOwner("second", "ann"))
     await files.end("first0")
     assert files.begun == ["first0", "second"]
 
@@ -145,7 +145,7 @@ async def test_what_workers_hand_in_is_not_refused_and_has_all_turns(files: File
     files = Files(num_turns=2, waiting_max=0)
     try:
         for number in range(3):
-            await files.send(f"w{number}", Whose("acme", is_bounded=False))
+            await files.send(f"w{number}", QueueOwner("acme", is_bounded=False))
         assert files.begun == ["w0", "w1"]
         assert not files.tasks["w2"].done()
     finally:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from onbrand.families.family import draw, load_family
+from onbrand.families.family import draw
+from onbrand.families.loading import load_family
 from tools.tiny_bases import denoiser, text_encoders, train, vae
-from tools.tiny_bases.assembly import new_pipeline, save_base, warm_start, weigh
+from tools.tiny_bases.assembly import folder_bytes, new_pipeline, save_base, warm_start
 from tools.tiny_bases.card import Facts, card
 from tools.tiny_bases.command import app
 from tools.tiny_bases.denoiser import Recipe, train_denoiser
@@ -130,7 +131,7 @@ def test_training_leaves_a_base_that_loads_and_draws(family: str, work: Path, tm
     out = train.train(family, tmp_path / family, work=work, progress=told.append, plan=MOMENT)
     base = load_family(family, out)
     assert draw(base, ["a photo of a red star"], [0], num_steps=2).shape == (1, 3, 64, 64)
-    assert weigh(out) < 12_000_000
+    assert folder_bytes(out) < 12_000_000
     assert json.loads((out / "onbrand.json").read_text())["family"] == family
     assert not any(str(work) in path.read_text() for path in out.rglob("*.json"))
     assert "held out" in (out / "README.md").read_text()

@@ -7,10 +7,10 @@ import safetensors
 import torch
 
 from onbrand.families.bases import must_be_base, recommended
-from onbrand.families.family import load_family
+from onbrand.families.loading import load_family
 from onbrand.families.spec import SPECS
 from onbrand.families.tiny import TINY_FAMILIES, tiny_base
-from tools.tiny_bases.assembly import weigh
+from tools.tiny_bases.assembly import folder_bytes
 from tools.tiny_bases.card import Facts, card
 from tools.tiny_bases.score import prompts, score_base
 
@@ -19,7 +19,7 @@ every_family = pytest.mark.parametrize("family", TINY_FAMILIES)
 
 @every_family
 def test_a_base_weighs_at_most_12_megabytes(family: str):
-    assert 1_000_000 < weigh(tiny_base(family)) <= 12_000_000
+    assert 1_000_000 < folder_bytes(tiny_base(family)) <= 12_000_000
 
 
 @every_family

@@ -9,7 +9,7 @@ from PIL import Image
 from onbrand.errors import InvalidInput
 from onbrand.internal.training import TrainingAsset
 from onbrand.training.data.cache import DiskCache
-from onbrand.training.data.dataset import JobPictures, Picture, Wording, fitted, held_out, prior_pictures
+from onbrand.training.data.dataset import CaptionVariants, JobPictures, Picture, fitted, held_out, prior_pictures
 from onbrand.training.data.encoding import encode
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_examples
 
@@ -129,7 +129,7 @@ def test_a_pictures_latents_do_not_depend_on_the_pictures_beside_it():
 
 
 def test_shuffled_captions_keep_their_first_part_and_the_trigger_word():
-    wording = Wording("acme", shuffle=True)
+    wording = CaptionVariants("acme", shuffle=True)
     texts = wording.wordings("a photo, red, on a table, by Acme, sunset")
     assert len(set(texts)) > 2
     assert all(text.startswith("a photo, by Acme, ") for text in texts[1:])
@@ -138,7 +138,7 @@ def test_shuffled_captions_keep_their_first_part_and_the_trigger_word():
 
 
 def test_a_class_caption_is_the_caption_without_the_trigger_word_and_nothing_else():
-    assert Wording("acme").class_of("photo of ACME logo, acmeology") == "photo of logo, acmeology"
+    assert CaptionVariants("acme").class_of("photo of ACME logo, acmeology") == "photo of logo, acmeology"
 
 
 CAPTIONS = ["logo"] * 6 + ["bag"] * 3 + ["box"]

@@ -12,8 +12,8 @@ import ray.train
 from onbrand.config import Limits, Settings
 from onbrand.errors import DataRefused, NotFound, Unavailable
 from onbrand.internal.training import TrainingAsset, TrainingSpec
-from onbrand.training.ray import driver
 from onbrand.training.data.checks import must_be_fit_to_train
+from onbrand.training.ray import driver
 from tests.unit.test_storage_features import file_of, scene
 from tests.unit.training_bases import small_plan
 

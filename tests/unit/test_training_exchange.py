@@ -15,18 +15,18 @@ from onbrand.families.family import Family
 from onbrand.training import samples
 from onbrand.training.data import encoding
 from onbrand.training.data.cache import DiskCache
-from onbrand.training.data.dataset import Examples, Picture, Wording
+from onbrand.training.data.dataset import CaptionVariants, Examples, Picture
 from onbrand.training.data.encoding import encode
-from onbrand.training.ray.collectives import Alone, Exchange, gather_bytes, shared
+from onbrand.training.ray.collectives import Collectives, SingleWorker, gather_bytes, shared
 from tests.unit.test_training_loop import Together
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_trainer
 
 T = TypeVar("T")
 NUM_PICTURES, NUM_PRIOR = 5, 20
-WORDING = Wording("acme", shuffle=True, classes=True)
+WORDING = CaptionVariants("acme", shuffle=True, classes=True)
 
 
-def on_all(num_workers: int, work: Callable[[Exchange], T]) -> list[T]:
+def on_all(num_workers: int, work: Callable[[Collectives], T]) -> list[T]:
     """What `work` returns (or raises) on each of so many workers, which are threads."""
     group = Together(num_workers)
     with ThreadPoolExecutor(num_workers) as pool:
@@ -49,7 +49,7 @@ class Counted(Sequence[Picture]):
 
 
 def encoded(
-    family: Family, exchange: Exchange, pictures: Sequence[Picture], cache: DiskCache | None = None
+    family: Family, exchange: Collectives, pictures: Sequence[Picture], cache: DiskCache | None = None
 ) -> Examples:
     prior = [drawn(n, "prior") for n in range(30, 30 + NUM_PRIOR)]
     return encode(family, pictures, (48, SIDE), prior, WORDING, cache, exchange)
@@ -89,7 +89,7 @@ def test_what_is_wrong_for_one_worker_ends_all_in_the_same_way():
             raise InvalidInput("picture 2 does not decode", param="training_asset_ids")
         return {}
 
-    def told(exchange: Exchange) -> InvalidInput:
+    def told(exchange: Collectives) -> InvalidInput:
         with pytest.raises(InvalidInput, match="picture 2") as caught:
             shared(exchange, range(5), make)
         return caught.value
@@ -101,7 +101,7 @@ def test_an_asset_that_is_gone_is_gone_for_all():
     def make(number: int) -> dict[str, torch.Tensor]:
         raise NotFound("no such asset")
 
-    def told(exchange: Exchange) -> bool:
+    def told(exchange: Collectives) -> bool:
         with pytest.raises(NotFound):
             shared(exchange, [0], make)
         return True
@@ -111,7 +111,7 @@ def test_an_asset_that_is_gone_is_gone_for_all():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_examples_have_the_same_bits_whoever_encodes_them_and_each_picture_is_read_once(name):
-    alone = encoded(fresh_family(name), Alone(), Counted())
+    alone = encoded(fresh_family(name), SingleWorker(), Counted())
     families, pictures = [fresh_family(name) for _ in range(3)], Counted()
     for together in on_all(3, lambda exchange: encoded(families[exchange.rank], exchange, pictures)):
         must_be_equal(alone, together)
@@ -130,9 +130,9 @@ def test_no_worker_encodes_what_another_one_does(monkeypatch):
 def test_prior_pictures_are_encoded_once_for_all_runs_of_a_brand(tmp_path: Path, monkeypatch):
     family = fresh_family()
     cache = DiskCache(tmp_path, "acme", family.revision, str(family.dtype))
-    first = encoded(family, Alone(), Counted(), cache)
+    first = encoded(family, SingleWorker(), Counted(), cache)
     monkeypatch.setattr(encoding, "_latents", None)
-    must_be_equal(first, encoded(family, Alone(), Counted(), cache))
+    must_be_equal(first, encoded(family, SingleWorker(), Counted(), cache))
 
 
 def test_samples_have_the_same_bits_whoever_draws_them():

@@ -14,8 +14,8 @@ from onbrand.training.export import content_hash, export, must_be_same_tensors
 from tests.unit.training_bases import FAMILIES, base_of, small_plan, small_trainer, trained
 
 
-def exported(name="sd15", **wishes):
-    trainer = trained(small_trainer(name, plan=small_plan(name, targets="all", **wishes)), until=3)
+def exported(name="sd15", **options):
+    trainer = trained(small_trainer(name, plan=small_plan(name, targets="all", **options)), until=3)
     with trainer.averaged():
         proved = export(trainer.family, base_of(name), trainer.plan, trainer.adapter(), "photo of acme logo", "a title")
     return trainer, proved

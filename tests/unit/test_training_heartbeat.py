@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from onbrand.internal.client import SystemClient
-from onbrand.services.logs import AT_ONCE_MAX
+from onbrand.internal.log_lines import AT_ONCE_MAX
 from onbrand.training.ray.heartbeat import Heartbeat
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from onbrand.errors import TrainingFailed
-from onbrand.families.family import load_family
-from onbrand.training.data.dataset import Picture, Wording
+from onbrand.families.loading import load_family
+from onbrand.training.data.dataset import CaptionVariants, Picture
 from onbrand.training.data.encoding import encode
 from onbrand.training.data.sampling import draw_batch, own_rows
 from onbrand.training.kernels.lora_layers import frozen_base
@@ -274,10 +274,10 @@ def test_pictures_of_several_shapes_come_once_an_epoch_and_mostly_with_their_lik
 
 
 @pytest.mark.parametrize(
-    "wishes", [{"optimizer": "adamw8bit"}, {"optimizer": "prodigy"}, {"prior_weight": 1.0}], ids=str
+    "options", [{"optimizer": "adamw8bit"}, {"optimizer": "prodigy"}, {"prior_weight": 1.0}], ids=str
 )
-def test_every_way_to_train_is_resumed_with_the_same_bits(wishes, tmp_path):
-    plan = small_plan(steps=4, **wishes)
+def test_every_way_to_train_is_resumed_with_the_same_bits(options, tmp_path):
+    plan = small_plan(steps=4, **options)
     unbroken = trained(small_trainer(plan=plan))
     trained(small_trainer(plan=plan), until=2).save(tmp_path)
     heir = small_trainer(plan=plan)
@@ -328,7 +328,7 @@ def test_prior_preservation_holds_what_the_base_draws_without_the_trigger_word()
 def test_a_shuffled_caption_is_another_text_of_the_same_picture():
     family = fresh_family()
     pictures = [Picture(drawn(n).image, f"photo of acme, red, round, {n}", f"a-{n}") for n in range(4)]
-    examples = encode(family, pictures, SIDE, wording=Wording("acme", shuffle=True))
+    examples = encode(family, pictures, SIDE, wording=CaptionVariants("acme", shuffle=True))
     plan = small_plan(prior_rows=0, caption_dropout=0.0)
     for step in range(3):
         batch = draw_batch(plan, examples, step)

@@ -12,11 +12,12 @@ import torch
 import transformers
 
 from onbrand.errors import OutOfMemory, RanOutOfMemory
-from onbrand.families.meta import Hollow, num_bytes
-from onbrand.families.spec import SPECS, TrainingConfig, with_family_defaults
+from onbrand.families.meta import MetaFamily, num_bytes
+from onbrand.families.spec import SPECS, with_family_defaults
+from onbrand.families.training_config import TrainingConfig
 from onbrand.training.memory import estimate
-from onbrand.training.memory.estimate import GB, Admission, Allowance, Scale, admit
-from onbrand.training.memory.savings import Thrift, rungs
+from onbrand.training.memory.estimate import GB, Admission, Allowance, MemoryEstimator, admit
+from onbrand.training.memory.savings import MemorySavings, savings_levels
 from onbrand.training.recipes import make_plan
 from tests.unit.test_training_loop import Together
 from tests.unit.training_bases import FAMILIES, base_of, fresh_family, small_plan, small_trainer, trained
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_hollow_family_has_the_size_and_the_shapes_of_the_real_one(name):
-    hollow, family = Hollow(name, base_of(name), torch.float32), fresh_family(name)
+    hollow, family = MetaFamily(name, base_of(name), torch.float32), fresh_family(name)
     assert num_bytes(hollow.family.denoiser) == num_bytes(family.denoiser)
     assert num_bytes(hollow.family.vae) == num_bytes(family.vae)
     told = family.encode_prompts(["a cat"])
@@ -36,13 +37,13 @@ def test_a_hollow_family_has_the_size_and_the_shapes_of_the_real_one(name):
 
 
 @pytest.fixture(scope="module")
-def scale() -> Scale:
+def scale() -> MemoryEstimator:
     """One for all, for weighing takes seconds and what was weighed is known."""
-    return Scale(small_plan(prior_rows=0), base_of("sd15"), torch.float32, parked=False)
+    return MemoryEstimator(small_plan(prior_rows=0), base_of("sd15"), torch.float32, parked=False)
 
 
-def sizes_of(scale: Scale) -> list[int]:
-    return [scale.weigh(way).peak for way in rungs(scale.plan, large=False)]
+def sizes_of(scale: MemoryEstimator) -> list[int]:
+    return [scale.estimate(way).peak for way in savings_levels(scale.plan, large=False)]
 
 
 def test_fewer_rows_checkpointing_and_fewer_bits_each_take_less_memory(scale):
@@ -53,7 +54,7 @@ def test_fewer_rows_checkpointing_and_fewer_bits_each_take_less_memory(scale):
 
 def test_the_rungs_are_in_the_order_of_what_they_cost():
     plan = small_plan(prior_rows=0, batch_size=4)
-    ways = list(rungs(plan, large=False, num_workers=2))
+    ways = list(savings_levels(plan, large=False, num_workers=2))
     assert [(w.micro_rows, w.gradient_checkpointing, w.quantization, w.sharded) for w in ways] == [
         (2, False, "none", False),
         (1, False, "none", False),
@@ -65,14 +66,14 @@ def test_the_rungs_are_in_the_order_of_what_they_cost():
 
 
 def test_what_the_owner_chose_stays():
-    ways = list(rungs(small_plan(quantization="nf4", gradient_checkpointing=True), large=False))
+    ways = list(savings_levels(small_plan(quantization="nf4", gradient_checkpointing=True), large=False))
     assert {(way.gradient_checkpointing, way.quantization) for way in ways} == {(True, "nf4")}
-    assert {way.quantization for way in rungs(small_plan(quantization="none"), large=False)} == {"none"}
+    assert {way.quantization for way in savings_levels(small_plan(quantization="none"), large=False)} == {"none"}
 
 
 @pytest.fixture
 def admitted(scale, monkeypatch) -> Callable[..., Admission]:
-    monkeypatch.setattr(estimate, "Scale", lambda *_: scale)
+    monkeypatch.setattr(estimate, "MemoryEstimator", lambda *_: scale)
 
     def admitted(gb: float | None, steps_down: int = 0) -> Admission:
         allowance = Allowance(gb, steps_down)
@@ -82,7 +83,7 @@ def admitted(scale, monkeypatch) -> Callable[..., Admission]:
 
 
 def test_without_a_bound_a_cpu_does_what_is_wished(admitted):
-    assert admitted(None).thrift == Thrift(2, False, "none")
+    assert admitted(None).thrift == MemorySavings(2, False, "none")
     assert admitted(None).facts() is None
 
 
@@ -98,7 +99,7 @@ def test_a_run_that_never_fits_is_refused_with_what_it_needs_and_what_to_do(admi
 
 
 def test_after_running_out_of_memory_it_is_one_step_lower_until_none_is_left(admitted):
-    assert admitted(None, 1).thrift == Thrift(1, False, "none")
+    assert admitted(None, 1).thrift == MemorySavings(1, False, "none")
     assert admitted(None, 1).facts() == {"way": "1 row at a time", "steps_down": 1}
     with pytest.raises(OutOfMemory, match="as thriftily as it can be"):
         admitted(None, 9)
@@ -146,9 +147,9 @@ def real_base(folder: Path) -> Path:
 def test_flux_at_rank_16_needs_what_others_measured(tmp_path):
     """30 GB in bfloat16 and 18 in int8 are what users of the known trainers see at 1024 pixels, one row, rank 16."""
     plan = make_plan(SPECS["flux"], with_family_defaults("flux", {}), TrainingConfig(resolution=1024), "acme")
-    scale = Scale(plan, real_base(tmp_path), torch.bfloat16, parked=True)
+    scale = MemoryEstimator(plan, real_base(tmp_path), torch.bfloat16, parked=True)
     assert scale.is_large
-    whole, int8, nf4 = (scale.weigh(Thrift(1, True, how)).training / GB for how in ("none", "int8", "nf4"))
+    whole, int8, nf4 = (scale.estimate(MemorySavings(1, True, how)).training / GB for how in ("none", "int8", "nf4"))
     assert whole == pytest.approx(30, abs=3)
     assert int8 == pytest.approx(18, abs=2)
     assert 9 < nf4 < 13

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.train import PreemptionInfo
 
-from onbrand.training.ray.preemption import Notice
+from onbrand.training.ray.preemption import PreemptionWatcher
 
 
 def leaving(*nodes: str) -> PreemptionInfo:
@@ -13,11 +13,11 @@ def leaving(*nodes: str) -> PreemptionInfo:
 
 def test_only_a_node_that_was_not_named_before_is_news():
     told = iter([None, leaving("a"), leaving("a"), leaving("a", "b")])
-    notice = Notice(lambda: next(told), interval=0)
+    notice = PreemptionWatcher(lambda: next(told), interval=0)
     assert [notice.heard() for _ in range(4)] == [False, True, False, True]
 
 
 def test_it_is_time_to_ask_when_the_last_answer_is_old():
-    notice = Notice(lambda: None, interval=1000)
+    notice = PreemptionWatcher(lambda: None, interval=1000)
     assert not notice.due
-    assert Notice(lambda: None, interval=0).due
+    assert PreemptionWatcher(lambda: None, interval=0).due

@@ -8,7 +8,7 @@ from onbrand.families import lora
 from onbrand.families.meta import num_bytes
 from onbrand.training.export import export
 from onbrand.training.memory.quantization import LEVELS, Packed, quantize, saved_bytes
-from onbrand.training.memory.savings import Thrift
+from onbrand.training.memory.savings import MemorySavings
 from tests.unit.training_bases import (
     FAMILIES,
     base_of,
@@ -111,7 +111,7 @@ def test_an_adapter_trained_on_a_quantised_base_is_proved_and_resumed_with_the_s
     def trainer():
         family, plan = fresh_family(name), small_plan(name, steps=3, targets="strong")
         quantize(family.denoiser, how)
-        return type(small_trainer())(family, plan, small_examples(family), thrift=Thrift(3, False, how))
+        return type(small_trainer())(family, plan, small_examples(family), thrift=MemorySavings(3, False, how))
 
     unbroken = trained(trainer())
     trained(trainer(), until=1).save(tmp_path)

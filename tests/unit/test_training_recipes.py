@@ -4,14 +4,15 @@ import pytest
 from pydantic import ValidationError
 
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import SPECS, Recommended, TrainingConfig, with_family_defaults
+from onbrand.families.spec import SPECS, Recommended, with_family_defaults
+from onbrand.families.training_config import TrainingConfig
 from onbrand.training.recipes import Plan, make_plan
 
 ADVICE = with_family_defaults("sd15", {"resolution": 64, "training": {"steps": 220, "rank": 8, "batch_size": 8}})
 
 
-def plan(advice: Recommended = ADVICE, train_workers: int = 1, **wishes: object) -> Plan:
-    return make_plan(SPECS["sd15"], advice, TrainingConfig(**wishes), "acme", train_workers)
+def plan(advice: Recommended = ADVICE, train_workers: int = 1, **options: object) -> Plan:
+    return make_plan(SPECS["sd15"], advice, TrainingConfig(**options), "acme", train_workers)
 
 
 def test_the_owners_wish_stands_over_the_bases_advice_over_the_familys_recipe():
@@ -84,8 +85,8 @@ def test_accumulation_cuts_a_workers_share_and_must_divide_the_batch():
 
 
 def test_flux_is_trained_at_three_resolutions_unless_owner_or_base_say_one():
-    def resolutions(advice: dict[str, object], **wishes: object) -> tuple[int, ...]:
-        made = make_plan(SPECS["flux"], with_family_defaults("flux", advice), TrainingConfig(**wishes), "acme")
+    def resolutions(advice: dict[str, object], **options: object) -> tuple[int, ...]:
+        made = make_plan(SPECS["flux"], with_family_defaults("flux", advice), TrainingConfig(**options), "acme")
         return made.resolutions
 
     assert resolutions({}) == (512, 768, 1024)

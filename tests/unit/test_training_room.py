@@ -11,7 +11,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api import data_parallel_trainer
 
 from onbrand.training.ray import scaling
-from onbrand.training.ray.scaling import FreeRoom, RangeTrainer, num_that_fit
+from onbrand.training.ray.scaling import FreeResourcesPolicy, RangeTrainer, num_that_fit
 
 CPU = {"CPU": 1.0}
 
@@ -26,9 +26,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     nodes = lambda: [{"NodeID": name, "Alive": name in cluster.alive} for name in ("a", "b")]  # noqa: E731
     monkeypatch.setattr(scaling.ray, "nodes", nodes)
     monkeypatch.setattr(
-        FreeRoom, "_get_reserved_resources", lambda _: {name: {"CPU": 4.0} for name in sorted(cluster.alive)}
+        FreeResourcesPolicy, "_get_reserved_resources", lambda _: {name: {"CPU": 4.0} for name in sorted(cluster.alive)}
     )
-    monkeypatch.setattr(FreeRoom, "_maybe_send_resource_request", lambda _: None)
+    monkeypatch.setattr(FreeResourcesPolicy, "_maybe_send_resource_request", lambda _: None)
     return cluster
 
 
@@ -37,8 +37,8 @@ def running_on(*nodes: str) -> SimpleNamespace:
     return SimpleNamespace(workers=workers, num_workers=len(nodes), start_time=0.0)
 
 
-def policy() -> FreeRoom:
-    return FreeRoom(ScalingConfig(num_workers=(1, 4), elastic_resize_monitor_interval_s=0.0))
+def policy() -> FreeResourcesPolicy:
+    return FreeResourcesPolicy(ScalingConfig(num_workers=(1, 4), elastic_resize_monitor_interval_s=0.0))
 
 
 def test_what_others_hold_is_not_counted(cluster):
@@ -91,6 +91,6 @@ def test_ray_hands_a_trainers_policy_to_its_controller(monkeypatch):
     trainer = RangeTrainer(lambda: None, scaling_config=scaling)
     with pytest.raises(AttributeError):  # there is no result
         trainer.fit()
-    assert type(handed["scaling_policy"]) is FreeRoom
+    assert type(handed["scaling_policy"]) is FreeResourcesPolicy
     assert isinstance(handed["scaling_policy"], ElasticScalingPolicy)
     assert {"train_fn_ref", "failure_policy", "train_run_context"} <= handed.keys()

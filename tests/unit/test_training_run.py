@@ -17,12 +17,12 @@ from ray.train import PreemptionInfo
 
 from onbrand.errors import AdapterRefused, Canceled, InvalidInput
 from onbrand.families.family import draw
+from onbrand.internal.log_lines import Line
 from onbrand.internal.training import StartModel, TrainingAsset, TrainingSpec
 from onbrand.safetensors_header import must_be_plain_safetensors
-from onbrand.services.logs import Line
 from onbrand.training import samples
 from onbrand.training.data import dataset, encoding
-from onbrand.training.ray.preemption import Notice
+from onbrand.training.ray.preemption import PreemptionWatcher
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
 from onbrand.training.trainer import StepFacts
@@ -83,7 +83,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
 
 
-def run_of(platform: Platform, cache: Path, start: StartModel | None = None, **wishes: Any) -> Run:
+def run_of(platform: Platform, cache: Path, start: StartModel | None = None, **options: Any) -> Run:
     assets = tuple(
         TrainingAsset(id=f"id-{number}", caption="photo of acme logo", width=80, height=72)
         for number in range(NUM_PICTURES)
@@ -98,7 +98,7 @@ def run_of(platform: Platform, cache: Path, start: StartModel | None = None, **w
         assets=assets,
         start=start,
     )
-    plan: Plan = small_plan(prior_rows=0, steps=3, validate_every=1, sample_every=3, **wishes)
+    plan: Plan = small_plan(prior_rows=0, steps=3, validate_every=1, sample_every=3, **options)
     plan = replace(plan, start_sha256=start.sha256 if start else None)
     torch.set_num_threads(1)
     return Run(platform, spec, plan, base_of("sd15"), cache, 1, platform)  # type: ignore[arg-type]
@@ -263,6 +263,6 @@ def test_a_notice_that_a_node_leaves_keeps_a_checkpoint_at_once(tmp_path, monkey
     monkeypatch.setattr(ray.train, "report", lambda metrics, **_: kept.append(metrics["step"]))
     run = run_of(Platform(), tmp_path, checkpoint_every=3)
     told = iter([None, PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]}), None])
-    run.notice = Notice(lambda: next(told), interval=0)
+    run.notice = PreemptionWatcher(lambda: next(told), interval=0)
     run.train()
     assert kept == [2, 3]

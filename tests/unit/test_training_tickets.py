@@ -7,8 +7,8 @@ import pytest
 from onbrand.config import Settings
 from onbrand.errors import InvalidInput, TicketRefused
 from onbrand.training.dispatch.tickets import (
-    Desk,
     FileTickets,
+    TicketActor,
     must_be_job_id,
     read_ticket,
     remove_ticket,
@@ -80,7 +80,7 @@ def test_with_runs_on_s3_the_ticket_stays_on_the_dispatchers_own_disk(tmp_path):
 
 
 def test_a_desk_shows_the_newest_ticket_and_none_when_it_is_gone(settings):
-    desk = Desk(ticket_folder(settings, "acme", JOB))
+    desk = TicketActor(ticket_folder(settings, "acme", JOB))
     assert desk.newest() is None
     write_ticket(settings, "acme", JOB, "first")
     write_ticket(settings, "acme", JOB, "second")

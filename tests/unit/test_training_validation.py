@@ -8,7 +8,7 @@ import torch
 
 from onbrand.errors import TrainingFailed
 from onbrand.training.trainer import Trainer
-from onbrand.training.validation import NUM_DRAWS, SIGMAS, Judge, Verdicts
+from onbrand.training.validation import NUM_DRAWS, SIGMAS, ValidationHistory, Validator
 from tests.unit.test_training_loop import Together, trained_together
 from tests.unit.training_bases import (
     FAMILIES,
@@ -22,12 +22,12 @@ from tests.unit.training_bases import (
 )
 
 
-def judged(steps: int = 6, **wishes: object) -> Trainer:
-    plan = small_plan(steps=steps, validate_every=1, **wishes)
+def judged(steps: int = 6, **options: object) -> Trainer:
+    plan = small_plan(steps=steps, validate_every=1, **options)
     return small_trainer(plan=plan, judged=True)
 
 
-def loss_of(judge: Judge) -> float:
+def loss_of(judge: Validator) -> float:
     return judge.loss(0, 1, lambda own: own)
 
 
@@ -35,7 +35,7 @@ def loss_of(judge: Judge) -> float:
 def test_the_loss_is_the_mean_error_at_four_sigmas_with_noise_that_never_changes(name):
     family = fresh_family(name)
     held = held_out_examples(family, 1)
-    judge = Judge(family, held, seed=3)
+    judge = Validator(family, held, seed=3)
     times = family.times_at(torch.tensor(SIGMAS).repeat_interleave(NUM_DRAWS))
     rows = [0] * len(times)
     with torch.no_grad():
@@ -43,12 +43,12 @@ def test_the_loss_is_the_mean_error_at_four_sigmas_with_noise_that_never_changes
             held.latents[0].expand(len(rows), -1, -1, -1), held.text.rows(rows), times, judge._noise[0]
         )
     assert loss_of(judge) == pytest.approx(float(errors.mean()), rel=1e-5)
-    assert loss_of(judge) == loss_of(Judge(family, held, seed=3)) != loss_of(Judge(family, held, seed=4))
+    assert loss_of(judge) == loss_of(Validator(family, held, seed=3)) != loss_of(Validator(family, held, seed=4))
 
 
 def test_the_best_step_is_published_and_not_the_last(monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5])
-    monkeypatch.setattr(Judge, "loss", lambda *_: next(losses))
+    monkeypatch.setattr(Validator, "loss", lambda *_: next(losses))
     trainer = judged(steps=4)
     second = trained(trainer, until=2).adapter()
     trained(trainer)
@@ -60,25 +60,25 @@ def test_the_best_step_is_published_and_not_the_last(monkeypatch):
 
 def test_a_run_ends_when_patience_does(monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 1.5, 2.5])
-    monkeypatch.setattr(Judge, "loss", lambda *_: next(losses))
+    monkeypatch.setattr(Validator, "loss", lambda *_: next(losses))
     trainer = trained(judged(patience=2))
     assert trainer.done
     assert (trainer.step, trainer.published_step) == (4, 2)
 
 
 def test_patience_counts_from_the_best_and_none_is_endless():
-    verdicts = Verdicts(patience=2)
+    verdicts = ValidationHistory(patience=2)
     best = [verdicts.add(step, loss) for step, loss in enumerate([3.0, 4.0, 2.0, 5.0])]
     assert best == [True, False, True, False]
     assert not verdicts.exhausted
     verdicts.add(4, 2.0)
     assert verdicts.exhausted
-    assert not Verdicts(0, [(step, float(step)) for step in range(100)]).exhausted
+    assert not ValidationHistory(0, [(step, float(step)) for step in range(100)]).exhausted
 
 
 def test_a_judgement_that_is_not_finite_ends_the_run_with_its_step():
     with pytest.raises(TrainingFailed, match="step 7"):
-        Verdicts().add(7, math.nan)
+        ValidationHistory().add(7, math.nan)
 
 
 def test_the_last_step_is_judged_too():

@@ -11,11 +11,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from onbrand.families.bases import base_source
-from onbrand.families.family import Family, load_family
-from onbrand.families.spec import SPECS, TrainingConfig, with_family_defaults
-from onbrand.training.data.dataset import Examples, Picture, Wording
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
+from onbrand.families.spec import SPECS, with_family_defaults
+from onbrand.families.training_config import TrainingConfig
+from onbrand.training.data.dataset import CaptionVariants, Examples, Picture
 from onbrand.training.data.encoding import encode
-from onbrand.training.ray.collectives import Exchange
+from onbrand.training.ray.collectives import Collectives
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.trainer import Trainer
 
@@ -39,11 +41,11 @@ def fresh_family(name: str = "sd15") -> Family:
     return family
 
 
-def small_plan(name: str = "sd15", prior_rows: int = 2, **wishes: Any) -> Plan:
+def small_plan(name: str = "sd15", prior_rows: int = 2, **options: Any) -> Plan:
     """Six steps of four rows, and `prior_rows` others."""
     config = TrainingConfig(
         **{"steps": 6, "batch_size": 4, "rank": 2, "resolution": SIDE, "targets": "attention", "learning_rate": 1e-3}
-        | wishes
+        | options
     )
     return replace(
         make_plan(SPECS[name], with_family_defaults(name, {"prior": True}), config, "acme"), prior_rows=prior_rows
@@ -57,7 +59,9 @@ def drawn(number: int, name: str = "asset") -> Picture:
     return Picture(image, f"photo of acme logo {number}", f"{name}-{number}")
 
 
-def small_examples(family: Family, num_own: int = 5, num_prior: int = 4, wording: Wording = Wording()) -> Examples:
+def small_examples(
+    family: Family, num_own: int = 5, num_prior: int = 4, wording: CaptionVariants = CaptionVariants()
+) -> Examples:
     prior = [drawn(n, "prior") for n in range(20, 20 + num_prior)]
     return encode(family, [drawn(n) for n in range(num_own)], SIDE, prior, wording)
 
@@ -67,11 +71,11 @@ def held_out_examples(family: Family, num: int = 2) -> Examples:
 
 
 def small_trainer(
-    name: str = "sd15", exchange: Exchange | None = None, plan: Plan | None = None, judged: bool = False
+    name: str = "sd15", exchange: Collectives | None = None, plan: Plan | None = None, judged: bool = False
 ) -> Trainer:
     """A trainer on a fresh family; `judged` by two held-out pictures."""
     family, plan = fresh_family(name), plan or small_plan(name)
-    wording = Wording(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
+    wording = CaptionVariants(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
     held_out = held_out_examples(family) if judged else None
     return Trainer(family, plan, small_examples(family, wording=wording), exchange, held_out)
 

@@ -105,6 +105,6 @@ def warm_start(denoiser: nn.Module, known: Mapping[str, Tensor]) -> int:
     return sum(own.numel() for own in fitting.values())
 
 
-def weigh(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Bytes of all files of a base."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

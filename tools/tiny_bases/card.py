@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from onbrand.families.tiny.draw import COLOURS, GROUNDS, SHAPES, triples
-from tools.tiny_bases.assembly import weigh
+from tools.tiny_bases.assembly import folder_bytes
 
 TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "flux": "FLUX.1"}
 
@@ -23,7 +23,7 @@ class Facts:
 def write_card(family: str, folder: Path, facts: Facts, scores: dict[str, Any]) -> Path:
     """Write README.md into the base's folder. `scores` is the result of `score` for it."""
     path = folder / "README.md"
-    path.write_text(card(family, facts, scores, weigh(folder)))
+    path.write_text(card(family, facts, scores, folder_bytes(folder)))
     return path
 
 

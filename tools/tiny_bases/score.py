@@ -44,7 +44,7 @@ def score(family: str, folder: Path | None = None, n: int = 100, seed: int = 7) 
     Returns:
         {"family", "n", "seen": {...}, "held_out": {...}}, each part as `judge` gives it.
     """
-    from onbrand.families.family import load_family
+    from onbrand.families.loading import load_family
     from onbrand.families.tiny import tiny_base
 
     base = load_family(family, folder or tiny_base(family))

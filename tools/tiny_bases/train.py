@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from onbrand.families.family import Conditioning, Family, load_family
+from onbrand.families.family import Conditioning, Family
+from onbrand.families.loading import load_family
 from onbrand.families.tiny.draw import draw_scene, random_scene
 from tools.tiny_bases.architectures import new_denoiser
 from tools.tiny_bases.assembly import (

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData
 
-from onbrand.api.authorization import Admin, AppParts, Member, Uploader, UploaderAccess, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, ReadPermission, UploadAccess, UploadPermission, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_be_short, must_have_only, read_form, too_many_files
@@ -61,10 +61,10 @@ class NewCaption(Input):
     caption: str = Field(description="`[brand]` stands for the trigger word.")
 
 
-async def _form(request: Request, access: UploaderAccess, parts: AppParts) -> AsyncIterator[FormData]:
+async def _form(request: Request, access: UploadAccess, state: AppStateDep) -> AsyncIterator[FormData]:
     async with access.open():
         pass  # whoever may not do this is told before a byte of their form is read
-    most = parts.settings.limits.upload_files * assets.FILES_PER_PICTURE
+    most = state.settings.limits.upload_files * assets.FILES_PER_PICTURE
     async with read_form(request, most, "files") as form:
         yield form
 
@@ -74,12 +74,12 @@ UploadForm = Annotated[FormData, Depends(_form)]
 
 @router.post("", status_code=201, response_model=Listed, openapi_extra=_UPLOAD_SCHEMA)
 async def upload(
-    form: UploadForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
+    form: UploadForm, access: UploadAccess, once: OnlyOnce, state: AppStateDep, checker: FileChecker
 ) -> JSONResponse:
     """Upload pictures (PNG, JPEG, WEBP), or zip archives of pictures and their captions; all or none."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
-    limits = parts.settings.limits
+    limits = state.settings.limits
     uploads = await _uploads(form, limits)
     async with checker.whole():
         checked = await assets.check(checker, uploads, limits)
@@ -93,28 +93,28 @@ async def upload(
 
 
 @router.get("", response_model=Listed)
-async def list_assets(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_assets(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's pictures."""
     return listed(await assets.list_assets(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{asset_id}")
-async def get_asset(asset_id: UUID, caller: Member) -> assets.Asset:
+async def get_asset(asset_id: UUID, caller: ReadPermission) -> assets.Asset:
     """One picture's row."""
     return await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
 
 
 @router.get("/{asset_id}/content")
-async def link_asset(asset_id: UUID, caller: Member) -> Link:
+async def link_asset(asset_id: UUID, caller: ReadPermission) -> Link:
     """A signed link to the picture."""
     asset = await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
     return await link_to(caller, "training-data", asset.object_name, "asset.link", {"asset_id": asset.id})
 
 
 @router.patch("/{asset_id}")
-async def set_caption(asset_id: UUID, body: NewCaption, caller: Uploader) -> assets.Asset:
+async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadPermission) -> assets.Asset:
     """Add a new version of the picture's caption."""
-    limits = caller.parts.settings.limits
+    limits = caller.state.settings.limits
     return await assets.set_caption(
         caller.session, caller.brand_id, caller.user_id, str(asset_id), body.caption, limits
     )

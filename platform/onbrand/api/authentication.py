@@ -18,26 +18,26 @@ from onbrand.errors import CrossSiteRefused, Unauthenticated
 from onbrand.services import identity, keys, sessions
 
 if TYPE_CHECKING:
-    from onbrand.api.authorization import Parts
+    from onbrand.api.authorization import AppState
 
 CSRF_HEADER = "X-CSRF-Token"
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-async def scope_of(request: Request, parts: Parts) -> Scope:
+async def scope_of(request: Request, state: AppState) -> Scope:
     """The caller's scope. An Authorization header, valid or not, takes precedence over the cookie.
 
     Raises Unauthenticated, CrossSiteRefused.
     """
     if "authorization" in request.headers:
-        return await _of_token(bearer_of(request), parts)
-    cookie = cookie_of(request, parts.settings)
+        return await _of_token(bearer_of(request), state)
+    cookie = cookie_of(request, state.settings)
     if cookie is None:
         raise _nothing_sent()
     if request.method not in _CHANGES_NOTHING:
-        _must_be_our_page(request, parts.settings)
+        _must_be_our_page(request, state.settings)
         _must_have_csrf_token(request, cookie)
-    async with parts.doors.user_session(None) as session:
+    async with state.db.user_session(None) as session:
         return await sessions.scope_of(session, cookie)
 
 
@@ -71,15 +71,15 @@ def must_not_be_another_site(request: Request, settings: Settings) -> None:
         raise CrossSiteRefused("this request comes from another site; ask from our own page")
 
 
-async def _of_token(token: str, parts: Parts) -> Scope:
+async def _of_token(token: str, state: AppState) -> Scope:
     if token.startswith(keys.PREFIX):
-        async with parts.doors.user_session(None) as session:
+        async with state.db.user_session(None) as session:
             return await keys.scope_of(session, token)
-    if parts.oidc is not None and parts.oidc.claims_to_be_from(token):
-        who = await parts.oidc.verify(token)
-        async with parts.doors.user_session(None) as session:
+    if state.oidc is not None and state.oidc.claims_to_be_from(token):
+        who = await state.oidc.verify(token)
+        async with state.db.user_session(None) as session:
             return Scope(await identity.external_user(session, who))
-    return parts.issuer.verify(token)
+    return state.issuer.verify(token)
 
 
 def _nothing_sent() -> Unauthenticated:

@@ -2,13 +2,14 @@
 
     no login     Anonymous, or nothing
     a user       AnyUser; AnyReader (a key needs `read`); Person (no key, no token that is bound to a brand)
-    a member     Member (`read`), Uploader (`upload`), Trainer (`train`), Artist (`generate`), Manager (`manage`)
-    an admin     Admin (`manage`); AdminInPerson (no key)
+    a member     ReadPermission (`read`), UploadPermission (`upload`), TrainPermission (`train`),
+                 GeneratePermission (`generate`), ManagePermission (`manage`)
+    an admin     Admin (`manage`); AdminUserOnly (no key)
 
 They hold the request's one transaction, which is committed before the response is sent. The transaction's claims also
 name the needed scope: the database shows no rows to a key without it.
 
-`MemberAccess` (`read`), `UploaderAccess` (`upload`), `TrainerAccess` (`train`) and `ArtistAccess` (`generate`) are for
+`ReadAccess` (`read`), `UploadAccess` (`upload`), `TrainAccess` (`train`) and `GenerateAccess` (`generate`) are for
 calls that outlive a transaction (waiting, streaming). They open short transactions; each checks membership and
 credential again, so that a removed member or a revoked key loses access at once.
 """
@@ -26,7 +27,7 @@ from onbrand.api.http.early_authentication import authenticated
 from onbrand.api.route import Route
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope, must_be_brand_id
 from onbrand.config import FamilyName, Secrets, Settings
-from onbrand.db.session import Doors, Session
+from onbrand.db.session import Database, Session
 from onbrand.errors import Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import Recommended
 from onbrand.services import brands
@@ -40,27 +41,27 @@ from onbrand.storage.store import BrandStore, ObjectStore
 if TYPE_CHECKING:
     from onbrand.api.http.refusal_cache import Refusals
     from onbrand.api.http.stream_limits import OpenStreams
-    from onbrand.background.generations import Renderings
+    from onbrand.background.generations import GenerationTasks
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class AppState:
     """The app's components, for its routes."""
 
     settings: Settings
     secrets: Secrets
-    doors: Doors
+    db: Database
     store: ObjectStore
     issuer: TokenIssuer
     recommended: Mapping[FamilyName, Recommended]
-    renderings: Renderings
+    generation_tasks: GenerationTasks
     passwords: Passwords
     streams: OpenStreams
     refusals: Refusals
     oidc: OidcIssuer | None = None
 
     def __repr__(self) -> str:
-        return "Parts(...)"
+        return "AppState(...)"
 
     @property
     def terms(self) -> Terms:
@@ -68,16 +69,16 @@ class Parts:
         return Terms(self.recommended, self.settings.limits, self.settings.train_workers)
 
 
-async def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+async def _state(request: Request) -> AppState:
+    state: AppState = request.app.state.onbrand
+    return state
 
 
-AppParts = Annotated[Parts, Depends(_parts)]
+AppStateDep = Annotated[AppState, Depends(_state)]
 
 
-async def _token(request: Request, parts: AppParts) -> Scope:
-    return await authenticated(request, parts)
+async def _token(request: Request, state: AppStateDep) -> Scope:
+    return await authenticated(request, state)
 
 
 TokenHolder = Annotated[Scope, Depends(_token)]
@@ -96,7 +97,7 @@ class Caller:
 
     scope: Scope
     session: Session
-    parts: Parts
+    state: AppState
 
     @property
     def user_id(self) -> str:
@@ -118,29 +119,29 @@ class BrandCaller(Caller):
     @property
     def store(self) -> BrandStore:
         """The object store, restricted to this brand."""
-        return self.parts.store.brand(self.brand_id)
+        return self.state.store.brand(self.brand_id)
 
 
-async def _anonymous(parts: AppParts) -> AsyncIterator[Session]:
-    async with parts.doors.user_session(None) as session:
+async def _anonymous(state: AppStateDep) -> AsyncIterator[Session]:
+    async with state.db.user_session(None) as session:
         yield session
 
 
-async def _any_user(scope: TokenHolder, parts: AppParts) -> AsyncIterator[Caller]:
-    async with _opened(scope, min(scope.scopes or ("read",)), parts) as caller:
+async def _any_user(scope: TokenHolder, state: AppStateDep) -> AsyncIterator[Caller]:
+    async with _opened(scope, min(scope.scopes or ("read",)), state) as caller:
         yield caller
 
 
 @asynccontextmanager
-async def _opened(scope: Scope, purpose: KeyScope, parts: Parts) -> AsyncIterator[Caller]:
+async def _opened(scope: Scope, purpose: KeyScope, state: AppState) -> AsyncIterator[Caller]:
     used = scope.used_to(purpose)
-    async with parts.doors.user_session(used) as session:
-        yield Caller(used, session, parts)
+    async with state.db.user_session(used) as session:
+        yield Caller(used, session, state)
 
 
 def _user_who_comes_to(what: KeyScope) -> Any:
-    async def user(scope: TokenHolder, parts: AppParts) -> AsyncIterator[Caller]:
-        async with _opened(scope, what, parts) as caller:
+    async def user(scope: TokenHolder, state: AppStateDep) -> AsyncIterator[Caller]:
+        async with _opened(scope, what, state) as caller:
             yield caller
 
     return Depends(user, scope="function")
@@ -175,7 +176,7 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
     if caller.scope.brand_id in (None, brand_id):  # the database shows no brand to a key without the scope
         caller.must_be_allowed(need)
     brand = await brands.get_brand(caller.session, brand_id)
-    return BrandCaller(caller.scope, caller.session, caller.parts, brand.id, brand.role)
+    return BrandCaller(caller.scope, caller.session, caller.state, brand.id, brand.role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class Access:
 
     scope: Scope
     brand_id: str
-    parts: Parts
+    state: AppState
     need: KeyScope
 
     @asynccontextmanager
@@ -198,26 +199,26 @@ class Access:
             scope = self.scope.in_brand(must_be_brand_id(self.brand_id))
         except InvalidInput:
             raise NotFound("there is no such brand") from None
-        async with _opened(scope, self.need, self.parts) as caller:
+        async with _opened(scope, self.need, self.state) as caller:
             yield await in_brand(caller, self.brand_id, self.need)
 
 
 def _member_who_may(need: KeyScope) -> Any:
-    async def member(brand_id: str, scope: TokenHolder, parts: AppParts) -> AsyncIterator[BrandCaller]:
-        async with Access(scope, brand_id, parts, need).open() as caller:
+    async def member(brand_id: str, scope: TokenHolder, state: AppStateDep) -> AsyncIterator[BrandCaller]:
+        async with Access(scope, brand_id, state, need).open() as caller:
             yield caller
 
     return Depends(member, scope="function")
 
 
-Member = Annotated[BrandCaller, _member_who_may("read")]
-Uploader = Annotated[BrandCaller, _member_who_may("upload")]
-Trainer = Annotated[BrandCaller, _member_who_may("train")]
-Artist = Annotated[BrandCaller, _member_who_may("generate")]
-Manager = Annotated[BrandCaller, _member_who_may("manage")]
+ReadPermission = Annotated[BrandCaller, _member_who_may("read")]
+UploadPermission = Annotated[BrandCaller, _member_who_may("upload")]
+TrainPermission = Annotated[BrandCaller, _member_who_may("train")]
+GeneratePermission = Annotated[BrandCaller, _member_who_may("generate")]
+ManagePermission = Annotated[BrandCaller, _member_who_may("manage")]
 
 
-async def _admin(member: Manager) -> BrandCaller:
+async def _admin(member: ManagePermission) -> BrandCaller:
     if member.role != "admin":
         raise Forbidden("only an admin of the brand may do this; ask one of them")
     return member
@@ -231,17 +232,17 @@ async def _admin_in_person(admin: Admin) -> BrandCaller:
     return admin
 
 
-AdminInPerson = Annotated[BrandCaller, Depends(_admin_in_person)]
+AdminUserOnly = Annotated[BrandCaller, Depends(_admin_in_person)]
 
 
-def _access_to(need: KeyScope) -> Callable[[str, Scope, Parts], Awaitable[Access]]:
-    async def access(brand_id: str, scope: TokenHolder, parts: AppParts) -> Access:
-        return Access(scope, brand_id, parts, need)
+def _access_to(need: KeyScope) -> Callable[[str, Scope, AppState], Awaitable[Access]]:
+    async def access(brand_id: str, scope: TokenHolder, state: AppStateDep) -> Access:
+        return Access(scope, brand_id, state, need)
 
     return access
 
 
-MemberAccess = Annotated[Access, Depends(_access_to("read"))]
-UploaderAccess = Annotated[Access, Depends(_access_to("upload"))]
-TrainerAccess = Annotated[Access, Depends(_access_to("train"))]
-ArtistAccess = Annotated[Access, Depends(_access_to("generate"))]
+ReadAccess = Annotated[Access, Depends(_access_to("read"))]
+UploadAccess = Annotated[Access, Depends(_access_to("upload"))]
+TrainAccess = Annotated[Access, Depends(_access_to("train"))]
+GenerateAccess = Annotated[Access, Depends(_access_to("generate"))]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.authorization import Admin, AnyReader, Manager, Member, Person, UserRoute
+from onbrand.api.authorization import Admin, AnyReader, ManagePermission, Person, ReadPermission, UserRoute
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
@@ -47,10 +47,10 @@ class NewRole(Input):
 @router.post("", status_code=201, response_model=brands.Brand)
 async def create_brand(body: NewBrand, caller: Person, once: OnlyOnce) -> JSONResponse:
     """Create a brand; the caller becomes its admin."""
-    region = caller.parts.settings.region
+    region = caller.state.settings.region
     if body.home_region not in (None, region):
         raise InvalidInput(f"this platform keeps bytes in {region} only", param="home_region")
-    most = caller.parts.settings.limits.brands_per_account
+    most = caller.state.settings.limits.brands_per_account
     return await once.answer(caller, 201, lambda: brands.create_brand(caller.session, body.id, body.name, region, most))
 
 
@@ -61,7 +61,7 @@ async def list_brands(caller: AnyReader, paging: Paging) -> dict[str, Any]:
 
 
 @router.get("/{brand_id}")
-async def get_brand(caller: Member) -> brands.Brand:
+async def get_brand(caller: ReadPermission) -> brands.Brand:
     """One brand, with the caller's role in it."""
     return await brands.get_brand(caller.session, caller.brand_id)
 
@@ -69,7 +69,7 @@ async def get_brand(caller: Member) -> brands.Brand:
 @router.post("/{brand_id}/members", status_code=201, response_model=invitations.NewInvitation)
 async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResponse:
     """Invite an address for seven days, as `POST .../invitations`; its account becomes a member when it accepts."""
-    most = caller.parts.settings.limits.open_invitations
+    most = caller.state.settings.limits.open_invitations
     return await once.answer_secret(
         caller,
         201,
@@ -79,7 +79,7 @@ async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResp
 
 
 @router.get("/{brand_id}/members", response_model=Listed)
-async def list_members(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_members(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's members: an admin sees all, other members see only themselves."""
     return listed(await brands.list_members(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
@@ -91,12 +91,12 @@ async def set_role(user_id: UUID, body: NewRole, caller: Admin) -> brands.Member
 
 
 @router.delete("/{brand_id}/members/me", status_code=204, response_class=Response)
-async def leave(caller: Manager) -> None:
+async def leave(caller: ManagePermission) -> None:
     """Leave the brand at once; the last admin cannot."""
     await brands.leave(caller.session, caller.brand_id)
 
 
 @router.delete("/{brand_id}/members/{user_id}", status_code=204, response_class=Response)
-async def remove_member(user_id: UUID, caller: Manager) -> None:
+async def remove_member(user_id: UUID, caller: ManagePermission) -> None:
     """Remove a member at once. Admins may remove anyone but the last admin; others only themselves."""
     await brands.remove_member(caller.session, caller.brand_id, str(user_id))

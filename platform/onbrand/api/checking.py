@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from onbrand.api.authorization import BrandCaller
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import Whose
+from onbrand.sandbox.fair_queue import QueueOwner
 
 
 async def checker_of(request: Request) -> Checker:
@@ -24,4 +24,4 @@ FileChecker = Annotated[Checker, Depends(checker_of)]
 async def in_turn_of(checker: Checker, caller: BrandCaller) -> Checker:
     """The checker with the queue of the caller's brand, grouped under the account that created the brand."""
     row = await caller.session.one("select user_id from app.brands where id = %s", [caller.brand_id])
-    return checker.on_behalf_of(Whose(caller.brand_id, str(row["user_id"])))
+    return checker.on_behalf_of(QueueOwner(caller.brand_id, str(row["user_id"])))

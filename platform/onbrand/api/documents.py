@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
-from onbrand.api.authorization import Admin, AppParts, Member, UploaderAccess, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, ReadPermission, UploadAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -46,7 +46,7 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-async def _form(request: Request, access: UploaderAccess) -> AsyncIterator[FormData]:
+async def _form(request: Request, access: UploadAccess) -> AsyncIterator[FormData]:
     async with access.open():
         pass  # whoever may not do this is told before a byte of their form is read
     async with read_form(request, 1, "file") as form:
@@ -58,12 +58,12 @@ DocumentForm = Annotated[FormData, Depends(_form)]
 
 @router.post("", status_code=201, response_model=documents.Document, openapi_extra=_SCHEMA)
 async def create_document(
-    form: DocumentForm, access: UploaderAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
+    form: DocumentForm, access: UploadAccess, once: OnlyOnce, state: AppStateDep, checker: FileChecker
 ) -> JSONResponse:
     """Upload a document: the first or next version of its title. A child process reads it and writes it anew."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
-    limits = parts.settings.limits
+    limits = state.settings.limits
     filename, sent, title = await _sent(form, limits.document_bytes)
     async with checker.whole():
         checked = await documents.check(checker, filename, sent, limits, title)
@@ -77,19 +77,19 @@ async def create_document(
 
 
 @router.get("", response_model=Listed)
-async def list_documents(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_documents(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's documents, each as its newest version."""
     return listed(await documents.list_documents(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{document_id}")
-async def get_document(document_id: UUID, caller: Member) -> documents.Document:
+async def get_document(document_id: UUID, caller: ReadPermission) -> documents.Document:
     """One version of a document."""
     return await documents.get_document(caller.session, caller.brand_id, str(document_id))
 
 
 @router.get("/{document_id}/versions", response_model=Listed)
-async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_versions(document_id: UUID, caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """All versions of the document, given the id of any of them; newest first."""
     found = await documents.list_versions(
         caller.session, caller.brand_id, str(document_id), paging.limit, paging.cursor
@@ -98,7 +98,7 @@ async def list_versions(document_id: UUID, caller: Member, paging: Paging) -> di
 
 
 @router.get("/{document_id}/content")
-async def link_document(document_id: UUID, caller: Member) -> Link:
+async def link_document(document_id: UUID, caller: ReadPermission) -> Link:
     """A signed link to the document; browsers save it as a file."""
     document = await documents.get_document(caller.session, caller.brand_id, str(document_id))
     ids = {"document_id": document.id}

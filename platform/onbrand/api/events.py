@@ -28,7 +28,7 @@ _LONGEST = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Snapshot:
     """One poll of the rows: the status is read first, then at most AT_ONCE events, so that no event is missed.
 
     Args:
@@ -37,10 +37,10 @@ class Seen:
 
     status: str
     events: list[Any]
-    asides: list[tuple[str, Any]] = field(default_factory=list)
+    ephemeral: list[tuple[str, Any]] = field(default_factory=list)
 
 
-Look = Callable[[BrandCaller, int], Awaitable[Seen]]
+Look = Callable[[BrandCaller, int], Awaitable[Snapshot]]
 Close = Callable[[], Awaitable[None]]
 
 
@@ -73,7 +73,7 @@ async def stream(access: Access, after: int, look: Look, close: Close | None = N
         if close is not None:
             await close()
         return Response(status_code=204)
-    streams, whose = access.parts.streams, (access.scope.holder, access.brand_id)
+    streams, whose = access.state.streams, (access.scope.holder, access.brand_id)
     try:
         streams.open(*whose)
     except TooManyRequests:
@@ -103,14 +103,14 @@ class _Stream(StreamingResponse):
             await self._ended()
 
 
-async def _written(access: Access, after: int, seen: Seen, look: Look) -> AsyncIterator[str]:
+async def _written(access: Access, after: int, seen: Snapshot, look: Look) -> AsyncIterator[str]:
     end, heard = time.monotonic() + _LONGEST, time.monotonic()
     yield ": onbrand\n\n"
     while True:
         for event in seen.events:
             after, heard = event.seq, time.monotonic()
             yield as_text(event.seq, event.kind, event.data)
-        for kind, data in seen.asides:
+        for kind, data in seen.ephemeral:
             heard = time.monotonic()
             yield as_text(None, kind, data)
         is_whole = len(seen.events) < AT_ONCE

@@ -20,7 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from onbrand.api.authorization import AppParts, BrandCaller, UserRoute
+from onbrand.api.authorization import AppStateDep, BrandCaller, UserRoute
 from onbrand.api.http.media_types import media_type_of, plain_media_type
 from onbrand.errors import InvalidInput, NotFound, TooLarge, UnsupportedMedia
 from onbrand.services.brands import record
@@ -56,7 +56,7 @@ async def links_to(caller: BrandCaller, keys: Sequence[Key], action: str, ids: M
     """A link to each object, with one line in the brand's record for all; no line without objects."""
     if not keys:
         return []
-    seconds = caller.parts.settings.link_seconds
+    seconds = caller.state.settings.link_seconds
     urls = [await anyio.to_thread.run_sync(caller.store.link, key, seconds) for key in keys]
     ends = datetime.fromtimestamp(int(time.time()) + seconds, UTC)
     await record(caller.session, caller.brand_id, action, {**ids, "num_links": len(keys)})
@@ -69,15 +69,15 @@ async def read_file(
     bucket: str,
     name: str,
     request: Request,
-    parts: AppParts,
+    state: AppStateDep,
     expires: Annotated[str, Query(max_length=12)] = "",
     signature: Annotated[str, Query(max_length=100)] = "",
 ) -> Response:
     """The file behind a signed link."""
-    key = verify_link(bucket, name, request.method, expires, signature, parts.secrets.links)
+    key = verify_link(bucket, name, request.method, expires, signature, state.secrets.links)
     if key.is_incoming:
         raise NotFound("there is no such object")
-    store = parts.store.brand(key.brand_id)
+    store = state.store.brand(key.brand_id)
     size = await anyio.to_thread.run_sync(store.size, key)
     headers = _headers(key, size, int(expires))
     if request.headers.get("if-none-match") == headers["ETag"]:
@@ -94,7 +94,7 @@ async def receive_file(
     bucket: str,
     name: str,
     request: Request,
-    parts: AppParts,
+    state: AppStateDep,
     type: Annotated[str, Query(max_length=100)] = "",
     bytes: Annotated[str, Query(max_length=16)] = "",
     sha256: Annotated[str, Query(max_length=64)] = "",
@@ -103,9 +103,9 @@ async def receive_file(
 ) -> None:
     """Receive the file of a signed upload link once; its size and type must be as announced."""
     said = {"type": type, "bytes": bytes, "sha256": sha256}
-    key, announced = verify_upload(bucket, name, said, expires, signature, parts.secrets.links)
+    key, announced = verify_upload(bucket, name, said, expires, signature, state.secrets.links)
     _must_come_as_announced(request, announced)
-    draft = await anyio.to_thread.run_sync(parts.store.brand(key.brand_id).receive, key)
+    draft = await anyio.to_thread.run_sync(state.store.brand(key.brand_id).receive, key)
     try:
         await _fill(draft, request, announced)
         await anyio.to_thread.run_sync(draft.keep)

@@ -12,7 +12,8 @@ from onbrand.api.authorization import Access, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.idempotency import Done, Once
 from onbrand.errors import OnbrandError, TooManyRequests
-from onbrand.services import brands, images
+from onbrand.internal import generation
+from onbrand.services import brands, generation_parameters, generations
 
 _LOOK_EVERY, _LISTEN_EVERY = 5.0, 0.5
 """Seconds between reads of a row whose generation this process runs (its end is noticed at once), and between checks
@@ -21,56 +22,56 @@ _LOOK_ELSEWHERE = (0.2, 2.0)
 """The first and the longest pause between reads of a row whose generation another process runs."""
 
 
-async def begin(access: Access, body: images.NewGeneration, once: Once) -> str:
+async def begin(access: Access, body: generation_parameters.NewGeneration, once: Once) -> str:
     """Write the row, commit and start drawing; returns the id. A repeated call returns the first call's generation."""
-    renderings = access.parts.renderings
-    render: images.RenderRequest | None = None
+    generation_tasks = access.state.generation_tasks
+    render: generation.RenderRequest | None = None
     if once.key is None:  # a repeated call with a key may have an earlier response
-        access.parts.refusals.must_be_over(access.scope.user_id, access.brand_id, body.num_images)
+        access.state.refusals.must_be_over(access.scope.user_id, access.brand_id, body.num_images)
     async with access.open() as caller:
         done = await once.do(caller, 202, lambda: _written(caller, body))
-        generation = await images.get_generation(caller.session, caller.brand_id, str(done.body["id"]))
+        generation = await generations.get_generation(caller.session, caller.brand_id, str(done.body["id"]))
         if done.is_fresh or _was_never_begun(access, generation):
-            ticket = renderings.ticket_for(caller.brand_id, generation.id, caller.user_id)
-            render = await images.render_request(caller.session, generation, ticket)
+            ticket = generation_tasks.ticket_for(caller.brand_id, generation.id, caller.user_id)
+            render = await generations.render_request(caller.session, generation, ticket)
     if render is not None:
-        renderings.start(generation.model_type, render)
+        generation_tasks.start(generation.model_type, render)
     return generation.id
 
 
-def _was_never_begun(access: Access, generation: images.Generation) -> bool:
+def _was_never_begun(access: Access, generation: generations.Generation) -> bool:
     """Whether its ingress died between commit and drawing. Drawing twice is safe: each picture is stored once.
 
     `abandoned` recovers a generation whose heartbeats stopped.
     """
     is_new = generation.status == "pending" and generation.heartbeat_at is None
-    return is_new and not access.parts.renderings.is_running(generation.id)
+    return is_new and not access.state.generation_tasks.is_running(generation.id)
 
 
-async def _written(caller: BrandCaller, body: images.NewGeneration) -> images.Generation:
-    parts = caller.parts
+async def _written(caller: BrandCaller, body: generation_parameters.NewGeneration) -> generations.Generation:
+    state = caller.state
     account_id = await brands.account_of(caller.session, caller.brand_id)
-    parts.renderings.must_have_room(caller.brand_id, account_id)
+    state.generation_tasks.must_have_room(caller.brand_id, account_id)
     try:
-        made = await images.create_generation(
-            caller.session, caller.brand_id, caller.user_id, body, parts.recommended, parts.settings.limits
+        made = await generations.create_generation(
+            caller.session, caller.brand_id, caller.user_id, body, state.recommended, state.settings.limits
         )
     except TooManyRequests as problem:
-        parts.refusals.note(caller.user_id, caller.brand_id, account_id, body.num_images, problem)
+        state.refusals.note(caller.user_id, caller.brand_id, account_id, body.num_images, problem)
         raise
-    parts.renderings.must_have_room_for(caller.brand_id, made.model_type)
+    state.generation_tasks.must_have_room_for(caller.brand_id, made.model_type)
     return made
 
 
-async def read(access: Access, generation_id: str) -> images.Generation:
+async def read(access: Access, generation_id: str) -> generations.Generation:
     """The current state of the generation."""
     async with access.open() as caller:
-        return await images.get_generation(caller.session, caller.brand_id, generation_id)
+        return await generations.get_generation(caller.session, caller.brand_id, generation_id)
 
 
 async def until_done(
     access: Access, generation_id: str, seconds: float, request: Request, *, abandon: bool
-) -> images.Generation:
+) -> generations.Generation:
     """The generation when it has ended, or its state after `seconds`.
 
     Args:
@@ -80,7 +81,7 @@ async def until_done(
         return await _look_until_done(access, generation_id, seconds, request, abandon)
     except asyncio.CancelledError:
         if abandon:
-            access.parts.renderings.in_background(give_up(access, generation_id))
+            access.state.generation_tasks.in_background(give_up(access, generation_id))
         raise
 
 
@@ -90,23 +91,23 @@ async def cancel(access: Access, generation_id: str, once: Once) -> Done:
         done = await once.do(
             caller,
             200,
-            lambda: images.cancel_generation(caller.session, caller.brand_id, generation_id),
+            lambda: generations.cancel_generation(caller.session, caller.brand_id, generation_id),
         )
     if done.body["status"] not in ENDED:
-        await access.parts.renderings.cancel(str(done.body["model_type"]), generation_id)
+        await access.state.generation_tasks.cancel(str(done.body["model_type"]), generation_id)
     return done
 
 
 async def _look_until_done(
     access: Access, generation_id: str, seconds: float, request: Request, abandon: bool
-) -> images.Generation:
+) -> generations.Generation:
     end, pause = time.monotonic() + seconds, _LOOK_ELSEWHERE[0]
     while True:
         generation = await read(access, generation_id)
         left = end - time.monotonic()
         if generation.status in ENDED or left <= 0:
             return generation
-        is_here = access.parts.renderings.is_running(generation_id)
+        is_here = access.state.generation_tasks.is_running(generation_id)
         until = min(end, time.monotonic() + (_LOOK_EVERY if is_here else pause))
         pause = min(_LOOK_ELSEWHERE[1], 2 * pause)
         if await _client_left(access, generation_id, until, request if abandon else None):
@@ -116,14 +117,14 @@ async def _look_until_done(
 
 async def _client_left(access: Access, generation_id: str, until: float, request: Request | None) -> bool:
     """Wait `until` then, or until the generation's task in this process ends; True if the client has disconnected."""
-    renderings, is_here = access.parts.renderings, access.parts.renderings.is_running(generation_id)
+    generation_tasks, is_here = access.state.generation_tasks, access.state.generation_tasks.is_running(generation_id)
     while (left := until - time.monotonic()) > 0:
         if request is not None and await request.is_disconnected():
             return True
-        if is_here and not renderings.is_running(generation_id):
+        if is_here and not generation_tasks.is_running(generation_id):
             break
         if is_here:
-            await renderings.wait(generation_id, min(left, _LISTEN_EVERY))
+            await generation_tasks.wait(generation_id, min(left, _LISTEN_EVERY))
         else:
             await asyncio.sleep(min(left, _LISTEN_EVERY))
     return False

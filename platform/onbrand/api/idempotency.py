@@ -21,7 +21,7 @@ from onbrand.api.authorization import BrandCaller, Caller
 from onbrand.api.forms import READ_FORM
 from onbrand.api.http.early_authentication import authenticated
 from onbrand.errors import InvalidInput
-from onbrand.sandbox.fair_queue import Whose
+from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.services import idempotency
 
 _HEADER = "Idempotency-Key"
@@ -108,8 +108,8 @@ async def _digest(request: Request) -> str:
     digest = hashlib.sha256(str(request.scope["path"]).encode("utf-8", "surrogateescape"))
     form: FormData | None = request.scope.get(READ_FORM)
     if form is not None:
-        user_id = (await authenticated(request, request.app.state.parts)).user_id
-        async with request.app.state.hashing.take(Whose(user_id)):
+        user_id = (await authenticated(request, request.app.state.onbrand)).user_id
+        async with request.app.state.hashing.take(QueueOwner(user_id)):
             facts = await anyio.to_thread.run_sync(_form_facts, form)
         digest.update(json.dumps(facts).encode())
     else:

@@ -10,11 +10,18 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from onbrand.api import events, generation_lifecycle
-from onbrand.api.authorization import Artist, ArtistAccess, BrandCaller, Member, MemberAccess, UserRoute
+from onbrand.api.authorization import (
+    BrandCaller,
+    GenerateAccess,
+    GeneratePermission,
+    ReadAccess,
+    ReadPermission,
+    UserRoute,
+)
 from onbrand.api.files import Link, link_to
 from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.lists import Listed, Paging, listed
-from onbrand.services import images
+from onbrand.services import generation_parameters, generations, images
 
 router = APIRouter(prefix="/v1/brands/{brand_id}", tags=["generations"], route_class=UserRoute)
 
@@ -36,11 +43,15 @@ WaitSeconds = Annotated[int, Depends(_wait_seconds)]
 @router.post(
     "/generations",
     status_code=202,
-    response_model=images.Generation,
-    responses={201: {"model": images.Generation, "description": "Done within `Prefer: wait`."}},
+    response_model=generations.Generation,
+    responses={201: {"model": generations.Generation, "description": "Done within `Prefer: wait`."}},
 )
 async def create_generation(
-    body: images.NewGeneration, access: ArtistAccess, once: OnlyOnce, wait: WaitSeconds, request: Request
+    body: generation_parameters.NewGeneration,
+    access: GenerateAccess,
+    once: OnlyOnce,
+    wait: WaitSeconds,
+    request: Request,
 ) -> JSONResponse:
     """Draw pictures: 201 if they are done within `Prefer: wait=N`, else 202 with the generation in progress."""
     generation_id = await generation_lifecycle.begin(access, body, once)
@@ -53,59 +64,59 @@ async def create_generation(
 
 
 @router.get("/generations", response_model=Listed)
-async def list_generations(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_generations(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's generations."""
-    return listed(await images.list_generations(caller.session, caller.brand_id, paging.limit, paging.cursor))
+    return listed(await generations.list_generations(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/generations/{generation_id}")
-async def get_generation(generation_id: UUID, caller: Member) -> images.Generation:
+async def get_generation(generation_id: UUID, caller: ReadPermission) -> generations.Generation:
     """The current state of one generation."""
-    return await images.get_generation(caller.session, caller.brand_id, str(generation_id))
+    return await generations.get_generation(caller.session, caller.brand_id, str(generation_id))
 
 
-@router.post("/generations/{generation_id}/cancel", response_model=images.Generation)
-async def cancel_generation(generation_id: UUID, access: ArtistAccess, once: OnlyOnce) -> JSONResponse:
+@router.post("/generations/{generation_id}/cancel", response_model=generations.Generation)
+async def cancel_generation(generation_id: UUID, access: GenerateAccess, once: OnlyOnce) -> JSONResponse:
     """Cancel an own generation; its rows on the accelerator are freed at the next step."""
     done = await generation_lifecycle.cancel(access, str(generation_id), once)
     return JSONResponse(done.body, done.status)
 
 
 @router.get("/generations/{generation_id}/events", response_class=StreamingResponse, responses=events.OVER)
-async def watch_generation(generation_id: UUID, access: MemberAccess, after: events.After) -> Response:
+async def watch_generation(generation_id: UUID, access: ReadAccess, after: events.After) -> Response:
     """Progress and status as Server-Sent Events until the generation ends; for its own member also previews."""
-    viewer = access.parts.renderings.viewer()
+    viewer = access.state.generation_tasks.viewer()
 
-    async def look(caller: BrandCaller, after: int) -> events.Seen:
-        generation = await images.get_generation(caller.session, caller.brand_id, str(generation_id))
-        seen = await images.events(caller.session, caller.brand_id, str(generation_id), after)
+    async def look(caller: BrandCaller, after: int) -> events.Snapshot:
+        generation = await generations.get_generation(caller.session, caller.brand_id, str(generation_id))
+        seen = await generations.events(caller.session, caller.brand_id, str(generation_id), after)
         is_own = generation.user_id == caller.user_id
         previews = viewer.news(generation) if is_own else []
-        return events.Seen(generation.status, list(seen), [("preview", preview.data) for preview in previews])
+        return events.Snapshot(generation.status, list(seen), [("preview", preview.data) for preview in previews])
 
     return await events.stream(access, after, look, viewer.close)
 
 
 @router.get("/images", response_model=Listed)
-async def list_images(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_images(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's generated pictures."""
     return listed(await images.list_images(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/images/{image_id}")
-async def get_image(image_id: UUID, caller: Member) -> images.Image:
+async def get_image(image_id: UUID, caller: ReadPermission) -> images.Image:
     """One picture's row, with its receipt."""
     return await images.get_image(caller.session, caller.brand_id, str(image_id))
 
 
 @router.get("/images/{image_id}/content")
-async def link_image(image_id: UUID, caller: Member) -> Link:
+async def link_image(image_id: UUID, caller: ReadPermission) -> Link:
     """A signed link to the picture."""
     image = await images.get_image(caller.session, caller.brand_id, str(image_id))
     return await link_to(caller, "generated-content", image.object_name, "image.link", {"image_id": image.id})
 
 
 @router.delete("/images/{image_id}", status_code=204, response_class=Response)
-async def delete_image(image_id: UUID, caller: Artist) -> None:
+async def delete_image(image_id: UUID, caller: GeneratePermission) -> None:
     """Delete an own picture."""
     await images.delete_image(caller.session, caller.store, caller.brand_id, str(image_id))

@@ -38,7 +38,7 @@ class Acceptance(Input):
 @router.post("/v1/brands/{brand_id}/invitations", status_code=201, response_model=invitations.NewInvitation)
 async def invite(body: NewInvitation, caller: Admin, once: OnlyOnce) -> JSONResponse:
     """Invite an address. Hand `token` over: it is shown only once, and a repeated call returns null for it."""
-    most = caller.parts.settings.limits.open_invitations
+    most = caller.state.settings.limits.open_invitations
     return await once.answer_secret(
         caller,
         201,

@@ -15,12 +15,12 @@ from pydantic import Field
 from onbrand.api import events
 from onbrand.api.authorization import (
     Admin,
-    AppParts,
+    AppStateDep,
     BrandCaller,
-    Member,
-    MemberAccess,
-    Trainer,
-    TrainerAccess,
+    ReadAccess,
+    ReadPermission,
+    TrainAccess,
+    TrainPermission,
     UserRoute,
 )
 from onbrand.api.checking import FileChecker, in_turn_of
@@ -43,18 +43,18 @@ class NewName(Input):
 
 async def shown(caller: BrandCaller, job: jobs.TrainingJob) -> jobs.TrainingJob:
     """The job with its URLs, and with signed links in place of its samples' keys."""
-    at = f"{caller.parts.settings.url}/v1/brands/{job.brand_id}/training-jobs/{job.id}"
+    at = f"{caller.state.settings.url}/v1/brands/{job.brand_id}/training-jobs/{job.id}"
     urls = jobs.JobUrls(get=at, cancel=f"{at}/cancel", events=f"{at}/events")
     samples = await links_to(caller, job.sample_keys, "job.link", {"job_id": job.id})
     return job.model_copy(update={"urls": urls, "sample_images_urls": [link.url for link in samples]})
 
 
 @router.post("", status_code=201, response_model=jobs.TrainingJob)
-async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSONResponse:
+async def create_job(body: jobs.NewJob, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Start a fine-tuning of an adapter on pictures of the brand."""
 
     async def create() -> jobs.TrainingJob:
-        terms = caller.parts.terms
+        terms = caller.state.terms
         return await shown(caller, await jobs.create_job(caller.session, caller.brand_id, caller.user_id, body, terms))
 
     return await once.answer(caller, 201, create)
@@ -62,46 +62,46 @@ async def create_job(body: jobs.NewJob, caller: Trainer, once: OnlyOnce) -> JSON
 
 @router.post(":check")
 async def check_job(
-    body: jobs.NewCheck, access: TrainerAccess, parts: AppParts, checker: FileChecker
+    body: jobs.NewCheck, access: TrainAccess, state: AppStateDep, checker: FileChecker
 ) -> data_checks.CheckedData:
     """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
-        aim, patients, keys = await jobs.patients_of(caller.session, caller.brand_id, body, parts.recommended)
+        aim, samples, keys = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
         store, checker = caller.store, await in_turn_of(checker, caller)
-    lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, parts.settings.bases)
+    lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, state.settings.bases)
     aim = replace(aim, text_lengths=lengths)
     examined = [
         await checker.run(data_checks.measure, checker, patient, partial(store.read, key))
-        for patient, key in zip(patients, keys, strict=True)
+        for patient, key in zip(samples, keys, strict=True)
     ]
     findings = await anyio.to_thread.run_sync(data_checks.examine, examined, aim)
     said = data_checks.checked_data(findings, len(examined), aim)
     async with access.open() as caller:  # a removed member gets no result
-        await jobs.record_check(caller.session, caller.brand_id, patients, said)
+        await jobs.record_check(caller.session, caller.brand_id, samples, said)
     return said
 
 
 @router.get("", response_model=Listed)
-async def list_jobs(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_jobs(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's training jobs."""
     page = await jobs.list_jobs(caller.session, caller.brand_id, paging.limit, paging.cursor)
     return listed(page) | {"data": [as_json(await shown(caller, job)) for job in page.data]}
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: UUID, caller: Member) -> jobs.TrainingJob:
+async def get_job(job_id: UUID, caller: ReadPermission) -> jobs.TrainingJob:
     """The current state of one training job."""
     return await shown(caller, await jobs.get_job(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.patch("/{job_id}")
-async def rename_job(job_id: UUID, body: NewName, caller: Trainer) -> jobs.TrainingJob:
+async def rename_job(job_id: UUID, body: NewName, caller: TrainPermission) -> jobs.TrainingJob:
     """Rename an own job."""
     return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
 @router.post("/{job_id}/cancel", response_model=jobs.TrainingJob)
-async def cancel_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
+async def cancel_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Cancel an own job; it ends at its next report."""
 
     async def cancel() -> jobs.TrainingJob:
@@ -111,7 +111,7 @@ async def cancel_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONRespo
 
 
 @router.post("/{job_id}/stop", response_model=jobs.TrainingJob)
-async def stop_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
+async def stop_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Stop an own job that trains now; it publishes its best step so far."""
 
     async def stop() -> jobs.TrainingJob:
@@ -121,11 +121,11 @@ async def stop_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONRespons
 
 
 @router.post("/{job_id}/retry", status_code=201, response_model=jobs.TrainingJob)
-async def retry_job(job_id: UUID, caller: Trainer, once: OnlyOnce) -> JSONResponse:
+async def retry_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Create a job like one that failed or was canceled; it resumes from that job's last checkpoint if it fits."""
 
     async def retry() -> jobs.TrainingJob:
-        made = await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id), caller.parts.terms)
+        made = await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id), caller.state.terms)
         return await shown(caller, made)
 
     return await once.answer(caller, 201, retry)
@@ -140,16 +140,16 @@ async def delete_job(job_id: UUID, caller: Admin) -> None:
 @router.get("/{job_id}/metrics")
 async def get_metrics(
     job_id: UUID,
-    caller: Member,
+    caller: ReadPermission,
     limit: Annotated[int, Query(description="Points at most, 2 to 1000, spread evenly.")] = 200,
     after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
-) -> metrics.Course:
+) -> metrics.MetricsSeries:
     """The training's metrics by step: loss, validation, learning rate, throughput and time left."""
     return await metrics.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
 
 
 @router.get("/{job_id}/samples", response_model=Listed)
-async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_samples(job_id: UUID, caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """Links to the sample pictures: for each prompt the base's picture, then the adapter's at each sampled step."""
     page = await metrics.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
     links = await links_to(caller, [sample.key for sample in page.data], "job.link", {"job_id": str(job_id)})
@@ -158,18 +158,18 @@ async def list_samples(job_id: UUID, caller: Member, paging: Paging) -> dict[str
 
 
 @router.get("/{job_id}/logs", response_model=Listed)
-async def read_log(job_id: UUID, caller: Member, paging: Paging) -> dict[str, Any]:
+async def read_log(job_id: UUID, caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The lines of the run's log, oldest first."""
     return listed(await metrics.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=events.OVER)
-async def watch_job(job_id: UUID, access: MemberAccess, after: events.After) -> Response:
+async def watch_job(job_id: UUID, access: ReadAccess, after: events.After) -> Response:
     """Progress, metrics, samples, the log and status as Server-Sent Events until the job ends."""
 
-    async def look(caller: BrandCaller, after: int) -> events.Seen:
+    async def look(caller: BrandCaller, after: int) -> events.Snapshot:
         job = await jobs.get_job(caller.session, caller.brand_id, str(job_id))
         seen = await jobs.events(caller.session, caller.brand_id, str(job_id), after)
-        return events.Seen(job.status, [readable(event) for event in seen])
+        return events.Snapshot(job.status, [readable(event) for event in seen])
 
     return await events.stream(access, after, look)

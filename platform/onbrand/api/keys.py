@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, Field
 
-from onbrand.api.authorization import AdminInPerson, Manager, UserRoute
+from onbrand.api.authorization import AdminUserOnly, ManagePermission, UserRoute
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
@@ -28,7 +28,7 @@ class NewKey(Input):
 
 
 @router.post("", status_code=201, response_model=keys.NewApiKey)
-async def create_key(body: NewKey, caller: AdminInPerson, once: OnlyOnce) -> JSONResponse:
+async def create_key(body: NewKey, caller: AdminUserOnly, once: OnlyOnce) -> JSONResponse:
     """Create a key that acts for the caller in this brand. `key` is shown only once; a repeated call returns null."""
     return await once.answer_secret(
         caller,
@@ -39,18 +39,18 @@ async def create_key(body: NewKey, caller: AdminInPerson, once: OnlyOnce) -> JSO
 
 
 @router.get("", response_model=Listed)
-async def list_keys(caller: Manager, paging: Paging) -> dict[str, Any]:
+async def list_keys(caller: ManagePermission, paging: Paging) -> dict[str, Any]:
     """The brand's keys without their secrets: an admin sees all, other members see their own."""
     return listed(await keys.list_keys(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{key_id}")
-async def get_key(key_id: UUID, caller: Manager) -> keys.ApiKey:
+async def get_key(key_id: UUID, caller: ManagePermission) -> keys.ApiKey:
     """One key without its secret."""
     return await keys.get_key(caller.session, caller.brand_id, str(key_id))
 
 
 @router.delete("/{key_id}", status_code=204, response_class=Response)
-async def revoke_key(key_id: UUID, caller: AdminInPerson) -> None:
+async def revoke_key(key_id: UUID, caller: AdminUserOnly) -> None:
     """Revoke a key at once and permanently."""
     await keys.revoke_key(caller.session, caller.brand_id, str(key_id))

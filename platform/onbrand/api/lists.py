@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Query
 from pydantic import BaseModel
 
-from onbrand.api.authorization import AppParts
+from onbrand.api.authorization import AppStateDep
 from onbrand.api.idempotency import as_json
 from onbrand.api.input import must_be_storable
 from onbrand.errors import InvalidInput
@@ -34,11 +34,11 @@ class ListQuery:
 
 
 async def _list_query(
-    parts: AppParts,
+    state: AppStateDep,
     limit: Annotated[int, Query(description="Objects on a page.")] = _LIMIT,
     cursor: Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")] = None,
 ) -> ListQuery:
-    most = parts.settings.limits.page
+    most = state.settings.limits.page
     if not 1 <= limit <= most:
         raise InvalidInput(f"limit must be 1 to {most}", param="limit")
     must_be_storable(cursor, "cursor")

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from onbrand.api import jobs as training_jobs
-from onbrand.api.authorization import Access, Admin, AppParts, Member, MemberAccess, TrainerAccess, UserRoute
+from onbrand.api.authorization import Access, Admin, AppStateDep, ReadAccess, ReadPermission, TrainAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -22,6 +22,7 @@ from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import must_be_storable
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.problems import as_own_error
+from onbrand.config import FAMILIES
 from onbrand.errors import AdapterRefused, InvalidInput
 from onbrand.families.lora_kohya import kohya_name
 from onbrand.sandbox.checker import Checker
@@ -48,7 +49,7 @@ _IMPORT_SCHEMA: dict[str, Any] = {
                     "required": ["file", "model_type"],
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "A LoRA of any trainer"},
-                        "model_type": {"type": "string", "enum": ["flux", "sdxl", "sd15"]},
+                        "model_type": {"type": "string", "enum": list(FAMILIES)},
                         "trigger_word": {"type": "string", "description": "What `[brand]` stands for in prompts."},
                         "name": {"type": "string", "description": "Of the job that imports it."},
                         "text_encoder": {
@@ -70,7 +71,7 @@ _IMPORT_SCHEMA: dict[str, Any] = {
 """OpenAPI description of an import's form."""
 
 
-async def _form(request: Request, access: TrainerAccess) -> AsyncIterator[FormData]:
+async def _form(request: Request, access: TrainAccess) -> AsyncIterator[FormData]:
     async with access.open():
         pass  # whoever may not do this is told before a byte of their form is read
     async with read_form(request, 1, "file") as form:
@@ -82,13 +83,13 @@ ImportForm = Annotated[FormData, Depends(_form)]
 
 @router.post(":import", status_code=202, response_model=jobs.TrainingJob, openapi_extra=_IMPORT_SCHEMA)
 async def import_model(
-    form: ImportForm, access: TrainerAccess, once: OnlyOnce, parts: AppParts, checker: FileChecker
+    form: ImportForm, access: TrainAccess, once: OnlyOnce, state: AppStateDep, checker: FileChecker
 ) -> JSONResponse:
     """Import another trainer's LoRA file as the brand's next version. Returns the job that imports it."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     new = _new_import(form)
-    imports.must_be_importable(new, parts.recommended)
+    imports.must_be_importable(new, state.recommended)
     _, sent = await file_of(form.get("file"), imports.IMPORT_BYTES_MAX, "file")
     async with checker.whole():
         checked = await _checked(checker, sent, new, access)
@@ -97,7 +98,7 @@ async def import_model(
 
             async def create() -> jobs.TrainingJob:
                 whose = (caller.session, caller.store, caller.brand_id, caller.user_id)
-                served, limits = parts.recommended, parts.settings.limits
+                served, limits = state.recommended, state.settings.limits
                 job = await imports.create_import(*whose, new, data, served, limits, checked.dropped)
                 return await training_jobs.shown(caller, job)
 
@@ -106,7 +107,7 @@ async def import_model(
 
 async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, access: Access) -> CheckedWeights:
     try:
-        return await checker.run(checker.weights, sent, new.wishes)
+        return await checker.run(checker.weights, sent, new.options)
     except AdapterRefused:
         security_log.warning("a file to import into brand %s was refused", access.brand_id)
         raise
@@ -126,20 +127,20 @@ def _new_import(form: FormData) -> imports.NewImport:
 
 
 @router.get("", response_model=Listed)
-async def list_models(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_models(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's adapters."""
     return listed(await models.list_models(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{model}")
-async def get_model(model: str, caller: Member) -> models.Model:
+async def get_model(model: str, caller: ReadPermission) -> models.Model:
     """One adapter, by id or by name (`flux-lora-v2`)."""
     return await models.get_model(caller.session, caller.brand_id, model)
 
 
 @router.get("/{model}/download", response_model=Link, responses=_KOHYA_RESPONSE)
 async def download_model(
-    model: str, access: MemberAccess, request: Request, checker: FileChecker, format: models.FileFormat = "diffusers"
+    model: str, access: ReadAccess, request: Request, checker: FileChecker, format: models.FileFormat = "diffusers"
 ) -> Link | Response:
     """A signed link to the safetensors file; with `format=kohya` the file itself, with kohya's names of the layers.
 

@@ -15,11 +15,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import generation_lifecycle
-from onbrand.api.authorization import Access, AnyReader, AppParts, BrandCaller, TokenHolder, UserRoute
+from onbrand.api.authorization import Access, AnyReader, AppStateDep, BrandCaller, TokenHolder, UserRoute
 from onbrand.api.files import links_to
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
-from onbrand.api.openai_stream import Asked, streamed, why_none
+from onbrand.api.openai_stream import StreamRequest, streamed, why_none
 from onbrand.api.problems import as_own_error
 from onbrand.brand import Scope
 from onbrand.errors import (
@@ -27,7 +27,7 @@ from onbrand.errors import (
     NotFound,
     Unavailable,
 )
-from onbrand.services import images, models
+from onbrand.services import generation_parameters, generations, models
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=UserRoute)
 
@@ -67,7 +67,7 @@ class ImagesRequest(Input):
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     lora_scale: float | None = None
-    more_models: tuple[images.ModelUse, ...] | None = Field(
+    more_models: tuple[generation_parameters.ModelUse, ...] | None = Field(
         None, min_length=1, max_length=3, description="Adapters of the same brand that are added to `model`."
     )
     sampler: str | None = None
@@ -76,19 +76,19 @@ class ImagesRequest(Input):
 
 @router.post("/images/generations", response_model=None)
 async def generate(
-    body: ImagesRequest, scope: TokenHolder, parts: AppParts, once: OnlyOnce, request: Request
+    body: ImagesRequest, scope: TokenHolder, state: AppStateDep, once: OnlyOnce, request: Request
 ) -> JSONResponse | StreamingResponse:
     """Draw pictures and return them, or stream events while they are drawn."""
     brand_id, model = split_model(body.model, scope)
-    access = Access(scope, brand_id, parts, "generate")
+    access = Access(scope, brand_id, state, "generate")
     _must_be_streamable(body)
-    wanted = _as_new_generation(body, model, parts.settings.families)
+    wanted = _as_new_generation(body, model, state.settings.families)
     try:
         generation_id = await generation_lifecycle.begin(access, wanted, once)
     except InvalidInput as problem:
         raise _named_as_openai_does(problem) from None
     if body.stream:
-        asked = Asked(generation_id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
+        asked = StreamRequest(generation_id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
         return streamed(access, asked, _WAIT_SECONDS)
     generation = await generation_lifecycle.until_done(
         access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None
@@ -107,20 +107,20 @@ async def list_models(
     cursor: Annotated[str | None, Query(max_length=500)] = None,
 ) -> dict[str, Any]:
     """Every adapter and base that this token may use, by brand; at most 1,000 on a page."""
-    found = await models.list_reached(caller.session, caller.parts.settings.families, limit, cursor)
+    found = await models.list_reached(caller.session, caller.state.settings.families, limit, cursor)
     data = [_described(caller.scope, model) for model in found.data]
     return {"object": "list", "data": data, "has_more": found.has_more, "next_cursor": found.next_cursor}
 
 
 @router.get("/models/{model:path}")
-async def get_model(model: str, scope: TokenHolder, parts: AppParts) -> dict[str, Any]:
+async def get_model(model: str, scope: TokenHolder, state: AppStateDep) -> dict[str, Any]:
     """One model by its id in the list."""
     try:
         brand_id, name = split_model(model, scope)
     except InvalidInput:
         raise NotFound("there is no such model") from None
-    async with Access(scope, brand_id, parts, "read").open() as member:
-        if name in parts.settings.families:
+    async with Access(scope, brand_id, state, "read").open() as member:
+        if name in state.settings.families:
             return _described(scope, models.Reached(brand_id=brand_id, name=name, is_base=True))
         found = await models.get_model(member.session, member.brand_id, name)
     return _described(scope, models.Reached(brand_id=brand_id, name=found.name, created_at=found.created_at))
@@ -136,7 +136,9 @@ def split_model(model: str, scope: Scope) -> tuple[str, str]:
     return scope.brand_id, brand_id
 
 
-def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...]) -> images.NewGeneration:
+def _as_new_generation(
+    body: ImagesRequest, model: str, families: tuple[str, ...]
+) -> generation_parameters.NewGeneration:
     width, height = _sides(body.size)
     said: dict[str, Any] = {
         "prompt": body.prompt,
@@ -157,7 +159,7 @@ def _as_new_generation(body: ImagesRequest, model: str, families: tuple[str, ...
         "exclusive": body.exclusive,
     }
     try:
-        return images.NewGeneration(**{name: value for name, value in said.items() if value is not None})
+        return generation_parameters.NewGeneration(**{name: value for name, value in said.items() if value is not None})
     except ValidationError as problem:
         raise as_own_error([_in_openai_words(fault) for fault in problem.errors()]) from None
 
@@ -209,7 +211,7 @@ def _sides(size: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-async def _must_be_completed(access: Access, generation: images.Generation, *, abandon: bool) -> None:
+async def _must_be_completed(access: Access, generation: generations.Generation, *, abandon: bool) -> None:
     if generation.status == "completed":
         return
     if generation.status in ("failed", "canceled"):
@@ -219,7 +221,9 @@ async def _must_be_completed(access: Access, generation: images.Generation, *, a
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 
-async def _pictures(caller: BrandCaller, generation: images.Generation, response_format: str) -> list[dict[str, Any]]:
+async def _pictures(
+    caller: BrandCaller, generation: generations.Generation, response_format: str
+) -> list[dict[str, Any]]:
     keys = [image.key for image in generation.images]
     if response_format == "url":
         links = await links_to(caller, keys, "image.link", {"generation_id": generation.id})

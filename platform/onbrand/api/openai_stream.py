@@ -31,7 +31,7 @@ from onbrand.errors import (
     Unavailable,
     of_code,
 )
-from onbrand.services import images
+from onbrand.services import generations
 
 _LOOK_EVERY = 0.3
 _HEARTBEAT_EVERY = 15.0
@@ -40,7 +40,7 @@ _USAGE = _NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StreamRequest:
     """A streamed request.
 
     Args:
@@ -60,14 +60,14 @@ class Asked:
         return {"background": "opaque", "quality": "auto" if self.quality == "standard" else self.quality}
 
 
-def streamed(access: Access, asked: Asked, seconds: float) -> StreamingResponse:
+def streamed(access: Access, asked: StreamRequest, seconds: float) -> StreamingResponse:
     """Stream the events of a started generation for at most `seconds`."""
     text = _events(access, asked, seconds)
     return StreamingResponse(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(access: Access, asked: Asked, seconds: float) -> AsyncIterator[str]:
-    viewer, has_ended = access.parts.renderings.viewer(), False
+async def _events(access: Access, asked: StreamRequest, seconds: float) -> AsyncIterator[str]:
+    viewer, has_ended = access.state.generation_tasks.viewer(), False
     try:
         async for piece in _drawn(access, asked, viewer, seconds):
             yield piece
@@ -77,11 +77,11 @@ async def _events(access: Access, asked: Asked, seconds: float) -> AsyncIterator
         yield _event("error", {"error": problem_body(problem.status, problem.code, "", problem.message, "")["error"]})
     finally:
         if asked.abandon and not has_ended:
-            access.parts.renderings.in_background(generation_lifecycle.give_up(access, asked.generation_id))
+            access.state.generation_tasks.in_background(generation_lifecycle.give_up(access, asked.generation_id))
         await viewer.close()
 
 
-async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
+async def _drawn(access: Access, asked: StreamRequest, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
     """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
     num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
     while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:
@@ -102,7 +102,7 @@ async def _drawn(access: Access, asked: Asked, viewer: Viewer, seconds: float) -
     yield _completed(generation, asked, data)
 
 
-def why_none(generation: images.Generation) -> OnbrandError:
+def why_none(generation: generations.Generation) -> OnbrandError:
     """The error that ended a generation. `should_retry` is true only if the engine failed or the status is 503."""
     error = generation.error or {}
     code = "canceled" if generation.status == "canceled" else error.get("code", "")
@@ -113,7 +113,7 @@ def why_none(generation: images.Generation) -> OnbrandError:
     return problem
 
 
-def _partial(generation: images.Generation, asked: Asked, index: int, preview: Any) -> str:
+def _partial(generation: generations.Generation, asked: StreamRequest, index: int, preview: Any) -> str:
     image = str(preview["image"]).partition(",")[2]
     return _event(
         "image_generation.partial_image",
@@ -121,7 +121,7 @@ def _partial(generation: images.Generation, asked: Asked, index: int, preview: A
     )
 
 
-def _completed(generation: images.Generation, asked: Asked, data: bytes) -> str:
+def _completed(generation: generations.Generation, asked: StreamRequest, data: bytes) -> str:
     image = base64.b64encode(data).decode()
     return _event(
         "image_generation.completed",
@@ -129,7 +129,7 @@ def _completed(generation: images.Generation, asked: Asked, data: bytes) -> str:
     )
 
 
-def _about(generation: images.Generation, asked: Asked) -> dict[str, Any]:
+def _about(generation: generations.Generation, asked: StreamRequest) -> dict[str, Any]:
     size = f"{generation.width}x{generation.height}"
     return asked.said | {"created_at": int(generation.created_at.timestamp()), "size": size}
 

@@ -6,14 +6,14 @@ import asyncio
 
 from fastapi import Request
 
-from onbrand.api.authorization import Parts
+from onbrand.api.authorization import AppState
 from onbrand.errors import TooManyRequests, Unauthenticated
 from onbrand.services import identity, login_limits
 from onbrand.services.password_queue import Client
 from onbrand.services.passwords import must_be_password
 
 
-async def must_know_password(request: Request, parts: Parts, email: str, password: str) -> str:
+async def must_know_password(request: Request, state: AppState, email: str, password: str) -> str:
     """The id of the account with this address and password.
 
     For unknown addresses and accounts without a password, time and error are the same as for a wrong password.
@@ -22,29 +22,29 @@ async def must_know_password(request: Request, parts: Parts, email: str, passwor
     """
     attempt = login_limits.LogIn(address_of(request), email)
     try:
-        async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
-            seconds = await login_limits.may_log_in(nobody, attempt, parts.settings.limits)
+        async with state.passwords.lookups, state.db.user_session(None) as nobody:
+            seconds = await login_limits.may_log_in(nobody, attempt, state.settings.limits)
             login = await identity.find_login(nobody, email)
     except TooManyRequests:
-        await asyncio.sleep(parts.settings.limits.refused_login_seconds)
+        await asyncio.sleep(state.settings.limits.refused_login_seconds)
         raise
     await asyncio.sleep(seconds)
-    is_right = await parts.passwords.are_equal(password, login.hashed, _client(request, email))
+    is_right = await state.passwords.are_equal(password, login.hashed, _client(request, email))
     if not is_right or login.user_id is None:
         raise Unauthenticated("wrong email or password")
-    async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
-        await login_limits.was_right(nobody, attempt, parts.settings.limits)
+    async with state.passwords.lookups, state.db.user_session(None) as nobody:
+        await login_limits.was_right(nobody, attempt, state.settings.limits)
     return login.user_id
 
 
-async def sign_up(request: Request, parts: Parts, email: str, password: str) -> identity.User:
+async def sign_up(request: Request, state: AppState, email: str, password: str) -> identity.User:
     """Create an account. Raises InvalidInput, Conflict, TooManyRequests."""
     identity.must_be_email(email)
     must_be_password(password)
-    async with parts.passwords.lookups, parts.doors.user_session(None) as nobody:
-        await login_limits.may_sign_up(nobody, address_of(request), parts.settings.limits)
-    hashed = await parts.passwords.hashed(password, _client(request, email))
-    async with parts.doors.user_session(None) as nobody:
+    async with state.passwords.lookups, state.db.user_session(None) as nobody:
+        await login_limits.may_sign_up(nobody, address_of(request), state.settings.limits)
+    hashed = await state.passwords.hashed(password, _client(request, email))
+    async with state.db.user_session(None) as nobody:
         return await identity.sign_up(nobody, email, hashed)
 
 

@@ -24,7 +24,7 @@ class Route(APIRoute):
     """A route that authenticates before it reads the body.
 
     Subclasses list the dependencies that check a credential. Each one that the route depends on is called with the
-    request and `app.state.parts` first, and again by FastAPI.
+    request and `app.state.onbrand` first, and again by FastAPI.
     """
 
     credentials: ClassVar[tuple[Credential, ...]] = ()
@@ -38,7 +38,7 @@ class Route(APIRoute):
 
         async def in_order(request: Request) -> Response:
             for check in checks:
-                await check(request, request.app.state.parts)
+                await check(request, request.app.state.onbrand)
             if kind is not None:
                 await self._must_be_readable(request, kind)
             return await handle(request)
@@ -47,7 +47,7 @@ class Route(APIRoute):
 
     async def _must_be_readable(self, request: Request, kind: Any) -> None:
         """Raise TooLarge for too many values, InvalidInput for unstorable text and fields that `kind` lacks."""
-        limits: Limits = request.app.state.parts.settings.limits
+        limits: Limits = request.app.state.onbrand.settings.limits
         body = await request.body()
         must_be_few_values(body, self.json_values or limits.json_values, limits.json_levels)
         try:

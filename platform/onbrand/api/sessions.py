@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from onbrand.api import passwords
 from onbrand.api.authentication import cookie_name, cookie_of, is_https, must_not_be_another_site
-from onbrand.api.authorization import AnyUser, AppParts, Person, UserRoute
+from onbrand.api.authorization import AnyUser, AppStateDep, Person, UserRoute
 from onbrand.api.idempotency import as_json
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.api.users import SignUp
@@ -32,13 +32,13 @@ class Opened(BaseModel):
 
 
 @router.post("/session", status_code=201, response_model=Opened)
-async def open_session(body: SignUp, request: Request, parts: AppParts) -> JSONResponse:
+async def open_session(body: SignUp, request: Request, state: AppStateDep) -> JSONResponse:
     """Log a page in with email and password."""
-    settings = parts.settings
+    settings = state.settings
     must_not_be_another_site(request, settings)
-    user_id = await passwords.must_know_password(request, parts, body.email, body.password)
+    user_id = await passwords.must_know_password(request, state, body.email, body.password)
     life, idle = timedelta(hours=settings.session_hours), timedelta(minutes=settings.session_idle_minutes)
-    async with parts.doors.user_session(Scope(user_id)) as session:
+    async with state.db.user_session(Scope(user_id)) as session:
         opened = await sessions.open_session(session, idle, life)
     csrf_token = sessions.csrf_token_of(opened.cookie)
     said = Opened(id=opened.id, csrf_token=csrf_token, expires_at=opened.expires_at)
@@ -56,9 +56,9 @@ async def open_session(body: SignUp, request: Request, parts: AppParts) -> JSONR
 
 
 @router.get("/session")
-async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Opened:
+async def get_session(caller: AnyUser, request: Request, state: AppStateDep) -> Opened:
     """The page's own session, with its CSRF token (for a reloaded page)."""
-    cookie, session_id = cookie_of(request, parts.settings), caller.scope.session_id
+    cookie, session_id = cookie_of(request, state.settings), caller.scope.session_id
     if not cookie or session_id is None:
         raise _no_session()
     own = await sessions.get_session(caller.session, session_id)
@@ -66,14 +66,14 @@ async def get_session(caller: AnyUser, request: Request, parts: AppParts) -> Ope
 
 
 @router.delete("/session", status_code=204)
-async def close_session(caller: AnyUser, parts: AppParts) -> Response:
+async def close_session(caller: AnyUser, state: AppStateDep) -> Response:
     """End the page's own session at once."""
     if caller.scope.session_id is None:
         raise _no_session()
     await sessions.end_session(caller.session, caller.scope.session_id)
     answer = Response(status_code=204)
     answer.delete_cookie(
-        cookie_name(parts.settings), path="/", secure=is_https(parts.settings), httponly=True, samesite="lax"
+        cookie_name(state.settings), path="/", secure=is_https(state.settings), httponly=True, samesite="lax"
     )
     return answer
 

@@ -28,14 +28,14 @@ from onbrand.api.problems import as_own_error
 from onbrand.api.route import Route
 from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Limits, Secrets, Settings
-from onbrand.db.session import Doors, Session
+from onbrand.db.session import Database, Session
 from onbrand.errors import Conflict, InvalidInput, TicketRefused, UnsupportedMedia
-from onbrand.internal.training import RunCredentials
+from onbrand.internal.log_lines import AT_ONCE_MAX, Line
+from onbrand.internal.training import ReportResponse, RunCredentials
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import Whose
+from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.services import continuation, generation_worker, imports, models, training_worker
 from onbrand.services.data_checks import Finding
-from onbrand.services.logs import AT_ONCE_MAX, Line
 from onbrand.storage.credentials import CredentialIssuer
 from onbrand.storage.layout import DrawnBy
 from onbrand.storage.store import BrandStore, ObjectStore
@@ -45,30 +45,30 @@ _BINARY = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class SystemParts:
+class SystemAppState:
     """The internal app's components."""
 
     settings: Settings
     secrets: Secrets
-    doors: Doors
+    db: Database
     store: ObjectStore
     credentials: CredentialIssuer | None = None
     """None if training runs are stored in a folder, not on S3."""
 
     def __repr__(self) -> str:
-        return "SystemParts(...)"
+        return "SystemAppState(...)"
 
 
-async def _parts(request: Request) -> SystemParts:
-    parts: SystemParts = request.app.state.parts
-    return parts
+async def _state(request: Request) -> SystemAppState:
+    state: SystemAppState = request.app.state.onbrand
+    return state
 
 
-AppParts = Annotated[SystemParts, Depends(_parts)]
+AppStateDep = Annotated[SystemAppState, Depends(_state)]
 
 
-async def _ticket(request: Request, parts: AppParts) -> Ticket:
-    ticket = Ticket.verify(bearer_of(request), parts.secrets.tickets)
+async def _ticket(request: Request, state: AppStateDep) -> Ticket:
+    ticket = Ticket.verify(bearer_of(request), state.secrets.tickets)
     middleware.admit(request.scope)
     return ticket
 
@@ -95,9 +95,9 @@ class Worker:
     store: BrandStore
 
 
-async def _worker(ticket: AnyTicket, parts: AppParts) -> AsyncIterator[Worker]:
-    async with parts.doors.system_session(ticket) as session:
-        yield Worker(ticket, session, parts.store.brand(ticket.brand_id))
+async def _worker(ticket: AnyTicket, state: AppStateDep) -> AsyncIterator[Worker]:
+    async with state.db.system_session(ticket) as session:
+        yield Worker(ticket, session, state.store.brand(ticket.brand_id))
 
 
 AnyWorker = Annotated[Worker, Depends(_worker, scope="function")]
@@ -118,35 +118,35 @@ async def _drawer(worker: AnyWorker) -> Worker:
     return worker
 
 
-Trainer = Annotated[Worker, Depends(_trainer)]
-Drawer = Annotated[Worker, Depends(_drawer)]
+TrainingWorker = Annotated[Worker, Depends(_trainer)]
+GenerationWorker = Annotated[Worker, Depends(_drawer)]
 
 
 async def _checker(request: Request, ticket: AnyTicket) -> Checker:
     """The checker with the queue of the ticket's brand, unbounded: the work of workers was already admitted."""
-    return (await checker_of(request)).on_behalf_of(Whose(ticket.brand_id, is_bounded=False))
+    return (await checker_of(request)).on_behalf_of(QueueOwner(ticket.brand_id, is_bounded=False))
 
 
 FileChecker = Annotated[Checker, Depends(_checker)]
 
 
 def _form_for(kind: TicketKind) -> Any:
-    async def form(request: Request, ticket: AnyTicket, parts: AppParts) -> AsyncIterator[FormData]:
+    async def form(request: Request, ticket: AnyTicket, state: AppStateDep) -> AsyncIterator[FormData]:
         _must_be_of_kind(ticket, kind)
-        await _must_stand(ticket, parts)
+        await _must_stand(ticket, state)
         async with _read_form(request) as read:
             yield read
 
     return Depends(form)
 
 
-async def _must_stand(ticket: Ticket, parts: SystemParts) -> None:
+async def _must_stand(ticket: Ticket, state: SystemAppState) -> None:
     """Check the ticket's job before the form is read. Raises NotFound if the job or the member is gone.
 
     A job that has ended passes: the call may be a repeated one, and decides itself.
     """
     of_kind = training_worker if ticket.kind == "training" else generation_worker
-    async with parts.doors.system_session(ticket) as session:
+    async with state.db.system_session(ticket) as session:
         with suppress(Conflict):
             await of_kind.must_be_open(session, ticket)
 
@@ -212,53 +212,55 @@ class ImageFacts(Input):
 
 
 @router.get("/training")
-async def read_training(worker: Trainer) -> Any:
+async def read_training(worker: TrainingWorker) -> Any:
     """The job: configuration, pictures' ids and captions."""
     return as_json(await training_worker.spec_for_worker(worker.session, worker.ticket))
 
 
 @router.get("/training/assets/{asset_id}", response_class=Response)
-async def read_asset(asset_id: UUID, worker: Trainer) -> Response:
+async def read_asset(asset_id: UUID, worker: TrainingWorker) -> Response:
     """The bytes of one picture of the job."""
     data, content_type = await training_worker.read_asset(worker.session, worker.store, str(asset_id))
     return Response(data, media_type=content_type)
 
 
 @router.get("/training/import", response_class=Response)
-async def read_import(worker: Trainer) -> Response:
+async def read_import(worker: TrainingWorker) -> Response:
     """The file that the ticket's job imports, as it was uploaded."""
     data = await imports.read_import(worker.session, worker.store, worker.ticket)
     return Response(data, media_type=_BINARY)
 
 
 @router.get("/training/start", response_class=Response)
-async def read_start(worker: Trainer) -> Response:
+async def read_start(worker: TrainingWorker) -> Response:
     """The weights of the model that the ticket's job continues from."""
     data = await continuation.read_start(worker.session, worker.store, worker.ticket)
     return Response(data, media_type=_BINARY)
 
 
 @router.post("/training/credentials")
-async def lend_credentials(worker: Trainer, parts: AppParts, response: Response) -> dict[str, RunCredentials | None]:
+async def lend_credentials(
+    worker: TrainingWorker, state: AppStateDep, response: Response
+) -> dict[str, RunCredentials | None]:
     """Session credentials for the run's folder on S3 while the job is open; null if runs are stored in a folder."""
     names = await training_worker.asset_names(worker.session, worker.ticket)
     run_id = await training_worker.run_of(worker.session, worker.ticket)
     response.headers["cache-control"] = "no-store"
-    if parts.credentials is None:
+    if state.credentials is None:
         return {"credentials": None}
-    issue = parts.credentials.issue
+    issue = state.credentials.issue
     return {"credentials": await anyio.to_thread.run_sync(issue, worker.ticket.brand_id, run_id, names)}
 
 
 @router.post("/training/report")
-async def report(body: Report, worker: Trainer) -> training_worker.Heard:
+async def report(body: Report, worker: TrainingWorker) -> ReportResponse:
     """Store progress, metrics, log lines and the heartbeat; returns whether the owner asked to cancel."""
     said = (body.progress, body.metrics, body.lines, body.findings)
     return await training_worker.report(worker.session, worker.ticket, *said)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
-async def add_sample(form: TrainingForm, worker: Trainer, checker: FileChecker) -> None:
+async def add_sample(form: TrainingForm, worker: TrainingWorker, checker: FileChecker) -> None:
     """Store a sample picture of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
@@ -267,22 +269,22 @@ async def add_sample(form: TrainingForm, worker: Trainer, checker: FileChecker) 
 
 
 @router.post("/training/publish", status_code=201)
-async def publish(form: TrainingForm, worker: Trainer, checker: FileChecker, parts: AppParts) -> Any:
+async def publish(form: TrainingForm, worker: TrainingWorker, checker: FileChecker, state: AppStateDep) -> Any:
     """Publish the adapter as the brand's next version and complete the job."""
-    facts = _json_of(form, "facts", parts.settings.limits)
+    facts = _json_of(form, "facts", state.settings.limits)
     must_be_storable(facts, "facts")
     data, _ = await _file_of(form)
     return as_json(await training_worker.publish(worker.session, worker.store, worker.ticket, data, facts, checker))
 
 
 @router.post("/training/fail", status_code=204, response_class=Response)
-async def fail(body: Failure, worker: Trainer) -> None:
+async def fail(body: Failure, worker: TrainingWorker) -> None:
     """End the job as failed, with its reason."""
     await training_worker.fail(worker.session, worker.ticket, body.code, body.message, worker.store)
 
 
 @router.post("/training/canceled", status_code=204, response_class=Response)
-async def canceled(worker: Trainer) -> None:
+async def canceled(worker: TrainingWorker) -> None:
     """End the job as canceled by its owner."""
     await training_worker.canceled(worker.session, worker.ticket, worker.store)
 
@@ -291,28 +293,28 @@ async def canceled(worker: Trainer) -> None:
 
 
 @router.get("/models/{model_id}/weights", response_class=Response)
-async def read_weights(model_id: UUID, worker: Drawer) -> Response:
+async def read_weights(model_id: UUID, worker: GenerationWorker) -> Response:
     """The weights that the ticket's generation draws with."""
     model, data = await models.read_weights(worker.session, worker.store, worker.ticket.brand_id, str(model_id))
     return Response(data, media_type=_BINARY, headers={"ETag": f'"{model.sha256}"'})
 
 
 @router.post("/generation/start")
-async def start_generation(worker: Drawer) -> training_worker.Heard:
+async def start_generation(worker: GenerationWorker) -> ReportResponse:
     """Mark the generation as running; returns whether the owner has canceled meanwhile."""
     return await generation_worker.start_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/report")
-async def report_generation(body: Progress, worker: Drawer) -> training_worker.Heard:
+async def report_generation(body: Progress, worker: GenerationWorker) -> ReportResponse:
     """Store progress and the heartbeat; `lost` counts a lost engine."""
     return await generation_worker.report_generation(worker.session, worker.ticket, body.progress, body.lost)
 
 
 @router.post("/generation/images", status_code=201)
-async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, parts: AppParts) -> Any:
+async def add_image(form: GenerationForm, worker: GenerationWorker, checker: FileChecker, state: AppStateDep) -> Any:
     """Store one picture."""
-    facts = _facts(ImageFacts, _json_of(form, "facts", parts.settings.limits))
+    facts = _facts(ImageFacts, _json_of(form, "facts", state.settings.limits))
     data, content_type = await _file_of(form)
     stored = await generation_worker.add_image(
         worker.session,
@@ -320,7 +322,7 @@ async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, 
         worker.ticket,
         data=data,
         content_type=content_type,
-        limits=parts.settings.limits,
+        limits=state.settings.limits,
         checker=checker,
         **facts.model_dump(),
     )
@@ -328,13 +330,13 @@ async def add_image(form: GenerationForm, worker: Drawer, checker: FileChecker, 
 
 
 @router.post("/generation/finish", status_code=204, response_class=Response)
-async def finish_generation(worker: Drawer) -> None:
+async def finish_generation(worker: GenerationWorker) -> None:
     """End the generation as completed; all its pictures are stored."""
     await generation_worker.finish_generation(worker.session, worker.ticket)
 
 
 @router.post("/generation/fail", status_code=204, response_class=Response)
-async def fail_generation(body: Failure, worker: Drawer) -> None:
+async def fail_generation(body: Failure, worker: GenerationWorker) -> None:
     """End the generation as failed, with its reason; the code `canceled` ends it as canceled by its owner."""
     await generation_worker.fail_generation(worker.session, worker.ticket, body.code, body.message)
 
@@ -343,11 +345,11 @@ async def fail_generation(body: Failure, worker: Drawer) -> None:
 
 
 @router.post("/ticket:renew")
-async def renew(worker: AnyWorker, parts: AppParts) -> dict[str, str]:
+async def renew(worker: AnyWorker, state: AppStateDep) -> dict[str, str]:
     """A ticket with the same rights for more time, while the job is open and the member still one."""
     of_kind = training_worker if worker.ticket.kind == "training" else generation_worker
     await of_kind.must_be_open(worker.session, worker.ticket)
-    return {"ticket": worker.ticket.renewed(parts.settings.ticket_seconds).sign(parts.secrets.tickets)}
+    return {"ticket": worker.ticket.renewed(state.settings.ticket_seconds).sign(state.secrets.tickets)}
 
 
 async def _file_of(form: FormData) -> tuple[bytes, str]:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from onbrand.api.authorization import Access, Member, Uploader, UploaderAccess, UserRoute
+from onbrand.api.authorization import Access, ReadPermission, UploadAccess, UploadPermission, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.lists import Listed, Paging, listed
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/brands/{brand_id}/uploads", tags=["uploads"], rou
 _REFUSALS = (UnsupportedMedia, TooLarge, InvalidInput, Conflict)
 
 
-class Sending(BaseModel):
+class UploadTarget(BaseModel):
     """How to send the file, once, before the link expires.
 
     PUT: the bytes with `headers`. POST: a form of `fields` and then the file, in a field called `file`.
@@ -51,45 +51,45 @@ class Sending(BaseModel):
 class Announced(uploads.Upload):
     """An announced upload, with the link to send its file to."""
 
-    send: Sending
+    send: UploadTarget
 
 
 @router.post("", status_code=201, response_model=Announced)
-async def create_upload(body: uploads.NewUpload, caller: Uploader, once: OnlyOnce) -> JSONResponse:
+async def create_upload(body: uploads.NewUpload, caller: UploadPermission, once: OnlyOnce) -> JSONResponse:
     """Announce a file. The response has the link to send it to; complete the upload after sending."""
-    settings = caller.parts.settings
+    settings = caller.state.settings
     limits = limits_of(caller.scope, settings.limits)
 
     async def create() -> Announced:
         upload, link = await uploads.create_upload(
             caller.session, caller.store, caller.brand_id, caller.user_id, body, limits, settings.link_seconds
         )
-        return Announced(**upload.model_dump(), send=Sending.by(link))
+        return Announced(**upload.model_dump(), send=UploadTarget.by(link))
 
     return await once.answer(caller, 201, create)
 
 
 @router.get("", response_model=Listed)
-async def list_uploads(caller: Member, paging: Paging) -> dict[str, Any]:
+async def list_uploads(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
     """The brand's uploads of the last day."""
     return listed(await uploads.list_uploads(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{upload_id}")
-async def get_upload(upload_id: UUID, caller: Member) -> uploads.Upload:
+async def get_upload(upload_id: UUID, caller: ReadPermission) -> uploads.Upload:
     """The current state of one upload, with the ids of the objects made of it."""
     return await uploads.get_upload(caller.session, caller.brand_id, str(upload_id))
 
 
 @router.post("/{upload_id}/complete")
-async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: FileChecker) -> uploads.Upload:
+async def complete_upload(upload_id: UUID, access: UploadAccess, checker: FileChecker) -> uploads.Upload:
     """Check the uploaded file and make assets or a document of it. A repeated call returns the same."""
     async with access.open() as caller:
         upload = await uploads.get_own_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))
         store, checker = caller.store, await in_turn_of(checker, caller)
     if upload.status != "pending":
         return uploads.must_be_completed(upload)
-    limits = access.parts.settings.limits
+    limits = access.state.settings.limits
     async with checker.whole():
         arrived = await uploads.read_arrived(store, upload)
         try:
@@ -105,7 +105,7 @@ async def complete_upload(upload_id: UUID, access: UploaderAccess, checker: File
 
 
 @router.delete("/{upload_id}", status_code=204, response_class=Response)
-async def cancel_upload(upload_id: UUID, access: UploaderAccess) -> None:
+async def cancel_upload(upload_id: UUID, access: UploadAccess) -> None:
     """Cancel an own upload that is not completed, and remove its bytes."""
     async with access.open() as caller:
         upload = await uploads.cancel_upload(caller.session, caller.brand_id, caller.user_id, str(upload_id))

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from onbrand.api import passwords
-from onbrand.api.authorization import AnyUser, AppParts, Person, UserRoute
+from onbrand.api.authorization import AnyUser, AppStateDep, Person, UserRoute
 from onbrand.api.idempotency import as_json
 from onbrand.api.input import Input
 from onbrand.brand import must_be_brand_id
@@ -39,20 +39,20 @@ class OtherToken(Input):
 
 
 @router.post("/v1/users", status_code=201)
-async def sign_up(body: SignUp, request: Request, parts: AppParts) -> identity.User:
+async def sign_up(body: SignUp, request: Request, state: AppStateDep) -> identity.User:
     """Create an account."""
-    if parts.settings.sign_up == "closed":
+    if state.settings.sign_up == "closed":
         raise Forbidden("sign-up is closed here; ask the operator for an account")
-    return await passwords.sign_up(request, parts, body.email, body.password)
+    return await passwords.sign_up(request, state, body.email, body.password)
 
 
 @router.post("/v1/tokens", status_code=201)
-async def log_in(body: LogIn, request: Request, parts: AppParts) -> JSONResponse:
+async def log_in(body: LogIn, request: Request, state: AppStateDep) -> JSONResponse:
     """Get a bearer token for email and password."""
     if body.brand_id is not None:
         must_be_brand_id(body.brand_id)
-    user_id = await passwords.must_know_password(request, parts, body.email, body.password)
-    token = identity.token_of(parts.issuer, user_id, body.brand_id)
+    user_id = await passwords.must_know_password(request, state, body.email, body.password)
+    token = identity.token_of(state.issuer, user_id, body.brand_id)
     return JSONResponse(as_json(token), 201, headers={"Cache-Control": "no-store"})
 
 
@@ -72,8 +72,8 @@ async def me(caller: AnyUser) -> Any:
 
 
 @router.post("/v1/me/identities", status_code=204, response_class=Response)
-async def link_identity(body: OtherToken, caller: Person, parts: AppParts) -> None:
+async def link_identity(body: OtherToken, caller: Person, state: AppStateDep) -> None:
     """Link the account to an outside issuer's account, whose token the body holds; either token then logs in."""
-    if parts.oidc is None:
+    if state.oidc is None:
         raise InvalidInput("no outside issuer's tokens are accepted here", param="token")
-    await identity.link(caller.session, await parts.oidc.verify(body.token))
+    await identity.link(caller.session, await state.oidc.verify(body.token))

@@ -25,7 +25,7 @@ from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
 from onbrand.errors import Conflict, EngineLost, NotFound, OnbrandError, TooManyRequests, Unavailable
 from onbrand.internal.client import AsyncSystemClient
-from onbrand.services.images import Generator, RenderEvent, RenderRequest
+from onbrand.internal.generation import Generator, RenderEvent, RenderRequest
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Running:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Renderings:
+class GenerationTasks:
     """The generations of this process that have not ended.
 
     Args:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from onbrand.services.images import Generation, Generator, RenderEvent
+from onbrand.internal.generation import Generator, RenderEvent
+from onbrand.services.generations import Generation
 
 log = logging.getLogger(__name__)
 

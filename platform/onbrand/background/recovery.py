@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from onbrand.background.generations import RUNNING_MAX, Renderings
+from onbrand.background.generations import RUNNING_MAX, GenerationTasks
 from onbrand.brand import Ticket
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, NotFound, OnbrandError
-from onbrand.services import generation_worker, images, training_worker
-from onbrand.services.images import RenderRequest
+from onbrand.internal.generation import RenderRequest
+from onbrand.services import generation_worker, generations, training_worker
 from onbrand.services.training_worker import QueueEntry
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class Recovery:
         renderings: the generations of this process; None without an engine: abandoned ones are then failed.
     """
 
-    def __init__(self, doors: Doors, renderings: Renderings | None) -> None:
-        self._doors, self._renderings = doors, renderings
+    def __init__(self, db: Database, generation_tasks: GenerationTasks | None) -> None:
+        self._doors, self._renderings = db, generation_tasks
         self._listening_since: datetime | None = None
 
     async def run(self) -> None:
@@ -82,9 +82,9 @@ class Recovery:
         except OnbrandError as problem:
             log.warning("generation %s is abandoned and could not be taken over: %s", entry.job_id, problem.code)
 
-    async def _draw(self, entry: QueueEntry, renderings: Renderings) -> None:
+    async def _draw(self, entry: QueueEntry, generation_tasks: GenerationTasks) -> None:
         try:
-            request = await self._taken_over(entry, renderings)
+            request = await self._taken_over(entry, generation_tasks)
         except Conflict:
             raise
         except OnbrandError as problem:
@@ -94,20 +94,22 @@ class Recovery:
             return
         if request is not None:
             log.warning("generation %s was abandoned; it is drawn again", entry.job_id)
-            renderings.start(*request)
+            generation_tasks.start(*request)
 
-    async def _taken_over(self, entry: QueueEntry, renderings: Renderings) -> tuple[str, RenderRequest] | None:
+    async def _taken_over(
+        self, entry: QueueEntry, generation_tasks: GenerationTasks
+    ) -> tuple[str, RenderRequest] | None:
         """Take ownership of the row; its family and request, or None if a new heartbeat arrived meanwhile.
 
         Raises Conflict (it has ended), NotFound (a model of it was deleted), EngineLost.
         """
         ticket = _ticket(entry)
-        signed = renderings.ticket_for(entry.brand_id, entry.job_id, entry.user_id)
+        signed = generation_tasks.ticket_for(entry.brand_id, entry.job_id, entry.user_id)
         async with self._doors.system_session(ticket) as session:
             if not await generation_worker.take_over(session, ticket, entry.heartbeat_at):
                 return None
-            row = await images.get_generation(session, entry.brand_id, entry.job_id)
-            return row.model_type, await images.render_request(session, row, signed)
+            row = await generations.get_generation(session, entry.brand_id, entry.job_id)
+            return row.model_type, await generations.render_request(session, row, signed)
 
     async def _end(self, entry: QueueEntry, code: str, message: str) -> None:
         ticket = _ticket(entry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import OnbrandError
 from onbrand.services import uploads
 from onbrand.storage.store import ObjectStore
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 300.0
 
 
-async def watch(doors: Doors, store: ObjectStore) -> None:
+async def watch(db: Database, store: ObjectStore) -> None:
     """Sweep every LOOK_SECONDS until canceled."""
     while True:
         try:
-            await sweep(doors, store)
+            await sweep(db, store)
         except OnbrandError as problem:
             log.warning("old uploads could not be swept: %s", problem.code)
         except Exception as problem:
@@ -30,11 +30,11 @@ async def watch(doors: Doors, store: ObjectStore) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def sweep(doors: Doors, store: ObjectStore) -> int:
+async def sweep(db: Database, store: ObjectStore) -> int:
     """Remove the bytes of old uploads; how many uploads were swept."""
     num_swept = 0
     while True:
-        async with doors.dispatch_session() as session:
+        async with db.dispatch_session() as session:
             num_now = await uploads.sweep(session, store)
         num_swept += num_now
         if num_now == 0:

@@ -38,7 +38,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures, wait for them and save them."""
-    wishes: dict[str, Any] = adapters(model or []) | {
+    options: dict[str, Any] = adapters(model or []) | {
         "model_type": model_type,
         "negative_prompt": negative_prompt,
         "num_images": num_images,
@@ -60,7 +60,7 @@ def generate(
             chosen_brand(client, brand),
             prompt,
             progress=lambda now: move(now.progress, f"Drawing, {now.status}"),
-            **{field: wish for field, wish in wishes.items() if wish is not None},
+            **{field: wish for field, wish in options.items() if wish is not None},
         )
     _show(generation, [image.download(out) for image in generation.images], as_json)
 

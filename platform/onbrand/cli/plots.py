@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from onbrand.client import Course
+    from onbrand.client import MetricsSeries
 
 _TRAINED, _JUDGED, _BEST = "#8a8f98", "#1f5fd0", "#d0471f"
 
 
-def must_have_points(course: Course) -> None:
+def must_have_points(course: MetricsSeries) -> None:
     """Raise Refused for a job without metrics."""
     if not course.data:
         raise Refused("the job has told no numbers yet; look again when it trains", CONFLICT, "no_metrics")
 
 
-def draw_course(course: Course, title: str, path: Path) -> Path:
+def draw_course(course: MetricsSeries, title: str, path: Path) -> Path:
     """Write the plot to `path`; its extension gives the format. Raises Refused for an unsupported one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -35,7 +35,7 @@ def draw_course(course: Course, title: str, path: Path) -> Path:
     return path
 
 
-def figure_of(course: Course, title: str) -> Figure:
+def figure_of(course: MetricsSeries, title: str) -> Figure:
     """A figure with both losses above the learning rate. Opens no window and does not use pyplot's global state."""
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def figure_of(course: Course, title: str) -> Figure:
     return figure
 
 
-def _draw_losses(axes: Axes, course: Course) -> None:
+def _draw_losses(axes: Axes, course: MetricsSeries) -> None:
     axes.plot(*_line(course, "loss"), color=_TRAINED, lw=1.5, label="training loss (mean of 20 steps)")
     judged = course.validations
     if judged:
@@ -64,7 +64,7 @@ def _draw_losses(axes: Axes, course: Course) -> None:
     axes.legend(frameon=False)
 
 
-def _line(course: Course, name: str) -> tuple[list[int], list[float]]:
+def _line(course: MetricsSeries, name: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric, without the points that lack it."""
     told = {point.step: getattr(point, name) for point in course.data}
     known = {step: float(value) for step, value in told.items() if value is not None}

@@ -59,7 +59,7 @@ def train(
     """Fine-tune an adapter on the brand's pictures. Options default to the base model's recommendations."""
     if context.invoked_subcommand is not None:
         return
-    wishes = {
+    options = {
         "steps": steps,
         "learning_rate": learning_rate,
         "rank": rank,
@@ -76,7 +76,7 @@ def train(
     client = connect()
     chosen: dict[str, Any] = {
         "assets": None if not asset or asset == ["all"] else asset,
-        "config": {field: wish for field, wish in wishes.items() if wish is not None},
+        "config": {field: wish for field, wish in options.items() if wish is not None},
     }
     if check:
         show_check(client.check_training_data(chosen_brand(client, brand), model_type, **chosen), as_json)

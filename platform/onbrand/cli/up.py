@@ -49,7 +49,7 @@ def up(
 
 def _wait_for_end(platform: Platform) -> None:
     while platform.running:
-        platform.tend()
+        platform.restart_if_dead()
         time.sleep(_POLL_SECONDS)
     from onbrand.errors import ConfigurationError
 

@@ -20,7 +20,7 @@ from onbrand.client.errors import (
     UnsupportedMedia,
     WaitTimeout,
 )
-from onbrand.client.monitor import Course, Judgement, LogLine, Point, Sample
+from onbrand.client.monitor import LogLine, MetricsSeries, Point, Sample, Validation
 from onbrand.client.objects import (
     ApiKey,
     Asset,
@@ -38,10 +38,10 @@ from onbrand.client.objects import (
     Member,
     Model,
     ReceivedInvitation,
-    Sending,
     Token,
     TrainingJob,
     Upload,
+    UploadTarget,
     UsedAdapter,
     User,
 )
@@ -53,7 +53,6 @@ __all__ = [
     "Brand",
     "Conflict",
     "ConnectionFailed",
-    "Course",
     "DataCheck",
     "Document",
     "Event",
@@ -65,11 +64,11 @@ __all__ = [
     "InvalidInput",
     "Invitation",
     "JobFailed",
-    "Judgement",
     "Link",
     "LogLine",
     "Me",
     "Member",
+    "MetricsSeries",
     "Model",
     "NotFound",
     "NotLoggedIn",
@@ -81,7 +80,6 @@ __all__ = [
     "RequestRefused",
     "RoleTooLow",
     "Sample",
-    "Sending",
     "Token",
     "TooLarge",
     "TooManyRequests",
@@ -89,8 +87,10 @@ __all__ = [
     "Unavailable",
     "UnsupportedMedia",
     "Upload",
+    "UploadTarget",
     "UsedAdapter",
     "User",
+    "Validation",
     "Verdict",
     "WaitTimeout",
 ]

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from onbrand.client.resource_models import Answer, Attached
+from onbrand.client.resource_models import ApiModel, Attached
 
-__all__ = ["Course", "Judgement", "LogLine", "Point", "Sample"]
+__all__ = ["LogLine", "MetricsSeries", "Point", "Sample", "Validation"]
 
 
-class Point(Answer):
+class Point(ApiModel):
     """The numbers of a training at one step; `loss` is the mean of the last 20."""
 
     step: int
@@ -29,7 +29,7 @@ class Point(Answer):
     eta_seconds: float | None = None
 
 
-class Judgement(Answer):
+class Validation(ApiModel):
     """The loss on the held-out pictures at one step."""
 
     step: int
@@ -37,7 +37,7 @@ class Judgement(Answer):
     loss: float
 
 
-class Course(Answer):
+class MetricsSeries(ApiModel):
     """A training's metrics by step; evenly spaced points if there are more than were requested.
 
     Args:
@@ -47,9 +47,9 @@ class Course(Answer):
 
     data: tuple[Point, ...]
     num_points: int
-    validations: tuple[Judgement, ...] = ()
+    validations: tuple[Validation, ...] = ()
     num_validations: int = 0
-    best: Judgement | None = None
+    best: Validation | None = None
 
 
 class Sample(Attached):
@@ -71,7 +71,7 @@ class Sample(Attached):
         return self._must_have_client().save(self.url, path, f"{who}-{self.index:02d}.png")
 
 
-class LogLine(Answer):
+class LogLine(ApiModel):
     """A line of a run's log: `message` for people, `code` and `facts` for programs."""
 
     seq: int

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from onbrand.client.errors import InvalidArgument
-from onbrand.client.monitor import Course, LogLine, Sample
-from onbrand.client.resource_models import Answer, Attached, Waitable
+from onbrand.client.monitor import LogLine, MetricsSeries, Sample
+from onbrand.client.resource_models import ApiModel, Attached, Waitable
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
@@ -34,10 +34,10 @@ __all__ = [
     "Member",
     "Model",
     "ReceivedInvitation",
-    "Sending",
     "Token",
     "TrainingJob",
     "Upload",
+    "UploadTarget",
     "UsedAdapter",
     "User",
 ]
@@ -45,7 +45,7 @@ __all__ = [
 ModelType = Literal["flux", "sdxl", "sd15"]
 
 
-class User(Answer):
+class User(ApiModel):
     """An account."""
 
     id: str
@@ -54,7 +54,7 @@ class User(Answer):
     created_at: datetime | None = None
 
 
-class Token(Answer):
+class Token(ApiModel):
     """A bearer token, and when it expires."""
 
     access_token: str = Field(repr=False)
@@ -62,7 +62,7 @@ class Token(Answer):
     expires_at: datetime | None = None
 
 
-class Brand(Answer):
+class Brand(ApiModel):
     """A brand, and the role that the caller has in it."""
 
     id: str
@@ -72,7 +72,7 @@ class Brand(Answer):
     created_at: datetime | None = None
 
 
-class Me(Answer):
+class Me(ApiModel):
     """The token's account, and the brands that the token may use."""
 
     id: str
@@ -84,7 +84,7 @@ class Me(Answer):
     scopes: tuple[str, ...] | None = None
 
 
-class Member(Answer):
+class Member(ApiModel):
     """A member of a brand."""
 
     user_id: str
@@ -93,7 +93,7 @@ class Member(Answer):
     brand_id: str | None = None
 
 
-class ApiKey(Answer):
+class ApiKey(ApiModel):
     """An API key of a brand.
 
     Only the response that creates it has `key`. If that response was lost and the call repeated, `key` is None: revoke
@@ -113,7 +113,7 @@ class ApiKey(Answer):
     key: str | None = Field(default=None, repr=False)
 
 
-class Invitation(Answer):
+class Invitation(ApiModel):
     """An invitation into a brand; only the response that creates it has `token`, as for `ApiKey.key`."""
 
     id: str
@@ -127,7 +127,7 @@ class Invitation(Answer):
     token: str | None = Field(default=None, repr=False)
 
 
-class ReceivedInvitation(Answer):
+class ReceivedInvitation(ApiModel):
     """An open invitation to the caller's verified address."""
 
     id: str
@@ -137,14 +137,14 @@ class ReceivedInvitation(Answer):
     expires_at: datetime | None = None
 
 
-class Link(Answer):
+class Link(ApiModel):
     """A signed link, which gives its bearer access to one file for a short time."""
 
     url: str = Field(repr=False)
     expires_at: datetime | None = None
 
 
-class Sending(Answer):
+class UploadTarget(ApiModel):
     """How to send an announced file, once, before the link expires. The link needs no token."""
 
     method: Literal["PUT", "POST"]
@@ -154,7 +154,7 @@ class Sending(Answer):
     expires_at: datetime | None = None
 
 
-class Upload(Answer):
+class Upload(ApiModel):
     """A file that is sent directly to the store, and the objects made of it."""
 
     id: str
@@ -171,13 +171,13 @@ class Upload(Answer):
     error: dict[str, Any] | None = None
     asset_ids: tuple[str, ...] = ()
     document_ids: tuple[str, ...] = ()
-    send: Sending | None = None
+    send: UploadTarget | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
     ended_at: datetime | None = None
 
 
-class Event(Answer):
+class Event(ApiModel):
     """One event of a job or generation; `id` resumes a broken stream."""
 
     id: int
@@ -185,7 +185,7 @@ class Event(Answer):
     data: dict[str, Any] = Field(default={})
 
 
-class AuditEvent(Answer):
+class AuditEvent(ApiModel):
     """One line of the brand's audit record: actor, action, time and object.
 
     Args:
@@ -288,7 +288,7 @@ class Model(Attached):
         return client.save(client.models.link(self.brand_id, self.id), path, f"{self.name}.safetensors")
 
 
-class Finding(Answer):
+class Finding(ApiModel):
     """A finding about training data: an `error` stops a job, a `warning` does not. `file` None: about all files."""
 
     level: Literal["error", "warning"]
@@ -300,7 +300,7 @@ class Finding(Answer):
     name: str | None = None
 
 
-class DataCheck(Answer):
+class DataCheck(ApiModel):
     """The data doctor's result for a job that is not created yet."""
 
     ok: bool
@@ -386,7 +386,7 @@ class TrainingJob(Waitable):
     def events(self, after: int | None = None) -> Iterator[Event]:
         return self._must_have_client().training_jobs.events(self.brand_id, self.id, after)
 
-    def course(self, limit: int = 200, after_step: int = -1) -> Course:
+    def course(self, limit: int = 200, after_step: int = -1) -> MetricsSeries:
         """Loss, validation, learning rate and speed, step by step."""
         return self._must_have_client().training_jobs.metrics(self.brand_id, self.id, limit, after_step)
 
@@ -408,7 +408,7 @@ class TrainingJob(Waitable):
         return self._must_have_client().models.get(self.brand_id, self.model_name)
 
 
-class UsedAdapter(Answer):
+class UsedAdapter(ApiModel):
     """An adapter that a generation uses; `model_id` is None after the model is deleted."""
 
     model: str

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _FIRST_POLL, _LONGEST_POLL = 0.1, 2.0
 
 
-class Answer(BaseModel):
+class ApiModel(BaseModel):
     """An object of the API."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class Attached(Answer):
+class Attached(ApiModel):
     """An object that keeps a reference to its client."""
 
     _client: Onbrand | None = PrivateAttr(default=None)

@@ -32,7 +32,7 @@ __all__ = [
     "Users",
 ]
 
-A = TypeVar("A", bound=objects.Answer)
+A = TypeVar("A", bound=objects.ApiModel)
 BrandLike = str | objects.Brand
 _STREAM_RETRIES = 5
 
@@ -305,11 +305,11 @@ class TrainingJobs(Resource):
     def events(self, brand: BrandLike, job_id: str, after: int | None = None) -> Iterator[objects.Event]:
         return self._events(brand_path(brand, "training-jobs", job_id, "events"), after)
 
-    def metrics(self, brand: BrandLike, job_id: str, limit: int = 200, after_step: int = -1) -> monitor.Course:
+    def metrics(self, brand: BrandLike, job_id: str, limit: int = 200, after_step: int = -1) -> monitor.MetricsSeries:
         """Its metrics after step `after_step`, in at most `limit` points."""
         path = brand_path(brand, "training-jobs", job_id, "metrics")
         asked = {"limit": limit, "after_step": after_step}
-        return self._read(monitor.Course, self._transport.json("GET", path, params=asked))
+        return self._read(monitor.MetricsSeries, self._transport.json("GET", path, params=asked))
 
     def samples(self, brand: BrandLike, job_id: str) -> Iterator[monitor.Sample]:
         """The sample pictures: for each prompt the base's, then the adapter's at each sampled step."""

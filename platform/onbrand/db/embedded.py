@@ -61,7 +61,7 @@ class EmbeddedDatabase(DatabaseUrls):
     folder: Path
     _lock: IO[bytes] = field(compare=False)
 
-    def revive(self) -> bool:
+    def restart_if_dead(self) -> bool:
         """Restart the server if it has ended by itself; whether it had. Raises ConfigurationError if that fails."""
         if self._lock.closed or running_pid(self.folder / DATA) is not None:
             return False

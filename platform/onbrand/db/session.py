@@ -2,7 +2,7 @@
 
 A transaction is about at most one brand: the row policies show only rows of the brand in its claims.
 
-Services get a `Session` and never commit. `Doors` commits at the end of the `async with` block that opened it.
+Services get a `Session` and never commit. `Database` commits at the end of the `async with` block that opened it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from onbrand.errors import (
 )
 
 Params = Sequence[Any] | Mapping[str, Any] | None
-Undo = Callable[[], Awaitable[None] | None]
+RollbackHook = Callable[[], Awaitable[None] | None]
 Connection = psycopg.AsyncConnection[DictRow]
 Pool = AsyncConnectionPool[Connection]
 
@@ -62,7 +62,7 @@ class Session:
     def __init__(self, connection: Connection, identity: Identity) -> None:
         self._connection = connection
         self._identity = identity
-        self._undo: list[Undo] = []
+        self._undo: list[RollbackHook] = []
 
     @asynccontextmanager
     async def in_brand(self, brand_id: str) -> AsyncIterator[None]:
@@ -111,7 +111,7 @@ class Session:
         cursor = await self._execute(statement, params)
         return cursor.rowcount
 
-    def on_rollback(self, undo: Undo) -> None:
+    def on_rollback(self, undo: RollbackHook) -> None:
         """Call `undo` if the block ends with an exception, e.g. to delete bytes that were written for its rows."""
         self._undo.append(undo)
 
@@ -133,7 +133,7 @@ class Session:
             raise translated(problem) from None
 
 
-class Doors:
+class Database:
     """The connection pools of a process: the web tier has no system login, the system tier no web login."""
 
     def __init__(self, web: Pool | None, system: Pool | None, signer: ClaimsSigner) -> None:
@@ -161,18 +161,18 @@ class Doors:
             Unavailable: a database does not answer within `patience` seconds.
             ConfigurationError: the database does not accept claims that are signed with this key.
         """
-        doors = cls(_pool(web_url, pool), _pool(system_url, pool), ClaimsSigner(claims_key))
+        db = cls(_pool(web_url, pool), _pool(system_url, pool), ClaimsSigner(claims_key))
         try:
-            for each in doors._pools():
+            for each in db._pools():
                 await each.open(wait=True, timeout=patience)
-            await doors._must_be_believed()
+            await db._must_be_believed()
         except (PoolTimeout, psycopg.Error):
-            await doors.close()
+            await db.close()
             raise Unavailable("the database does not answer; is it running, and are its logins right?") from None
         except OnbrandError:
-            await doors.close()
+            await db.close()
             raise
-        return doors
+        return db
 
     async def _must_be_believed(self) -> None:
         """Raise ConfigurationError if the database does not know the key, since it would then show no rows."""

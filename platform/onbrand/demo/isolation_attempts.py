@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from onbrand.client import Onbrand, RequestRefused
 from onbrand.client.sendable import opened
-from onbrand.demo.steps import Player
+from onbrand.demo.steps import DemoBrand
 
 HIDDEN = frozenset({404})
 NO_RIGHT = frozenset({401, 403, 404})
@@ -40,7 +40,7 @@ class Try:
         return self.intrude() in self.right and (self.owner is None or self.owner() < 300)
 
 
-def tries(intruder: Player, victim: Player) -> list[Try]:
+def isolation_attempts(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
     """All attempts of `intruder` on `victim`'s objects; the victim needs a model and pictures."""
     return [
         *_reads(intruder, victim),
@@ -58,7 +58,7 @@ def status_of(client: Onbrand, method: str, path: str, json: Any = None) -> int:
         return refusal.status
 
 
-def _reads(intruder: Player, victim: Player) -> list[Try]:
+def _reads(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
     there, mine = f"/v1/brands/{victim.brand_id}", f"/v1/brands/{intruder.brand_id}"
     paths = {
         "brand's row": there,
@@ -85,7 +85,7 @@ def _reads(intruder: Player, victim: Player) -> list[Try]:
     ]
 
 
-def _read(intruder: Player, victim: Player, name: str, path: str, owners: str) -> Try:
+def _read(intruder: DemoBrand, victim: DemoBrand, name: str, path: str, owners: str) -> Try:
     return Try(
         name,
         lambda: status_of(intruder.member, "GET", path),
@@ -94,7 +94,7 @@ def _read(intruder: Player, victim: Player, name: str, path: str, owners: str) -
     )
 
 
-def _writes(intruder: Player, victim: Player) -> list[Try]:
+def _writes(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
     there, mine = f"/v1/brands/{victim.brand_id}", f"/v1/brands/{intruder.brand_id}"
     stolen = {"model_type": victim.published.model_type, "training_asset_ids": [asset.id for asset in victim.assets]}
     drawing = {"prompt": "photo of [brand] logo", "model": victim.published.id}
@@ -116,7 +116,7 @@ def _writes(intruder: Player, victim: Player) -> list[Try]:
     ]
 
 
-def _files(intruder: Player, victim: Player) -> list[Try]:
+def _files(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
     own = intruder.member.assets.link(intruder.brand_id, intruder.assets[0].id).url
     theirs = victim.member.assets.link(victim.brand_id, victim.assets[0].id).url
     forged = urlunsplit(urlsplit(own)._replace(path=urlsplit(theirs).path))
@@ -132,7 +132,7 @@ def _got(url: str) -> int:
         return http.get(url).status_code
 
 
-def _openai(intruder: Player, victim: Player) -> list[Try]:
+def _openai(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
     name = f"{victim.brand_id}/{victim.published.name}"
     asked = {"model": name, "prompt": "photo of [brand] logo", "n": 1}
     return [

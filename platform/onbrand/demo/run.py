@@ -17,10 +17,10 @@ from rich.table import Table
 from onbrand.config import FamilyName, Settings
 from onbrand.demo import steps as demo_steps
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
-from onbrand.demo.isolation_attempts import tries
-from onbrand.demo.sample_brands import Kit, choose_kits
-from onbrand.demo.similarity import Nearness
-from onbrand.demo.steps import Player
+from onbrand.demo.isolation_attempts import isolation_attempts
+from onbrand.demo.sample_brands import SampleBrand, choose_kits
+from onbrand.demo.similarity import Similarity
+from onbrand.demo.steps import DemoBrand
 from onbrand.local.platform import Platform
 
 FIT_RATIO = 0.3
@@ -99,8 +99,13 @@ def shortcomings(report: dict[str, Any]) -> list[str]:
 
 
 def _on_a_platform(
-    settings: Settings, kits: Sequence[Kit], model_type: FamilyName, steps: int | None, out: Path, console: Console
-) -> tuple[list[Player], dict[str, int]]:
+    settings: Settings,
+    kits: Sequence[SampleBrand],
+    model_type: FamilyName,
+    steps: int | None,
+    out: Path,
+    console: Console,
+) -> tuple[list[DemoBrand], dict[str, int]]:
     def tell(text: str) -> None:
         console.print(f"[dim]{text} ...[/dim]")
 
@@ -119,20 +124,20 @@ def _on_a_platform(
         return players, _try_all(players, console)
 
 
-def _try_all(players: Sequence[Player], console: Console) -> dict[str, int]:
+def _try_all(players: Sequence[DemoBrand], console: Console) -> dict[str, int]:
     ready = [player for player in players if player.model is not None]
     pairs = [(a, b) for a in players for b in ready if a is not b]
-    attempts = [attempt for intruder, victim in pairs for attempt in tries(intruder, victim)]
+    attempts = [attempt for intruder, victim in pairs for attempt in isolation_attempts(intruder, victim)]
     crossed = [attempt.name for attempt in attempts if not attempt.is_refused()]
     for name in crossed:
         console.print(f"[bold red]not refused: {name}[/bold red]")
     return {"tried": len(attempts), "refused": len(attempts) - len(crossed)}
 
 
-def _progress(console: Console) -> Callable[[Player], object]:
+def _progress(console: Console) -> Callable[[DemoBrand], object]:
     told: dict[str, tuple[str, int]] = {}
 
-    def tell(player: Player) -> None:
+    def tell(player: DemoBrand) -> None:
         state = (player.job.status, player.job.progress // 20)
         if told.get(player.brand_id) != state:
             told[player.brand_id] = state
@@ -141,8 +146,8 @@ def _progress(console: Console) -> Callable[[Player], object]:
     return tell
 
 
-def _report(players: Sequence[Player], model_type: FamilyName, settings: Settings, out: Path) -> dict[str, Any]:
-    nearness = Nearness(model_type, settings)
+def _report(players: Sequence[DemoBrand], model_type: FamilyName, settings: Settings, out: Path) -> dict[str, Any]:
+    nearness = Similarity(model_type, settings)
     brands, sections = [], []
     for player in players:
         fit = {
@@ -155,7 +160,7 @@ def _report(players: Sequence[Player], model_type: FamilyName, settings: Setting
     return {"brands": brands}
 
 
-def _brand_report(player: Player, model_type: str, fit: dict[str, float | None]) -> dict[str, Any]:
+def _brand_report(player: DemoBrand, model_type: str, fit: dict[str, float | None]) -> dict[str, Any]:
     return {
         "brand_id": player.brand_id,
         "model_type": model_type,
@@ -170,7 +175,7 @@ def _brand_report(player: Player, model_type: str, fit: dict[str, float | None])
     }
 
 
-def _section(player: Player, model_type: str, fit: dict[str, float | None]) -> Section:
+def _section(player: DemoBrand, model_type: str, fit: dict[str, float | None]) -> Section:
     own = [upload.path for upload in player.kit.uploads]
     name = player.model.name if player.model else "no model"
     return Section(

@@ -29,7 +29,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Kit:
+class SampleBrand:
     """One brand of the demo.
 
     Args:
@@ -46,7 +46,7 @@ class Kit:
     prompts: tuple[str, ...]
 
 
-def made_up_kits(folder: Path, suffix: str = "") -> list[Kit]:
+def made_up_kits(folder: Path, suffix: str = "") -> list[SampleBrand]:
     """Kits of the two synthetic brands; their pictures are written under `folder`."""
     from onbrand.families.tiny.brands import BRANDS, write_brand_images
 
@@ -56,11 +56,11 @@ def made_up_kits(folder: Path, suffix: str = "") -> list[Kit]:
         uploads = tuple(Upload(path, caption, path.name.split("-")[0]) for path, caption in drawn[:NUM_UPLOADED])
         held_out = tuple(path for path, _ in drawn[NUM_UPLOADED:])
         prompts = tuple(f"photo of [brand] {thing}" for thing in _OBJECTS)
-        kits.append(Kit(word + suffix, brand.title, word, uploads, held_out, prompts))
+        kits.append(SampleBrand(word + suffix, brand.title, word, uploads, held_out, prompts))
     return kits
 
 
-def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
+def own_kit(name: str, folder: Path, suffix: str = "") -> SampleBrand:
     """A kit of a user's own pictures; every fourth is held out. Raises InvalidInput for unusable pictures or names."""
     word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     must_be_brand_id(word + suffix, param="brand")
@@ -75,7 +75,7 @@ def own_kit(name: str, folder: Path, suffix: str = "") -> Kit:
         _must_be_whole(path)
     held_out = found[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     uploads = tuple(Upload(path, "photo of [brand] product", "product") for path in found if path not in held_out)
-    return Kit(word + suffix, name, word, uploads, tuple(held_out), ("photo of [brand] product",))
+    return SampleBrand(word + suffix, name, word, uploads, tuple(held_out), ("photo of [brand] product",))
 
 
 def _must_be_whole(path: Path) -> None:
@@ -89,7 +89,7 @@ def _must_be_whole(path: Path) -> None:
         ) from None
 
 
-def choose_kits(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[Kit]:
+def choose_kits(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[SampleBrand]:
     """Kits of the user's brands, filled up to two with synthetic ones. Raises InvalidInput."""
     kits = [own_kit(name, images, suffix) for name, images in own]
     taken = {kit.brand_id for kit in kits}

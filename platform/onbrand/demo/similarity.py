@@ -8,12 +8,12 @@ from pathlib import Path
 from onbrand.config import FamilyName, Settings
 
 
-class Nearness:
+class Similarity:
     """Measures `fit` with the base of one family; the constructor loads torch."""
 
     def __init__(self, family: FamilyName, settings: Settings) -> None:
         from onbrand.families.bases import base_source
-        from onbrand.families.family import load_family
+        from onbrand.families.loading import load_family
 
         self._family = load_family(family, base_source(family, settings.bases))
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from onbrand.client import Asset, Generation, Image, Model, Onbrand, TrainingJob
-from onbrand.demo.sample_brands import Kit
+from onbrand.demo.sample_brands import SampleBrand
 
 FIRST_SEED, PICTURES_A_PROMPT = 7, 2
 POLL_SECONDS = 0.5
 
 
 @dataclass
-class Player:
+class DemoBrand:
     """A brand with its members' clients and the results of the steps.
 
     Args:
@@ -26,7 +26,7 @@ class Player:
         member: accepted the admin's invitation; trains and generates.
     """
 
-    kit: Kit
+    kit: SampleBrand
     admin: Onbrand
     member: Onbrand
     assets: list[Asset] = field(default_factory=list)
@@ -56,16 +56,16 @@ class Player:
         return self.model
 
 
-def enter(url: str, kit: Kit) -> Player:
+def enter(url: str, kit: SampleBrand) -> DemoBrand:
     """Sign up two users; the first creates the brand, the second joins by invitation."""
     admin, member = (_sign_up(url, f"{who}@{kit.brand_id}.example") for who in ("ada", "max"))
     admin.brands.create(kit.brand_id, kit.title)
     invitation = admin.members.add(kit.brand_id, f"max@{kit.brand_id}.example")
     member.invitations.accept(invitation.token or invitation.id)
-    return Player(kit, admin, member)
+    return DemoBrand(kit, admin, member)
 
 
-def upload(player: Player, most: int) -> None:
+def upload(player: DemoBrand, most: int) -> None:
     """Step 1: upload the pictures, at most `most` in a request."""
     uploads = sorted(player.kit.uploads, key=lambda one: one.object)
     for shown, group in groupby(uploads, key=lambda one: one.object):
@@ -78,7 +78,9 @@ def upload(player: Player, most: int) -> None:
             )
 
 
-def train(players: Sequence[Player], model_type: str, steps: int | None, tell: Callable[[Player], object]) -> None:
+def train(
+    players: Sequence[DemoBrand], model_type: str, steps: int | None, tell: Callable[[DemoBrand], object]
+) -> None:
     """Steps 2 to 4 for all brands at once, until all jobs have ended. A failed job is kept and raises nothing."""
     for player in players:
         config = {"trigger_word": player.kit.word} | ({"steps": steps} if steps else {})
@@ -97,14 +99,14 @@ def train(players: Sequence[Player], model_type: str, steps: int | None, tell: C
                 running.remove(player)
 
 
-def fetch_model(player: Player) -> None:
+def fetch_model(player: DemoBrand) -> None:
     """Set the player's model if its job has completed."""
     if player.job.status == "completed":
         models = player.member.models.list(player.brand_id)
         player.model = next(model for model in models if model.job_id == player.job.id)
 
 
-def generate(player: Player, model_type: str, out: Path) -> None:
+def generate(player: DemoBrand, model_type: str, out: Path) -> None:
     """Step 5: draw the prompts with the base and the adapter, with the same seeds; save the pictures in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(player.kit.prompts):
@@ -114,7 +116,7 @@ def generate(player: Player, model_type: str, out: Path) -> None:
             player.with_adapter += _draw(player, prompt, seed, out, "adapter", number, model=player.model.name)
 
 
-def _draw(player: Player, prompt: str, seed: int, out: Path, label: str, number: int, **which: Any) -> list[Path]:
+def _draw(player: DemoBrand, prompt: str, seed: int, out: Path, label: str, number: int, **which: Any) -> list[Path]:
     generation: Generation = player.member.generate_image(
         player.brand_id, prompt, num_images=PICTURES_A_PROMPT, seed=seed, **which
     )

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from onbrand.engine.adapters import AdapterUse, Lease
+from onbrand.engine.adapters import AdapterUse
+from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.request import Plan, Request
-from onbrand.engine.slots import RowAdapter
+from onbrand.engine.residency import Lease
 from onbrand.families.family import Conditioning
 from onbrand.families.sampling import Sampler, Schedule
 
@@ -77,7 +78,7 @@ class Job:
     key: BatchKey = field(init=False)
 
     def __post_init__(self) -> None:
-        alone = self.request.brand_id if self.request.exclusive else None
+        alone = self.request.brand_id if self.request.parameters.exclusive else None
         self.key = BatchKey(self.plan.height, self.plan.width, self.plan.guided, alone)
 
     @property
@@ -92,12 +93,12 @@ class Job:
     @property
     def num_waiting(self) -> int:
         """Number of pictures not yet started."""
-        return self.request.num_images - self.num_started
+        return self.request.parameters.num_images - self.num_started
 
     @property
     def num_to_step(self) -> int:
         """Number of pictures that could take part in a pass now; each takes one row."""
-        return self.request.num_images - self.num_stepped if self.prepared else 0
+        return self.request.parameters.num_images - self.num_stepped if self.prepared else 0
 
     @property
     def step_charge(self) -> float:
@@ -106,7 +107,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return self.num_finished == self.request.num_images
+        return self.num_finished == self.request.parameters.num_images
 
 
 @dataclass(eq=False)
@@ -114,7 +115,7 @@ class Row:
     """One picture between noise and decoding.
 
     Args:
-        clean_1CHW: the clean latents predicted at its last step; zeros before the first.
+        denoised_1CHW: the clean latents predicted at its last step; zeros before the first.
         slot_generation: generation of the slot used at its last step; None without an adapter.
         overflowed: its latents are known to hold non-finite values.
     """
@@ -122,7 +123,7 @@ class Row:
     job: Job
     index: int
     latents_1CHW: Tensor
-    clean_1CHW: Tensor
+    denoised_1CHW: Tensor
     step: int = 0
     batch_sizes: set[int] = field(default_factory=set)
     slot_generation: int | None = None
@@ -130,7 +131,7 @@ class Row:
 
     @property
     def seed(self) -> int:
-        return self.job.request.seed + self.index
+        return self.job.request.parameters.seed + self.index
 
     @property
     def prepared(self) -> Prepared:

@@ -11,7 +11,7 @@ _LEAST = 1e-3
 Name = TypeVar("Name", bound=Hashable)
 
 
-class Usage(Generic[Name]):
+class DecayedCounts(Generic[Name]):
     """Exponentially decayed counts (frequency and recency of Lee et al. 2001, LRFU, in one number).
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from onbrand.engine.cpu.exact_batching import AtOnce
+from onbrand.engine.cpu.exact_batching import ExactBatcher
 from onbrand.errors import NotFinite
 from onbrand.families.family import Family
 
@@ -20,7 +20,7 @@ class Decoder:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._decoded: AtOnce[Tensor, Tensor] = AtOnce(self._decode, lambda picture: [picture])
+        self._decoded: ExactBatcher[Tensor, Tensor] = ExactBatcher(self._decode, lambda picture: [picture])
 
     def pictures(self, latents_1CHW: Sequence[Tensor]) -> list[Tensor | Exception]:
         """[3, H, W] in 0..1 on the CPU for each, or its exception. All latents have one shape."""

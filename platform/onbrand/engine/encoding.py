@@ -8,7 +8,7 @@ from threading import Lock
 
 from torch import Tensor, nn
 
-from onbrand.engine.cpu.exact_batching import AtOnce
+from onbrand.engine.cpu.exact_batching import ExactBatcher
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.families.family import Conditioning, Family
 
@@ -17,7 +17,7 @@ MOST_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptPair:
     """The prompts of a request; `guided`: with a negative branch, of no negative prompt if it is None."""
 
     prompt: str
@@ -35,20 +35,20 @@ class Encoder:
     def __init__(self, family: Family) -> None:
         self._family = family
         self._lock = Lock()
-        self._encoded: AtOnce[Asked, Branches] = AtOnce(self._encode, _bits)
+        self._encoded: ExactBatcher[PromptPair, Branches] = ExactBatcher(self._encode, _bits)
         for encoder in family.text_encoders():
             projection = getattr(encoder, "text_projection", None)
             if isinstance(projection, nn.Module):  # one token per prompt: MKL rounds few rows differently from many
                 use_onednn(projection)
 
-    def branches(self, asked: Sequence[Asked]) -> list[Branches | Exception]:
+    def branches(self, asked: Sequence[PromptPair]) -> list[Branches | Exception]:
         """The branches of each request, or its exception. All requests are guided, or none is."""
         with self._lock:
             if self._family.device.type == "cpu":
                 return self._encoded(asked, asked[0].guided)
             return self._encoded.one_by_one(asked)
 
-    def _encode(self, asked: Sequence[Asked]) -> list[Branches]:
+    def _encode(self, asked: Sequence[PromptPair]) -> list[Branches]:
         prompts = [each.prompt for each in asked]
         if not asked[0].guided:
             found = self._family.encode_prompts(prompts)

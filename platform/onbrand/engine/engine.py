@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onbrand.engine.adapters import Residency, composed
+from onbrand.engine.adapters import merge_adapters
 from onbrand.engine.async_stages import Stages
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
 from onbrand.engine.compilation import compile_passes
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.engine.cpu.unet_blocks import use_blocks
 from onbrand.engine.decoding import Decoder, not_finite
-from onbrand.engine.encoding import MOST_AT_ONCE, Asked, Branches, Encoder
+from onbrand.engine.encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
 from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.leases import Leases
-from onbrand.engine.model_runner import Stepper
+from onbrand.engine.model_runner import ModelRunner
 from onbrand.engine.request import (
     Canceled,
     Completed,
@@ -42,6 +42,7 @@ from onbrand.engine.request import (
     Request,
     planned,
 )
+from onbrand.engine.residency import AdapterResidency
 from onbrand.engine.slots import Slots
 from onbrand.errors import Conflict, OnbrandError, TooManyRequests
 from onbrand.families.family import Family
@@ -90,11 +91,11 @@ class Engine:
             use_blocks(part)
         if compile:
             compile_passes(family.denoiser)
-        self.residency = Residency(self._slots)
+        self.residency = AdapterResidency(self._slots)
         self._jobs: dict[str, Job] = {}
         self._queue = FairQueue(max_batch, self.classes, even)
         self._leases = Leases(self.residency, self._queue.served)
-        self._stepper = Stepper(family, self._slots, self.classes, compiled=compile)
+        self._stepper = ModelRunner(family, self._slots, self.classes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
         self._encoder = Encoder(family)
         self._canceled: list[str] = []
@@ -183,7 +184,7 @@ class Engine:
             self._stages.submit(partial(self._prepared, jobs), partial(self._joined, jobs))
 
     def _prepared(self, jobs: Sequence[Job]) -> list[Prepared | Exception]:
-        asked = [Asked(job.request.prompt, job.request.negative_prompt, job.plan.guided) for job in jobs]
+        asked = [_prompts_of(job) for job in jobs]
         found = self._encoder.branches(asked)
         return [self._made_ready(job, branches) for job, branches in zip(jobs, found, strict=True)]
 
@@ -191,7 +192,7 @@ class Engine:
         if isinstance(branches, Exception):
             return branches
         request, plan, family = job.request, job.plan, self.family
-        sampler = family.samplers[request.sampler] if request.sampler else family.sampler
+        sampler = family.samplers[request.parameters.sampler] if request.parameters.sampler else family.sampler
         positive, negative = branches
         try:
             return Prepared(
@@ -199,7 +200,7 @@ class Engine:
                 schedule=sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width)),
                 positive=positive,
                 negative=negative,
-                use=composed(request.adapters) if request.adapters else None,
+                use=merge_adapters(request.adapters) if request.adapters else None,
                 cut=tuple(self._cuts(request, plan)),
             )
         except Exception as problem:
@@ -207,9 +208,9 @@ class Engine:
 
     def _cuts(self, request: Request, plan: Plan) -> Iterator[dict[str, Any]]:
         """The parts of the prompts beyond the base's text length, as JSON."""
-        texts = {"prompt": request.prompt}
-        if plan.guided and request.negative_prompt:
-            texts["negative_prompt"] = request.negative_prompt
+        texts = {"prompt": request.parameters.prompt}
+        if plan.guided and request.parameters.negative_prompt:
+            texts["negative_prompt"] = request.parameters.negative_prompt
         for name, text in texts.items():
             yield from ({"field": name, **cut.as_json()} for cut in self.family.text_lengths.cuts(text))
 
@@ -254,7 +255,7 @@ class Engine:
         """The first `num` rows of the job; starts waiting pictures as needed."""
         assert job.prepared is not None
         while len(job.rows) < num:
-            seed = job.request.seed + job.num_started
+            seed = job.request.parameters.seed + job.num_started
             noise_1CHW = self.family.prepare_noise(seed, job.plan.height, job.plan.width).float()
             latents_1CHW = noise_1CHW * job.prepared.schedule.init_scale
             job.rows.append(Row(job, job.num_started, latents_1CHW, torch.zeros_like(latents_1CHW)))
@@ -281,7 +282,11 @@ class Engine:
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _must_have_room(self, request: Request) -> None:
-        account_id, brand_id, num = request.account_id or request.brand_id, request.brand_id, request.num_images
+        account_id, brand_id, num = (
+            request.account_id or request.brand_id,
+            request.brand_id,
+            request.parameters.num_images,
+        )
         of_brand = self._queue.num_pictures(account_id, brand_id)
         if of_brand + num > self._max_waiting_per_brand and of_brand:
             raise TooManyRequests(
@@ -324,9 +329,9 @@ class Engine:
         rows = [row for row in rows if not row.job.ended]
         for row in rows:
             row.job.steps_done += 1
-            every = row.job.request.preview_every
+            every = row.job.request.parameters.preview_every
             if every and not row.finished and row.step % every == 0:
-                self._stages.submit(partial(self._colors.image, row.clean_1CHW), partial(self._shown, row, row.step))
+                self._stages.submit(partial(self._colors.image, row.denoised_1CHW), partial(self._shown, row, row.step))
         self._send_on([row for row in rows if row.finished])
         return events + self._progress(rows)
 
@@ -347,13 +352,16 @@ class Engine:
             job = row.job
             job.rows.remove(row)
             job.num_stepped += 1
-            if job.num_stepped == job.request.num_images:
+            if job.num_stepped == job.request.parameters.num_images:
                 self._leases.give_back(job)
                 job.prepared = None
 
     def _progress(self, rows: list[Row]) -> list[Event]:
         jobs = dict.fromkeys(row.job for row in rows)
-        return [Progress(job.request.id, job.steps_done, job.plan.num_steps * job.request.num_images) for job in jobs]
+        return [
+            Progress(job.request.id, job.steps_done, job.plan.num_steps * job.request.parameters.num_images)
+            for job in jobs
+        ]
 
     def _shown(self, row: Row, step: int, image: Future[Tensor]) -> list[Event]:
         if row.job.ended or row.finished or image.exception():
@@ -392,7 +400,7 @@ class Engine:
             sampler=row.prepared.sampler.name,
             num_inference_steps=plan.num_steps,
             guidance_scale=plan.embedded_guidance,
-            true_cfg_scale=plan.cfg_scale if self.family.spec.name == "flux" else None,
+            true_cfg_scale=plan.cfg_scale if self.family.spec.embeds_guidance else None,
             seed=row.seed,
             height=plan.height,
             width=plan.width,
@@ -400,6 +408,11 @@ class Engine:
             slot_generation=row.slot_generation,
             cut=row.prepared.cut,
         )
+
+
+def _prompts_of(job: Job) -> PromptPair:
+    parameters = job.request.parameters
+    return PromptPair(parameters.prompt, parameters.negative_prompt or None, job.plan.guided)
 
 
 def _rank_class(row: Row) -> int:
@@ -411,10 +424,10 @@ def _encoded_together(jobs: Iterable[Job]) -> list[list[Job]]:
     open_groups: dict[bool, list[Job]] = {}
     groups: list[list[Job]] = []
     for job in jobs:
-        group = None if job.request.exclusive else open_groups.get(job.plan.guided)
+        group = None if job.request.parameters.exclusive else open_groups.get(job.plan.guided)
         if group is None or len(group) == MOST_AT_ONCE:
             groups.append(group := [])
-            if not job.request.exclusive:
+            if not job.request.parameters.exclusive:
                 open_groups[job.plan.guided] = group
         group.append(job)
     return groups

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from onbrand.engine.adapters import AdapterKey, Residency
+from onbrand.engine.adapters import AdapterKey
 from onbrand.engine.batch import Job
+from onbrand.engine.residency import AdapterResidency
 
 
 class Leases:
@@ -15,7 +16,7 @@ class Leases:
         served: ledgers of a job's account and brand; slots are recalled first from the jobs with the highest.
     """
 
-    def __init__(self, residency: Residency, served: Callable[[Job], tuple[float, float]]) -> None:
+    def __init__(self, residency: AdapterResidency, served: Callable[[Job], tuple[float, float]]) -> None:
         self._residency, self._served = residency, served
         self._holders: dict[Job, None] = {}
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.batch import Job, Row, size_class
-from onbrand.engine.cpu.unet_blocks import KeptKeys, Passes
-from onbrand.engine.slots import RowAdapter, Slots
+from onbrand.engine.cpu.unet_blocks import Passes, TextKVCache
+from onbrand.engine.lora_math import RowAdapter
+from onbrand.engine.slots import Slots
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.sampling import Sampler, guided
 
 
-class _Company:
+class BatchContext:
     """Inputs that a set of rows shares from step to step.
 
     Args:
@@ -35,13 +36,13 @@ class _Company:
         self.embedded_N = torch.tensor([job.plan.embedded_guidance for job in self.jobs]).repeat(1 + self.guided)
         self.scale_B = torch.tensor([job.plan.cfg_scale for job in self.jobs])
         self.embedded_N, self.scale_B = self.embedded_N.to(device), self.scale_B.to(device)
-        self.keys = KeptKeys()
+        self.keys = TextKVCache()
 
     def is_of(self, rows: Sequence[Row], adapters: Sequence[RowAdapter | None]) -> bool:
         return self.jobs == [row.job for row in rows] and self.adapters == list(adapters)
 
 
-class Stepper:
+class ModelRunner:
     """Steps rows of one `BatchKey` through one forward pass.
 
     Latents stay float32 between steps, whatever the denoiser's dtype. Rows of one batch may have different samplers:
@@ -55,7 +56,7 @@ class Stepper:
     def __init__(self, family: Family, slots: Slots, classes: Sequence[int], compiled: bool = False) -> None:
         self._family, self._slots, self._classes = family, slots, classes
         self._passes = None if compiled else Passes(family.denoiser, family.parts_before_text())
-        self._company: _Company | None = None
+        self._company: BatchContext | None = None
         self._last_pass: torch.cuda.Event | None = None
         self._last_seen: tuple[list[Row], Tensor] | None = None
 
@@ -66,14 +67,14 @@ class Stepper:
         check.
         """
         size = size_class(len(rows), self._classes)
-        latents_BCHW, clean_BCHW = self._stepped(rows, size)
+        latents_BCHW, denoised_BCHW = self._stepped(rows, size)
         before, self._last_seen = self._last_seen, (list(rows), self._finite_on_host(latents_BCHW))
         self._pace()
         if self._family.device.type != "cuda":
             before, self._last_seen = self._last_seen, None
         _mark_overflowed(before)
-        for row, latents, clean in zip(rows, latents_BCHW.split(1), clean_BCHW.split(1), strict=True):
-            row.latents_1CHW, row.clean_1CHW = latents, clean
+        for row, latents, denoised in zip(rows, latents_BCHW.split(1), denoised_BCHW.split(1), strict=True):
+            row.latents_1CHW, row.denoised_1CHW = latents, denoised
             row.step += 1
             row.batch_sizes.add(size)
             row.slot_generation = row.job.lease.generation if row.job.lease else None
@@ -109,9 +110,9 @@ class Stepper:
             )
         return guided(prediction_NCHW, company.scale_B) if company.guided else prediction_NCHW
 
-    def _company_of(self, rows: list[Row], adapters: list[RowAdapter | None]) -> _Company:
+    def _company_of(self, rows: list[Row], adapters: list[RowAdapter | None]) -> BatchContext:
         if self._company is None or not self._company.is_of(rows, adapters):
-            self._company = _Company(rows, adapters, self._family.device)
+            self._company = BatchContext(rows, adapters, self._family.device)
         return self._company
 
     # --- samplers -----------------------------------------------------------------------------------------------
@@ -127,15 +128,15 @@ class Stepper:
 
     def _sampled(self, rows: list[Row], prediction_BCHW: Tensor, latents_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         groups = _by_sampler(rows)
-        clean_BCHW = torch.cat([row.clean_1CHW for row in rows])
+        denoised_BCHW = torch.cat([row.denoised_1CHW for row in rows])
         if len(groups) == 1:
             sampler = rows[0].prepared.sampler
-            return sampler.step(prediction_BCHW, latents_BCHW, clean_BCHW, self._table(rows))
+            return sampler.step(prediction_BCHW, latents_BCHW, denoised_BCHW, self._table(rows))
         next_BCHW, foreseen_BCHW = torch.empty_like(latents_BCHW), torch.empty_like(latents_BCHW)
         for sampler, index in groups:
             table_BK = self._table([rows[i] for i in index])
             next_BCHW[index], foreseen_BCHW[index] = sampler.step(
-                prediction_BCHW[index], latents_BCHW[index], clean_BCHW[index], table_BK
+                prediction_BCHW[index], latents_BCHW[index], denoised_BCHW[index], table_BK
             )
         return next_BCHW, foreseen_BCHW
 

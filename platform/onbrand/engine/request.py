@@ -4,53 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from onbrand.engine.adapters import AdapterUse
 from onbrand.errors import InvalidInput, OnbrandError
 from onbrand.families.family import Family
+from onbrand.families.spec import must_be_within
+from onbrand.internal.generation import GenerationParameters
 
 _WEIGHT_MIN, _WEIGHT_MAX = 1e-3, 1e3
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Pictures of one prompt, all with the same adapters. Picture i has the seed `seed` + i.
-
-    None means the base's recommendation.
+    """Pictures of one prompt, all with the same adapters.
 
     Args:
-        guidance_scale: classifier-free guidance; for flux, the embedded guidance.
-        true_cfg_scale: classifier-free guidance of flux; others ignore it.
         adapters: all of this brand; several are summed.
-        exclusive: share no forward pass with another brand.
-        sampler: one of the family's (`FamilySpec.samplers`); None: the base's own.
         account_id: the brand's account; all brands of an account share one account's part. None: the brand has an
             account of its own.
         weight: the brand's share of the engine: its charges are divided by this.
-        slot_quota: slots in each rank class that the brand can count on (`Residency`); None: no quota.
-        preview_every: return a small `Preview` of each picture every so many steps; 0: none.
+        slot_quota: slots in each rank class that the brand can count on (`AdapterResidency`); None: no quota.
     """
 
     id: str
     brand_id: str
-    prompt: str = field(repr=False)
-    seed: int
-    negative_prompt: str | None = field(default=None, repr=False)
-    num_images: int = 1
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = None
+    parameters: GenerationParameters
     adapters: tuple[AdapterUse, ...] = ()
-    exclusive: bool = False
-    sampler: str | None = None
     weight: float = 1.0
     slot_quota: int | None = None
-    preview_every: int = 0
     account_id: str | None = None
 
 
@@ -86,34 +70,19 @@ class Plan:
 
 def planned(request: Request, family: Family) -> Plan:
     """The plan of a request. Raises InvalidInput naming a field that this family cannot draw."""
-    spec, advice = family.spec, family.recommended
-    height, width = request.height or advice.resolution or 512, request.width or advice.resolution or 512
-    spec.must_be_size(height, "height")
-    spec.must_be_size(width, "width")
-    steps = _within(
-        "num_inference_steps", request.num_inference_steps, advice.num_inference_steps or 30, 1, spec.steps_max
-    )
-    guidance = _within("guidance_scale", request.guidance_scale, advice.guidance_scale or 1.0, 0, spec.guidance_max)
-    true_cfg = _within("true_cfg_scale", request.true_cfg_scale, advice.true_cfg_scale or 1.0, 0, spec.guidance_max)
-    _within("num_images", request.num_images, 1, 1, 64)
-    _within("weight", request.weight, 1.0, _WEIGHT_MIN, _WEIGHT_MAX)
-    _within("slot_quota", request.slot_quota, 1, 1, math.inf)
-    _within("preview_every", request.preview_every, 0, 0, math.inf)
-    if request.sampler is not None and request.sampler not in spec.samplers:
-        names = ", ".join(spec.samplers)
-        raise InvalidInput(f"{spec.name} has the samplers {names}; got {request.sampler!r}", param="sampler")
+    spec = family.spec
+    chosen = spec.completed(request.parameters, family.recommended)
+    must_be_within("weight", request.weight, _WEIGHT_MIN, _WEIGHT_MAX)
+    if request.slot_quota is not None:
+        must_be_within("slot_quota", request.slot_quota, 1, math.inf)
     for use in request.adapters:
-        _within("lora_scale", use.scale, 1.0, -spec.lora_scale_max, spec.lora_scale_max)
+        must_be_within("lora_scale", use.scale, -spec.lora_scale_max, spec.lora_scale_max)
         if use.key.brand_id != request.brand_id:
             raise InvalidInput("the adapter is not of the request's brand", param="model")
-    return Plan(height, width, int(steps), true_cfg if spec.name == "flux" else guidance, guidance)
-
-
-def _within(param: str, value: float | None, default: float, low: float, high: float) -> float:
-    chosen = default if value is None else value
-    if not low <= chosen <= high:
-        raise InvalidInput(f"{param} must be from {low} to {high}; got {chosen}", param=param)
-    return chosen
+    guidance, true_cfg = cast(float, chosen.guidance_scale), cast(float, chosen.true_cfg_scale)
+    cfg_scale = true_cfg if spec.embeds_guidance else guidance
+    height, width, num_steps = (cast(int, n) for n in (chosen.height, chosen.width, chosen.num_inference_steps))
+    return Plan(height, width, num_steps, cfg_scale, guidance)
 
 
 @dataclass(frozen=True, slots=True)

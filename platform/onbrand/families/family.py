@@ -11,17 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from onbrand.families.bases import base_folder, recommended, revision
 from onbrand.families.sampling import Sampler, guided, sampler_for, samplers_for
-from onbrand.families.spec import SPECS, FamilySpec, Recommended, TimestepSampling
+from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths, of_pipeline
+from onbrand.families.training_config import TimestepSampling
 
 MIN_SNR_GAMMA = 5.0
 FLOW_SHIFT = 3.1582
@@ -72,6 +71,8 @@ class Family(ABC):
     """A loaded base of one family. Weights are frozen; adapters are attached from outside (`lora`, `engine.slots`)."""
 
     spec: FamilySpec
+    pipeline_options: ClassVar[dict[str, Any]] = {}
+    """Arguments of the pipeline's `from_pretrained`."""
 
     def __init__(self, pipeline: DiffusionPipeline, recommendation: Recommended, base_revision: str) -> None:
         self.pipeline = pipeline
@@ -103,7 +104,7 @@ class Family(ABC):
 
     # --- one device for more than it holds ------------------------------------------------------------------------
 
-    def take_turns(self, device: torch.device, denoiser: bool = True) -> None:
+    def enable_offload(self, device: torch.device, denoiser: bool = True) -> None:
         """From now on text encoders and denoiser take turns on `device`; the other is in host memory. A base loaded on
         the CPU is moved to `device`. On a CPU nothing ever moves.
 
@@ -116,7 +117,7 @@ class Family(ABC):
             self.denoiser.to(device)
 
     @contextmanager
-    def text_at_hand(self) -> Iterator[None]:
+    def text_encoders_on_device(self) -> Iterator[None]:
         """Within the context, the text encoders are on the device."""
         if self._turns_on is None:
             yield
@@ -188,6 +189,10 @@ class Family(ABC):
         latents = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
         sample = self.vae.decode(latents.to(self._vae_dtype)).sample.float()
         return (sample.masked_fill_(sample.isinf(), torch.nan) / 2 + 0.5).clamp(0, 1)
+
+    @abstractmethod
+    def text_shapes(self, length: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one row of `encode_prompts` for a text of `length` tokens, from the configuration alone."""
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -263,7 +268,7 @@ class Family(ABC):
         return errors_B * self.loss_weight(t_B, min_snr_gamma)
 
 
-def spread(u_B: Tensor, sampling: TimestepSampling, shift: float = FLOW_SHIFT) -> Tensor:
+def sample_timesteps(u_B: Tensor, sampling: TimestepSampling, shift: float = FLOW_SHIFT) -> Tensor:
     """Noise fractions for training, 0..1, from uniform draws: unchanged, logit-normal (sigmoid of a standard normal;
     Esser et al. 2024, sec. 3.1), or shifted towards the noise, k u / (1 + (k - 1) u) (sec. 5.3.2)."""
     if sampling == "uniform":
@@ -292,12 +297,12 @@ def draw(
     height, width = height or advice.resolution, width or advice.resolution
     schedule = family.sampler.schedule(num_steps or advice.num_inference_steps, family.image_tokens(height, width))
     scale = family_guidance(family)
-    with family.text_at_hand():
+    with family.text_encoders_on_device():
         rows = family.encode_prompts(prompts)
         if scale > 1:
             rows = Conditioning.cat([family.encode_negatives([negative_prompt] * len(prompts)), rows])
     latents = torch.cat([family.prepare_noise(seed, height, width) for seed in seeds]) * schedule.init_scale
-    clean = torch.zeros_like(latents)
+    denoised = torch.zeros_like(latents)
     copies = len(rows) // len(prompts)
     embedded = torch.full((len(rows),), advice.guidance_scale or 1.0, device=family.device)
     for t, row in zip(schedule.timesteps, schedule.table, strict=True):
@@ -306,75 +311,11 @@ def draw(
         prediction = family.denoise(seen, t.to(family.device).expand(len(rows)), rows, embedded)
         if copies == 2:
             prediction = guided(prediction, torch.full((len(prompts),), scale, device=family.device))
-        latents, clean = family.sampler.step(prediction, latents, clean, table)
+        latents, denoised = family.sampler.step(prediction, latents, denoised, table)
     return family.decode(latents)
 
 
 def family_guidance(family: Family) -> float:
     """The classifier-free guidance that the base recommends: `true_cfg_scale` for distilled families."""
     advice = family.recommended
-    return (advice.true_cfg_scale if family.spec.name == "flux" else advice.guidance_scale) or 1.0
-
-
-def load_family(
-    name: str,
-    source: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    cache: Path | None = None,
-    storage_options: dict[str, Any] | None = None,
-) -> Family:
-    """Load the base at `source` (folder, S3 URL or Hugging Face id) as family `name`.
-
-    Raises:
-        BaseModelRefused: `source` is not a base of this family.
-    """
-    _quiet_libraries()
-    folder = base_folder(name, str(source), cache, storage_options)
-    pipeline = load_pipeline(name, folder, dtype=dtype).to(device)
-    return family_class(name)(pipeline, recommended(name, folder), revision(folder))
-
-
-def family_class(name: str) -> type[Family]:
-    """The class of family `name`."""
-    from onbrand.families.flux import Flux
-    from onbrand.families.sd15 import SD15
-    from onbrand.families.sdxl import SDXL
-
-    kinds: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "flux": Flux}
-    return kinds[name]
-
-
-def load_pipeline(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The plain diffusers pipeline in `folder`. Raises BaseModelRefused if its parts do not load."""
-    import diffusers
-
-    from onbrand.errors import BaseModelRefused
-
-    _quiet_libraries()
-    spec = SPECS[name]  # type: ignore[index]
-    extra: dict[str, Any] = {"sd15": {"safety_checker": None, "requires_safety_checker": False}}.get(name, {})
-    if name == "sdxl":
-        extra = {"add_watermarker": False}
-    kind = getattr(diffusers, spec.pipeline_classes[0])
-    try:
-        pipeline = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **extra)
-    except (OSError, ValueError, RuntimeError, AttributeError, KeyError) as problem:
-        raise BaseModelRefused(
-            f"the base model for {name} in {folder.name} does not load ({type(problem).__name__}); "
-            "a part is missing or broken: fetch it again",
-            param=f"bases.{name}",
-        ) from problem
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _quiet_libraries() -> None:
-    """Turn off the libraries' progress bars and advice about optional packages."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    return (advice.true_cfg_scale if family.spec.embeds_guidance else advice.guidance_scale) or 1.0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from onbrand.families.family import FLOW_SHIFT, Conditioning, Family, spread
-from onbrand.families.spec import SPECS, TimestepSampling
+from onbrand.families.family import FLOW_SHIFT, Conditioning, Family, sample_timesteps
+from onbrand.families.spec import SPECS
 from onbrand.families.tokens import T5_TOKENS
+from onbrand.families.training_config import TimestepSampling
 
 _TRAINING_GUIDANCE = 1.0
 _TIME_SCALE = 1000.0
@@ -29,6 +31,10 @@ class Flux(Family):
         )
         return Conditioning({"text": text, "pooled": pooled})
 
+    def text_shapes(self, length: int) -> dict[str, tuple[int, ...]]:
+        config: Any = self.denoiser.config
+        return {"text": (length, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         step = self.vae_scale * 2
         return self.denoiser.config.in_channels // 4, 2 * (height // step), 2 * (width // step)  # type: ignore[union-attr]
@@ -37,7 +43,7 @@ class Flux(Family):
         """Logit-normal sigma times 1000, or shifted sigma if the base names a shift."""
         shift = self.recommended.flow_shift
         chosen: TimestepSampling = sampling or ("logit_normal" if shift is None else "shift")
-        return self.times_at(spread(u_B, chosen, shift or FLOW_SHIFT).clamp(min=1e-3))
+        return self.times_at(sample_timesteps(u_B, chosen, shift or FLOW_SHIFT).clamp(min=1e-3))
 
     def times_at(self, sigma_B: Tensor) -> Tensor:
         return sigma_B.clamp(max=1.0) * _TIME_SCALE

@@ -24,7 +24,7 @@ from onbrand.families.family import Family
 from onbrand.families.lora_import_names import MISFITS, Layers, placed, refuse
 from onbrand.lora_names import (
     Dropped,
-    ImportWishes,
+    ImportOptions,
     LoraNames,
     LoraSettings,
     PairNames,
@@ -75,7 +75,7 @@ class OwnLora:
     targets: tuple[str, ...]
 
 
-def read_foreign(data: bytes, family: Family, wishes: ImportWishes = ImportWishes()) -> ForeignLora:
+def read_foreign(data: bytes, family: Family, options: ImportOptions = ImportOptions()) -> ForeignLora:
     """Read a LoRA file of another trainer for this base. Attaches nothing yet.
 
     Raises:
@@ -83,12 +83,12 @@ def read_foreign(data: bytes, family: Family, wishes: ImportWishes = ImportWishe
             layers that may not be dropped, or a layer that this base does not have.
     """
     header = must_be_plain_safetensors(data, max_metadata=FOREIGN_METADATA_BYTES_MAX, is_foreign=True)
-    names = must_be_plain_lora(header, wishes.text_encoder)
+    names = must_be_plain_lora(header, options.text_encoder)
     settings = must_be_settings(header.metadata)
     raw = safetensors.torch.load(data)
     tensors = {name: value.float() for name, value in raw.items()}
     _must_be_values(tensors, names)
-    scales = _Scales(names, tensors, settings, wishes)
+    scales = _Scales(names, tensors, settings, options)
     energy = scales.energy(names.pairs)
     kind: FileKind = "kohya" if any(".lora_down." in pair.down for pair in names.pairs) else "diffusers"
     own = settings.get(family.spec.component, settings.get(""))
@@ -128,11 +128,11 @@ class _Scales:
         names: LoraNames,
         tensors: Mapping[str, Tensor],
         settings: Mapping[str, LoraSettings],
-        wishes: ImportWishes,
+        options: ImportOptions,
     ) -> None:
         self._tensors = tensors
         self._of = {
-            pair.layer: scale_of(pair, tensors[pair.down].shape[0], _alpha(pair, tensors), settings, wishes)
+            pair.layer: scale_of(pair, tensors[pair.down].shape[0], _alpha(pair, tensors), settings, options)
             for pair in (*names.pairs, *names.text_pairs)
         }
 

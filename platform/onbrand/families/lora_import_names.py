@@ -112,7 +112,7 @@ def _for_converters(pair: PairNames, a: Tensor, b: Tensor, family: Family) -> di
 def _read_by_diffusers(given: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """The tensors under diffusers' keys, without the component."""
     pipeline: Any = family.pipeline
-    if family.spec.name != "flux":
+    if family.spec.component == "unet":
         state, _, _ = pipeline.lora_state_dict(given, unet_config=pipeline.unet.config, return_lora_metadata=True)
     else:
         state = _linear1_apart(given, family) or pipeline.lora_state_dict(given)

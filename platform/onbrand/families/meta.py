@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from onbrand.families.bases import recommended
-from onbrand.families.family import Conditioning, Family, family_class
+from onbrand.families.family import Conditioning, Family
+from onbrand.families.loading import family_class
 from onbrand.families.spec import SPECS
 
 
-class Hollow:
+class MetaFamily:
     """A base of which only the configuration was read.
 
     Its parts are on torch's meta device, where layers can be replaced and added, until `settle`.
@@ -63,27 +64,20 @@ class Hollow:
 
     def conditioning(self, num_rows: int) -> Conditioning:
         """Zeros in the shapes of the base's text conditioning, `num_rows` rows."""
-        config: Any = self.family.denoiser.config
         length, dtype = self.family.recommended.max_sequence_length or self._max_tokens, self.family.dtype
-        if self.family.spec.name == "flux":
-            shapes = {"text": (length, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
-        else:
-            shapes = {"text": (length, config.cross_attention_dim)}
-        if self.family.spec.name == "sdxl":
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            shapes["pooled"] = (pooled,)
+        shapes = self.family.text_shapes(length)
         with self._mode:
             return Conditioning({name: torch.zeros(num_rows, *shape, dtype=dtype) for name, shape in shapes.items()})
 
     def peak_bytes(self, work: Callable[[], Any]) -> int:
         """The peak memory of `work` in bytes, not counting the settled base."""
-        height = _Height([*self.family.denoiser.parameters(), *self.family.vae.parameters()])
+        height = PeakMemory([*self.family.denoiser.parameters(), *self.family.vae.parameters()])
         with self._mode, height:
             work()
         return height.peak
 
 
-class _Height(TorchDispatchMode):
+class PeakMemory(TorchDispatchMode):
     """Sums the bytes of live storages.
 
     Args:

@@ -64,12 +64,12 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, denoised_BCHW: Tensor, rows_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(latents after one step, the clean latents x0 predicted at it), row by row.
 
         Args:
-            clean_BCHW: the row's prediction at its previous step; any finite values at its first.
+            denoised_BCHW: the row's prediction at its previous step; any finite values at its first.
         """
 
 
@@ -110,11 +110,11 @@ class DDIM(Sampler):
         return _schedule(scheduler, table)
 
     def step(
-        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, denoised_BCHW: Tensor, rows_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
         alpha, sigma, next_alpha, next_sigma = _columns(rows_BK)
-        clean, noise = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
-        return next_alpha * clean + next_sigma * noise, clean
+        denoised, noise = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
+        return next_alpha * denoised + next_sigma * noise, denoised
 
 
 class Euler(Sampler):
@@ -137,14 +137,14 @@ class Euler(Sampler):
         return latents_BCHW / (sigma**2 + 1) ** 0.5
 
     def step(
-        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, denoised_BCHW: Tensor, rows_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
         sigma, next_sigma = _columns(rows_BK)
         if self._kind == "v_prediction":
-            clean = prediction_BCHW * (-sigma / (sigma**2 + 1) ** 0.5) + latents_BCHW / (sigma**2 + 1)
+            denoised = prediction_BCHW * (-sigma / (sigma**2 + 1) ** 0.5) + latents_BCHW / (sigma**2 + 1)
         else:
-            clean = latents_BCHW - sigma * prediction_BCHW
-        return latents_BCHW + (latents_BCHW - clean) / sigma * (next_sigma - sigma), clean
+            denoised = latents_BCHW - sigma * prediction_BCHW
+        return latents_BCHW + (latents_BCHW - denoised) / sigma * (next_sigma - sigma), denoised
 
 
 class DPMSolver2M(Sampler):
@@ -182,11 +182,11 @@ class DPMSolver2M(Sampler):
         )
 
     def step(
-        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, denoised_BCHW: Tensor, rows_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
         alpha, sigma, keep, new, slope = _columns(rows_BK)
-        clean, _ = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
-        return keep * latents_BCHW + new * clean + slope * (clean - clean_BCHW), clean
+        denoised, _ = _clean_and_noise(prediction_BCHW, latents_BCHW, alpha, sigma, self._kind)
+        return keep * latents_BCHW + new * denoised + slope * (denoised - denoised_BCHW), denoised
 
 
 class FlowEuler(Sampler):
@@ -211,7 +211,7 @@ class FlowEuler(Sampler):
         return image_tokens * slope + (low - slope * fewest)
 
     def step(
-        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, clean_BCHW: Tensor, rows_BK: Tensor
+        self, prediction_BCHW: Tensor, latents_BCHW: Tensor, denoised_BCHW: Tensor, rows_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
         sigma, next_sigma = _columns(rows_BK)
         return latents_BCHW + (next_sigma - sigma) * prediction_BCHW, latents_BCHW - sigma * prediction_BCHW

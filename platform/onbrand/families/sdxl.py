@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ class SDXL(UNetFamily):
     """Conditioning: `text` [B, L, D], `pooled` [B, P]; optional `sizes` [B, 6]: original, crop, target (h, w)."""
 
     spec = SPECS["sdxl"]
+    pipeline_options: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -23,6 +25,11 @@ class SDXL(UNetFamily):
         second = self._read(self.pipeline.tokenizer_2, self.pipeline.text_encoder_2, prompts)
         text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         return Conditioning({"text": text.to(self.device), "pooled": second.text_embeds.to(self.device)})
+
+    def text_shapes(self, length: int) -> dict[str, tuple[int, ...]]:
+        config: Any = self.denoiser.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return super().text_shapes(length) | {"pooled": (pooled,)}
 
     def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
         """None becomes zeros if the base says so (`force_zeros_for_empty_prompt`)."""

@@ -5,24 +5,19 @@ Facts of a base (resolution, steps, guidance) come from the base's own folder: `
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict
 
-from onbrand.config import FamilyName, NumWorkers
+from onbrand.config import FamilyName
 from onbrand.errors import InvalidInput
-from onbrand.visible import hidden_in
+from onbrand.internal.generation import GenerationParameters
 
+NUM_IMAGES_MAX = 64
+SEED_MAX = 2**53 - 1
+"""The largest integer that JSON numbers hold exactly (RFC 8259, section 6)."""
 TargetPreset = Literal["attention", "strong", "all"]
-OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
-ScheduleName = Literal["cosine", "linear", "constant"]
-TimestepSampling = Literal["uniform", "logit_normal", "shift"]
-Quantization = Literal["none", "int8", "nf4"]
-LEARNING_RATE_MAX = 0.1
-_TRIGGER_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _UNET_STRONG = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 _UNET_TARGETS: dict[str, tuple[str, ...]] = {
@@ -42,104 +37,11 @@ _FLUX_TARGETS: dict[str, tuple[str, ...]] = {
 }
 
 
-class TrainingConfig(BaseModel):
-    """A brand's options of a fine-tune. None: the base's recommendation, else the family's recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int | None = Field(None, ge=1, le=20_000)
-    optimizer: OptimizerName = Field("adamw", description="`prodigy` finds its own step size.")
-    learning_rate: float | None = Field(
-        None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 where not said."
-    )
-    lr_schedule: ScheduleName = Field("constant", description="What the learning rate does after its warm-up.")
-    rank: int | None = Field(None, ge=1, le=128)
-    resolution: int | None = Field(None, ge=64, le=2048, multiple_of=64)
-    batch_size: int | None = Field(None, ge=1, le=64)
-    accumulation: int | None = Field(
-        None, ge=1, le=64, description="In how many parts a worker goes through its share of a batch: less memory."
-    )
-    gradient_checkpointing: bool | None = Field(None, description="Less memory for time; None: large bases on a GPU.")
-    quantization: Quantization | None = Field(
-        None, description="Bits of the frozen base's weights while it is trained; None: fewer where memory asks for it."
-    )
-    targets: TargetPreset | None = None
-    trigger_word: str | None = Field(None, description="What `[brand]` in captions and prompts stands for.")
-    seed: int = Field(0, ge=0, le=2**32 - 1)
-    caption_dropout: float = Field(0.05, ge=0, le=1)
-    shuffle_captions: bool = Field(
-        False, description="Parts between commas come in changing order, but for the first and the trigger word's."
-    )
-    ema_decay: float = Field(0.99, ge=0, lt=1)
-    min_snr_gamma: float = Field(5.0, ge=0, le=100, description="Min-SNR weighting of epsilon bases; 0: none.")
-    timestep_sampling: TimestepSampling | None = None
-    prior_weight: float = Field(
-        0.0, ge=0, le=10, description="How much captions without the trigger word must stay as the base draws them."
-    )
-    held_out: int | None = Field(
-        None, ge=0, le=64, description="Pictures that judge instead of being trained on; None: a sixth, of 8 or more."
-    )
-    validate_every: int | None = Field(None, ge=1, le=20_000)
-    patience: int = Field(4, ge=0, le=1_000, description="Validations without a new best before the run ends; 0: all.")
-    sample_prompts: tuple[str, ...] = Field((), max_length=8)
-    sample_every: int | None = Field(None, ge=1, le=20_000)
-    checkpoint_every: int | None = Field(None, ge=1, le=20_000)
-    num_workers: NumWorkers | tuple[NumWorkers, NumWorkers] | None = Field(
-        None, description="A number, or the fewest and the most: as many as there is room for, at any time."
-    )
-    continue_from: str | None = Field(
-        None, min_length=1, max_length=100, description="A model of the brand, by name or id, to begin with."
-    )
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _learning_rate_fits_the_optimizer(cls, rate: float | None, info: ValidationInfo) -> float | None:
-        if rate is not None and rate > LEARNING_RATE_MAX and info.data.get("optimizer") != "prodigy":
-            raise ValueError(f"must be at most {LEARNING_RATE_MAX} (a factor up to 10 with the optimizer prodigy)")
-        return rate
-
-    @field_validator("num_workers")
-    @classmethod
-    def _fewest_come_first(cls, wanted: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        if isinstance(wanted, tuple) and wanted[0] > wanted[1]:
-            raise ValueError("must be a number, or the fewest and then the most")
-        return wanted
-
-    @field_validator("trigger_word")
-    @classmethod
-    def _trigger_word_is_plain(cls, word: str | None) -> str | None:
-        if word is not None and not _TRIGGER_WORD.fullmatch(word):
-            raise ValueError("must be 1 to 40 letters, digits, spaces, '_' or '-', and start with a letter or digit")
-        return word
-
-    @field_validator("sample_prompts")
-    @classmethod
-    def _prompts_are_bounded(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not 1 <= len(prompt) <= 2_000 for prompt in prompts):
-            raise ValueError("every prompt must have 1 to 2000 characters")
-        if any(hidden_in(prompt, lines=True) for prompt in prompts):
-            raise ValueError("a prompt holds characters that cannot be seen; leave them out")
-        return prompts
-
-
-def most_that_share(most: int, batch_size: int) -> int:
-    """The largest number of workers, up to `most`, that can share a batch equally."""
-    return max(number for number in range(1, most + 1) if batch_size % number == 0)
-
-
-def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | int, batch_size: int) -> tuple[int, int]:
-    """The fewest and the most workers: the owner's numbers, else the cluster's, as far as they can share a batch."""
-    fewest, most = _range(usual if asked is None else asked)
-    if asked is None:
-        most = most_that_share(most, batch_size)
-    return min(fewest, most), most
-
-
-def _range(wanted: Sequence[int] | int) -> tuple[int, int]:
-    if isinstance(wanted, int):
-        return wanted, wanted
-    fewest, most = wanted
-    return fewest, most
+def must_be_within(param: str, value: float, least: float, most: float) -> float:
+    """Return the value. Raises InvalidInput naming `param` unless it is from `least` to `most`."""
+    if not least <= value <= most:
+        raise InvalidInput(f"{param} must be {least} to {most}; got {value}", param=param)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +71,12 @@ class FamilySpec:
         pipeline_classes: accepted `_class_name`s of its bases.
         samplers: samplers that a request may name, besides the base's own.
         size_multiple: pictures' sides are multiples of this, in pixels.
+        defaults: of generation (`Recommended` by name), for bases without recommendations of their own.
+        kohya_base, kohya_network: `ss_base_model_version` and `ss_network_module` of kohya's trainers.
+        embeds_guidance: the denoiser takes the guidance scale as an input (guidance distillation). Classifier-free
+            guidance has a scale of its own, `true_cfg_scale`.
+        conditions_on_size: the denoiser takes the picture's original size and crop as inputs (Podell et al. 2023).
+        kohya_fuses_layers: kohya's format stores several of the denoiser's layers as one.
     """
 
     name: FamilyName
@@ -181,11 +89,47 @@ class FamilySpec:
     samplers: tuple[str, ...]
     size_multiple: int
     size_max: int
+    defaults: dict[str, Any]
+    kohya_base: str
+    kohya_network: str = "networks.lora"
+    embeds_guidance: bool = False
+    conditions_on_size: bool = False
+    kohya_fuses_layers: bool = False
     size_min: int = 64
     steps_max: int = 150
     guidance_max: float = 30.0
     lora_scale_max: float = 2.0
     rank_max: int = 128
+
+    def completed(self, parameters: GenerationParameters, base: Recommended) -> GenerationParameters:
+        """The parameters with the base's recommendations in place of None, within this family's bounds.
+
+        Raises InvalidInput naming the first parameter that is out of bounds.
+        """
+        recommended: dict[str, Any] = {
+            "width": base.resolution,
+            "height": base.resolution,
+            "num_inference_steps": base.num_inference_steps,
+            "guidance_scale": base.guidance_scale,
+            "true_cfg_scale": 1.0 if base.true_cfg_scale is None else base.true_cfg_scale,
+        }
+        missing = {name: value for name, value in recommended.items() if getattr(parameters, name) is None}
+        complete = replace(parameters, **missing)
+        self.must_be_size(complete.width, "width")
+        self.must_be_size(complete.height, "height")
+        bounds = {
+            "num_images": (1, NUM_IMAGES_MAX),
+            "seed": (0, SEED_MAX),
+            "num_inference_steps": (1, self.steps_max),
+            "guidance_scale": (0, self.guidance_max),
+            "true_cfg_scale": (0, self.guidance_max),
+            "preview_every": (0, self.steps_max),
+        }
+        for name, (least, most) in bounds.items():
+            must_be_within(name, getattr(complete, name), least, most)
+        if complete.sampler is not None and complete.sampler not in self.samplers:
+            raise InvalidInput(f"sampler must be one of {', '.join(self.samplers)} for {self.name}", param="sampler")
+        return complete
 
     def must_be_size(self, value: int | None, param: str) -> None:
         """Raise InvalidInput unless this family can draw a side of `value` pixels. None means the base's own."""
@@ -211,6 +155,8 @@ SPECS: dict[FamilyName, FamilySpec] = {
         samplers=("euler", "dpm++2m"),
         size_multiple=8,
         size_max=1024,
+        defaults={"resolution": 512, "num_inference_steps": 30, "guidance_scale": 7.5},
+        kohya_base="sd_v1",
     ),
     "sdxl": FamilySpec(
         "sdxl",
@@ -223,6 +169,9 @@ SPECS: dict[FamilyName, FamilySpec] = {
         samplers=("euler", "dpm++2m"),
         size_multiple=8,
         size_max=2048,
+        defaults={"resolution": 1024, "num_inference_steps": 30, "guidance_scale": 5.0},
+        kohya_base="sdxl_base_v1-0",
+        conditions_on_size=True,
     ),
     "flux": FamilySpec(
         "flux",
@@ -243,6 +192,16 @@ SPECS: dict[FamilyName, FamilySpec] = {
         samplers=("flow-euler",),
         size_multiple=16,
         size_max=2048,
+        defaults={
+            "resolution": 1024,
+            "num_inference_steps": 28,
+            "guidance_scale": 3.5,
+            "max_sequence_length": 512,
+        },
+        kohya_base="flux1",
+        kohya_network="networks.lora_flux",
+        embeds_guidance=True,
+        kohya_fuses_layers=True,
     ),
 }
 
@@ -280,13 +239,7 @@ class Recommended(BaseModel):
     training: RecommendedTraining = RecommendedTraining()
 
 
-_GENERATION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "sd15": {"resolution": 512, "num_inference_steps": 30, "guidance_scale": 7.5},
-    "sdxl": {"resolution": 1024, "num_inference_steps": 30, "guidance_scale": 5.0},
-    "flux": {"resolution": 1024, "num_inference_steps": 28, "guidance_scale": 3.5, "max_sequence_length": 512},
-}
-
-
 def with_family_defaults(family: str, said: dict[str, Any]) -> Recommended:
     """`Recommended` from a base's `onbrand.json` (possibly empty), completed by the family's defaults."""
-    return Recommended(**{**_GENERATION_DEFAULTS[family], **{k: v for k, v in said.items() if v is not None}})
+    defaults = SPECS[family].defaults  # type: ignore[index]
+    return Recommended(**defaults | {name: value for name, value in said.items() if value is not None})

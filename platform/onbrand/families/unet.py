@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from onbrand.families.family import MIN_SNR_GAMMA, Family, spread
-from onbrand.families.spec import TimestepSampling
+from onbrand.families.family import MIN_SNR_GAMMA, Family, sample_timesteps
+from onbrand.families.training_config import TimestepSampling
 
 
 class UNetFamily(Family):
@@ -29,6 +29,10 @@ class UNetFamily(Family):
         cut = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return encoder(cut.input_ids.to(encoder.device), output_hidden_states=True)
 
+    def text_shapes(self, length: int) -> dict[str, tuple[int, ...]]:
+        config: Any = self.denoiser.config
+        return {"text": (length, config.cross_attention_dim)}
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.denoiser.config.in_channels, height // self.vae_scale, width // self.vae_scale  # type: ignore[union-attr]
 
@@ -43,7 +47,7 @@ class UNetFamily(Family):
     def training_times(self, u_B: Tensor, sampling: TimestepSampling | None = None) -> Tensor:
         """Uniform over 0..T-1 unless `sampling` differs."""
         num_times = len(self._alphas_cumprod)
-        return (spread(u_B, sampling or "uniform") * num_times).long().clamp(max=num_times - 1)
+        return (sample_timesteps(u_B, sampling or "uniform") * num_times).long().clamp(max=num_times - 1)
 
     def times_at(self, sigma_B: Tensor) -> Tensor:
         """sigma T - 1: the last timestep for 1."""

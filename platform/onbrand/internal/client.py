@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from onbrand import errors
-from onbrand.internal.training import Heard, PublishedModel, RunCredentials, StoredImage, TrainingSpec
+from onbrand.internal.training import PublishedModel, ReportResponse, RunCredentials, StoredImage, TrainingSpec
 
 PATIENCE_SECONDS = 120.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
@@ -186,22 +186,22 @@ class SystemClient:
         """The weights of the model that this job continues from. Raises NotFound if it continues from none."""
         return self._send(_Call("GET", "/training/start")).content
 
-    def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
+    def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> ReportResponse:
         """Report the data doctor's findings, which are kept with the job."""
-        return Heard.model_validate(self._json(_report(None, None, findings=findings)))
+        return ReportResponse.model_validate(self._json(_report(None, None, findings=findings)))
 
     def report(
         self,
         progress: int | None = None,
         metrics: Mapping[str, Any] | None = None,
         lines: Sequence[Mapping[str, Any]] = (),
-    ) -> Heard:
+    ) -> ReportResponse:
         """Report progress 0 to 100, metrics (e.g. ``{"step": 20, "loss": 0.1}``) and log lines; also the heartbeat.
 
         Args:
-            lines: at most 100, each ``{"code": ..., "facts": {...}}`` of `services.logs`.
+            lines: at most 100, each ``{"code": ..., "facts": {...}}`` of `internal.log_lines`.
         """
-        return Heard.model_validate(self._json(_report(progress, metrics, lines)))
+        return ReportResponse.model_validate(self._json(_report(progress, metrics, lines)))
 
     def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
@@ -239,13 +239,13 @@ class SystemClient:
         """The weights of the model that this ticket's generation uses. Raises NotFound for any other."""
         return self._send(_Call("GET", f"/models/{model_id}/weights")).content
 
-    def start_generation(self) -> Heard:
+    def start_generation(self) -> ReportResponse:
         """Set the generation to `running`."""
-        return Heard.model_validate(self._json(_Call("POST", "/generation/start")))
+        return ReportResponse.model_validate(self._json(_Call("POST", "/generation/start")))
 
-    def report_generation(self, progress: int, lost: bool = False) -> Heard:
+    def report_generation(self, progress: int, lost: bool = False) -> ReportResponse:
         """Report progress 0 to 100 and the heartbeat. `lost`: an engine was lost; raises EngineLost after too many."""
-        return Heard.model_validate(self._json(_progress(progress, lost)))
+        return ReportResponse.model_validate(self._json(_progress(progress, lost)))
 
     def add_image(
         self,
@@ -338,18 +338,18 @@ class AsyncSystemClient:
         """The file that this job imports."""
         return (await self._send(_Call("GET", "/training/import"))).content
 
-    async def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> Heard:
+    async def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> ReportResponse:
         """Report the data doctor's findings."""
-        return Heard.model_validate(await self._json(_report(None, None, findings=findings)))
+        return ReportResponse.model_validate(await self._json(_report(None, None, findings=findings)))
 
     async def report(
         self,
         progress: int | None = None,
         metrics: Mapping[str, Any] | None = None,
         lines: Sequence[Mapping[str, Any]] = (),
-    ) -> Heard:
+    ) -> ReportResponse:
         """Report progress, metrics and log lines; also the heartbeat."""
-        return Heard.model_validate(await self._json(_report(progress, metrics, lines)))
+        return ReportResponse.model_validate(await self._json(_report(progress, metrics, lines)))
 
     async def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
@@ -377,13 +377,13 @@ class AsyncSystemClient:
         """The weights of a model that this ticket's generation uses."""
         return (await self._send(_Call("GET", f"/models/{model_id}/weights"))).content
 
-    async def start_generation(self) -> Heard:
+    async def start_generation(self) -> ReportResponse:
         """Set the generation to `running`."""
-        return Heard.model_validate(await self._json(_Call("POST", "/generation/start")))
+        return ReportResponse.model_validate(await self._json(_Call("POST", "/generation/start")))
 
-    async def report_generation(self, progress: int, lost: bool = False) -> Heard:
+    async def report_generation(self, progress: int, lost: bool = False) -> ReportResponse:
         """Report progress and the heartbeat, or that an engine was lost."""
-        return Heard.model_validate(await self._json(_progress(progress, lost)))
+        return ReportResponse.model_validate(await self._json(_progress(progress, lost)))
 
     async def add_image(
         self,

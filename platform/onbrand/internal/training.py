@@ -1,4 +1,4 @@
-"""Answers of the internal routes to workers: a job's specification, credentials, and receipts of what was stored."""
+"""Responses of the internal routes to workers: a job's specification, credentials, and receipts of what was stored."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+IMPORT_KEY = "import"
+"""The field of a job's configuration that holds the facts of an imported file."""
 
-class InternalAnswer(BaseModel):
-    """Base of the answers: frozen, and ignores fields that a newer platform adds."""
+
+class InternalModel(BaseModel):
+    """Base of the responses: frozen, and ignores fields that a newer platform adds."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class TrainingAsset(InternalAnswer):
+class TrainingAsset(InternalModel):
     """A picture of the job; its caption already has the trigger word in place of ``[brand]``."""
 
     id: str
-    caption: str
+    caption: str = Field(repr=False)
     object: str = "other"
     content_type: str = "image/png"
     sha256: str | None = None
@@ -27,7 +30,7 @@ class TrainingAsset(InternalAnswer):
     file: str = "a picture"
 
 
-class StartModel(InternalAnswer):
+class StartModel(InternalModel):
     """The published model that a job continues from; `read_start` returns its weights."""
 
     name: str
@@ -36,7 +39,7 @@ class StartModel(InternalAnswer):
     base_revision: str
 
 
-class TrainingSpec(InternalAnswer):
+class TrainingSpec(InternalModel):
     """Everything that a training worker may know about its job."""
 
     brand_id: str
@@ -44,7 +47,7 @@ class TrainingSpec(InternalAnswer):
     user_id: str
     name: str
     model_type: str
-    training_config: dict[str, Any]
+    training_config: dict[str, Any] = Field(repr=False)
     assets: tuple[TrainingAsset, ...]
     attempts: int = 0
     provider_job_id: str | None = None
@@ -56,8 +59,13 @@ class TrainingSpec(InternalAnswer):
         """The run that the job writes: its own, or that of the job it retries."""
         return self.run_id or self.job_id
 
+    @property
+    def is_import(self) -> bool:
+        """Whether the job imports a file instead of training."""
+        return IMPORT_KEY in self.training_config
 
-class RunCredentials(InternalAnswer):
+
+class RunCredentials(InternalModel):
     """Credentials of an S3 session for one run's folder, until `expires_at`. Their `repr` holds no secret.
 
     Args:
@@ -75,14 +83,14 @@ class RunCredentials(InternalAnswer):
     endpoint: str | None = None
 
 
-class Heard(InternalAnswer):
-    """The platform's answer to a report."""
+class ReportResponse(InternalModel):
+    """The response to a report: whether the owner asked to cancel, or to stop and publish the best result so far."""
 
     cancel_requested: bool = False
     stop_requested: bool = False
 
 
-class PublishedModel(InternalAnswer):
+class PublishedModel(InternalModel):
     """The row of the model that `publish` made."""
 
     id: str
@@ -92,7 +100,7 @@ class PublishedModel(InternalAnswer):
     sha256: str
 
 
-class StoredImage(InternalAnswer):
+class StoredImage(InternalModel):
     """The row of a picture that `add_image` stored."""
 
     id: str

@@ -82,12 +82,12 @@ class Platform:
         """False once Ray has ended by itself."""
         return self._ray is not None and self._ray.running
 
-    def tend(self) -> None:
+    def restart_if_dead(self) -> None:
         """Restart an embedded database that ended by itself; calls in between were answered with 503, none is lost.
 
         Raises ConfigurationError if it cannot be started, or ended more than `REVIVALS` times.
         """
-        if self._embedded is None or not self._embedded.revive():
+        if self._embedded is None or not self._embedded.restart_if_dead():
             return
         now = time.monotonic()
         self._revived_at = [at for at in self._revived_at if now - at < REVIVAL_SECONDS] + [now]
@@ -100,7 +100,7 @@ class Platform:
         from onbrand.db.server import server_group
         from onbrand.services.oidc import OidcIssuer
         from onbrand.serving.cluster_security import must_be_closed_environment
-        from onbrand.serving.generator import EngineOptions
+        from onbrand.serving.options import EngineOptions
 
         settings, folder = self.settings, must_be_writable(self.settings.folder)
         must_be_private(folder, group=server_group())

@@ -23,20 +23,20 @@ from pydantic import ValidationError
 
 from onbrand.config import Limits
 from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
-from onbrand.lora_names import ImportWishes
-from onbrand.sandbox.fair_queue import FairTurns, Whose
+from onbrand.lora_names import ImportOptions
+from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
 from onbrand.sandbox.framing import BrokenFrame
 from onbrand.sandbox.incoming_files import SentFile
-from onbrand.sandbox.processes import Gone, Trade, fork_child
+from onbrand.sandbox.processes import Gone, WorkerKind, fork_child
 from onbrand.sandbox.replies import (
-    Answer,
-    FactsSaid,
-    FeaturesSaid,
-    MarkdownSaid,
-    PackedSaid,
-    PdfSaid,
-    PictureSaid,
-    WeightsSaid,
+    FactsReply,
+    FeaturesReply,
+    MarkdownReply,
+    PackedReply,
+    PdfReply,
+    PictureReply,
+    Reply,
+    WeightsReply,
 )
 from onbrand.sandbox.results import (
     CheckedWeights,
@@ -51,11 +51,11 @@ from onbrand.sandbox.results import (
 log = logging.getLogger(__name__)
 
 _NUM_CHILDREN = 4
-_NOBODY = Whose("", is_bounded=False)
+_NOBODY = QueueOwner("", is_bounded=False)
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown; charset=utf-8"}
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=Reply)
 T = TypeVar("T")
 
 
@@ -78,7 +78,7 @@ class Checker:
         self._requests = FairTurns(num_children, self._limits.waiting_checks)
         self._whose = _NOBODY
 
-    def on_behalf_of(self, whose: Whose) -> Checker:
+    def on_behalf_of(self, whose: QueueOwner) -> Checker:
         """The same checker, whose `run` waits in this brand's queue."""
         given = copy.copy(self)
         given._whose = whose
@@ -108,14 +108,14 @@ class Checker:
         """The picture decoded and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
         asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
-        facts, clean = self._one(PictureSaid, asked, data)
+        facts, clean = self._one(PictureReply, asked, data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
 
     def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
         """The facts of the picture's header; only the header is checked."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        facts, _ = self._one(FactsSaid, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
+        facts, _ = self._one(FactsReply, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
 
     def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
@@ -123,7 +123,7 @@ class Checker:
         limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
         _must_be_short(data, limits.upload_bytes, name, "files")
         asked = _Asked("features", name, "files", 0, {"limits": limits.model_dump()})
-        said, _ = self._one(FeaturesSaid, asked, data)
+        said, _ = self._one(FeaturesReply, asked, data)
         known = said.model_dump() | {"sides": tuple(said.sides), "sharpness": tuple(said.sharpness)}
         return PictureFeatures(**known)
 
@@ -132,7 +132,7 @@ class Checker:
         _must_be_short(data, self._limits.zip_bytes, name, "files")
         left = self._limits.unpacked_bytes
         found: list[Packed] = []
-        for facts, picture in self._ask(PackedSaid, _Asked("zips", name, "files", self._limits.upload_bytes), data):
+        for facts, picture in self._ask(PackedReply, _Asked("zips", name, "files", self._limits.upload_bytes), data):
             left -= len(picture)
             if left < 0 or len(found) == self._limits.zip_files:
                 raise _nonsense(shown(name), "files")
@@ -143,19 +143,19 @@ class Checker:
         """The document written anew."""
         _must_be_short(data, self._limits.document_bytes, name, "file")
         most = 2 * self._limits.document_bytes + 2**20
-        kind: type[PdfSaid | MarkdownSaid] = PdfSaid if ext == "pdf" else MarkdownSaid
+        kind: type[PdfReply | MarkdownReply] = PdfReply if ext == "pdf" else MarkdownReply
         facts, clean = self._one(kind, _Asked("documents", name, "file", most, {"ext": ext}), data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
 
-    def weights(self, data: bytes, wishes: ImportWishes | None = None) -> CheckedWeights:
+    def weights(self, data: bytes, options: ImportOptions | None = None) -> CheckedWeights:
         """Check that a safetensors file's header is plain and its values are finite, and summarize it.
 
         Args:
             wishes: given when another trainer's file is imported (`storage.weights.check_weights`).
         """
-        said = {"wishes": None if wishes is None else asdict(wishes)}
-        facts, _ = self._one(WeightsSaid, _Asked("weights", "the adapter", "file", 0, said), data)
+        said = {"options": None if options is None else asdict(options)}
+        facts, _ = self._one(WeightsReply, _Asked("weights", "the adapter", "file", 0, said), data)
         return CheckedWeights(**facts.model_dump())
 
     def _one(self, kind: type[A], asked: _Asked, data: bytes) -> tuple[A, bytes]:
@@ -184,7 +184,7 @@ class Checker:
 class _Asked:
     """A request to a child, without the bytes."""
 
-    trade: Trade
+    trade: WorkerKind
     name: str
     param: str
     bytes_max: int

@@ -22,7 +22,7 @@ _RETRY_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class QueueOwner:
     """The brand and account of a turn.
 
     Args:
@@ -49,7 +49,7 @@ class _Share:
 class _Waiter:
     """A waiting request; `number` is its place in the order of arrival."""
 
-    whose: Whose
+    whose: QueueOwner
     number: int
     turn: anyio.Event = field(default_factory=anyio.Event)
 
@@ -97,7 +97,7 @@ class FairTurns:
         self._waiting: dict[str, deque[_Waiter]] = {}
 
     @asynccontextmanager
-    async def take(self, whose: Whose) -> AsyncIterator[None]:
+    async def take(self, whose: QueueOwner) -> AsyncIterator[None]:
         """Wait for a turn and hold it. Raises TooManyRequests when the brand's queue is full."""
         turn = await self.begin(whose)
         try:
@@ -105,13 +105,13 @@ class FairTurns:
         finally:
             turn.end()
 
-    async def begin(self, whose: Whose) -> Turn:
+    async def begin(self, whose: QueueOwner) -> Turn:
         """Wait for a turn; the caller must end it. Raises TooManyRequests when the brand's queue is full."""
         await self._wait(whose)
         began = self._now()
         return Turn(lambda: self._give_back(whose, self._now() - began))
 
-    async def _wait(self, whose: Whose) -> None:
+    async def _wait(self, whose: QueueOwner) -> None:
         line = self._waiting.get(whose.brand_id, deque())
         if whose.is_bounded and len(line) >= self._waiting_max:
             raise TooManyRequests(
@@ -126,7 +126,7 @@ class FairTurns:
             self._leave(waiter)
             raise
 
-    def _enter(self, whose: Whose) -> _Waiter:
+    def _enter(self, whose: QueueOwner) -> _Waiter:
         """Append to the brand's queue. An idle share starts at the smallest `seconds` in use: idleness is no credit."""
         for shares, name in self._shares_of(whose):
             if name not in shares:
@@ -164,12 +164,12 @@ class FairTurns:
         account, brand = self._accounts[_account(waiter.whose)], self._brands[waiter.whose.brand_id]
         return (account.num_running, account.seconds, brand.num_running, brand.seconds, waiter.number)
 
-    def _give_back(self, whose: Whose, seconds: float) -> None:
+    def _give_back(self, whose: QueueOwner, seconds: float) -> None:
         self._num_free += 1
         self._change(whose, num_running=-1, seconds=seconds)
         self._grant()
 
-    def _change(self, whose: Whose, num_waiting: int = 0, num_running: int = 0, seconds: float = 0.0) -> None:
+    def _change(self, whose: QueueOwner, num_waiting: int = 0, num_running: int = 0, seconds: float = 0.0) -> None:
         """Update both shares; a share with nothing running or waiting is deleted."""
         for shares, name in self._shares_of(whose):
             share = shares[name]
@@ -181,9 +181,9 @@ class FairTurns:
         if not self._waiting.get(whose.brand_id):
             self._waiting.pop(whose.brand_id, None)
 
-    def _shares_of(self, whose: Whose) -> Iterable[tuple[dict[str, _Share], str]]:
+    def _shares_of(self, whose: QueueOwner) -> Iterable[tuple[dict[str, _Share], str]]:
         return ((self._accounts, _account(whose)), (self._brands, whose.brand_id))
 
 
-def _account(whose: Whose) -> str:
+def _account(whose: QueueOwner) -> str:
     return whose.brand_id if whose.account is None else whose.account

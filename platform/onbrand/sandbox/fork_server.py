@@ -44,20 +44,20 @@ def serve(run: Callable[[int], None]) -> NoReturn:
     woken = _wakes_at_a_childs_end()
     most = min(_NUM_DESCRIPTORS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    leashes: dict[int, socket.socket] = {}
+    control_sockets: dict[int, socket.socket] = {}
     is_asked = True
     gc.collect()
     gc.freeze()  # frozen objects are not touched by collection, so children share their pages
-    while is_asked or leashes:
-        ready, _, _ = select.select([woken, *([requests] if is_asked else []), *leashes.values()], [], [])
+    while is_asked or control_sockets:
+        ready, _, _ = select.select([woken, *([requests] if is_asked else []), *control_sockets.values()], [], [])
         if woken in ready:
             woken.recv(2**12)
-        for pid, leash in list(leashes.items()):
-            if leash in ready:
+        for pid, control_socket in list(control_sockets.items()):
+            if control_socket in ready:
                 os.kill(pid, signal.SIGKILL)  # it has not been waited for: the pid is still its own
-            ended, status = os.waitpid(pid, 0 if leash in ready else os.WNOHANG)
+            ended, status = os.waitpid(pid, 0 if control_socket in ready else os.WNOHANG)
             if ended:
-                _tell(leashes.pop(pid), os.waitstatus_to_exitcode(status))
+                _tell(control_sockets.pop(pid), os.waitstatus_to_exitcode(status))
         if requests in ready:
             asked, given, _, _ = socket.recv_fds(requests, ASKED.size, NUM_DESCRIPTORS)
             is_asked = len(asked) == ASKED.size and len(given) == NUM_DESCRIPTORS
@@ -66,11 +66,11 @@ def serve(run: Callable[[int], None]) -> NoReturn:
                 for descriptor in given:
                     os.close(descriptor)
             else:
-                leash = socket.socket(fileno=given[2])
+                control_socket = socket.socket(fileno=given[2])
                 with contextlib.suppress(OSError):  # without a child, the leash closes, which tells the parent
                     pid = _fork(run, ASKED.unpack(asked)[0], *given[:2])
-                    leashes[pid] = leash
-                    _tell_of(pid, leash)
+                    control_sockets[pid] = control_socket
+                    _tell_of(pid, control_socket)
     os._exit(0)
 
 
@@ -86,14 +86,14 @@ def _fork(run: Callable[[int], None], number: int, to_read: int, to_write: int) 
         os.close(to_write)
 
 
-def _tell_of(pid: int, leash: socket.socket) -> None:
+def _tell_of(pid: int, control_socket: socket.socket) -> None:
     """Send the child's pid and, where the system has them, its pidfd. Raises OSError."""
     descriptors = []
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):
             descriptors.append(os.pidfd_open(pid))
     try:
-        socket.send_fds(leash, [TOLD.pack(pid)], descriptors)
+        socket.send_fds(control_socket, [TOLD.pack(pid)], descriptors)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -124,6 +124,6 @@ def _become(run: Callable[[int], None], number: int, to_read: int, to_write: int
         os._exit(code)
 
 
-def _tell(leash: socket.socket, code: int) -> None:
-    with leash, contextlib.suppress(OSError):  # the other end may be closed already
-        leash.send(TOLD.pack(code))
+def _tell(control_socket: socket.socket, code: int) -> None:
+    with control_socket, contextlib.suppress(OSError):  # the other end may be closed already
+        control_socket.send(TOLD.pack(code))

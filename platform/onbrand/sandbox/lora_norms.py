@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onbrand.errors import AdapterRefused
-from onbrand.lora_names import ImportWishes, LoraNames, LoraSettings, PairNames, scale_of
+from onbrand.lora_names import ImportOptions, LoraNames, LoraSettings, PairNames, scale_of
 from onbrand.safetensors_header import SafetensorsHeader, TensorFacts
 
 RANK_MAX = 512
@@ -36,12 +36,12 @@ class Norms:
         names: LoraNames,
         header: SafetensorsHeader,
         settings: Mapping[str, LoraSettings],
-        wishes: ImportWishes,
+        options: ImportOptions,
     ) -> None:
-        self._names, self._settings, self._wishes = names, settings, wishes
+        self._names, self._settings, self._options = names, settings, options
         for pair in (*names.pairs, *names.text_pairs):
             rank = header.tensors[pair.down].shape[0]
-            scale_of(pair, rank, None if pair.alpha is None else float(rank), settings, wishes)
+            scale_of(pair, rank, None if pair.alpha is None else float(rank), settings, options)
             if names.text_pairs and rank > RANK_MAX:
                 raise AdapterRefused(f"the rank of {pair.layer[:120]} is {rank}; at most {RANK_MAX} is read")
         weighed = (*names.pairs, *names.text_pairs) if names.text_pairs else ()
@@ -74,7 +74,7 @@ class Norms:
         """The squared Frobenius norm of scale * up @ down: scale^2 tr((U'U)(DD'))."""
         down, up = self._grams[pair.down], self._grams[pair.up]
         alpha = None if pair.alpha is None else self._alphas[pair.alpha]
-        scale = scale_of(pair, len(down), alpha, self._settings, self._wishes)
+        scale = scale_of(pair, len(down), alpha, self._settings, self._options)
         return max(0.0, float((down * up).sum())) * scale**2
 
 

@@ -29,7 +29,7 @@ from onbrand.visible import printed
 
 log = logging.getLogger(__name__)
 
-Trade = Literal["pictures", "features", "zips", "documents", "weights"]
+WorkerKind = Literal["pictures", "features", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its limits of processor time are much lower."""
 
@@ -45,14 +45,14 @@ _OUR_SIGNALS = (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
 _REFUSALS: dict[str, type[OnbrandError]] = {
     kind.__name__: kind for kind in (AdapterRefused, InvalidInput, TooLarge, UnsupportedMedia)
 }
-Said = tuple[dict[str, Any], bytes]
+Reply = tuple[dict[str, Any], bytes]
 
 
 class Gone(Exception):
     """The child ended before it had answered."""
 
 
-def fork_child(trade: Trade, memory: int) -> Child:
+def fork_child(trade: WorkerKind, memory: int) -> Child:
     """A new child, confined and ready, that may use `memory` bytes. Raises Unavailable if none can be started."""
     for _ in range(2):
         server = _server_of(trade)
@@ -82,8 +82,8 @@ class _ServerGone(Exception):
 class Server:
     """A process of `onbrand.sandbox.fork_server` that has loaded the libraries of one trade."""
 
-    def __init__(self, trade: Trade) -> None:
-        self.trade: Trade = trade
+    def __init__(self, trade: WorkerKind) -> None:
+        self.trade: WorkerKind = trade
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -107,7 +107,7 @@ class Server:
     def fork(self, memory: int) -> Child:
         """Start a child. Raises _ServerGone, and OSError if no descriptors are left."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            leash, other_end = map(theirs.enter_context, socket.socketpair())
+            control_socket, other_end = map(theirs.enter_context, socket.socketpair())
             their_input, to = os.pipe()
             theirs.callback(os.close, their_input)
             ours.callback(os.close, to)
@@ -119,7 +119,7 @@ class Server:
             except OSError:
                 raise _ServerGone from None
             ours.pop_all()
-            return Child(self, socket.socket(fileno=leash.detach()), to, come_from)
+            return Child(self, socket.socket(fileno=control_socket.detach()), to, come_from)
 
     def let_go(self) -> None:
         """Send no more requests: the server ends when its last child has ended."""
@@ -141,12 +141,12 @@ class Server:
         self._socket.close()
 
 
-_servers: dict[Trade, Server] = {}
+_servers: dict[WorkerKind, Server] = {}
 _retired: list[Server] = []
 _lock = threading.Lock()
 
 
-def _server_of(trade: Trade) -> Server:
+def _server_of(trade: WorkerKind) -> Server:
     with _lock:
         for server in [server for server in _retired if not server.is_alive]:
             server.end(0)
@@ -185,10 +185,10 @@ def end_servers(patience: float = _END_SECONDS) -> None:
 class Child:
     """One process of `checking_child`, with its two pipes and its leash. It reads one file."""
 
-    def __init__(self, server: Server, leash: socket.socket, to: int, come_from: int) -> None:
+    def __init__(self, server: Server, control_socket: socket.socket, to: int, come_from: int) -> None:
         self.pid = 0
         self._server = server
-        self._leash, self._to, self._from = leash, to, come_from
+        self._leash, self._to, self._from = control_socket, to, come_from
         self._leash.settimeout(_END_SECONDS)
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
@@ -212,7 +212,7 @@ class Child:
                 self._server.kill()  # it hangs
             raise _no_child() from None
 
-    def answers(self, asked: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Said]:
+    def answers(self, asked: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Reply]:
         """The child's answers about `data`, until it is done.
 
         Raises:
@@ -286,7 +286,7 @@ class Child:
             raise Gone
         return int(TOLD.unpack(said)[0])
 
-    def _frame(self, bytes_max: int) -> Said:
+    def _frame(self, bytes_max: int) -> Reply:
         said, num_bytes = read_head(self._exactly, bytes_max)
         return said, self._exactly(num_bytes)
 

@@ -13,7 +13,7 @@ _Side = Annotated[int, Field(ge=1, le=2**20)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Answer(BaseModel):
+class Reply(BaseModel):
     """An answer of a checking child."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -23,7 +23,7 @@ class Answer(BaseModel):
         return True
 
 
-class PictureSaid(Answer):
+class PictureReply(Reply):
     """A picture that was encoded anew; its bytes come along."""
 
     content_type: Literal["image/png", "image/jpeg", "image/webp"]
@@ -34,7 +34,7 @@ class PictureSaid(Answer):
         return given.startswith(_MAGIC[self.content_type])
 
 
-class FactsSaid(PictureSaid):
+class FactsReply(PictureReply):
     """A picture's header; no bytes come along."""
 
     format: PictureFormat
@@ -43,7 +43,7 @@ class FactsSaid(PictureSaid):
         return not given
 
 
-class FeaturesSaid(Answer):
+class FeaturesReply(Reply):
     """The numbers of `findings.PictureFeatures`; no bytes come along."""
 
     width: _Side
@@ -61,14 +61,14 @@ class FeaturesSaid(Answer):
         return not given and len(self.sides) == len(self.sharpness) and self.sides == sorted(set(self.sides))
 
 
-class PackedSaid(Answer):
+class PackedReply(Reply):
     """One picture of an archive with its caption; its bytes come along, unchecked."""
 
     filename: Annotated[str, Field(min_length=1, max_length=300)]
     caption: Annotated[str, Field(max_length=100_000)] | None
 
 
-class PdfSaid(Answer):
+class PdfReply(Reply):
     """A PDF that was written anew; its bytes come along."""
 
     num_pages: Annotated[int, Field(ge=1, le=100_000)]
@@ -77,13 +77,13 @@ class PdfSaid(Answer):
         return given.startswith(b"%PDF-")
 
 
-class MarkdownSaid(Answer):
+class MarkdownReply(Reply):
     """A Markdown text, which has no pages; its bytes come along."""
 
     num_pages: None
 
 
-class WeightsSaid(Answer):
+class WeightsReply(Reply):
     """The numbers of `findings.CheckedWeights`."""
 
     num_tensors: Annotated[int, Field(ge=1, le=10**6)]

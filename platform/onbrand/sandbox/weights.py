@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from onbrand.errors import AdapterRefused
-from onbrand.lora_names import ImportWishes, must_be_plain_lora, must_be_settings, must_be_zeros
+from onbrand.lora_names import ImportOptions, must_be_plain_lora, must_be_settings, must_be_zeros
 from onbrand.safetensors_header import (
     FOREIGN_METADATA_BYTES_MAX,
     HEADER_BYTES_MAX,
@@ -45,7 +45,7 @@ _DOWN = ".lora_A.weight"
 def check_weights(
     read: Callable[[int], bytes],
     num_bytes: int,
-    wishes: ImportWishes | None = None,
+    options: ImportOptions | None = None,
     allow: Callable[[], object] = lambda: None,
 ) -> CheckedWeights:
     """Read a safetensors file.
@@ -63,8 +63,8 @@ def check_weights(
     size = int.from_bytes(head, "little")
     if len(head) == 8 and size <= HEADER_BYTES_MAX:
         head += read(min(size, num_bytes - 8))
-    if wishes is not None:
-        return _check_foreign(read, head, num_bytes, wishes, allow)
+    if options is not None:
+        return _check_foreign(read, head, num_bytes, options, allow)
     header = must_be_plain_header(head, num_bytes, max_metadata=METADATA_BYTES_MAX)
     must_be_served(header)
     for name, facts in header.tensors.items():
@@ -73,11 +73,11 @@ def check_weights(
 
 
 def _check_foreign(
-    read: Callable[[int], bytes], head: bytes, num_bytes: int, wishes: ImportWishes, allow: Callable[[], object]
+    read: Callable[[int], bytes], head: bytes, num_bytes: int, options: ImportOptions, allow: Callable[[], object]
 ) -> CheckedWeights:
     header = must_be_plain_header(head, num_bytes, max_metadata=FOREIGN_METADATA_BYTES_MAX, is_foreign=True)
-    names = must_be_plain_lora(header, wishes.text_encoder)
-    norms = Norms(names, header, must_be_settings(header.metadata), wishes)
+    names = must_be_plain_lora(header, options.text_encoder)
+    norms = Norms(names, header, must_be_settings(header.metadata), options)
     if names.text_pairs:
         allow()
     for name, facts in header.tensors.items():

@@ -162,13 +162,13 @@ def _document(asked: Any, num_bytes: int) -> Iterator[Said]:
 
 
 def _weights(asked: Any, num_bytes: int) -> Iterator[Said]:
-    from onbrand.lora_names import ImportWishes
+    from onbrand.lora_names import ImportOptions
     from onbrand.sandbox.weights import check_weights
 
     _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
-    wishes = None if asked.wishes is None else ImportWishes(**asked.wishes)
+    options = None if asked.options is None else ImportOptions(**asked.options)
     weigh = partial(_allow, READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_WEIGHED)
-    yield _facts_of(check_weights(_exactly, num_bytes, wishes, weigh)), b""
+    yield _facts_of(check_weights(_exactly, num_bytes, options, weigh)), b""
 
 
 def _warm_up_pictures() -> None:
@@ -235,7 +235,7 @@ def _warm_up_documents() -> None:
 
 
 def _warm_up_weights() -> None:
-    from onbrand.lora_names import ImportWishes
+    from onbrand.lora_names import ImportOptions
     from onbrand.sandbox.weights import check_weights
 
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
@@ -247,7 +247,7 @@ def _warm_up_weights() -> None:
     }
     header = json.dumps(entries).encode()
     data = len(header).to_bytes(8, "little") + header + bytes(16)
-    check_weights(io.BytesIO(data).read, len(data), ImportWishes("drop"))
+    check_weights(io.BytesIO(data).read, len(data), ImportOptions("drop"))
 
 
 def _facts_of(thing: Any) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Operations of a brand, on an open session and, where bytes move, on the brand's store. No torch, no Ray.
+"""Operations of a brand, on an open session and, where bytes move, on the brand's store.
 
-The caller that opened the session commits; these functions do not.
+Modules named `..._worker` are the system's side, called with a ticket. `api`, `background` and `training.dispatch`
+import this package. No HTTP, no torch, no Ray; it never opens or commits a transaction.
 """

@@ -21,7 +21,7 @@ from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.incoming_files import Content, bytes_of, is_archive, size_of
 from onbrand.sandbox.results import CleanImage, shown
 from onbrand.services.brands import record
-from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
 from onbrand.storage.layout import Key, training_image
 from onbrand.storage.store import BrandStore
@@ -207,7 +207,7 @@ async def store_checked(
     """
     limits = limits or Limits()
     await _must_be_new(session, brand_id, checked)
-    async with hidden("brand"):
+    async with forbidden_as_not_found("brand"):
         await must_not_be_full(session, brand_id, sum(len(one.image.bytes) for one in checked), limits)
         keys = await _take_keys(session, brand_id, checked)
         ids = [await _insert(session, brand_id, user_id, *each) for each in zip(checked, keys, strict=True)]

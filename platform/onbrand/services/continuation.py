@@ -8,23 +8,13 @@ from typing import Any
 from onbrand.brand import Ticket
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput, NotFound
+from onbrand.internal.training import StartModel
 from onbrand.services.models import Model, get_model, read_weights
-from onbrand.services.pagination import Row
 from onbrand.storage.store import BrandStore
 
 FIELD = "continue_from"
 """Field of a job's configuration: the name of the model that it continues from."""
 _PARAM = f"training_config.{FIELD}"
-
-
-class Start(Row):
-    """The model that a job continues from, with the facts for its worker."""
-
-    id: str
-    name: str
-    sha256: str
-    rank: int
-    base_revision: str
 
 
 async def start_of(
@@ -62,11 +52,11 @@ async def _targets_of(session: Session, model: Model) -> str | None:
     return None if row is None else row["targets"]
 
 
-async def start_for_worker(session: Session, job: Mapping[str, Any]) -> Start | None:
+async def start_for_worker(session: Session, job: Mapping[str, Any]) -> StartModel | None:
     """The model that the ticket's job continues from; None if it continues from none, or the model was deleted."""
     if job["start_model_id"] is None:
         return None
-    return Start.of((await get_model(session, job["brand_id"], job["start_model_id"])).model_dump())
+    return StartModel.model_validate((await get_model(session, job["brand_id"], job["start_model_id"])).model_dump())
 
 
 async def read_start(session: Session, store: BrandStore, ticket: Ticket) -> bytes:

@@ -75,7 +75,7 @@ class CheckedData(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class DataTarget:
     """The intended training that the pictures are checked for.
 
     Args:
@@ -92,7 +92,7 @@ class Aim:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class DataSample:
     """One picture to examine, as known without its bytes.
 
     Args:
@@ -107,22 +107,22 @@ class Patient:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class MeasuredImage:
     """A picture with its measurements, or the reason why it could not be read."""
 
-    patient: Patient
+    sample: DataSample
     features: PictureFeatures | None = None
     problem: str | None = None
 
 
-def aim_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> Aim:
+def target_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> DataTarget:
     """The aim of a job with this (checked) configuration, on a base of this family with this advice."""
     resolution = config.get("resolution") or advice.training.resolution or advice.resolution
     least = smallest_side(resolution, bucket_step(spec, advice.resolution))
-    return Aim(resolution, config.get("trigger_word") or brand_id, least)
+    return DataTarget(resolution, config.get("trigger_word") or brand_id, least)
 
 
-def measure(checker: Checker, patient: Patient, read: Callable[[], bytes]) -> Examined:
+def measure(checker: Checker, sample: DataSample, read: Callable[[], bytes]) -> MeasuredImage:
     """Read one picture in a child process; blocks. A fault of the picture becomes its `problem`.
 
     Args:
@@ -133,33 +133,35 @@ def measure(checker: Checker, patient: Patient, read: Callable[[], bytes]) -> Ex
     try:
         data = read()
     except NotFound:
-        return Examined(patient, problem="its stored bytes are gone")
-    if patient.sha256 not in (None, hashlib.sha256(data).hexdigest()):
-        return Examined(patient, problem="its stored bytes are not those that were uploaded")
+        return MeasuredImage(sample, problem="its stored bytes are gone")
+    if sample.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        return MeasuredImage(sample, problem="its stored bytes are not those that were uploaded")
     try:
-        return Examined(patient, features=checker.features(data, patient.file))
+        return MeasuredImage(sample, features=checker.features(data, sample.file))
     except (UnsupportedMedia, TooLarge, InvalidInput) as refused:
-        return Examined(patient, problem=refused.message)
+        return MeasuredImage(sample, problem=refused.message)
 
 
-def examine(pictures: Sequence[Examined], aim: Aim) -> list[Finding]:
+def examine(pictures: Sequence[MeasuredImage], target: DataTarget) -> list[Finding]:
     """All findings: errors first, then in the order of the pictures."""
     twins = list(_twins(pictures))
     findings = [
-        finding for picture in pictures for finding in (*_of_picture(picture, aim), *_of_caption(picture.patient, aim))
+        finding
+        for picture in pictures
+        for finding in (*_of_picture(picture, target), *_of_caption(picture.sample, target))
     ]
     findings += [finding for _, finding in twins]
     findings += _of_all(len(pictures) - len({asset_id for asset_id, _ in twins}))
-    place = {picture.patient.asset_id: number for number, picture in enumerate(pictures)}
+    place = {picture.sample.asset_id: number for number, picture in enumerate(pictures)}
     return sorted(findings, key=lambda each: (each.level != "error", place.get(each.asset_id or "", len(place))))
 
 
-def seen_in_rows(patient: Patient, width: int, height: int, aim: Aim) -> list[Finding]:
+def seen_in_rows(sample: DataSample, width: int, height: int, target: DataTarget) -> list[Finding]:
     """Findings from a picture's row alone: its size in pixels, and its caption."""
-    return [*_of_size(patient, width, height, aim), *_of_caption(patient, aim)]
+    return [*_of_size(sample, width, height, target), *_of_caption(sample, target)]
 
 
-def checked_data(findings: Sequence[Finding], num_images: int, aim: Aim) -> CheckedData:
+def checked_data(findings: Sequence[Finding], num_images: int, target: DataTarget) -> CheckedData:
     """The result of a check."""
     num_errors = sum(finding.level == "error" for finding in findings)
     return CheckedData(
@@ -167,8 +169,8 @@ def checked_data(findings: Sequence[Finding], num_images: int, aim: Aim) -> Chec
         num_images=num_images,
         num_errors=num_errors,
         num_warnings=len(findings) - num_errors,
-        resolution=aim.resolution,
-        trigger_word=aim.trigger_word,
+        resolution=target.resolution,
+        trigger_word=target.trigger_word,
         findings=list(findings),
     )
 
@@ -187,56 +189,56 @@ def must_be_fit(findings: Sequence[Finding]) -> None:
     )
 
 
-def _finding(level: Level, code: str, patient: Patient, why: str, remedy: str) -> Finding:
+def _finding(level: Level, code: str, sample: DataSample, why: str, remedy: str) -> Finding:
     return Finding(
         level=level,
         code=code,
-        asset_id=patient.asset_id,
-        file=patient.file,
-        name=patient.name,
-        message=f"{patient.file} {why}",
+        asset_id=sample.asset_id,
+        file=sample.file,
+        name=sample.name,
+        message=f"{sample.file} {why}",
         remedy=remedy,
     )
 
 
-def _of_picture(picture: Examined, aim: Aim) -> Iterator[Finding]:
+def _of_picture(picture: MeasuredImage, target: DataTarget) -> Iterator[Finding]:
     seen = picture.features
     if seen is None:
         why = f"cannot be read ({picture.problem})"
-        yield _finding("error", "unreadable", picture.patient, why, "delete it and upload it again")
+        yield _finding("error", "unreadable", picture.sample, why, "delete it and upload it again")
         return
-    yield from _of_size(picture.patient, seen.width, seen.height, aim)
-    yield from _of_alpha(picture.patient, seen)
+    yield from _of_size(picture.sample, seen.width, seen.height, target)
+    yield from _of_alpha(picture.sample, seen)
     if seen.visible > 0 and seen.contrast < EMPTY_CONTRAST:
         why = "is one plain colour: there is nothing in it to learn"
-        yield _finding("warning", "empty", picture.patient, why, "leave it out")
-    elif (side := blurred_to(seen, aim.resolution)) is not None:
+        yield _finding("warning", "empty", picture.sample, why, "leave it out")
+    elif (side := blurred_to(seen, target.resolution)) is not None:
         why = f"is blurred: its finest detail is that of a picture of {side} pixels, and it is trained at "
-        why += f"{min(aim.resolution, seen.width, seen.height)}"
-        yield _finding("warning", "blurred", picture.patient, why, "use a sharper original, or leave it out")
+        why += f"{min(target.resolution, seen.width, seen.height)}"
+        yield _finding("warning", "blurred", picture.sample, why, "use a sharper original, or leave it out")
 
 
-def _of_size(patient: Patient, width: int, height: int, aim: Aim) -> Iterator[Finding]:
+def _of_size(sample: DataSample, width: int, height: int, target: DataTarget) -> Iterator[Finding]:
     """Pictures are never scaled up: a smaller one is trained at a smaller size, down to the smallest bucket."""
-    if min(width, height) >= aim.resolution:
+    if min(width, height) >= target.resolution:
         return
-    too_small = min(width, height) < aim.smallest_side
-    why = f"is {width} x {height} pixels; this job trains at {aim.resolution}"
-    remedy = f"use an original whose shorter side has {aim.resolution} pixels, or train at a lower resolution"
+    too_small = min(width, height) < target.smallest_side
+    why = f"is {width} x {height} pixels; this job trains at {target.resolution}"
+    remedy = f"use an original whose shorter side has {target.resolution} pixels, or train at a lower resolution"
     if too_small:
-        yield _finding("error", "too_small", patient, why, remedy)
+        yield _finding("error", "too_small", sample, why, remedy)
     else:
-        yield _finding("warning", "small", patient, why, remedy)
+        yield _finding("warning", "small", sample, why, remedy)
 
 
-def _of_alpha(patient: Patient, seen: PictureFeatures) -> Iterator[Finding]:
+def _of_alpha(sample: DataSample, seen: PictureFeatures) -> Iterator[Finding]:
     if seen.visible == 0:
         why = "is wholly transparent: nothing of it can be seen"
-        yield _finding("error", "invisible", patient, why, "export it again with its layers, or leave it out")
+        yield _finding("error", "invisible", sample, why, "export it again with its layers, or leave it out")
     elif seen.opaque < 1:
         why = f"is transparent in {max(1, round(100 * (1 - seen.opaque)))} % of its area; it is trained on white there"
         remedy = "put it on the background that pictures of the brand should have, if that is not white"
-        yield _finding("warning", "transparent", patient, why, remedy)
+        yield _finding("warning", "transparent", sample, why, remedy)
 
 
 def blurred_to(seen: PictureFeatures, resolution: int) -> int | None:
@@ -253,22 +255,22 @@ def blurred_to(seen: PictureFeatures, resolution: int) -> int | None:
     return None
 
 
-def _of_caption(patient: Patient, aim: Aim) -> Iterator[Finding]:
+def _of_caption(sample: DataSample, target: DataTarget) -> Iterator[Finding]:
     """Owners write the trigger word in prompts: an adapter learns nothing about it if the caption lacks it."""
-    caption = patient.caption.replace("[brand]", aim.trigger_word).strip()
+    caption = sample.caption.replace("[brand]", target.trigger_word).strip()
     if not caption:
         why = "has no caption"
-        yield _finding("error", "no_caption", patient, why, "describe it, with '[brand]' for the brand")
-    elif not holds_word(caption, aim.trigger_word):
-        why = f"has a caption without the trigger word '{aim.trigger_word}', so it would teach nothing about it"
-        yield _finding("error", "no_trigger", patient, why, "write '[brand]' where its caption names the brand")
-    cuts = aim.text_lengths.cuts(caption) if aim.text_lengths is not None else []
+        yield _finding("error", "no_caption", sample, why, "describe it, with '[brand]' for the brand")
+    elif not holds_word(caption, target.trigger_word):
+        why = f"has a caption without the trigger word '{target.trigger_word}', so it would teach nothing about it"
+        yield _finding("error", "no_trigger", sample, why, "write '[brand]' where its caption names the brand")
+    cuts = target.text_lengths.cuts(caption) if target.text_lengths is not None else []
     if cuts:
         worst = min(cuts, key=lambda cut: cut.read / cut.tokens)
         why = (
             f"has a caption of {worst.tokens} tokens, of which the base reads {worst.read}: what follows is not learnt"
         )
-        yield _finding("warning", "caption_cut", patient, why, "shorten it, what matters most first")
+        yield _finding("warning", "caption_cut", sample, why, "shorten it, what matters most first")
 
 
 def holds_word(caption: str, word: str) -> bool:
@@ -276,9 +278,9 @@ def holds_word(caption: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE) is not None
 
 
-def _twins(pictures: Sequence[Examined]) -> Iterator[tuple[str, Finding]]:
+def _twins(pictures: Sequence[MeasuredImage]) -> Iterator[tuple[str, Finding]]:
     """(asset id, finding) for each picture that duplicates an earlier one."""
-    earlier: list[tuple[Patient, PictureFeatures, int, bytes]] = []
+    earlier: list[tuple[DataSample, PictureFeatures, int, bytes]] = []
     for picture in pictures:
         if (seen := picture.features) is None:
             continue
@@ -287,14 +289,14 @@ def _twins(pictures: Sequence[Examined]) -> Iterator[tuple[str, Finding]]:
             finding = None
             if seen.digest == other.digest:
                 why = f"is {first.file} again, pixel for pixel: it would count twice"
-                finding = _finding("error", "duplicate", picture.patient, why, "leave one of the two out")
+                finding = _finding("error", "duplicate", picture.sample, why, "leave one of the two out")
             elif (bits ^ other_bits).bit_count() <= TWIN_BITS and _distance(colours, other_colours) <= TWIN_COLOURS:
                 why = f"is nearly the same picture as {first.file}: what both show counts twice"
-                finding = _finding("warning", "near_duplicate", picture.patient, why, "keep the better of the two")
+                finding = _finding("warning", "near_duplicate", picture.sample, why, "keep the better of the two")
             if finding is not None:
-                yield picture.patient.asset_id, finding
+                yield picture.sample.asset_id, finding
                 break
-        earlier.append((picture.patient, seen, bits, colours))
+        earlier.append((picture.sample, seen, bits, colours))
 
 
 def _distance(one: bytes, other: bytes) -> float:

@@ -18,7 +18,7 @@ from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.incoming_files import Content, size_of
 from onbrand.sandbox.results import CleanDocument, shown
 from onbrand.services.brands import record
-from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of, page_where
+from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of, page_where
 from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
 from onbrand.storage.layout import INCOMING, Key
 from onbrand.storage.layout import document as document_key
@@ -120,7 +120,7 @@ async def store_checked(
         NotFound: not the caller's brand.
     """
     clean, limits = checked.clean, limits or Limits()
-    async with hidden("brand"):
+    async with forbidden_as_not_found("brand"):
         await must_not_be_full(session, brand_id, len(clean.bytes), limits)
         taken = await session.one(
             "select private.next_number(%s, %s, 1) as version", [brand_id, f"document:{checked.name}"]

@@ -44,7 +44,7 @@ async def events_of(
     return [Event.of(row) for row in rows]
 
 
-async def tell(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:
+async def append_event(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:
     """Append an event to the ticket's subject. The caller locks the subject's row, so numbers have no gaps or twins."""
     subject = {ticket.kind: ticket.job_id}
     await session.run(

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import SPECS, FamilySpec, Recommended
+from onbrand.families.spec import SPECS, FamilySpec, Recommended, must_be_within
+from onbrand.internal.generation import GenerationParameters, OutputFormat
 from onbrand.services.models import Model, get_model
 from onbrand.visible import must_be_visible
 
-if TYPE_CHECKING:
-    from onbrand.services.images import NewGeneration
-
-SEED_MAX = 2**53 - 1
 _QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5}
 """Steps as a multiple of what the base recommends."""
 Adapters = list[tuple[Model, float]]
@@ -39,7 +38,7 @@ async def adapters_of(session: Session, brand_id: str, new: NewGeneration) -> tu
     _must_go_together([model for model, _ in found], SPECS[family])
     for index, (_, scale) in enumerate(found):
         where = "lora_scale" if new.models is None else f"models.{index}.scale"
-        _bounded(where, scale, 0, SPECS[family].lora_scale_max)
+        must_be_within(where, scale, 0, SPECS[family].lora_scale_max)
     return found, family
 
 
@@ -81,49 +80,46 @@ def _must_go_together(models: list[Model], spec: FamilySpec) -> None:
 
 def decided(
     new: NewGeneration, family: FamilyName, recommended: Mapping[FamilyName, Recommended], limits: Limits
-) -> dict[str, Any]:
-    """All columns that the caller chooses, checked. Raises InvalidInput naming the first that is out of bounds."""
+) -> GenerationParameters:
+    """All parameters, checked. Raises InvalidInput naming the first that is out of bounds."""
     if family not in recommended:
         raise InvalidInput(f"{family} is not served here; served: {', '.join(recommended)}", param="model_type")
     spec, base = SPECS[family], recommended[family]
     _must_be_prompt(new.prompt, "prompt", 1, limits)
     _must_be_prompt(new.negative_prompt, "negative_prompt", 0, limits)
-    values = {
-        "prompt": new.prompt,
-        "negative_prompt": new.negative_prompt,
-        "num_images": _bounded("num_images", new.num_images, 1, limits.num_images),
-        "width": _or(new.width, base.resolution),
-        "height": _or(new.height, base.resolution),
-        "seed": secrets.randbelow(2**32) if new.seed is None else _bounded("seed", new.seed, 0, SEED_MAX),
-        "num_inference_steps": _steps(new, base, spec),
-        "guidance_scale": _or(new.guidance_scale, base.guidance_scale),
-        "true_cfg_scale": _or(new.true_cfg_scale, _or(base.true_cfg_scale, 1.0)),
-        "lora_scale": _bounded("lora_scale", new.lora_scale, 0, spec.lora_scale_max),
-        "output_format": new.output_format,
-        "output_compression": _compression(new),
-        "sampler": _sampler(new.sampler, spec),
-        "exclusive": new.exclusive,
-    }
-    values["preview_every"] = _preview_every(new, values["num_inference_steps"], spec)
-    for side in ("width", "height"):
-        spec.must_be_size(values[side], side)
-    _bounded("num_inference_steps", values["num_inference_steps"], 1, spec.steps_max)
-    _bounded("guidance_scale", values["guidance_scale"], 0, spec.guidance_max)
-    _bounded("true_cfg_scale", values["true_cfg_scale"], 0, spec.guidance_max)
-    return values
+    must_be_within("num_images", new.num_images, 1, limits.num_images)
+    must_be_within("lora_scale", new.lora_scale, 0, spec.lora_scale_max)
+    num_steps = _steps(new, base, spec)
+    chosen = GenerationParameters(
+        prompt=new.prompt,
+        negative_prompt=new.negative_prompt,
+        seed=secrets.randbelow(2**32) if new.seed is None else new.seed,
+        num_images=new.num_images,
+        width=new.width,
+        height=new.height,
+        num_inference_steps=num_steps,
+        guidance_scale=new.guidance_scale,
+        true_cfg_scale=new.true_cfg_scale,
+        sampler=new.sampler,
+        exclusive=new.exclusive,
+        preview_every=_preview_every(new, num_steps),
+        output_format=new.output_format,
+        output_compression=_compression(new),
+    )
+    return spec.completed(chosen, base)
 
 
 def _steps(new: NewGeneration, base: Recommended, spec: FamilySpec) -> int:
     if new.quality is None:
-        return int(_or(new.num_inference_steps, base.num_inference_steps))
+        return base.num_inference_steps if new.num_inference_steps is None else new.num_inference_steps
     if new.num_inference_steps is not None:
         raise InvalidInput("say quality or num_inference_steps, not both", param="quality")
     return min(spec.steps_max, math.ceil(base.num_inference_steps * _QUALITIES[new.quality]))
 
 
-def _preview_every(new: NewGeneration, num_steps: int, spec: FamilySpec) -> int:
+def _preview_every(new: NewGeneration, num_steps: int) -> int:
     if not new.num_previews:
-        return int(_bounded("preview_every", new.preview_every, 0, spec.steps_max))
+        return new.preview_every
     if new.preview_every:
         raise InvalidInput("say preview_every or num_previews, not both", param="num_previews")
     return max(1, num_steps // (new.num_previews + 1))
@@ -135,25 +131,59 @@ def _compression(new: NewGeneration) -> int | None:
     return new.output_compression
 
 
-def _sampler(name: str | None, spec: FamilySpec) -> str | None:
-    if name is not None and name not in spec.samplers:
-        raise InvalidInput(f"sampler must be one of {', '.join(spec.samplers)} for {spec.name}", param="sampler")
-    return name
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _bounded(param: str, value: float, least: float, most: float) -> float:
-    if not least <= value <= most:
-        raise InvalidInput(f"{param} must be {least} to {most}; got {value}", param=param)
-    return value
-
-
 def _must_be_prompt(text: str, param: str, least: int, limits: Limits) -> None:
     if not least <= len(text.strip()) or len(text) > limits.prompt_chars:
         raise InvalidInput(
             f"{param} must have {least} to {limits.prompt_chars} characters; got {len(text)}", param=param
         )
     must_be_visible(text, param, param, lines=True)
+
+
+Quality = Literal["low", "medium", "high"]
+
+
+class ModelUse(BaseModel):
+    """One of several adapters for a picture: a model's name or id, and its scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str
+    scale: float = Field(1.0, allow_inf_nan=False)
+
+
+class NewGeneration(BaseModel):
+    """A member's request for pictures. None: the base's recommendation.
+
+    Args:
+        model: a model's name or id, or a family's name for its base; None: the base of `model_type`.
+        models: instead of `model`: adapters of one family to add up. `[brand]` becomes the first one's trigger word.
+        exclusive: share no forward pass with another brand.
+        sampler: one of the family's samplers.
+        preview_every: send a small preview of each picture every so many steps; 0: none.
+        num_previews: instead of `preview_every`: the approximate number of previews of each picture.
+        quality: instead of `num_inference_steps`: 0.5 (low), 1 (medium) or 1.5 (high) times the recommended steps.
+        output_compression: quality of a JPEG or WEBP file, 0 to 100; None: 95.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    prompt: str = Field(repr=False)
+    model: str | None = None
+    models: tuple[ModelUse, ...] | None = Field(None, min_length=1, max_length=4)
+    model_type: str | None = None
+    negative_prompt: str = Field("", repr=False)
+    num_images: int = 1
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = Field(None, allow_inf_nan=False)
+    true_cfg_scale: float | None = Field(None, allow_inf_nan=False)
+    lora_scale: float = Field(1.0, allow_inf_nan=False)
+    sampler: str | None = None
+    exclusive: bool = False
+    preview_every: int = 0
+    num_previews: int | None = Field(None, ge=0, le=10)
+    quality: Quality | None = None
+    output_format: OutputFormat = "png"
+    output_compression: int | None = Field(None, ge=0, le=100)

@@ -20,13 +20,14 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
+from onbrand.internal.training import ReportResponse
 from onbrand.sandbox.checker import Checker
 from onbrand.services.brands import record
-from onbrand.services.events import must_be_finite, tell
-from onbrand.services.images import ENDED, CutText, Image
+from onbrand.services.events import append_event, must_be_finite
+from onbrand.services.generations import ENDED, CutText
+from onbrand.services.images import Image
 from onbrand.services.pagination import must_be_there
 from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
-from onbrand.services.training_worker import Heard
 from onbrand.storage.layout import Key, generated_image
 from onbrand.storage.store import BrandStore
 
@@ -57,7 +58,7 @@ async def must_be_open(session: Session, ticket: Ticket) -> None:
     _must_be_open(must_be_there(row, "generation"))
 
 
-async def start_generation(session: Session, ticket: Ticket) -> Heard:
+async def start_generation(session: Session, ticket: Ticket) -> ReportResponse:
     """Set the generation to `running`; repeating is allowed. Raises NotFound, Conflict (it has ended)."""
     before = await _lock_open(session, ticket)
     if before["status"] == "pending":
@@ -65,12 +66,12 @@ async def start_generation(session: Session, ticket: Ticket) -> Heard:
             "update app.generations set status = 'running', started_at = now(), heartbeat_at = now() where id = %s",
             [ticket.job_id],
         )
-        await tell(session, ticket, "status", {"status": "running"})
+        await append_event(session, ticket, "status", {"status": "running"})
         await _record(session, ticket, "generation.start")
-    return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+    return ReportResponse(cancel_requested=before["cancel_requested_at"] is not None)
 
 
-async def report_generation(session: Session, ticket: Ticket, progress: int, lost: bool = False) -> Heard:
+async def report_generation(session: Session, ticket: Ticket, progress: int, lost: bool = False) -> ReportResponse:
     """Store progress 0 to 100, with an event if it changed, and the heartbeat.
 
     Args:
@@ -83,8 +84,8 @@ async def report_generation(session: Session, ticket: Ticket, progress: int, los
     before = await _lock_open(session, ticket)
     await _keep(session, ticket, before, lost, progress)
     if progress != before["progress"]:
-        await tell(session, ticket, "progress", {"progress": progress})
-    return Heard(cancel_requested=before["cancel_requested_at"] is not None)
+        await append_event(session, ticket, "progress", {"progress": progress})
+    return ReportResponse(cancel_requested=before["cancel_requested_at"] is not None)
 
 
 async def take_over(session: Session, ticket: Ticket, heard_at: datetime | None) -> bool:
@@ -183,7 +184,7 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
         " progress = case when %s = 'completed' then 100 else progress end where id = %s",
         [status, Jsonb(error) if error else None, status, ticket.job_id],
     )
-    await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+    await append_event(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
     verb = {"completed": "generation.finish", "failed": "generation.fail", "canceled": "generation.canceled"}[status]
     await _record(session, ticket, verb, **({"code": error["code"]} if error else {}))
 
@@ -273,7 +274,7 @@ async def _insert_image(
         ],
     )  # fmt: skip
     image = Image.of(row)
-    await tell(session, ticket, "image", {"index": index, "image_id": image.id, "seed": seed})
+    await append_event(session, ticket, "image", {"index": index, "image_id": image.id, "seed": seed})
     session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
     await anyio.to_thread.run_sync(store.write, key, data, facts.content_type)
     await _record(session, ticket, "image.store", image_id=image.id)

@@ -19,10 +19,11 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
-from onbrand.lora_names import NUMBER_MAX, Dropped, ImportWishes, TextEncoderWish
+from onbrand.internal.training import IMPORT_KEY
+from onbrand.lora_names import NUMBER_MAX, Dropped, ImportOptions, TextEncoderOption
 from onbrand.services.brands import record
-from onbrand.services.jobs import ENDED, IMPORT_KEY, JobRow, TrainingJob, checked_config, insert_job, must_be_name
-from onbrand.services.pagination import hidden, must_be_there
+from onbrand.services.jobs import ENDED, JobRow, TrainingJob, checked_config, insert_job, must_be_name
+from onbrand.services.pagination import forbidden_as_not_found, must_be_there
 from onbrand.services.storage_quota import must_have_room_to_import
 from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
@@ -45,13 +46,13 @@ class NewImport(BaseModel):
     model_type: str
     trigger_word: str | None = None
     name: str | None = None
-    text_encoder: TextEncoderWish = "refuse"
+    text_encoder: TextEncoderOption = "refuse"
     lora_alpha: float | None = Field(None, gt=0, le=NUMBER_MAX, allow_inf_nan=False)
 
     @property
-    def wishes(self) -> ImportWishes:
+    def options(self) -> ImportOptions:
         """The options for the file's layers."""
-        return ImportWishes(self.text_encoder, self.lora_alpha)
+        return ImportOptions(self.text_encoder, self.lora_alpha)
 
 
 def is_import(config: Mapping[str, Any]) -> bool:
@@ -93,9 +94,9 @@ async def create_import(
     said = must_be_importable(new, served)
     name = must_be_name(new.name if new.name is not None else f"{new.model_type} import")
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
-    async with hidden("brand"):
+    async with forbidden_as_not_found("brand"):
         await must_have_room_to_import(session, brand_id, len(data), limits)
-    facts: dict[str, Any] = {"sha256": digest, "bytes": len(data), **_said(new.wishes)}
+    facts: dict[str, Any] = {"sha256": digest, "bytes": len(data), **_said(new.options)}
     if dropped is not None:
         facts["dropped"] = dropped.as_json()
     config = said | {IMPORT_KEY: facts}
@@ -107,9 +108,9 @@ async def create_import(
     return job
 
 
-def _said(wishes: ImportWishes) -> dict[str, Any]:
-    alpha = {} if wishes.lora_alpha is None else {"lora_alpha": wishes.lora_alpha}
-    return {"text_encoder": wishes.text_encoder, **alpha}
+def _said(options: ImportOptions) -> dict[str, Any]:
+    alpha = {} if options.lora_alpha is None else {"lora_alpha": options.lora_alpha}
+    return {"text_encoder": options.text_encoder, **alpha}
 
 
 async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any, cast
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import SPECS, Recommended, workers_between
-from onbrand.services.data_checks import Patient, aim_of, must_be_fit, seen_in_rows
+from onbrand.families.spec import SPECS, Recommended
+from onbrand.families.training_config import workers_between
+from onbrand.services.data_checks import DataSample, must_be_fit, seen_in_rows, target_of
 
 _ROWS = """
 select a.id, a.name, a.object_name, a.sha256, a.width, a.height, (select c.caption from app.asset_captions c
@@ -72,11 +73,13 @@ async def must_look_fit(
     family = cast(FamilyName, model_type)
     if family not in terms.recommended:
         return
-    aim = aim_of(SPECS[family], config, terms.recommended[family], brand_id)
+    target = target_of(SPECS[family], config, terms.recommended[family], brand_id)
     rows = await session.all(_ROWS, {"brand_id": brand_id, "ids": asset_ids})
-    must_be_fit([finding for row in rows for finding in seen_in_rows(_patient(row), row["width"], row["height"], aim)])
+    must_be_fit(
+        [finding for row in rows for finding in seen_in_rows(_patient(row), row["width"], row["height"], target)]
+    )
 
 
-def _patient(row: Mapping[str, Any]) -> Patient:
+def _patient(row: Mapping[str, Any]) -> DataSample:
     file = row["object_name"].rpartition("/")[2]
-    return Patient(row["id"], file, row["caption"], row["sha256"], row["name"])
+    return DataSample(row["id"], file, row["caption"], row["sha256"], row["name"])

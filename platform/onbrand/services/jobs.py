@@ -15,15 +15,17 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
-from onbrand.families.spec import SPECS, Recommended, TrainingConfig
+from onbrand.families.spec import SPECS, Recommended
+from onbrand.families.training_config import TrainingConfig
+from onbrand.internal.training import IMPORT_KEY
 from onbrand.services.brands import must_be_admin, record
 from onbrand.services.continuation import FIELD as CONTINUE_FROM
 from onbrand.services.continuation import start_of
-from onbrand.services.data_checks import Aim, CheckedData, Patient, aim_of
+from onbrand.services.data_checks import CheckedData, DataSample, DataTarget, target_of
 from onbrand.services.events import Event, events_of
 from onbrand.services.job_validation import Terms, must_look_fit, num_workers_of
 from onbrand.services.limits import must_have_room_to_train
-from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_not_be_full
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
@@ -34,7 +36,6 @@ ENDED = ("completed", "failed", "canceled")
 PROVIDERS = ("ray",)
 """Accepted providers. The table also has external ones, which first need a module in `training.dispatch.providers`."""
 ASSETS_MAX = 500
-IMPORT_KEY = "import"
 """Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
@@ -166,9 +167,9 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob,
     return job
 
 
-async def patients_of(
+async def samples_of(
     session: Session, brand_id: str, new: NewCheck, recommended: Mapping[FamilyName, Recommended]
-) -> tuple[Aim, list[Patient], list[Key]]:
+) -> tuple[DataTarget, list[DataSample], list[Key]]:
     """The inputs of a check: the job's aim, its pictures in upload order, and their keys.
 
     Raises:
@@ -182,16 +183,16 @@ async def patients_of(
     await _must_have_assets(session, brand_id, asset_ids)
     rows = await session.all(_PATIENTS, {"brand_id": brand_id, "ids": asset_ids})
     family = cast(FamilyName, new.model_type)
-    aim = aim_of(SPECS[family], config, recommended[family], brand_id)
+    aim = target_of(SPECS[family], config, recommended[family], brand_id)
     keys = [Key("training-data", row["object_name"]) for row in rows]
     patients = [
-        Patient(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
+        DataSample(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
         for row, key in zip(rows, keys, strict=True)
     ]
     return aim, patients, keys
 
 
-async def record_check(session: Session, brand_id: str, patients: Sequence[Patient], said: CheckedData) -> None:
+async def record_check(session: Session, brand_id: str, patients: Sequence[DataSample], said: CheckedData) -> None:
     """Write a line to the brand's record: all these pictures were read for a check."""
     asset_ids = [patient.asset_id for patient in patients]
     await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
@@ -419,11 +420,11 @@ async def insert_job(
     TooLarge: the brand or the caller has no room for the result.
     """
     await must_have_room_to_train(session, brand_id, limits)
-    async with hidden("brand"):
+    async with forbidden_as_not_found("brand"):
         await must_not_be_full(session, brand_id, 1, limits)
     values = [getattr(new, name) for name in _COLUMNS]
     values[_COLUMNS.index("training_config")] = Jsonb(dict(new.training_config))
-    async with hidden("brand"):
+    async with forbidden_as_not_found("brand"):
         row = await session.one(_INSERT, [brand_id, user_id, *values])
         try:
             await session.run(

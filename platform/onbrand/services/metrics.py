@@ -50,7 +50,7 @@ class Point(Row):
     eta_seconds: float | None = None
 
 
-class Judgement(Row):
+class Validation(Row):
     """The averaged adapter's loss on the held-out pictures at one step."""
 
     step: int
@@ -58,7 +58,7 @@ class Judgement(Row):
     loss: float
 
 
-class Course(Row):
+class MetricsSeries(Row):
     """A training's metrics in the order of its steps.
 
     Args:
@@ -73,9 +73,9 @@ class Course(Row):
     has_more: bool = False
     next_cursor: str | None = None
     num_points: int
-    validations: list[Judgement]
+    validations: list[Validation]
     num_validations: int
-    best: Judgement | None
+    best: Validation | None
 
 
 class Sample(Row):
@@ -98,7 +98,7 @@ class Sample(Row):
         return _key_of(self.url)
 
 
-async def course(session: Session, brand_id: str, job_id: str, limit: int, after_step: int = -1) -> Course:
+async def course(session: Session, brand_id: str, job_id: str, limit: int, after_step: int = -1) -> MetricsSeries:
     """Metrics of all steps beyond `after_step`. Raises NotFound, InvalidInput (a limit outside 2 to 1000)."""
     if not 2 <= limit <= POINTS_MAX:
         raise InvalidInput(f"limit must be 2 to {POINTS_MAX}", param="limit")
@@ -106,22 +106,22 @@ async def course(session: Session, brand_id: str, job_id: str, limit: int, after
     asked = {"brand_id": brand_id, "job_id": job.id, "after": after_step, "limit": limit}
     points = await session.all(_POINTS, asked | {"kinds": ["progress"]})
     judgements = await session.all(_JUDGEMENTS, asked | {"kinds": ["log"]})
-    return Course(
+    return MetricsSeries(
         data=[_point(row) for row in points],
         num_points=points[0]["num"] if points else 0,
-        validations=[Judgement.of({**row, **row["data"]["facts"]}) for row in judgements],
+        validations=[Validation.of({**row, **row["data"]["facts"]}) for row in judgements],
         num_validations=judgements[0]["num"] if judgements else 0,
         best=await _best(session, brand_id, job.id),
     )
 
 
-async def _best(session: Session, brand_id: str, job_id: str) -> Judgement | None:
+async def _best(session: Session, brand_id: str, job_id: str) -> Validation | None:
     row = await session.maybe(
         "select at, data from app.job_events where brand_id = %s and subject_id = %s and kind = 'log'"
         " and data ->> 'code' = 'judged_best' order by seq desc limit 1",
         [brand_id, job_id],
     )
-    return None if row is None else Judgement.of({**row, **row["data"]["facts"]})
+    return None if row is None else Validation.of({**row, **row["data"]["facts"]})
 
 
 def _point(row: Any) -> Point:

@@ -112,7 +112,7 @@ def must_be_there(row: Mapping[str, Any] | None, what: str) -> Mapping[str, Any]
 
 
 @asynccontextmanager
-async def hidden(what: str = "brand") -> AsyncIterator[None]:
+async def forbidden_as_not_found(what: str = "brand") -> AsyncIterator[None]:
     """Turn the database's refusal of a foreign brand into NotFound."""
     try:
         yield

@@ -20,14 +20,16 @@ from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
+from onbrand.internal.log_lines import Line
+from onbrand.internal.training import ReportResponse, TrainingSpec
 from onbrand.sandbox.checker import Checker
 from onbrand.services.brands import record
-from onbrand.services.continuation import Start, start_for_worker
+from onbrand.services.continuation import start_for_worker
 from onbrand.services.data_checks import Finding
-from onbrand.services.events import must_be_finite, tell
+from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.imports import drop_import
 from onbrand.services.jobs import ENDED
-from onbrand.services.logs import Line, write
+from onbrand.services.logs import write
 from onbrand.services.models import Model, find_model_of_job, write_metadata
 from onbrand.services.pagination import Row, known_id, must_be_there
 from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
@@ -38,43 +40,6 @@ WaitingFor = Literal["brand", "platform", "resources", "operator"]
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
 security_log = logging.getLogger("onbrand.security")
-
-
-class TrainingAsset(Row):
-    """A picture of the job; its caption has the trigger word in place of ``[brand]``."""
-
-    id: str
-    caption: str = Field(repr=False)
-    object: str
-    content_type: str
-    sha256: str
-    width: int
-    height: int
-    file: str
-
-
-class TrainingSpec(Row):
-    """Everything that a worker may know about its job."""
-
-    brand_id: str
-    job_id: str
-    user_id: str
-    name: str
-    model_type: str
-    training_config: dict[str, Any] = Field(repr=False)
-    assets: list[TrainingAsset]
-    attempts: int
-    cancel_requested: bool
-    provider_job_id: str | None = None
-    run_id: str
-    start: Start | None = None
-
-
-class Heard(Row):
-    """The answer to a report: whether the owner asked to cancel, or to stop with the best result so far."""
-
-    cancel_requested: bool
-    stop_requested: bool = False
 
 
 class QueueEntry(Row):
@@ -161,13 +126,12 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
         " from app.brand_assets a order by a.created_at, a.id"
     )
     word = trigger_word_of(ticket.brand_id, job["training_config"])
-    assets = [TrainingAsset.of({**row, "caption": row["caption"].replace("[brand]", word)}) for row in rows]
-    return TrainingSpec.of(
+    assets = [{**row, "caption": row["caption"].replace("[brand]", word)} for row in rows]
+    return TrainingSpec.model_validate(
         {
             **job,
             "job_id": job["id"],
             "assets": assets,
-            "cancel_requested": job["cancel_requested_at"] is not None,
             "run_id": job["run_id"] or job["id"],
             "start": await start_for_worker(session, job),
         }
@@ -230,7 +194,7 @@ async def waits(session: Session, ticket: Ticket, reason: WaitingFor) -> None:
         "update app.lora_training_jobs set waiting_for = %s, waiting_since = now() where brand_id = %s and id = %s",
         [reason, ticket.brand_id, ticket.job_id],
     )
-    await tell(session, ticket, "waiting", {"for": reason})
+    await append_event(session, ticket, "waiting", {"for": reason})
 
 
 async def report(
@@ -240,7 +204,7 @@ async def report(
     metrics: Mapping[str, Any] | None = None,
     lines: Sequence[Line] = (),
     findings: Sequence[Finding] | None = None,
-) -> Heard:
+) -> ReportResponse:
     """Store progress 0 to 100, metrics and log lines; the first report sets the job to `training`.
 
     Args:
@@ -260,14 +224,16 @@ async def report(
         [progress, Jsonb(numbers | found), ticket.brand_id, ticket.job_id],
     )
     if before["status"] == "pending":
-        await tell(session, ticket, "status", {"status": "training"})
+        await append_event(session, ticket, "status", {"status": "training"})
     await write(session, ticket, lines)
     said = {"progress": progress, "metrics": numbers or None}
     if any(value is not None for value in said.values()):
-        await tell(session, ticket, "progress", {name: value for name, value in said.items() if value is not None})
+        await append_event(
+            session, ticket, "progress", {name: value for name, value in said.items() if value is not None}
+        )
     if before["status"] == "pending":
         await _record(session, ticket, "job.start")
-    return Heard(
+    return ReportResponse(
         cancel_requested=before["cancel_requested_at"] is not None,
         stop_requested=before["stop_requested_at"] is not None,
     )
@@ -306,7 +272,9 @@ async def add_sample(
         [url, ticket.brand_id, ticket.job_id],
     )
     await _store(session, store, ticket, key, data, content_type)
-    await tell(session, ticket, "sample", {"step": step, "index": index, "drawn_by": drawn_by, "object_name": key.name})
+    await append_event(
+        session, ticket, "sample", {"step": step, "index": index, "drawn_by": drawn_by, "object_name": key.name}
+    )
     await _record(session, ticket, "job.sample", step=step, index=index)
     return url
 
@@ -347,7 +315,7 @@ async def publish(
         " heartbeat_at = now(), model_id = %s, model_url = %s, error = null where brand_id = %s and id = %s",
         [model.id, f"models/{model.object_name}", ticket.brand_id, ticket.job_id],
     )
-    await tell(session, ticket, "status", {"status": "completed", "model": model.name})
+    await append_event(session, ticket, "status", {"status": "completed", "model": model.name})
     await write_metadata(session, store, ticket.brand_id)
     await _record(session, ticket, "model.publish", model_id=model.id, name=model.name, sha256=model.sha256)
     await drop_import(store, ticket, job["training_config"])
@@ -389,7 +357,7 @@ async def _end(
         " where brand_id = %s and id = %s",
         [status, Jsonb(error) if error else None, ticket.brand_id, ticket.job_id],
     )
-    await tell(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
+    await append_event(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
     if error is None:
         await _record(session, ticket, "job.canceled")
     else:

@@ -24,7 +24,7 @@ from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.results import is_zip, shown
 from onbrand.services import assets, documents
 from onbrand.services.brands import record
-from onbrand.services.pagination import Page, Row, hidden, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_have_room_to_send
 from onbrand.storage.layout import Bucket, Key, incoming_file
 from onbrand.storage.links import Announced, UploadLink
@@ -121,7 +121,7 @@ class Upload(Row):
         return Announced(self.content_type, self.bytes, self.sha256)
 
 
-class Swept(Row):
+class Expired(Row):
     """An upload whose bytes are to be removed."""
 
     brand_id: str
@@ -150,7 +150,7 @@ async def create_upload(
         NotFound: not the caller's brand.
     """
     must_be_announceable(new, limits)
-    async with hidden("brand"):
+    async with forbidden_as_not_found("brand"):
         await must_have_room_to_send(session, brand_id, new.bytes, limits)
         row = await session.one(
             "insert into app.uploads (brand_id, user_id, kind, filename, content_type, bytes, sha256, object, caption,"
@@ -278,8 +278,8 @@ async def sweep(session: Session, store: ObjectStore) -> int:
     """Delete the bytes of old uploads, in the dispatcher's transaction; failures are retried. Returns their number."""
     rows = await session.all("select * from private.sweep_uploads()")
     for row in rows:
-        swept = Swept.of(row)
-        await anyio.to_thread.run_sync(store.brand(swept.brand_id).delete, swept.key)
+        expired = Expired.of(row)
+        await anyio.to_thread.run_sync(store.brand(expired.brand_id).delete, expired.key)
     return len(rows)
 
 

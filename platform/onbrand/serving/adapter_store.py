@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from onbrand.adapter import AdapterRef
-from onbrand.engine.adapters import AdapterKey, HostCache
+from onbrand.engine.adapters import AdapterKey
+from onbrand.engine.host_cache import HostCache
 from onbrand.errors import AdapterRefused, ModelGone, NotAsPublished, OnbrandError, Unavailable
 from onbrand.families.family import Family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
@@ -272,7 +273,7 @@ class AdapterLibrary:
             weights = self._files.weights(ref, fetch, lambda data: read_adapter(data, self._family))
             return page_locked(weights) if self._on_gpu else weights
 
-        self._memory.fly(_key_of(ref), flight, load)
+        self._memory.run_load(_key_of(ref), flight, load)
 
     def _landed(
         self,

@@ -11,17 +11,18 @@ from onbrand.config import FamilyName, Settings
 from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
 from onbrand.families.bases import base_source, s3_access
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
-from onbrand.serving.engine_thread import EngineLoop
-from onbrand.serving.generation_runner import Renderer
-from onbrand.serving.generator import EngineOptions
+from onbrand.serving.engine_thread import EngineThread
+from onbrand.serving.generation_runner import GenerationRunner
+from onbrand.serving.options import EngineOptions
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Renderer:
+def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> GenerationRunner:
     """A renderer over the configured base of a family, its engine running. Raises BaseModelRefused."""
     quiet_libraries()
     family = load(name, options, settings)
@@ -37,8 +38,8 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Re
         even=_on_cpu(settings) if options.even_passes is None else options.even_passes,
     )
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
-    return Renderer(
-        EngineLoop(engine),
+    return GenerationRunner(
+        EngineThread(engine),
         AdapterLibrary(family, files, options.host_bytes),
         lambda ticket: AsyncSystemClient(settings.system_url, ticket),
         lambda ticket: SystemClient(settings.system_url, ticket),

@@ -25,7 +25,8 @@ from onbrand.errors import ConfigurationError
 from onbrand.families.spec import SPECS
 from onbrand.secrets_file import SECRET_SETTINGS
 from onbrand.serving.deployments import Ingress, System
-from onbrand.serving.generator import EngineOptions, EngineReplica
+from onbrand.serving.generator import EngineReplica
+from onbrand.serving.options import EngineOptions
 from onbrand.serving.router import EngineRouter, IngressRouter
 from onbrand.serving.serve_generator import ENGINE, engine_app
 
@@ -45,14 +46,18 @@ _TELL_SECONDS = 1.0
 
 def ingress(args: Mapping[str, Any]) -> Application:
     """The API for users, at `/`."""
-    deaf = RequestRouterConfig(request_router_class=IngressRouter)
-    return serve.deployment(Ingress, name="Ingress", request_router_config=deaf, **_HTTP).bind(must_be_plain(args))
+    router_config = RequestRouterConfig(request_router_class=IngressRouter)
+    return serve.deployment(Ingress, name="Ingress", request_router_config=router_config, **_HTTP).bind(
+        must_be_plain(args)
+    )
 
 
 def internal(args: Mapping[str, Any]) -> Application:
     """The internal routes, at `/internal`, and the dispatcher. One replica."""
-    deaf = RequestRouterConfig(request_router_class=IngressRouter)
-    return serve.deployment(System, name="System", request_router_config=deaf, **_HTTP).bind(must_be_plain(args))
+    router_config = RequestRouterConfig(request_router_class=IngressRouter)
+    return serve.deployment(System, name="System", request_router_config=router_config, **_HTTP).bind(
+        must_be_plain(args)
+    )
 
 
 def engine(args: Mapping[str, Any]) -> Application:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from onbrand.app import create_app, create_system_app
 from onbrand.config import Settings, load_secrets
 from onbrand.db.embedded import read_urls
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.secrets_file import with_logins
 from onbrand.serving.cluster_security import must_be_closed
 from onbrand.serving.ports import listen_on_the_nodes_address
@@ -40,10 +40,10 @@ class Ingress:
         known = with_logins(Settings(**settings), "web")
         secrets = load_secrets(known)
         urls = await asyncio.to_thread(read_urls, known)
-        doors = await Doors.open(web_url=urls.web_url, claims_key=secrets.claims)
-        self._open.push_async_callback(doors.close)
+        db = await Database.open(web_url=urls.web_url, claims_key=secrets.claims)
+        self._open.push_async_callback(db.close)
         store = ObjectStore.from_settings(known, secrets)
-        self._app = create_app(known, secrets, doors, store, ServeGenerator(known.families))
+        self._app = create_app(known, secrets, db, store, ServeGenerator(known.families))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -63,11 +63,11 @@ class System:
         known = with_logins(Settings(**settings), "system")
         secrets = load_secrets(known)
         urls = await asyncio.to_thread(read_urls, known)
-        doors = await Doors.open(system_url=urls.system_url, claims_key=secrets.claims)
-        self._open.push_async_callback(doors.close)
+        db = await Database.open(system_url=urls.system_url, claims_key=secrets.claims)
+        self._open.push_async_callback(db.close)
         store = ObjectStore.from_settings(known, secrets)
-        self._app = create_system_app(known, secrets, doors, store, ServeGenerator(known.families))
-        dispatcher = Dispatcher(known, secrets, doors, [RayProvider(known)])
+        self._app = create_system_app(known, secrets, db, store, ServeGenerator(known.families))
+        dispatcher = Dispatcher(known, secrets, db, [RayProvider(known)])
         dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
         self._open.push_async_callback(_ended, dispatching)
 

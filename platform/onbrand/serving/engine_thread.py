@@ -22,7 +22,7 @@ _ENDS = Completed | Failed | Canceled
 _CLOSE_SECONDS = 30.0
 
 
-class EngineLoop:
+class EngineThread:
     """Steps an engine in one thread while there is work. No other thread uses the engine.
 
     Safe to use from any event loop and thread.

@@ -22,9 +22,9 @@ from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, 
 from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import AdapterWeights
 from onbrand.internal.client import AsyncSystemClient, SystemClient
-from onbrand.services.images import RenderEvent, RenderRequest
+from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.serving.adapter_store import AdapterLibrary
-from onbrand.serving.engine_thread import EngineLoop
+from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _elsewhere(message: str) -> Unavailable:
     return Unavailable(message, elsewhere=True, retry_after=1)
 
 
-class Renderer:
+class GenerationRunner:
     """Draws generations with one engine.
 
     Args:
@@ -83,11 +83,11 @@ class Renderer:
     """
 
     def __init__(
-        self, loop: EngineLoop, library: AdapterLibrary, client_for: ClientFor, blocking_client_for: BlockingClientFor
+        self, loop: EngineThread, library: AdapterLibrary, client_for: ClientFor, blocking_client_for: BlockingClientFor
     ) -> None:
         self._loop, self._library = loop, library
         self._client_for, self._blocking_client_for = client_for, blocking_client_for
-        self._renderings: dict[str, Rendering] = {}
+        self._active: dict[str, ActiveGeneration] = {}
         self._closing = False
 
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
@@ -99,12 +99,12 @@ class Renderer:
         must_be_for(request)
         if not self.is_alive:
             raise _stopping()
-        rendering = self._renderings.get(request.generation_id)
-        if rendering is None:
-            rendering = self._renderings[request.generation_id] = Rendering(request)
-            rendering.task = asyncio.create_task(self._run(rendering))
+        active = self._active.get(request.generation_id)
+        if active is None:
+            active = self._active[request.generation_id] = ActiveGeneration(request)
+            active.task = asyncio.create_task(self._run(active))
         claims = _claims(request.ticket)
-        async for event in self._followed(rendering, claims["brand_id"], claims["sub"]):
+        async for event in self._followed(active, claims["brand_id"], claims["sub"]):
             yield event
 
     async def watch(self, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
@@ -112,33 +112,35 @@ class Renderer:
 
         Raises NotFound when it is not here, or is of another brand or member: the caller has read its row.
         """
-        async for event in self._followed(self._renderings.get(generation_id), brand_id, user_id):
+        async for event in self._followed(self._active.get(generation_id), brand_id, user_id):
             yield event
 
-    async def _followed(self, rendering: Rendering | None, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
-        if rendering is not None and not rendering.is_of(brand_id, user_id):
-            named = rendering.request.generation_id
+    async def _followed(
+        self, active: ActiveGeneration | None, brand_id: str, user_id: str
+    ) -> AsyncIterator[RenderEvent]:
+        if active is not None and not active.is_of(brand_id, user_id):
+            named = active.request.generation_id
             security_log.error("generation %s: its events were asked for in another's name", named)
-            rendering = None
-        if rendering is None:
+            active = None
+        if active is None:
             raise NotFound("there is no such generation")
-        async for event in rendering.follow():
+        async for event in active.follow():
             yield event
 
     def is_drawing(self, generation_id: str) -> bool:
         """Whether the generation is under way here."""
-        return generation_id in self._renderings
+        return generation_id in self._active
 
     def cancel(self, generation_id: str) -> None:
         """End a generation at the next step; unknown or finished ids have no effect."""
-        if generation_id in self._renderings:
-            self._renderings[generation_id].cancel_requested = True
+        if generation_id in self._active:
+            self._active[generation_id].cancel_requested = True
         self._loop.cancel(generation_id)
 
-    def standing(self) -> dict[str, Any]:
+    def routing_stats(self) -> dict[str, Any]:
         """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
         in_memory = self._library.holdings()[:_MEMORY_TOLD]
-        return {"slots": self._loop.holdings(), "memory": in_memory, "under_way": len(self._renderings)}
+        return {"slots": self._loop.holdings(), "memory": in_memory, "under_way": len(self._active)}
 
     @property
     def is_alive(self) -> bool:
@@ -150,56 +152,56 @@ class Renderer:
         self._closing = True
         await asyncio.to_thread(self._loop.close)
         self._library.close()
-        tasks = [rendering.task for rendering in self._renderings.values() if rendering.task]
+        tasks = [active.task for active in self._active.values() if active.task]
         if tasks:
             await asyncio.wait(tasks, timeout=10)
 
-    async def _run(self, rendering: Rendering) -> None:
-        request = rendering.request
+    async def _run(self, active: ActiveGeneration) -> None:
+        request = active.request
         try:
             async with self._client_for(request.ticket) as client:
-                await self._draw(rendering, client)
+                await self._draw(active, client)
         except OnbrandError as problem:
-            rendering.end_with(problem)
+            active.end_with(problem)
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
-            rendering.end_with(_elsewhere("this replica broke off; another one draws the same"))
+            active.end_with(_elsewhere("this replica broke off; another one draws the same"))
         finally:
-            del self._renderings[request.generation_id]
+            del self._active[request.generation_id]
 
-    async def _draw(self, rendering: Rendering, client: AsyncSystemClient) -> None:
-        loads = self._prefetched(rendering.request)
+    async def _draw(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
+        loads = self._prefetched(active.request)
         try:
-            rendering.cancel_requested |= (await client.start_generation()).cancel_requested
-            await self._draw_begun(rendering, client, loads)
+            active.cancel_requested |= (await client.start_generation()).cancel_requested
+            await self._draw_begun(active, client, loads)
         finally:
             for load in loads:
                 load.cancel()
 
     async def _draw_begun(
-        self, rendering: Rendering, client: AsyncSystemClient, loads: Sequence[Future[AdapterWeights]]
+        self, active: ActiveGeneration, client: AsyncSystemClient, loads: Sequence[Future[AdapterWeights]]
     ) -> None:
-        request = rendering.request
-        attending = asyncio.create_task(self._attend(rendering, client))
+        request = active.request
+        attending = asyncio.create_task(self._attend(active, client))
         try:
             work = await self._work(request, loads)
-            if rendering.cancel_requested:
-                await self._ended(rendering, client, Canceled(request.generation_id))
+            if active.cancel_requested:
+                await self._ended(active, client, Canceled(request.generation_id))
                 return
-            begun = partial(rendering.tell, "progress", {"progress": 0})
+            begun = partial(active.tell, "progress", {"progress": 0})
             async with aclosing(self._loop.draw(work, on_taken=begun)) as events:  # type: ignore[type-var]
                 async for event in events:
-                    await self._pass_on(rendering, client, event)
+                    await self._pass_on(active, client, event)
         except TooManyRequests:
             raise
         except OnbrandError as problem:
             if not self.is_alive:
                 raise _stopping() from None
-            await self._ended(rendering, client, Failed(request.generation_id, problem))
+            await self._ended(active, client, Failed(request.generation_id, problem))
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
             broken = Unavailable("the engine broke off; try again")
-            await self._ended(rendering, client, Failed(request.generation_id, broken))
+            await self._ended(active, client, Failed(request.generation_id, broken))
         finally:
             attending.cancel()
 
@@ -221,21 +223,10 @@ class Renderer:
         return Request(
             id=request.generation_id,
             brand_id=_claims(request.ticket)["brand_id"],
-            prompt=request.prompt,
-            seed=request.seed,
-            negative_prompt=request.negative_prompt or None,
-            num_images=request.num_images,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            true_cfg_scale=request.true_cfg_scale,
+            parameters=request.parameters,
             adapters=adapters,
-            exclusive=request.exclusive,
-            sampler=request.sampler,
             weight=request.weight,
             slot_quota=request.slot_quota,
-            preview_every=request.preview_every,
             account_id=request.account_id,
         )
 
@@ -248,61 +239,61 @@ class Renderer:
                 client.renew()
                 raise ModelGone("there is no such model any more") from None
 
-    async def _pass_on(self, rendering: Rendering, client: AsyncSystemClient, event: Event) -> None:
+    async def _pass_on(self, active: ActiveGeneration, client: AsyncSystemClient, event: Event) -> None:
         if isinstance(event, Progress):
-            rendering.advance(event.done, event.total)
+            active.advance(event.done, event.total)
         elif isinstance(event, Preview):
-            rendering.show(event.index, event.step, as_data_url(event.image_CHW))
+            active.show(event.index, event.step, as_data_url(event.image_CHW))
         elif isinstance(event, Picture):
-            await self._store(rendering, client, event)
+            await self._store(active, client, event)
         elif isinstance(event, Failed) and not self.is_alive:
             raise _stopping()
         else:
-            await self._ended(rendering, client, event)
+            await self._ended(active, client, event)
 
-    async def _store(self, rendering: Rendering, client: AsyncSystemClient, picture: Picture) -> None:
-        receipt, request = picture.receipt.as_json(), rendering.request
-        output_format, quality = request.output_format, request.output_compression
+    async def _store(self, active: ActiveGeneration, client: AsyncSystemClient, picture: Picture) -> None:
+        receipt, request = picture.receipt.as_json(), active.request
+        output_format, quality = request.parameters.output_format, request.parameters.output_compression
         data = await asyncio.to_thread(encoded, picture.image_CHW, output_format, receipt, quality)
         _, height, width = picture.image_CHW.shape
         kept = await client.add_image(
             picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt
         )
-        rendering.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
+        active.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
 
     async def _ended(
-        self, rendering: Rendering, client: AsyncSystemClient, event: Completed | Failed | Canceled
+        self, active: ActiveGeneration, client: AsyncSystemClient, event: Completed | Failed | Canceled
     ) -> None:
         """Write the end into the row, then report it."""
         if isinstance(event, Completed):
             await client.finish_generation()
-            rendering.tell("completed", {"progress": 100})
+            active.tell("completed", {"progress": 100})
         elif isinstance(event, Canceled):
             await client.fail_generation("canceled", "canceled")
-            rendering.tell("canceled", {})
+            active.tell("canceled", {})
         else:
             await client.fail_generation(event.error.code, event.error.message)
-            rendering.tell("failed", {"code": event.error.code, "message": event.error.message})
+            active.tell("failed", {"code": event.error.code, "message": event.error.message})
 
-    async def _attend(self, rendering: Rendering, client: AsyncSystemClient) -> None:
+    async def _attend(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
         """While it waits and runs: check for a cancel, renew the ticket."""
-        expires = must_be_for(rendering.request)
+        expires = must_be_for(active.request)
         while True:
-            pause = max(_ATTEND_SECONDS, len(self._renderings) / _ATTEND_PER_SECOND)
+            pause = max(_ATTEND_SECONDS, len(self._active) / _ATTEND_PER_SECOND)
             await asyncio.sleep(min(_ATTEND_SECONDS_MAX, pause))
             try:
                 if expires - time.time() < _RENEW_BEFORE_SECONDS:
                     expires = float(_claims(await client.renew())["exp"])
-                unwanted = (await client.report_generation(rendering.progress)).cancel_requested
+                unwanted = (await client.report_generation(active.progress)).cancel_requested
             except (NotFound, Conflict):
                 unwanted = True  # the row was deleted, or ended elsewhere
             except OnbrandError:
                 continue
             if unwanted:
-                self.cancel(rendering.request.generation_id)
+                self.cancel(active.request.generation_id)
 
 
-class Rendering:
+class ActiveGeneration:
     """The events of one generation so far; any number of readers may follow them from the beginning."""
 
     def __init__(self, request: RenderRequest) -> None:
@@ -339,8 +330,8 @@ class Rendering:
         if (place := self._previews.get(index)) is not None:
             self._events[place] = None
         self._previews[index] = len(self._events)
-        data = {"index": index, "step": step, "num_steps": self.request.num_inference_steps, "image": image}
-        self.tell("preview", data)
+        num_steps = self.request.parameters.num_inference_steps
+        self.tell("preview", {"index": index, "step": step, "num_steps": num_steps, "image": image})
 
     def end_with(self, problem: OnbrandError) -> None:
         """Record that the row could not be ended from here: readers get the error."""

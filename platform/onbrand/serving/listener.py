@@ -24,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onbrand.api.http.front import ABORT, INTERNAL, Front, is_below, network_of, refuse
 from onbrand.api.http.rate_limits import Rates
-from onbrand.api.http.responses import Answer
+from onbrand.api.http.responses import Responder
 from onbrand.api.problems import MEDIA_TYPE, body
 from onbrand.config import Limits, Settings
 from onbrand.errors import ConfigurationError, NotFound
@@ -70,7 +70,7 @@ class Listener:
         elif is_below(scope["path"], INTERNAL):
             await self._app(scope, receive, send)
         else:
-            answer = Answer(scope, receive, send, "none", (), _KEEP_ALIVE_SECONDS)
+            answer = Responder(scope, receive, send, "none", (), _KEEP_ALIVE_SECONDS)
             await answer.problem(NotFound("the API is not at this port"))
 
 
@@ -102,7 +102,7 @@ def public_server(app: ASGIApp, settings: Settings, controls: tuple[str, ...] = 
     connections = Connections(settings.limits, settings.trusted_proxies)
     config = uvicorn.Config(
         front,
-        http=functools.partial(PublicProtocol, doors=connections),  # type: ignore[arg-type]
+        http=functools.partial(PublicProtocol, db=connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -191,10 +191,10 @@ class PublicProtocol(H11Protocol):
     `Upgrade` is answered as HTTP/1.1, as RFC 9110 (7.8) allows; httptools would lose such a request's body.
     """
 
-    def __init__(self, *args: Any, doors: Connections, **named: Any) -> None:
+    def __init__(self, *args: Any, db: Connections, **named: Any) -> None:
         super().__init__(*args, **named)
         self.conn: BoundedConnection = BoundedConnection(_HEADERS_BYTES)
-        self._doors = doors
+        self._doors = db
         self._deadline: asyncio.TimerHandle | None = None
         self.address = ""
         self._held: bytes | None = None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from onbrand.engine.decayed_counts import Usage
+from onbrand.engine.decayed_counts import DecayedCounts
 
 _ROUTES_REMEMBERED = 1024
 
@@ -74,8 +74,8 @@ class Placement:
 
     def __init__(self, options: PlacementOptions | None = None) -> None:
         self.options = options or PlacementOptions()
-        self._traffic: Usage[str] = Usage(self.options.half_life)
-        self._work: Usage[str] = Usage(self.options.half_life)
+        self._traffic: DecayedCounts[str] = DecayedCounts(self.options.half_life)
+        self._work: DecayedCounts[str] = DecayedCounts(self.options.half_life)
         self._known: dict[str, _Known] = {}
 
     def publish(self, replica: str, slots: Collection[str], memory: Collection[str] = ()) -> None:

@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from onbrand.adapter import combined_sha256, routing_id
 from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests, Unavailable
-from onbrand.services.images import RenderEvent, RenderRequest
+from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.serving.router import address_of
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from onbrand.errors import TrainingFailed
 from onbrand.families import lora
-from onbrand.families.family import Family, draw, family_guidance, load_family
+from onbrand.families.family import Family, draw, family_guidance
+from onbrand.families.loading import load_family
 from onbrand.families.lora_kohya import kohya_file
-from onbrand.families.spec import FamilySpec, Quantization
+from onbrand.families.spec import FamilySpec
+from onbrand.families.training_config import Quantization
 from onbrand.training.memory.quantization import quantize
 from onbrand.training.recipes import Plan
 
-_KOHYA_BASES = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 _PROOF_STEPS = 3
 _PICTURE_TOLERANCE = {torch.float32: 1e-4}
 _LOW_PRECISION_TOLERANCE = 3e-2
@@ -74,10 +75,10 @@ def header(spec: FamilySpec, label: Label, state: Mapping[str, Tensor]) -> dict[
         "modelspec.resolution": side,
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "modelspec.hash_sha256": f"0x{content_hash(state)}",
-        "ss_network_module": "networks.lora_flux" if spec.name == "flux" else "networks.lora",
+        "ss_network_module": spec.kohya_network,
         "ss_network_dim": str(label.rank),
         "ss_network_alpha": str(float(label.rank)),
-        "ss_base_model_version": _KOHYA_BASES[spec.name],
+        "ss_base_model_version": spec.kohya_base,
         "ss_resolution": side,
         **steps,
     }
@@ -154,10 +155,10 @@ def load_into(pipeline: Any, data: bytes) -> None:
 def must_be_the_same_in_kohyas_form(fresh: Family, data: bytes, state: Mapping[str, Tensor]) -> None:
     """Raise TrainingFailed unless plain diffusers reads the same tensors from the file in kohya's format.
 
-    Skipped for FLUX: its kohya format has q, k and v in one layer. Diffusers splits that into other tensors with the
-    same product, and only at FLUX's real width (`tests/numerics/test_kohya_equals_canonical.py` compares products).
+    Skipped for a family of which kohya fuses layers (FLUX: q, k and v). Diffusers splits them into other tensors with
+    the same product, and only at FLUX's real width (`tests/numerics/test_kohya_equals_canonical.py` compares products).
     """
-    if fresh.spec.name == "flux":
+    if fresh.spec.kohya_fuses_layers:
         return
     load_into(fresh.pipeline, b"".join(kohya_file(data, fresh.spec.name)))
     must_be_same_tensors(fresh.denoiser, state)
@@ -206,7 +207,7 @@ def must_be_same_pictures(one: np.ndarray, other: np.ndarray, dtype: torch.dtype
 def pipeline_arguments(family: Family) -> dict[str, Any]:
     """Arguments with which the pipeline follows the base's recommendations as `draw` does."""
     advice, scale = family.recommended, family_guidance(family)
-    if family.spec.name != "flux":
+    if not family.spec.embeds_guidance:
         return {"guidance_scale": scale}
     arguments: dict[str, Any] = {"guidance_scale": advice.guidance_scale or 1.0}
     if advice.max_sequence_length:

@@ -17,11 +17,12 @@ from onbrand.config import Settings
 from onbrand.errors import AdapterRefused, Canceled, Conflict, NotFound, OnbrandError
 from onbrand.families import lora
 from onbrand.families.bases import base_folder, base_source, s3_access
-from onbrand.families.family import Family, draw, load_family
+from onbrand.families.family import Family, draw
+from onbrand.families.loading import load_family
 from onbrand.families.lora_import import FileKind, attached, read_foreign
 from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
-from onbrand.lora_names import Dropped, ImportWishes
+from onbrand.lora_names import Dropped, ImportOptions
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training.dispatch.tickets import TicketSource
 from onbrand.training.export import (
@@ -63,7 +64,7 @@ class Imported:
 
 
 def import_adapter(
-    data: bytes, family: Family, trigger_word: str, title: str, wishes: ImportWishes = ImportWishes()
+    data: bytes, family: Family, trigger_word: str, title: str, options: ImportOptions = ImportOptions()
 ) -> Imported:
     """Convert another trainer's file and verify the result.
 
@@ -78,7 +79,7 @@ def import_adapter(
     """
     side = min(_PROOF_SIDE_MAX, family.recommended.resolution)
     prompt = f"photo of {trigger_word}"
-    foreign = read_foreign(data, family, wishes)
+    foreign = read_foreign(data, family, options)
     with attached(foreign, family) as own:
         original = diffusers_picture(family.pipeline, family, prompt, 0, side)
     _must_be_drawable(bool(np.isfinite(original).all()), family)
@@ -132,7 +133,7 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
     with Heartbeat(client, settings.ticket_seconds / 3, tickets.newest) as heartbeat:
         family = load_family(spec.model_type, _base(settings, spec), dtype=_dtype(settings), device=_device(settings))
         title = f"{spec.brand_id} {spec.model_type} LoRA"
-        imported = import_adapter(_read(client), family, _trigger_word(spec), title, _wishes(spec))
+        imported = import_adapter(_read(client), family, _trigger_word(spec), title, _options(spec))
         if heartbeat.gone:
             raise NotFound("the job is not there any more, or has ended")
         if heartbeat.stop:
@@ -155,9 +156,9 @@ def _read(client: SystemClient) -> bytes:
         raise AdapterRefused("the file to import is gone; import it again") from None
 
 
-def _wishes(spec: TrainingSpec) -> ImportWishes:
+def _options(spec: TrainingSpec) -> ImportOptions:
     said = spec.training_config.get("import") or {}
-    return ImportWishes(said.get("text_encoder", "refuse"), said.get("lora_alpha"))
+    return ImportOptions(said.get("text_encoder", "refuse"), said.get("lora_alpha"))
 
 
 def _trigger_word(spec: TrainingSpec) -> str:

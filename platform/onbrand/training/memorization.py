@@ -24,7 +24,7 @@ _SAME = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class NearestMatch:
     """The training picture that is nearest to a sample.
 
     Args:
@@ -51,7 +51,7 @@ def distances(sample_3SS: Tensor, pictures_P3SS: Tensor) -> Tensor:
     return functional.avg_pool2d(squared, SIDE // TILES).flatten(1).amax(1).sqrt()
 
 
-def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> Likeness | None:
+def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> NearestMatch | None:
     """The nearest thumbnail to `picture_3HW` (-1..1); None if fewer than `FEWEST` - 1 pictures differ from that one.
 
     Duplicates of a picture do not count as its neighbours.
@@ -62,10 +62,10 @@ def nearest(picture_3HW: Tensor, pictures_P3SS: Tensor) -> Likeness | None:
     others = between[between > _SAME]
     if len(others) < FEWEST - 1:
         return None
-    return Likeness(row, float(to_all[row] / (ALPHA * others.min())))
+    return NearestMatch(row, float(to_all[row] / (ALPHA * others.min())))
 
 
-def nearest_of_each(pictures: Sequence[Tensor], pictures_P3SS: Tensor) -> dict[int, Likeness]:
+def nearest_of_each(pictures: Sequence[Tensor], pictures_P3SS: Tensor) -> dict[int, NearestMatch]:
     """The nearest picture of each sample, by the sample's number, smallest distance first; {} with too few pictures."""
     found = {number: nearest(picture, pictures_P3SS) for number, picture in enumerate(pictures)}
     told = [(number, likeness) for number, likeness in found.items() if likeness is not None]

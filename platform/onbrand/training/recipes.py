@@ -10,13 +10,11 @@ from typing import Any
 
 from onbrand.config import FamilyName
 from onbrand.errors import InvalidInput
-from onbrand.families.spec import (
-    FamilySpec,
+from onbrand.families.spec import FamilySpec, Recommended, TargetPreset
+from onbrand.families.training_config import (
     OptimizerName,
     Quantization,
-    Recommended,
     ScheduleName,
-    TargetPreset,
     TimestepSampling,
     TrainingConfig,
     workers_between,

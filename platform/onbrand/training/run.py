@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 from onbrand.errors import Canceled, NotFound, OnbrandError
-from onbrand.families.family import Family, load_family
+from onbrand.families.family import Family
+from onbrand.families.loading import load_family
 from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
 from onbrand.training import memorization, samples
 from onbrand.training.data import dataset
 from onbrand.training.data.cache import DiskCache, prune
-from onbrand.training.data.dataset import Examples, JobPictures, Wording
+from onbrand.training.data.dataset import CaptionVariants, Examples, JobPictures
 from onbrand.training.data.encoding import encode
 from onbrand.training.export import export, proof_picture
 from onbrand.training.memory.estimate import Allowance, admit_together
 from onbrand.training.memory.quantization import quantize
-from onbrand.training.ray.collectives import Alone, Exchange, ProcessGroup
+from onbrand.training.ray.collectives import Collectives, ProcessGroup, SingleWorker
 from onbrand.training.ray.heartbeat import Heartbeat
-from onbrand.training.ray.preemption import Notice
+from onbrand.training.ray.preemption import PreemptionWatcher
 from onbrand.training.recipes import PLACEHOLDER, Plan
 from onbrand.training.trainer import StepFacts, Trainer, must_share
 
@@ -65,29 +66,29 @@ class Run:
         self.trainer = self._trainer(cache, num_workers)
         self.losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self.likeness: dict[str, Any] | None = None
-        self.notice = Notice()
+        self.notice = PreemptionWatcher()
         self.began, self.began_at_step = time.monotonic(), 0
 
     def _trainer(self, cache: Path, num_workers: int) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        exchange = ProcessGroup(device) if num_workers > 1 else Alone()
+        exchange = ProcessGroup(device) if num_workers > 1 else SingleWorker()
         self.admission = admit_together(self.plan, self.folder, dtype, self.allowance, device, exchange)
         thrift = self.admission.thrift
         if self.admission.steps_down:
             self._say("thrifty", steps_down=self.admission.steps_down)
         family = load_family(self.plan.family, self.folder, dtype=dtype)
         quantize(family.denoiser, thrift.quantization)
-        family.take_turns(device, denoiser=not thrift.sharded)
+        family.enable_offload(device, denoiser=not thrift.sharded)
         prune(cache)
         disk = DiskCache(cache, self.spec.brand_id, family.revision, str(dtype))
-        with family.text_at_hand():
+        with family.text_encoders_on_device():
             examples, held_out = self._examples(family, disk, exchange)
         num_held_out = len(held_out.latents) if held_out else 0
         self._say("pictures", num_trained=len(self.spec.assets) - num_held_out, num_held_out=num_held_out)
         return Trainer(family, self.plan, examples, exchange, held_out, thrift)
 
-    def _examples(self, family: Family, cache: DiskCache, exchange: Exchange) -> tuple[Examples, Examples | None]:
+    def _examples(self, family: Family, cache: DiskCache, exchange: Collectives) -> tuple[Examples, Examples | None]:
         """Training examples, and held-out examples if there are enough pictures."""
         plan, assets = self.plan, self.spec.assets
         captions, names = [asset.caption for asset in assets], [asset.id for asset in assets]
@@ -95,7 +96,7 @@ class Run:
         judging = [assets[place] for place in places]
         trained = [asset for asset in assets if asset not in judging]
         prior = dataset.prior_pictures(plan.trigger_word) if plan.prior_rows else []
-        wording = Wording(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
+        wording = CaptionVariants(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
         read = partial(JobPictures, self.client)
         examples = encode(family, read(trained), plan.resolutions, prior, wording, cache, exchange)
         held = encode(family, read(judging), plan.resolution, cache=cache, exchange=exchange) if judging else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onbrand.families.family import draw
 from onbrand.training.kernels.lora_layers import frozen_base
-from onbrand.training.ray.collectives import Alone, shared
+from onbrand.training.ray.collectives import SingleWorker, shared
 from onbrand.training.trainer import Trainer
 
 NUM_PROMPTS = 2
@@ -43,7 +43,9 @@ def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
         [picture] = draw(trainer.family, [prompts[number]], [plan.seed + number], height=side, width=side)
         return {"picture": picture}
 
-    sharers = Alone() if trainer.thrift.sharded else trainer.exchange  # sharded: all workers draw every sample together
+    sharers = (
+        SingleWorker() if trainer.thrift.sharded else trainer.exchange
+    )  # sharded: all workers draw every sample together
     return torch.stack([made["picture"] for made in shared(sharers, range(len(prompts)), drawn)])
 
 

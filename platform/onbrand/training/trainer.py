@@ -29,11 +29,11 @@ from onbrand.training.data.sampling import Batch, draw_batch
 from onbrand.training.kernels.flux_attention import fuse_attention
 from onbrand.training.kernels.flux_blocks import fuse_blocks
 from onbrand.training.kernels.lora_layers import frozen_base, fuse, fuse_gelu
-from onbrand.training.memory.savings import Thrift, is_out_of_memory, rungs
+from onbrand.training.memory.savings import MemorySavings, is_out_of_memory, savings_levels
 from onbrand.training.memory.sharding import share_out
-from onbrand.training.ray.collectives import Alone, Exchange
+from onbrand.training.ray.collectives import Collectives, SingleWorker
 from onbrand.training.recipes import Plan
-from onbrand.training.validation import Judge, Verdicts
+from onbrand.training.validation import ValidationHistory, Validator
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 _GO_ON, _ASK, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
@@ -79,19 +79,19 @@ class Trainer:
         family: Family,
         plan: Plan,
         examples: Examples,
-        exchange: Exchange | None = None,
+        exchange: Collectives | None = None,
         held_out: Examples | None = None,
-        thrift: Thrift | None = None,
+        thrift: MemorySavings | None = None,
     ) -> None:
         self.family, self.plan, self.examples = family, plan, examples
-        self.exchange: Exchange = exchange or Alone()
+        self.exchange: Collectives = exchange or SingleWorker()
         self.step = 0
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
         fuse(family.denoiser)
         fuse_gelu(family.denoiser)
         fuse_attention(family.denoiser)
         fuse_blocks(family.denoiser)
-        self.thrift = thrift or next(rungs(plan, large=False))
+        self.thrift = thrift or next(savings_levels(plan, large=False))
         if self.thrift.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         if self.thrift.sharded:
@@ -100,8 +100,8 @@ class Trainer:
         self.weights: list[nn.Parameter] = list(self.named.values())
         self.average = [weight.detach().clone() for weight in self.weights]
         self.best: list[Tensor] | None = None
-        self.judge = Judge(family, held_out, plan.seed) if held_out else None
-        self.verdicts = Verdicts(plan.patience)
+        self.judge = Validator(family, held_out, plan.seed) if held_out else None
+        self.verdicts = ValidationHistory(plan.patience)
         self.optimizer = optimizers.make_optimizer(plan, self.weights)
 
     def begin_with(self, data: bytes) -> None:

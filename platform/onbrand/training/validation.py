@@ -24,7 +24,7 @@ NUM_DRAWS = 1
 """Noises per picture and sigma. They are fixed, so few suffice to compare steps."""
 
 
-class Judge:
+class Validator:
     """The held-out pictures and their noise.
 
     Args:
@@ -66,7 +66,7 @@ def _noise(seed: int, row: int, shape: torch.Size) -> Tensor:
 
 
 @dataclass
-class Verdicts:
+class ValidationHistory:
     """Validation losses so far, the best step, and early stopping.
 
     Args:

@@ -19,7 +19,7 @@ _FACTS = json.dumps({"rank": 4, "trigger_word": "acme", "base_revision": "0" * 6
 
 
 @dataclass
-class Doors:
+class Database:
     """A member's client of the users' app, and a worker's of the internal routes with a ticket for an open job."""
 
     brand: BrandOfPeople
@@ -38,12 +38,12 @@ class Doors:
 
 
 @asynccontextmanager
-async def open_doors(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[Doors]:
+async def open_doors(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[Database]:
     """The doors of a brand that has no picture yet."""
     async with platform.client(brand.member) as member:
         asset = await upload(member, brand.id, picture("PNG", 99))
         new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset["id"]])
-        async with platform.doors.user_session(brand.member.scope) as session:
+        async with platform.db.user_session(brand.member.scope) as session:
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         ticket = brand.ticket(job.id).sign(platform.secrets.tickets)
         async with httpx.AsyncClient(
@@ -51,4 +51,4 @@ async def open_doors(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[
             base_url="http://test",
             headers={"authorization": f"Bearer {ticket}"},
         ) as worker:
-            yield Doors(brand, member, worker)
+            yield Database(brand, member, worker)

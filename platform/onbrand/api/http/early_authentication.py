@@ -13,13 +13,13 @@ from onbrand.api.http.concurrency_limits import Shares
 from onbrand.brand import Scope
 
 if TYPE_CHECKING:
-    from onbrand.api.authorization import Parts
+    from onbrand.api.authorization import AppState
 
 CALLER = "onbrand.caller"
 """Key of the caller's `Scope` in a request's ASGI scope, after authentication."""
 
 
-async def authenticated(request: Request, parts: Parts) -> Scope:
+async def authenticated(request: Request, state: AppState) -> Scope:
     """The caller's scope; the request may now send a body up to its path's limit.
 
     Raises Unauthenticated, CrossSiteRefused, or TooManyRequests if the caller has too many requests or body bytes in
@@ -28,7 +28,7 @@ async def authenticated(request: Request, parts: Parts) -> Scope:
     known = request.scope.get(CALLER)
     if isinstance(known, Scope):
         return known
-    found = await scope_of(request, parts)
+    found = await scope_of(request, state)
     callers: Shares = request.app.state.callers
     middleware.hold(request.scope, callers.held(found.holder))
     bodies: BytesUnderWay = request.app.state.bodies

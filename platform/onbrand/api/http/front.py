@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from onbrand.api.http.body_deadlines import Body, OpenBodies
 from onbrand.api.http.body_limits import announced_bytes, of_users, too_large
 from onbrand.api.http.concurrency_limits import Shares
-from onbrand.api.http.responses import Answer
+from onbrand.api.http.responses import Responder
 from onbrand.config import Limits
 from onbrand.errors import NotFound, OnbrandError, Unavailable
-from onbrand.sandbox.fair_queue import FairTurns, Whose
+from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Front:
         request_id, headers = self._passed_on(scope["headers"])
         abort = scope.get("state", {}).get(ABORT)
         inner = dict(scope) | {"headers": headers, "state": {}}
-        answer = Answer(inner, receive, send, request_id, self._cors_origins, self._limits.send_seconds, abort)
+        answer = Responder(inner, receive, send, request_id, self._cors_origins, self._limits.send_seconds, abort)
         body = Body(receive, address_of(scope), self._bodies)
         try:
             await self._pass_on(inner, body, answer)
@@ -78,7 +78,7 @@ class Front:
         finally:
             body.close()
 
-    async def _pass_on(self, scope: Scope, body: Body, answer: Answer) -> None:
+    async def _pass_on(self, scope: Scope, body: Body, answer: Responder) -> None:
         if not is_below(scope["path"], PUBLIC):
             raise NotFound("there is nothing at this address")
         if len(self._requests) >= self._limits.requests:
@@ -94,9 +94,9 @@ class Front:
         if not answer.has_started and not body.is_gone:
             raise Unavailable("the API ended before it answered; try again")
 
-    async def _in_turn(self, scope: Scope, body: Body, answer: Answer) -> None:
+    async def _in_turn(self, scope: Scope, body: Body, answer: Responder) -> None:
         """Call the app in this address's turn. A turn ends when the response begins, or after `turn_seconds`."""
-        turn = await self._turns.begin(Whose(body.address))
+        turn = await self._turns.begin(QueueOwner(body.address))
         answer.on_start = turn.end
         timer = asyncio.get_running_loop().call_later(self._limits.turn_seconds, turn.end)
         try:

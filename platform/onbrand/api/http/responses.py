@@ -23,7 +23,7 @@ _OF_STATUS: dict[int, OnbrandError] = {
 }
 
 
-class Answer:
+class Responder:
     """ASGI's `send` with a time limit for each message.
 
     Args:

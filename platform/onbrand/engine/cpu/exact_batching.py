@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class AtOnce(Generic[Item, Made]):
+class ExactBatcher(Generic[Item, Made]):
     """Computes items in one batch or one by one. Thread-safe.
 
     Args:

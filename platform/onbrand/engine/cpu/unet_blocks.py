@@ -130,7 +130,7 @@ class _Doubling(_Block):
 class _Attention(_Block):
     """Attention of image tokens to themselves, or to text with keys and values that may be kept already."""
 
-    kept: KeptKeys | None = None
+    kept: TextKVCache | None = None
 
     def _computed(
         self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None, **more: Any
@@ -209,7 +209,7 @@ def _attended(query_NHTd: Tensor, key_NHLd: Tensor, value_NHLd: Tensor) -> Tenso
     return torch.bmm(weights.softmax(-1), value).view(num, heads, tokens, width)
 
 
-class KeptKeys:
+class TextKVCache:
     """Cross-attention keys and values of one text, adapters included, kept for the rows of that text.
 
     They take 2 N L C numbers per layer: 1 MiB for eight guided rows of the tiny bases. At most 64 MiB are kept; further
@@ -271,7 +271,7 @@ class Passes:
         self._shared = [_shared(part) for part in before_text]
 
     @contextmanager
-    def of(self, kept: KeptKeys, copies: int) -> Iterator[None]:
+    def of(self, kept: TextKVCache, copies: int) -> Iterator[None]:
         """Within the context, a pass uses the kept keys and values, and keeps those that it computes.
 
         Args:
@@ -283,7 +283,7 @@ class Passes:
         finally:
             self._say(None, 1)
 
-    def _say(self, kept: KeptKeys | None, copies: int) -> None:
+    def _say(self, kept: TextKVCache | None, copies: int) -> None:
         for layer in self._crossing:
             layer.kept = kept
         for part in self._shared:

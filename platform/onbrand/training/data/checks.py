@@ -11,7 +11,7 @@ from onbrand.families.tokens import TextLengths
 from onbrand.internal.training import TrainingSpec
 from onbrand.sandbox.checker import Checker
 from onbrand.services import data_checks
-from onbrand.services.data_checks import Aim, Finding, Patient
+from onbrand.services.data_checks import DataSample, DataTarget, Finding
 from onbrand.training.recipes import Plan
 
 FINDINGS_KEPT = 600
@@ -47,14 +47,14 @@ def examine_data(
     client: Line, spec: TrainingSpec, plan: Plan, limits: Limits, step: int, text_lengths: TextLengths | None = None
 ) -> list[Finding]:
     """The data doctor's findings for this job's pictures; holds one picture in memory at a time."""
-    aim = Aim(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step), text_lengths)
+    target = DataTarget(plan.resolution, plan.trigger_word, smallest_side(plan.resolution, step), text_lengths)
     checker = Checker(limits)
     examined = [
         data_checks.measure(
             checker,
-            Patient(asset.id, asset.file, asset.caption, asset.sha256),
+            DataSample(asset.id, asset.file, asset.caption, asset.sha256),
             partial(client.read_asset, asset.id),
         )
         for asset in spec.assets
     ]
-    return data_checks.examine(examined, aim)
+    return data_checks.examine(examined, target)

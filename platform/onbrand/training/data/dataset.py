@@ -64,7 +64,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class CaptionVariants:
     """How captions are worded.
 
     Args:

@@ -18,9 +18,9 @@ from onbrand.errors import InvalidInput
 from onbrand.families.aspect_buckets import Crop, bucket_step, crop_of, is_full_size
 from onbrand.families.family import Conditioning, Family
 from onbrand.training.data.cache import Cache, NoCache
-from onbrand.training.data.dataset import Examples, Picture, Wording, fitted
+from onbrand.training.data.dataset import CaptionVariants, Examples, Picture, fitted
 from onbrand.training.memorization import thumbnail
-from onbrand.training.ray.collectives import Alone, Exchange, Tensors, shared
+from onbrand.training.ray.collectives import Collectives, SingleWorker, Tensors, shared
 
 _ENCODE_ROWS = 16
 T = TypeVar("T")
@@ -31,9 +31,9 @@ def encode(
     pictures: Sequence[Picture],
     resolutions: int | Sequence[int],
     prior: Sequence[Picture] = (),
-    wording: Wording = Wording(),
+    wording: CaptionVariants = CaptionVariants(),
     cache: Cache | None = None,
-    exchange: Exchange | None = None,
+    exchange: Collectives | None = None,
 ) -> Examples:
     """Latents and text embeddings of all pictures, the same on every worker.
 
@@ -47,7 +47,7 @@ def encode(
     if not len(pictures):
         raise InvalidInput("the job has no pictures; give it at least one", param="training_asset_ids")
     sides = (resolutions,) if isinstance(resolutions, int) else tuple(resolutions)
-    encoder = _Encoder(family, cache or NoCache(), exchange or Alone())
+    encoder = _Encoder(family, cache or NoCache(), exchange or SingleWorker())
     encoder.add_own(pictures, sides)
     return encoder.finish(prior, wording, max(sides))
 
@@ -55,7 +55,7 @@ def encode(
 class _Encoder:
     """Collects the rows of the examples; holds one picture in memory at a time."""
 
-    def __init__(self, family: Family, cache: Cache, exchange: Exchange) -> None:
+    def __init__(self, family: Family, cache: Cache, exchange: Collectives) -> None:
         self.family, self.cache, self.exchange = family, cache, exchange
         self.step = bucket_step(family.spec, family.recommended.resolution)
         self.latents: list[Tensor] = []
@@ -98,7 +98,7 @@ class _Encoder:
 
         return self.cache.tensors(content, f"latents {crop}", made)["latents"]
 
-    def finish(self, prior: Sequence[Picture], wording: Wording, side: int) -> Examples:
+    def finish(self, prior: Sequence[Picture], wording: CaptionVariants, side: int) -> Examples:
         texts = _Texts(self.family, self.cache, self.exchange)
         wordings = [wording.wordings(caption) for caption in self.captions]
         classes = [wording.class_of(caption) for caption in self.captions] if wording.classes else []
@@ -107,7 +107,7 @@ class _Encoder:
         others = [[row] * len(own[0]) for row in texts.add_parts([picture.caption for picture in prior])]
         nothing = texts.add_nothing()
         self._add_prior(prior, side)
-        knows_sizes = self.family.spec.name == "sdxl" and is_full_size(self.family.recommended.resolution)
+        knows_sizes = self.family.spec.conditions_on_size and is_full_size(self.family.recommended.resolution)
         return Examples(
             tuple(self.latents),
             Conditioning.cat(texts.encoded),
@@ -136,7 +136,7 @@ class _Encoder:
 class _Texts:
     """Encodes every distinct text once."""
 
-    def __init__(self, family: Family, cache: Cache, exchange: Exchange) -> None:
+    def __init__(self, family: Family, cache: Cache, exchange: Collectives) -> None:
         self._family, self._cache, self._exchange = family, cache, exchange
         self._row_of: dict[str, int] = {}
         self._num_rows = 0

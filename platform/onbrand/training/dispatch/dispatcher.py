@@ -19,7 +19,7 @@ from typing import Literal
 
 from onbrand.brand import Ticket
 from onbrand.config import Secrets, Settings
-from onbrand.db.session import Doors
+from onbrand.db.session import Database
 from onbrand.errors import Conflict, NotFound, OnbrandError
 from onbrand.services import training_worker
 from onbrand.services.training_worker import QueueEntry, WaitingFor
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Sighting:
+class Observation:
     """State of a job that this dispatcher keeps between ticks; losing it costs a tick."""
 
     ended_before: bool = False
@@ -55,20 +55,24 @@ class Sighting:
     submitted_at: float | None = None
 
 
-def decide(job: QueueEntry, status: ProviderStatus | None, sighting: Sighting, at: float, now: datetime) -> Verb:
+def decide(job: QueueEntry, status: ProviderStatus | None, observation: Observation, at: float, now: datetime) -> Verb:
     """The next action for a job.
 
     Args:
         status: the provider's status of its submission; None if it has none.
         at, now: the monotonic and the wall clock.
     """
-    if status is None or (status in ENDED and sighting.ended_before):
+    if status is None or (status in ENDED and observation.ended_before):
         if job.cancel_requested:
             return "cancel"
         return "submit" if job.attempts < MAX_ATTEMPTS else "fail"
     if status in ENDED:
         return "wait"
-    if job.cancel_requested and sighting.cancel_seen_at is not None and at - sighting.cancel_seen_at > CANCEL_SECONDS:
+    if (
+        job.cancel_requested
+        and observation.cancel_seen_at is not None
+        and at - observation.cancel_seen_at > CANCEL_SECONDS
+    ):
         return "stop"
     return "stop" if silent_seconds(job, now) > STALLED_SECONDS else "wait"
 
@@ -97,18 +101,18 @@ class Dispatcher:
         self,
         settings: Settings,
         secrets: Secrets,
-        doors: Doors,
+        db: Database,
         providers: Iterable[Provider],
         bounds: Bounds | None = None,
         tick_seconds: float = TICK_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._settings, self._secrets, self._doors = settings, secrets, doors
+        self._settings, self._secrets, self._doors = settings, secrets, db
         self._providers = {provider.name: provider for provider in providers}
         self.bounds = bounds or _bounds_of(settings)
         self._tick_seconds, self._lease_seconds = tick_seconds, lease_seconds
         self._name, self._leads_until = str(uuid.uuid4()), 0.0
-        self._sightings: dict[tuple[str, str], Sighting] = {}
+        self._sightings: dict[tuple[str, str], Observation] = {}
 
     async def run(self) -> None:
         """Tick until cancelled. The next tick retries actions that failed."""
@@ -158,9 +162,9 @@ class Dispatcher:
         running = [job for job in queue if statuses[job.job_id] in ("pending", "running")]
         wanting: list[QueueEntry] = []
         for job in queue:
-            sighting = self._sighting(job)
-            verb = decide(job, statuses[job.job_id], sighting, time.monotonic(), datetime.now(UTC))
-            self._note(job, statuses[job.job_id], sighting)
+            observation = self._sighting(job)
+            verb = decide(job, statuses[job.job_id], observation, time.monotonic(), datetime.now(UTC))
+            self._note(job, statuses[job.job_id], observation)
             if verb == "submit":
                 wanting.append(job)
             else:
@@ -189,8 +193,8 @@ class Dispatcher:
         young = [job for job in running if self._settles(self._sighting(job))]
         return replace(room, free=max(0, room.free - sum(job.num_workers for job in young)))
 
-    def _settles(self, sighting: Sighting) -> bool:
-        return sighting.submitted_at is not None and time.monotonic() - sighting.submitted_at < SETTLING_SECONDS
+    def _settles(self, observation: Observation) -> bool:
+        return observation.submitted_at is not None and time.monotonic() - observation.submitted_at < SETTLING_SECONDS
 
     def _is_hopeless(self, job: QueueEntry, reason: WaitingFor, room: Capacity | None) -> bool:
         """True if the job needs more than the cluster can have and waited `train_placement_seconds` for machines."""
@@ -243,13 +247,13 @@ class Dispatcher:
     def _provider(self, job: QueueEntry) -> Provider:
         return self._providers[job.provider or ""]
 
-    def _sighting(self, job: QueueEntry) -> Sighting:
-        return self._sightings.setdefault((job.brand_id, job.job_id), Sighting())
+    def _sighting(self, job: QueueEntry) -> Observation:
+        return self._sightings.setdefault((job.brand_id, job.job_id), Observation())
 
-    def _note(self, job: QueueEntry, status: ProviderStatus | None, sighting: Sighting) -> None:
-        sighting.ended_before = status in ENDED
-        if job.cancel_requested and sighting.cancel_seen_at is None:
-            sighting.cancel_seen_at = time.monotonic()
+    def _note(self, job: QueueEntry, status: ProviderStatus | None, observation: Observation) -> None:
+        observation.ended_before = status in ENDED
+        if job.cancel_requested and observation.cancel_seen_at is None:
+            observation.cancel_seen_at = time.monotonic()
 
     def _forget_all_but(self, queue: Iterable[QueueEntry]) -> None:
         """Forget jobs that left the queue, as they have ended, and remove their tickets."""

@@ -81,7 +81,7 @@ class FileTickets:
 
 @dataclass(frozen=True, slots=True)
 class DeskTickets:
-    """Asks the `Desk` of this job, on any node of the cluster."""
+    """Asks the `TicketActor` of this job, on any node of the cluster."""
 
     desk: ActorHandle
 
@@ -98,7 +98,7 @@ class DeskTickets:
         return token
 
 
-class Desk:
+class TicketActor:
     """A Ray actor on the driver's node that returns the ticket to this job's processes, which hold its handle.
 
     It has no name, so other processes cannot look it up.
@@ -124,5 +124,5 @@ def handed_out(settings: Settings, brand_id: str, job_id: str) -> TicketSource:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=3)
+    desk = ray.remote(TicketActor).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=3)
     return DeskTickets(desk.remote(folder))

@@ -14,11 +14,11 @@ import torch
 
 from onbrand.errors import OutOfMemory
 from onbrand.families import lora
-from onbrand.families.meta import Hollow, num_bytes
+from onbrand.families.meta import MetaFamily, num_bytes
 from onbrand.training.kernels.lora_layers import fuse
 from onbrand.training.memory.quantization import saved_bytes
-from onbrand.training.memory.savings import Thrift, rungs
-from onbrand.training.ray.collectives import Exchange
+from onbrand.training.memory.savings import MemorySavings, savings_levels
+from onbrand.training.ray.collectives import Collectives
 from onbrand.training.recipes import Plan
 
 GB = 1e9
@@ -51,7 +51,7 @@ class Footprint:
         return max(self.encoding, self.training, self.drawing)
 
 
-class Scale:
+class MemoryEstimator:
     """Estimates the memory of a plan on a base.
 
     Args:
@@ -62,7 +62,7 @@ class Scale:
     def __init__(self, plan: Plan, folder: Path, dtype: torch.dtype, parked: bool, num_workers: int = 1) -> None:
         self.plan, self.parked, self.num_workers = plan, parked, num_workers
         self._folder, self._dtype = folder, dtype
-        self._hollow = Hollow(plan.family, folder, dtype)
+        self._hollow = MetaFamily(plan.family, folder, dtype)
         self._base = num_bytes(self._hollow.family.denoiser)
         self._vae = num_bytes(self._hollow.family.vae)
         self._steps: dict[tuple[int, bool], tuple[int, int]] = {}
@@ -71,7 +71,7 @@ class Scale:
     def is_large(self) -> bool:
         return self._base > LARGE_BASE * self._dtype.itemsize
 
-    def weigh(self, thrift: Thrift) -> Footprint:
+    def estimate(self, thrift: MemorySavings) -> Footprint:
         """The device memory of a run with these settings."""
         base = self._base - saved_bytes(self._hollow.family.denoiser, thrift.quantization)
         base //= self.num_workers if thrift.sharded else 1
@@ -86,7 +86,7 @@ class Scale:
             drawing=reserve + base + vae + beside_base + adapter + decode,
         )
 
-    def _step(self, thrift: Thrift) -> tuple[int, int]:
+    def _step(self, thrift: MemorySavings) -> tuple[int, int]:
         """(activations and gradients of one forward and backward pass, the adapter's own state), in bytes."""
         asked = (thrift.micro_rows, thrift.gradient_checkpointing)
         if asked not in self._steps:
@@ -94,7 +94,7 @@ class Scale:
         return self._steps[asked]
 
     def _weighed_step(self, rows: int, checkpointing: bool) -> tuple[int, int]:
-        hollow = Hollow(self.plan.family, self._folder, self._dtype)
+        hollow = MetaFamily(self.plan.family, self._folder, self._dtype)
         family, plan = hollow.family, self.plan
 
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
@@ -118,7 +118,7 @@ class Scale:
     @cached_property
     def _pictures(self) -> tuple[int, int]:
         """(encoding a picture, decoding one), in bytes, without the VAE's weights."""
-        hollow = Hollow(self.plan.family, self._folder, self._dtype)
+        hollow = MetaFamily(self.plan.family, self._folder, self._dtype)
         hollow.settle()
         family, side = hollow.family, self.plan.resolution
         latents = (1, *family.latent_shape(side, side))
@@ -156,7 +156,7 @@ class Admission:
         steps_down: levels below the plan's own settings.
     """
 
-    thrift: Thrift
+    thrift: MemorySavings
     steps_down: int = 0
     needed: int | None = None
     budget: int | None = None
@@ -171,7 +171,7 @@ class Admission:
 
 
 def admit_together(
-    plan: Plan, folder: Path, dtype: torch.dtype, allowance: Allowance, device: torch.device, exchange: Exchange
+    plan: Plan, folder: Path, dtype: torch.dtype, allowance: Allowance, device: torch.device, exchange: Collectives
 ) -> Admission:
     """`admit` with the smallest budget of all workers; same result on all. Raises OutOfMemory."""
     own = allowance.budget(device)
@@ -199,20 +199,20 @@ def admit(
         OutOfMemory: no level fits or is left. If none fits, the message says how much memory is needed.
     """
     if budget is None:
-        ways = [way for way in rungs(plan, large=False) if not way.sharded]
+        ways = [way for way in savings_levels(plan, large=False) if not way.sharded]
         return Admission(_at(ways, allowance.steps_down), allowance.steps_down)
-    scale = Scale(plan, folder, dtype, device.type == "cuda", num_workers)
-    ways = list(rungs(plan, scale.is_large and device.type == "cuda", num_workers))
-    sizes = (scale.weigh(way).peak for way in ways)
+    scale = MemoryEstimator(plan, folder, dtype, device.type == "cuda", num_workers)
+    ways = list(savings_levels(plan, scale.is_large and device.type == "cuda", num_workers))
+    sizes = (scale.estimate(way).peak for way in ways)
     first = next((place for place, size in enumerate(sizes) if size <= budget), None)
     if first is None:
-        raise _too_much(scale.weigh(ways[-1]), ways[-1], budget)
+        raise _too_much(scale.estimate(ways[-1]), ways[-1], budget)
     place = first + allowance.steps_down
     way = _at(ways, place)
-    return Admission(way, place, scale.weigh(way).peak, budget)
+    return Admission(way, place, scale.estimate(way).peak, budget)
 
 
-def _at(ways: list[Thrift], place: int) -> Thrift:
+def _at(ways: list[MemorySavings], place: int) -> MemorySavings:
     if place >= len(ways):
         raise OutOfMemory(
             "the device's memory is not enough for this job, though it was done as thriftily as it can be; "
@@ -222,7 +222,7 @@ def _at(ways: list[Thrift], place: int) -> Thrift:
     return ways[place]
 
 
-def _too_much(least: Footprint, way: Thrift, budget: int) -> OutOfMemory:
+def _too_much(least: Footprint, way: MemorySavings, budget: int) -> OutOfMemory:
     return OutOfMemory(
         f"this job needs {least.peak / GB:.1f} GB of a device's memory even with {way.words()}, and may take "
         f"{budget / GB:.1f} GB; lower resolution or rank, or train on a device with more memory",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onbrand.families.spec import Quantization
+from onbrand.families.training_config import Quantization
 
 SMALLEST = 4096
 """Minimum number of weights of a layer that is quantized."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from onbrand.families.spec import Quantization
+from onbrand.families.training_config import Quantization
 from onbrand.training.recipes import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Thrift:
+class MemorySavings:
     """Memory-saving settings.
 
     Args:
@@ -34,7 +34,7 @@ class Thrift:
         return ", ".join(told)
 
 
-def rungs(plan: Plan, large: bool, num_workers: int = 1) -> Iterator[Thrift]:
+def savings_levels(plan: Plan, large: bool, num_workers: int = 1) -> Iterator[MemorySavings]:
     """Memory-saving levels, from the plan's own settings down: fewer rows per pass, gradient checkpointing, sharding,
     quantization.
 
@@ -43,7 +43,9 @@ def rungs(plan: Plan, large: bool, num_workers: int = 1) -> Iterator[Thrift]:
         num_workers: with several, sharding the base comes before quantization.
     """
     wished = plan.gradient_checkpointing
-    now = Thrift(plan.num_rows // plan.num_shards, large if wished is None else wished, plan.quantization or "none")
+    now = MemorySavings(
+        plan.num_rows // plan.num_shards, large if wished is None else wished, plan.quantization or "none"
+    )
     yield now
     if now.micro_rows > 1:
         now = replace(now, micro_rows=1)

@@ -18,7 +18,7 @@ LIST = "checkpoint_manager_snapshot.json"
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 
 
-def mend(run: Path) -> bool:
+def repair(run: Path) -> bool:
     """Replace a broken list in the folder `run`; True if it was broken. Without a complete checkpoint it is deleted."""
     if not (run / LIST).exists() or _is_whole(run):
         return False

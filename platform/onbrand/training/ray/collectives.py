@@ -22,7 +22,7 @@ Tensors = Mapping[str, Tensor]
 _MADE, _PROBLEM = b"\0", b"\1"
 
 
-class Exchange(Protocol):
+class Collectives(Protocol):
     """Gathers tensors from all workers."""
 
     rank: int
@@ -33,7 +33,7 @@ class Exchange(Protocol):
         ...
 
 
-class Alone:
+class SingleWorker:
     """The exchange of a single worker."""
 
     rank, num_workers = 0, 1
@@ -62,7 +62,7 @@ class ProcessGroup:
         return torch.cat(parts)
 
 
-def shared(exchange: Exchange, things: Sequence[T], make: Callable[[T], Tensors]) -> list[Tensors]:
+def shared(exchange: Collectives, things: Sequence[T], make: Callable[[T], Tensors]) -> list[Tensors]:
     """Apply `make` to all `things`: each worker does its share, and all get all results, in order, on the CPU.
 
     Args:
@@ -79,7 +79,7 @@ def shared(exchange: Exchange, things: Sequence[T], make: Callable[[T], Tensors]
     return [made[place] for place in range(len(things))]
 
 
-def gather_bytes(exchange: Exchange, own: bytes) -> list[bytes]:
+def gather_bytes(exchange: Collectives, own: bytes) -> list[bytes]:
     """Every worker's bytes, in the order of ranks."""
     sizes = [int(size) for size in exchange.gather(torch.tensor([len(own)]))]
     padded_1K = torch.zeros(1, max(sizes), dtype=torch.uint8)

@@ -28,14 +28,13 @@ from onbrand.families.spec import SPECS
 from onbrand.families.tokens import of_folder
 from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
-from onbrand.services.imports import is_import
 from onbrand.storage.runs import brand_folder, run_folder, runs_bucket
 from onbrand.training.data.checks import must_be_fit_to_train
 from onbrand.training.dispatch.capacity import wants_gpu
 from onbrand.training.dispatch.providers.ray import job_environment
 from onbrand.training.dispatch.submission import must_be_our_turn, own_submission
 from onbrand.training.dispatch.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
-from onbrand.training.ray.checkpoint_manifest import mend
+from onbrand.training.ray.checkpoint_manifest import repair
 from onbrand.training.ray.oom_retry import fit_within_memory, root_of
 from onbrand.training.ray.scaling import RangeTrainer
 from onbrand.training.ray.worker import PASSING, Outcome, connect, read_plan, train_worker
@@ -86,7 +85,7 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
     with connect(settings, FileTickets(ticket_folder(settings, brand_id, job_id))) as client:
         try:
             spec = client.spec()
-            if is_import(spec.training_config):
+            if spec.is_import:
                 return import_file(client, settings, brand_id, job_id)
             plan, folder = read_plan(settings, spec)
             family = SPECS[plan.family]
@@ -136,7 +135,7 @@ def fit(settings: Settings, plan: Plan, brand_id: str, job_id: str, run_id: str,
         steps_down: memory-saving levels below the first that should fit.
     """
     ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
-    if runs_bucket(settings) is None and mend(run_folder(settings, brand_id, run_id)):
+    if runs_bucket(settings) is None and repair(run_folder(settings, brand_id, run_id)):
         log.warning("the list of the run's checkpoints was broken and was made anew")
     use_gpu = wants_gpu(settings)
     tickets = handed_out(settings, brand_id, job_id)

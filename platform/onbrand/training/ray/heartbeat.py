@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from onbrand.errors import Conflict, NotFound, OnbrandError, TicketRefused
 from onbrand.internal.client import SystemClient
-from onbrand.services.logs import AT_ONCE_MAX, Line
+from onbrand.internal.log_lines import AT_ONCE_MAX, Line
 
 INTERVAL_SECONDS = 1.0
 _JOIN_SECONDS = 10.0

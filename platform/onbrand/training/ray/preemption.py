@@ -11,7 +11,7 @@ from ray.train import PreemptionInfo
 INTERVAL_SECONDS = 2.0
 
 
-class Notice:
+class PreemptionWatcher:
     """Asks Ray at intervals whether nodes of this run will be preempted.
 
     Args:

@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 Resources = Mapping[str, float]
 
 
-class FreeRoom(ElasticScalingPolicy):
+class FreeResourcesPolicy(ElasticScalingPolicy):
     """Ray's policy for a range of workers, limited to resources that others do not use."""
 
     _own: tuple[str, ...] = ()
@@ -50,7 +50,9 @@ def num_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
 
 
 class RangeTrainer(TorchTrainer):
-    """A trainer with the scaling policy `FreeRoom`, for which Ray has no argument."""
+    """A trainer with the scaling policy `FreeResourcesPolicy`, for which Ray has no argument."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        return super()._initialize_and_run_controller(**parts | {"scaling_policy": FreeRoom(self.scaling_config)})
+        return super()._initialize_and_run_controller(
+            **parts | {"scaling_policy": FreeResourcesPolicy(self.scaling_config)}
+        )

@@ -28,7 +28,8 @@ from onbrand.errors import (
     Unavailable,
 )
 from onbrand.families.bases import base_folder, base_source, recommended, revision, s3_access
-from onbrand.families.spec import SPECS, TrainingConfig
+from onbrand.families.spec import SPECS
+from onbrand.families.training_config import TrainingConfig
 from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
 from onbrand.training.dispatch.tickets import TicketSource

@@ -1,0 +1,47 @@
+"""A family is named in few places, and each of them names the same families. See `families/README.md`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from onbrand.client.objects import ModelType
+from onbrand.config import FAMILIES, FamilyName
+from onbrand.families.loading import CLASSES
+from onbrand.families.spec import SPECS
+from onbrand.families.tiny import TINY_FAMILIES
+
+PACKAGE = Path(__file__).parents[2] / "platform/onbrand"
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("config.FAMILIES", FAMILIES),
+        ("families.spec.SPECS", SPECS),
+        ("families.loading.CLASSES", CLASSES),
+        ("families.tiny.TINY_FAMILIES", TINY_FAMILIES),
+        ("client.objects.ModelType", get_args(ModelType)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_place_names_every_family(place: str, named: tuple[str, ...]) -> None:
+    assert sorted(named) == sorted(get_args(FamilyName)), f"{place} differs from config.FamilyName"
+
+
+def test_each_family_has_its_own_spec_and_class() -> None:
+    assert {name: (spec.name, CLASSES[name].spec.name) for name, spec in SPECS.items()} == {n: (n, n) for n in SPECS}
+
+
+def test_the_database_accepts_every_family() -> None:
+    checks = re.findall(r"_model_type_check CHECK \(\(model_type = ANY \(ARRAY\[(.*?)\]\)", _schema())
+    assert len(checks) == 3
+    for check in checks:
+        assert sorted(re.findall(r"'(\w+)'::text", check)) == sorted(FAMILIES)
+
+
+def _schema() -> str:
+    return (PACKAGE / "db/schema.sql").read_text()
