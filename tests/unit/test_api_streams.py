@@ -68,8 +68,8 @@ class Membership:
         pass
 
 
-async def look(caller: Any, after: int) -> events.Seen:
-    return events.Seen("running", [])
+async def look(caller: Any, after: int) -> events.Snapshot:
+    return events.Snapshot("running", [])
 
 
 async def opened(streams: OpenStreams, closed: list[str]) -> Any:
