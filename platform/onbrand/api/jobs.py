@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -23,7 +22,6 @@ from onbrand.api.authorization import (
     TrainPermission,
     UserRoute,
 )
-from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import links_to
 from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.input import Input
@@ -61,24 +59,17 @@ async def create_job(body: jobs.NewJob, caller: TrainPermission, once: OnlyOnce)
 
 
 @router.post(":check")
-async def check_job(
-    body: jobs.NewCheck, access: TrainAccess, state: AppStateDep, checker: FileChecker
-) -> data_checks.CheckedData:
+async def check_job(body: jobs.NewCheck, access: TrainAccess, state: AppStateDep) -> data_checks.CheckedData:
     """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
-        aim, samples, keys = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
-        store, checker = caller.store, await in_turn_of(checker, caller)
+        target, samples = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
     lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, state.settings.bases)
-    aim = replace(aim, text_lengths=lengths)
-    examined = [
-        await checker.run(data_checks.measure, checker, patient, partial(store.read, key))
-        for patient, key in zip(samples, keys, strict=True)
-    ]
-    findings = await anyio.to_thread.run_sync(data_checks.examine, examined, aim)
-    said = data_checks.checked_data(findings, len(examined), aim)
+    target = replace(target, text_lengths=lengths)
+    findings = await anyio.to_thread.run_sync(data_checks.examine, samples, target)
+    checked = data_checks.checked_data(findings, len(samples), target)
     async with access.open() as caller:  # a removed member gets no result
-        await jobs.record_check(caller.session, caller.brand_id, samples, said)
-    return said
+        await jobs.record_check(caller.session, caller.brand_id, samples, checked)
+    return checked
 
 
 @router.get("", response_model=Listed)

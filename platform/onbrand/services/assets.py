@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, get_args
@@ -32,7 +32,8 @@ FILES_PER_PICTURE = 4
 """Maximum files of a form per picture: the picture, its caption, and macOS's companion file of each."""
 _METADATA_CHARS = 10_000
 _ASSET = """
-select t.*, c.caption, c.version as caption_version
+select t.id, t.brand_id, t.user_id, t.name, t.type, t.object, t.object_name, t.metadata, t.content_type,
+  t.bytes, t.width, t.height, t.sha256, t.created_at, c.caption, c.version as caption_version
 from app.brand_assets t left join lateral (
   select ac.caption, ac.version from app.asset_captions ac
   where ac.brand_id = t.brand_id and ac.asset_id = t.id order by ac.version desc limit 1) c on true
@@ -337,10 +338,11 @@ async def _insert(session: Session, brand_id: str, user_id: str, checked: Checke
     file, image = checked.upload, checked.image
     row = await session.one(
         "insert into app.brand_assets (brand_id, user_id, name, object, object_name, sha256, content_type, bytes,"
-        " width, height, metadata) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning id",
+        " width, height, metadata, features) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning id",
         [
             brand_id, user_id, _plain_name(file.filename), file.object, key.name, image.sha256, image.content_type,
             len(image.bytes), image.width, image.height, Jsonb(dict(file.metadata)),
+            Jsonb(asdict(image.features)),
         ],
     )  # fmt: skip
     await session.run(

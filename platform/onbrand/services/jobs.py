@@ -48,8 +48,8 @@ select t.*, array(select ja.asset_id from app.job_assets ja
 from app.lora_training_jobs t
 """
 
-_PATIENTS = """
-select a.id, a.name, a.object_name, a.sha256, (select c.caption from app.asset_captions c
+_SAMPLES = """
+select a.id, a.name, a.object_name, a.features, (select c.caption from app.asset_captions c
   where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
 from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
 """
@@ -169,8 +169,8 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob,
 
 async def samples_of(
     session: Session, brand_id: str, new: NewCheck, recommended: Mapping[FamilyName, Recommended]
-) -> tuple[DataTarget, list[DataSample], list[Key]]:
-    """The inputs of a check: the job's aim, its pictures in upload order, and their keys.
+) -> tuple[DataTarget, list[DataSample]]:
+    """The inputs of a check: the intended training, and its pictures in upload order.
 
     Raises:
         InvalidInput: a field is out of bounds, as for `create_job`, or the family is not served here.
@@ -181,20 +181,21 @@ async def samples_of(
         raise InvalidInput(f"{new.model_type} is not served here; served: {', '.join(recommended)}", param="model_type")
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
-    rows = await session.all(_PATIENTS, {"brand_id": brand_id, "ids": asset_ids})
+    rows = await session.all(_SAMPLES, {"brand_id": brand_id, "ids": asset_ids})
     family = cast(FamilyName, new.model_type)
-    aim = target_of(SPECS[family], config, recommended[family], brand_id)
-    keys = [Key("training-data", row["object_name"]) for row in rows]
-    patients = [
-        DataSample(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
-        for row, key in zip(rows, keys, strict=True)
+    target = target_of(SPECS[family], config, recommended[family], brand_id)
+    samples = [
+        DataSample(
+            row["id"], Key("training-data", row["object_name"]).filename, row["caption"], row["features"], row["name"]
+        )
+        for row in rows
     ]
-    return aim, patients, keys
+    return target, samples
 
 
-async def record_check(session: Session, brand_id: str, patients: Sequence[DataSample], said: CheckedData) -> None:
-    """Write a line to the brand's record: all these pictures were read for a check."""
-    asset_ids = [patient.asset_id for patient in patients]
+async def record_check(session: Session, brand_id: str, samples: Sequence[DataSample], said: CheckedData) -> None:
+    """Write a line to the brand's record: all these pictures were part of a check."""
+    asset_ids = [sample.asset_id for sample in samples]
     await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
 
 

@@ -120,7 +120,8 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
     """The job of the ticket. Raises NotFound, Conflict (it has ended)."""
     job = await _open_job(session, ticket)
     rows = await session.all(
-        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height, split_part(a.object_name, '/', 2) as file,"
+        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height, a.features,"
+        " split_part(a.object_name, '/', 2) as file,"
         " (select c.caption from app.asset_captions c where c.brand_id = a.brand_id and c.asset_id = a.id"
         "  order by c.version desc limit 1) as caption"
         " from app.brand_assets a order by a.created_at, a.id"
