@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from onbrand.errors import DataRefused, NotFound
 from onbrand.internal.training import TrainingAsset
 from onbrand.training.data.cache import DiskCache
 from onbrand.training.data.dataset import CaptionVariants, JobPictures, Picture, fitted, held_out, prior_pictures
