@@ -14,6 +14,7 @@ from onbrand.internal.generation import RenderRequest
 from onbrand.services import assets, generations, images, jobs, training_worker
 from onbrand.services.generation_parameters import NewGeneration
 from tests.numerics.bases import family_of
+from tests.stored_assets import store_assets
 
 
 @dataclass
@@ -30,7 +31,7 @@ class House:
         async with self.db.user_session(brand.member.scope) as session:
             stored = self.store.brand(brand.id)
             files = [assets.Upload("logo.png", self.pictures(hash(data) % 2**31), object="logo")]
-            (asset,) = await assets.upload(session, stored, brand.id, brand.member.user_id, files, Limits())
+            (asset,) = await store_assets(session, stored, brand.id, brand.member.user_id, files, Limits())
             new = jobs.NewJob(name="test", model_type="sd15", training_asset_ids=[asset.id])
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         ticket = brand.ticket(job.id)
@@ -57,7 +58,8 @@ class House:
 
     async def bytes_of(self, brand, image: images.Image) -> bytes:
         async with self.db.user_session(brand.member.scope) as session:
-            return (await images.read_image(session, self.store.brand(brand.id), brand.id, image.id))[1]
+            found = await images.get_image(session, brand.id, image.id)
+        return self.store.brand(brand.id).read(found.key)
 
     async def pixels(self, brand, generation_id: str) -> np.ndarray:
         """[H, W, 3] of a generation's first picture, 0 to 255."""

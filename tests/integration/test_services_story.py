@@ -29,6 +29,7 @@ from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeUser
 from tests.receipts import receipt_of
 from tests.small_adapter import FACTS, safetensors
+from tests.stored_assets import store_assets
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64, "num_inference_steps": 4})}
 
@@ -44,7 +45,7 @@ class Story:
         person = who or self.brand.member
         files = [assets.Upload(f"{seed}.png", self.pictures(seed), object="logo", **fields) for seed in seeds]
         async with self.db.user_session(person.scope) as session:
-            return await assets.upload(session, self.store, self.brand.id, person.user_id, files, Limits())
+            return await store_assets(session, self.store, self.brand.id, person.user_id, files, Limits())
 
     async def job(self, asset_ids: list[str], **fields) -> jobs.TrainingJob:
         fields = {"name": "first", "model_type": "sd15", "training_config": {"steps": 5}} | fields
@@ -153,7 +154,7 @@ async def test_an_upload_with_one_bad_file_stores_nothing(story: Story):
     files = [assets.Upload("good.png", story.pictures(1)), assets.Upload("bad.png", b"not a picture")]
     with pytest.raises(Exception, match=r"bad\.png"):
         async with story.as_user() as session:
-            await assets.upload(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
+            await store_assets(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
     assert story.store.list("training-data") == []
     async with story.as_user() as session:
         assert (await assets.list_assets(session, story.brand.id)).data == []
@@ -166,7 +167,7 @@ async def test_bytes_go_away_when_the_transaction_does_not_commit(story: Story):
     with pytest.raises(Interrupted):  # noqa: PT012
         async with story.as_user() as session:
             files = [assets.Upload("a.png", story.pictures(1), object="logo")]
-            await assets.upload(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
+            await store_assets(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
             assert len(story.store.list("training-data")) == 1
             raise Interrupted
     assert story.store.list("training-data") == []

@@ -24,6 +24,7 @@ from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatu
 from onbrand.training.dispatch.submission import asking
 from onbrand.training.dispatch.tickets import read_ticket, ticket_folder
 from tests.integration.training_queue import fail_all_open_jobs
+from tests.stored_assets import store_assets
 
 
 @dataclass
@@ -98,7 +99,7 @@ async def create(db, store, make_brand, pictures, settings):
             if brand.id not in kept:
                 files = [assets.Upload("a.png", pictures(1), "photo of [brand] logo")]
                 of_brand = store.brand(brand.id)
-                stored = await assets.upload(session, of_brand, brand.id, brand.member.user_id, files, settings.limits)
+                stored = await store_assets(session, of_brand, brand.id, brand.member.user_id, files, settings.limits)
                 kept[brand.id] = [asset.id for asset in stored]
             new = jobs.NewJob(
                 name="a job", model_type="sd15", training_config=config, training_asset_ids=kept[brand.id]

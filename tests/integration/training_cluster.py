@@ -28,6 +28,7 @@ from onbrand.training.dispatch.admission import Bounds
 from onbrand.training.dispatch.dispatcher import Dispatcher
 from onbrand.training.dispatch.providers.ray import RayProvider
 from tests.integration.training_queue import fail_all_open_jobs
+from tests.stored_assets import store_assets
 from tests.unit.training_bases import base_of
 
 NUM_PICTURES = 5
@@ -153,7 +154,7 @@ class Owner:
         files = [assets.Upload(f"{n}.png", pictures(n), f"photo of [brand] logo {n}") for n in range(NUM_PICTURES)]
         scope, store = brand.member.scope, cluster.store.brand(brand.id)
         async with cluster.db.user_session(scope) as session:
-            stored = await assets.upload(session, store, brand.id, scope.user_id, files, cluster.settings.limits)
+            stored = await store_assets(session, store, brand.id, scope.user_id, files, cluster.settings.limits)
         return cls(cluster, brand.id, scope.user_id, [asset.id for asset in stored], scope)
 
     async def create(self, **config: object) -> str:

@@ -36,6 +36,7 @@ from tests.conftest import BrandOfPeople, join
 from tests.receipts import receipt_of
 from tests.signing import become, forge
 from tests.small_adapter import FACTS, safetensors
+from tests.stored_assets import store_assets
 
 UNSIGNED = ("forged_admin", "forged_ticket")
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
@@ -118,7 +119,7 @@ async def world(database, db, store, make_brand, make_user, pictures, secrets) -
     made = await _keys(db, acme, globex)
     async with db.user_session(member.scope) as session:
         files = [assets.Upload(f"{seed}.png", pictures(seed), object="logo") for seed in (1, 2, 3)]
-        asset, other_asset, free = await assets.upload(session, bytes_of, acme.id, member.user_id, files, Limits())
+        asset, other_asset, free = await store_assets(session, bytes_of, acme.id, member.user_id, files, Limits())
 
         async def job(asset_id: str) -> str:
             new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset_id])

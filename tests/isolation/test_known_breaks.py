@@ -16,6 +16,7 @@ from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError
 from onbrand.services import assets, brands, generations, images, invitations, jobs, models
 from tests import signing
+from tests.stored_assets import store_assets
 
 CANARY = "canary-4b1d0c7e"
 
@@ -238,7 +239,7 @@ async def test_two_brands_may_hold_the_same_picture(db, store, make_brand, pictu
         async with db.user_session(brand.member.scope) as session:
             files = [assets.Upload("same.png", pictures(4242), object="logo")]
             try:
-                made = await assets.upload(
+                made = await store_assets(
                     session, store.brand(brand.id), brand.id, brand.member.user_id, files, Limits()
                 )
             except Conflict:

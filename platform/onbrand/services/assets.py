@@ -91,20 +91,6 @@ class Asset(Row):
         return Key("training-data", self.object_name)
 
 
-async def upload(
-    session: Session,
-    store: BrandStore,
-    brand_id: str,
-    user_id: str,
-    files: list[Upload],
-    limits: Limits,
-    checker: Checker | None = None,
-) -> list[Asset]:
-    """`check` and `store_checked` in one transaction, for few files. Raises their errors."""
-    checked = await check(checker or Checker(limits), files, limits)
-    return await store_checked(session, store, brand_id, user_id, checked, limits)
-
-
 async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[Checked]:
     """Check and re-encode every file in a child process; a zip archive becomes its pictures. Needs no transaction.
 
@@ -231,12 +217,6 @@ async def get_asset(session: Session, brand_id: str, asset_id: str) -> Asset:
     asset_id = known_id(asset_id, "asset")
     row = await session.maybe(f"{_ASSET} where t.brand_id = %s and t.id = %s", [brand_id, asset_id])
     return Asset.of(must_be_there(row, "asset"))
-
-
-async def read_asset(session: Session, store: BrandStore, brand_id: str, asset_id: str) -> tuple[Asset, bytes]:
-    """One picture's row and bytes. Raises NotFound."""
-    asset = await get_asset(session, brand_id, asset_id)
-    return asset, await anyio.to_thread.run_sync(store.read, asset.key)
 
 
 async def set_caption(
