@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db.embedded import start
 from onbrand.db.session import Database as DatabaseDoors
 from onbrand.sandbox.processes import Child
+from onbrand.secrets_file import load_secrets
 from tests.conftest import PASSWORD, BrandOfPeople, Person
 from tests.ingress import Platform, serving
 from tests.isolation.hostile.corpus import Hostile, corpus

@@ -25,12 +25,13 @@ from PIL import Image
 
 from onbrand.app import create_app, create_system_app
 from onbrand.brand import Ticket
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.errors import OnbrandError, Unavailable
 from onbrand.internal.client import AsyncSystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.internal.training import PublishedModel
+from onbrand.secrets_file import Secrets
 from onbrand.services.identity import TokenIssuer
 from onbrand.storage.store import ObjectStore
 from tests.receipts import receipt_for

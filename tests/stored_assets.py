@@ -5,7 +5,8 @@ from __future__ import annotations
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.sandbox.checker import Checker
-from onbrand.services.assets import Asset, Upload, check, store_checked
+from onbrand.services.asset_checks import Upload, check
+from onbrand.services.assets import Asset, store_checked
 from onbrand.storage.store import BrandStore
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from onbrand.config import Limits
 from onbrand.internal.generation import RenderRequest
-from onbrand.services import assets, generations, images, jobs, training_worker
+from onbrand.services import asset_checks, generations, images, job_validation, jobs, publication
 from onbrand.services.generation_parameters import NewGeneration
 from tests.numerics.bases import family_of
 from tests.stored_assets import store_assets
@@ -30,14 +30,14 @@ class House:
         """A finished training job with `data` as its adapter; returns the model's name."""
         async with self.db.user_session(brand.member.scope) as session:
             stored = self.store.brand(brand.id)
-            files = [assets.Upload("logo.png", self.pictures(hash(data) % 2**31), object="logo")]
+            files = [asset_checks.Upload("logo.png", self.pictures(hash(data) % 2**31), object="logo")]
             (asset,) = await store_assets(session, stored, brand.id, brand.member.user_id, files, Limits())
-            new = jobs.NewJob(name="test", model_type="sd15", training_asset_ids=[asset.id])
+            new = job_validation.NewJob(name="test", model_type="sd15", training_asset_ids=[asset.id])
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         ticket = brand.ticket(job.id)
         async with self.db.system_session(ticket) as session:
             facts = {"rank": 4, "trigger_word": "acme", "base_revision": "0" * 64, "metrics": {}}
-            model = await training_worker.publish(session, self.store.brand(brand.id), ticket, data, facts)
+            model = await publication.publish(session, self.store.brand(brand.id), ticket, data, facts)
         return model.name
 
     async def ask(self, brand, **options) -> RenderRequest:

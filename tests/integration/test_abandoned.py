@@ -25,7 +25,7 @@ from onbrand.brand import Ticket
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, EngineLost, Unavailable
 from onbrand.services import generation_worker
-from onbrand.services.training_worker import QueueEntry
+from onbrand.services.job_queue import QueueEntry
 from tests.conftest import BrandOfPeople
 from tests.ingress import Platform
 from tests.receipts import receipt_of

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, NotFound, StorageError
+from onbrand.secrets_file import Secrets
 from onbrand.storage import backends, layout
 from onbrand.storage.layout import Key
 from onbrand.storage.store import BrandStore, ObjectStore

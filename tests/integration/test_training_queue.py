@@ -17,7 +17,15 @@ from onbrand.config import Limits, Settings
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, generation_parameters, generations, jobs, training_worker
+from onbrand.services import (
+    asset_checks,
+    brands,
+    generation_parameters,
+    generations,
+    job_validation,
+    jobs,
+    training_worker,
+)
 from onbrand.training.dispatch.admission import Bounds
 from onbrand.training.dispatch.dispatcher import MAX_ATTEMPTS, Dispatcher
 from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
@@ -97,11 +105,11 @@ async def create(db, store, make_brand, pictures, settings):
         brand = brand or await make_brand("queued")
         async with db.user_session(brand.member.scope) as session:
             if brand.id not in kept:
-                files = [assets.Upload("a.png", pictures(1), "photo of [brand] logo")]
+                files = [asset_checks.Upload("a.png", pictures(1), "photo of [brand] logo")]
                 of_brand = store.brand(brand.id)
                 stored = await store_assets(session, of_brand, brand.id, brand.member.user_id, files, settings.limits)
                 kept[brand.id] = [asset.id for asset in stored]
-            new = jobs.NewJob(
+            new = job_validation.NewJob(
                 name="a job", model_type="sd15", training_config=config, training_asset_ids=kept[brand.id]
             )
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)

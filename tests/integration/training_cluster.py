@@ -17,11 +17,12 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from onbrand.app import create_system_app
 from onbrand.brand import Scope
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.local.ray_head import RayHead, free_ports
 from onbrand.local.supervisor import children, descendants
-from onbrand.services import assets, jobs, models
+from onbrand.secrets_file import Secrets
+from onbrand.services import asset_checks, job_validation, jobs, models
 from onbrand.services.events import Event
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatch.admission import Bounds
@@ -151,7 +152,9 @@ class Owner:
 
     @classmethod
     async def with_pictures(cls, cluster: Cluster, brand, pictures) -> Owner:
-        files = [assets.Upload(f"{n}.png", pictures(n), f"photo of [brand] logo {n}") for n in range(NUM_PICTURES)]
+        files = [
+            asset_checks.Upload(f"{n}.png", pictures(n), f"photo of [brand] logo {n}") for n in range(NUM_PICTURES)
+        ]
         scope, store = brand.member.scope, cluster.store.brand(brand.id)
         async with cluster.db.user_session(scope) as session:
             stored = await store_assets(session, store, brand.id, scope.user_id, files, cluster.settings.limits)
@@ -159,7 +162,9 @@ class Owner:
 
     async def create(self, **config: object) -> str:
         wanted = {name: value for name, value in (CONFIG | config).items() if value is not None}
-        new = jobs.NewJob(name="a job", model_type="sd15", training_config=wanted, training_asset_ids=self.asset_ids)
+        new = job_validation.NewJob(
+            name="a job", model_type="sd15", training_config=wanted, training_asset_ids=self.asset_ids
+        )
         async with self.cluster.db.user_session(self.scope) as session:
             return (await jobs.create_job(session, self.brand_id, self.user_id, new)).id
 

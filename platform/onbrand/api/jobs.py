@@ -27,7 +27,7 @@ from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.families.tokens import at_hand
-from onbrand.services import data_checks, jobs, metrics
+from onbrand.services import data_checks, job_validation, jobs, metrics
 from onbrand.services.logs import readable
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"], route_class=UserRoute)
@@ -48,7 +48,7 @@ async def shown(caller: BrandCaller, job: jobs.TrainingJob) -> jobs.TrainingJob:
 
 
 @router.post("", status_code=201, response_model=jobs.TrainingJob)
-async def create_job(body: jobs.NewJob, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
+async def create_job(body: job_validation.NewJob, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Start a fine-tuning of an adapter on pictures of the brand."""
 
     async def create() -> jobs.TrainingJob:
@@ -59,7 +59,7 @@ async def create_job(body: jobs.NewJob, caller: TrainPermission, once: OnlyOnce)
 
 
 @router.post(":check")
-async def check_job(body: jobs.NewCheck, access: TrainAccess, state: AppStateDep) -> data_checks.CheckedData:
+async def check_job(body: job_validation.NewCheck, access: TrainAccess, state: AppStateDep) -> data_checks.CheckedData:
     """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
         target, samples = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)

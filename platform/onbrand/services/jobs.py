@@ -6,37 +6,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
+from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import SPECS, Recommended
-from onbrand.families.training_config import TrainingConfig
 from onbrand.internal.training import IMPORT_KEY
 from onbrand.services.brands import must_be_admin, record
 from onbrand.services.continuation import FIELD as CONTINUE_FROM
 from onbrand.services.continuation import start_of
 from onbrand.services.data_checks import CheckedData, DataSample, DataTarget, target_of
 from onbrand.services.events import Event, events_of
-from onbrand.services.job_validation import Terms, must_look_fit, num_workers_of
+from onbrand.services.job_validation import (
+    PROVIDERS,
+    NewCheck,
+    NewJob,
+    Terms,
+    _assets_missing,
+    _must_be_asset_ids,
+    checked_config,
+    must_be_name,
+    must_look_fit,
+    num_workers_of,
+)
 from onbrand.services.limits import must_have_room_to_train
 from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_not_be_full
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
-from onbrand.visible import must_be_visible
 
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
 ENDED = ("completed", "failed", "canceled")
-PROVIDERS = ("ray",)
-"""Accepted providers. The table also has external ones, which first need a module in `training.dispatch.providers`."""
-ASSETS_MAX = 500
-"""Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids,
@@ -53,33 +58,6 @@ select a.id, a.name, a.object_name, a.features, (select c.caption from app.asset
   where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
 from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
 """
-
-
-_CONFIG_FIELDS_MAX = 100
-
-
-class NewJob(BaseModel):
-    """A member's request for a job. `training_config` is checked against the family's bounds, field by field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    name: str
-    model_type: str
-    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
-    training_asset_ids: Annotated[list[str], FailFast()]
-    provider: str = "ray"
-
-
-class NewCheck(BaseModel):
-    """The fields of a job to check; its name and provider do not affect its data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model_type: str
-    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
-    training_asset_ids: Annotated[list[str], FailFast()]
-    name: str | None = None
-    provider: str | None = None
 
 
 class JobUrls(BaseModel):
@@ -325,58 +303,6 @@ async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 
     return await events_of(session, brand_id, job.id, after_seq)
 
 
-def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration to store. Raises InvalidInput naming the first field that is out of bounds."""
-    if model_type not in SPECS:
-        raise InvalidInput(f"model_type must be one of {', '.join(SPECS)}", param="model_type")
-    try:
-        checked = TrainingConfig(**config)
-    except (ValidationError, TypeError) as problem:
-        raise _named(problem) from None
-    SPECS[model_type].must_be_size(checked.resolution, "training_config.resolution")  # type: ignore[index]
-    most = checked.num_workers[1] if isinstance(checked.num_workers, tuple) else checked.num_workers
-    if most and checked.batch_size and checked.batch_size % most:
-        raise InvalidInput(
-            f"num_workers must divide batch_size ({checked.batch_size})", param="training_config.num_workers"
-        )
-    return checked.model_dump(mode="json", exclude_none=True)
-
-
-def _named(problem: ValidationError | TypeError) -> InvalidInput:
-    """The first validation error, with the field's name and without the value that was sent."""
-    if not isinstance(problem, ValidationError):
-        return InvalidInput("training_config must be an object of known fields", param="training_config")
-    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(["training_config", *(str(part)[:80] for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(TrainingConfig.model_fields)
-        return InvalidInput(f"{path} is not a field of the configuration; the fields are {known}", param=path)
-    return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
-
-
-def must_be_name(name: str) -> str:
-    """The name of a job, stripped. Raises InvalidInput."""
-    name = name.strip()
-    if not 1 <= len(name) <= 200:
-        raise InvalidInput("name must have 1 to 200 characters", param="name")
-    must_be_visible(name, "name", "name")
-    return name
-
-
-def _must_be_asset_ids(ids: list[str]) -> list[str]:
-    if not ids:
-        raise InvalidInput("a job needs at least one asset; upload pictures first", param="training_asset_ids")
-    if len(ids) > ASSETS_MAX:
-        raise TooLarge(f"{len(ids)} assets; a job takes at most {ASSETS_MAX}", param="training_asset_ids")
-    try:
-        asset_ids = [known_id(text, "asset") for text in ids]
-    except NotFound:
-        raise _assets_missing() from None
-    if len(set(asset_ids)) < len(asset_ids):
-        raise InvalidInput("an asset is named twice", param="training_asset_ids")
-    return asset_ids
-
-
 async def _must_have_assets(session: Session, brand_id: str, asset_ids: list[str]) -> None:
     row = await session.one(
         "select count(*) as num from app.brand_assets where brand_id = %s and id = any(%s::uuid[])",
@@ -384,11 +310,6 @@ async def _must_have_assets(session: Session, brand_id: str, asset_ids: list[str
     )
     if row["num"] != len(asset_ids):
         raise _assets_missing()
-
-
-def _assets_missing() -> NotFound:
-    """The same message whether an asset never existed, was deleted, or is another brand's."""
-    return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from onbrand.services import jobs
+from onbrand.services import job_validation, jobs
 from tests.conftest import BrandOfPeople
 from tests.ingress import Platform, upload
 from tests.isolation.hostile.corpus import Door
@@ -42,7 +42,7 @@ async def open_doors(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[
     """The doors of a brand that has no picture yet."""
     async with platform.client(brand.member) as member:
         asset = await upload(member, brand.id, picture("PNG", 99))
-        new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset["id"]])
+        new = job_validation.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset["id"]])
         async with platform.db.user_session(brand.member.scope) as session:
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         ticket = brand.ticket(job.id).sign(platform.secrets.tickets)
