@@ -193,5 +193,5 @@ def _share_out(app: FastAPI, limits: Limits) -> None:
     """Set up this process's shared limits: file checks, requests, form hashing, body bytes."""
     app.state.checker = Checker(limits)
     app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
-    app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")
+    app.state.hashing = FairTurns(2, limits.waiting_checks, things="forms of this account wait to be hashed")
     app.state.bodies = BytesUnderWay(limits)

@@ -25,6 +25,7 @@ from onbrand.services import (
     jobs,
     models,
     publication,
+    training_job,
     training_worker,
 )
 from onbrand.storage.layout import Key, model_metadata
@@ -50,7 +51,7 @@ class Story:
         async with self.db.user_session(person.scope) as session:
             return await store_assets(session, self.store, self.brand.id, person.user_id, files, Limits())
 
-    async def job(self, asset_ids: list[str], **fields) -> jobs.TrainingJob:
+    async def job(self, asset_ids: list[str], **fields) -> training_job.TrainingJob:
         fields = {"name": "first", "model_type": "sd15", "training_config": {"steps": 5}} | fields
         new = job_validation.NewJob(training_asset_ids=asset_ids, **fields)
         async with self.db.user_session(self.brand.member.scope) as session:

@@ -24,6 +24,7 @@ from onbrand.services import (
     generations,
     job_validation,
     jobs,
+    training_job,
     training_worker,
 )
 from onbrand.training.dispatch.admission import Bounds
@@ -122,7 +123,7 @@ async def create(db, store, make_brand, pictures, settings):
 async def row(db):
     """`await row(brand, job_id)`: the job as its members see it."""
 
-    async def read(brand, job_id: str) -> jobs.TrainingJob:
+    async def read(brand, job_id: str) -> training_job.TrainingJob:
         async with db.user_session(brand.member.scope) as session:
             return await jobs.get_job(session, brand.id, job_id)
 

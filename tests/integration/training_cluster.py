@@ -22,7 +22,7 @@ from onbrand.db.session import Database
 from onbrand.local.ray_head import RayHead, free_ports
 from onbrand.local.supervisor import children, descendants
 from onbrand.secrets_file import Secrets
-from onbrand.services import asset_checks, job_validation, jobs, models
+from onbrand.services import asset_checks, job_validation, jobs, models, training_job
 from onbrand.services.events import Event
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatch.admission import Bounds
@@ -168,7 +168,7 @@ class Owner:
         async with self.cluster.db.user_session(self.scope) as session:
             return (await jobs.create_job(session, self.brand_id, self.user_id, new)).id
 
-    async def job(self, job_id: str) -> jobs.TrainingJob:
+    async def job(self, job_id: str) -> training_job.TrainingJob:
         async with self.cluster.db.user_session(self.scope) as session:
             return await jobs.get_job(session, self.brand_id, job_id)
 
@@ -188,7 +188,7 @@ class Owner:
         async with self.cluster.db.user_session(self.scope) as session:
             await jobs.request_cancel(session, self.brand_id, job_id)
 
-    async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 600):
+    async def until(self, job_id: str, condition: Callable[[training_job.TrainingJob], bool], seconds: float = 600):
         """The job once `condition` holds of it; fails the test when the job ended otherwise or time is up."""
         end = time.monotonic() + seconds
         while not condition(job := await self.job(job_id)):
@@ -197,16 +197,16 @@ class Owner:
             await asyncio.sleep(0.2)
         return job
 
-    async def adapter(self, job: jobs.TrainingJob) -> dict[str, torch.Tensor]:
+    async def adapter(self, job: training_job.TrainingJob) -> dict[str, torch.Tensor]:
         """The published tensors."""
         async with self.cluster.db.user_session(self.scope) as session:
             model = await models.get_model(session, self.brand_id, job.model_id)
             return safetensors.torch.load(self.cluster.store.brand(self.brand_id).read(model.key))
 
 
-def is_completed(job: jobs.TrainingJob) -> bool:
+def is_completed(job: training_job.TrainingJob) -> bool:
     return job.status == "completed"
 
 
-def is_past_a_checkpoint(job: jobs.TrainingJob) -> bool:
+def is_past_a_checkpoint(job: training_job.TrainingJob) -> bool:
     return job.metrics.get("step", 0) > 1.5 * CONFIG["checkpoint_every"]

@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import random
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from onbrand import errors
+from onbrand.internal.retries import as_error, may_try_again, must_be_good, retry_delays, unreachable
 from onbrand.internal.training import PublishedModel, ReportResponse, RunCredentials, StoredImage, TrainingSpec
 
 PATIENCE_SECONDS = 120.0
-_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
-_PROBLEM = "application/problem+json"
 
 
 @dataclass(frozen=True)
@@ -77,46 +74,6 @@ def credentials_of(answer: Mapping[str, Any]) -> RunCredentials | None:
 def failure_call(path: str, code: str, message: str) -> Call:
     """The call that ends a job or a generation with a reason."""
     return Call("POST", path, json={"code": code, "message": message})
-
-
-def _delays(patience: float) -> Iterator[float]:
-    """Waits between attempts: doubling, jittered, ending when `patience` seconds have passed."""
-    end = time.monotonic() + patience
-    delay = _FIRST_DELAY
-    while (left := end - time.monotonic()) > 0:
-        yield min(left, delay * random.uniform(0.7, 1.3))
-        delay = min(delay * 2, _LONGEST_DELAY)
-
-
-def _is_ours(answer: httpx.Response) -> bool:
-    return answer.headers.get("content-type", "").startswith(_PROBLEM)
-
-
-def _may_try_again(answer: httpx.Response) -> bool:
-    """Whether to retry: our 429 or 503, or a proxy's for a missing replica (404 or 5xx without a problem body)."""
-    if _is_ours(answer):
-        return answer.status_code in (429, 503)
-    return answer.status_code == 404 or answer.status_code >= 500
-
-
-def _as_error(answer: httpx.Response) -> errors.OnbrandError:
-    """The error that the platform raised, rebuilt from its problem body; else Unavailable."""
-    if not _is_ours(answer):
-        return errors.Unavailable(f"the platform's internal routes answered {answer.status_code}; is it starting?")
-    body = answer.json()
-    fields = {"param": body["param"]} if body.get("param") else {}
-    said = body.get("detail") or body.get("title") or "the platform refused"
-    return errors.of_code(body.get("code", ""), said, **fields)
-
-
-def _must_be_good(answer: httpx.Response) -> httpx.Response:
-    if answer.is_success:
-        return answer
-    raise _as_error(answer)
-
-
-def _unreachable(problem: httpx.TransportError | None) -> errors.Unavailable:
-    return errors.Unavailable(f"the platform's internal routes cannot be reached ({type(problem).__name__})")
 
 
 @functools.cache
@@ -247,17 +204,17 @@ class SystemClient:
     def _send(self, call: Call) -> httpx.Response:
         problem: httpx.TransportError | None = None
         answer: httpx.Response | None = None
-        delays = _delays(self._patience)
+        delays = retry_delays(self._patience)
         while True:
             try:
                 answer = self._http.send(call.request(self._http, self.token))
-                if not _may_try_again(answer):
-                    return _must_be_good(answer)
+                if not may_try_again(answer):
+                    return must_be_good(answer)
             except httpx.TransportError as trouble:
                 problem, answer = trouble, None
             delay = next(delays, None)
             if delay is None:
-                raise _as_error(answer) if answer is not None else _unreachable(problem)
+                raise as_error(answer) if answer is not None else unreachable(problem)
             time.sleep(delay)
 
 
@@ -340,15 +297,15 @@ class AsyncSystemClient:
     async def _send(self, call: Call) -> httpx.Response:
         problem: httpx.TransportError | None = None
         answer: httpx.Response | None = None
-        delays = _delays(self._patience)
+        delays = retry_delays(self._patience)
         while True:
             try:
                 answer = await self._http.send(call.request(self._http, self.token))
-                if not _may_try_again(answer):
-                    return _must_be_good(answer)
+                if not may_try_again(answer):
+                    return must_be_good(answer)
             except httpx.TransportError as trouble:
                 problem, answer = trouble, None
             delay = next(delays, None)
             if delay is None:
-                raise _as_error(answer) if answer is not None else _unreachable(problem)
+                raise as_error(answer) if answer is not None else unreachable(problem)
             await asyncio.sleep(delay)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, Field
 
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
@@ -35,13 +33,12 @@ from onbrand.services.job_validation import (
     num_workers_of,
 )
 from onbrand.services.limits import must_have_room_to_train
-from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_not_be_full
+from onbrand.services.training_job import ENDED, TrainingJob
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
 
-JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
-ENDED = ("completed", "failed", "canceled")
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids,
@@ -58,66 +55,6 @@ select a.id, a.name, a.object_name, a.features, (select c.caption from app.asset
   where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
 from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
 """
-
-
-class JobUrls(BaseModel):
-    """The HTTP addresses of a job."""
-
-    model_config = ConfigDict(frozen=True)
-
-    get: str
-    cancel: str
-    events: str
-
-
-class TrainingJob(Row):
-    """A training job.
-
-    Args:
-        model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
-        sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
-        metrics: the newest numbers, and `findings` of the data doctor at the start (`doctor.Finding`).
-        eta_seconds: until the last step, while it trains; it may end earlier, and the adapter's proof comes after.
-        waiting_for: why it does not run (`training.WaitingFor`); None while it runs, or before the dispatcher looked.
-        num_ahead: earlier jobs of the brand that also wait; None if it does not wait.
-        attempts: number of submissions.
-        retry_of: the job that this one retries; it continues from that job's checkpoints if they fit.
-        urls: set by the API.
-    """
-
-    id: str
-    brand_id: str
-    user_id: str
-    name: str
-    model_type: str
-    training_config: dict[str, Any]
-    training_asset_ids: list[str]
-    status: JobStatus
-    progress: int
-    model_url: str | None
-    sample_images_urls: list[str]
-    provider: str
-    provider_job_id: str | None
-    created_at: datetime
-    completed_at: datetime | None
-    error: dict[str, Any] | None
-    metrics: dict[str, Any]
-    eta_seconds: float | None = None
-    waiting_for: str | None = None
-    num_ahead: int | None = None
-    attempts: int = 0
-    retry_of: str | None = None
-    urls: JobUrls | None = None
-    model_id: str | None = Field(default=None, exclude=True)
-    start_model_id: str | None = Field(default=None, exclude=True)
-    run_id: str | None = Field(default=None, exclude=True)
-    cancel_requested_at: datetime | None = Field(default=None, exclude=True)
-    stop_requested_at: datetime | None = Field(default=None, exclude=True)
-
-    @property
-    def sample_keys(self) -> list[Key]:
-        """Keys of its samples, in the order they were made."""
-        return [Key("generated-content", url.removeprefix("generated-content/")) for url in self.sample_images_urls]
 
 
 async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob, terms: Terms = Terms()) -> TrainingJob:

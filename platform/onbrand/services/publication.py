@@ -16,8 +16,8 @@ from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
 from onbrand.sandbox.checker import Checker
 from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.imports import drop_import
-from onbrand.services.jobs import ENDED
 from onbrand.services.models import Model, find_model_of_job, write_metadata
+from onbrand.services.training_job import ENDED
 from onbrand.services.training_worker import lock_job, record_of_job, security_log, store_object
 from onbrand.storage.layout import model_file
 from onbrand.storage.store import BrandStore

@@ -26,9 +26,9 @@ from onbrand.services.data_checks import Finding
 from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.imports import drop_import
 from onbrand.services.job_queue import WaitingFor
-from onbrand.services.jobs import ENDED
 from onbrand.services.logs import write
 from onbrand.services.pagination import known_id, must_be_there
+from onbrand.services.training_job import ENDED
 from onbrand.storage.layout import Drawn, DrawnBy, Key, sample_image
 from onbrand.storage.store import BrandStore
 
