@@ -17,6 +17,7 @@ from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
+from onbrand.serving.metrics import Metrics
 from onbrand.serving.options import EngineOptions
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,6 +44,7 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
         AdapterLibrary(family, files, options.host_bytes),
         lambda ticket: AsyncSystemClient(settings.system_url, ticket),
         lambda ticket: SystemClient(settings.system_url, ticket),
+        Metrics(name),
     )
 
 
