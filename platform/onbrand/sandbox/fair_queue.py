@@ -77,7 +77,8 @@ class FairTurns:
         num_turns: turns at once.
         waiting_max: how many requests of one brand may wait.
         now: a clock in seconds.
-        what, limit: the waiting things and the setting of `waiting_max`, for the error's text.
+        what: the waiting things, for the error's text.
+        limit: the setting of `waiting_max`, for the error's text.
     """
 
     def __init__(

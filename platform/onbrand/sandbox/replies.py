@@ -44,7 +44,7 @@ class FactsReply(PictureReply):
 
 
 class FeaturesReply(Reply):
-    """The numbers of `findings.PictureFeatures`; no bytes come along."""
+    """The numbers of `results.PictureFeatures`; no bytes come along."""
 
     width: _Side
     height: _Side
@@ -84,7 +84,7 @@ class MarkdownReply(Reply):
 
 
 class WeightsReply(Reply):
-    """The numbers of `findings.CheckedWeights`."""
+    """The numbers of `results.CheckedWeights`."""
 
     num_tensors: Annotated[int, Field(ge=1, le=10**6)]
     text_layers: Annotated[int, Field(ge=0, le=10**6)]

@@ -36,7 +36,7 @@ class CleanImage:
 
 @dataclass(frozen=True, slots=True)
 class PictureFeatures:
-    """Measurements of a picture, taken by `storage.features`; they outlive the picture.
+    """Measurements of a picture, taken by `image_features`; they outlive the picture.
 
     Args:
         width, height: upright, in pixels.

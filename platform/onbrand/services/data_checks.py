@@ -1,7 +1,8 @@
 """The data doctor: finds faults of training pictures and captions, with reasons and remedies.
 
-Errors stop a job before it costs anything; warnings are reported and kept. The checking child processes read pictures
-(`storage.features`); this module judges the measurements. Members run it (`training-jobs:check`); so does every job.
+Errors stop a job before it costs anything; warnings are reported and kept. Child processes measure the pictures
+(`sandbox.image_features`); this module judges the measurements. Members run it (`training-jobs:check`), and every job
+does.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def must_be_fit_to_train(
     """Check the job's data in child processes and keep the findings in the job's row.
 
     Args:
-        step: side lengths of the plan's buckets are multiples of it (`families.buckets.bucket_step`).
+        step: side lengths of the plan's buckets are multiples of it (`families.aspect_buckets.bucket_step`).
         text_lengths: the caption lengths that the base reads.
 
     Raises:
