@@ -75,10 +75,9 @@ class FairTurns:
 
     Args:
         num_turns: turns at once.
-        waiting_max: how many requests of one brand may wait.
+        waiting_max: how many requests of one brand may wait. An error names them as `what`, and this number's setting
+            as `limit`.
         now: a clock in seconds.
-        what: the waiting things, for the error's text.
-        limit: the setting of `waiting_max`, for the error's text.
     """
 
     def __init__(
