@@ -31,7 +31,7 @@ class Recovery:
     """Draws abandoned generations again.
 
     Args:
-        renderings: the generations of this process; None without an engine: abandoned ones are then failed.
+        generation_tasks: those of this process; None without an engine: abandoned ones are then failed.
     """
 
     def __init__(self, db: Database, generation_tasks: GenerationTasks | None) -> None:

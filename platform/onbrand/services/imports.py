@@ -1,6 +1,6 @@
 """Import of LoRA files of other trainers: a job makes the uploaded file a model without training.
 
-The web tier has no torch: a child process checks names, shapes and values (`storage.weights`), and the job's process on
+The web tier has no torch: a child process checks names, shapes and values (`sandbox.weights`), and the job's process on
 the cluster converts and verifies (`onbrand.training.lora_import`).
 The file is never served, and is deleted with the job at the latest.
 """

@@ -24,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> GenerationRunner:
-    """A renderer over the configured base of a family, its engine running. Raises BaseModelRefused."""
+    """A generation runner over the configured base of a family, its engine running. Raises BaseModelRefused."""
     quiet_libraries()
     family = load(name, options, settings)
     engine = Engine(

@@ -1,7 +1,7 @@
 """The training loop. Its result is bit-identical after restarts and for any number of workers.
 
-Every random draw is a function of (seed, step) (`draws`), so no random state is kept. A step's rows are cut into
-shards; every worker gathers all gradients and adds them in the order of the shards. The published weights are the
+Every random draw is a function of (seed, step) (`data.sampling`), so no random state is kept. A step's rows are cut
+into shards; every worker gathers all gradients and adds them in the order of the shards. The published weights are the
 average (EMA) at the step with the best validation loss (`validation`), not at the last step.
 Shapes: B rows of a step, S shards, R = B / S rows of a shard, K numbers of a shard's packet.
 """
