@@ -103,7 +103,7 @@ TAMPERED = {
     "deleted": "delete from audit.events where brand_id = :brand and seq = 4",
     "the first deleted": "delete from audit.events where brand_id = :brand and seq = 1",
     "changed and hashed anew": "update audit.events set action = 'asset.delete' where brand_id = :brand and seq = 4;"
-    " update audit.events e set hash = audit.hash_of(e) where brand_id = :brand and seq = 4",
+    " update audit.events e set hash = audit.event_hash(e) where brand_id = :brand and seq = 4",
     "moved": "delete from audit.events where brand_id = :brand and seq = 4;"
     " update audit.events set seq = 4 where brand_id = :brand and seq = 5",
     "put in at the end": "insert into audit.events (seq, brand_id, at, actor, credential, action, detail, prev, hash)"

@@ -15,7 +15,7 @@ create table identity.users (
 );
 alter table identity.users enable row level security;
 alter table identity.users force row level security;
-create policy own_code on identity.users to onbrand_identity using (true) with check (true);
+create policy function_owner on identity.users to onbrand_identity using (true) with check (true);
 
 create table identity.subjects (
   issuer text not null check (char_length(issuer) between 1 and 500),
@@ -27,7 +27,7 @@ create table identity.subjects (
 create index subjects_by_user on identity.subjects (user_id);
 alter table identity.subjects enable row level security;
 alter table identity.subjects force row level security;
-create policy own_code on identity.subjects to onbrand_identity using (true) with check (true);
+create policy function_owner on identity.subjects to onbrand_identity using (true) with check (true);
 
 create table identity.sessions (
   id uuid primary key default gen_random_uuid(),
@@ -42,7 +42,7 @@ create table identity.sessions (
 create index sessions_by_user on identity.sessions (user_id, created_at);
 alter table identity.sessions enable row level security;
 alter table identity.sessions force row level security;
-create policy own_code on identity.sessions to onbrand_identity, onbrand_definer using (true) with check (true);
+create policy function_owner on identity.sessions to onbrand_identity, onbrand_definer using (true) with check (true);
 grant select (id, user_id, idle, last_seen_at, expires_at, ended_at) on identity.sessions to onbrand_definer;
 
 -- Limits of log-in attempts (GCRA): one bucket per client address, per account's address, and per pair of both. The key
@@ -55,10 +55,10 @@ create table identity.attempts (
 create index attempts_by_due on identity.attempts (due);
 alter table identity.attempts enable row level security;
 alter table identity.attempts force row level security;
-create policy own_code on identity.attempts to onbrand_identity using (true) with check (true);
+create policy function_owner on identity.attempts to onbrand_identity using (true) with check (true);
 
 -- True if the credential is neither a key, nor bound to one brand, nor limited to some scopes.
-create function private.in_person() returns boolean
+create function private.is_unrestricted() returns boolean
 language sql stable security definer set search_path = '' as $$
   select private.uid() is not null
     and num_nonnulls(private.ctx('bound_to'), private.ctx('key_id'), private.ctx('scopes')) = 0
@@ -67,7 +67,7 @@ $$;
 create function private.sign_up(email text, password_hash text) returns table (id uuid, created_at timestamptz)
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  perform private.must_be_asked('sign_up', lower(sign_up.email));
+  perform private.must_be_requested('sign_up', lower(sign_up.email));
   return query insert into identity.users as u (email, password_hash)
     values (lower(sign_up.email), sign_up.password_hash) returning u.id, u.created_at;
 end $$;
@@ -76,7 +76,7 @@ end $$;
 create function private.find_login(email text) returns table (id uuid, password_hash text)
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  perform private.must_be_asked('find_login', lower(find_login.email));
+  perform private.must_be_requested('find_login', lower(find_login.email));
   return query select u.id, u.password_hash from identity.users u where u.email = lower(find_login.email);
 end $$;
 
@@ -103,9 +103,9 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- Addresses of the members that the caller sees: the caller's own; for an admin, those of all members.
-create function private.member_emails(b text) returns table (user_id uuid, email text)
+create function private.member_emails(brand text) returns table (user_id uuid, email text)
 language sql stable security definer set search_path = '' as $$
-  select u.id, u.email from identity.users u join app.brand_users bu on bu.user_id = u.id where bu.brand_id = b
+  select u.id, u.email from identity.users u join app.brand_users bu on bu.user_id = u.id where bu.brand_id = brand
 $$;
 
 -- The account of a subject of an outside issuer; it is made at the first log-in. `email` is an address that the issuer
@@ -114,30 +114,30 @@ $$;
 -- is refused (23505): the two may have different owners, so only link_subject joins them.
 create function private.external_user(issuer text, subject text, email text) returns uuid
 language plpgsql volatile security definer set search_path = '' as $$
-declare who uuid;
+declare account_id uuid;
 begin
-  perform private.must_be_asked('external_user', issuer, subject, email);
-  select s.user_id into who from identity.subjects s
+  perform private.must_be_requested('external_user', issuer, subject, email);
+  select s.user_id into account_id from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
-  if who is not null then
+  if account_id is not null then
     update identity.users u set email = lower(external_user.email), email_verified_at = clock_timestamp()
-      where external_user.email is not null and u.id = who and u.email_verified_at is null
+      where external_user.email is not null and u.id = account_id and u.email_verified_at is null
         and (u.email = lower(external_user.email) or (u.email is null
           and not exists (select 1 from identity.users o where o.email = lower(external_user.email))));
-    return who;
+    return account_id;
   end if;
   begin
     insert into identity.users as u (email, email_verified_at)
       values (lower(external_user.email), case when external_user.email is not null then clock_timestamp() end)
-      returning u.id into who;
+      returning u.id into account_id;
     insert into identity.subjects (issuer, subject, user_id)
-      values (external_user.issuer, external_user.subject, who);
+      values (external_user.issuer, external_user.subject, account_id);
   exception when unique_violation then
-    select s.user_id into who from identity.subjects s
+    select s.user_id into account_id from identity.subjects s
       where s.issuer = external_user.issuer and s.subject = external_user.subject;
-    if who is null then raise; end if;
+    if account_id is null then raise; end if;
   end;
-  return who;
+  return account_id;
 end $$;
 
 -- Link a subject to the caller's account. If the issuer verified the account's own address, the address becomes
@@ -145,8 +145,8 @@ end $$;
 create function private.link_subject(issuer text, subject text, email text default null) returns void
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  perform private.must_be_asked('link_subject', issuer, subject, email);
-  if not private.in_person() then
+  perform private.must_be_requested('link_subject', issuer, subject, email);
+  if not private.is_unrestricted() then
     raise exception 'no link with this credential' using errcode = '42501';
   end if;
   insert into identity.subjects (issuer, subject, user_id)
@@ -155,11 +155,11 @@ begin
     where u.id = private.uid() and u.email = lower(link_subject.email) and u.email_verified_at is null;
 end $$;
 
-create function private.session_lives(session_id uuid, me uuid) returns boolean
+create function private.has_valid_session(session_id uuid, user_id uuid) returns boolean
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  return exists (select 1 from identity.sessions s where s.id = session_lives.session_id
-    and s.user_id = session_lives.me and s.ended_at is null
+  return exists (select 1 from identity.sessions s where s.id = has_valid_session.session_id
+    and s.user_id = has_valid_session.user_id and s.ended_at is null
     and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp());
 end $$;
 
@@ -180,8 +180,9 @@ create function private.open_session(hash text, idle interval, life interval)
 returns table (id uuid, expires_at timestamptz)
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  perform private.must_be_asked('open_session', hash);
-  if not private.in_person() or private.ctx('session_id') is not null or open_session.life > interval '31 days' then
+  perform private.must_be_requested('open_session', hash);
+  if not private.is_unrestricted() or private.ctx('session_id') is not null
+     or open_session.life > interval '31 days' then
     raise exception 'no session for this credential' using errcode = '42501';
   end if;
   delete from identity.sessions s where s.user_id = private.uid() and s.expires_at < clock_timestamp();
@@ -194,7 +195,7 @@ create function private.my_sessions()
 returns table (id uuid, created_at timestamptz, last_seen_at timestamptz, expires_at timestamptz)
 language sql stable security definer set search_path = '' as $$
   select s.id, s.created_at, s.last_seen_at, s.expires_at from identity.sessions s
-  where private.in_person() and s.user_id = private.uid() and s.ended_at is null
+  where private.is_unrestricted() and s.user_id = private.uid() and s.ended_at is null
     and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
   order by s.created_at desc, s.id
 $$;
@@ -204,16 +205,16 @@ create function private.end_sessions(session_id uuid) returns integer
 language sql volatile security definer set search_path = '' as $$
   with ended as (
     update identity.sessions s set ended_at = statement_timestamp()
-    where private.in_person() and s.user_id = private.uid() and s.ended_at is null
+    where private.is_unrestricted() and s.user_id = private.uid() and s.ended_at is null
       and (end_sessions.session_id is null or s.id = end_sessions.session_id)
     returning 1)
   select count(*)::integer from ended
 $$;
 
--- Take one attempt from each of these buckets, each of `most` attempts in `seconds`, or take none. Returns how many
+-- Take one attempt from each of these buckets, each of max_attempts in `seconds`, or take none. Returns how many
 -- seconds to wait; 0 if the attempts were taken. A refused attempt is not counted, so waiting always helps. All
 -- replicas call this function; row locks serialize concurrent attempts.
-create function private.take_attempt(keys text[], most integer[], seconds integer[]) returns double precision
+create function private.take_attempt(keys text[], max_attempts integer[], seconds integer[]) returns double precision
 language plpgsql volatile security definer set search_path = '' as $$
 declare
   at timestamptz;
@@ -223,8 +224,8 @@ declare
   wait double precision := 0;
 begin
   perform private.must_be_signed();
-  if cardinality(keys) not between 1 and 4 or cardinality(most) <> cardinality(keys)
-      or cardinality(seconds) <> cardinality(keys) or 1 > any (most) or 1 > any (seconds)
+  if cardinality(keys) not between 1 and 4 or cardinality(max_attempts) <> cardinality(keys)
+      or cardinality(seconds) <> cardinality(keys) or 1 > any (max_attempts) or 1 > any (seconds)
       or 86400 < any (seconds) then
     raise exception 'a bucket has a key, a number and a time' using errcode = '22023';
   end if;
@@ -232,9 +233,9 @@ begin
     insert into identity.attempts as a (key, due) values (keys[n], clock_timestamp())
       on conflict (key) do update set due = a.due returning a.due into until;
     at := clock_timestamp();
-    step := make_interval(secs => seconds[n]::double precision / most[n]);
-    until := least(greatest(until, at), at + make_interval(secs => seconds[n]));  -- a bucket is full in its time
-    wait := greatest(wait, extract(epoch from until - at - (most[n] - 1) * step));
+    step := make_interval(secs => seconds[n]::double precision / max_attempts[n]);
+    until := least(greatest(until, at), at + make_interval(secs => seconds[n]));  -- a bucket is full after its period
+    wait := greatest(wait, extract(epoch from until - at - (max_attempts[n] - 1) * step));
     dues := dues || (until + step);
   end loop;
   if wait > 0 then return wait; end if;
@@ -248,11 +249,12 @@ begin
 end $$;
 
 -- Return one attempt to each bucket, after the right password.
-create function private.give_attempt_back(keys text[], most integer[], seconds integer[]) returns void
+create function private.give_attempt_back(keys text[], max_attempts integer[], seconds integer[]) returns void
 language sql volatile security definer set search_path = '' as $$
-  update identity.attempts a set due = a.due - make_interval(secs => b.seconds::double precision / b.most)
-  from (select t.key, t.most, t.seconds
-    from unnest(give_attempt_back.keys, give_attempt_back.most, give_attempt_back.seconds) as t (key, most, seconds)) b
+  update identity.attempts a set due = a.due - make_interval(secs => b.seconds::double precision / b.max_attempts)
+  from (select t.key, t.max_attempts, t.seconds
+    from unnest(give_attempt_back.keys, give_attempt_back.max_attempts, give_attempt_back.seconds)
+      as t (key, max_attempts, seconds)) b
   where private.claims() is not null and a.key = b.key
 $$;
 
@@ -263,5 +265,5 @@ grant execute on function private.sign_up(text, text), private.find_login(text),
   private.give_attempt_back(text[], integer[], integer[]) to anon;
 grant execute on function private.me(), private.member_emails(text), private.link_subject(text, text, text),
   private.open_session(text, interval, interval), private.my_sessions(), private.end_sessions(uuid) to authenticated;
-grant execute on function private.in_person(), private.my_email(), private.my_verified_email(), private.email_of(uuid),
-  private.session_lives(uuid, uuid) to onbrand_definer;
+grant execute on function private.is_unrestricted(), private.my_email(), private.my_verified_email(),
+  private.email_of(uuid), private.has_valid_session(uuid, uuid) to onbrand_definer;

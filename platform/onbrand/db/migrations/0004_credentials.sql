@@ -63,25 +63,26 @@ create function private.find_key(id uuid, hash text) returns table (brand_id tex
 language sql volatile security definer set search_path = '' as $$
   update app.api_keys k set last_used_at = statement_timestamp()
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
+    and private.is_key_valid(k.revoked_at, k.expires_at, clock_timestamp())
     and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
+    and private.is_key_valid(k.revoked_at, k.expires_at, clock_timestamp())
     and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
 $$;
 
--- Open invitations to the caller's verified address, newest first: at most `most`, after a position in the list.
-create function private.my_invitations(at timestamptz, after uuid, most integer)
+-- Open invitations to the caller's verified address, newest first: at most max_rows, after a position in the list.
+create function private.my_invitations(at timestamptz, after uuid, max_rows integer)
 returns table (id uuid, brand_id text, role text, created_at timestamptz, expires_at timestamptz)
 language plpgsql stable security definer set search_path = '' as $$
 declare address text := private.my_verified_email();
 begin
-  if address is null or not private.in_person() or not private.credential_lives() then return; end if;
+  if address is null or not private.is_unrestricted() or not private.is_credential_valid() then return; end if;
   return query select i.id, i.brand_id, i.role, i.created_at, i.expires_at from app.invitations i
-    where reverse(i.email) = reverse(address) and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
+    where reverse(i.email) = reverse(address) and i.accepted_at is null and i.revoked_at is null
+      and i.expires_at > statement_timestamp()
       and (my_invitations.at is null or (i.created_at, i.id) < (my_invitations.at, my_invitations.after))
-    order by i.created_at desc, i.id desc limit least(most, 101);
+    order by i.created_at desc, i.id desc limit least(max_rows, 101);
 end $$;
 
 -- The invitation that the caller may answer. With the secret, the account must have the invited address; without it,
@@ -91,7 +92,7 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   address text := case when hash is null then private.my_verified_email() else private.my_email() end;
 begin
-  if not private.in_person() or not private.credential_lives() then
+  if not private.is_unrestricted() or not private.is_credential_valid() then
     raise exception 'no invitation for this credential' using errcode = '42501';
   end if;
   return query select i.brand_id, i.user_id, i.role from app.invitations i
@@ -165,14 +166,14 @@ grant execute on function private.tg_end_credentials() to onbrand_owner;
 set role onbrand_owner;
 
 -- Admins make and revoke keys, but not with a key: a key must not make a key with more scopes.
-call app.build_wall('app.api_keys');
+call app.enable_brand_isolation('app.api_keys');
 create policy scope_insert on app.api_keys as restrictive for insert to authenticated
-  with check ((select private.ctx('key_id')) is null and (select private.may('manage')));
+  with check ((select private.ctx('key_id')) is null and (select private.has_scope('manage')));
 create policy scope_update on app.api_keys as restrictive for update to authenticated
-  using ((select private.ctx('key_id')) is null and (select private.may('manage')))
-  with check ((select private.ctx('key_id')) is null and (select private.may('manage')));
+  using ((select private.ctx('key_id')) is null and (select private.has_scope('manage')))
+  with check ((select private.ctx('key_id')) is null and (select private.has_scope('manage')));
 create policy reader_select on app.api_keys for select to authenticated using (
-  (user_id = (select private.uid()) and ((select private.is_unlimited()) or (select private.may('manage'))))
+  (user_id = (select private.uid()) and ((select private.has_all_scopes()) or (select private.has_scope('manage'))))
   or (select private.is_admin()));
 create policy admin_insert on app.api_keys for insert to authenticated
   with check (user_id = (select private.uid()) and (select private.is_admin()));
@@ -183,12 +184,12 @@ grant select (id, brand_id, user_id, name, prefix, scopes, created_at, expires_a
   on app.api_keys to authenticated;
 grant insert (brand_id, user_id, name, hash, scopes, expires_at) on app.api_keys to authenticated;
 grant update (revoked_at) on app.api_keys to authenticated;
-create trigger maker_is_admin after insert on app.api_keys
-  for each row when (current_user = 'authenticated') execute function private.tg_maker_is_admin();
+create trigger creator_is_admin after insert on app.api_keys
+  for each row when (current_user = 'authenticated') execute function private.tg_creator_is_admin();
 
-call app.build_wall('app.invitations');
-call app.need_scope('app.invitations', 'insert', 'manage');
-call app.need_scope('app.invitations', 'update', 'manage');
+call app.enable_brand_isolation('app.invitations');
+call app.require_scope('app.invitations', 'insert', 'manage');
+call app.require_scope('app.invitations', 'update', 'manage');
 create policy admin_select on app.invitations for select to authenticated
   using ((select private.is_admin()));
 create policy admin_insert on app.invitations for insert to authenticated
@@ -201,8 +202,8 @@ grant select (id, brand_id, user_id, email, role, created_at, expires_at, accept
 grant insert (brand_id, user_id, email, role, hash, expires_at) on app.invitations to authenticated;
 grant update (revoked_at) on app.invitations to authenticated;
 grant update (declined) on app.invitations to onbrand_definer;
-create trigger maker_is_admin after insert on app.invitations
-  for each row when (current_user = 'authenticated') execute function private.tg_maker_is_admin();
+create trigger creator_is_admin after insert on app.invitations
+  for each row when (current_user = 'authenticated') execute function private.tg_creator_is_admin();
 
 create trigger end_credentials after delete on app.brand_users
   for each row execute function private.tg_end_credentials();

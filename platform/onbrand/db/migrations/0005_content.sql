@@ -136,28 +136,28 @@ begin
   return new;
 end $$;
 create trigger upload_guard before update on app.uploads for each row execute function app.tg_upload_guard();
-create trigger maker_is_member after insert on app.uploads
-  for each row when (current_user = 'authenticated') execute function private.tg_maker_is_member();
+create trigger creator_is_member after insert on app.uploads
+  for each row when (current_user = 'authenticated') execute function private.tg_creator_is_member();
 
 -- Isolation and scopes.
-call app.build_wall('storage.objects');
-call app.build_wall('app.brand_assets');
-call app.build_wall('app.asset_captions');
-call app.build_wall('app.documents');
-call app.build_wall('app.uploads');
-call app.build_wall('app.upload_objects');
-call app.need_scope('storage.objects', 'insert', 'upload');
+call app.enable_brand_isolation('storage.objects');
+call app.enable_brand_isolation('app.brand_assets');
+call app.enable_brand_isolation('app.asset_captions');
+call app.enable_brand_isolation('app.documents');
+call app.enable_brand_isolation('app.uploads');
+call app.enable_brand_isolation('app.upload_objects');
+call app.require_scope('storage.objects', 'insert', 'upload');
 create policy scope_delete on storage.objects as restrictive for delete to authenticated using (
   case when bucket_id = 'generated-content' and split_part(name, '/', 2) <> 'samples'
-    then (select private.may('generate')) else (select private.may('manage')) end);
-call app.need_scope('app.brand_assets', 'insert', 'upload');
-call app.need_scope('app.brand_assets', 'delete', 'manage');
-call app.need_scope('app.asset_captions', 'insert', 'upload');
-call app.need_scope('app.documents', 'insert', 'upload');
-call app.need_scope('app.documents', 'delete', 'manage');
-call app.need_scope('app.uploads', 'insert', 'upload');
-call app.need_scope('app.uploads', 'update', 'upload');
-call app.need_scope('app.upload_objects', 'insert', 'upload');
+    then (select private.has_scope('generate')) else (select private.has_scope('manage')) end);
+call app.require_scope('app.brand_assets', 'insert', 'upload');
+call app.require_scope('app.brand_assets', 'delete', 'manage');
+call app.require_scope('app.asset_captions', 'insert', 'upload');
+call app.require_scope('app.documents', 'insert', 'upload');
+call app.require_scope('app.documents', 'delete', 'manage');
+call app.require_scope('app.uploads', 'insert', 'upload');
+call app.require_scope('app.uploads', 'update', 'upload');
+call app.require_scope('app.upload_objects', 'insert', 'upload');
 
 -- Grants and permissive policies; the policies of brand_system are in 0011_background. Here and in later migrations
 -- nobody gets TRUNCATE, REFERENCES or TRIGGER, and inserts and updates are granted by column.
@@ -170,7 +170,7 @@ grant insert (bucket_id, name, user_id, content_type, bytes) on storage.objects 
 create policy member_select on storage.objects for select to authenticated using (true);
 create policy member_insert on storage.objects for insert to authenticated
   with check (bucket_id in ('training-data', 'brand-documents') and user_id = (select private.uid()));
-create policy matrix_delete on storage.objects for delete to authenticated using (
+create policy owner_or_admin_delete on storage.objects for delete to authenticated using (
   case when bucket_id = 'generated-content' and split_part(name, '/', 2) <> 'samples'
     then user_id = (select private.uid())
     else (select private.is_admin()) end);
@@ -218,7 +218,7 @@ create policy owner_insert on app.upload_objects for insert to authenticated wit
     and u.user_id = (select private.uid()) and u.status = 'completed')
   and (document_id is not null or exists (select 1 from app.brand_assets a
     where a.brand_id = upload_objects.brand_id and a.id = upload_objects.asset_id and a.user_id = (select private.uid()))));
-create policy document_of_ones_own on app.upload_objects as restrictive for insert to authenticated with check (
+create policy own_document on app.upload_objects as restrictive for insert to authenticated with check (
   document_id is null or exists (select 1 from app.documents d where d.brand_id = upload_objects.brand_id
     and d.id = upload_objects.document_id and d.user_id = (select private.uid())));
 

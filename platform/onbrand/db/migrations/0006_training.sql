@@ -111,8 +111,8 @@ begin
   return new;
 end $$;
 create trigger job_guard before update on app.lora_training_jobs for each row execute function app.tg_job_guard();
-create trigger maker_is_member after insert on app.lora_training_jobs
-  for each row when (current_user = 'authenticated') execute function private.tg_maker_is_member();
+create trigger creator_is_member after insert on app.lora_training_jobs
+  for each row when (current_user = 'authenticated') execute function private.tg_creator_is_member();
 
 -- An asset cannot be deleted while a job that has not ended uses it.
 create function app.tg_asset_guard() returns trigger
@@ -128,14 +128,14 @@ end $$;
 create trigger asset_guard before delete on app.brand_assets for each row execute function app.tg_asset_guard();
 
 -- Isolation and scopes.
-call app.build_wall('app.lora_training_jobs');
-call app.build_wall('app.job_assets');
-call app.build_wall('app.models');
-call app.need_scope('app.lora_training_jobs', 'insert', 'train');
-call app.need_scope('app.lora_training_jobs', 'update', 'train');
-call app.need_scope('app.lora_training_jobs', 'delete', 'manage');
-call app.need_scope('app.job_assets', 'insert', 'train');
-call app.need_scope('app.models', 'delete', 'manage');
+call app.enable_brand_isolation('app.lora_training_jobs');
+call app.enable_brand_isolation('app.job_assets');
+call app.enable_brand_isolation('app.models');
+call app.require_scope('app.lora_training_jobs', 'insert', 'train');
+call app.require_scope('app.lora_training_jobs', 'update', 'train');
+call app.require_scope('app.lora_training_jobs', 'delete', 'manage');
+call app.require_scope('app.job_assets', 'insert', 'train');
+call app.require_scope('app.models', 'delete', 'manage');
 
 -- Grants and permissive policies; the policies of brand_system are in 0011_background.
 grant select, delete on app.lora_training_jobs to authenticated;

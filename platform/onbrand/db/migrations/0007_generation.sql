@@ -112,18 +112,18 @@ begin
 end $$;
 create trigger generation_guard before update on app.generations
   for each row execute function app.tg_generation_guard();
-create trigger maker_is_member after insert on app.generations
-  for each row when (current_user = 'authenticated') execute function private.tg_maker_is_member();
+create trigger creator_is_member after insert on app.generations
+  for each row when (current_user = 'authenticated') execute function private.tg_creator_is_member();
 
 -- Isolation and scopes.
-call app.build_wall('app.generations');
-call app.build_wall('app.generation_adapters');
-call app.build_wall('app.generated_images');
-call app.build_wall('app.job_events');
-call app.need_scope('app.generations', 'insert', 'generate');
-call app.need_scope('app.generations', 'update', 'generate');
-call app.need_scope('app.generation_adapters', 'insert', 'generate');
-call app.need_scope('app.generated_images', 'delete', 'generate');
+call app.enable_brand_isolation('app.generations');
+call app.enable_brand_isolation('app.generation_adapters');
+call app.enable_brand_isolation('app.generated_images');
+call app.enable_brand_isolation('app.job_events');
+call app.require_scope('app.generations', 'insert', 'generate');
+call app.require_scope('app.generations', 'update', 'generate');
+call app.require_scope('app.generation_adapters', 'insert', 'generate');
+call app.require_scope('app.generated_images', 'delete', 'generate');
 
 -- Grants and permissive policies; the policies of brand_system are in 0011_background.
 grant select on app.generations to authenticated, brand_system;

@@ -11,20 +11,21 @@ begin
   if c ? 'brand_id' then
     return private.my_brand() || ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', '');
   end if;
-  if private.credential_lives() then return ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', ''); end if;
+  if private.is_credential_valid() then return ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', ''); end if;
   return null;
 end $$;
 
--- The same from unverified claims, as an object with one field; see app.wall_reads.
-create function private.claimed_caller() returns jsonb
+-- The same from unverified claims, as an object with one field; see app.brand_isolation_condition.
+create function private.claimed_caller_object() returns jsonb
 language sql stable
-return jsonb_build_object(coalesce(private.claimed() || ' ' || split_part(current_setting('request.scope', true), '|', 5)
+return jsonb_build_object(coalesce(private.claimed_brand_id()
+  || ' ' || split_part(current_setting('request.scope', true), '|', 5)
   || ' ' || case split_part(current_setting('request.scope', true), '|', 7) when 'key'
     then split_part(current_setting('request.scope', true), '|', 8) else '' end, ''), true);
 
 reset role;
 
-grant execute on function private.my_caller(), private.claimed_caller() to authenticated, onbrand_owner;
+grant execute on function private.my_caller(), private.claimed_caller_object() to authenticated, onbrand_owner;
 
 set role onbrand_owner;
 
@@ -45,15 +46,15 @@ create table app.idempotency_keys (
 );
 alter table app.idempotency_keys enable row level security;
 alter table app.idempotency_keys force row level security;
-create policy wall_user on app.idempotency_keys as restrictive for all to authenticated
+create policy brand_isolation_user on app.idempotency_keys as restrictive for all to authenticated
   using ((caller, true) = (select s.caller, s.caller is not null from (select private.my_caller() offset 0) as s (caller))
-    and ((select private.claimed_caller()))[caller] is not null)
+    and ((select private.claimed_caller_object()))[caller] is not null)
   with check (caller = (select private.my_caller()));
-create policy wall_system on app.idempotency_keys as restrictive for all to brand_system using (false);
-create policy own_code on app.idempotency_keys to onbrand_definer using (true) with check (true);
+create policy brand_isolation_system on app.idempotency_keys as restrictive for all to brand_system using (false);
+create policy function_owner on app.idempotency_keys to onbrand_definer using (true) with check (true);
 create trigger brand_immutable before update on app.idempotency_keys
   for each row execute function app.tg_brand_immutable();
-call app.keep_no_statistics('app.idempotency_keys');
+call app.disable_column_statistics('app.idempotency_keys');
 create policy own_keys on app.idempotency_keys for all to authenticated
   using (true) with check (true);
 grant select, delete on app.idempotency_keys to authenticated;
