@@ -67,7 +67,8 @@ SWEEPS = {
     "a table with brand_id has the users' wall": wall("brand_isolation_user", "authenticated", "my_brand"),
     "a table with brand_id has the system's wall": wall("brand_isolation_system", "brand_system", "ticket_brand"),
     "the wall is first among the policies' conditions, and nothing is or-ed to it": """
-        select p.polrelid::regclass::text from pg_policy p where p.polname in ('brand_isolation_user', 'brand_isolation_system')
+        select p.polrelid::regclass::text from pg_policy p
+        where p.polname in ('brand_isolation_user', 'brand_isolation_system')
           and (p.polpermissive or pg_get_expr(p.polqual, p.polrelid) ~* ' or ')""",
     "an index begins with the brand, or with what no search of others goes by": f"""
         select i.indexrelid::regclass::text from pg_index i join ({SHOWN}) t on t.oid = i.indrelid
@@ -188,8 +189,8 @@ PLANT = {
     "every table has forced row security": "alter table app.models no force row level security",
     "a table with brand_id has the users' wall": "drop policy brand_isolation_user on app.models",
     "a table with brand_id has the system's wall": "drop policy brand_isolation_system on app.generations",
-    "the wall is first among the policies' conditions, and nothing is or-ed to it": "alter policy brand_isolation_user on"
-    " app.models using (brand_id = (select private.my_brand()) or version > 3)",
+    "the wall is first among the policies' conditions, and nothing is or-ed to it": "alter policy"
+    " brand_isolation_user on app.models using (brand_id = (select private.my_brand()) or version > 3)",
     "an index begins with the brand, or with what no search of others goes by": "create index loose on app.models (id)",
     "the planner knows nothing of what columns hold": "alter table app.generations alter column prompt"
     " set statistics 100",

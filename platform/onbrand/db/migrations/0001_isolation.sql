@@ -286,8 +286,8 @@ end $$;
 --   1. `(column, true) = (select brand, brand is not null ...)` becomes two conditions on one subquery. The second is a
 --      bare parameter, which costs nothing and is sorted first: the subquery runs at the first row, whatever its
 --      content.
---   2. `(select claimed_brand_object())[column] is not null` costs nothing either. It is a jsonb subscript; a comparison
---      would have the same cost as the caller's. Condition 1 has verified the claimed brand by then.
+--   2. `(select claimed_brand_object())[column] is not null` costs nothing either. It is a jsonb subscript; a
+--      comparison would have the same cost as the caller's. Condition 1 has verified the claimed brand by then.
 --   3. `column = brand` finds the rows: every index begins with the brand, so an index scan meets no other rows.
 -- The planner keeps no statistics of the columns, because EXPLAIN would reveal them. See docs/decisions/0170.
 create function app.brand_isolation_condition(column_name text, brand_call text) returns text
