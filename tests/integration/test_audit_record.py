@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sys
 import uuid
 from asyncio.subprocess import PIPE
@@ -16,17 +15,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
-from psycopg.types.json import Jsonb
 
-import onbrand.db
 from onbrand.brand import Scope
 from onbrand.client import AuditEvent, Head
 from onbrand.client.audit_chain import check_chain
 from onbrand.config import Settings
 from onbrand.db.audit import Record
 from onbrand.db.logins import DatabaseUrls
-from onbrand.db.migrate import _apply_missing, migrate
 from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandError
 from onbrand.services import audit
@@ -38,7 +33,6 @@ UNLOCKED = (
     "alter table audit.events disable trigger append_only; %s;"
     " alter table audit.events enable always trigger append_only"
 )
-MIGRATIONS = Path(onbrand.db.__file__).parent / "migrations"
 ASSET = "3f2b7a52-0000-4000-8000-000000000001"
 
 
@@ -109,7 +103,7 @@ TAMPERED = {
     "deleted": "delete from audit.events where brand_id = :brand and seq = 4",
     "the first deleted": "delete from audit.events where brand_id = :brand and seq = 1",
     "changed and hashed anew": "update audit.events set action = 'asset.delete' where brand_id = :brand and seq = 4;"
-    " update audit.events e set hash = audit.hash_of(e) where brand_id = :brand and seq = 4",
+    " update audit.events e set hash = audit.event_hash(e) where brand_id = :brand and seq = 4",
     "moved": "delete from audit.events where brand_id = :brand and seq = 4;"
     " update audit.events set seq = 4 where brand_id = :brand and seq = 5",
     "put in at the end": "insert into audit.events (seq, brand_id, at, actor, credential, action, detail, prev, hash)"
@@ -255,37 +249,6 @@ async def test_what_is_rolled_back_leaves_no_line(acme: BrandOfPeople, db: Datab
             await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
             raise RuntimeError
     assert await lines_of(database, acme.id) == before
-
-
-def test_lines_of_before_the_chain_had_this_form_are_chained_anew(database: DatabaseUrls, tmp_path: Path) -> None:
-    """A database of the first two migrations, with lines as they were written then, brought up to date."""
-    name, user, job = f"before_{uuid.uuid4().hex[:8]}", str(uuid.uuid4()), str(uuid.uuid4())
-    with psycopg.connect(database.owner_url, autocommit=True) as owner:
-        owner.execute(f"create database {name}")  # type: ignore[arg-type]
-    url = make_conninfo(database.owner_url, dbname=name)
-    try:
-        for path in sorted(MIGRATIONS.glob("000[12]_*.sql")):
-            shutil.copy(path, tmp_path)
-        with psycopg.connect(url) as owner:
-            owner.execute("create schema onbrand_migrations")
-        assert _apply_missing(url, tmp_path) == 2
-        with psycopg.connect(url) as owner:
-            owner.execute("insert into app.brands (id, name, user_id) values ('acme', 'Acme', %s)", [user])
-            for actor in (user, f"system:{job}"):
-                owner.execute(
-                    "select private.audit_append('acme', %s, 'model.download', %s)", [actor, Jsonb({"model_id": job})]
-                )
-        migrate(url)
-        with Record(url) as lines:
-            told = [AuditEvent.model_validate(line) for line in lines.lines("acme")]
-        assert check_chain("acme", told).num_events == 2
-        assert [(line.actor, line.user_id, line.credential) for line in told] == [
-            ("user", user, None),
-            ("system", None, job),
-        ]
-    finally:
-        with psycopg.connect(database.owner_url, autocommit=True) as owner:
-            owner.execute(f"drop database {name} with (force)")  # type: ignore[arg-type]
 
 
 # reading it

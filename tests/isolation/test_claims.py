@@ -249,7 +249,7 @@ def test_nobody_computes_the_key_of_a_lock(database, owner, world):
     """Without the seed, a login neither takes the lock of a brand nor sees who holds one."""
     with psycopg.connect(database.web_url) as connection:
         become(connection, world.signer, sub=world.ids["member"], brand_id=world.ids["brand"])
-        connection.execute("select private.hold('members', %s)", [world.ids["brand"]])
+        connection.execute("select private.lock_brand('members', %s)", [world.ids["brand"]])
         held = connection.execute(
             "select ((classid::bigint << 32) | objid::bigint) = hashtextextended('members:' || %s, 0) from pg_locks"
             " where locktype = 'advisory' and pid = pg_backend_pid()",
@@ -261,7 +261,7 @@ def test_nobody_computes_the_key_of_a_lock(database, owner, world):
 def test_a_stranger_holds_no_lock_of_a_brand(database, world):
     with psycopg.connect(database.web_url) as connection:
         become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
-        connection.execute("select private.hold('members', %s)", [world.ids["brand"]])
+        connection.execute("select private.lock_brand('members', %s)", [world.ids["brand"]])
         mine = "select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
         assert connection.execute(mine).fetchall() == []
 

@@ -176,7 +176,7 @@ async def record(session: Session, brand_id: str, what: str, detail: Mapping[str
 
 async def _lock_members(session: Session, brand_id: str) -> None:
     """Take this lock before all others (the triggers', the record's): two who remove each other wait in turn."""
-    await session.run("select private.hold('members', %s)", [brand_id])
+    await session.run("select private.lock_brand('members', %s)", [brand_id])
 
 
 async def _member(session: Session, brand_id: str, user_id: str) -> Member:

@@ -174,7 +174,7 @@ async def _as_published(store: BrandStore, model: Model) -> bytes:
 
 async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:
     """Write the brand's `metadata.json` from the current rows; a rollback restores the old one."""
-    await session.run("select private.hold('metadata', %s)", [brand_id])
+    await session.run("select private.lock_brand('metadata', %s)", [brand_id])
     rows = await session.all(f"{_MODEL} where t.brand_id = %s order by t.model_type, t.version", [brand_id])
     names = ("id", "name", "model_type", "version", "object_name", "sha256", "bytes", "rank", "base_revision")
     versions = [{name: row[name] for name in names} | {"created_at": row["created_at"].isoformat()} for row in rows]
