@@ -35,6 +35,7 @@ create table app.brand_assets (
   height integer not null check (height > 0),
   metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 20000),
   created_at timestamptz not null default clock_timestamp(),
+  features jsonb not null default '{}' check (jsonb_typeof(features) = 'object' and octet_length(features::text) <= 4000),
   primary key (brand_id, id),
   unique (brand_id, object_name),
   unique (brand_id, sha256)
@@ -176,7 +177,8 @@ create policy owner_or_admin_delete on storage.objects for delete to authenticat
     else (select private.is_admin()) end);
 
 grant select, delete on app.brand_assets to authenticated;
-grant insert (brand_id, user_id, name, type, object, object_name, sha256, content_type, bytes, width, height, metadata)
+grant insert (brand_id, user_id, name, type, object, object_name, sha256, content_type, bytes, width, height, metadata,
+  features)
   on app.brand_assets to authenticated;
 grant select on app.brand_assets to brand_system;
 create policy member_select on app.brand_assets for select to authenticated using (true);
