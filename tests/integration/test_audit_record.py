@@ -25,7 +25,7 @@ from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandError
 from onbrand.services import audit
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.ingress import Platform
 
@@ -42,7 +42,7 @@ async def acme(make_brand: MakeBrand, db: Database) -> BrandOfPeople:
     brand = await make_brand("acme")
     for verb in ("asset.upload", "asset.recaption", "image.delete"):
         async with db.user_session(brand.member.scope) as session:
-            await record(session, brand.id, verb, {"asset_id": ASSET})
+            await write_audit_line(session, brand.id, verb, {"asset_id": ASSET})
     return brand
 
 
@@ -93,7 +93,7 @@ async def test_every_plain_detail_is_hashed_alike_by_both(
     acme: BrandOfPeople, db: Database, database: DatabaseUrls, detail: dict[str, Any]
 ) -> None:
     async with db.user_session(acme.member.scope) as session:
-        await record(session, acme.id, "asset.upload", detail)
+        await write_audit_line(session, acme.id, "asset.upload", detail)
     assert verdict_of(database, acme.id).holds
 
 
@@ -188,7 +188,7 @@ async def test_text_that_people_wrote_does_not_fit_in_a_line(
     before = await lines_of(database, acme.id)
     with pytest.raises(OnbrandError) as refused:
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, "asset.upload", detail)
+            await write_audit_line(session, acme.id, "asset.upload", detail)
     assert (refused.value.status, refused.value.fields["sqlstate"]) == (500, "OB009")
     assert await lines_of(database, acme.id) == before
 
@@ -197,7 +197,7 @@ async def test_text_that_people_wrote_does_not_fit_in_a_line(
 async def test_an_action_is_a_noun_and_a_verb(action: str, acme: BrandOfPeople, db: Database) -> None:
     with pytest.raises(OnbrandError):
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, action, {"asset_id": ASSET})
+            await write_audit_line(session, acme.id, action, {"asset_id": ASSET})
 
 
 async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, db: Database, platform: Platform) -> None:
@@ -206,10 +206,10 @@ async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, db: Databas
     key_id = made.json()["id"]
     scope = Scope(acme.admin.user_id, acme.id, key_id, frozenset({"upload"}), purpose="upload")
     async with db.user_session(scope) as session:
-        await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
+        await write_audit_line(session, acme.id, "asset.upload", {"asset_id": ASSET})
     ticket = acme.ticket(job_id := str(uuid.uuid4()))
     async with db.system_session(ticket) as session:
-        await record(session, acme.id, "job.start", {"job_id": job_id})
+        await write_audit_line(session, acme.id, "job.start", {"job_id": job_id})
     async with db.user_session(acme.admin.scope) as session:
         lines = (await audit.list_events(session, acme.id)).data
     told = {(line.action, line.actor, line.user_id, line.credential) for line in lines}
@@ -226,7 +226,7 @@ async def test_nobody_writes_in_another_brands_record(acme: BrandOfPeople, make_
     ):
         with pytest.raises(Forbidden):
             async with session_of() as session:
-                await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
+                await write_audit_line(session, acme.id, "asset.upload", {"asset_id": ASSET})
 
 
 async def test_lines_of_one_brand_at_the_same_time_make_one_chain(
@@ -234,7 +234,7 @@ async def test_lines_of_one_brand_at_the_same_time_make_one_chain(
 ) -> None:
     async def write(number: int) -> None:
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, "asset.recaption", {"asset_id": ASSET, "version": number})
+            await write_audit_line(session, acme.id, "asset.recaption", {"asset_id": ASSET, "version": number})
 
     before = verdict_of(database, acme.id).num_events
     await asyncio.gather(*(write(number) for number in range(30)))
@@ -246,7 +246,7 @@ async def test_what_is_rolled_back_leaves_no_line(acme: BrandOfPeople, db: Datab
     before = await lines_of(database, acme.id)
     with pytest.raises(RuntimeError):  # noqa: PT012 - the session is what is tested
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
+            await write_audit_line(session, acme.id, "asset.upload", {"asset_id": ASSET})
             raise RuntimeError
     assert await lines_of(database, acme.id) == before
 

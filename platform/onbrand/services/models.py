@@ -19,7 +19,7 @@ from onbrand.adapter import AdapterRef
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, NotAsPublished, NotFound
 from onbrand.families.lora_kohya import kohya_file
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import BrandStore
@@ -140,7 +140,7 @@ async def delete_model(session: Session, store: BrandStore, brand_id: str, name_
     )
     await write_metadata(session, store, brand_id)
     await anyio.to_thread.run_sync(store.delete, model.key)
-    await record(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
+    await write_audit_line(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
 
 
 async def read_weights(session: Session, store: BrandStore, brand_id: str, model_id: str) -> tuple[Model, bytes]:
@@ -160,7 +160,7 @@ async def read_kohya(store: BrandStore, model: Model) -> bytes:
 
 async def record_download(session: Session, model: Model) -> None:
     """Write a line to the brand's record: the caller downloads the file in kohya's format."""
-    await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
+    await write_audit_line(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
 
 
 async def _as_published(store: BrandStore, model: Model) -> bytes:
