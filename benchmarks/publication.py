@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.acceptance.colours import COLOURS, SIDE, Paint, Painter, colour_of
-from tests.acceptance.customers import Customer, Manners, secrets_of
-from tests.acceptance.running import Running
-from tests.numerics.bases import family_of
+from tools.harness.colour_adapters import COLOURS, SIDE, Paint, Painter, colour_of
+from tools.harness.load_client import Customer, Manners, secrets_of
+from tools.harness.platform_process import Running
+from tools.harness.tiny_families import family_of
 
 MOST_DIFFERENCE = 2
 """Allowed difference (of 255) between two drawings of one picture, as batches of other sizes round differently."""

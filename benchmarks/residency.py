@@ -32,8 +32,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from benchmarks.engine import random_adapter
-from benchmarks.lib.engine_requests import engine_request
+from benchmarks.lib.workload import random_adapter
 from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
@@ -47,8 +46,9 @@ from onbrand.families.loading import load_family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.placement import Placement, PlacementOptions
+from tools.harness.engine_requests import engine_request
 
-LAWS = Path(__file__).parent / "adapter_popularity.json"
+LAWS = Path(__file__).parent / "lib/adapter_popularity.json"
 _NUM_ADAPTERS = 4500
 _PICTURE_SECONDS, _TELL_SECONDS = 1.0, 1.0
 _WINDOW = 2_000

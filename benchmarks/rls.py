@@ -29,12 +29,12 @@ import httpx
 import psycopg
 from fastapi import FastAPI
 
-from benchmarks.crowd import Crowd, crowd, known_id
-from benchmarks.described import PICTURE, operations
+from benchmarks.lib.many_brands import Crowd, crowd, known_id
 from onbrand.brand import Scope
 from onbrand.db import session as session_module
 from onbrand.db.logins import login_name
 from onbrand.db.session import Database, Identity, Session
+from tools.harness.openapi_operations import PICTURE, operations
 
 PLAIN = "onbrand_plain"
 ROLES = ("member", "admin", "agency", "key", "page")
@@ -146,7 +146,7 @@ def _known_as(scope: Scope, app: FastAPI) -> Callable[..., Awaitable[None]]:
 
 def _named(things: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
     if missing := set(names) - set(things):
-        raise ValueError(f"say in benchmarks/crowd.py what {', '.join(sorted(missing))} of a brand is")
+        raise ValueError(f"say in benchmarks/lib/many_brands.py what {', '.join(sorted(missing))} of a brand is")
     return things
 
 

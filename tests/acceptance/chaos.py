@@ -28,10 +28,10 @@ import psycopg
 
 from onbrand.config import Settings
 from onbrand.db.embedded import read_urls
-from tests.acceptance.colours import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
-from tests.acceptance.customers import Customer, Drawn, Manners, secrets_of
-from tests.acceptance.running import Running, command_line
-from tests.numerics.bases import family_of
+from tools.harness.colour_adapters import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
+from tools.harness.load_client import Customer, Drawn, Manners, secrets_of
+from tools.harness.platform_process import Running, command_line
+from tools.harness.tiny_families import family_of
 
 ENGINE, SYSTEM, INGRESS = "ServeReplica:engine-sd15:", "ServeReplica:internal:", "ServeReplica:onbrand:"
 MOST_DIFFERENCE = 2

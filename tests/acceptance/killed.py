@@ -29,8 +29,8 @@ from typing import Any
 import httpx
 import safetensors.numpy
 
-from tests.acceptance.colours import SIDE
-from tests.acceptance.running import Running, command_line, wait_for
+from tools.harness.colour_adapters import SIDE
+from tools.harness.platform_process import Running, command_line, wait_for
 
 WORKER, CONTROLLER, DRIVER = "RayTrainWorker", "TrainController", "onbrand.training.job"
 SYSTEM, RAYLET = "ServeReplica:internal:", "raylet/raylet"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Trained, draw_pictures
-from tests.acceptance.running import Person, Running, onbrand
+from tools.harness.platform_process import Person, Running, onbrand
 
 
 def must_fail(person: Person, code: int, *arguments: str | Path, says: str, **env: str) -> None:

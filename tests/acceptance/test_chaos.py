@@ -6,7 +6,7 @@ What its verdict rests on: `tests/numerics/test_painted_colours.py`, `tests/unit
 from __future__ import annotations
 
 from tests.acceptance.chaos import Plan, unleash
-from tests.acceptance.running import Running
+from tools.harness.platform_process import Running
 
 SHORT = Plan(requests=60, kills=1, changes=4, brands=3, at_once=8, system_kills=0)
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import place_for_a_platform
-from tests.acceptance.running import Running, command_line, environment, free_port, wait_for
+from tools.harness.platform_process import Running, command_line, environment, free_port, wait_for
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from onbrand.config import Settings
 from onbrand.families.bases import base_source
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import pixels
+from tools.harness.platform_process import pixels
 
 ALONE = """
 import json, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import Person, Running, pixels
+from tools.harness.platform_process import Person, Running, pixels
 
 
 def test_uploaded_pictures_are_listed_with_their_captions(acme: Trained) -> None:

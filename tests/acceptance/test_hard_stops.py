@@ -14,7 +14,7 @@ import torch
 
 from tests.acceptance import killed
 from tests.acceptance.conftest import Trained, draw_pictures
-from tests.acceptance.running import Person, Running, wait_for
+from tools.harness.platform_process import Person, Running, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 LONG = ("train", "--model-type", "sd15", "--steps", "70", "--rank", "4", "--batch-size", "4", "--no-wait")

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.acceptance.running import REPOSITORY, Running
+from tools.harness.platform_process import REPOSITORY, Running
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import Person, pixels
+from tools.harness.platform_process import Person, pixels
 
 
 @pytest.fixture

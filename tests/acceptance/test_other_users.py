@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
-from tests.acceptance.running import Person, Running, command_line
+from tools.harness.platform_process import Person, Running, command_line
 
 SHARED_PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/var/run")
 FOREIGN = {

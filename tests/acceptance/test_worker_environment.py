@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import CANARY, Running, command_line, mapped_files
+from tools.harness.platform_process import CANARY, Running, command_line, mapped_files
 
 
 def environ_of(pid: int) -> str:

@@ -13,7 +13,7 @@ from onbrand.config import Limits
 from onbrand.internal.generation import RenderRequest
 from onbrand.services import assets, generations, images, jobs, training_worker
 from onbrand.services.generation_parameters import NewGeneration
-from tests.numerics.bases import family_of
+from tools.harness.tiny_families import family_of
 
 
 @dataclass

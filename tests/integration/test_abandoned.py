@@ -27,8 +27,8 @@ from onbrand.errors import Conflict, EngineLost, Unavailable
 from onbrand.services import generation_worker
 from onbrand.services.training_worker import QueueEntry
 from tests.conftest import BrandOfPeople
-from tests.ingress import Platform
-from tests.receipts import receipt_of
+from tools.harness.in_process_platform import Platform
+from tools.harness.receipts import receipt_of
 
 BODY = {"prompt": "photo of [brand] logo", "width": 64, "height": 64, "seed": 11}
 DRAWN = {"prefer": "wait=20"}

@@ -32,7 +32,7 @@ from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandE
 from onbrand.services import audit
 from onbrand.services.brands import record
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 UNLOCKED = (
     "alter table audit.events disable trigger append_only; %s;"

@@ -13,7 +13,7 @@ from onbrand.config import Limits
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.fair_queue import QueueOwner
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, upload
+from tools.harness.in_process_platform import Platform, upload
 
 Draw = Callable[..., bytes]
 

@@ -19,7 +19,7 @@ import onbrand.client as sdk
 from onbrand.brand import Ticket
 from onbrand.errors import BaseModelRefused, EngineLost, ModelGone, NotAsPublished, OnbrandError, TicketRefused
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from onbrand.errors import Conflict, Forbidden, OnbrandError, TooManyRequests
 from onbrand.families.spec import with_family_defaults
 from onbrand.services import brands, generation_parameters, generations, training_worker
 from tests.conftest import Person
-from tests.ingress import Platform, upload
+from tools.harness.in_process_platform import Platform, upload
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 Draw = Callable[..., bytes]
 TAKEN = ["Screenshot 3.14.15\u202fPM.png", "a\u00a0b.png", "می\u200cخواهم.png", "👩\u200d🎨.png", "so\u00adft.png"]

@@ -8,7 +8,7 @@ import pytest
 
 from onbrand.services import brands
 from tests.conftest import MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 DOORS = ("assets", "documents", "models:import")
 

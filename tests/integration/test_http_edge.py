@@ -14,8 +14,8 @@ from onbrand.config import Limits
 from onbrand.errors import ConfigurationError
 from onbrand.services import imports
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
 from tests.integration.public_port import problem_of, routes_of
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import onbrand.client as sdk
 from onbrand.cli import main
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 Run = Callable[..., tuple[int, Any]]
 

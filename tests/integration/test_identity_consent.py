@@ -18,7 +18,7 @@ from onbrand.errors import ConfigurationError, Conflict, NotFound
 from onbrand.services import brands, identity, invitations, sessions
 from onbrand.services.oidc import Subject
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from onbrand.errors import ConfigurationError, Unauthenticated, Unavailable
 from onbrand.local import platform
 from onbrand.services.oidc import OidcIssuer
 from tests.conftest import PASSWORD, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 AUDIENCE = "onbrand-tests"
 

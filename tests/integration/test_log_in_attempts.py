@@ -19,7 +19,7 @@ from onbrand.errors import InvalidInput
 from onbrand.services import passwords
 from onbrand.services.login_limits import network_of
 from tests.conftest import PASSWORD, Person
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 FEW = Limits(
     logins_per_address=6, logins_per_account=3, logins_before_delay=5, refused_login_seconds=0, sign_ups_per_address=2

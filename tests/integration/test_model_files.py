@@ -19,7 +19,7 @@ from onbrand.db.logins import DatabaseUrls
 from onbrand.services import models
 from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 SECURITY = "onbrand.security"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 ASKED = {"model": "sd15", "prompt": "a logo", "size": "64x64"}
 

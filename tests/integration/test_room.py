@@ -19,8 +19,8 @@ from onbrand.errors import TooLarge
 from onbrand.sandbox.checker import Checker
 from onbrand.services import assets
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, serving, weights
-from tests.receipts import receipt_of
+from tools.harness.in_process_platform import Platform, serving, weights
+from tools.harness.receipts import receipt_of
 
 Draw = Callable[..., bytes]
 ROOM = 40_000

@@ -27,8 +27,8 @@ from onbrand.services import (
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeUser
-from tests.receipts import receipt_of
 from tests.small_adapter import FACTS, safetensors
+from tools.harness.receipts import receipt_of
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64, "num_inference_steps": 4})}
 

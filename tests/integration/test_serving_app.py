@@ -24,7 +24,7 @@ from onbrand.internal.generation import RenderEvent
 from onbrand.serving.serve_generator import ServeGenerator
 from tests.conftest import PASSWORD
 from tests.integration.serving_house import House
-from tests.numerics.bases import adapter_bytes, base_of, family_of
+from tools.harness.tiny_families import adapter_bytes, base_of, family_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's and its libraries' own warnings
 

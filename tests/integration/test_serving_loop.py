@@ -13,8 +13,8 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import InvalidInput, Unavailable
 from onbrand.serving.engine_thread import EngineThread
-from tests.numerics.bases import family_of
 from tests.numerics.drawing import drawn, request
+from tools.harness.tiny_families import family_of
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -40,10 +40,10 @@ from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import ActiveGeneration, GenerationRunner
 from onbrand.serving.image_files import RECEIPT_KEY
 from tests.integration.serving_house import House
-from tests.numerics.bases import adapter_bytes, family_of
 from tests.numerics.drawing import drawn
 from tests.numerics.drawing import request as engine_request
-from tests.receipts import receipt_of
+from tools.harness.receipts import receipt_of
+from tools.harness.tiny_families import adapter_bytes, family_of
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -30,8 +30,8 @@ from onbrand.sandbox.images import clean_image
 from onbrand.sandbox.processes import Child, end_servers, fork_child
 from onbrand.storage.layout import CONTENT_TYPES
 from tests.colour_files import cmyk_profile, encoded, iccp, png
-from tests.isolation.hostile import papers
-from tests.isolation.hostile.pictures import picture
+from tools.harness.hostile_files import documents
+from tools.harness.hostile_files.pictures import picture
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a child, or become nobody")
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -665,13 +665,13 @@ def test_a_pdf_keeps_its_pages_and_links_and_loses_who_made_it(checker: Checker)
 
 
 def test_earlier_versions_and_loose_parts_of_a_pdf_are_gone(checker: Checker) -> None:
-    data = papers.hand(b"", b"", papers.stream(b"canary-deleted"))
+    data = documents.hand(b"", b"", documents.stream(b"canary-deleted"))
     assert b"canary-deleted" in data
     assert b"canary-deleted" not in checker.document(data, "pdf").bytes
 
 
 def test_the_same_document_gives_the_same_bytes(checker: Checker) -> None:
-    data = papers.pdf()
+    data = documents.pdf()
     assert checker.document(data, "pdf") == checker.document(data, "pdf")
 
 

@@ -33,7 +33,7 @@ from tests.integration.training_cluster import (
     running_cluster,
 )
 from tests.integration.training_s3 import CANARY, PREFIX, SECRET_VARIABLES, objects_of, runs_on_s3, secrets_seen_by
-from tests.numerics.bases import adapter_bytes, family_of
+from tools.harness.tiny_families import adapter_bytes, family_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 

@@ -14,7 +14,7 @@ import onbrand.client as sdk
 from onbrand.internal.log_lines import Line
 from onbrand.services import logs, training_worker
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, upload, weights
+from tools.harness.in_process_platform import Platform, upload, weights
 
 FACTS = {"rank": 4, "trigger_word": "zilgo", "base_revision": "r"}
 

@@ -10,7 +10,7 @@ import pytest
 from onbrand.errors import InvalidInput
 from onbrand.services.identity import must_be_email
 from tests.conftest import PASSWORD, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 LISTS = (
     "models",

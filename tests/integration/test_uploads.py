@@ -26,8 +26,8 @@ from onbrand.config import Secrets
 from onbrand.db.session import Database
 from onbrand.storage.layout import Key, incoming_file
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, serving
 from tests.stores import settings_of
+from tools.harness.in_process_platform import Platform, serving
 
 Draw = Callable[..., bytes]
 A_PAGE = {"kind": "document", "content_type": "text/markdown", "filename": "a.md"}

@@ -21,7 +21,7 @@ from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.services import assets
 from tests.conftest import MakeBrand
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 Draw = Callable[..., bytes]
 

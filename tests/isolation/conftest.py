@@ -33,9 +33,9 @@ from onbrand.services import (
     uploads,
 )
 from tests.conftest import BrandOfPeople, join
-from tests.receipts import receipt_of
 from tests.signing import become, forge
 from tests.small_adapter import FACTS, safetensors
+from tools.harness.receipts import receipt_of
 
 UNSIGNED = ("forged_admin", "forged_ticket")
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}

@@ -24,8 +24,8 @@ from PIL import Image
 from onbrand.internal.client import AsyncSystemClient
 from onbrand.internal.generation import RenderRequest
 from tests.conftest import BrandOfPeople
-from tests.ingress import FakeGenerator, Platform, upload, weights
-from tests.receipts import receipt_for
+from tools.harness.in_process_platform import FakeGenerator, Platform, upload, weights
+from tools.harness.receipts import receipt_for
 
 _MARK = re.compile(r"mark-(\d{3})-")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")

@@ -1,7 +1,7 @@
 """Another brand's thing and one that never was are answered with the same bytes, on every route that has an id.
 
 Routes come from the description that the app serves, so a new one is tried as soon as it exists. Their times are
-measured, not asserted here: `python -m benchmarks.absence`.
+measured, not asserted here: `python -m benchmarks.not_found_timing`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from psycopg import sql
 
-from benchmarks.described import Operation, operations
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform
 from tests.isolation import world as worlds
 from tests.isolation.crowd import furnish
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform
+from tools.harness.openapi_operations import Operation, operations
 
 NO_BRAND = ("/v1/files/{bucket}/{name}",)
 """A signed link is its own right: who asks is not known there. Its two answers are compared by a test of its own."""

@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform, upload
 from tests.isolation import world as worlds
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform, upload
 
 LISTS = ("/v1/me", "/v1/brands", "/v1/models", "/v1/invitations")
 BRAND_LISTS = ("", "/members", "/assets", "/training-jobs", "/models", "/generations", "/images")

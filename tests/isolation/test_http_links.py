@@ -14,9 +14,9 @@ import pytest
 from onbrand.storage.layout import Key, incoming_file
 from onbrand.storage.links import sign_link
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform
 from tests.isolation import world as worlds
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from onbrand.config import Secrets, Settings
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Database, Session
 from tests.conftest import MakeBrand
-from tests.ingress import Platform, serving
 from tests.isolation.crowd import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
+from tools.harness.in_process_platform import Platform, serving
 
 NUM_REQUESTS = int(os.environ.get("ONBRAND_TEST_LOAD_REQUESTS", "1200"))
 SEED = int(os.environ.get("ONBRAND_TEST_LOAD_SEED", "1"))

@@ -19,10 +19,10 @@ from starlette.routing import BaseRoute, Route
 
 from onbrand.services import generation_parameters, generation_worker, generations, training_worker
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform, upload, weights
 from tests.isolation import world as worlds
 from tests.isolation.tally import Tally
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform, upload, weights
 
 HERE = Path(__file__).parent
 TABLES = [yaml.safe_load((HERE / name).read_text()) for name in ("matrix.yaml", "http.yaml")]

@@ -15,10 +15,10 @@ import psycopg
 import pytest
 
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform
 from tests.isolation import world as worlds
 from tests.isolation.test_http_matrix import PEOPLE, SYSTEM, MakeWorld, _prepare, _things_for, name_of, send
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform
 
 ROOT = Path(__file__).parents[2]
 ACTION = re.compile(r"(?:brand|member|invitation|key|asset|document|upload|job|generation|image|model)\.[a-z_]+")

@@ -28,10 +28,10 @@ from psycopg import sql
 from schemathesis import GenerationMode
 
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform, served
 from tests.isolation import world as worlds
 from tests.isolation.crowd import furnish
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform, served
 
 NUM_CASES = int(os.environ.get("ONBRAND_TEST_FUZZ_CASES", "250"))
 SEED = int(os.environ.get("ONBRAND_TEST_FUZZ_SEED", "1"))

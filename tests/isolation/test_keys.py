@@ -27,7 +27,7 @@ from onbrand.db.session import Database
 from onbrand.errors import Forbidden, NotFound
 from onbrand.services import jobs, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, join
-from tests.ingress import Platform, upload
+from tools.harness.in_process_platform import Platform, upload
 
 Row = dict[str, Any]
 

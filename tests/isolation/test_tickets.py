@@ -24,10 +24,10 @@ from onbrand.errors import Conflict, Forbidden, NotFound, TicketRefused
 from onbrand.services import brands, generation_worker, training_worker
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeBrand, MakeUser, join
-from tests.ingress import Platform, weights
 from tests.isolation import world as worlds
 from tests.isolation.test_http_matrix import SYSTEM, name_of, send
 from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform, weights
 
 KEY = "k" * 64
 BRAND, JOB, MEMBER = "acme", str(uuid.uuid4()), str(uuid.uuid4())

@@ -15,8 +15,8 @@ import psycopg
 from onbrand.brand import Ticket, TicketKind
 from onbrand.services import brands, generation_parameters, generation_worker, generations, training_worker
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
-from tests.ingress import Platform, upload, weights
-from tests.receipts import receipt_of
+from tools.harness.in_process_platform import Platform, upload, weights
+from tools.harness.receipts import receipt_of
 
 Draw = Callable[..., bytes]
 _seeds = itertools.count(10_000)

@@ -13,8 +13,8 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, TooManyRequests
 from onbrand.families.lora import AdapterWeights, LayerWeights
-from tests.numerics.bases import family_of
 from tests.numerics.drawing import largest_difference, pictures, request, run
+from tools.harness.tiny_families import family_of
 
 
 def one_class(family, **more):

@@ -13,7 +13,7 @@ import pytest
 from onbrand.engine.batch import Job, size_class, size_classes
 from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.request import Plan
-from tests.engine_requests import engine_request
+from tools.harness.engine_requests import engine_request
 
 
 def job(brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more) -> Job:

@@ -17,7 +17,7 @@ from onbrand.engine.residency import AdapterResidency
 from onbrand.engine.slots import Slots
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import AdapterWeights, LayerWeights
-from tests.engine_requests import engine_request
+from tools.harness.engine_requests import engine_request
 
 SERVED = {"ahead": 3.0, "even": 2.0, "behind": 1.0}
 

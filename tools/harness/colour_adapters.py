@@ -19,7 +19,7 @@ from torch.nn.functional import unfold
 
 from onbrand.families.family import Family
 from onbrand.families.lora import serialize
-from tests.numerics.bases import adapter_bytes
+from tools.harness.tiny_families import adapter_bytes
 
 Colour = tuple[int, int, int]
 

@@ -242,7 +242,7 @@ def must_be_known(connection: psycopg.Connection[Any]) -> None:
     ).fetchall()
     unknown = {row[0] for row in rows} - set(FILLINGS) - EMPTY
     if unknown:
-        raise ValueError(f"say in benchmarks/crowd.py how to fill {', '.join(sorted(unknown))}")
+        raise ValueError(f"say in benchmarks/lib/many_brands.py how to fill {', '.join(sorted(unknown))}")
 
 
 def _fill_people(connection: psycopg.Connection[Any], num_brands: int) -> None:

@@ -1,9 +1,9 @@
 """Timing side channel: response times for another brand's objects against those for objects that never existed.
 
-`python -m benchmarks.absence --json` calls every route with an id for both, 500 times each, alternating in random
-order. `worst` is the largest ratio of the two medians of any route (target: <= 1.1). It calls the app in this process,
-without a socket, as network time would hide a difference. All routes are interleaved, so that a slow period affects
-all of them. tests/isolation/test_http_absence.py checks that the response bodies are equal.
+`python -m benchmarks.not_found_timing --json` calls every route with an id for both, 500 times each, alternating in
+random order. `worst` is the largest ratio of the two medians of any route (target: <= 1.1). It calls the app in this
+process, without a socket, as network time would hide a difference. All routes are interleaved, so that a slow period
+affects all of them. tests/isolation/test_http_absence.py checks that the response bodies are equal.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from urllib.parse import unquote
 import httpx
 from fastapi import FastAPI
 
-from benchmarks.crowd import Crowd, crowd
-from benchmarks.described import Operation, operations
+from benchmarks.lib.many_brands import Crowd, crowd
 from onbrand.db.session import Database
+from tools.harness.openapi_operations import Operation, operations
 
 MINE, THEIRS = 7, 8
 NO_BRAND = ("/v1/files/{bucket}/{name}",)
@@ -55,7 +55,7 @@ def pairs(platform: Crowd, described: list[Operation]) -> Iterator[Pair]:
         if not operation.names or operation.path in NO_BRAND:
             continue
         if missing := set(operation.names) - set(theirs):
-            raise ValueError(f"say in benchmarks/crowd.py what {', '.join(sorted(missing))} of a brand is")
+            raise ValueError(f"say in benchmarks/lib/many_brands.py what {', '.join(sorted(missing))} of a brand is")
         if "brand_id" in operation.names:
             yield Pair(operation, "another's brand", operation.at(theirs), operation.at(never))
         if set(operation.names) > {"brand_id"}:
@@ -156,7 +156,7 @@ async def run(platform: Crowd, tries: int, only: str) -> dict[str, Any]:
     await db.close()
     found.sort(key=lambda each: -each["ratio"])
     return {
-        "benchmark": "absence",
+        "benchmark": "not_found_timing",
         "tries": tries,
         "num_routes": len({each["route"] for each in found}),
         "worst": found[0]["ratio"],

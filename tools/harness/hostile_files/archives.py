@@ -7,8 +7,8 @@ import struct
 import zipfile
 import zlib
 
-from tests.isolation.hostile.corpus import Hostile
-from tests.isolation.hostile.pictures import picture
+from tools.harness.hostile_files.corpus import Hostile
+from tools.harness.hostile_files.pictures import picture
 
 
 def packed(*entries: tuple[str | zipfile.ZipInfo, bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -203,7 +203,7 @@ def _contents() -> list[tuple]:
 
 
 def _pixel_bomb() -> bytes:
-    from tests.isolation.hostile.pictures import png
+    from tools.harness.hostile_files.pictures import png
 
     return png(50_000, 50_000)
 

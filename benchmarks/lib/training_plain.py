@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.training_script import CLIP_TOKENS, base_of, with_long_captions
+from benchmarks.lib.training_script import CLIP_TOKENS, base_of, with_long_captions
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
 from onbrand.training.recipes import Plan
@@ -277,7 +277,7 @@ class PlainProcess:
     """
 
     def __init__(self, chosen: argparse.Namespace, plan: Plan, files: list[tuple[Path, str]]) -> None:
-        command = [sys.executable, "-m", "benchmarks.training_plain"]
+        command = [sys.executable, "-m", "benchmarks.lib.training_plain"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         told = {name: getattr(chosen, name) for name in ("family", "device", "threads", "clock")}
         told["base"] = str(base_of(chosen))

@@ -22,7 +22,7 @@ from PIL import Image
 from onbrand.brand import Ticket
 from onbrand.config import Secrets
 from onbrand.internal.client import SystemClient
-from tests.acceptance.colours import Paint
+from tools.harness.colour_adapters import Paint
 
 ENDED = ("completed", "failed", "canceled")
 PATIENCE_SECONDS, LOOK_SECONDS, WAIT_SECONDS = 300.0, 0.3, 30

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Door = Literal["assets", "documents", "publish"]
+FileRoute = Literal["assets", "documents", "publish"]
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Hostile:
 
     Args:
         name: what is hostile about it; unique.
-        door: which route it is sent to.
+        route: which route it is sent to.
         why: a pattern that the answer's reason must match.
         statuses: which of the 4xx it may be.
     """
 
     name: str
-    door: Door
+    route: FileRoute
     filename: str
     make: Callable[[], bytes]
     why: str
@@ -30,6 +30,6 @@ class Hostile:
 
 def corpus() -> list[Hostile]:
     """All of them."""
-    from tests.isolation.hostile import archives, papers, pictures, weights
+    from tools.harness.hostile_files import archives, documents, pictures, weights
 
-    return [*pictures.hostile(), *archives.hostile(), *papers.hostile(), *weights.hostile()]
+    return [*pictures.hostile(), *archives.hostile(), *documents.hostile(), *weights.hostile()]

@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest_asyncio
 import safetensors.numpy
 import uvicorn
 from fastapi import FastAPI
@@ -33,7 +32,7 @@ from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.internal.training import PublishedModel
 from onbrand.services.identity import TokenIssuer
 from onbrand.storage.store import ObjectStore
-from tests.receipts import receipt_for
+from tools.harness.receipts import receipt_for
 
 _PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
@@ -218,10 +217,3 @@ async def serving(
         app = create_app(known, secrets, db, store, generator, client_for=client_for)
         async with served(app, listener):
             yield Platform(known, secrets, db, store, app, system_app, generator, known.url)
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def platform(settings: Settings, secrets: Secrets, db: Database) -> AsyncIterator[Platform]:
-    """The platform of the HTTP tests."""
-    async with serving(settings, secrets, db) as running:
-        yield running

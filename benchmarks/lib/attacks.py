@@ -1,8 +1,8 @@
 """Denial-of-service attacks by one hostile caller. Each attack is a coroutine that runs until it is canceled.
 
-`python -m benchmarks.attacks NAME` reads `Orders` as JSON from standard input, attacks for the given number of seconds
-from its own address (127.0.0.2, loopback only), and prints the counts of responses as JSON. It runs at the lowest
-priority, since a real attacker uses other machines.
+`python -m benchmarks.lib.attacks NAME` reads `Orders` as JSON from standard input, attacks for the given number of
+seconds from its own address (127.0.0.2, loopback only), and prints the counts of responses as JSON. It runs at the
+lowest priority, since a real attacker uses other machines.
 """
 
 from __future__ import annotations

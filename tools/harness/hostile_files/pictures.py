@@ -12,7 +12,7 @@ from functools import cache
 
 from PIL import Image, PngImagePlugin
 
-from tests.isolation.hostile.corpus import Hostile
+from tools.harness.hostile_files.corpus import Hostile
 
 KINDS = ("PNG", "JPEG", "WEBP")
 EXT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import random_adapter
+from benchmarks.lib.workload import random_adapter
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.batch import size_classes
 from onbrand.engine.engine import Engine

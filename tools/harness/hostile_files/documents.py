@@ -10,8 +10,8 @@ from functools import cache
 import pikepdf
 from pikepdf import Array, Dictionary, Name, Stream, String
 
-from tests.isolation.hostile.archives import good as good_archive
-from tests.isolation.hostile.corpus import Hostile
+from tools.harness.hostile_files.archives import good as good_archive
+from tools.harness.hostile_files.corpus import Hostile
 
 Change = Callable[[pikepdf.Pdf], None]
 
@@ -108,10 +108,10 @@ def _page_loop() -> bytes:
 
 
 def hostile() -> list[Hostile]:
-    papers = [(name, "a.pdf", make, why) for name, make, why in [*_doing(), *_packing(), *_structures()]]
+    pdfs = [(name, "a.pdf", make, why) for name, make, why in [*_doing(), *_packing(), *_structures()]]
     return [
         Hostile(f"document: {name}", "documents", filename, make, why)
-        for name, filename, make, why in [*papers, *_names(), *_texts()]
+        for name, filename, make, why in [*pdfs, *_names(), *_texts()]
     ]
 
 

@@ -1,37 +1,36 @@
-"""`benchmarks.neighbours`: every attack is made and answered, and figures say what was borne."""
+"""Tests of `benchmarks.neighbours`: every attack gets its expected responses, and results are judged."""
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import Counter
+from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 
-from benchmarks import attacks, neighbours
-from benchmarks.attacks import ATTACKS, Attacker, Orders
+from benchmarks import neighbours
+from benchmarks.lib import attacks
+from benchmarks.lib.attacks import ATTACKS, Attacker, Orders
 from benchmarks.neighbours import Heard, Ordinary, compared, is_borne
-from tests.conftest import Person
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture
-async def caller(platform: Platform, make_user):
-    """The ordinary caller over HTTP."""
-    ada: Person = await make_user("ordinary")
-    headers = {"authorization": f"Bearer {platform.token(ada)}"}
-    async with httpx.AsyncClient(base_url=platform.url, headers=headers, trust_env=False, timeout=60) as http:
-        yield await neighbours.with_a_brand(http, f"ordinary-{ada.user_id[:8]}")
+async def caller(platform: Platform) -> AsyncIterator[Ordinary]:
+    """The ordinary caller."""
+    name = f"ordinary-{uuid.uuid4().hex[:8]}"
+    async with neighbours.somebody(platform.url, name) as http:
+        yield await neighbours.with_a_brand(http, name)
 
 
 @pytest.fixture
-async def orders(platform: Platform, make_user, monkeypatch: pytest.MonkeyPatch):
-    """The hostile caller's, for a few brands and a second."""
-    eve: Person = await make_user("hostile")
+async def orders(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Orders]:
+    """Orders of the hostile caller for two brands and one second."""
+    name = f"hostile-{uuid.uuid4().hex[:8]}"
     monkeypatch.setattr(neighbours, "NUM_BRANDS", 2)
-    monkeypatch.setattr(neighbours, "HOSTILE", f"hostile-{eve.user_id[:8]}")
-    headers = {"authorization": f"Bearer {platform.token(eve)}"}
-    async with httpx.AsyncClient(base_url=platform.url, headers=headers, trust_env=False, timeout=60) as http:
+    monkeypatch.setattr(neighbours, "HOSTILE", name)
+    async with neighbours.somebody(platform.url, name) as http:
         yield await neighbours.orders_of(http, 1.0)
 
 

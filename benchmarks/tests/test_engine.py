@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks import engine
-from benchmarks.architectures import ARCHITECTURES
 from benchmarks.engine import of_shapes, over
-from benchmarks.random_base import FULL_SIZE, random_base
-from benchmarks.workload import share_weights
+from benchmarks.lib.architectures import ARCHITECTURES
+from benchmarks.lib.random_base import FULL_SIZE, random_base
+from benchmarks.lib.workload import share_weights
 from onbrand.families.loading import load_family, load_pipeline
 
 

@@ -10,35 +10,35 @@ from dataclasses import dataclass
 import httpx
 
 from onbrand.services import jobs
-from tests.conftest import BrandOfPeople
-from tests.ingress import Platform, upload
-from tests.isolation.hostile.corpus import Door
-from tests.isolation.hostile.pictures import picture
+from tools.harness.hostile_files.corpus import FileRoute
+from tools.harness.hostile_files.pictures import picture
+from tools.harness.in_process_platform import Platform, upload
+from tools.harness.people import BrandOfPeople
 
 _FACTS = json.dumps({"rank": 4, "trigger_word": "acme", "base_revision": "0" * 64})
 
 
 @dataclass
-class Database:
+class FileRoutes:
     """A member's client of the users' app, and a worker's of the internal routes with a ticket for an open job."""
 
     brand: BrandOfPeople
     member: httpx.AsyncClient
     worker: httpx.AsyncClient
 
-    async def send(self, door: Door, filename: str, data: bytes) -> httpx.Response:
-        field = "files" if door == "assets" else "file"
-        path = "/v1/training/publish" if door == "publish" else f"/v1/brands/{self.brand.id}/{door}"
-        fields = {"facts": _FACTS} if door == "publish" else {}
+    async def send(self, route: FileRoute, filename: str, data: bytes) -> httpx.Response:
+        field = "files" if route == "assets" else "file"
+        path = "/v1/training/publish" if route == "publish" else f"/v1/brands/{self.brand.id}/{route}"
+        fields = {"facts": _FACTS} if route == "publish" else {}
         file = {field: (filename, data, "application/octet-stream")}
-        return await self.client(door).post(path, files=file, data=fields)
+        return await self.client(route).post(path, files=file, data=fields)
 
-    def client(self, door: Door) -> httpx.AsyncClient:
-        return self.worker if door == "publish" else self.member
+    def client(self, route: FileRoute) -> httpx.AsyncClient:
+        return self.worker if route == "publish" else self.member
 
 
 @asynccontextmanager
-async def open_doors(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[Database]:
+async def open_file_routes(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[FileRoutes]:
     """The doors of a brand that has no picture yet."""
     async with platform.client(brand.member) as member:
         asset = await upload(member, brand.id, picture("PNG", 99))
@@ -51,4 +51,4 @@ async def open_doors(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[
             base_url="http://test",
             headers={"authorization": f"Bearer {ticket}"},
         ) as worker:
-            yield Database(brand, member, worker)
+            yield FileRoutes(brand, member, worker)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.architectures import ARCHITECTURES
+from benchmarks.lib.architectures import ARCHITECTURES
 from onbrand.families.bases import base_source
 from onbrand.families.spec import SPECS
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.isolation.hostile.corpus import Hostile
+from tools.harness.hostile_files.corpus import Hostile
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 

@@ -1,24 +1,24 @@
-"""Recompilations of a compiled denoiser while its rows change brands, and the time of a change."""
+"""Counts recompilations of a compiled denoiser while its rows change brands, and measures the time of a change."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.workload import random_adapter
 from onbrand.engine.compilation import compile_passes, uncompile_passes
 from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.slots import Slots
 from onbrand.families.family import Conditioning, Family
-from onbrand.families.lora import AdapterWeights, read_adapter
+from onbrand.families.lora import AdapterWeights
 
 _NUM_ROWS = 128
 _NUM_SLOTS = 8
-_RANKS = (4, 8, 12, 16)
+RANKS = (4, 8, 12, 16)
+"""Ranks of the adapters that callers pass: two rank classes."""
 _LATENT_SIDE = 8
 
 
@@ -34,17 +34,16 @@ class CountingBackend:
 
 
 def brand_switches(
-    family: Family, num: int, num_rows: int = _NUM_ROWS, seed: int = 0, preset: str = "all"
+    family: Family, adapters: Sequence[AdapterWeights], num: int, num_rows: int = _NUM_ROWS, seed: int = 0
 ) -> dict[str, Any]:
     """Change the brands of rows `num` times between passes of a denoiser compiled with `fullgraph=True`.
 
-    Rows also change scale and rank (4 to 16, two rank classes), and a slot is rewritten before each pass.
+    Rows also change scale and rank, and a slot is rewritten before each pass.
     """
     chance = random.Random(seed)
-    adapters = [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in _RANKS]
     slots = Slots(family.denoiser, _NUM_SLOTS, max_rows=num_rows)
     inputs = _inputs(family, num_rows)
-    resident = [_put(slots, adapter) for adapter in adapters * 2]
+    resident = [_put(slots, adapter) for adapter in [*adapters, *adapters]]
     backend = CountingBackend()
     compile_passes(family.denoiser, backend)
     try:

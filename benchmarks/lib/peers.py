@@ -17,7 +17,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from benchmarks.workload import Workload
+from benchmarks.lib.workload import Workload
 
 
 class Peer(Protocol):
@@ -133,7 +133,7 @@ class ServeMultiplexed:
         import ray
         from ray import serve
 
-        from benchmarks.multiplexed import Base, Pipelines
+        from benchmarks.lib.multiplexed import Base, Pipelines
 
         self._num = len(work.requests)
         self._folder = tempfile.TemporaryDirectory()
@@ -148,7 +148,7 @@ class ServeMultiplexed:
             log_to_driver=False,
             logging_level="ERROR",
             _node_ip_address="127.0.0.1",
-            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
         )
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         base = Base(work.family.spec.name, str(work.base), str(work.family.device), work.family.dtype)

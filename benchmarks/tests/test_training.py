@@ -5,10 +5,10 @@ import argparse
 import safetensors.torch
 import torch
 
-from benchmarks.architectures import ARCHITECTURES
-from benchmarks.random_base import FULL_SIZE, random_base
+from benchmarks.lib.architectures import ARCHITECTURES
+from benchmarks.lib.random_base import FULL_SIZE, random_base
+from benchmarks.lib.training_plain import PlainProcess
 from benchmarks.training import measure, plan_of, written_pictures
-from benchmarks.training_plain import PlainProcess
 
 
 def test_the_plain_loop_trains_in_its_own_process_and_writes_what_diffusers_reads(tmp_path):

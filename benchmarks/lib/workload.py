@@ -10,12 +10,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from benchmarks.lib.engine_requests import engine_request
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.request import Request
 from onbrand.families.family import Family
 from onbrand.families.loading import load_pipeline
 from onbrand.families.lora import attach, detach, extract, read_adapter, serialize
+from tools.harness.engine_requests import engine_request
 
 _SUBJECTS = ("square", "circle", "star", "triangle", "ring", "cross", "heart", "moon")
 _COLORS = ("red", "blue", "green", "yellow", "black", "white", "orange")
