@@ -3,7 +3,7 @@
 `python -m benchmarks.not_found_timing --json` calls every route with an id for both, 500 times each, alternating in
 random order. `worst` is the largest ratio of the two medians of any route (target: <= 1.1). It calls the app in this
 process, without a socket, as network time would hide a difference. All routes are interleaved, so that a slow period
-affects all of them. tests/isolation/test_http_absence.py checks that the response bodies are equal.
+affects all of them. tests/isolation/test_http_not_found.py checks that the response bodies are equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import httpx
 from fastapi import FastAPI
 
-from benchmarks.lib.many_brands import Crowd, crowd
+from benchmarks.lib.many_brands import ManyBrands, many_brands
 from onbrand.db.session import Database
 from tools.harness.openapi_operations import Operation, operations
 
@@ -47,7 +47,7 @@ class Pair:
     nobodys: str
 
 
-def pairs(platform: Crowd, described: list[Operation]) -> Iterator[Pair]:
+def pairs(platform: ManyBrands, described: list[Operation]) -> Iterator[Pair]:
     """The pairs of each route: under the caller's brand, under the other brand, and without a brand."""
     theirs, mine = platform.things(THEIRS), platform.brand(MINE)
     never = {name: str(uuid.uuid4()) for name in theirs} | {"brand_id": "brand-none"}
@@ -142,7 +142,7 @@ def _described(pair: Pair, theirs: Call, nobodys: Call) -> dict[str, Any]:
     }
 
 
-async def run(platform: Crowd, tries: int, only: str) -> dict[str, Any]:
+async def run(platform: ManyBrands, tries: int, only: str) -> dict[str, Any]:
     """The results of the benchmark."""
     db = await Database.open(platform.database.web_url, claims_key=platform.secrets.claims)
     app = platform.app(db)
@@ -173,7 +173,7 @@ def main() -> None:
     options.add_argument("--only", default="", help="routes that have this in their method and path")
     options.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = options.parse_args()
-    with crowd(chosen.rows, chosen.brands) as platform:
+    with many_brands(chosen.rows, chosen.brands) as platform:
         result = asyncio.run(run(platform, chosen.tries, chosen.only))
     print(json.dumps(result, indent=None if chosen.json else 2))
 

@@ -34,7 +34,7 @@ pytest_plugins = [
     "tests.s3.fixture",
     "tests.pgbouncer.fixture",
     "tests.stores",
-    "tests.isolation.tally",
+    "tests.isolation.check_counter",
 ]
 
 os.environ.setdefault("RAY_worker_niceness", "0")

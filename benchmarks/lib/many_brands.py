@@ -126,7 +126,7 @@ WRITERS = {"audit.events": "onbrand_definer"}
 
 
 @dataclass(frozen=True)
-class Crowd:
+class ManyBrands:
     """A filled database and the settings of a platform on it.
 
     Args:
@@ -195,14 +195,14 @@ def known_id(kind: str, number: int) -> str:
 
 
 @contextmanager
-def crowd(num_rows: int, num_brands: int) -> Iterator[Crowd]:
+def many_brands(num_rows: int, num_brands: int) -> Iterator[ManyBrands]:
     """A database with `num_rows` rows in each large table, for `num_brands` brands. SIGTERM also stops it."""
     with tempfile.TemporaryDirectory(prefix="onbrand-benchmark-") as folder, _ended_by_sigterm():
         settings = Settings(data_dir=Path(folder))
         database = start(settings)
         try:
             fill(database.owner_url, num_rows, num_brands)
-            yield Crowd(settings, load_secrets(settings), database, num_rows, num_brands)
+            yield ManyBrands(settings, load_secrets(settings), database, num_rows, num_brands)
         finally:
             database.stop()
 

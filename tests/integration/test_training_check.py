@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 import onbrand.client as sdk
 from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.unit.test_storage_features import file_of, scene
+from tests.unit.test_sandbox_image_features import file_of, scene
 from tools.harness.in_process_platform import Platform, upload
 
 

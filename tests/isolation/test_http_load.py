@@ -19,7 +19,7 @@ from onbrand.config import Secrets, Settings
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Database, Session
 from tests.conftest import MakeBrand
-from tests.isolation.crowd import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
+from tests.isolation.many_brands import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
 from tools.harness.in_process_platform import Platform, serving
 
 NUM_REQUESTS = int(os.environ.get("ONBRAND_TEST_LOAD_REQUESTS", "1200"))

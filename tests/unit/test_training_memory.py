@@ -19,7 +19,7 @@ from onbrand.training.memory import estimate
 from onbrand.training.memory.estimate import GB, Admission, Allowance, MemoryEstimator, admit
 from onbrand.training.memory.savings import MemorySavings, savings_levels
 from onbrand.training.recipes import make_plan
-from tests.unit.test_training_loop import Together
+from tests.unit.test_training_trainer import Together
 from tests.unit.training_bases import FAMILIES, base_of, fresh_family, small_plan, small_trainer, trained
 
 CPU = torch.device("cpu")

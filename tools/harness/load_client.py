@@ -85,7 +85,7 @@ class Drawn:
 
 
 @dataclass
-class Customer:
+class LoadClient:
     """A brand and its admin."""
 
     brand_id: str
@@ -95,7 +95,7 @@ class Customer:
     asset_id: str = ""
 
     @classmethod
-    async def join(cls, url: str, manners: Manners) -> Customer:
+    async def join(cls, url: str, manners: Manners) -> LoadClient:
         """Sign up, make a brand, upload a picture."""
         name = f"chaos-{uuid.uuid4().hex[:10]}"
         http = httpx.AsyncClient(base_url=url, timeout=120, trust_env=False)

@@ -20,9 +20,9 @@ from tests import signing
 CANARY = "canary-4b1d0c7e"
 
 
-def become(connection: psycopg.Connection, world, user_id: str, **claims: object) -> None:
+def become(connection: psycopg.Connection, fixtures, user_id: str, **claims: object) -> None:
     """Let a connection act as a user for the rest of its transaction, which is about ACME unless said otherwise."""
-    signing.become(connection, world.signer, sub=user_id, **{"brand_id": world.ids["brand"], **claims})
+    signing.become(connection, fixtures.signer, sub=user_id, **{"brand_id": fixtures.ids["brand"], **claims})
 
 
 CARELESS = {
@@ -34,25 +34,25 @@ CARELESS = {
 
 
 @pytest.mark.parametrize("policy", CARELESS.values(), ids=list(CARELESS))
-def test_a_careless_policy_does_not_cross_brands(policy: str, owner, world):
+def test_a_careless_policy_does_not_cross_brands(policy: str, owner, fixtures):
     owner.execute(policy)
-    become(owner, world, world.ids["other_member"])
+    become(owner, fixtures, fixtures.ids["other_member"])
     assert owner.execute("select id from app.models").fetchall() == []
 
 
-def test_the_owner_of_the_tables_sees_nothing(owner, world):
+def test_the_owner_of_the_tables_sees_nothing(owner, fixtures):
     owner.execute("set local role onbrand_owner")
     for table in ("brands", "brand_users", "brand_assets", "lora_training_jobs", "models", "generations"):
         assert owner.execute(f"select 1 from app.{table}").fetchall() == []
 
 
-async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, world, secrets):
+async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, fixtures, secrets):
     db = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims, pool=(1, 1))
     try:
         for name in ("member", "other_member") * 8:  # beyond the fifth time psycopg prepares the statement
-            async with db.user_session(Scope(world.ids[name], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(fixtures.ids[name], within=fixtures.ids["brand"])) as session:
                 rows = await session.all("select id from app.models")
-                assert [row["id"] for row in rows] == ([world.ids["model"]] if name == "member" else [])
+                assert [row["id"] for row in rows] == ([fixtures.ids["model"]] if name == "member" else [])
         with pytest.raises(Forbidden):
             async with db.user_session(None) as session:
                 await session.all("select id from app.models")
@@ -62,14 +62,14 @@ async def test_a_pool_of_one_keeps_nothing_of_the_last_user(database, world, sec
         await db.close()
 
 
-async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database, world, secrets):
+async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database, fixtures, secrets):
     db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
-    claims = json.dumps({"sub": world.ids["member"]})
+    claims = json.dumps({"sub": fixtures.ids["member"]})
     try:
-        async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(fixtures.ids["other_member"], within=fixtures.ids["brand"])) as session:
             await session.run("select set_config('request.jwt.claims', %s, false)", [claims])
             await session.run("select set_config('role', 'authenticated', false)")
-        async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(fixtures.ids["other_member"], within=fixtures.ids["brand"])) as session:
             assert await session.all("select id from app.models") == []
         with pytest.raises(Forbidden):
             async with db.user_session(None) as session:
@@ -78,10 +78,10 @@ async def test_settings_left_on_a_connection_do_not_reach_the_next_user(database
         await db.close()
 
 
-async def test_a_door_leaves_nothing_on_its_connection(database, world, secrets):
+async def test_a_door_leaves_nothing_on_its_connection(database, fixtures, secrets):
     db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
     try:
-        async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(fixtures.ids["member"], within=fixtures.ids["brand"])) as session:
             assert await session.all("select id from app.models")
         async with db._web.connection() as connection:
             cursor = await connection.execute(
@@ -92,10 +92,10 @@ async def test_a_door_leaves_nothing_on_its_connection(database, world, secrets)
         await db.close()
 
 
-async def test_after_a_transaction_the_context_is_gone(database, world, secrets):
+async def test_after_a_transaction_the_context_is_gone(database, fixtures, secrets):
     with psycopg.connect(database.web_url, autocommit=True) as connection:
         with connection.transaction():
-            become(connection, world, world.ids["member"])
+            become(connection, fixtures, fixtures.ids["member"])
         left = connection.execute("select current_setting('request.jwt.claims', true), current_user").fetchone()
     assert left == ("", login_name("web", "onbrand"))
 
@@ -135,20 +135,20 @@ def test_a_login_cannot_change_what_holds_it(statement: str, database):
         connection.execute(statement)
 
 
-def test_turning_row_security_off_gives_an_error_and_no_row(database, world):
+def test_turning_row_security_off_gives_an_error_and_no_row(database, fixtures):
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world, world.ids["other_member"])
+        become(connection, fixtures, fixtures.ids["other_member"])
         connection.execute("set row_security = off")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("select id from app.models")
 
 
 @pytest.mark.parametrize("column", ["status", "model_url", "progress", "metrics", "user_id", "training_config"])
-async def test_the_owner_of_a_job_forges_nothing(column: str, db, world):
+async def test_the_owner_of_a_job_forges_nothing(column: str, db, fixtures):
     with pytest.raises(Forbidden):
-        async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(fixtures.ids["member"], within=fixtures.ids["brand"])) as session:
             await session.run(
-                f"update app.lora_training_jobs set {column} = {column} where id = %s", [world.ids["job"]]
+                f"update app.lora_training_jobs set {column} = {column} where id = %s", [fixtures.ids["job"]]
             )
 
 
@@ -170,38 +170,40 @@ GETTERS = {
 
 
 @pytest.mark.parametrize("thing", GETTERS)
-async def test_anothers_thing_and_nothing_get_the_same_answer(thing: str, db, world):
+async def test_anothers_thing_and_nothing_get_the_same_answer(thing: str, db, fixtures):
     answers = []
-    for brand_id in (world.ids["other_brand"], world.ids["brand"]):
-        for thing_id in (world.ids[thing], str(uuid.uuid4())):
+    for brand_id in (fixtures.ids["other_brand"], fixtures.ids["brand"]):
+        for thing_id in (fixtures.ids[thing], str(uuid.uuid4())):
             with pytest.raises(NotFound) as refused:
-                async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
+                async with db.user_session(
+                    Scope(fixtures.ids["other_member"], within=fixtures.ids["brand"])
+                ) as session:
                     await GETTERS[thing](session, brand_id, thing_id)
             answers.append(said(refused.value, thing_id))
     assert len(set(answers)) == 1
 
 
-async def test_a_job_with_anothers_asset_and_with_none_get_the_same_answer(db, world):
+async def test_a_job_with_anothers_asset_and_with_none_get_the_same_answer(db, fixtures):
     answers = []
-    for asset_id in (world.ids["asset"], str(uuid.uuid4()), "no-id"):
+    for asset_id in (fixtures.ids["asset"], str(uuid.uuid4()), "no-id"):
         new = jobs.NewJob(name="x", model_type="sd15", training_asset_ids=[asset_id])
         with pytest.raises(NotFound) as refused:
-            async with db.user_session(Scope(world.ids["other_member"], within=world.ids["brand"])) as session:
-                await jobs.create_job(session, world.ids["other_brand"], world.ids["other_member"], new)
+            async with db.user_session(Scope(fixtures.ids["other_member"], within=fixtures.ids["brand"])) as session:
+                await jobs.create_job(session, fixtures.ids["other_brand"], fixtures.ids["other_member"], new)
         answers.append(said(refused.value, asset_id))
     assert len(set(answers)) == 1
 
 
-async def test_a_brand_of_others_and_none_get_the_same_answer(db, world):
+async def test_a_brand_of_others_and_none_get_the_same_answer(db, fixtures):
     answers = []
-    for brand_id in (world.ids["brand"], "never-was-there"):
+    for brand_id in (fixtures.ids["brand"], "never-was-there"):
         with pytest.raises(NotFound) as refused:
-            async with db.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(fixtures.ids["other_admin"], within=fixtures.ids["brand"])) as session:
                 await brands.list_members(session, brand_id)
         answers.append(said(refused.value, brand_id))
-        for email in (world.ids["member_email"], "nobody@example.com"):
+        for email in (fixtures.ids["member_email"], "nobody@example.com"):
             with pytest.raises(NotFound) as refused:
-                async with db.user_session(Scope(world.ids["other_admin"], within=world.ids["brand"])) as session:
+                async with db.user_session(Scope(fixtures.ids["other_admin"], within=fixtures.ids["brand"])) as session:
                     await invitations.invite(session, brand_id, email)
             answers.append(said(refused.value, brand_id))
     assert len(set(answers)) == 1
@@ -217,15 +219,15 @@ FOREIGN_KEYS = {
 
 
 @pytest.mark.parametrize(("name", "thing"), list(zip(FOREIGN_KEYS, ["asset", "model"], strict=True)))
-def test_a_foreign_key_tells_nothing_of_other_brands(name: str, thing: str, database, world):
+def test_a_foreign_key_tells_nothing_of_other_brands(name: str, thing: str, database, fixtures):
     answers = []
-    for thing_id in (world.ids[thing], str(uuid.uuid4())):
+    for thing_id in (fixtures.ids[thing], str(uuid.uuid4())):
         with psycopg.connect(database.web_url) as connection:
-            become(connection, world, world.ids["other_member"], brand_id=world.ids["other_brand"])
+            become(connection, fixtures, fixtures.ids["other_member"], brand_id=fixtures.ids["other_brand"])
             with pytest.raises(psycopg.errors.ForeignKeyViolation) as refused:
                 connection.execute(
                     FOREIGN_KEYS[name],
-                    {"brand": world.ids["other_brand"], "id": thing_id, "me": world.ids["other_member"]},
+                    {"brand": fixtures.ids["other_brand"], "id": thing_id, "me": fixtures.ids["other_member"]},
                 )
         diag = refused.value.diag
         answers.append(f"{diag.sqlstate} {diag.message_primary} {diag.message_detail}".replace(thing_id, "ID"))
@@ -247,22 +249,23 @@ async def test_two_brands_may_hold_the_same_picture(db, store, make_brand, pictu
 
 
 @pytest.mark.parametrize("table", ["brand_assets", "generated_images", "models", "lora_training_jobs"])
-def test_not_even_its_owner_moves_a_row_to_another_brand(table: str, owner, world):
+def test_not_even_its_owner_moves_a_row_to_another_brand(table: str, owner, fixtures):
     owner.execute("alter table app.lora_training_jobs disable trigger job_guard")
     with pytest.raises(psycopg.errors.Error) as refused:
         owner.execute(
-            f"update app.{table} set brand_id = %s where brand_id = %s", [world.ids["other_brand"], world.ids["brand"]]
+            f"update app.{table} set brand_id = %s where brand_id = %s",
+            [fixtures.ids["other_brand"], fixtures.ids["brand"]],
         )
     assert (refused.value.sqlstate, "immutable" in str(refused.value)) == ("42501", True)
 
 
-def test_an_id_cannot_be_chosen_so_it_cannot_collide_with_anothers(database, world):
+def test_an_id_cannot_be_chosen_so_it_cannot_collide_with_anothers(database, fixtures):
     with psycopg.connect(database.web_url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):  # noqa: PT012
-        become(connection, world, world.ids["other_member"])
+        become(connection, fixtures, fixtures.ids["other_member"])
         connection.execute(
             "insert into app.lora_training_jobs (id, brand_id, user_id, name, model_type)"
             " values (%s, %s, %s, 'x', 'sd15')",
-            [world.ids["job"], world.ids["other_brand"], world.ids["other_member"]],
+            [fixtures.ids["job"], fixtures.ids["other_brand"], fixtures.ids["other_member"]],
         )
 
 
@@ -300,73 +303,73 @@ async def test_a_brand_is_not_named_like_a_region_or_a_path(brand_id: str, db, o
     "name",
     ["{brand}/../{other}/x.png", "{brand}//x", "{brand}/./x", "{brand}", "/x", "{brand}/x\u202e.png", "{brand}/a b"],
 )
-def test_an_object_row_has_a_plain_key(name: str, owner, world):
-    name = name.format(brand=world.ids["brand"], other=world.ids["other_brand"])
+def test_an_object_row_has_a_plain_key(name: str, owner, fixtures):
+    name = name.format(brand=fixtures.ids["brand"], other=fixtures.ids["other_brand"])
     with pytest.raises((psycopg.errors.CheckViolation, psycopg.errors.InsufficientPrivilege)):
         owner.execute(
             "insert into storage.objects (bucket_id, name, user_id, content_type, bytes)"
             " values ('training-data', %s, %s, 'x', 1)",
-            [name, world.ids["member"]],
+            [name, fixtures.ids["member"]],
         )
 
 
-async def test_an_error_of_the_database_tells_no_value(db, world):
+async def test_an_error_of_the_database_tells_no_value(db, fixtures):
     with pytest.raises(OnbrandError) as refused:
-        async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+        async with db.user_session(Scope(fixtures.ids["member"], within=fixtures.ids["brand"])) as session:
             await session.run(
                 "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id)"
                 " values (%s, %s, -1, %s, %s)",
-                [world.ids["brand"], world.ids["asset"], CANARY, world.ids["member"]],
+                [fixtures.ids["brand"], fixtures.ids["asset"], CANARY, fixtures.ids["member"]],
             )
     assert CANARY not in repr(refused.value) + str(refused.value.fields)
     assert "insert" not in str(refused.value)
     assert refused.value.__suppress_context__
 
 
-async def test_the_servers_log_tells_no_caption(db, world, settings, database):
+async def test_the_servers_log_tells_no_caption(db, fixtures, settings, database):
     log = settings.folder / "postgres" / "log"
     if not log.exists():
         pytest.skip("the database is not the embedded one; its log is its operator's")
     for version in (-1, 1, 99999999999):
         with pytest.raises(OnbrandError):
-            async with db.user_session(Scope(world.ids["member"], within=world.ids["brand"])) as session:
+            async with db.user_session(Scope(fixtures.ids["member"], within=fixtures.ids["brand"])) as session:
                 await session.run(
                     "insert into app.asset_captions (brand_id, asset_id, version, caption, user_id)"
                     f" values (%s, %s, {version}, '{CANARY}', %s)",
-                    [world.ids["brand"], world.ids["asset"], world.ids["member"]],
+                    [fixtures.ids["brand"], fixtures.ids["asset"], fixtures.ids["member"]],
                 )
     text = log.read_text()
     assert "violates check constraint" in text
     assert CANARY not in text
 
 
-async def test_a_ticket_that_mixes_a_job_with_another_member_is_worth_nothing(db, world):
+async def test_a_ticket_that_mixes_a_job_with_another_member_is_worth_nothing(db, fixtures):
     for who in ("member2", "admin", "other_member"):
-        ticket = Ticket.issue(world.ids["brand"], world.ids["training_job"], world.ids[who], "training", 60)
+        ticket = Ticket.issue(fixtures.ids["brand"], fixtures.ids["training_job"], fixtures.ids[who], "training", 60)
         async with db.system_session(ticket) as session:
             assert await session.all("select id from app.lora_training_jobs") == []
             assert await session.all("select id from app.brand_assets") == []
 
 
-async def test_a_ticket_sees_one_job_its_pictures_and_no_more(db, world):
-    ticket = Ticket.issue(world.ids["brand"], world.ids["training_job"], world.ids["member"], "training", 60)
+async def test_a_ticket_sees_one_job_its_pictures_and_no_more(db, fixtures):
+    ticket = Ticket.issue(fixtures.ids["brand"], fixtures.ids["training_job"], fixtures.ids["member"], "training", 60)
     async with db.system_session(ticket) as session:
         assert [row["id"] for row in await session.all("select id from app.lora_training_jobs")] == [
-            world.ids["training_job"]
+            fixtures.ids["training_job"]
         ]
-        assert [row["id"] for row in await session.all("select id from app.brand_assets")] == [world.ids["asset"]]
+        assert [row["id"] for row in await session.all("select id from app.brand_assets")] == [fixtures.ids["asset"]]
         assert await session.all("select id from app.generations") == []
 
 
-async def test_a_ticket_shows_no_pictures_after_the_end(db, world):
-    ticket = Ticket.issue(world.ids["brand"], world.ids["ended_job"], world.ids["member"], "training", 60)
+async def test_a_ticket_shows_no_pictures_after_the_end(db, fixtures):
+    ticket = Ticket.issue(fixtures.ids["brand"], fixtures.ids["ended_job"], fixtures.ids["member"], "training", 60)
     async with db.system_session(ticket) as session:
         assert len(await session.all("select id from app.lora_training_jobs")) == 1
         assert await session.all("select id from app.brand_assets") == []
         assert await session.all("select caption from app.asset_captions") == []
 
 
-async def test_the_dispatcher_learns_ids_states_and_numbers_only(db, world):
+async def test_the_dispatcher_learns_ids_states_and_numbers_only(db, fixtures):
     async with db.dispatch_session() as session:
         rows = await session.all("select * from private.queue()")
     wanted = (
@@ -413,10 +416,12 @@ async def test_two_admins_who_drop_each_other_leave_one(db, make_brand):
     assert sorted(ends) == ["done", "refused"]
 
 
-def test_a_revoked_key_reaches_nothing_from_the_next_statement_on(owner, world):
-    _, _, claims = world.claims["key:manage"]
+def test_a_revoked_key_reaches_nothing_from_the_next_statement_on(owner, fixtures):
+    _, _, claims = fixtures.claims["key:manage"]
     read = "select id from app.models"
-    become(owner, world, claims["sub"], **{name: claims[name] for name in ("brand_id", "key_id", "scopes", "purpose")})
+    become(
+        owner, fixtures, claims["sub"], **{name: claims[name] for name in ("brand_id", "key_id", "scopes", "purpose")}
+    )
     assert len(owner.execute(read).fetchall()) == 1
     owner.execute("reset role")
     owner.execute("update app.api_keys set revoked_at = now() where id = %s", [claims["key_id"]])
@@ -435,17 +440,17 @@ async def test_the_last_admin_stays(verb: str, db, make_brand):
                 await brands.set_role(session, brand.id, brand.admin.user_id, "member")
 
 
-def test_an_ended_job_is_closed_to_its_tables_owner_too(owner, world):
+def test_an_ended_job_is_closed_to_its_tables_owner_too(owner, fixtures):
     for change in ("status = 'training'", "progress = 3", "model_url = 'x'", "cancel_requested_at = now()"):
         with pytest.raises(psycopg.errors.Error) as refused, owner.transaction():
-            owner.execute(f"update app.lora_training_jobs set {change} where id = %s", [world.ids["ended_job"]])
+            owner.execute(f"update app.lora_training_jobs set {change} where id = %s", [fixtures.ids["ended_job"]])
         assert refused.value.sqlstate == "OB002"
 
 
-def test_the_record_is_a_chain(owner, world):
+def test_the_record_is_a_chain(owner, fixtures):
     rows = owner.execute(
         "select prev, hash, audit.hash_of(e) from audit.events e where brand_id = %s order by seq",
-        [world.ids["brand"]],
+        [fixtures.ids["brand"]],
     ).fetchall()
     assert rows
     before = None

@@ -1,10 +1,10 @@
-"""Trainings on a real platform, killed again and again: the adapter must be, to the bit, that of the unbroken run.
+"""Kills the processes of trainings on a real platform. Each adapter must equal that of an undisturbed run, bit by bit.
 
-`python -m tests.acceptance.killed --points 20 --json` starts `onbrand up` with the tiny sd15, trains once undisturbed,
-and then the same again while one process after another gets SIGKILL at random steps: a training worker, the driver,
-Ray Train's controller, the dispatcher (its replica, or all of `onbrand up`), the raylet. Where that ends `onbrand up`,
-it is started again, as a supervisor would; nothing else is helped. The exit status is 1 if an adapter differs, a job
-did not complete, or ended more than once.
+`python -m tests.acceptance.kill_training --points 20 --json` starts `onbrand up` with the tiny sd15 and trains once
+undisturbed. Then it repeats the training and sends SIGKILL to one process after another at random steps: a training
+worker, the driver, Ray Train's controller, the dispatcher (its replica, or all of `onbrand up`), the raylet. If that
+ends `onbrand up`, it starts it again, as a supervisor would. The exit status is 1 if an adapter differs, or if a job
+did not complete or ended more than once.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 
 
 @dataclass
-class Tally:
+class CheckCounter:
     """Checks by the way they were made (`http`, `sql`), how many of them came out otherwise, and what else to tell."""
 
     num_checks: dict[str, int] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Tally:
         self.num_mismatches += len(wrong)
         assert not wrong, wrong
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: CheckCounter) -> None:
         """Count what another process counted."""
         for way, num in other.num_checks.items():
             self.num_checks[way] = self.num_checks.get(way, 0) + num
@@ -44,33 +44,33 @@ class Tally:
         return [f"the matrix: {num} checks ({ways}), {self.num_mismatches} mismatches", *self.lines]
 
 
-_TALLY = pytest.StashKey[Tally]()
+_CHECK_COUNTER = pytest.StashKey[CheckCounter]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TALLY] = Tally()
+    config.stash[_CHECK_COUNTER] = CheckCounter()
 
 
 @pytest.fixture(scope="session")
-def tally(pytestconfig: pytest.Config) -> Tally:
+def check_counter(pytestconfig: pytest.Config) -> CheckCounter:
     """Where checks of the matrix are counted."""
-    return pytestconfig.stash[_TALLY]
+    return pytestconfig.stash[_CHECK_COUNTER]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In one of several processes: hand the counts to the first."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output["tally"] = asdict(session.config.stash[_TALLY])
+        output["check_counter"] = asdict(session.config.stash[_CHECK_COUNTER])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    counted = getattr(node, "workeroutput", {}).get("tally")
+    counted = getattr(node, "workeroutput", {}).get("check_counter")
     if counted:
-        node.config.stash[_TALLY].add(Tally(**counted))
+        node.config.stash[_CHECK_COUNTER].add(CheckCounter(**counted))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash[_TALLY].told():
+    for line in config.stash[_CHECK_COUNTER].told():
         terminalreporter.write_line(line)

@@ -21,7 +21,7 @@ from onbrand.services.data_checks import (
     must_be_fit,
     target_of,
 )
-from tests.unit.test_storage_features import features_of, scene
+from tests.unit.test_sandbox_image_features import features_of, scene
 
 AIM = DataTarget(resolution=128, trigger_word="zilgo", smallest_side=64)
 

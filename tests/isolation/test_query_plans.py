@@ -28,7 +28,7 @@ FILLINGS = {
 
 
 @pytest.fixture
-def crowded(owner: psycopg.Connection) -> psycopg.Connection:
+def many_rows(owner: psycopg.Connection) -> psycopg.Connection:
     """Brands that have a hundred of each, in a transaction that is rolled back."""
     owner.execute("set local session_replication_role = replica")  # no brands are made for them
     for table, filling in FILLINGS.items():
@@ -55,16 +55,16 @@ def _steps(plan: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("table", FILLINGS)
-def test_a_list_is_read_by_its_index_in_its_order(table: str, crowded: psycopg.Connection) -> None:
+def test_a_list_is_read_by_its_index_in_its_order(table: str, many_rows: psycopg.Connection) -> None:
     scan = ("Index Scan", table.removeprefix("app.") + "_by_time", "(brand_id = $1)")
-    assert way_to_the_rows(crowded, "authenticated", table) == [("Limit", None, None), ("Result", None, None), scan]
-    assert way_to_the_rows(crowded, "postgres", table) == [("Limit", None, None), scan]
+    assert way_to_the_rows(many_rows, "authenticated", table) == [("Limit", None, None), ("Result", None, None), scan]
+    assert way_to_the_rows(many_rows, "postgres", table) == [("Limit", None, None), scan]
 
 
 @pytest.mark.parametrize("table", FILLINGS)
-def test_a_wall_that_finds_rows_itself_is_noticed(table: str, crowded: psycopg.Connection) -> None:
-    crowded.execute(
+def test_a_wall_that_finds_rows_itself_is_noticed(table: str, many_rows: psycopg.Connection) -> None:
+    many_rows.execute(
         f"alter policy wall_user on {table} using (brand_id = any (array[(select private.my_brand())]))"  # type: ignore[call-overload]
     )
     scan = ("Index Scan", table.removeprefix("app.") + "_by_time", "(brand_id = $1)")
-    assert scan not in way_to_the_rows(crowded, "authenticated", table)
+    assert scan not in way_to_the_rows(many_rows, "authenticated", table)

@@ -18,7 +18,7 @@ from onbrand.training.data.cache import DiskCache
 from onbrand.training.data.dataset import CaptionVariants, Examples, Picture
 from onbrand.training.data.encoding import encode
 from onbrand.training.ray.collectives import Collectives, SingleWorker, gather_bytes, shared
-from tests.unit.test_training_loop import Together
+from tests.unit.test_training_trainer import Together
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_trainer
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from onbrand.errors import DataRefused, NotFound, Unavailable
 from onbrand.internal.training import TrainingAsset, TrainingSpec
 from onbrand.training.data.checks import must_be_fit_to_train
 from onbrand.training.ray import driver
-from tests.unit.test_storage_features import file_of, scene
+from tests.unit.test_sandbox_image_features import file_of, scene
 from tests.unit.training_bases import small_plan
 
 JOB = "00000000-0000-4000-8000-000000000001"

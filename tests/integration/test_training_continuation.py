@@ -12,7 +12,7 @@ from onbrand.families.spec import with_family_defaults
 from onbrand.internal.training import TrainingSpec
 from onbrand.services import assets, continuation, jobs, models, training_worker
 from onbrand.services.job_validation import Terms
-from tests.integration.test_services_story import Story
+from tests.integration.test_services_workflow import Story
 from tests.small_adapter import FACTS, safetensors
 
 TERMS = Terms(recommended={"sd15": with_family_defaults("sd15", {"resolution": 64})})

@@ -18,7 +18,7 @@ from tools.harness.in_process_platform import Platform, upload
 Draw = Callable[..., bytes]
 
 
-class Crowd:
+class ManyFiles:
     """Checks of a brand that run until `leave`."""
 
     def __init__(self, checker: Checker) -> None:
@@ -37,11 +37,11 @@ class Crowd:
 
 
 @pytest.fixture
-async def crowd(platform: Platform) -> AsyncIterator[Crowd]:
+async def many_files(platform: Platform) -> AsyncIterator[ManyFiles]:
     """The platform's checker takes two waiting files a brand."""
     before = platform.app.state.checker
     platform.app.state.checker = Checker(Limits(waiting_checks=2))
-    made = Crowd(platform.app.state.checker)
+    made = ManyFiles(platform.app.state.checker)
     yield made
     await made.leave()
     platform.app.state.checker = before
@@ -53,10 +53,10 @@ def picture(pictures: Draw) -> bytes:
 
 
 async def test_a_crowd_of_one_brand_keeps_nobody_else_waiting(
-    platform: Platform, make_brand: MakeBrand, crowd: Crowd, picture: bytes
+    platform: Platform, make_brand: MakeBrand, many_files: ManyFiles, picture: bytes
 ) -> None:
     acme, globex = await make_brand("acme"), await make_brand("globex")
-    await crowd.come(acme, 4)
+    await many_files.come(acme, 4)
     async with platform.client(globex.member) as client:
         asset = await upload(client, globex.id, picture)
         body = {"model_type": "sd15", "training_asset_ids": [asset["id"]]}
@@ -65,12 +65,12 @@ async def test_a_crowd_of_one_brand_keeps_nobody_else_waiting(
 
 
 async def test_a_brand_whose_queue_is_full_is_told_when_to_come_again(
-    platform: Platform, make_brand: MakeBrand, crowd: Crowd, picture: bytes
+    platform: Platform, make_brand: MakeBrand, many_files: ManyFiles, picture: bytes
 ) -> None:
     acme, globex = await make_brand("acme"), await make_brand("globex")
     async with platform.client(acme.member) as client:
         asset = await upload(client, acme.id, picture)
-        await crowd.come(acme, 4)
+        await many_files.come(acme, 4)
         files = [("files", ("logo.png", picture, "image/png"))]
         body = {"model_type": "sd15", "training_asset_ids": [asset["id"]]}
         page = {"file": ("voice.md", b"# Voice", "text/markdown")}
@@ -87,12 +87,12 @@ async def test_a_brand_whose_queue_is_full_is_told_when_to_come_again(
 
 
 async def test_brands_of_one_account_are_one_crowd(
-    platform: Platform, make_brand: MakeBrand, crowd: Crowd, picture: bytes
+    platform: Platform, make_brand: MakeBrand, many_files: ManyFiles, picture: bytes
 ) -> None:
     """Twenty brands of one maker hold no more than one would."""
     globex = await make_brand("globex")
     many = [await make_brand("acme") for _ in range(5)]
     for brand in many:
-        await crowd.come(BrandOfPeople(brand.id, many[0].admin, brand.member, brand.member2), 2)
+        await many_files.come(BrandOfPeople(brand.id, many[0].admin, brand.member, brand.member2), 2)
     async with platform.client(globex.member) as client:
         await upload(client, globex.id, picture)

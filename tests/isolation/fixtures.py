@@ -30,7 +30,7 @@ _USED_BY_LOOKING = ("last_used_at",)
 
 
 @dataclass(frozen=True)
-class World:
+class Fixtures:
     """Two brands, and ids of ACME's things by name."""
 
     platform: Platform
@@ -84,7 +84,7 @@ class World:
         return str(answer.json()["key"])
 
     def worker(self, persona: str, kind: TicketKind, has_thing: bool) -> httpx.AsyncClient:
-        """A client of the internal routes with a persona's ticket for this world's job or generation.
+        """A client of the internal routes with a persona's ticket for ACME's job or generation.
 
         Routes that name no thing act on the ticket's own job; there, another job's ticket is one that never existed.
         """
@@ -132,37 +132,37 @@ async def _log_in(client: httpx.AsyncClient, person: Person) -> None:
     assert answer.is_success, answer.text
 
 
-async def build(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, draw: Draw) -> World:
-    """A fresh world. Everything of ACME is member's."""
+async def build_fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, draw: Draw) -> Fixtures:
+    """A fresh fixtures. Everything of ACME is member's."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, member3 = await make_user("removed"), await make_user("member3")
     await join(platform.db, acme.id, acme.admin, removed, "admin")
     await join(platform.db, acme.id, acme.admin, member3)
     async with platform.db.user_session(acme.admin.scope) as session:
         await brands.remove_member(session, acme.id, removed.user_id)
-    world = World(platform, acme, globex, removed, {"member3": member3.user_id}, draw)
-    await _make_things(world)
-    return world
+    fixtures = Fixtures(platform, acme, globex, removed, {"member3": member3.user_id}, draw)
+    await _make_things(fixtures)
+    return fixtures
 
 
-async def _make_things(world: World) -> None:
-    platform, acme = world.platform, world.acme
+async def _make_things(fixtures: Fixtures) -> None:
+    platform, acme = fixtures.platform, fixtures.acme
     newcomer = uuid.uuid4().hex[:8]
     async with platform.client() as client:
         email = f"newcomer-{newcomer}@example.com"
         await client.post("/v1/users", json={"email": email, "password": "a long enough password"})
-    async with world.client("member") as client:
-        asset = await upload(client, acme.id, world.picture(), captions="photo of [brand], canary-caption")
-        other = await upload(client, acme.id, world.picture())
+    async with fixtures.client("member") as client:
+        asset = await upload(client, acme.id, fixtures.picture(), captions="photo of [brand], canary-caption")
+        other = await upload(client, acme.id, fixtures.picture())
         job, ended, trained = [await _job(client, acme.id, asset["id"]) for _ in range(3)]
         other_job = await _job(client, acme.id, other["id"])
-        upload_id = await _sent(client, acme.id, world.picture())
+        upload_id = await _sent(client, acme.id, fixtures.picture())
         document_id = await _document(client, acme.id)
-    model_id = await _train(world, ended, trained)
-    going, image_id = await _draw(world, num_images=2, fails=False)
-    gone, _ = await _draw(world, num_images=1, fails=True)
-    key, invitation = await _credentials(world, email)
-    world.things.update(
+    model_id = await _train(fixtures, ended, trained)
+    going, image_id = await _draw(fixtures, num_images=2, fails=False)
+    gone, _ = await _draw(fixtures, num_images=1, fails=True)
+    key, invitation = await _credentials(fixtures, email)
+    fixtures.things.update(
         key=key,
         invitation=invitation,
         brand=acme.id,
@@ -181,11 +181,11 @@ async def _make_things(world: World) -> None:
     )
 
 
-async def _credentials(world: World, invited: str) -> tuple[str, str]:
+async def _credentials(fixtures: Fixtures, invited: str) -> tuple[str, str]:
     """Ids of a key and of an open invitation; both are admin's."""
-    async with world.client("admin") as client:
+    async with fixtures.client("admin") as client:
         made = [
-            await client.post(f"/v1/brands/{world.acme.id}/{what}", json=body)
+            await client.post(f"/v1/brands/{fixtures.acme.id}/{what}", json=body)
             for what, body in (
                 ("keys", {"name": "canary-key", "scopes": ["read"]}),
                 ("invitations", {"email": f"canary-{invited}", "role": "member"}),
@@ -225,8 +225,8 @@ async def _document(client: httpx.AsyncClient, brand_id: str) -> str:
     return str(answer.json()["id"])
 
 
-async def _train(world: World, ended: str, trained: str) -> str:
-    db, acme = world.platform.db, world.acme
+async def _train(fixtures: Fixtures, ended: str, trained: str) -> str:
+    db, acme = fixtures.platform.db, fixtures.acme
     ticket = acme.ticket(ended)
     async with db.system_session(ticket) as session:
         await training_worker.report(session, ticket, 5)
@@ -234,12 +234,12 @@ async def _train(world: World, ended: str, trained: str) -> str:
     ticket = acme.ticket(trained)
     async with db.system_session(ticket) as session:
         facts = {"rank": 4, "trigger_word": "canary-word", "base_revision": "r"}
-        store, checker = world.platform.store.brand(acme.id), world.platform.system_app.state.checker
+        store, checker = fixtures.platform.store.brand(acme.id), fixtures.platform.system_app.state.checker
         return (await training_worker.publish(session, store, ticket, weights(acme.id), facts, checker)).id
 
 
-async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
-    platform, acme = world.platform, world.acme
+async def _draw(fixtures: Fixtures, num_images: int, fails: bool) -> tuple[str, str]:
+    platform, acme = fixtures.platform, fixtures.acme
     new = generation_parameters.NewGeneration(prompt="canary-prompt", model_type="sd15", num_images=num_images)
     async with platform.db.user_session(acme.member.scope) as session:
         made = await generations.create_generation(
@@ -256,13 +256,13 @@ async def _draw(world: World, num_images: int, fails: bool) -> tuple[str, str]:
         if fails:
             await generation_worker.fail_generation(session, ticket, "test", "canary-reason")
             return made.id, ""
-        return made.id, await add_image(world, session, ticket, 0)
+        return made.id, await add_image(fixtures, session, ticket, 0)
 
 
-async def add_image(world: World, session: Any, ticket: Ticket, index: int) -> str:
+async def add_image(fixtures: Fixtures, session: Any, ticket: Ticket, index: int) -> str:
     """A stored picture of the ticket's generation."""
-    store, checker = world.platform.store.brand(world.acme.id), world.platform.system_app.state.checker
-    picture = world.picture()
+    store, checker = fixtures.platform.store.brand(fixtures.acme.id), fixtures.platform.system_app.state.checker
+    picture = fixtures.picture()
     made = await generation_worker.add_image(
         session, store, ticket, index, index, picture, "image/png", 64, 64, receipt_of(ticket.brand_id), checker=checker
     )

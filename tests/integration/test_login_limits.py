@@ -154,15 +154,15 @@ async def test_one_address_has_few_places_among_those_who_wait(
     async with replica(HOME, limits) as home:
         app = home._transport.app
         away = httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(AWAY, 1)), base_url="http://test")
-        crowd = [asyncio.create_task(tried(home, mallory.email, PASSWORD)) for _ in range(10)]
+        tasks = [asyncio.create_task(tried(home, mallory.email, PASSWORD)) for _ in range(10)]
         assert await asyncio.to_thread(began.wait, 20)
         async with asyncio.timeout(20), away:
-            while sum(task.done() for task in crowd) < 7:  # noqa: ASYNC110 (one is checked and two wait)
+            while sum(task.done() for task in tasks) < 7:  # noqa: ASYNC110 (one is checked and two wait)
                 await asyncio.sleep(0.01)
             other = asyncio.create_task(tried(away, ada.email, PASSWORD))
             go.set()
             assert (await other).status_code == 201
-        answers = Counter(answer.status_code for answer in await asyncio.gather(*crowd))
+        answers = Counter(answer.status_code for answer in await asyncio.gather(*tasks))
     assert answers == {201: 3, 429: 7}
 
 

@@ -372,7 +372,7 @@ async def mingle(visitors: list[Visitor], num_requests: int, concurrency: int, s
             done[action.__name__] += 1
             done["requests"] += num
 
-    async with asyncio.TaskGroup() as crowd:
+    async with asyncio.TaskGroup() as tasks:
         for worker in range(concurrency):
-            crowd.create_task(one(worker))
+            tasks.create_task(one(worker))
     return done

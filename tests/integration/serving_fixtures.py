@@ -17,7 +17,7 @@ from tools.harness.tiny_families import family_of
 
 
 @dataclass
-class House:
+class ServingFixtures:
     """A brand's model without training, a generation without an ingress."""
 
     db: Any

@@ -20,9 +20,8 @@ from fastapi.responses import JSONResponse
 from psycopg import sql
 
 from tests.conftest import MakeBrand, MakeUser
-from tests.isolation import world as worlds
-from tests.isolation.crowd import furnish
-from tests.isolation.world import World
+from tests.isolation.fixtures import Draw, Fixtures, build_fixtures
+from tests.isolation.many_brands import furnish
 from tools.harness.in_process_platform import Platform
 from tools.harness.openapi_operations import Operation, operations
 
@@ -50,13 +49,13 @@ class Try:
 
 
 @pytest.fixture(scope="module")
-async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+async def fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
     """With a session of ACME's member, too."""
-    world = await worlds.build(platform, make_brand, make_user, pictures)
-    async with world.client("admin") as admin:
-        await furnish(admin, world.acme.id, "canary")
-    async with world.client("cookie"):
-        return world
+    fixtures = await build_fixtures(platform, make_brand, make_user, pictures)
+    async with fixtures.client("admin") as admin:
+        await furnish(admin, fixtures.acme.id, "canary")
+    async with fixtures.client("cookie"):
+        return fixtures
 
 
 @pytest.fixture(scope="module")
@@ -65,39 +64,39 @@ def described(platform: Platform) -> list[Operation]:
 
 
 @pytest.fixture
-def ids(world: World, owner: psycopg.Connection) -> dict[str, str]:
+def ids(fixtures: Fixtures, owner: psycopg.Connection) -> dict[str, str]:
     """An id of ACME's from each table that has ids, by the table's name; and what else names a thing of theirs."""
-    found = {"a user": world.acme.member.user_id, "a model's name": "sd15-lora-v1"}
+    found = {"a user": fixtures.acme.member.user_id, "a model's name": "sd15-lora-v1"}
     for (table,) in owner.execute(_TABLES_WITH_IDS).fetchall():
         statement = sql.SQL("select id::text from {} where brand_id = %s limit 1").format(
             sql.Identifier(*table.split("."))
         )
-        row = owner.execute(statement, [world.acme.id]).fetchone()
-        assert row is not None, f"tests/isolation/world.py makes nothing that lies in {table}"
+        row = owner.execute(statement, [fixtures.acme.id]).fetchone()
+        assert row is not None, f"tests/isolation/fixtures.py makes nothing that lies in {table}"
         found[table] = row[0]
     session = "select id::text from identity.sessions where user_id = %s limit 1"
-    found["a session"] = owner.execute(session, [world.acme.member.user_id]).fetchone()[0]  # type: ignore[index]
+    found["a session"] = owner.execute(session, [fixtures.acme.member.user_id]).fetchone()[0]  # type: ignore[index]
     return found
 
 
 @asynccontextmanager
-async def over_the_wire(world: World, persona: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with world.client(persona, "manage") as known:
-        async with httpx.AsyncClient(base_url=world.platform.url, headers=known.headers, timeout=60) as client:
+async def over_the_wire(fixtures: Fixtures, persona: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with fixtures.client(persona, "manage") as known:
+        async with httpx.AsyncClient(base_url=fixtures.platform.url, headers=known.headers, timeout=60) as client:
             yield client
 
 
 @pytest.fixture
-async def outsider(world: World) -> AsyncIterator[httpx.AsyncClient]:
+async def outsider(fixtures: Fixtures) -> AsyncIterator[httpx.AsyncClient]:
     """An admin of GLOBEX: whatever is refused, it is not for want of a role."""
-    async with over_the_wire(world, "other_admin") as client:
+    async with over_the_wire(fixtures, "other_admin") as client:
         yield client
 
 
 @pytest.fixture
-async def key(world: World) -> AsyncIterator[httpx.AsyncClient]:
+async def key(fixtures: Fixtures) -> AsyncIterator[httpx.AsyncClient]:
     """A key of GLOBEX with every scope."""
-    async with over_the_wire(world, "other_key") as client:
+    async with over_the_wire(fixtures, "other_key") as client:
         yield client
 
 
@@ -140,32 +139,32 @@ def fitting(operation: Operation, ids: Mapping[str, str]) -> dict[str, str]:
     """Of these ids those that the path's names mean: `asset_id` one of app.brand_assets."""
     stems = {name.removesuffix("_id") for name in operation.names} - {"brand"}
     found = {table: thing for table, thing in ids.items() if any(stem in table for stem in stems)}
-    assert found or not stems, f"world.py, or the fixture `ids`, has no thing for {operation}"
+    assert found or not stems, f"fixtures.py, or the fixture `ids`, has no thing for {operation}"
     return found or dict(list(ids.items())[:1])
 
 
-def under_their_brand(world: World, operation: Operation, ids: Mapping[str, str]) -> Iterator[Try]:
+def under_their_brand(fixtures: Fixtures, operation: Operation, ids: Mapping[str, str]) -> Iterator[Try]:
     """ACME's things at ACME's address, and nobody's at nobody's."""
     body = BODIES.get(str(operation))
     for thing in fitting(operation, ids).values():
-        theirs = dict.fromkeys(operation.names, thing) | {"brand_id": world.acme.id}
+        theirs = dict.fromkeys(operation.names, thing) | {"brand_id": fixtures.acme.id}
         nobodys = {name: never(value) for name, value in theirs.items()}
         yield Try(operation, theirs, nobodys | {"brand_id": _NEVER_BRAND}, (body, body))
 
 
-def under_the_own_brand(world: World, operation: Operation, ids: Mapping[str, str]) -> Iterator[Try]:
+def under_the_own_brand(fixtures: Fixtures, operation: Operation, ids: Mapping[str, str]) -> Iterator[Try]:
     """Things of ACME's where one of GLOBEX is meant, and nobody's there."""
     body = BODIES.get(str(operation))
     for thing in ids.values():
-        theirs = dict.fromkeys(operation.names, thing) | {"brand_id": world.globex.id}
-        nobodys = {name: never(value) for name, value in theirs.items()} | {"brand_id": world.globex.id}
+        theirs = dict.fromkeys(operation.names, thing) | {"brand_id": fixtures.globex.id}
+        nobodys = {name: never(value) for name, value in theirs.items()} | {"brand_id": fixtures.globex.id}
         yield Try(operation, theirs, nobodys, (body, body))
 
 
-def in_bodies(world: World, described: list[Operation], ids: Mapping[str, str]) -> Iterator[Try]:
+def in_bodies(fixtures: Fixtures, described: list[Operation], ids: Mapping[str, str]) -> Iterator[Try]:
     """ACME's ids in bodies of calls in the own brand, and of the face that names the brand in the body."""
     by_name = {str(operation): operation for operation in described}
-    own = {"brand_id": world.globex.id}
+    own = {"brand_id": fixtures.globex.id}
     for thing in ids.values():
         job = by_name["POST /v1/brands/{brand_id}/training-jobs"]
         bodies = [
@@ -175,59 +174,59 @@ def in_bodies(world: World, described: list[Operation], ids: Mapping[str, str]) 
         drawing = by_name["POST /v1/brands/{brand_id}/generations"]
         yield Try(drawing, own, own, ({"prompt": "p", "model": thing}, {"prompt": "p", "model": never(thing)}))
         face = Operation("POST", "/v1/images/generations", (), "application/json", {})
-        pairs = [(world.acme.id, _NEVER_BRAND), (world.globex.id, world.globex.id)]
+        pairs = [(fixtures.acme.id, _NEVER_BRAND), (fixtures.globex.id, fixtures.globex.id)]
         for theirs, nobodys in pairs:
             models = (f"{theirs}/{thing}", f"{nobodys}/{never(thing)}")
             yield Try(face, {}, {}, ({"prompt": "p", "model": models[0]}, {"prompt": "p", "model": models[1]}))
 
 
 async def test_anothers_brand_is_answered_as_one_that_never_was(
-    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+    fixtures: Fixtures, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
 ) -> None:
     tries = [
         each for operation in described if "brand_id" in operation.names
-        for each in under_their_brand(world, operation, ids)
+        for each in under_their_brand(fixtures, operation, ids)
     ]  # fmt: skip
     assert len(tries) > 40
     assert await differences(outsider, tries) == {}
 
 
 async def test_anothers_thing_in_the_own_brand_is_answered_as_one_that_never_was(
-    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+    fixtures: Fixtures, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
 ) -> None:
     """Any id of theirs in any place: a route that looks in the wrong table is found too."""
     tries = [
         each for operation in described if set(operation.names) > {"brand_id"}
-        for each in under_the_own_brand(world, operation, ids)
+        for each in under_the_own_brand(fixtures, operation, ids)
     ]  # fmt: skip
     assert len(tries) > 200
     assert await differences(outsider, tries) == {}
 
 
 async def test_a_key_is_told_no_more(
-    world: World, described: list[Operation], ids: dict[str, str], key: httpx.AsyncClient
+    fixtures: Fixtures, described: list[Operation], ids: dict[str, str], key: httpx.AsyncClient
 ) -> None:
     """What a key may never do is refused to it before anything is looked for: 403, for theirs as for nobody's."""
     tries = [
         each for operation in described if "brand_id" in operation.names
         for make, things in ((under_their_brand, ids), (under_the_own_brand, fitting(operation, ids)))
         if make is under_their_brand or len(operation.names) > 1
-        for each in make(world, operation, things)
+        for each in make(fixtures, operation, things)
     ]  # fmt: skip
     assert await differences(key, tries, frozenset({403, 404})) == {}
 
 
 async def test_anothers_id_in_a_body_is_answered_as_one_that_never_was(
-    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+    fixtures: Fixtures, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
 ) -> None:
-    assert await differences(outsider, in_bodies(world, described, ids)) == {}
+    assert await differences(outsider, in_bodies(fixtures, described, ids)) == {}
 
 
 async def test_routes_that_name_no_brand_answer_for_anothers_as_for_nobodys(
-    world: World, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
+    fixtures: Fixtures, described: list[Operation], ids: dict[str, str], outsider: httpx.AsyncClient
 ) -> None:
     """`/v1/models/{brand}/{model}`, a user's sessions, and whatever comes after them."""
-    brands = ((world.acme.id, _NEVER_BRAND), (world.globex.id, world.globex.id))
+    brands = ((fixtures.acme.id, _NEVER_BRAND), (fixtures.globex.id, fixtures.globex.id))
     tries = []
     for operation in described:
         if "brand_id" in operation.names:
@@ -240,14 +239,14 @@ async def test_routes_that_name_no_brand_answer_for_anothers_as_for_nobodys(
     assert await differences(outsider, tries) == {}
 
 
-async def test_a_link_without_a_right_does_not_tell_whether_there_is_a_file(world: World) -> None:
-    async with world.client("member") as member:
-        asset = (await member.get(f"/v1/brands/{world.acme.id}/assets/{world.things['asset']}")).json()
-    async with httpx.AsyncClient(base_url=world.platform.url) as nobody:
+async def test_a_link_without_a_right_does_not_tell_whether_there_is_a_file(fixtures: Fixtures) -> None:
+    async with fixtures.client("member") as member:
+        asset = (await member.get(f"/v1/brands/{fixtures.acme.id}/assets/{fixtures.things['asset']}")).json()
+    async with httpx.AsyncClient(base_url=fixtures.platform.url) as nobody:
         for query in ("", "?expires=9999999999&signature=AAAA"):
             names = (
                 asset["object_name"],
-                f"{world.acme.id}/logo-999.png",
+                f"{fixtures.acme.id}/logo-999.png",
                 f"{_NEVER_BRAND}/logo-001.png",
             )
             answers = [await nobody.get(f"/v1/files/training-data/{name}{query}") for name in names]
