@@ -34,7 +34,6 @@ HALVES = [
 
 
 _PLACE = re.compile(r"\{[^}]+\}")
-FILE = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n'
 
 
 @pytest.mark.parametrize("body", HALVES, ids=repr)

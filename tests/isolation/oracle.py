@@ -21,10 +21,6 @@ SECRET = "photo of an unannounced perfume"
 TABLE_STATISTICS = (
     "select relname, seq_scan, seq_tup_read, idx_scan, idx_tup_fetch from pg_stat_xact_user_tables order by 1"
 )
-INDEX_STATISTICS = (
-    "select indexrelname, idx_scan, idx_tup_read, idx_tup_fetch from pg_stat_user_indexes"
-    " where schemaname in ('app', 'storage', 'audit') order by 1"
-)
 _NOT_SEEN = ("Cond", "Filter", "Output", "Planning", "Sort Key", "Cache Key")
 """Parts of a plan that repeat the statement's own text, and how much of the catalogue was in memory."""
 

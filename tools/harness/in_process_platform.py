@@ -100,9 +100,10 @@ class FakeGenerator:
         seed = request.parameters.seed + index
         digest = hashlib.sha256(f"{request.adapters}{seed}".encode()).digest()
         out = io.BytesIO()
-        picture = Image.new(
-            "RGB", (request.parameters.width, request.parameters.height), (digest[0], digest[1], digest[2])
-        )
+        width, height = request.parameters.width, request.parameters.height
+        assert width is not None
+        assert height is not None
+        picture = Image.new("RGB", (width, height), (digest[0], digest[1], digest[2]))
         picture.save(out, _PIL[request.parameters.output_format], quality=_quality(request))
         content_type = f"image/{request.parameters.output_format}"
         await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, receipt_for(request))

@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pikepdf
 from pikepdf import Array, Dictionary, Name, Stream, String
@@ -16,7 +17,7 @@ from tools.harness.hostile_files.corpus import Hostile
 Change = Callable[[pikepdf.Pdf], None]
 
 
-def pdf(change: Change | None = None, **options: object) -> bytes:
+def pdf(change: Change | None = None, **options: Any) -> bytes:
     """A PDF of one page, changed."""
     with pikepdf.Pdf.new() as made:
         made.add_blank_page()

@@ -8,7 +8,7 @@ import random
 import struct
 import zipfile
 import zlib
-from functools import cache
+from functools import cache, partial
 
 from PIL import Image, PngImagePlugin
 
@@ -88,12 +88,6 @@ def bomb_text(kind: bytes, megabytes: int) -> bytes:
     return png(64, 64, bytes((64 * 3 + 1) * 64), more)
 
 
-def flipped(kind: str) -> bytes:
-    data = bytearray(picture(kind))
-    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
-    return bytes(data)
-
-
 def noted() -> bytes:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("a", "<script>alert(1)</script>")
@@ -150,7 +144,7 @@ def _polyglots() -> list[tuple]:
         for kind in KINDS
     ]
     found += [
-        (f"a {kind} that holds {what}", f"a.{EXT[kind]}", lambda k=kind, t=text: commented(t, k), why)
+        (f"a {kind} that holds {what}", f"a.{EXT[kind]}", partial(commented, text, kind), why)
         for kind in ("PNG", "JPEG")
         for what, text, why in [
             ("a script", b"<script>alert(1)</script>", "page for browsers"),
@@ -231,7 +225,7 @@ def _broken() -> list[tuple]:
             lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 5000 + b"\xff\xd9",
             "damaged|not a PNG",
         ),
-        ("a WEBP whose pixels are zeros", "a.webp", lambda: flipped_webp(), "damaged|not a PNG"),
+        ("a WEBP whose pixels are zeros", "a.webp", lambda: webp_of_zeros(), "damaged|not a PNG"),
         ("a WEBP of a canvas only", "a.webp", lambda: webp(64, 64), "damaged|not a PNG"),
         (
             "a WEBP that claims 4 GB",
@@ -258,7 +252,7 @@ def _without_tables() -> bytes:
     return data
 
 
-def flipped_webp() -> bytes:
+def webp_of_zeros() -> bytes:
     data = bytearray(picture("WEBP"))
     data[20:40] = bytes(20)
     return bytes(data)
