@@ -1,7 +1,7 @@
-"""Fixtures that any test may ask for: one real PostgreSQL a session, the doors to it, a local object store, people.
+"""Fixtures for all tests: one real PostgreSQL a session, its logins, a local object store, accounts and brands.
 
-`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) runs everything on another PostgreSQL;
-`ONBRAND_TEST_DATABASE_LOGINS` (three lines: the DSNs of owner, web and system) on a database that is migrated already.
+`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) selects another PostgreSQL;
+`ONBRAND_TEST_DATABASE_LOGINS` (three lines: the DSNs of owner, web and system) selects a migrated database.
 """
 
 from __future__ import annotations

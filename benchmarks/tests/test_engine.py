@@ -1,4 +1,4 @@
-"""`benchmarks.engine --real-shapes`: the right architectures, and a path that runs."""
+"""Tests of `benchmarks.engine --real-shapes`: the architectures are right, and the code runs on a small base."""
 
 from __future__ import annotations
 

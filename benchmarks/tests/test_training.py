@@ -1,4 +1,4 @@
-"""The training benchmark's other side: a loop of its own process, which trains and writes as diffusers' scripts do."""
+"""Tests of the training benchmark's plain loop, a process that trains and writes as diffusers' scripts do."""
 
 import argparse
 

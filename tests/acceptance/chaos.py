@@ -1,8 +1,8 @@
-"""Chaos on a real platform: engines killed under load while brands publish, replace and delete adapters.
+"""Kills engines of a real platform under load, while brands publish, replace and delete adapters.
 
-`python -m tests.acceptance.chaos --requests 2000 --json` starts `onbrand up` with two engine replicas, and judges every
-answer: one end for each request, every picture in the colour of its own adapter (`colours`), 404 for what was deleted,
-nothing above 500 but a clean 503. The exit status is 1 if anything was wrong.
+`python -m tests.acceptance.chaos --requests 2000 --json` starts `onbrand up` with two engine replicas and checks every
+response: each request ends once, every picture has the colour of its own adapter (`tools/harness/colour_adapters.py`),
+a deleted model gives 404, and the only 5xx is a clean 503. The exit status is 1 if anything was wrong.
 """
 
 from __future__ import annotations

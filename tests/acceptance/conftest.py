@@ -1,4 +1,4 @@
-"""One platform for all acceptance tests, spoken to by HTTP and by the command line only."""
+"""One platform for all acceptance tests. They use it by HTTP and by the command line only."""
 
 from __future__ import annotations
 

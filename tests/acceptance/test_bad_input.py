@@ -1,4 +1,4 @@
-"""Wrong input at the command line: one line that names the thing and the remedy, the right exit code, nothing done."""
+"""Wrong input at the command line gives one line with the cause and the remedy, the right exit code, and no change."""
 
 from __future__ import annotations
 

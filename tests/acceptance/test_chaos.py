@@ -1,6 +1,6 @@
-"""Engines are killed while brands draw, publish and delete: every answer is the right one. The long run: `chaos`.
+"""A short run of `chaos`: engines are killed while brands generate, publish and delete, and every response is right.
 
-What its verdict rests on: `tests/numerics/test_painted_colours.py`, `tests/unit/test_chaos_judge.py`.
+`tests/numerics/test_painted_colours.py` and `tests/unit/test_chaos_judge.py` test the parts that the verdict uses.
 """
 
 from __future__ import annotations

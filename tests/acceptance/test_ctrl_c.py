@@ -1,4 +1,4 @@
-"""Ctrl-C ends all that `onbrand up` started, and nothing else: another Ray on the same machine goes on."""
+"""Ctrl-C ends everything that `onbrand up` started and nothing else: another Ray on the machine keeps running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`onbrand demo` as a whole. Minutes long: `pytest -m demo`."""
+"""`onbrand demo` as a whole. It takes minutes: `pytest -m demo`."""
 
 from __future__ import annotations
 

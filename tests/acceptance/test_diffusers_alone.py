@@ -1,4 +1,4 @@
-"""What Onbrand exports is plain diffusers: a process without Onbrand loads it and draws the same picture."""
+"""A process without Onbrand loads an exported adapter with plain diffusers and draws the same picture."""
 
 from __future__ import annotations
 

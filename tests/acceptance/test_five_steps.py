@@ -1,4 +1,4 @@
-"""Upload, train, publish, generate: at the command line, against a running platform."""
+"""Upload, train, publish, generate: at the command line, with a running platform."""
 
 from __future__ import annotations
 

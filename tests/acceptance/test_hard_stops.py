@@ -1,4 +1,4 @@
-"""What is killed hard loses nothing that was finished, and what was running goes on."""
+"""SIGKILL loses no finished work, and unfinished work continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebooks run as they are, against a running platform, and use the client only."""
+"""The notebooks run unchanged with a running platform, and use the client only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `openai` package, unchanged, against a running platform."""
+"""The unchanged `openai` package with a running platform."""
 
 from __future__ import annotations
 

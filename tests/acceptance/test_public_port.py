@@ -1,4 +1,4 @@
-"""A running platform at its public port: what is not there, and what no client can do to the others."""
+"""The public port of a running platform: unknown paths, and that no client can impair the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of a running platform inherit: engines' replicas, workers and Ray's own, and no secret."""
+"""The processes of a running platform (engine replicas, workers, Ray's own) inherit no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What members, trainers and the ingress do, done by hand for tests of the serving room. No test lives here."""
+"""Does the work of members, training workers and the ingress for the tests of serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may not make a call is told before a byte of their form is read."""
+"""A caller without permission is refused before a byte of the form is read."""
 
 from __future__ import annotations
 

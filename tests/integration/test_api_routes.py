@@ -1,4 +1,4 @@
-"""The five steps and what is around them, over HTTP on the real database and store."""
+"""The five steps and the routes around them, over HTTP on the real database and store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The brand's record on a real PostgreSQL: who may add a line, what a line may say, and that tampering is found."""
+"""The audit log of a brand on a real PostgreSQL: who may append, what an event contains, and detection of tampering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDK, and the unchanged `openai` client, against the app behind uvicorn."""
+"""The SDK and the unchanged `openai` client with the app behind uvicorn."""
 
 from __future__ import annotations
 

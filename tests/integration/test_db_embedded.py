@@ -1,4 +1,4 @@
-"""The embedded server: passwords for everyone, a private socket, and a hard stop that loses nothing."""
+"""The embedded server: passwords for every login, a private socket, and a SIGKILL that loses no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded server in folders with odd names and in environments of other people, and after a start that failed."""
+"""The embedded server in folders with odd names, in foreign environments, and after a failed start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to one account: its brands are limited, and the engine and the dispatcher learn whose a brand is."""
+"""Limits of one account: its number of brands, and shares by account in the engine and in the dispatcher."""
 
 from __future__ import annotations
 

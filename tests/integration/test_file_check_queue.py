@@ -1,4 +1,4 @@
-"""One brand's files, however many, keep no other brand's from being checked; a brand's queue ends with 429."""
+"""Many files of one brand do not delay another brand's checks; a full queue of a brand gives 429."""
 
 from __future__ import annotations
 

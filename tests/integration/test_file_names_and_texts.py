@@ -1,4 +1,4 @@
-"""Files, names and texts as people's systems make them: the same rule at every door."""
+"""Files, names and texts of several systems: every route applies the same rule."""
 
 from __future__ import annotations
 

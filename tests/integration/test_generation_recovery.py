@@ -1,4 +1,4 @@
-"""Generations whose ingress or engine is gone: drawn again as they were asked for, a bounded number of times."""
+"""A generation whose ingress or engine is gone runs again with the same parameters, a bounded number of times."""
 
 from __future__ import annotations
 

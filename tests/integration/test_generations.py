@@ -1,4 +1,4 @@
-"""What a generation may ask for, and what it is told when it asks for too much: over HTTP, on a platform of its own."""
+"""The limits of a generation's parameters and their errors, over HTTP on a platform of its own."""
 
 from __future__ import annotations
 

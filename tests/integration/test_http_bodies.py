@@ -1,4 +1,4 @@
-"""Bodies over HTTP: credentials come before them, and what they may cost is known before they are looked at."""
+"""Request bodies over HTTP: credentials are checked first, and the size is limited before the body is parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP as clients speak it: credentials before bodies, content types, odd bytes, HEAD, CORS, streams that are over."""
+"""HTTP details: credentials before bodies, content types, malformed bytes, HEAD, CORS, ended streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys, invitations and members by the SDK and by the command line, against the app behind uvicorn."""
+"""Keys, invitations and members by the SDK and by the command line, with the app behind uvicorn."""
 
 from __future__ import annotations
 

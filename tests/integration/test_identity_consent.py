@@ -1,4 +1,4 @@
-"""Nobody is made a member: they accept, and an address counts when it is verified. Members leave when they like."""
+"""Nobody becomes a member without accepting, and an email address counts once verified. Members may leave any time."""
 
 from __future__ import annotations
 

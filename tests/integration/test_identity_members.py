@@ -1,4 +1,4 @@
-"""Invitations, and that a brand keeps an admin however many hands pull at once."""
+"""Invitations, and that a brand keeps an admin under concurrent changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of an outside issuer, against a real one on loopback: its keys rotate, and it is impersonated in many ways."""
+"""Tokens of an external issuer, a real one on loopback: its keys rotate, and attackers impersonate it in many ways."""
 
 from __future__ import annotations
 

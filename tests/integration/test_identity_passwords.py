@@ -1,4 +1,4 @@
-"""Logging in tells nobody which addresses have accounts: the same words, after the same work."""
+"""Logging in does not reveal which addresses have accounts: the same response, after the same work."""
 
 from __future__ import annotations
 

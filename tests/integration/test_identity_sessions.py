@@ -1,4 +1,4 @@
-"""Sessions of pages over HTTP: the cookie, its end, and who else may make a browser send it."""
+"""Browser sessions over HTTP: the cookie, its end, and cross-site requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logging in: how often, from where, and that nobody waits for the hashing but who logs in."""
+"""Limits of logging in: by frequency and address. Password hashing delays only other logins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's file over HTTP: the published one by a link, and the same adapter under kohya's names at once."""
+"""A model's file over HTTP: a link to the published file, and the same adapter with kohya's names."""
 
 from __future__ import annotations
 

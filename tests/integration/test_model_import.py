@@ -1,4 +1,4 @@
-"""Importing another trainer's file: taken or refused at the door, made a model by its job, and nothing left of it."""
+"""Importing another trainer's file: the route accepts or refuses it, a job makes it a model, and no upload remains."""
 
 from __future__ import annotations
 

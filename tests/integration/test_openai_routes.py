@@ -1,4 +1,4 @@
-"""OpenAI's fields beyond the plainest, with its own client against the app behind uvicorn."""
+"""OpenAI's optional fields, with its own client and the app behind uvicorn."""
 
 from __future__ import annotations
 

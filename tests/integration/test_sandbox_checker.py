@@ -1,4 +1,4 @@
-"""Files from outside are read by children: what a child may do, what its end means, what it may say."""
+"""Sandbox processes read uploaded files: their permissions, their end, and their replies."""
 
 from __future__ import annotations
 

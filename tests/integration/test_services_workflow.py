@@ -1,4 +1,4 @@
-"""The five steps of a brand's story through the services, against the real database and a real store."""
+"""The five steps of a brand through the services, with the real database and a real store."""
 
 from __future__ import annotations
 

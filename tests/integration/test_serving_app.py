@@ -1,6 +1,6 @@
-"""The real Serve applications on a private Ray: a brand's generation over HTTP, through handles, to stored pictures.
+"""The real Serve applications on a private Ray: a generation over HTTP, through handles, to stored pictures.
 
-The engine has two replicas that draw two rows at a time, so that routing shows.
+The engine has two replicas that draw two rows at a time, so that routing has an effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine's thread: events come back to the right caller, and its end is told to everyone."""
+"""The engine's thread returns events to the right caller, and reports its end to every caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a local directory can do wrong: links, dots, a full or read-only disk, a death in the middle of a write."""
+"""Failures of a local directory: links, dots, a full or read-only disk, and a crash during a write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open uploads and stored bytes, of a brand and of a caller, end at their limits: through every door, also at once."""
+"""Limits of open uploads and stored bytes, by brand and by caller: on every route, also with concurrent requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`training-jobs:check` over HTTP and by the SDK: what is found, for whom, and that nothing is changed."""
+"""`training-jobs:check` over HTTP and by the SDK: its findings, its permissions, and that it changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that begin at a model or go on with another job's run, that are stopped, or refused before anything is read."""
+"""Jobs that start from a model or continue another job's run, that are stopped, or that are refused at submission."""
 
 from __future__ import annotations
 

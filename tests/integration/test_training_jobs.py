@@ -1,4 +1,4 @@
-"""Rows become trained, published adapters, whatever dies on the way: real Ray, database, store and internal routes."""
+"""Jobs become published adapters, whatever process fails: real Ray, database, store and internal routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training shows: its course in so many points, its log in our own words, samples beside the base's, events."""
+"""The monitor of a training: a bounded number of points, log lines, samples with the base's, events."""
 
 from __future__ import annotations
 

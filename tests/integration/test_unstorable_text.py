@@ -1,4 +1,4 @@
-"""Cursors and addresses with characters that no text of ours has are refused, and never a fault."""
+"""Cursors and addresses with characters that PostgreSQL cannot store are refused, without a server error."""
 
 from __future__ import annotations
 

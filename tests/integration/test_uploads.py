@@ -1,4 +1,4 @@
-"""Files that go straight to the store, on a directory and on a real S3: announced, sent, checked, made anew, swept."""
+"""Uploads straight to the store, on a directory and on a real S3: announced, sent, checked, re-encoded, cleaned up."""
 
 from __future__ import annotations
 

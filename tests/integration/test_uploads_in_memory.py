@@ -1,4 +1,4 @@
-"""What is uploaded lies on disk until its turn, one file at a time is in memory, and bytes under way are bounded."""
+"""Uploads stay on disk until their turn, one file at a time is in memory, and bytes in progress are bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A private Ray with a dispatcher and the internal routes beside it, and a member of a brand who trains on it."""
+"""A private Ray with a dispatcher and the internal routes, and a member of a brand who trains on it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a run counts and tells at its end: the checks of the matrix (one persona, one row, one answer each), and lines.
+"""A plugin that counts the checks of the matrix (one persona, one row, one response each) and reports them at the end.
 
-A plugin, loaded by tests/conftest.py: where tests run in several processes, each counts, and the first one adds up.
+tests/conftest.py loads it. With several test processes, each counts, and the first one adds the counts.
 """
 
 from __future__ import annotations

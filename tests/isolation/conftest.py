@@ -1,4 +1,4 @@
-"""Two brands with one of everything in the first, and personas who try things on it, each try rolled back."""
+"""Two brands, the first with one object of every kind, and personas whose statements are rolled back."""
 
 from __future__ import annotations
 

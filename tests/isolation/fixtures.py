@@ -1,4 +1,4 @@
-"""ACME and GLOBEX with one thing of every kind, and who the matrix calls by name. For the HTTP runs."""
+"""The brands ACME and GLOBEX with one object of every kind, and the personas of the matrix, for tests over HTTP."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Many brands at once over HTTP, and the eyes that look through every answer for something of another brand.
+"""Many brands at once over HTTP, and a check of every response for data of another brand.
 
-Whatever a brand has carries its mark: in its names, captions and prompts as text, in its pictures as a colour, in its
-seeds as a range. Ids are known to the eyes from the moment that an answer gave them to their brand.
+A brand's data carries its mark: in names, captions and prompts as text, in pictures as a colour, in seeds as a range.
+An id belongs to the brand whose response contained it first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Claims that the platform did not sign, or signed for something else, reach nothing."""
+"""Claims that the platform did not sign, or signed for another purpose, give no access."""
 
 from __future__ import annotations
 

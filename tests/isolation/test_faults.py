@@ -1,4 +1,4 @@
-"""The proof of the proof: with one line of Onbrand broken at a time, this suite must fail every time."""
+"""With one line of Onbrand broken at a time, the isolation suite must fail each time."""
 
 from __future__ import annotations
 

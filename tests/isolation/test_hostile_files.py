@@ -1,4 +1,4 @@
-"""Every hostile file is refused over HTTP with the reason named, and the service answers on."""
+"""Every hostile file is refused over HTTP with its reason, and the service keeps responding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strings planted in ACME's rows appear in nothing that GLOBEX reads, and captions and prompts in no log."""
+"""Canary strings in ACME's rows appear in no response to GLOBEX, and captions and prompts appear in no log."""
 
 from __future__ import annotations
 

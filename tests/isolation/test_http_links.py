@@ -1,4 +1,4 @@
-"""Signed links are bearer tokens: bound to one key, one method and a short life; what they serve runs nothing."""
+"""Signed links are bearer tokens for one key and one method, with a short life. Their content is never executed."""
 
 from __future__ import annotations
 

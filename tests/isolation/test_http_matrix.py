@@ -1,4 +1,4 @@
-"""The matrix over HTTP: every row for every persona, with what is refused leaving every row as it was."""
+"""The matrix over HTTP: every row for every persona. A refused request changes no row."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Another brand's thing and one that never was are answered with the same bytes, on every route that has an id.
+"""Every route with an id gives equal bytes for another brand's object and for one that never existed.
 
-Routes come from the description that the app serves, so a new one is tried as soon as it exists. Their times are
-measured, not asserted here: `python -m benchmarks.not_found_timing`.
+The routes come from the app's OpenAPI description, so new routes are included. `benchmarks.not_found_timing` measures
+their times.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every change over HTTP leaves exactly one line by who made it, every link one, and what is refused or read none.
+"""Every change over HTTP writes exactly one audit event with its actor, every link one, and refusals and reads none.
 
-The rows are the matrix's own, so a new route joins by itself; docs/audit.md is held to what the code records.
+The rows are those of the matrix, so new routes are included. docs/audit.md must list what the code records.
 """
 
 from __future__ import annotations

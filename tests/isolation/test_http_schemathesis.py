@@ -1,8 +1,8 @@
-"""Cases that schemathesis makes from the description that the app serves, sent by members of one brand.
+"""Sends the cases that schemathesis generates from the app's OpenAPI description, as members of one brand.
 
-No case may end in a 5xx, and no answer may hold anything of the other brand: not its canaries, ids, addresses or keys.
-`ONBRAND_TEST_FUZZ_CASES=5000 pytest tests/isolation/test_http_schemathesis.py` for as many as are asked for; without it
-there are fewer. `ONBRAND_TEST_FUZZ_SEED` makes other cases.
+No case may give a 5xx, and no response may contain the other brand's canaries, ids, addresses or keys.
+`ONBRAND_TEST_FUZZ_CASES=5000` sets the number of cases; the default is smaller. `ONBRAND_TEST_FUZZ_SEED` sets the
+random seed.
 """
 
 from __future__ import annotations

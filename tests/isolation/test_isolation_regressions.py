@@ -1,4 +1,4 @@
-"""What is known to break isolation between brands, each as a test of its own."""
+"""Known ways to break isolation between brands, with one test each."""
 
 from __future__ import annotations
 

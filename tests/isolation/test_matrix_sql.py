@@ -1,4 +1,4 @@
-"""matrix.yaml, tables.yaml and columns.yaml as SQL: every persona tries everything, and gets the right kind of no."""
+"""matrix.yaml, tables.yaml and columns.yaml as SQL: every persona tries everything, and gets the expected refusal."""
 
 from __future__ import annotations
 

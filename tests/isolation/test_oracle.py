@@ -1,4 +1,4 @@
-"""Somebody who may run SQL with the web login learns no bit of another brand's rows from what PostgreSQL shows."""
+"""The web login learns no bit of another brand's rows from what PostgreSQL shows about a statement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under the wall a list is read by its own index in its order; whether the brand is the caller's is asked before."""
+"""Under row-level security a list uses its own index and order, and the brand is checked once before."""
 
 from __future__ import annotations
 

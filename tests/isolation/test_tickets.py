@@ -1,7 +1,7 @@
-"""Tickets that open nothing: forged, expired, of a job that has ended, of a member who was removed.
+"""Tickets without access: forged, expired, of an ended job, of a removed member.
 
-Whose ticket reaches what is in the matrix; here every internal route that the matrix names is tried with tickets that
-are no good (any more), and each time no row may change.
+The matrix lists which ticket reaches what. This file tries invalid tickets on every internal route of the matrix, and
+checks that no row changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three tiny bases, small random adapters of known seeds, and diffusers' own pipelines to compare with."""
+"""The three tiny bases, random adapters with known seeds, and diffusers pipelines to compare with."""
 
 from __future__ import annotations
 

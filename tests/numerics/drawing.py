@@ -1,4 +1,4 @@
-"""Running an engine to the end, as the tests of pictures need it."""
+"""Runs an engine to its end and collects its pictures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Compiled denoisers with slots: the same pictures, and nothing compiled again when rows change brands.
+"""A compiled denoiser with slots draws the same pictures, and does not recompile when rows change brands.
 
-`ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` make it the long version.
+`ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` select the long version.
 """
 
 from __future__ import annotations

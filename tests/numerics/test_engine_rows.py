@@ -1,4 +1,4 @@
-"""Rows cannot influence each other: who joins, leaves or fails changes no bit of a neighbour's picture."""
+"""Rows are independent: a row that joins, leaves or fails changes no bit of another row's picture."""
 
 from __future__ import annotations
 

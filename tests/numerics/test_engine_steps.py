@@ -1,4 +1,4 @@
-"""Samplers by name, previews, pauses, precision and stages: what a row does between noise and picture."""
+"""What a row does between noise and picture: samplers by name, previews, pauses, precision and stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports are plain diffusers: a process that cannot import Onbrand draws the same picture with either file."""
+"""A process that cannot import Onbrand draws the same picture with either exported file and plain diffusers."""
 
 from __future__ import annotations
 

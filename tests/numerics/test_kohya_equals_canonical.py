@@ -1,4 +1,4 @@
-"""An adapter downloaded in kohya's format is the same adapter: plain diffusers draws the same picture with both."""
+"""An adapter in kohya's format equals the canonical one: plain diffusers draws the same picture with both."""
 
 from __future__ import annotations
 

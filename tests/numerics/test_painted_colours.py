@@ -1,4 +1,4 @@
-"""Adapters that are built to paint one colour paint it, which is what the chaos run judges by."""
+"""The colour adapters paint their colour. The chaos run relies on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each guard of a route refuses by itself: the database would refuse too, and no guard leans on that."""
+"""Each guard of a route refuses by itself, without the database, which would refuse too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes of bodies under way: so many of one account, and never more than are left for the others."""
+"""The limit of request bytes in progress: a maximum for each account, with room left for the others."""
 
 from __future__ import annotations
 

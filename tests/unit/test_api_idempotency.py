@@ -1,4 +1,4 @@
-"""What a request with an `Idempotency-Key` is known by: forms are hashed beside the event loop, in pieces."""
+"""The fingerprint of a request with an `Idempotency-Key`. Forms are hashed in pieces, outside the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token buckets: a burst, then a rate, each key for itself."""
+"""Token buckets: a burst, then a rate, separately for each key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who was told to come back later is told so again for a second, and nobody else is."""
+"""A caller that got 429 gets it again for a second; other callers do not."""
 
 from __future__ import annotations
 

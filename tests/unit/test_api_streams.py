@@ -1,4 +1,4 @@
-"""Event streams are counted by caller and by brand, and forgotten when they end, however they end."""
+"""Event streams are counted by caller and by brand, and released at any kind of end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of the chaos run passes what is right and notices what is wrong."""
+"""The judge of the chaos run accepts correct results and reports wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line by itself: help, usage, JSON, and what it must not load."""
+"""The command line alone: help, usage, JSON output, and modules that it must not load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work beside the engine's thread: outcomes come back in it, in order, whatever became of the work."""
+"""Work beside the engine's thread: results and errors return to the thread in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may share a forward pass, and the sizes that batches come in, without any model."""
+"""Which requests may share a forward pass, and the batch sizes, without a model."""
 
 from __future__ import annotations
 

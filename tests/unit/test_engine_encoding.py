@@ -1,4 +1,4 @@
-"""Prompts that wait are encoded at once only where that was seen to change no bit."""
+"""Waiting prompts are encoded in one batch only where a check showed equal bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be done at once is decided by numbers: what is not finite decides nothing."""
+"""The check for exact batching compares numbers, and ignores those that are not finite."""
 
 from __future__ import annotations
 

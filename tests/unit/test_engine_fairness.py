@@ -1,4 +1,4 @@
-"""Whose turn it is, without any model: shares, weights, returning brands, accounts, keys, the bound of a batch step."""
+"""The fair queue without a model: shares, weights, returning brands, accounts, keys, the bound of one batch step."""
 
 from __future__ import annotations
 

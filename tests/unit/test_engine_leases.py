@@ -1,4 +1,4 @@
-"""Slots of jobs that pause go to whose turn it is; those of jobs that step do not."""
+"""A paused job's slot goes to the next brand; the slot of a running job does not."""
 
 from __future__ import annotations
 

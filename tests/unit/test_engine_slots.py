@@ -1,4 +1,4 @@
-"""Slots on a toy denoiser: the formula per row, zero padding, guidance doubling, generations, no trace left behind."""
+"""Slots on a toy denoiser: the formula per row, zero padding, guidance doubling, generations, complete removal."""
 
 from __future__ import annotations
 

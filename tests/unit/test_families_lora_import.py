@@ -1,4 +1,4 @@
-"""Files of other trainers: read whole and made ours, or refused with the reason. Every one is proved by a picture."""
+"""Files of other trainers are converted completely or refused with the reason. A picture proves each conversion."""
 
 from __future__ import annotations
 

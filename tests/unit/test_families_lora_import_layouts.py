@@ -1,4 +1,4 @@
-"""Files as other tools name their layers: imported exactly, or refused by the name of what cannot be."""
+"""Files with other tools' layer names are imported exactly, or refused with the name of the unsupported layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `up` checks before it starts anything, and what it hands to Ray's processes."""
+"""The checks of `onbrand up` before it starts anything, and what it passes to Ray's processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keeper ends all that its command started, however it was started and however the parent died."""
+"""The supervisor ends all processes that its command started, however they started and however the parent ended."""
 
 from __future__ import annotations
 

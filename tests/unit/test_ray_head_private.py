@@ -1,4 +1,4 @@
-"""Ray's head in a folder of ours: whose address file is believed, what it inherits, and who listens at our ports."""
+"""Ray's head in a private folder: which address file is trusted, what it inherits, and what listens on its ports."""
 
 from __future__ import annotations
 

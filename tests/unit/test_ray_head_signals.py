@@ -1,4 +1,4 @@
-"""SIGTERM stays ours: Ray's core takes it back to the default, which would leave the database and folders behind."""
+"""SIGTERM keeps our handler. Ray's core resets it, which would leave the database and folders behind."""
 
 import ctypes
 import signal

@@ -1,4 +1,4 @@
-"""Zip archives as people's systems make them: which pictures and captions come out, and under which names."""
+"""Zip archives of several systems: the pictures and captions that are found, and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours of pictures from outside: whatever space a file says, the picture that is kept shows the same in sRGB."""
+"""Colour spaces of uploaded pictures: the stored picture looks the same in sRGB, whatever space the file declares."""
 
 from __future__ import annotations
 

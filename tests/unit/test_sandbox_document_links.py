@@ -1,4 +1,4 @@
-"""Addresses in documents: which are plain, and which only look so."""
+"""Addresses in documents: which are plain, and which only appear so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who comes next at the checking children: by account, then by brand, by what each has used."""
+"""The order of checks in the sandbox: by account, then by brand, by used time."""
 
 from __future__ import annotations
 

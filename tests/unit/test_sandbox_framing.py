@@ -1,4 +1,4 @@
-"""Frames between a checking child and its parent: what is not one is refused before it is read."""
+"""Messages between a sandbox process and its parent: a malformed one is refused before it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of a picture: equal for the same pixels in any file, and telling sharp from blurred."""
+"""Features of a picture are equal for equal pixels in any file, and separate sharp from blurred pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures from outside: what is refused, and what is left of what is accepted."""
+"""Uploaded pictures: which are refused, and what is kept of accepted ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be published as an adapter: only what the engine serves as it is."""
+"""Only weights that the engine can serve unchanged may be published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names in zip archives in an encoding that nothing says: read right, or shown as unknown."""
+"""Names in zip archives without a declared encoding are read correctly, or marked as unknown."""
 
 from __future__ import annotations
 

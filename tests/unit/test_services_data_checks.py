@@ -1,4 +1,4 @@
-"""The data doctor: every kind of finding, with its file, its reason and a remedy; and what is fine is left alone."""
+"""The data checks report every kind of finding with its file, reason and remedy, and accept good data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passwords are checked in turns of client addresses; one address, and one account, has few places."""
+"""Password checks take turns by client address. Each address and each account has few places."""
 
 from __future__ import annotations
 

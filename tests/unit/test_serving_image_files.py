@@ -1,4 +1,4 @@
-"""A drawn picture as a file."""
+"""The file of a generated picture."""
 
 from __future__ import annotations
 

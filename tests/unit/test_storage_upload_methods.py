@@ -1,6 +1,6 @@
-"""What is signed into a presigned PUT, and which stores are refused because a link would do more there than was signed.
+"""What a presigned PUT signs, and which stores are refused because a link there would allow more than it signs.
 
-The real S3 is in `tests/integration/test_s3_start.py`. Here is a store that signs nothing and obeys everybody.
+tests/integration/test_s3_start.py uses a real S3. The store here checks no signature and obeys every request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whose turn it is."""
+"""The order in which waiting training jobs start."""
 
 import random
 from collections import Counter

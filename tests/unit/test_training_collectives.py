@@ -1,4 +1,4 @@
-"""What is done once for all workers: each does its share, all have everything, and the bits are those of one worker."""
+"""Shared work of several workers: each does its part, all get everything, and the bits equal those of one worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's data is examined before anything is trained: by ticket, with findings kept, and errors ending it."""
+"""A job's data is checked before training: by ticket, findings are stored, and errors end the job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of training pictures are told from new pictures of the same brand."""
+"""Copies of training pictures are distinguished from new pictures of the same brand."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a run needs is known before anything is loaded, and what does not fit is done with less, or refused."""
+"""A run's memory is estimated before anything is loaded; a run that does not fit uses less memory or is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run that goes out of memory is tried once more, one step more thrifty; nothing else is."""
+"""A run that is out of memory is retried once with the next thrifty setting; other failures are not retried."""
 
 from __future__ import annotations
 

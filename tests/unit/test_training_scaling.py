@@ -1,4 +1,4 @@
-"""A range of workers takes what is free, and what its own workers hold; never what others do."""
+"""A range of workers uses free resources and those of its own workers, never those of other jobs."""
 
 from __future__ import annotations
 

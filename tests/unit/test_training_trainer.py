@@ -1,4 +1,4 @@
-"""The loop: reproducible, resumable, shared by workers without a changed bit, and honest about what is not finite."""
+"""The trainer is reproducible and resumable, gives equal bits with any number of workers, and refuses infinities."""
 
 import json
 import threading

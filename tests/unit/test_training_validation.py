@@ -1,4 +1,4 @@
-"""Pictures that were never trained on judge the adapter: always alike, by any number of workers, and the best stays."""
+"""Validation on held-out pictures: deterministic with any number of workers, and the best step is published."""
 
 import math
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""Adapters that paint one known colour, whatever is asked of them: so a picture's pixels say which adapter drew it.
+"""Adapters that paint one known colour for every request, so that a picture's pixels identify its adapter.
 
-Made without training. At time t a v-prediction model should say v = alpha eps - sigma x0 = (alpha x_t - x0) / sigma
-(Salimans & Ho 2022). With x0 a plain colour, that is regressed by least squares on what the denoiser's last convolution
-sees; the new weights less the old ones have a rank of at most 4 (latent channels), and any rank r >= 4 can hold them.
+They need no training. At time t a v-prediction model should predict v = alpha eps - sigma x0 = (alpha x_t - x0) / sigma
+(Salimans & Ho 2022). With a plain colour as x0, least squares fit v to the input of the denoiser's last convolution.
+The difference of new and old weights has a rank of at most 4 (latent channels), so any rank r >= 4 can hold it.
 """
 
 from __future__ import annotations

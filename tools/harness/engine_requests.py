@@ -1,4 +1,4 @@
-"""Requests to an engine, from keywords."""
+"""Builds requests to an engine from keywords."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The two apps on the real database and the real store, and a generator that draws without an engine.
+"""The two apps on a real database and a real store, with a generator that paints without an engine.
 
-`platform.client(person)` speaks to the users' app in this process; `platform.url` is the same app behind uvicorn, for
-clients that are to be tested unchanged.
+`platform.client(person)` calls the users' app in this process. `platform.url` is the same app behind uvicorn, for
+clients that need a socket.
 """
 
 from __future__ import annotations

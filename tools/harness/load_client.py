@@ -1,6 +1,6 @@
-"""A brand's admin over HTTP: publishes, deletes and draws, and repeats a call when it is told "not now".
+"""A brand's admin over HTTP: publishes, deletes and generates, and repeats a call after 429 or 503.
 
-Only a worker's part is played here, too: `publish` hands a file in with a training job's ticket.
+`publish` also does a worker's part: it sends a file with a training job's ticket.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real platform as a process, and the command line as a user types it. Nothing here imports the platform."""
+"""A real platform as a process, and the command line as a user runs it. Nothing here imports the platform."""
 
 from __future__ import annotations
 

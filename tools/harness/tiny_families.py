@@ -1,4 +1,4 @@
-"""The tiny bases to test with, loaded once a process, and small random adapters for them. No test lives here."""
+"""The tiny bases, loaded once a process, and small random adapters for them."""
 
 from __future__ import annotations
 

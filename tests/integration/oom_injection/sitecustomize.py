@@ -1,5 +1,8 @@
-"""Read by every Python process of the tests' cluster when it starts: a training with `sample_every` 49 runs out of
-memory at its 31st step, as long as it sends more than one row through the denoiser at once."""
+"""Injects an out-of-memory error. Every Python process of the tests' cluster runs this at its start.
+
+A training with `sample_every` 49 runs out of memory at its 31st step, as long as it sends more than one row through the
+denoiser at once.
+"""
 
 import importlib.abc
 import importlib.util

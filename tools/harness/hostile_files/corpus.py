@@ -1,4 +1,4 @@
-"""Hostile files, made when they are asked for: each with where it is sent, and the reason that must be told."""
+"""The corpus of hostile files. Each is made on demand, with its route and the expected reason of the refusal."""
 
 from __future__ import annotations
 

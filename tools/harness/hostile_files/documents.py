@@ -1,4 +1,4 @@
-"""Hostile documents: PDFs that do more than show pages, text that is markup for browsers."""
+"""Hostile documents: PDFs with actions, packed or broken structure, and texts with markup for browsers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile pictures: bombs, cuts, polyglots, other formats, broken structure."""
+"""Hostile pictures: decompression bombs, truncated files, polyglots, other formats, broken structure."""
 
 from __future__ import annotations
 

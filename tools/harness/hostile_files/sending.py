@@ -1,4 +1,4 @@
-"""The three routes that take files, for one brand: what tests and the benchmark send the corpus to."""
+"""Sends files of the corpus to the three routes that take files, for one brand."""
 
 from __future__ import annotations
 

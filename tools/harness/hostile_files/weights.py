@@ -1,4 +1,4 @@
-"""Hostile adapters: headers that lie, numbers that are none, pickles."""
+"""Hostile adapters: false headers, numbers that are not finite, pickles."""
 
 from __future__ import annotations
 
