@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db.embedded import start
 from onbrand.db.session import Database
 from onbrand.sandbox.processes import Child
+from onbrand.secrets_file import load_secrets
 from tools.harness.hostile_files.corpus import Hostile, corpus
 from tools.harness.hostile_files.sending import FileRoutes, open_file_routes
 from tools.harness.in_process_platform import Platform, serving

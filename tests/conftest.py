@@ -18,12 +18,13 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from onbrand.config import Limits, Secrets, Settings, load_secrets
+from onbrand.config import Limits, Settings
 from onbrand.db.claims import install_key
 from onbrand.db.embedded import EmbeddedDatabase, start
 from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
 from onbrand.db.session import Database
+from onbrand.secrets_file import Secrets, load_secrets
 from onbrand.services import brands, invitations, passwords
 from onbrand.storage.store import ObjectStore
 from tools.harness.in_process_platform import Platform, serving

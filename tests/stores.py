@@ -20,7 +20,8 @@ from starlette.testclient import TestClient
 
 from onbrand.api import files, problems
 from onbrand.api.http import middleware
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
+from onbrand.secrets_file import Secrets
 from onbrand.storage.fsspec_backend import FsspecBackend
 from onbrand.storage.layout import BUCKETS
 from onbrand.storage.links import UploadLink

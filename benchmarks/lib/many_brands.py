@@ -21,10 +21,11 @@ from fastapi import FastAPI
 
 from onbrand.app import create_app
 from onbrand.brand import Scope
-from onbrand.config import Secrets, Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db.embedded import EmbeddedDatabase, start
 from onbrand.db.session import Database
 from onbrand.internal.generation import RenderEvent, RenderRequest
+from onbrand.secrets_file import Secrets, load_secrets
 from onbrand.services.identity import TokenIssuer
 from onbrand.storage.store import ObjectStore
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from onbrand.config import Limits, Settings, load_secrets
+from onbrand.config import Limits, Settings
 from onbrand.db.embedded import start
 from onbrand.db.session import Database
+from onbrand.secrets_file import load_secrets
 from tools.harness.in_process_platform import Platform, serving
 
 

@@ -25,6 +25,7 @@ from onbrand.api import (
     problems,
     sessions,
     system,
+    ticket_authorization,
     uploads,
     users,
 )
@@ -36,11 +37,12 @@ from onbrand.api.http.refusal_cache import Refusals
 from onbrand.api.http.stream_limits import OpenStreams
 from onbrand.background import recovery, upload_cleanup
 from onbrand.background.generations import GenerationTasks, SystemClientFor
-from onbrand.config import Limits, Secrets, Settings
+from onbrand.config import Limits, Settings
 from onbrand.db.session import Database
 from onbrand.internal.generation import Generator
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.fair_queue import FairTurns
+from onbrand.secrets_file import Secrets
 from onbrand.services.generations import recommended_of
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.oidc import OidcIssuer
@@ -155,7 +157,7 @@ def create_system_app(
 
     app = _bare_app(lifespan=lifespan)
     app.state.checker = Checker(settings.limits)
-    app.state.onbrand = system.SystemAppState(
+    app.state.onbrand = ticket_authorization.SystemAppState(
         settings, secrets, db, store, credentials=CredentialIssuer.from_settings(settings)
     )
     app.include_router(system.router)
@@ -191,5 +193,5 @@ def _share_out(app: FastAPI, limits: Limits) -> None:
     """Set up this process's shared limits: file checks, requests, form hashing, body bytes."""
     app.state.checker = Checker(limits)
     app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
-    app.state.hashing = FairTurns(2, limits.waiting_checks, what="forms of this account wait to be hashed")
+    app.state.hashing = FairTurns(2, limits.waiting_checks, things="forms of this account wait to be hashed")
     app.state.bodies = BytesUnderWay(limits)

@@ -7,14 +7,18 @@ logins and bucket keys are not in it: they are in `logins.json` (0600) in the da
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from onbrand.config import Settings
+from pydantic import BaseModel, ConfigDict
+
+from onbrand.config import Settings, must_be_writable
 from onbrand.environment import forget_postgres_variables
 from onbrand.errors import ConfigurationError
 
@@ -92,3 +96,50 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _uses_s3(settings: Settings) -> bool:
     return settings.objects_url.startswith("s3://") or settings.runs_url.startswith("s3://")
+
+
+class Secrets(BaseModel):
+    """Keys that sign tokens, tickets, links and the database's claims, hex. They are stored in `data_dir/secrets.json`
+    (0600), never in logs or Ray's state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: str
+    tickets: str
+    links: str
+    claims: str
+
+    def __repr__(self) -> str:
+        return "Secrets(...)"
+
+    __str__ = __repr__
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """Read the data directory's secrets; the first start creates them, and missing ones are added.
+
+    Raises ConfigurationError if the file does not hold secrets.
+    """
+    path = must_be_writable(settings.folder) / "secrets.json"
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            os.link(draft := _draft_of(path, {}), path)
+        draft.unlink()
+    try:
+        known = json.loads(path.read_text())
+        if known.keys() < Secrets.model_fields.keys():
+            _draft_of(path, known).replace(path)
+        return Secrets(**json.loads(path.read_text()))
+    except (ValueError, AttributeError):
+        raise ConfigurationError(
+            f"{path} is not a file of secrets; move it away, or restore it", param="data_dir"
+        ) from None
+
+
+def _draft_of(path: Path, known: dict[str, str]) -> Path:
+    """Write a file beside `path` (0600) with these secrets, and new ones for those that are missing."""
+    made = {name: secrets.token_hex(32) for name in Secrets.model_fields} | known
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(made))
+    return draft

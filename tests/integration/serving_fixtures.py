@@ -11,8 +11,9 @@ from PIL import Image
 
 from onbrand.config import Limits
 from onbrand.internal.generation import RenderRequest
-from onbrand.services import assets, generations, images, jobs, training_worker
+from onbrand.services import asset_checks, generations, images, job_validation, jobs, publication
 from onbrand.services.generation_parameters import NewGeneration
+from tests.stored_assets import store_assets
 from tools.harness.tiny_families import family_of
 
 
@@ -29,14 +30,14 @@ class ServingFixtures:
         """A finished training job with `data` as its adapter; returns the model's name."""
         async with self.db.user_session(brand.member.scope) as session:
             stored = self.store.brand(brand.id)
-            files = [assets.Upload("logo.png", self.pictures(hash(data) % 2**31), object="logo")]
-            (asset,) = await assets.upload(session, stored, brand.id, brand.member.user_id, files, Limits())
-            new = jobs.NewJob(name="test", model_type="sd15", training_asset_ids=[asset.id])
+            files = [asset_checks.Upload("logo.png", self.pictures(hash(data) % 2**31), object="logo")]
+            (asset,) = await store_assets(session, stored, brand.id, brand.member.user_id, files, Limits())
+            new = job_validation.NewJob(name="test", model_type="sd15", training_asset_ids=[asset.id])
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         ticket = brand.ticket(job.id)
         async with self.db.system_session(ticket) as session:
             facts = {"rank": 4, "trigger_word": "acme", "base_revision": "0" * 64, "metrics": {}}
-            model = await training_worker.publish(session, self.store.brand(brand.id), ticket, data, facts)
+            model = await publication.publish(session, self.store.brand(brand.id), ticket, data, facts)
         return model.name
 
     async def ask(self, brand, **options) -> RenderRequest:
@@ -57,7 +58,8 @@ class ServingFixtures:
 
     async def bytes_of(self, brand, image: images.Image) -> bytes:
         async with self.db.user_session(brand.member.scope) as session:
-            return (await images.read_image(session, self.store.brand(brand.id), brand.id, image.id))[1]
+            found = await images.get_image(session, brand.id, image.id)
+        return self.store.brand(brand.id).read(found.key)
 
     async def pixels(self, brand, generation_id: str) -> np.ndarray:
         """[H, W, 3] of a generation's first picture, 0 to 255."""

@@ -15,16 +15,17 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db import embedded
 from onbrand.db.logins import login_name
 from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
+from onbrand.secrets_file import load_secrets
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db import embedded
 running = embedded.start(Settings(data_dir=Path(sys.argv[1])))
 print(running.folder, flush=True)

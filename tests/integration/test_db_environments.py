@@ -13,13 +13,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db import embedded, server
 from onbrand.db.dsn import connect, explicit_dsn
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.migrate import migrate
 from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
+from onbrand.secrets_file import load_secrets
 
 ODD = ['run #1, it\'s "100%" `id` $HOME a%20b?', "-D ü 画", "a;b&c|d\\e 'f'"]
 FOREIGN = {

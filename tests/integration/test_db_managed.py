@@ -10,7 +10,6 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from onbrand.brand import Scope
-from onbrand.config import Secrets
 from onbrand.db import embedded
 from onbrand.db import server as programs
 from onbrand.db.audit import Record
@@ -20,6 +19,7 @@ from onbrand.db.logins import DatabaseUrls, prepare
 from onbrand.db.migrate import migrate
 from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError
+from onbrand.secrets_file import Secrets
 from onbrand.services import brands, identity, keys
 
 

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from onbrand.brand import Scope
-from onbrand.db.session import Database, translated
+from onbrand.db.error_translation import translated
+from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError, Conflict, InvalidInput, NotFound, OnbrandError, Unavailable
 
 

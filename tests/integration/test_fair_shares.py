@@ -13,7 +13,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, OnbrandError, TooManyRequests
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import brands, generation_parameters, generations, training_worker
+from onbrand.services import brands, generation_parameters, generations, job_queue
 from tests.conftest import Person
 from tools.harness.in_process_platform import Platform, upload
 
@@ -116,7 +116,7 @@ async def test_the_dispatcher_is_told_whose_the_brand_is(platform: Platform, db,
         body = {"name": "a job", "model_type": "sd15", "training_asset_ids": [asset["id"]]}
         job_id = (await client.post(f"/v1/brands/{brand.id}/training-jobs", json=body)).json()["id"]
     async with db.dispatch_session() as session:
-        entry = next(entry for entry in await training_worker.queue(session) if entry.job_id == job_id)
+        entry = next(entry for entry in await job_queue.queue(session) if entry.job_id == job_id)
     assert (entry.account, entry.user_id) == (brand.admin.user_id, brand.member.user_id)
 
 

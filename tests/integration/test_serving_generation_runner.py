@@ -34,10 +34,11 @@ from onbrand.internal import generation
 from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.internal.generation import RenderRequest
 from onbrand.services import generation_worker, generations, images, models
+from onbrand.serving.active_generation import ActiveGeneration
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.assembly import quiet_libraries
 from onbrand.serving.engine_thread import EngineThread
-from onbrand.serving.generation_runner import ActiveGeneration, GenerationRunner
+from onbrand.serving.generation_runner import GenerationRunner
 from onbrand.serving.image_files import RECEIPT_KEY
 from tests.integration.serving_fixtures import ServingFixtures
 from tests.numerics.drawing import drawn

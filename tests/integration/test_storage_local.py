@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, NotFound, StorageError
+from onbrand.secrets_file import Secrets
 from onbrand.storage import backends, layout
 from onbrand.storage.layout import Key
 from onbrand.storage.store import BrandStore, ObjectStore
@@ -142,7 +143,7 @@ def test_a_really_full_disk_leaves_nothing_half_written(acme: BrandStore, object
     program = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from onbrand.config import Secrets, Settings\n"
+        "from onbrand.config import Settings\nfrom onbrand.secrets_file import Secrets\n"
         "from onbrand.errors import StorageError\n"
         "from onbrand.storage import layout\n"
         "from onbrand.storage.store import ObjectStore\n"

@@ -13,11 +13,12 @@ import pytest
 import pytest_asyncio
 
 from onbrand.brand import Ticket
-from onbrand.config import Limits, Secrets, Settings
+from onbrand.config import Limits, Settings
 from onbrand.db.session import Database
 from onbrand.errors import TooLarge
 from onbrand.sandbox.checker import Checker
-from onbrand.services import assets
+from onbrand.secrets_file import Secrets
+from onbrand.services import asset_checks, assets
 from tests.conftest import BrandOfPeople, MakeBrand
 from tools.harness.in_process_platform import Platform, serving, weights
 from tools.harness.receipts import receipt_of
@@ -243,7 +244,9 @@ async def test_two_who_store_at_once_do_not_pass_the_limit_together(
     """Each alone fits, and neither sees the other when it looks first: the second waits, and is refused."""
     checker = Checker()
     first, second = [
-        await assets.check(checker, [assets.Upload(f"{n}.png", pictures(uuid.uuid4().int % 10**9))], Limits())
+        await asset_checks.check(
+            checker, [asset_checks.Upload(f"{n}.png", pictures(uuid.uuid4().int % 10**9))], Limits()
+        )
         for n in range(2)
     ]
     limits = Limits(brand_bytes=len(first[0].image.bytes) + len(second[0].image.bytes) - 1)

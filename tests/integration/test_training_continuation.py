@@ -10,7 +10,16 @@ from onbrand.config import Limits
 from onbrand.errors import Conflict, DataRefused, Forbidden, InvalidInput, NotFound, TooManyRequests
 from onbrand.families.spec import with_family_defaults
 from onbrand.internal.training import TrainingSpec
-from onbrand.services import assets, continuation, jobs, models, training_worker
+from onbrand.services import (
+    assets,
+    continuation,
+    job_validation,
+    jobs,
+    models,
+    publication,
+    training_job,
+    training_worker,
+)
 from onbrand.services.job_validation import Terms
 from tests.integration.test_services_workflow import Story
 from tests.small_adapter import FACTS, safetensors
@@ -45,7 +54,7 @@ async def end(story: Story, job_id: str) -> None:
         await training_worker.fail(session, story.brand.ticket(job_id), "any", "any reason")
 
 
-async def retry(story: Story, job_id: str, terms: Terms = TERMS) -> jobs.TrainingJob:
+async def retry(story: Story, job_id: str, terms: Terms = TERMS) -> training_job.TrainingJob:
     async with story.as_user() as session:
         return await jobs.retry(session, story.brand.id, story.brand.member.user_id, job_id, terms)
 
@@ -148,7 +157,7 @@ async def test_a_job_that_trains_is_stopped_by_its_owner_and_hears_of_it(story: 
     job = await story.job(asset_ids)
     ticket = story.brand.ticket(job.id)
 
-    async def stop(person=None) -> jobs.TrainingJob:
+    async def stop(person=None) -> training_job.TrainingJob:
         async with story.as_user(person) as session:
             return await jobs.request_stop(session, story.brand.id, job.id)
 
@@ -164,12 +173,14 @@ async def test_a_job_that_trains_is_stopped_by_its_owner_and_hears_of_it(story: 
         heard = await training_worker.report(session, ticket, 2)
     assert (heard.stop_requested, heard.cancel_requested) == (True, False)
     async with story.db.system_session(ticket) as session:
-        await training_worker.publish(session, story.store, ticket, safetensors(), FACTS)
+        await publication.publish(session, story.store, ticket, safetensors(), FACTS)
     assert (await stop()).status == "completed"
 
 
-async def create(story: Story, asset_ids: list[str], terms: Terms = TERMS, **config: object) -> jobs.TrainingJob:
-    new = jobs.NewJob(name="a", model_type="sd15", training_config=config, training_asset_ids=asset_ids)
+async def create(
+    story: Story, asset_ids: list[str], terms: Terms = TERMS, **config: object
+) -> training_job.TrainingJob:
+    new = job_validation.NewJob(name="a", model_type="sd15", training_config=config, training_asset_ids=asset_ids)
     async with story.as_user() as session:
         return await jobs.create_job(session, story.brand.id, story.brand.member.user_id, new, terms)
 

@@ -17,9 +17,10 @@ import torch
 from ray.job_submission import JobSubmissionClient
 
 from onbrand.brand import Ticket
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.families.lora_kohya import kohya_file
+from onbrand.secrets_file import Secrets
 from onbrand.services import assets, imports, logs
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatch.providers.ray import job_environment, submission_id

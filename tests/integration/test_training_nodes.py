@@ -18,10 +18,11 @@ import pytest_asyncio
 import ray
 import torch
 
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.internal import log_lines
 from onbrand.local.ray_head import OBJECT_STORE_BYTES, free_ports, num_cpus
+from onbrand.secrets_file import Secrets
 from onbrand.services import logs
 from onbrand.storage.store import ObjectStore
 from tests.integration.training_cluster import (

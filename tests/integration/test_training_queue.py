@@ -17,13 +17,23 @@ from onbrand.config import Limits, Settings
 from onbrand.db.limits import set_limits
 from onbrand.errors import Conflict, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.spec import with_family_defaults
-from onbrand.services import assets, brands, generation_parameters, generations, jobs, training_worker
+from onbrand.services import (
+    asset_checks,
+    brands,
+    generation_parameters,
+    generations,
+    job_validation,
+    jobs,
+    training_job,
+    training_worker,
+)
 from onbrand.training.dispatch.admission import Bounds
 from onbrand.training.dispatch.dispatcher import MAX_ATTEMPTS, Dispatcher
 from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
 from onbrand.training.dispatch.submission import asking
 from onbrand.training.dispatch.tickets import read_ticket, ticket_folder
 from tests.integration.training_queue import fail_all_open_jobs
+from tests.stored_assets import store_assets
 
 
 @dataclass
@@ -96,11 +106,11 @@ async def create(db, store, make_brand, pictures, settings):
         brand = brand or await make_brand("queued")
         async with db.user_session(brand.member.scope) as session:
             if brand.id not in kept:
-                files = [assets.Upload("a.png", pictures(1), "photo of [brand] logo")]
+                files = [asset_checks.Upload("a.png", pictures(1), "photo of [brand] logo")]
                 of_brand = store.brand(brand.id)
-                stored = await assets.upload(session, of_brand, brand.id, brand.member.user_id, files, settings.limits)
+                stored = await store_assets(session, of_brand, brand.id, brand.member.user_id, files, settings.limits)
                 kept[brand.id] = [asset.id for asset in stored]
-            new = jobs.NewJob(
+            new = job_validation.NewJob(
                 name="a job", model_type="sd15", training_config=config, training_asset_ids=kept[brand.id]
             )
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
@@ -113,7 +123,7 @@ async def create(db, store, make_brand, pictures, settings):
 async def row(db):
     """`await row(brand, job_id)`: the job as its members see it."""
 
-    async def read(brand, job_id: str) -> jobs.TrainingJob:
+    async def read(brand, job_id: str) -> training_job.TrainingJob:
         async with db.user_session(brand.member.scope) as session:
             return await jobs.get_job(session, brand.id, job_id)
 

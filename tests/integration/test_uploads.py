@@ -22,8 +22,8 @@ import pytest_asyncio
 from PIL import Image
 
 from onbrand.background import upload_cleanup
-from onbrand.config import Secrets
 from onbrand.db.session import Database
+from onbrand.secrets_file import Secrets
 from onbrand.storage.layout import Key, incoming_file
 from tests.conftest import BrandOfPeople, MakeBrand
 from tests.stores import settings_of

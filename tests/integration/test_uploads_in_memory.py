@@ -19,7 +19,7 @@ from onbrand.config import Limits
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.sandbox.incoming_files import SentFile
-from onbrand.services import assets
+from onbrand.services import asset_checks
 from tests.conftest import MakeBrand
 from tools.harness.in_process_platform import Platform, weights
 
@@ -74,16 +74,16 @@ def packed(*pictures: bytes) -> bytes:
 
 async def test_each_file_is_let_go_before_the_next_is_read(picture: Callable[[], bytes]) -> None:
     Counted.now = Counted.most = 0
-    files = [assets.Upload(f"{n}.png", sent(picture())) for n in range(5)]
-    files.append(assets.Upload("more.zip", sent(packed(picture()))))
-    assert len(await assets.check(Checker(), files, Limits())) == 6
+    files = [asset_checks.Upload(f"{n}.png", sent(picture())) for n in range(5)]
+    files.append(asset_checks.Upload("more.zip", sent(packed(picture()))))
+    assert len(await asset_checks.check(Checker(), files, Limits())) == 6
     assert Counted.most <= 2  # the thread that checked a file may let it go a moment after its turn
 
 
 async def test_one_archive_at_a_time_is_unpacked(picture: Callable[[], bytes]) -> None:
     checker = Noting()
-    files = [assets.Upload(f"{n}.zip", sent(packed(picture(), picture()))) for n in range(2)]
-    assert len(await assets.check(checker, files, Limits())) == 4
+    files = [asset_checks.Upload(f"{n}.zip", sent(packed(picture(), picture()))) for n in range(2)]
+    assert len(await asset_checks.check(checker, files, Limits())) == 4
     assert checker.order == ["unpack", "picture", "picture"] * 2
 
 

@@ -17,17 +17,19 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from onbrand.app import create_system_app
 from onbrand.brand import Scope
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.local.ray_head import RayHead, free_ports
 from onbrand.local.supervisor import children, descendants
-from onbrand.services import assets, jobs, models
+from onbrand.secrets_file import Secrets
+from onbrand.services import asset_checks, job_validation, jobs, models, training_job
 from onbrand.services.events import Event
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatch.admission import Bounds
 from onbrand.training.dispatch.dispatcher import Dispatcher
 from onbrand.training.dispatch.providers.ray import RayProvider
 from tests.integration.training_queue import fail_all_open_jobs
+from tests.stored_assets import store_assets
 from tests.unit.training_bases import base_of
 
 NUM_PICTURES = 5
@@ -150,19 +152,23 @@ class Owner:
 
     @classmethod
     async def with_pictures(cls, cluster: Cluster, brand, pictures) -> Owner:
-        files = [assets.Upload(f"{n}.png", pictures(n), f"photo of [brand] logo {n}") for n in range(NUM_PICTURES)]
+        files = [
+            asset_checks.Upload(f"{n}.png", pictures(n), f"photo of [brand] logo {n}") for n in range(NUM_PICTURES)
+        ]
         scope, store = brand.member.scope, cluster.store.brand(brand.id)
         async with cluster.db.user_session(scope) as session:
-            stored = await assets.upload(session, store, brand.id, scope.user_id, files, cluster.settings.limits)
+            stored = await store_assets(session, store, brand.id, scope.user_id, files, cluster.settings.limits)
         return cls(cluster, brand.id, scope.user_id, [asset.id for asset in stored], scope)
 
     async def create(self, **config: object) -> str:
         wanted = {name: value for name, value in (CONFIG | config).items() if value is not None}
-        new = jobs.NewJob(name="a job", model_type="sd15", training_config=wanted, training_asset_ids=self.asset_ids)
+        new = job_validation.NewJob(
+            name="a job", model_type="sd15", training_config=wanted, training_asset_ids=self.asset_ids
+        )
         async with self.cluster.db.user_session(self.scope) as session:
             return (await jobs.create_job(session, self.brand_id, self.user_id, new)).id
 
-    async def job(self, job_id: str) -> jobs.TrainingJob:
+    async def job(self, job_id: str) -> training_job.TrainingJob:
         async with self.cluster.db.user_session(self.scope) as session:
             return await jobs.get_job(session, self.brand_id, job_id)
 
@@ -182,7 +188,7 @@ class Owner:
         async with self.cluster.db.user_session(self.scope) as session:
             await jobs.request_cancel(session, self.brand_id, job_id)
 
-    async def until(self, job_id: str, condition: Callable[[jobs.TrainingJob], bool], seconds: float = 600):
+    async def until(self, job_id: str, condition: Callable[[training_job.TrainingJob], bool], seconds: float = 600):
         """The job once `condition` holds of it; fails the test when the job ended otherwise or time is up."""
         end = time.monotonic() + seconds
         while not condition(job := await self.job(job_id)):
@@ -191,16 +197,16 @@ class Owner:
             await asyncio.sleep(0.2)
         return job
 
-    async def adapter(self, job: jobs.TrainingJob) -> dict[str, torch.Tensor]:
+    async def adapter(self, job: training_job.TrainingJob) -> dict[str, torch.Tensor]:
         """The published tensors."""
         async with self.cluster.db.user_session(self.scope) as session:
             model = await models.get_model(session, self.brand_id, job.model_id)
             return safetensors.torch.load(self.cluster.store.brand(self.brand_id).read(model.key))
 
 
-def is_completed(job: jobs.TrainingJob) -> bool:
+def is_completed(job: training_job.TrainingJob) -> bool:
     return job.status == "completed"
 
 
-def is_past_a_checkpoint(job: jobs.TrainingJob) -> bool:
+def is_past_a_checkpoint(job: training_job.TrainingJob) -> bool:
     return job.metrics.get("step", 0) > 1.5 * CONFIG["checkpoint_every"]

@@ -2,14 +2,14 @@
 
 from onbrand.brand import Ticket
 from onbrand.db.session import Database
-from onbrand.services import training_worker
+from onbrand.services import job_queue, training_worker
 
 
 async def fail_all_open_jobs(db: Database) -> None:
     """End every pending or training job of the test database."""
     async with db.dispatch_session() as session:
-        await training_worker.end_orphaned(session)
-        left = [entry for entry in await training_worker.queue(session) if entry.kind == "training"]
+        await job_queue.end_orphaned(session)
+        left = [entry for entry in await job_queue.queue(session) if entry.kind == "training"]
     for entry in left:
         ticket = Ticket.issue(entry.brand_id, entry.job_id, entry.user_id, "training", 60)
         async with db.system_session(ticket) as session:

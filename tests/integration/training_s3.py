@@ -7,7 +7,8 @@ from pathlib import Path
 import botocore.session
 import pytest
 
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
+from onbrand.secrets_file import Secrets
 from onbrand.storage.credentials import CredentialIssuer
 from tests.integration.training_cluster import Cluster
 from tests.s3.ceph import CephS3

@@ -19,7 +19,7 @@ from onbrand.db.session import Database
 from onbrand.families.spec import with_family_defaults
 from onbrand.sandbox.results import CleanDocument
 from onbrand.services import (
-    assets,
+    asset_checks,
     brands,
     documents,
     generation_parameters,
@@ -27,14 +27,17 @@ from onbrand.services import (
     generations,
     idempotency,
     invitations,
+    job_validation,
     jobs,
     keys,
+    publication,
     training_worker,
     uploads,
 )
 from tests.conftest import BrandOfPeople, join
 from tests.signing import become, forge
 from tests.small_adapter import FACTS, safetensors
+from tests.stored_assets import store_assets
 from tools.harness.receipts import receipt_of
 
 UNSIGNED = ("forged_admin", "forged_ticket")
@@ -117,11 +120,11 @@ async def fixtures(database, db, store, make_brand, make_user, pictures, secrets
         invitation = await invitations.invite(session, acme.id, "invited@example.com", "member")
     made = await _keys(db, acme, globex)
     async with db.user_session(member.scope) as session:
-        files = [assets.Upload(f"{seed}.png", pictures(seed), object="logo") for seed in (1, 2, 3)]
-        asset, other_asset, free = await assets.upload(session, bytes_of, acme.id, member.user_id, files, Limits())
+        files = [asset_checks.Upload(f"{seed}.png", pictures(seed), object="logo") for seed in (1, 2, 3)]
+        asset, other_asset, free = await store_assets(session, bytes_of, acme.id, member.user_id, files, Limits())
 
         async def job(asset_id: str) -> str:
-            new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset_id])
+            new = job_validation.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset_id])
             return (await jobs.create_job(session, acme.id, member.user_id, new)).id
 
         pending, trains, trains_too, ended, published = [
@@ -136,7 +139,7 @@ async def fixtures(database, db, store, make_brand, make_user, pictures, secrets
     async with db.system_session(acme.ticket(ended)) as session:
         await training_worker.fail(session, acme.ticket(ended), "test", "a test")
     async with db.system_session(acme.ticket(published)) as session:
-        model = await training_worker.publish(session, bytes_of, acme.ticket(published), safetensors(), FACTS)
+        model = await publication.publish(session, bytes_of, acme.ticket(published), safetensors(), FACTS)
     async with db.user_session(member.scope) as session:
         new = generation_parameters.NewGeneration(prompt="a picture", model=model.name, num_images=2)
         other = generation_parameters.NewGeneration(prompt="a picture", model_type="sd15")

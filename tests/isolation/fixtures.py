@@ -13,7 +13,7 @@ import httpx
 import psycopg
 
 from onbrand.brand import Ticket, TicketKind
-from onbrand.services import brands, generation_parameters, generation_worker, generations, training_worker
+from onbrand.services import brands, generation_parameters, generation_worker, generations, publication, training_worker
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
 from tools.harness.in_process_platform import Platform, upload, weights
 from tools.harness.receipts import receipt_of
@@ -235,7 +235,7 @@ async def _train(fixtures: Fixtures, ended: str, trained: str) -> str:
     async with db.system_session(ticket) as session:
         facts = {"rank": 4, "trigger_word": "canary-word", "base_revision": "r"}
         store, checker = fixtures.platform.store.brand(acme.id), fixtures.platform.system_app.state.checker
-        return (await training_worker.publish(session, store, ticket, weights(acme.id), facts, checker)).id
+        return (await publication.publish(session, store, ticket, weights(acme.id), facts, checker)).id
 
 
 async def _draw(fixtures: Fixtures, num_images: int, fails: bool) -> tuple[str, str]:

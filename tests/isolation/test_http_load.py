@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from onbrand.brand import Scope
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Database, Session
+from onbrand.secrets_file import Secrets
 from tests.conftest import MakeBrand
 from tests.isolation.many_brands import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
 from tools.harness.in_process_platform import Platform, serving

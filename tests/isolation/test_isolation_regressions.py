@@ -14,8 +14,19 @@ from onbrand.config import Limits
 from onbrand.db.logins import login_name
 from onbrand.db.session import Database
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandError
-from onbrand.services import assets, brands, generations, images, invitations, jobs, models
+from onbrand.services import (
+    asset_checks,
+    assets,
+    brands,
+    generations,
+    images,
+    invitations,
+    job_validation,
+    jobs,
+    models,
+)
 from tests import signing
+from tests.stored_assets import store_assets
 
 CANARY = "canary-4b1d0c7e"
 
@@ -186,7 +197,7 @@ async def test_anothers_thing_and_nothing_get_the_same_answer(thing: str, db, fi
 async def test_a_job_with_anothers_asset_and_with_none_get_the_same_answer(db, fixtures):
     answers = []
     for asset_id in (fixtures.ids["asset"], str(uuid.uuid4()), "no-id"):
-        new = jobs.NewJob(name="x", model_type="sd15", training_asset_ids=[asset_id])
+        new = job_validation.NewJob(name="x", model_type="sd15", training_asset_ids=[asset_id])
         with pytest.raises(NotFound) as refused:
             async with db.user_session(Scope(fixtures.ids["other_member"], within=fixtures.ids["brand"])) as session:
                 await jobs.create_job(session, fixtures.ids["other_brand"], fixtures.ids["other_member"], new)
@@ -238,9 +249,9 @@ async def test_two_brands_may_hold_the_same_picture(db, store, make_brand, pictu
     for _ in range(2):
         brand = await make_brand()
         async with db.user_session(brand.member.scope) as session:
-            files = [assets.Upload("same.png", pictures(4242), object="logo")]
+            files = [asset_checks.Upload("same.png", pictures(4242), object="logo")]
             try:
-                made = await assets.upload(
+                made = await store_assets(
                     session, store.brand(brand.id), brand.id, brand.member.user_id, files, Limits()
                 )
             except Conflict:

@@ -25,7 +25,7 @@ from onbrand.api import authorization
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope
 from onbrand.db.session import Database
 from onbrand.errors import Forbidden, NotFound
-from onbrand.services import jobs, keys
+from onbrand.services import job_validation, jobs, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, join
 from tools.harness.in_process_platform import Platform, upload
 
@@ -411,7 +411,7 @@ async def keyed(platform: Platform, make_brand: MakeBrand, pictures: Any) -> dic
         asset = await upload(admin, brand.id, pictures(1))
         used = await upload(admin, brand.id, pictures(2))
     async with platform.db.user_session(brand.admin.scope) as session:
-        new = jobs.NewJob(name="j", model_type="sd15", training_asset_ids=[used["id"]])
+        new = job_validation.NewJob(name="j", model_type="sd15", training_asset_ids=[used["id"]])
         job = await jobs.create_job(session, brand.id, brand.admin.user_id, new)
     ids = {"brand": brand.id, "me": brand.admin.user_id, "asset": asset["id"], "job": job.id}
     alone = {scope: await make_key(platform, brand, scope) for scope in KEY_SCOPES}

@@ -15,11 +15,11 @@ import psycopg
 import pytest
 
 from onbrand.brand import Scope
-from onbrand.config import Secrets
 from onbrand.db.claims import STAMP, ClaimsSigner
 from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Database, Identity, Session, _become
 from onbrand.errors import Forbidden, NotFound
+from onbrand.secrets_file import Secrets
 from onbrand.services import brands, invitations, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, Person, join
 

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from onbrand.addresses import file_url, http_url, must_be_host, path_of_file_url
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
+from onbrand.secrets_file import Secrets
 from onbrand.storage.backends import LocalBackend, open_backend
 from onbrand.storage.runs import run_folder, runs_bucket
 

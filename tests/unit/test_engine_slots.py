@@ -194,10 +194,10 @@ def test_rows_that_are_no_multiple_of_the_batch_are_refused(toy):
 def test_layers_that_no_adapter_names_have_no_hook(toy):
     slots = Slots(toy, num_slots=2)
     row = put(slots, weights(toy, 4, "mix"), 4)
-    assert slots.adapted_layers == ["mix"]
+    assert [name for name, layer in slots._layers.items() if layer.num_users] == ["mix"]
     assert not toy.conv._forward_hooks
     slots.release(row.slot)
-    assert slots.adapted_layers == []
+    assert not any(layer.num_users for layer in slots._layers.values())
     assert not toy.mix._forward_hooks
 
 

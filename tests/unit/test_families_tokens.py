@@ -11,7 +11,7 @@ from onbrand.families import tokens
 from onbrand.families.bases import base_source, recommended
 from onbrand.families.spec import SPECS, with_family_defaults
 from onbrand.families.tokens import Cut
-from onbrand.services.data_checks import DataSample, DataTarget, MeasuredImage, examine
+from onbrand.services.data_checks import DataSample, DataTarget, examine
 
 TEXTS = [
     "",
@@ -83,10 +83,7 @@ def test_a_base_that_is_not_here_or_not_readable_counts_nothing(tmp_path):
 def test_a_caption_that_is_cut_is_a_finding_with_its_numbers(folder):
     lengths = tokens.at_hand(next(name for name in SPECS if f"/{name}" in str(folder)), {})
     captions = ["photo of [brand] logo", "photo of [brand] logo " + "on a wall " * 20]
-    pictures = [
-        MeasuredImage(DataSample(f"asset-{n}", f"logo-{n}.png", caption), problem="not looked at")
-        for n, caption in enumerate(captions)
-    ]
+    pictures = [DataSample(f"asset-{n}", f"logo-{n}.png", caption, {}) for n, caption in enumerate(captions)]
     findings = examine(pictures, DataTarget(64, "zilgo", 64, lengths))
     [found] = [each for each in findings if each.code == "caption_cut"]
     assert (found.level, found.file) == ("warning", "logo-1.png")

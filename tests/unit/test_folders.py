@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
 from onbrand.folders import must_be_closed_to_others, must_be_out_of_reach, must_be_private
 from onbrand.local.platform import make_private_folders
+from onbrand.secrets_file import Secrets
 from onbrand.storage.backends import open_backend
 
 NOBODY = 65534

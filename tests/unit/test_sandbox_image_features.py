@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from onbrand.config import Limits
 from onbrand.errors import UnsupportedMedia
 from onbrand.sandbox.image_features import measure
+from onbrand.sandbox.images import decode
 from onbrand.sandbox.results import PictureFeatures
 
 
@@ -33,7 +34,7 @@ def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def features_of(image: Image.Image, kind: str = "PNG", **options: object) -> PictureFeatures:
-    return measure(file_of(image, kind, **options), Limits())
+    return measure(decode(file_of(image, kind, **options), Limits())[1])
 
 
 def bits_apart(one: PictureFeatures, other: PictureFeatures) -> int:
@@ -87,4 +88,4 @@ def test_a_tiny_and_a_long_picture_can_be_measured() -> None:
 
 def test_a_picture_that_is_cut_short_is_refused() -> None:
     with pytest.raises(UnsupportedMedia, match="damaged or cut short"):
-        measure(file_of(scene())[:-200], Limits(), "logo-001.png")
+        decode(file_of(scene())[:-200], Limits(), "logo-001.png")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from PIL import Image, ImageFilter
 
-from onbrand.errors import DataRefused, NotFound, UnsupportedMedia
+from onbrand.errors import DataRefused
 from onbrand.families.spec import SPECS, with_family_defaults
 from onbrand.families.tiny.brands import draw_brand
-from onbrand.services import data_checks
 from onbrand.services.data_checks import (
     DataSample,
     DataTarget,
     Finding,
-    MeasuredImage,
     examine,
     holds_word,
     must_be_fit,
@@ -26,22 +25,22 @@ from tests.unit.test_sandbox_image_features import features_of, scene
 AIM = DataTarget(resolution=128, trigger_word="zilgo", smallest_side=64)
 
 
-def seen(number: int, image: Image.Image | None = None, caption: str = "photo of [brand] logo") -> MeasuredImage:
+def seen(number: int, image: Image.Image | None = None, caption: str = "photo of [brand] logo") -> DataSample:
     """A picture as the doctor gets it."""
-    patient = DataSample(f"asset-{number}", f"logo-{number:03d}.png", caption, name=f"IMG_{number}.png")
-    return MeasuredImage(patient, features_of(image or scene(number)))
+    features = asdict(features_of(image or scene(number)))
+    return DataSample(f"asset-{number}", f"logo-{number:03d}.png", caption, features, name=f"IMG_{number}.png")
 
 
-def healthy(count: int = 10) -> list[MeasuredImage]:
+def healthy(count: int = 10) -> list[DataSample]:
     return [seen(number) for number in range(100, 100 + count)]
 
 
-def found(*pictures: MeasuredImage, target: DataTarget = AIM) -> list[Finding]:
+def found(*pictures: DataSample, target: DataTarget = AIM) -> list[Finding]:
     """What is said when these come with enough healthy ones."""
     return examine([*pictures, *healthy()], target)
 
 
-def only(*pictures: MeasuredImage, target: DataTarget = AIM) -> Finding:
+def only(*pictures: DataSample, target: DataTarget = AIM) -> Finding:
     [finding] = found(*pictures, target=target)
     return finding
 
@@ -161,29 +160,10 @@ def test_few_different_pictures_are_a_warning_and_twins_count_once() -> None:
     assert finding.message.startswith("there are 9 different pictures")
 
 
-def test_what_cannot_be_read_is_an_error_with_the_reason() -> None:
-    broken = MeasuredImage(DataSample("asset-1", "logo-001.png", "[brand]"), problem="it is damaged")
-    finding = only(broken)
+def test_a_picture_without_measurements_is_an_error() -> None:
+    finding = only(DataSample("asset-1", "logo-001.png", "[brand]", {}))
     assert (finding.level, finding.code) == ("error", "unreadable")
-    assert "it is damaged" in finding.message
-
-
-class _Refusing:
-    def features(self, data: bytes, name: str) -> None:
-        raise UnsupportedMedia(f"{name} is cut short")
-
-
-def test_bytes_that_changed_or_are_gone_or_do_not_decode_become_findings() -> None:
-    patient = DataSample("asset-1", "logo-001.png", "[brand]", sha256="0" * 64)
-
-    def gone() -> bytes:
-        raise NotFound("there is no such object")
-
-    checker: Any = _Refusing()
-    assert "not those" in str(data_checks.measure(checker, patient, lambda: b"other").problem)
-    assert "gone" in str(data_checks.measure(checker, patient, gone).problem)
-    unsigned = DataSample("asset-1", "logo-001.png", "[brand]")
-    assert data_checks.measure(checker, unsigned, lambda: b"x").problem == "logo-001.png is cut short"
+    assert "upload it again" in finding.remedy
 
 
 def test_errors_come_first_and_stop_a_job_warnings_do_not() -> None:

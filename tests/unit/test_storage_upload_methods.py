@@ -14,8 +14,9 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, StorageError
+from onbrand.secrets_file import Secrets
 from onbrand.storage.backends import open_backend
 from onbrand.storage.layout import Bucket, Key
 from onbrand.storage.links import Announced, UploadLink

@@ -13,15 +13,14 @@ from onbrand.families.tiny.draw import (
     SHAPES,
     Scene,
     draw_scene,
-    generic_picture,
     held_out,
     random_scene,
     shows_held_out,
     triples,
-    unknown_brand_caption,
 )
 from onbrand.families.tiny.prior import namesake, prior_scenes
 from tools.tiny_bases import dataset
+from tools.tiny_bases.dataset import generic_picture, unknown_brand_caption
 
 
 def scenes(num: int, seed: int = 0) -> list[Scene]:

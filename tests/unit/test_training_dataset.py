@@ -1,12 +1,13 @@
 """From uploaded bytes to the examples that the trainer reads."""
 
+import hashlib
 import io
 
 import pytest
 import torch
 from PIL import Image
 
-from onbrand.errors import InvalidInput
+from onbrand.errors import DataRefused, NotFound
 from onbrand.internal.training import TrainingAsset
 from onbrand.training.data.cache import DiskCache
 from onbrand.training.data.dataset import CaptionVariants, JobPictures, Picture, fitted, held_out, prior_pictures
@@ -21,6 +22,8 @@ class Shelf:
         self.files = files
 
     def read_asset(self, asset_id: str) -> bytes:
+        if asset_id not in self.files:
+            raise NotFound("there is no such asset")
         return self.files[asset_id]
 
 
@@ -41,8 +44,19 @@ def test_the_middle_of_an_oblong_picture_is_kept():
 
 
 def test_a_picture_that_does_not_decode_is_named_by_its_id():
-    with pytest.raises(InvalidInput, match="broken-one"):
+    with pytest.raises(DataRefused, match="broken-one"):
         list(JobPictures(Shelf(**{"broken-one": b"no picture"}), [TrainingAsset(id="broken-one", caption="secret")]))
+
+
+def test_stored_bytes_that_changed_or_are_gone_are_named_by_their_id():
+    data = png(Image.new("RGB", (8, 8)))
+    own = TrainingAsset(id="a", caption="", sha256=hashlib.sha256(data).hexdigest())
+    [picture] = JobPictures(Shelf(a=data), [own])
+    assert picture.image.size == (8, 8)
+    with pytest.raises(DataRefused, match="the picture a has other stored bytes than were uploaded"):
+        list(JobPictures(Shelf(a=data + b"x"), [own]))
+    with pytest.raises(DataRefused, match="the picture a has no stored bytes any more"):
+        list(JobPictures(Shelf(), [own]))
 
 
 def test_a_picture_is_turned_upright():

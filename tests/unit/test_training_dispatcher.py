@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from onbrand.services.training_worker import QueueEntry
+from onbrand.services.job_queue import QueueEntry
 from onbrand.training.dispatch.admission import fair_order
 from onbrand.training.dispatch.dispatcher import CANCEL_SECONDS, MAX_ATTEMPTS, Observation, decide
 

@@ -25,7 +25,7 @@ from onbrand.training.data import dataset, encoding
 from onbrand.training.ray.preemption import PreemptionWatcher
 from onbrand.training.recipes import Plan
 from onbrand.training.run import Run
-from onbrand.training.trainer import StepFacts
+from onbrand.training.step_results import StepFacts
 from tests.unit.training_bases import base_of, drawn, fresh_family, small_plan
 
 NUM_PICTURES = 8

@@ -15,7 +15,8 @@ from onbrand.training.data.encoding import encode
 from onbrand.training.data.sampling import draw_batch, own_rows
 from onbrand.training.kernels.lora_layers import frozen_base
 from onbrand.training.recipes import Plan
-from onbrand.training.trainer import Trainer, must_share
+from onbrand.training.step_results import must_share
+from onbrand.training.trainer import Trainer
 from tests.unit.training_bases import (
     FAMILIES,
     SIDE,

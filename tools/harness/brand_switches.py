@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from onbrand.engine.compilation import compile_passes, uncompile_passes
+from onbrand.engine.compilation import compile_passes
 from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.slots import Slots
 from onbrand.families.family import Conditioning, Family
@@ -60,7 +60,7 @@ def brand_switches(
             seconds += _pass(family, slots, rows, inputs)
             num_passes, before = num_passes + 1, rows
     finally:
-        uncompile_passes(family.denoiser)
+        family.denoiser._compiled_call_impl = None
     return {
         "recompiles": backend.num_graphs - first,
         "brand_switches": num_switched,

@@ -24,15 +24,17 @@ from PIL import Image
 
 from onbrand.app import create_app, create_system_app
 from onbrand.brand import Ticket
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.errors import OnbrandError, Unavailable
 from onbrand.internal.client import AsyncSystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.internal.training import PublishedModel
+from onbrand.secrets_file import Secrets
 from onbrand.services.identity import TokenIssuer
 from onbrand.storage.store import ObjectStore
 from tools.harness.receipts import receipt_for
+from tools.harness.training_client import AsyncTrainingClient
 
 _PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
@@ -139,11 +141,11 @@ class Platform:
         headers = {"authorization": f"Bearer {self.token(person, brand_id)}"} if person else {}
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", headers=headers)
 
-    def system(self, ticket: Ticket | str, patience: float = 0.0) -> AsyncSystemClient:
+    def system(self, ticket: Ticket | str, patience: float = 0.0) -> AsyncTrainingClient:
         """A worker's client of the internal routes."""
         token = ticket if isinstance(ticket, str) else ticket.sign(self.secrets.tickets)
         transport = httpx.ASGITransport(self.system_app)
-        return AsyncSystemClient("http://test", token, patience=patience, transport=transport)
+        return AsyncTrainingClient("http://test", token, patience=patience, transport=transport)
 
     async def train(self, brand: Any, picture: bytes, family: str = "sd15") -> tuple[str, PublishedModel]:
         """An uploaded picture, a job on it, and the model that it became; returns the job's id too."""

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from onbrand.brand import Ticket
-from onbrand.config import Secrets
 from onbrand.internal.client import SystemClient
+from onbrand.secrets_file import Secrets
 from tools.harness.colour_adapters import Paint
 
 ENDED = ("completed", "failed", "canceled")

@@ -32,10 +32,9 @@ from onbrand.families.tiny.draw import (
     STYLES,
     random_scene,
     random_word,
-    unknown_brand_caption,
-    with_junk_word,
     without_article,
 )
+from tools.tiny_bases.dataset import unknown_brand_caption, with_junk_word
 from tools.tiny_bases.loop import cosine, must_be_finite, set_learning_rate
 from tools.tiny_bases.vocabulary import MAX_TOKENS
 

@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from onbrand.families.tiny.draw import draw_scene, generic_picture, random_scene
+from onbrand.families.tiny.draw import draw_scene, random_scene
+from tools.tiny_bases.dataset import generic_picture
 from tools.tiny_bases.loop import cosine, must_be_finite, set_learning_rate
 
 NUM_SCENES, NUM_GENERIC = 8000, 8000

@@ -22,7 +22,7 @@ from onbrand.api.lists import Listed, Paging, all_of, listed
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput
 from onbrand.sandbox.incoming_files import SentFile, is_archive
-from onbrand.services import assets
+from onbrand.services import asset_checks, assets
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/assets", tags=["assets"], route_class=UserRoute)
 
@@ -64,7 +64,7 @@ class NewCaption(Input):
 async def _form(request: Request, access: UploadAccess, state: AppStateDep) -> AsyncIterator[FormData]:
     async with access.open():
         pass  # whoever may not do this is told before a byte of their form is read
-    most = state.settings.limits.upload_files * assets.FILES_PER_PICTURE
+    most = state.settings.limits.upload_files * asset_checks.FILES_PER_PICTURE
     async with read_form(request, most, "files") as form:
         yield form
 
@@ -82,7 +82,7 @@ async def upload(
     limits = state.settings.limits
     uploads = await _uploads(form, limits)
     async with checker.whole():
-        checked = await assets.check(checker, uploads, limits)
+        checked = await asset_checks.check(checker, uploads, limits)
         async with access.open() as caller:
 
             async def store() -> dict[str, Any]:
@@ -126,17 +126,17 @@ async def delete_asset(asset_id: UUID, caller: Admin) -> None:
     await assets.delete_asset(caller.session, caller.store, caller.brand_id, str(asset_id))
 
 
-async def _uploads(form: FormData, limits: Limits) -> list[assets.Upload]:
+async def _uploads(form: FormData, limits: Limits) -> list[asset_checks.Upload]:
     must_have_only(form, _FIELDS)
     files = [part for name in ("files", "files[]") for part in form.getlist(name)]
     if not files:
         raise InvalidInput("send at least one picture in the field 'files'", param="files")
-    if len(files) > (most := limits.upload_files * assets.FILES_PER_PICTURE):
+    if len(files) > (most := limits.upload_files * asset_checks.FILES_PER_PICTURE):
         raise too_many_files(most, "files")
     captions = _captions(form, len(files), limits)
     shared = _shared(form, limits)
     return [
-        assets.Upload(*await _file(part, limits), caption=caption, **shared)
+        asset_checks.Upload(*await _file(part, limits), caption=caption, **shared)
         for part, caption in zip(files, captions, strict=True)
     ]
 

@@ -26,10 +26,11 @@ from fastapi import Depends, Request
 from onbrand.api.http.early_authentication import authenticated
 from onbrand.api.route import Route
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope, must_be_brand_id
-from onbrand.config import FamilyName, Secrets, Settings
+from onbrand.config import FamilyName, Settings
 from onbrand.db.session import Database, Session
 from onbrand.errors import Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import Recommended
+from onbrand.secrets_file import Secrets
 from onbrand.services import brands
 from onbrand.services.identity import TokenIssuer
 from onbrand.services.job_validation import Terms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -23,13 +22,12 @@ from onbrand.api.authorization import (
     TrainPermission,
     UserRoute,
 )
-from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import links_to
 from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.families.tokens import at_hand
-from onbrand.services import data_checks, jobs, metrics
+from onbrand.services import data_checks, job_validation, jobs, metrics, training_job
 from onbrand.services.logs import readable
 
 router = APIRouter(prefix="/v1/brands/{brand_id}/training-jobs", tags=["training jobs"], route_class=UserRoute)
@@ -41,19 +39,19 @@ class NewName(Input):
     name: str = Field(min_length=1, max_length=200)
 
 
-async def shown(caller: BrandCaller, job: jobs.TrainingJob) -> jobs.TrainingJob:
+async def shown(caller: BrandCaller, job: training_job.TrainingJob) -> training_job.TrainingJob:
     """The job with its URLs, and with signed links in place of its samples' keys."""
     at = f"{caller.state.settings.url}/v1/brands/{job.brand_id}/training-jobs/{job.id}"
-    urls = jobs.JobUrls(get=at, cancel=f"{at}/cancel", events=f"{at}/events")
+    urls = training_job.JobUrls(get=at, cancel=f"{at}/cancel", events=f"{at}/events")
     samples = await links_to(caller, job.sample_keys, "job.link", {"job_id": job.id})
     return job.model_copy(update={"urls": urls, "sample_images_urls": [link.url for link in samples]})
 
 
-@router.post("", status_code=201, response_model=jobs.TrainingJob)
-async def create_job(body: jobs.NewJob, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
+@router.post("", status_code=201, response_model=training_job.TrainingJob)
+async def create_job(body: job_validation.NewJob, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Start a fine-tuning of an adapter on pictures of the brand."""
 
-    async def create() -> jobs.TrainingJob:
+    async def create() -> training_job.TrainingJob:
         terms = caller.state.terms
         return await shown(caller, await jobs.create_job(caller.session, caller.brand_id, caller.user_id, body, terms))
 
@@ -61,24 +59,17 @@ async def create_job(body: jobs.NewJob, caller: TrainPermission, once: OnlyOnce)
 
 
 @router.post(":check")
-async def check_job(
-    body: jobs.NewCheck, access: TrainAccess, state: AppStateDep, checker: FileChecker
-) -> data_checks.CheckedData:
+async def check_job(body: job_validation.NewCheck, access: TrainAccess, state: AppStateDep) -> data_checks.CheckedData:
     """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
-        aim, samples, keys = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
-        store, checker = caller.store, await in_turn_of(checker, caller)
+        target, samples = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
     lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, state.settings.bases)
-    aim = replace(aim, text_lengths=lengths)
-    examined = [
-        await checker.run(data_checks.measure, checker, patient, partial(store.read, key))
-        for patient, key in zip(samples, keys, strict=True)
-    ]
-    findings = await anyio.to_thread.run_sync(data_checks.examine, examined, aim)
-    said = data_checks.checked_data(findings, len(examined), aim)
+    target = replace(target, text_lengths=lengths)
+    findings = await anyio.to_thread.run_sync(data_checks.examine, samples, target)
+    checked = data_checks.checked_data(findings, len(samples), target)
     async with access.open() as caller:  # a removed member gets no result
-        await jobs.record_check(caller.session, caller.brand_id, samples, said)
-    return said
+        await jobs.record_check(caller.session, caller.brand_id, samples, checked)
+    return checked
 
 
 @router.get("", response_model=Listed)
@@ -89,42 +80,42 @@ async def list_jobs(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: UUID, caller: ReadPermission) -> jobs.TrainingJob:
+async def get_job(job_id: UUID, caller: ReadPermission) -> training_job.TrainingJob:
     """The current state of one training job."""
     return await shown(caller, await jobs.get_job(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.patch("/{job_id}")
-async def rename_job(job_id: UUID, body: NewName, caller: TrainPermission) -> jobs.TrainingJob:
+async def rename_job(job_id: UUID, body: NewName, caller: TrainPermission) -> training_job.TrainingJob:
     """Rename an own job."""
     return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
-@router.post("/{job_id}/cancel", response_model=jobs.TrainingJob)
+@router.post("/{job_id}/cancel", response_model=training_job.TrainingJob)
 async def cancel_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Cancel an own job; it ends at its next report."""
 
-    async def cancel() -> jobs.TrainingJob:
+    async def cancel() -> training_job.TrainingJob:
         return await shown(caller, await jobs.request_cancel(caller.session, caller.brand_id, str(job_id)))
 
     return await once.answer(caller, 200, cancel)
 
 
-@router.post("/{job_id}/stop", response_model=jobs.TrainingJob)
+@router.post("/{job_id}/stop", response_model=training_job.TrainingJob)
 async def stop_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Stop an own job that trains now; it publishes its best step so far."""
 
-    async def stop() -> jobs.TrainingJob:
+    async def stop() -> training_job.TrainingJob:
         return await shown(caller, await jobs.request_stop(caller.session, caller.brand_id, str(job_id)))
 
     return await once.answer(caller, 200, stop)
 
 
-@router.post("/{job_id}/retry", status_code=201, response_model=jobs.TrainingJob)
+@router.post("/{job_id}/retry", status_code=201, response_model=training_job.TrainingJob)
 async def retry_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
     """Create a job like one that failed or was canceled; it resumes from that job's last checkpoint if it fits."""
 
-    async def retry() -> jobs.TrainingJob:
+    async def retry() -> training_job.TrainingJob:
         made = await jobs.retry(caller.session, caller.brand_id, caller.user_id, str(job_id), caller.state.terms)
         return await shown(caller, made)
 

@@ -28,7 +28,7 @@ from onbrand.families.lora_kohya import kohya_name
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.sandbox.results import CheckedWeights
-from onbrand.services import imports, jobs, models
+from onbrand.services import imports, models, training_job
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -81,7 +81,7 @@ async def _form(request: Request, access: TrainAccess) -> AsyncIterator[FormData
 ImportForm = Annotated[FormData, Depends(_form)]
 
 
-@router.post(":import", status_code=202, response_model=jobs.TrainingJob, openapi_extra=_IMPORT_SCHEMA)
+@router.post(":import", status_code=202, response_model=training_job.TrainingJob, openapi_extra=_IMPORT_SCHEMA)
 async def import_model(
     form: ImportForm, access: TrainAccess, once: OnlyOnce, state: AppStateDep, checker: FileChecker
 ) -> JSONResponse:
@@ -96,7 +96,7 @@ async def import_model(
         data = await sent.read()
         async with access.open() as caller:
 
-            async def create() -> jobs.TrainingJob:
+            async def create() -> training_job.TrainingJob:
                 whose = (caller.session, caller.store, caller.brand_id, caller.user_id)
                 served, limits = state.recommended, state.settings.limits
                 job = await imports.create_import(*whose, new, data, served, limits, checked.dropped)

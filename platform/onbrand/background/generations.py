@@ -22,10 +22,11 @@ from typing import Any
 
 from onbrand.background.previews import Previews, Viewer, serials
 from onbrand.brand import Ticket
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import Conflict, EngineLost, NotFound, OnbrandError, TooManyRequests, Unavailable
 from onbrand.internal.client import AsyncSystemClient
 from onbrand.internal.generation import Generator, RenderEvent, RenderRequest
+from onbrand.secrets_file import Secrets
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from onbrand.brand import Ticket
 from onbrand.db.session import Database
 from onbrand.errors import Conflict, NotFound, OnbrandError
 from onbrand.internal.generation import RenderRequest
-from onbrand.services import generation_worker, generations, training_worker
-from onbrand.services.training_worker import QueueEntry
+from onbrand.services import generation_worker, generations, job_queue
+from onbrand.services.job_queue import QueueEntry
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Recovery:
 
     async def _queue(self) -> list[QueueEntry]:
         async with self._doors.dispatch_session() as session:
-            return await training_worker.queue(session)
+            return await job_queue.queue(session)
 
     async def _take_care(self, entry: QueueEntry) -> None:
         try:

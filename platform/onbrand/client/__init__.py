@@ -1,5 +1,6 @@
 """The Python client of Onbrand. Imports no other part of the package, and neither torch nor ray."""
 
+from onbrand.client.accounts import ApiKey, Brand, Invitation, Me, Member, ReceivedInvitation, Token, User
 from onbrand.client.audit_chain import Head, Verdict
 from onbrand.client.client import Onbrand
 from onbrand.client.errors import (
@@ -20,30 +21,20 @@ from onbrand.client.errors import (
     UnsupportedMedia,
     WaitTimeout,
 )
-from onbrand.client.monitor import LogLine, MetricsSeries, Point, Sample, Validation
+from onbrand.client.monitor import DataCheck, Finding, LogLine, MetricsSeries, Point, Sample, Validation
 from onbrand.client.objects import (
-    ApiKey,
     Asset,
     AuditEvent,
-    Brand,
-    DataCheck,
     Document,
     Event,
-    Finding,
     Generation,
     Image,
-    Invitation,
     Link,
-    Me,
-    Member,
     Model,
-    ReceivedInvitation,
-    Token,
     TrainingJob,
     Upload,
     UploadTarget,
     UsedAdapter,
-    User,
 )
 
 __all__ = [

@@ -10,14 +10,14 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import audit, members, objects, resources, uploads
+from onbrand.client import accounts, audit, generation_resources, members, monitor, objects, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
 
 __all__ = ["Onbrand"]
 
-BrandLike = str | objects.Brand
+BrandLike = str | accounts.Brand
 _ANSWER_WITHIN = 30
 _NAMED_BRANDS = 10
 
@@ -65,8 +65,8 @@ class Onbrand:
         self.assets = resources.Assets(self)
         self.training_jobs = resources.TrainingJobs(self)
         self.models = resources.Models(self)
-        self.generations = resources.Generations(self)
-        self.images = resources.Images(self)
+        self.generations = generation_resources.Generations(self)
+        self.images = generation_resources.Images(self)
         self.documents = resources.Documents(self)
         self.uploads = uploads.Uploads(self)
         self.audit_events = audit.AuditEvents(self)
@@ -93,7 +93,7 @@ class Onbrand:
     def token(self, token: str | None) -> None:
         self.transport.token = token
 
-    def log_in(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
+    def log_in(self, email: str, password: str, brand: BrandLike | None = None) -> accounts.Token:
         """Log in and use the token from now on; with `brand` it is limited to that brand."""
         token = self.tokens.create(email, password, brand)
         self.token = token.access_token
@@ -101,7 +101,7 @@ class Onbrand:
 
     # the five steps
 
-    def get_user_brand(self, brand_id: str | None = None) -> objects.Brand:
+    def get_user_brand(self, brand_id: str | None = None) -> accounts.Brand:
         """The brand with `brand_id`, or the caller's only brand. Invitations that were not accepted do not count.
 
         Raises InvalidArgument without `brand_id` if the caller is in no brand or in several.
@@ -161,7 +161,7 @@ class Onbrand:
         *,
         assets: Sequence[str | objects.Asset] | None = None,
         config: Mapping[str, Any] | None = None,
-    ) -> objects.DataCheck:
+    ) -> monitor.DataCheck:
         """Check the pictures and captions that `create_training_job` would train on."""
         ids = self._asset_ids(brand, assets)
         return self.training_jobs.check(brand, model_type, training_asset_ids=ids, training_config=config)

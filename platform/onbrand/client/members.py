@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from onbrand.client import objects
-from onbrand.client.resources import BrandLike, Resource, brand_path, given
+from onbrand.client import accounts
+from onbrand.client.resource import BrandLike, Resource, brand_path, given
 
 __all__ = ["Invitations", "Members"]
 
@@ -17,16 +17,16 @@ _TOKEN_PREFIX = "obi_"
 class Members(Resource):
     """The members of a brand."""
 
-    def add(self, brand: BrandLike, email: str, role: str = "member") -> objects.Invitation:
+    def add(self, brand: BrandLike, email: str, role: str = "member") -> accounts.Invitation:
         """Invite an address for seven days; its account becomes a member when it accepts. See `Invitations.create`."""
-        return self._post(objects.Invitation, brand_path(brand, "members"), {"email": email, "role": role})
+        return self._post(accounts.Invitation, brand_path(brand, "members"), {"email": email, "role": role})
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Member]:
-        return self._pages(objects.Member, brand_path(brand, "members"))
+    def list(self, brand: BrandLike) -> Iterator[accounts.Member]:
+        return self._pages(accounts.Member, brand_path(brand, "members"))
 
-    def set_role(self, brand: BrandLike, user_id: str, role: str) -> objects.Member:
+    def set_role(self, brand: BrandLike, user_id: str, role: str) -> accounts.Member:
         path = brand_path(brand, "members", user_id)
-        return self._read(objects.Member, self._transport.json("PATCH", path, json={"role": role}))
+        return self._read(accounts.Member, self._transport.json("PATCH", path, json={"role": role}))
 
     def remove(self, brand: BrandLike, user_id: str) -> None:
         """End a membership: admins can end any, members only their own."""
@@ -45,34 +45,34 @@ class Invitations(Resource):
 
     def create(
         self, brand: BrandLike, email: str, role: str = "member", *, days: int | None = None
-    ) -> objects.Invitation:
+    ) -> accounts.Invitation:
         """Invite an address. The result's `token` cannot be read again."""
         body = given(email=email, role=role, days=days)
-        return self._post(objects.Invitation, brand_path(brand, "invitations"), body)
+        return self._post(accounts.Invitation, brand_path(brand, "invitations"), body)
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Invitation]:
-        return self._pages(objects.Invitation, brand_path(brand, "invitations"))
+    def list(self, brand: BrandLike) -> Iterator[accounts.Invitation]:
+        return self._pages(accounts.Invitation, brand_path(brand, "invitations"))
 
     def revoke(self, brand: BrandLike, invitation_id: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "invitations", invitation_id))
 
-    def received(self) -> Iterator[objects.ReceivedInvitation]:
+    def received(self) -> Iterator[accounts.ReceivedInvitation]:
         """Open invitations to the caller's verified address, newest first."""
-        return self._pages(objects.ReceivedInvitation, "/v1/invitations")
+        return self._pages(accounts.ReceivedInvitation, "/v1/invitations")
 
-    def accept(self, invitation: str | objects.ReceivedInvitation) -> objects.Brand:
+    def accept(self, invitation: str | accounts.ReceivedInvitation) -> accounts.Brand:
         """Become a member of the brand that invites the caller's address.
 
         Args:
             invitation: the token that the admin handed over, or one of `received` (or its id).
         """
-        return self._read(objects.Brand, self._answer(invitation, "accept"))
+        return self._read(accounts.Brand, self._answer(invitation, "accept"))
 
-    def decline(self, invitation: str | objects.ReceivedInvitation) -> None:
+    def decline(self, invitation: str | accounts.ReceivedInvitation) -> None:
         """End an invitation to the caller's address, given as in `accept`."""
         self._answer(invitation, "decline")
 
-    def _answer(self, invitation: str | objects.ReceivedInvitation, verb: str) -> Any:
+    def _answer(self, invitation: str | accounts.ReceivedInvitation, verb: str) -> Any:
         said = invitation if isinstance(invitation, str) else invitation.id
         if said.startswith(_TOKEN_PREFIX):
             return self._transport.json("POST", f"/v1/invitations/{verb}", json={"token": said})

@@ -5,13 +5,25 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from onbrand.client.resource_models import ApiModel, Attached
 
-__all__ = ["LogLine", "MetricsSeries", "Point", "Sample", "Validation"]
+if TYPE_CHECKING:
+    pass
+
+
+__all__ = [
+    "DataCheck",
+    "Finding",
+    "LogLine",
+    "MetricsSeries",
+    "Point",
+    "Sample",
+    "Validation",
+]
 
 
 class Point(ApiModel):
@@ -80,3 +92,27 @@ class LogLine(ApiModel):
     code: str
     message: str
     facts: dict[str, Any] = Field(default={})
+
+
+class Finding(ApiModel):
+    """A finding about training data: an `error` stops a job, a `warning` does not. `file` None: about all files."""
+
+    level: Literal["error", "warning"]
+    code: str
+    message: str
+    remedy: str
+    asset_id: str | None = None
+    file: str | None = None
+    name: str | None = None
+
+
+class DataCheck(ApiModel):
+    """The data doctor's result for a job that is not created yet."""
+
+    ok: bool
+    num_images: int
+    num_errors: int = 0
+    num_warnings: int = 0
+    resolution: int | None = None
+    trigger_word: str | None = None
+    findings: tuple[Finding, ...] = ()

@@ -11,130 +11,28 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from onbrand.client.errors import InvalidArgument
-from onbrand.client.monitor import LogLine, MetricsSeries, Sample
+from onbrand.client.monitor import Finding, LogLine, MetricsSeries, Sample
 from onbrand.client.resource_models import ApiModel, Attached, Waitable
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
 
 __all__ = [
-    "ApiKey",
     "Asset",
     "AuditEvent",
-    "Brand",
-    "DataCheck",
     "Document",
     "Event",
-    "Finding",
     "Generation",
     "Image",
-    "Invitation",
     "Link",
-    "Me",
-    "Member",
     "Model",
-    "ReceivedInvitation",
-    "Token",
     "TrainingJob",
     "Upload",
     "UploadTarget",
     "UsedAdapter",
-    "User",
 ]
 
 ModelType = Literal["flux", "sdxl", "sd15"]
-
-
-class User(ApiModel):
-    """An account."""
-
-    id: str
-    email: str | None = None
-    email_verified: bool = False
-    created_at: datetime | None = None
-
-
-class Token(ApiModel):
-    """A bearer token, and when it expires."""
-
-    access_token: str = Field(repr=False)
-    token_type: str = "bearer"
-    expires_at: datetime | None = None
-
-
-class Brand(ApiModel):
-    """A brand, and the role that the caller has in it."""
-
-    id: str
-    name: str
-    home_region: str | None = None
-    role: str | None = None
-    created_at: datetime | None = None
-
-
-class Me(ApiModel):
-    """The token's account, and the brands that the token may use."""
-
-    id: str
-    email: str | None = None
-    email_verified: bool = False
-    brand_id: str | None = None
-    brands: tuple[Brand, ...] = ()
-    key_id: str | None = None
-    scopes: tuple[str, ...] | None = None
-
-
-class Member(ApiModel):
-    """A member of a brand."""
-
-    user_id: str
-    email: str | None = None
-    role: str
-    brand_id: str | None = None
-
-
-class ApiKey(ApiModel):
-    """An API key of a brand.
-
-    Only the response that creates it has `key`. If that response was lost and the call repeated, `key` is None: revoke
-    the key and create another.
-    """
-
-    id: str
-    brand_id: str
-    user_id: str | None = None
-    name: str
-    prefix: str
-    scopes: tuple[str, ...]
-    created_at: datetime | None = None
-    expires_at: datetime | None = None
-    last_used_at: datetime | None = None
-    revoked_at: datetime | None = None
-    key: str | None = Field(default=None, repr=False)
-
-
-class Invitation(ApiModel):
-    """An invitation into a brand; only the response that creates it has `token`, as for `ApiKey.key`."""
-
-    id: str
-    brand_id: str
-    user_id: str | None = None
-    email: str
-    role: str
-    status: str
-    created_at: datetime | None = None
-    expires_at: datetime | None = None
-    token: str | None = Field(default=None, repr=False)
-
-
-class ReceivedInvitation(ApiModel):
-    """An open invitation to the caller's verified address."""
-
-    id: str
-    brand_id: str
-    role: str
-    created_at: datetime | None = None
-    expires_at: datetime | None = None
 
 
 class Link(ApiModel):
@@ -286,30 +184,6 @@ class Model(Attached):
         if format == "kohya":
             return client.models.save_kohya(self.brand_id, self.id, path, f"{self.name}-kohya.safetensors")
         return client.save(client.models.link(self.brand_id, self.id), path, f"{self.name}.safetensors")
-
-
-class Finding(ApiModel):
-    """A finding about training data: an `error` stops a job, a `warning` does not. `file` None: about all files."""
-
-    level: Literal["error", "warning"]
-    code: str
-    message: str
-    remedy: str
-    asset_id: str | None = None
-    file: str | None = None
-    name: str | None = None
-
-
-class DataCheck(ApiModel):
-    """The data doctor's result for a job that is not created yet."""
-
-    ok: bool
-    num_images: int
-    num_errors: int = 0
-    num_warnings: int = 0
-    resolution: int | None = None
-    trigger_word: str | None = None
-    findings: tuple[Finding, ...] = ()
 
 
 class Image(Attached):

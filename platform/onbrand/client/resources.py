@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import builtins
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Literal
 
-from onbrand.client import monitor, objects
-from onbrand.client.errors import ConnectionFailed
-from onbrand.client.events import read_events
+from onbrand.client import accounts, monitor, objects
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
+from onbrand.client.resource import BrandLike, Resource, brand_path, given
 
 if TYPE_CHECKING:
-    from onbrand.client.client import Onbrand
+    pass
 
 __all__ = [
     "Assets",
     "Brands",
     "Documents",
-    "Generations",
-    "Images",
     "Keys",
     "Models",
     "Tokens",
@@ -32,106 +27,42 @@ __all__ = [
     "Users",
 ]
 
-A = TypeVar("A", bound=objects.ApiModel)
-BrandLike = str | objects.Brand
-_STREAM_RETRIES = 5
-
-
-def brand_path(brand: BrandLike, *rest: str) -> str:
-    """The path ``/v1/brands/acme/assets/...``, with every segment quoted."""
-    brand_id = brand.id if isinstance(brand, objects.Brand) else brand
-    return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id, *rest))])
-
-
-def given(**fields: Any) -> dict[str, Any]:
-    """The fields that are not None; the platform's defaults apply to the others."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-class Resource:
-    """Base class of the API's resources, bound to a client."""
-
-    def __init__(self, client: Onbrand) -> None:
-        self._client = client
-        self._transport = client.transport
-
-    def _read(self, kind: type[A], body: Any) -> A:
-        thing = kind.model_validate(body)
-        return thing.attach(self._client) if isinstance(thing, objects.Attached) else thing
-
-    def _get(self, kind: type[A], path: str) -> A:
-        return self._read(kind, self._transport.json("GET", path))
-
-    def _post(self, kind: type[A], path: str, body: Any = None, **parts: Any) -> A:
-        return self._read(kind, self._transport.json("POST", path, json=body, **parts))
-
-    def _pages(
-        self, kind: type[A], path: str, limit: int | None = None, cursor: str | None = None, **asked: Any
-    ) -> Iterator[A]:
-        """All objects of a list; pages of `limit` objects are fetched lazily."""
-        while True:
-            page = self._transport.json("GET", path, params={"limit": limit, "cursor": cursor, **asked})
-            yield from (self._read(kind, item) for item in page["data"])
-            cursor = page.get("next_cursor")
-            if not page.get("has_more") or cursor is None:
-                return
-
-    def _events(self, path: str, after: int | None) -> Iterator[objects.Event]:
-        """Events until the job has ended; a broken stream resumes after the last event."""
-        left = _STREAM_RETRIES
-        while True:
-            headers = {"accept": "text/event-stream"} | ({"last-event-id": str(after)} if after is not None else {})
-            try:
-                with self._transport.lines(path, headers) as lines:
-                    for event in read_events(lines):
-                        yield event
-                        after, left = event.id, _STREAM_RETRIES
-                        if event.kind == "status" and event.data.get("status") in ("completed", "failed", "canceled"):
-                            return
-            except ConnectionFailed:
-                if left == 0:
-                    raise
-            if left == 0:
-                return
-            left -= 1
-            time.sleep(0.2)
-
 
 class Users(Resource):
     """Accounts."""
 
-    def create(self, email: str, password: str) -> objects.User:
+    def create(self, email: str, password: str) -> accounts.User:
         """Sign up."""
-        return self._post(objects.User, "/v1/users", {"email": email, "password": password})
+        return self._post(accounts.User, "/v1/users", {"email": email, "password": password})
 
-    def me(self) -> objects.Me:
+    def me(self) -> accounts.Me:
         """The token's account and brands."""
-        return self._get(objects.Me, "/v1/me")
+        return self._get(accounts.Me, "/v1/me")
 
 
 class Tokens(Resource):
     """Bearer tokens."""
 
-    def create(self, email: str, password: str, brand: BrandLike | None = None) -> objects.Token:
+    def create(self, email: str, password: str, brand: BrandLike | None = None) -> accounts.Token:
         """Log in; with `brand`, the token is limited to that brand. Unlike `client.log_in`, does not use the token."""
-        brand_id = brand.id if isinstance(brand, objects.Brand) else brand
-        return self._post(objects.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
+        brand_id = brand.id if isinstance(brand, accounts.Brand) else brand
+        return self._post(accounts.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
 
 
 class Brands(Resource):
     """The caller's brands."""
 
-    def create(self, brand_id: str, name: str | None = None, home_region: str | None = None) -> objects.Brand:
+    def create(self, brand_id: str, name: str | None = None, home_region: str | None = None) -> accounts.Brand:
         """Create a brand; the caller becomes its admin."""
         return self._post(
-            objects.Brand, "/v1/brands", given(id=brand_id, name=name or brand_id, home_region=home_region)
+            accounts.Brand, "/v1/brands", given(id=brand_id, name=name or brand_id, home_region=home_region)
         )
 
-    def list(self) -> Iterator[objects.Brand]:
-        return self._pages(objects.Brand, "/v1/brands")
+    def list(self) -> Iterator[accounts.Brand]:
+        return self._pages(accounts.Brand, "/v1/brands")
 
-    def get(self, brand: BrandLike) -> objects.Brand:
-        return self._get(objects.Brand, brand_path(brand))
+    def get(self, brand: BrandLike) -> accounts.Brand:
+        return self._get(accounts.Brand, brand_path(brand))
 
 
 class Keys(Resource):
@@ -139,7 +70,7 @@ class Keys(Resource):
 
     def create(
         self, brand: BrandLike, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None
-    ) -> objects.ApiKey:
+    ) -> accounts.ApiKey:
         """Create a key that acts for the caller in one brand. The result's `key` cannot be read again.
 
         Args:
@@ -148,13 +79,13 @@ class Keys(Resource):
         """
         ends = None if expires_at is None else expires_at.isoformat()
         body = given(name=name, scopes=[*scopes], expires_at=ends)
-        return self._post(objects.ApiKey, brand_path(brand, "keys"), body)
+        return self._post(accounts.ApiKey, brand_path(brand, "keys"), body)
 
-    def list(self, brand: BrandLike) -> Iterator[objects.ApiKey]:
-        return self._pages(objects.ApiKey, brand_path(brand, "keys"))
+    def list(self, brand: BrandLike) -> Iterator[accounts.ApiKey]:
+        return self._pages(accounts.ApiKey, brand_path(brand, "keys"))
 
-    def get(self, brand: BrandLike, key_id: str) -> objects.ApiKey:
-        return self._get(objects.ApiKey, brand_path(brand, "keys", key_id))
+    def get(self, brand: BrandLike, key_id: str) -> accounts.ApiKey:
+        return self._get(accounts.ApiKey, brand_path(brand, "keys", key_id))
 
     def revoke(self, brand: BrandLike, key_id: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "keys", key_id))
@@ -250,14 +181,14 @@ class TrainingJobs(Resource):
         *,
         training_asset_ids: Sequence[str],
         training_config: Mapping[str, Any] | None = None,
-    ) -> objects.DataCheck:
+    ) -> monitor.DataCheck:
         """Check the pictures and captions that such a job would train on; no job is created."""
         body = given(
             model_type=model_type,
             training_config=dict(training_config or {}),
             training_asset_ids=list(training_asset_ids),
         )
-        return self._post(objects.DataCheck, f"{brand_path(brand, 'training-jobs')}:check", body, timeout=1800.0)
+        return self._post(monitor.DataCheck, f"{brand_path(brand, 'training-jobs')}:check", body, timeout=1800.0)
 
     def create(
         self,
@@ -375,104 +306,3 @@ class Models(Resource):
 
     def delete(self, brand: BrandLike, model: str) -> None:
         self._transport.send("DELETE", brand_path(brand, "models", model))
-
-
-class Generations(Resource):
-    """Generations."""
-
-    def create(
-        self,
-        brand: BrandLike,
-        prompt: str,
-        *,
-        model: str | None = None,
-        model_type: str | None = None,
-        negative_prompt: str | None = None,
-        num_images: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        seed: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        true_cfg_scale: float | None = None,
-        lora_scale: float | None = None,
-        models: Sequence[Mapping[str, Any]] | None = None,
-        sampler: str | None = None,
-        exclusive: bool | None = None,
-        preview_every: int | None = None,
-        quality: str | None = None,
-        output_format: str | None = None,
-        output_compression: int | None = None,
-        wait_seconds: int = 0,
-        idempotency_key: str | None = None,
-    ) -> objects.Generation:
-        """Draw `num_images` pictures of `prompt` with the adapter `model`, or with the base of `model_type`.
-
-        Args:
-            models: instead of `model`: the sum of up to four adapters, each ``{"model": ..., "scale": ...}``.
-            sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
-            exclusive: share no forward pass with another brand.
-            preview_every: steps between previews of each picture in `events` (``preview``, a data URL).
-            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`. `output_compression`: 0 to 100.
-            wait_seconds: return when done, or after this many seconds; 0 returns at once.
-        """
-        body = given(
-            prompt=prompt,
-            model=model,
-            model_type=model_type,
-            negative_prompt=negative_prompt,
-            num_images=num_images,
-            width=width,
-            height=height,
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            lora_scale=lora_scale,
-            models=None if models is None else [dict(use) for use in models],
-            sampler=sampler,
-            exclusive=exclusive,
-            preview_every=preview_every,
-            quality=quality,
-            output_format=output_format,
-            output_compression=output_compression,
-        )
-        return self._begin(brand, body, wait_seconds, idempotency_key)
-
-    def _begin(self, brand: BrandLike, body: Any, wait_seconds: int, idempotency_key: str | None) -> objects.Generation:
-        return self._post(
-            objects.Generation,
-            brand_path(brand, "generations"),
-            body,
-            headers={"prefer": f"wait={wait_seconds}"} if wait_seconds else {},
-            idempotency_key=idempotency_key,
-            timeout=wait_seconds + 60.0,
-        )
-
-    def list(self, brand: BrandLike) -> Iterator[objects.Generation]:
-        return self._pages(objects.Generation, brand_path(brand, "generations"))
-
-    def get(self, brand: BrandLike, generation_id: str) -> objects.Generation:
-        return self._get(objects.Generation, brand_path(brand, "generations", generation_id))
-
-    def cancel(self, brand: BrandLike, generation_id: str) -> objects.Generation:
-        return self._post(objects.Generation, brand_path(brand, "generations", generation_id, "cancel"))
-
-    def events(self, brand: BrandLike, generation_id: str, after: int | None = None) -> Iterator[objects.Event]:
-        return self._events(brand_path(brand, "generations", generation_id, "events"), after)
-
-
-class Images(Resource):
-    """Generated pictures."""
-
-    def list(self, brand: BrandLike) -> Iterator[objects.Image]:
-        return self._pages(objects.Image, brand_path(brand, "images"))
-
-    def get(self, brand: BrandLike, image_id: str) -> objects.Image:
-        return self._get(objects.Image, brand_path(brand, "images", image_id))
-
-    def link(self, brand: BrandLike, image_id: str) -> objects.Link:
-        return self._get(objects.Link, brand_path(brand, "images", image_id, "content"))
-
-    def delete(self, brand: BrandLike, image_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "images", image_id))

@@ -11,7 +11,7 @@ from typing import Any
 from onbrand.client import objects
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import File, as_part
-from onbrand.client.resources import BrandLike, Resource, brand_path, given
+from onbrand.client.resource import BrandLike, Resource, brand_path, given
 
 __all__ = ["Uploads"]
 

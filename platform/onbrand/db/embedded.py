@@ -19,7 +19,7 @@ from typing import IO
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Secrets, Settings, load_secrets, must_be_writable
+from onbrand.config import Settings, must_be_writable
 from onbrand.db.claims import install_key
 from onbrand.db.dsn import explicit_dsn, must_be_dsn
 from onbrand.db.logins import LOGINS, DatabaseUrls, Login, connect_as_owner, login_name, prepare
@@ -27,6 +27,7 @@ from onbrand.db.migrate import migrate
 from onbrand.db.server import DATA, SOCKET, SOCKETS, init, let_server_through, programs, run, running_pid, stop
 from onbrand.environment import forget_postgres_variables
 from onbrand.errors import ConfigurationError
+from onbrand.secrets_file import Secrets, load_secrets
 
 __all__ = ["EmbeddedDatabase", "open_database", "prepare", "programs", "read_urls", "start"]
 

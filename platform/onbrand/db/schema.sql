@@ -1363,9 +1363,11 @@ CREATE TABLE app.brand_assets (
     height integer NOT NULL,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    features jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT brand_assets_bytes_check CHECK ((bytes > 0)),
     CONSTRAINT brand_assets_check CHECK ((split_part(object_name, '/'::text, 1) = brand_id)),
     CONSTRAINT brand_assets_content_type_check CHECK ((content_type = ANY (ARRAY['image/png'::text, 'image/jpeg'::text, 'image/webp'::text]))),
+    CONSTRAINT brand_assets_features_check CHECK (((jsonb_typeof(features) = 'object'::text) AND (octet_length((features)::text) <= 4000))),
     CONSTRAINT brand_assets_height_check CHECK ((height > 0)),
     CONSTRAINT brand_assets_metadata_check CHECK (((jsonb_typeof(metadata) = 'object'::text) AND (octet_length((metadata)::text) <= 20000))),
     CONSTRAINT brand_assets_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 255))),
@@ -3452,6 +3454,8 @@ GRANT INSERT(width) ON TABLE app.brand_assets TO authenticated;
 GRANT INSERT(height) ON TABLE app.brand_assets TO authenticated;
 
 GRANT INSERT(metadata) ON TABLE app.brand_assets TO authenticated;
+
+GRANT INSERT(features) ON TABLE app.brand_assets TO authenticated;
 
 GRANT SELECT ON TABLE app.brand_limits TO authenticated;
 GRANT SELECT,INSERT,UPDATE ON TABLE app.brand_limits TO onbrand_operator;

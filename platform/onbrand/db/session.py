@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import anyio
 import psycopg
-from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.string import TextLoader
@@ -24,11 +23,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from onbrand.brand import Scope, Ticket
 from onbrand.db.claims import STAMP, ClaimsSigner
+from onbrand.db.error_translation import LOST, translated
 from onbrand.errors import (
     ConfigurationError,
-    Conflict,
-    Forbidden,
-    InvalidInput,
     NotFound,
     OnbrandError,
     Unavailable,
@@ -290,7 +287,7 @@ async def _transaction(pool: Pool | None, door: str, identity: Identity) -> Asyn
             async with _undone_on_error(connection, known) as session:
                 yield session
     except (psycopg.Error, PoolTimeout) as problem:
-        if isinstance(problem, _LOST):
+        if isinstance(problem, LOST):
             _log_lost(pool, door, problem)
         raise translated(problem) from None
 
@@ -351,51 +348,3 @@ async def _become(connection: Connection, identity: Identity) -> None:
         [identity.role, *identity.signer.sign(identity.role, identity.claims, identity.stamp)],
         prepare=False,
     )
-
-
-_OURS = {
-    "OB001": "a brand keeps at least one admin; make another member admin first",
-    "OB002": "this has ended and does not change any more",
-    "OB003": "a request to cancel cannot be taken back",
-    "OB005": "this account has as many brands as one may have",
-    "OB004": "a training job that has not ended uses this; cancel the job or wait for its end",
-}
-
-
-_LOST = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
-_MEANS: list[tuple[tuple[type[BaseException], ...], type[OnbrandError], str, dict[str, Any]]] = [
-    ((pg.InsufficientPrivilege,), Forbidden, "your role does not allow this", {}),
-    ((pg.UniqueViolation,), Conflict, "this is there already", {}),
-    ((pg.ForeignKeyViolation,), NotFound, "not found", {}),
-    (
-        (pg.DataError, pg.CheckViolation, pg.NotNullViolation),
-        InvalidInput,
-        "a value is out of the bounds that the database accepts",
-        {},
-    ),
-    (
-        (pg.SerializationFailure, pg.DeadlockDetected, pg.QueryCanceled),
-        Unavailable,
-        "the database is busy; try again",
-        {"retry_after": 1},
-    ),
-    (
-        _LOST,
-        Unavailable,
-        "the database does not answer; try again",
-        {"retry_after": 2},
-    ),
-]
-
-
-def translated(problem: BaseException) -> OnbrandError:
-    """Onbrand's error for a PostgreSQL error; it keeps only the SQLSTATE, as a field."""
-    state = getattr(problem, "sqlstate", None)
-    if state in _OURS:
-        return Conflict(_OURS[state], sqlstate=state)
-    for kinds, error, message, fields in _MEANS:
-        if isinstance(problem, kinds):
-            return error(message, sqlstate=state, **fields)
-    if isinstance(problem, psycopg.Error) and str(state).startswith("42"):  # names of tables and columns, no values
-        log.error("a statement of ours is wrong: %s %s", state, problem.diag.message_primary)
-    return OnbrandError("the database refused a statement of ours; this is a defect", sqlstate=state)

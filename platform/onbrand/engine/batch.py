@@ -13,9 +13,9 @@ from torch import Tensor
 
 from onbrand.engine.adapters import AdapterUse
 from onbrand.engine.lora_math import RowAdapter
-from onbrand.engine.request import Plan, Request
+from onbrand.engine.request import Plan, Receipt, Request
 from onbrand.engine.residency import Lease
-from onbrand.families.family import Conditioning
+from onbrand.families.family import Conditioning, Family
 from onbrand.families.sampling import Sampler, Schedule
 
 
@@ -149,6 +149,26 @@ class Row:
             return None
         assert lease is not None, "a row with an adapter steps only with a lease of its slot"
         return lease.row(use.scale)
+
+    def receipt(self, family: Family) -> Receipt:
+        """How the picture was made; once the row is finished."""
+        request, plan = self.job.request, self.job.plan
+        return Receipt(
+            brand_id=request.brand_id,
+            family=family.spec.name,
+            adapters=tuple((use.key.sha256, use.scale) for use in request.adapters),
+            base_revision=family.revision,
+            sampler=self.prepared.sampler.name,
+            num_inference_steps=plan.num_steps,
+            guidance_scale=plan.embedded_guidance,
+            true_cfg_scale=plan.cfg_scale if family.spec.embeds_guidance else None,
+            seed=self.seed,
+            height=plan.height,
+            width=plan.width,
+            batch_sizes=tuple(sorted(self.batch_sizes)),
+            slot_generation=self.slot_generation,
+            cut=self.prepared.cut,
+        )
 
 
 def size_classes(max_batch: int) -> tuple[int, ...]:

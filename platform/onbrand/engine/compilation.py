@@ -59,8 +59,3 @@ def _plain_beyond_the_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -
             return denoiser._call_impl(*inputs, **named)
 
     return call
-
-
-def uncompile_passes(denoiser: nn.Module) -> None:
-    """Undo `compile_passes`."""
-    denoiser._compiled_call_impl = None

@@ -10,32 +10,29 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from onbrand.engine.adapters import merge_adapters
 from onbrand.engine.async_stages import Stages
 from onbrand.engine.batch import Job, Prepared, Row, size_classes
 from onbrand.engine.compilation import compile_passes
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.engine.cpu.unet_blocks import use_blocks
 from onbrand.engine.decoding import Decoder, not_finite
-from onbrand.engine.encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
 from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.leases import Leases
 from onbrand.engine.model_runner import ModelRunner
+from onbrand.engine.preparation import Preparation, grouped
 from onbrand.engine.request import (
     Canceled,
     Completed,
     Event,
     Failed,
     Picture,
-    Plan,
     Preview,
     Progress,
     Receipt,
@@ -44,7 +41,8 @@ from onbrand.engine.request import (
 )
 from onbrand.engine.residency import AdapterResidency
 from onbrand.engine.slots import Slots
-from onbrand.errors import Conflict, OnbrandError, TooManyRequests
+from onbrand.engine.waiting_limits import WaitingLimits
+from onbrand.errors import Conflict, OnbrandError
 from onbrand.families.family import Family
 from onbrand.families.preview import LatentColors
 
@@ -59,9 +57,7 @@ class Engine:
         max_batch: most rows of one forward pass.
         classes: the batch sizes in use; smaller batches are filled with dummy rows. Within one class a picture's bits
             do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
-        max_waiting: limit of waiting pictures. Above it, each account is held to an equal share of it, and each brand
-            to an equal share of its account's. A brand with no waiting pictures is always accepted.
-        max_waiting_per_brand: most waiting pictures of one brand.
+        max_waiting, max_waiting_per_brand: see `WaitingLimits`.
         stages: executor for text encoding and picture decoding; None: both run in `step`, in a fixed order.
         even: accounts get equal numbers of rows in a pass (`FairQueue`).
         compile: use compiled graphs, one per batch size and shape; brands and ranks cause no recompilation.
@@ -84,7 +80,7 @@ class Engine:
         self.family = family
         self.max_batch = max_batch
         self.classes = classes or size_classes(max_batch)
-        self._max_waiting, self._max_waiting_per_brand = max_waiting, max_waiting_per_brand
+        self._limits = WaitingLimits(max_waiting, max_waiting_per_brand)
         self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.classes) if compile else None)
         for part in (family.denoiser, family.vae):
             use_onednn(part)
@@ -97,7 +93,7 @@ class Engine:
         self._leases = Leases(self.residency, self._queue.served)
         self._stepper = ModelRunner(family, self._slots, self.classes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
-        self._encoder = Encoder(family)
+        self._preparation = Preparation(family)
         self._canceled: list[str] = []
         self._seconds_per_cost = 0.0
         self._stalled = False
@@ -139,7 +135,7 @@ class Engine:
         plan = planned(request, self.family)
         if request.id in self._jobs:
             raise Conflict(f"the request {request.id} is already being drawn")
-        self._must_have_room(request)
+        self._limits.must_have_room(self._queue, request, self._retry_after)
         job = self._jobs[request.id] = Job(request, plan)
         self._queue.push(job)
         self._stalled = False
@@ -178,41 +174,10 @@ class Engine:
         return [Canceled(job.request.id) for job in jobs]
 
     def _prepare_next(self) -> None:
-        for jobs in _encoded_together(self._queue.unprepared()):
+        for jobs in grouped(self._queue.unprepared()):
             for job in jobs:
                 job.preparing = True
-            self._stages.submit(partial(self._prepared, jobs), partial(self._joined, jobs))
-
-    def _prepared(self, jobs: Sequence[Job]) -> list[Prepared | Exception]:
-        asked = [_prompts_of(job) for job in jobs]
-        found = self._encoder.branches(asked)
-        return [self._made_ready(job, branches) for job, branches in zip(jobs, found, strict=True)]
-
-    def _made_ready(self, job: Job, branches: Branches | Exception) -> Prepared | Exception:
-        if isinstance(branches, Exception):
-            return branches
-        request, plan, family = job.request, job.plan, self.family
-        sampler = family.samplers[request.parameters.sampler] if request.parameters.sampler else family.sampler
-        positive, negative = branches
-        try:
-            return Prepared(
-                sampler=sampler,
-                schedule=sampler.schedule(plan.num_steps, family.image_tokens(plan.height, plan.width)),
-                positive=positive,
-                negative=negative,
-                use=merge_adapters(request.adapters) if request.adapters else None,
-                cut=tuple(self._cuts(request, plan)),
-            )
-        except Exception as problem:
-            return problem
-
-    def _cuts(self, request: Request, plan: Plan) -> Iterator[dict[str, Any]]:
-        """The parts of the prompts beyond the base's text length, as JSON."""
-        texts = {"prompt": request.parameters.prompt}
-        if plan.guided and request.parameters.negative_prompt:
-            texts["negative_prompt"] = request.parameters.negative_prompt
-        for name, text in texts.items():
-            yield from ({"field": name, **cut.as_json()} for cut in self.family.text_lengths.cuts(text))
+            self._stages.submit(partial(self._preparation.prepare, jobs), partial(self._joined, jobs))
 
     def _joined(self, jobs: Sequence[Job], made: Future[list[Prepared | Exception]]) -> list[Event]:
         problem = made.exception()
@@ -281,32 +246,6 @@ class Engine:
         logger.error("request %s failed: %s\n%s", job.request.id, type(problem).__name__, frames)
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
-    def _must_have_room(self, request: Request) -> None:
-        account_id, brand_id, num = (
-            request.account_id or request.brand_id,
-            request.brand_id,
-            request.parameters.num_images,
-        )
-        of_brand = self._queue.num_pictures(account_id, brand_id)
-        if of_brand + num > self._max_waiting_per_brand and of_brand:
-            raise TooManyRequests(
-                f"{of_brand} pictures of this brand wait already; try again later",
-                retry_after=self._retry_after(request.brand_id),
-            )
-        share = self._max_waiting / len(self._queue.accounts() | {account_id})
-        share_of_brand = share / len(self._queue.brands(account_id) | {brand_id})
-        is_full = self._queue.num_pictures() + num > self._max_waiting
-        if (
-            is_full
-            and self._queue.num_pictures(account_id) + num > share
-            and of_brand + num > share_of_brand
-            and of_brand
-        ):
-            raise TooManyRequests(
-                f"{of_brand} pictures of this brand wait already, and no more would be drawn soon; try again later",
-                retry_after=self._retry_after(request.brand_id),
-            )
-
     def _retry_after(self, brand_id: str) -> int:
         """Seconds until about half of the brand's waiting pictures would start, if only this brand were served; 1 to
         60."""
@@ -346,7 +285,7 @@ class Engine:
             return
         at_once = self._decoder.may_be_at_once([row.latents_1CHW for row in rows])
         for some in [rows] if at_once else [[row] for row in rows]:
-            latents, receipts = [row.latents_1CHW for row in some], [self._receipt(row) for row in some]
+            latents, receipts = [row.latents_1CHW for row in some], [row.receipt(self.family) for row in some]
             self._stages.submit(partial(self._decoder.pictures, latents), partial(self._told, some, receipts))
         for row in rows:
             job = row.job
@@ -390,44 +329,6 @@ class Engine:
         self._end(job)
         return [picture, Completed(job.request.id)]
 
-    def _receipt(self, row: Row) -> Receipt:
-        request, plan = row.job.request, row.job.plan
-        return Receipt(
-            brand_id=request.brand_id,
-            family=self.family.spec.name,
-            adapters=tuple((use.key.sha256, use.scale) for use in request.adapters),
-            base_revision=self.family.revision,
-            sampler=row.prepared.sampler.name,
-            num_inference_steps=plan.num_steps,
-            guidance_scale=plan.embedded_guidance,
-            true_cfg_scale=plan.cfg_scale if self.family.spec.embeds_guidance else None,
-            seed=row.seed,
-            height=plan.height,
-            width=plan.width,
-            batch_sizes=tuple(sorted(row.batch_sizes)),
-            slot_generation=row.slot_generation,
-            cut=row.prepared.cut,
-        )
-
-
-def _prompts_of(job: Job) -> PromptPair:
-    parameters = job.request.parameters
-    return PromptPair(parameters.prompt, parameters.negative_prompt or None, job.plan.guided)
-
 
 def _rank_class(row: Row) -> int:
     return row.job.lease.slot.rank_class if row.job.lease else 0
-
-
-def _encoded_together(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Groups of jobs, one encoding pass each: all guided or none; a job with `exclusive` is alone."""
-    open_groups: dict[bool, list[Job]] = {}
-    groups: list[list[Job]] = []
-    for job in jobs:
-        group = None if job.request.parameters.exclusive else open_groups.get(job.plan.guided)
-        if group is None or len(group) == MOST_AT_ONCE:
-            groups.append(group := [])
-            if not job.request.parameters.exclusive:
-                open_groups[job.plan.guided] = group
-        group.append(job)
-    return groups

@@ -148,10 +148,12 @@ def _runs(chosen: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def slot_indices(rows: Sequence[RowAdapter | None], size: int) -> list[int]:
+    """The slot of each row whose adapter has rank class `size`; 0 for all others."""
     return [row.slot.index if row and row.slot.rank_class == size else 0 for row in rows]
 
 
 def row_scales(rows: Sequence[RowAdapter | None]) -> list[float]:
+    """Each row's LoRA scale; 0 without an adapter."""
     return [row.scale if row else 0.0 for row in rows]
 
 

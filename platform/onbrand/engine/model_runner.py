@@ -39,6 +39,7 @@ class BatchContext:
         self.keys = TextKVCache()
 
     def is_of(self, rows: Sequence[Row], adapters: Sequence[RowAdapter | None]) -> bool:
+        """Whether the batch consists of exactly these rows."""
         return self.jobs == [row.job for row in rows] and self.adapters == list(adapters)
 
 

@@ -98,11 +98,6 @@ class Slots:
         self._num_trials = 0
         self._scale_M11 = None if max_rows is None else self._fixed(torch.zeros(max_rows, 1, 1, dtype=self._dtype))
 
-    @property
-    def adapted_layers(self) -> list[str]:
-        """Names of the layers that resident adapters use."""
-        return [name for name, layer in self._layers.items() if layer.num_users]
-
     def must_fit(self, layers: Mapping[str, LayerWeights], rank: int) -> None:
         """Raise AdapterRefused unless `layers` can be put into a slot of this denoiser."""
         if rank > self.max_rank:

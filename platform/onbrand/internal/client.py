@@ -9,25 +9,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import random
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from onbrand import errors
+from onbrand.internal.retries import as_error, may_try_again, must_be_good, retry_delays, unreachable
 from onbrand.internal.training import PublishedModel, ReportResponse, RunCredentials, StoredImage, TrainingSpec
 
 PATIENCE_SECONDS = 120.0
-_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
-_PROBLEM = "application/problem+json"
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One request as data, so that the sync and the async client send exactly the same."""
 
     method: str
@@ -37,6 +34,7 @@ class _Call:
     file: tuple[bytes, str] | None = field(default=None, repr=False)
 
     def request(self, client: httpx.Client | httpx.AsyncClient, token: str) -> httpx.Request:
+        """This call as a request of `client`."""
         files = {"file": ("file", *self.file)} if self.file else None
         headers = {"authorization": f"Bearer {token}"}
         return client.build_request(
@@ -44,84 +42,38 @@ class _Call:
         )
 
 
-def _report(
+def report_call(
     progress: int | None,
     metrics: Mapping[str, Any] | None,
     lines: Sequence[Mapping[str, Any]] = (),
     findings: Sequence[Mapping[str, Any]] | None = None,
-) -> _Call:
+) -> Call:
+    """The call of `SystemClient.report` and `report_findings`."""
     said = {"progress": progress, "metrics": metrics, "lines": list(lines)}
     found = {} if findings is None else {"findings": list(findings)}
-    return _Call("POST", "/training/report", json=said | found)
+    return Call("POST", "/training/report", json=said | found)
 
 
-def _sample(step: int, index: int, data: bytes, content_type: str, drawn_by: str) -> _Call:
+def sample_call(step: int, index: int, data: bytes, content_type: str, drawn_by: str) -> Call:
+    """The call of `SystemClient.add_sample`."""
     facts = {"step": str(step), "index": str(index), "drawn_by": drawn_by}
-    return _Call("POST", "/training/samples", data=facts, file=(data, content_type))
+    return Call("POST", "/training/samples", data=facts, file=(data, content_type))
 
 
-def _publish(data: bytes, facts: Mapping[str, Any]) -> _Call:
-    return _Call(
-        "POST", "/training/publish", data={"facts": json.dumps(facts)}, file=(data, "application/octet-stream")
-    )
+def publish_call(data: bytes, facts: Mapping[str, Any]) -> Call:
+    """The call of `SystemClient.publish`."""
+    return Call("POST", "/training/publish", data={"facts": json.dumps(facts)}, file=(data, "application/octet-stream"))
 
 
-def _credentials_of(answer: Mapping[str, Any]) -> RunCredentials | None:
+def credentials_of(answer: Mapping[str, Any]) -> RunCredentials | None:
+    """The credentials in a response of `/training/credentials`, if there are any."""
     given = answer["credentials"]
     return None if given is None else RunCredentials.model_validate(given)
 
 
-def _failure(path: str, code: str, message: str) -> _Call:
-    return _Call("POST", path, json={"code": code, "message": message})
-
-
-def _progress(progress: int, lost: bool) -> _Call:
-    return _Call("POST", "/generation/report", json={"progress": progress, "lost": lost})
-
-
-def _image(index: int, seed: int, data: bytes, content_type: str, width: int, height: int, receipt: Any) -> _Call:
-    facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
-    return _Call("POST", "/generation/images", data={"facts": json.dumps(facts)}, file=(data, content_type))
-
-
-def _delays(patience: float) -> Iterator[float]:
-    """Waits between attempts: doubling, jittered, ending when `patience` seconds have passed."""
-    end = time.monotonic() + patience
-    delay = _FIRST_DELAY
-    while (left := end - time.monotonic()) > 0:
-        yield min(left, delay * random.uniform(0.7, 1.3))
-        delay = min(delay * 2, _LONGEST_DELAY)
-
-
-def _is_ours(answer: httpx.Response) -> bool:
-    return answer.headers.get("content-type", "").startswith(_PROBLEM)
-
-
-def _may_try_again(answer: httpx.Response) -> bool:
-    """Whether to retry: our 429 or 503, or a proxy's for a missing replica (404 or 5xx without a problem body)."""
-    if _is_ours(answer):
-        return answer.status_code in (429, 503)
-    return answer.status_code == 404 or answer.status_code >= 500
-
-
-def _as_error(answer: httpx.Response) -> errors.OnbrandError:
-    """The error that the platform raised, rebuilt from its problem body; else Unavailable."""
-    if not _is_ours(answer):
-        return errors.Unavailable(f"the platform's internal routes answered {answer.status_code}; is it starting?")
-    body = answer.json()
-    fields = {"param": body["param"]} if body.get("param") else {}
-    said = body.get("detail") or body.get("title") or "the platform refused"
-    return errors.of_code(body.get("code", ""), said, **fields)
-
-
-def _must_be_good(answer: httpx.Response) -> httpx.Response:
-    if answer.is_success:
-        return answer
-    raise _as_error(answer)
-
-
-def _unreachable(problem: httpx.TransportError | None) -> errors.Unavailable:
-    return errors.Unavailable(f"the platform's internal routes cannot be reached ({type(problem).__name__})")
+def failure_call(path: str, code: str, message: str) -> Call:
+    """The call that ends a job or a generation with a reason."""
+    return Call("POST", path, json={"code": code, "message": message})
 
 
 @functools.cache
@@ -131,7 +83,7 @@ def _trusted() -> ssl.SSLContext:
 
 
 class SystemClient:
-    """Blocking client of the internal routes, for training workers and threads.
+    """Blocking client of the internal routes: all calls of a training ticket, and `read_model` for an engine's threads.
 
     Args:
         url: the internal routes' root, `settings.system_url`.
@@ -172,23 +124,23 @@ class SystemClient:
 
     def spec(self) -> TrainingSpec:
         """The job's configuration and pictures (ids and captions; `read_asset` returns the bytes)."""
-        return TrainingSpec.model_validate(self._json(_Call("GET", "/training")))
+        return TrainingSpec.model_validate(self._json(Call("GET", "/training")))
 
     def read_asset(self, asset_id: str) -> bytes:
         """The bytes of one picture of this job. Raises NotFound for any other."""
-        return self._send(_Call("GET", f"/training/assets/{asset_id}")).content
+        return self._send(Call("GET", f"/training/assets/{asset_id}")).content
 
     def read_import(self) -> bytes:
         """The file that this job imports, as uploaded. Raises NotFound for a job that imports none."""
-        return self._send(_Call("GET", "/training/import")).content
+        return self._send(Call("GET", "/training/import")).content
 
     def read_start(self) -> bytes:
         """The weights of the model that this job continues from. Raises NotFound if it continues from none."""
-        return self._send(_Call("GET", "/training/start")).content
+        return self._send(Call("GET", "/training/start")).content
 
     def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> ReportResponse:
         """Report the data doctor's findings, which are kept with the job."""
-        return ReportResponse.model_validate(self._json(_report(None, None, findings=findings)))
+        return ReportResponse.model_validate(self._json(report_call(None, None, findings=findings)))
 
     def report(
         self,
@@ -201,7 +153,7 @@ class SystemClient:
         Args:
             lines: at most 100, each ``{"code": ..., "facts": {...}}`` of `internal.log_lines`.
         """
-        return ReportResponse.model_validate(self._json(_report(progress, metrics, lines)))
+        return ReportResponse.model_validate(self._json(report_call(progress, metrics, lines)))
 
     def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
@@ -211,7 +163,7 @@ class SystemClient:
         Args:
             drawn_by: ``base`` for a sample by the base alone, at step 0.
         """
-        self._send(_sample(step, index, data, content_type, drawn_by))
+        self._send(sample_call(step, index, data, content_type, drawn_by))
 
     def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
         """Publish the safetensors `data` as the brand's next version; completes the job.
@@ -219,85 +171,55 @@ class SystemClient:
         Args:
             facts: ``rank``, ``trigger_word``, ``base_revision``, ``metrics``.
         """
-        return PublishedModel.model_validate(self._json(_publish(data, facts)))
+        return PublishedModel.model_validate(self._json(publish_call(data, facts)))
 
     def fail(self, code: str, message: str) -> None:
         """End the job as failed, with a reason for its owner."""
-        self._send(_failure("/training/fail", code, message))
+        self._send(failure_call("/training/fail", code, message))
 
     def canceled(self) -> None:
         """End the job as canceled at its owner's request."""
-        self._send(_Call("POST", "/training/canceled"))
+        self._send(Call("POST", "/training/canceled"))
 
     def credentials(self) -> RunCredentials | None:
         """Session credentials for the run's folder on S3; None if runs are kept in a folder."""
-        return _credentials_of(self._json(_Call("POST", "/training/credentials")))
+        return credentials_of(self._json(Call("POST", "/training/credentials")))
 
-    # generation tickets
+    # generation tickets (`AsyncSystemClient` has the others)
 
     def read_model(self, model_id: str) -> bytes:
         """The weights of the model that this ticket's generation uses. Raises NotFound for any other."""
-        return self._send(_Call("GET", f"/models/{model_id}/weights")).content
-
-    def start_generation(self) -> ReportResponse:
-        """Set the generation to `running`."""
-        return ReportResponse.model_validate(self._json(_Call("POST", "/generation/start")))
-
-    def report_generation(self, progress: int, lost: bool = False) -> ReportResponse:
-        """Report progress 0 to 100 and the heartbeat. `lost`: an engine was lost; raises EngineLost after too many."""
-        return ReportResponse.model_validate(self._json(_progress(progress, lost)))
-
-    def add_image(
-        self,
-        index: int,
-        seed: int,
-        data: bytes,
-        content_type: str,
-        width: int,
-        height: int,
-        receipt: Mapping[str, Any],
-    ) -> StoredImage:
-        """Store picture `index`; repeating the call changes nothing."""
-        answer = self._json(_image(index, seed, data, content_type, width, height, receipt))
-        return StoredImage.model_validate(answer)
-
-    def finish_generation(self) -> None:
-        """Set the generation to `completed`; all its pictures must be stored."""
-        self._send(_Call("POST", "/generation/finish"))
-
-    def fail_generation(self, code: str, message: str) -> None:
-        """End the generation with a reason; the code `canceled` ends it as canceled."""
-        self._send(_failure("/generation/fail", code, message))
+        return self._send(Call("GET", f"/models/{model_id}/weights")).content
 
     # either
 
     def renew(self) -> str:
         """Get a new ticket with the same rights; this client uses it from now on."""
-        self.token = str(self._json(_Call("POST", "/ticket:renew"))["ticket"])
+        self.token = str(self._json(Call("POST", "/ticket:renew"))["ticket"])
         return self.token
 
-    def _json(self, call: _Call) -> Any:
+    def _json(self, call: Call) -> Any:
         return self._send(call).json()
 
-    def _send(self, call: _Call) -> httpx.Response:
+    def _send(self, call: Call) -> httpx.Response:
         problem: httpx.TransportError | None = None
         answer: httpx.Response | None = None
-        delays = _delays(self._patience)
+        delays = retry_delays(self._patience)
         while True:
             try:
                 answer = self._http.send(call.request(self._http, self.token))
-                if not _may_try_again(answer):
-                    return _must_be_good(answer)
+                if not may_try_again(answer):
+                    return must_be_good(answer)
             except httpx.TransportError as trouble:
                 problem, answer = trouble, None
             delay = next(delays, None)
             if delay is None:
-                raise _as_error(answer) if answer is not None else _unreachable(problem)
+                raise as_error(answer) if answer is not None else unreachable(problem)
             time.sleep(delay)
 
 
 class AsyncSystemClient:
-    """Asynchronous client of the internal routes: the same calls as `SystemClient`, except `read_start`."""
+    """Asynchronous client of the internal routes: the calls of a generation's ticket."""
 
     def __init__(
         self,
@@ -326,64 +248,19 @@ class AsyncSystemClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def spec(self) -> TrainingSpec:
-        """The job's configuration and pictures."""
-        return TrainingSpec.model_validate(await self._json(_Call("GET", "/training")))
-
-    async def read_asset(self, asset_id: str) -> bytes:
-        """The bytes of one picture of this job."""
-        return (await self._send(_Call("GET", f"/training/assets/{asset_id}"))).content
-
-    async def read_import(self) -> bytes:
-        """The file that this job imports."""
-        return (await self._send(_Call("GET", "/training/import"))).content
-
-    async def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> ReportResponse:
-        """Report the data doctor's findings."""
-        return ReportResponse.model_validate(await self._json(_report(None, None, findings=findings)))
-
-    async def report(
-        self,
-        progress: int | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        lines: Sequence[Mapping[str, Any]] = (),
-    ) -> ReportResponse:
-        """Report progress, metrics and log lines; also the heartbeat."""
-        return ReportResponse.model_validate(await self._json(_report(progress, metrics, lines)))
-
-    async def add_sample(
-        self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
-    ) -> None:
-        """Store a sample picture of a training step."""
-        await self._send(_sample(step, index, data, content_type, drawn_by))
-
-    async def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:
-        """Publish the safetensors `data` as the brand's next version; completes the job."""
-        return PublishedModel.model_validate(await self._json(_publish(data, facts)))
-
-    async def fail(self, code: str, message: str) -> None:
-        """End the job as failed, with a reason for its owner."""
-        await self._send(_failure("/training/fail", code, message))
-
-    async def canceled(self) -> None:
-        """End the job as canceled at its owner's request."""
-        await self._send(_Call("POST", "/training/canceled"))
-
-    async def credentials(self) -> RunCredentials | None:
-        """Session credentials for the run's folder on S3, or None."""
-        return _credentials_of(await self._json(_Call("POST", "/training/credentials")))
-
     async def read_model(self, model_id: str) -> bytes:
         """The weights of a model that this ticket's generation uses."""
-        return (await self._send(_Call("GET", f"/models/{model_id}/weights"))).content
+        return (await self._send(Call("GET", f"/models/{model_id}/weights"))).content
 
     async def start_generation(self) -> ReportResponse:
         """Set the generation to `running`."""
-        return ReportResponse.model_validate(await self._json(_Call("POST", "/generation/start")))
+        return ReportResponse.model_validate(await self._json(Call("POST", "/generation/start")))
 
     async def report_generation(self, progress: int, lost: bool = False) -> ReportResponse:
         """Report progress and the heartbeat, or that an engine was lost."""
-        return ReportResponse.model_validate(await self._json(_progress(progress, lost)))
+        return ReportResponse.model_validate(
+            await self._json(Call("POST", "/generation/report", json={"progress": progress, "lost": lost}))
+        )
 
     async def add_image(
         self,
@@ -396,37 +273,39 @@ class AsyncSystemClient:
         receipt: Mapping[str, Any],
     ) -> StoredImage:
         """Store picture `index`; repeating the call changes nothing."""
-        answer = await self._json(_image(index, seed, data, content_type, width, height, receipt))
+        facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
+        file, form = (data, content_type), {"facts": json.dumps(facts)}
+        answer = await self._json(Call("POST", "/generation/images", data=form, file=file))
         return StoredImage.model_validate(answer)
 
     async def finish_generation(self) -> None:
         """Set the generation to `completed`."""
-        await self._send(_Call("POST", "/generation/finish"))
+        await self._send(Call("POST", "/generation/finish"))
 
     async def fail_generation(self, code: str, message: str) -> None:
         """End the generation with a reason."""
-        await self._send(_failure("/generation/fail", code, message))
+        await self._send(failure_call("/generation/fail", code, message))
 
     async def renew(self) -> str:
         """Get a new ticket with the same rights; this client uses it from now on."""
-        self.token = str((await self._json(_Call("POST", "/ticket:renew")))["ticket"])
+        self.token = str((await self._json(Call("POST", "/ticket:renew")))["ticket"])
         return self.token
 
-    async def _json(self, call: _Call) -> Any:
+    async def _json(self, call: Call) -> Any:
         return (await self._send(call)).json()
 
-    async def _send(self, call: _Call) -> httpx.Response:
+    async def _send(self, call: Call) -> httpx.Response:
         problem: httpx.TransportError | None = None
         answer: httpx.Response | None = None
-        delays = _delays(self._patience)
+        delays = retry_delays(self._patience)
         while True:
             try:
                 answer = await self._http.send(call.request(self._http, self.token))
-                if not _may_try_again(answer):
-                    return _must_be_good(answer)
+                if not may_try_again(answer):
+                    return must_be_good(answer)
             except httpx.TransportError as trouble:
                 problem, answer = trouble, None
             delay = next(delays, None)
             if delay is None:
-                raise _as_error(answer) if answer is not None else _unreachable(problem)
+                raise as_error(answer) if answer is not None else unreachable(problem)
             await asyncio.sleep(delay)

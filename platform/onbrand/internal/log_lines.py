@@ -18,6 +18,8 @@ _LARGEST = 1e15
 
 @dataclass(frozen=True, slots=True)
 class LogTemplate:
+    """The words of a log code, with places for its facts."""
+
     words: str
     level: Level = "info"
 

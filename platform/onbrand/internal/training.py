@@ -18,7 +18,11 @@ class InternalModel(BaseModel):
 
 
 class TrainingAsset(InternalModel):
-    """A picture of the job; its caption already has the trigger word in place of ``[brand]``."""
+    """A picture of the job; its caption already has the trigger word in place of ``[brand]``.
+
+    Args:
+        features: its measurements from the upload (`sandbox.results.PictureFeatures` by name).
+    """
 
     id: str
     caption: str = Field(repr=False)
@@ -28,6 +32,7 @@ class TrainingAsset(InternalModel):
     width: int | None = None
     height: int | None = None
     file: str = "a picture"
+    features: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class StartModel(InternalModel):

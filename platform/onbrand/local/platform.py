@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onbrand.addresses import http_url, is_url
-from onbrand.config import Secrets, Settings, load_secrets, must_be_writable, must_have_space
+from onbrand.config import Settings, must_be_writable, must_have_space
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
 from onbrand.folders import PRIVATE_FOLDERS, must_be_closed_to_others, must_be_private
 from onbrand.local.ray_head import RayHead, family_of, free_ports
-from onbrand.secrets_file import SECRET_SETTINGS, write_logins
+from onbrand.secrets_file import SECRET_SETTINGS, Secrets, load_secrets, write_logins
 from onbrand.storage.runs import runs_folder
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ from onbrand.sandbox.incoming_files import SentFile
 from onbrand.sandbox.processes import Gone, WorkerKind, fork_child
 from onbrand.sandbox.replies import (
     FactsReply,
-    FeaturesReply,
     MarkdownReply,
     PackedReply,
     PdfReply,
@@ -105,27 +104,23 @@ class Checker:
             yield
 
     def picture(self, data: bytes, name: str = "the file") -> CleanImage:
-        """The picture decoded and encoded anew."""
+        """The picture decoded, measured and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
         asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
         facts, clean = self._one(PictureReply, asked, data)
         digest = hashlib.sha256(clean).hexdigest()
-        return CleanImage(clean, facts.content_type, _EXT[facts.content_type], facts.width, facts.height, digest)
+        known = facts.features.model_dump() | {
+            "sides": tuple(facts.features.sides),
+            "sharpness": tuple(facts.features.sharpness),
+        }
+        ext, size = _EXT[facts.content_type], (facts.width, facts.height)
+        return CleanImage(clean, facts.content_type, ext, *size, digest, PictureFeatures(**known))
 
     def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
         """The facts of the picture's header; only the header is checked."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
         facts, _ = self._one(FactsReply, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
-
-    def features(self, data: bytes, name: str = "the picture") -> PictureFeatures:
-        """Measure a stored picture, decoding it whole. It may be larger than an upload, because it was encoded anew."""
-        limits = self._limits.model_copy(update={"upload_bytes": 8 * self._limits.image_pixels})
-        _must_be_short(data, limits.upload_bytes, name, "files")
-        asked = _Asked("features", name, "files", 0, {"limits": limits.model_dump()})
-        said, _ = self._one(FeaturesReply, asked, data)
-        known = said.model_dump() | {"sides": tuple(said.sides), "sharpness": tuple(said.sharpness)}
-        return PictureFeatures(**known)
 
     def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
         """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""

@@ -77,7 +77,8 @@ class FairTurns:
         num_turns: turns at once.
         waiting_max: how many requests of one brand may wait.
         now: a clock in seconds.
-        what, limit: the waiting things and the setting of `waiting_max`, for the error's text.
+        things: the waiting things, for the error's text.
+        limit: the setting of `waiting_max`, for the error's text.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class FairTurns:
         num_turns: int,
         waiting_max: int,
         now: Callable[[], float] = time.monotonic,
-        what: str = "files of this brand wait to be checked",
+        things: str = "files of this brand wait to be checked",
         limit: str = "waiting_checks",
     ) -> None:
-        self._what, self._limit = what, limit
+        self._things, self._limit = things, limit
         self._num_free, self._most = num_turns, max(1, num_turns // 2)
         self._waiting_max, self._now = waiting_max, now
         self._numbers = itertools.count()
@@ -115,7 +116,7 @@ class FairTurns:
         line = self._waiting.get(whose.brand_id, deque())
         if whose.is_bounded and len(line) >= self._waiting_max:
             raise TooManyRequests(
-                f"{len(line)} {self._what} already, of {self._waiting_max} at most (limits.{self._limit}); try again",
+                f"{len(line)} {self._things} already, of {self._waiting_max} at most (limits.{self._limit}); try again",
                 retry_after=_RETRY_SECONDS,
             )
         waiter = self._enter(whose)

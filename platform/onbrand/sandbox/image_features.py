@@ -6,17 +6,12 @@ Runs in the checking child. `onbrand.services.data_checks` interprets the number
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from onbrand.sandbox.images import decode
 from onbrand.sandbox.results import PictureFeatures
-
-if TYPE_CHECKING:
-    from onbrand.config import Limits
 
 HASH_SIDE = 16
 COLOUR_SIDE = 8
@@ -27,21 +22,11 @@ _STRIP_ROWS = 256
 _ROUNDING = 2
 
 
-def measure(
-    data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
-) -> PictureFeatures:
-    """Decode the whole picture and measure it, with transparent parts on white, as in training.
-
-    Args:
-        decoded: called with the number of pixels after decoding.
-
-    Raises UnsupportedMedia, TooLarge, InvalidInput: as `images.decode` does.
-    """
-    _, upright = decode(data, limits, name, decoded)
+def measure(upright: Image.Image) -> PictureFeatures:
+    """Measure a decoded picture (8-bit sRGB, upright), with transparent parts on white, as in training."""
     width, height = upright.size
     digest, (opaque, visible) = _digest(upright), _alpha(upright)
     small = _on_white(_scaled(upright, _largest_side(width, height)))
-    del upright
     luminance = small.convert("L")
     sides, sharpness = _sharpness(luminance)
     return PictureFeatures(

@@ -20,6 +20,7 @@ from onbrand.errors import InvalidInput, TooLarge, UnsupportedMedia
 from onbrand.sandbox.bitstreams import JPEG_MAGIC, is_lossless_webp, num_scans, webp_canvas
 from onbrand.sandbox.colour_spaces import profile_of
 from onbrand.sandbox.icc_profiles import Profile, UnusableProfile
+from onbrand.sandbox.image_features import measure
 from onbrand.sandbox.png_chunks import MAGIC as PNG_MAGIC
 from onbrand.sandbox.png_chunks import PngHead, allow_profiles_of, png_head, read_second_bytes, unpacked_profile
 from onbrand.sandbox.polyglots import must_be_one_thing
@@ -62,7 +63,7 @@ def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageF
 def clean_image(
     data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> CleanImage:
-    """Decode the picture and encode its pixels anew in the same format.
+    """Decode the picture, measure it, and encode its pixels anew in the same format.
 
     Args:
         decoded: called with the number of pixels after decoding; the remaining time depends on that number only.
@@ -71,11 +72,12 @@ def clean_image(
     """
     facts, upright = decode(data, limits, name, decoded)
     try:
+        features = measure(upright)
         encoded = _encoded(upright, facts.format, is_lossless_webp(data))
     except (OSError, ValueError):  # the file is not damaged: encoders raise these when out of memory
         raise _too_much_to_encode(name) from None
     digest = hashlib.sha256(encoded).hexdigest()
-    return CleanImage(encoded, facts.content_type, _EXT[facts.format], *upright.size, digest)
+    return CleanImage(encoded, facts.content_type, _EXT[facts.format], *upright.size, digest, features)
 
 
 def decode(

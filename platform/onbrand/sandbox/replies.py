@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onbrand.sandbox.results import PictureFormat
 
@@ -23,28 +23,8 @@ class Reply(BaseModel):
         return True
 
 
-class PictureReply(Reply):
-    """A picture that was encoded anew; its bytes come along."""
-
-    content_type: Literal["image/png", "image/jpeg", "image/webp"]
-    width: _Side
-    height: _Side
-
-    def fits(self, given: bytes) -> bool:
-        return given.startswith(_MAGIC[self.content_type])
-
-
-class FactsReply(PictureReply):
-    """A picture's header; no bytes come along."""
-
-    format: PictureFormat
-
-    def fits(self, given: bytes) -> bool:
-        return not given
-
-
 class FeaturesReply(Reply):
-    """The numbers of `findings.PictureFeatures`; no bytes come along."""
+    """The numbers of `results.PictureFeatures`."""
 
     width: _Side
     height: _Side
@@ -57,8 +37,35 @@ class FeaturesReply(Reply):
     opaque: _Share
     visible: _Share
 
+    @model_validator(mode="after")
+    def _sides_ascend(self) -> Self:
+        if len(self.sides) != len(self.sharpness) or self.sides != sorted(set(self.sides)):
+            raise ValueError("sharpness is given at ascending sides")
+        return self
+
+
+class FactsReply(Reply):
+    """A picture's header; no bytes come along."""
+
+    content_type: Literal["image/png", "image/jpeg", "image/webp"]
+    width: _Side
+    height: _Side
+    format: PictureFormat
+
     def fits(self, given: bytes) -> bool:
-        return not given and len(self.sides) == len(self.sharpness) and self.sides == sorted(set(self.sides))
+        return not given
+
+
+class PictureReply(Reply):
+    """A picture that was measured and encoded anew; its bytes come along."""
+
+    content_type: Literal["image/png", "image/jpeg", "image/webp"]
+    width: _Side
+    height: _Side
+    features: FeaturesReply
+
+    def fits(self, given: bytes) -> bool:
+        return given.startswith(_MAGIC[self.content_type])
 
 
 class PackedReply(Reply):

@@ -23,20 +23,8 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class CleanImage:
-    """A picture encoded anew: upright, sRGB, 8 bit, without metadata or trailing bytes."""
-
-    bytes: bytes
-    content_type: str
-    ext: str
-    width: int
-    height: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class PictureFeatures:
-    """Measurements of a picture, taken by `storage.features`; they outlive the picture.
+    """Measurements of a picture, taken by `image_features` when it is uploaded.
 
     Args:
         width, height: upright, in pixels.
@@ -59,6 +47,19 @@ class PictureFeatures:
     contrast: float
     opaque: float
     visible: float
+
+
+@dataclass(frozen=True, slots=True)
+class CleanImage:
+    """A picture encoded anew: upright, sRGB, 8 bit, without metadata or trailing bytes."""
+
+    bytes: bytes
+    content_type: str
+    ext: str
+    width: int
+    height: int
+    sha256: str
+    features: PictureFeatures
 
 
 @dataclass(frozen=True, slots=True)

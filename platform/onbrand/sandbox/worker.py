@@ -1,6 +1,6 @@
 """The child process that reads a file from outside. It can only read its input, compute and answer.
 
-A server (`fork_server`) for one trade (`pictures`, `features`, `zips`, `documents`, `weights`) first reads a file that
+A server (`fork_server`) for one trade (`pictures`, `zips`, `documents`, `weights`) first reads a file that
 it made itself, which loads all libraries. Each of its children then confines itself, can open no file from then on, and
 reads one file from outside within a limit of processor time.
 """
@@ -27,7 +27,7 @@ from onbrand.sandbox.seccomp import allow_only_computing
 
 READ_SECONDS = 1.5
 """Processor time for reading a file. Further time depends on the size of what was read."""
-_SECONDS_PER_MEGAPIXEL = 0.6
+_SECONDS_PER_MEGAPIXEL = 0.9
 _SECONDS_PER_GIGABYTE = 6.0
 _SECONDS_PER_GIGABYTE_WEIGHED = 40.0
 _SECONDS_PER_GIGABYTE_UNPACKED = 30.0
@@ -41,7 +41,6 @@ def main(trade: str) -> None:
     """Fork children of this trade until the input ends. A request says how many bytes of memory the child may use."""
     warm_up, answer = {
         "pictures": (_warm_up_pictures, _picture),
-        "features": (_warm_up_features, _features),
         "zips": (_warm_up_zips, _zip),
         "documents": (_warm_up_documents, _document),
         "weights": (_warm_up_weights, _weights),
@@ -133,13 +132,7 @@ def _picture(asked: Any, num_bytes: int) -> Iterator[Said]:
         yield _facts_of(inspect_image(data, asked.limits, asked.name)), b""
         return
     clean = clean_image(data, asked.limits, asked.name, _allow_encoding)
-    yield _facts_of(clean), clean.bytes
-
-
-def _features(asked: Any, num_bytes: int) -> Iterator[Said]:
-    from onbrand.sandbox.image_features import measure
-
-    yield _facts_of(measure(_exactly(num_bytes), asked.limits, asked.name, _allow_encoding)), b""
+    yield _facts_of(clean) | {"features": _facts_of(clean.features)}, clean.bytes
 
 
 def _allow_encoding(num_pixels: int) -> None:
@@ -182,22 +175,9 @@ def _warm_up_pictures() -> None:
     exif[0x0112] = 6
     for kind in ("PNG", "JPEG", "WEBP"):
         out = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(out, kind, icc_profile=profile, exif=exif)
+        Image.new("RGB", (80, 80)).save(out, kind, icc_profile=profile, exif=exif)
         inspect_image(out.getvalue(), limits)
         clean_image(out.getvalue(), limits)
-
-
-def _warm_up_features() -> None:
-    from PIL import Image
-
-    from onbrand.sandbox.image_features import measure
-
-    _warm_up_pictures()
-    limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1, profile_bytes=2**20)
-    for kind in ("PNG", "JPEG", "WEBP"):
-        out = io.BytesIO()
-        Image.new("RGB", (80, 80)).save(out, kind)
-        measure(out.getvalue(), limits)
 
 
 def _warm_up_zips() -> None:

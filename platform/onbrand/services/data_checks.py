@@ -1,25 +1,24 @@
 """The data doctor: finds faults of training pictures and captions, with reasons and remedies.
 
-Errors stop a job before it costs anything; warnings are reported and kept. The checking child processes read pictures
-(`storage.features`); this module judges the measurements. Members run it (`training-jobs:check`); so does every job.
+Errors stop a job before it costs anything; warnings are reported and kept. Pictures are measured once, when they are
+uploaded (`sandbox.image_features`); this module judges the measurements. Members run it (`training-jobs:check`), and so
+does every job.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from onbrand.errors import DataRefused, InvalidInput, NotFound, TooLarge, UnsupportedMedia
+from onbrand.errors import DataRefused
 from onbrand.families.aspect_buckets import bucket_step, smallest_side
 from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths
-from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.results import PictureFeatures
 
 Level = Literal["error", "warning"]
@@ -93,26 +92,17 @@ class DataTarget:
 
 @dataclass(frozen=True, slots=True)
 class DataSample:
-    """One picture to examine, as known without its bytes.
+    """One picture of the data: its caption, and its measurements from the upload.
 
     Args:
-        sha256: of the stored bytes, from the row; None if the row has none.
+        features: `PictureFeatures` by name, as the row holds them; empty if the picture was never measured.
     """
 
     asset_id: str
     file: str
     caption: str = field(repr=False)
-    sha256: str | None = None
+    features: Mapping[str, Any] = field(repr=False)
     name: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredImage:
-    """A picture with its measurements, or the reason why it could not be read."""
-
-    sample: DataSample
-    features: PictureFeatures | None = None
-    problem: str | None = None
 
 
 def target_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> DataTarget:
@@ -122,37 +112,16 @@ def target_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, 
     return DataTarget(resolution, config.get("trigger_word") or brand_id, least)
 
 
-def measure(checker: Checker, sample: DataSample, read: Callable[[], bytes]) -> MeasuredImage:
-    """Read one picture in a child process; blocks. A fault of the picture becomes its `problem`.
-
-    Args:
-        read: returns its stored bytes.
-
-    Raises StorageError, Unavailable: these say nothing about the picture.
-    """
-    try:
-        data = read()
-    except NotFound:
-        return MeasuredImage(sample, problem="its stored bytes are gone")
-    if sample.sha256 not in (None, hashlib.sha256(data).hexdigest()):
-        return MeasuredImage(sample, problem="its stored bytes are not those that were uploaded")
-    try:
-        return MeasuredImage(sample, features=checker.features(data, sample.file))
-    except (UnsupportedMedia, TooLarge, InvalidInput) as refused:
-        return MeasuredImage(sample, problem=refused.message)
-
-
-def examine(pictures: Sequence[MeasuredImage], target: DataTarget) -> list[Finding]:
+def examine(samples: Sequence[DataSample], target: DataTarget) -> list[Finding]:
     """All findings: errors first, then in the order of the pictures."""
-    twins = list(_twins(pictures))
-    findings = [
-        finding
-        for picture in pictures
-        for finding in (*_of_picture(picture, target), *_of_caption(picture.sample, target))
-    ]
+    measured = [(sample, PictureFeatures(**sample.features)) for sample in samples if sample.features]
+    twins = list(_twins(measured))
+    findings = [finding for sample in samples if not sample.features for finding in _of_unmeasured(sample)]
+    findings += [finding for sample, seen in measured for finding in _of_picture(sample, seen, target)]
+    findings += [finding for sample in samples for finding in _of_caption(sample, target)]
     findings += [finding for _, finding in twins]
-    findings += _of_all(len(pictures) - len({asset_id for asset_id, _ in twins}))
-    place = {picture.sample.asset_id: number for number, picture in enumerate(pictures)}
+    findings += _of_all(len(samples) - len({asset_id for asset_id, _ in twins}))
+    place = {sample.asset_id: number for number, sample in enumerate(samples)}
     return sorted(findings, key=lambda each: (each.level != "error", place.get(each.asset_id or "", len(place))))
 
 
@@ -201,21 +170,21 @@ def _finding(level: Level, code: str, sample: DataSample, why: str, remedy: str)
     )
 
 
-def _of_picture(picture: MeasuredImage, target: DataTarget) -> Iterator[Finding]:
-    seen = picture.features
-    if seen is None:
-        why = f"cannot be read ({picture.problem})"
-        yield _finding("error", "unreadable", picture.sample, why, "delete it and upload it again")
-        return
-    yield from _of_size(picture.sample, seen.width, seen.height, target)
-    yield from _of_alpha(picture.sample, seen)
+def _of_unmeasured(sample: DataSample) -> Iterator[Finding]:
+    why = "cannot be read: it was stored without its measurements"
+    yield _finding("error", "unreadable", sample, why, "delete it and upload it again")
+
+
+def _of_picture(sample: DataSample, seen: PictureFeatures, target: DataTarget) -> Iterator[Finding]:
+    yield from _of_size(sample, seen.width, seen.height, target)
+    yield from _of_alpha(sample, seen)
     if seen.visible > 0 and seen.contrast < EMPTY_CONTRAST:
         why = "is one plain colour: there is nothing in it to learn"
-        yield _finding("warning", "empty", picture.sample, why, "leave it out")
+        yield _finding("warning", "empty", sample, why, "leave it out")
     elif (side := blurred_to(seen, target.resolution)) is not None:
         why = f"is blurred: its finest detail is that of a picture of {side} pixels, and it is trained at "
         why += f"{min(target.resolution, seen.width, seen.height)}"
-        yield _finding("warning", "blurred", picture.sample, why, "use a sharper original, or leave it out")
+        yield _finding("warning", "blurred", sample, why, "use a sharper original, or leave it out")
 
 
 def _of_size(sample: DataSample, width: int, height: int, target: DataTarget) -> Iterator[Finding]:
@@ -278,25 +247,23 @@ def holds_word(caption: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE) is not None
 
 
-def _twins(pictures: Sequence[MeasuredImage]) -> Iterator[tuple[str, Finding]]:
+def _twins(measured: Sequence[tuple[DataSample, PictureFeatures]]) -> Iterator[tuple[str, Finding]]:
     """(asset id, finding) for each picture that duplicates an earlier one."""
     earlier: list[tuple[DataSample, PictureFeatures, int, bytes]] = []
-    for picture in pictures:
-        if (seen := picture.features) is None:
-            continue
+    for sample, seen in measured:
         bits, colours = int(seen.dhash, 16), bytes.fromhex(seen.colours)
         for first, other, other_bits, other_colours in earlier:
             finding = None
             if seen.digest == other.digest:
                 why = f"is {first.file} again, pixel for pixel: it would count twice"
-                finding = _finding("error", "duplicate", picture.sample, why, "leave one of the two out")
+                finding = _finding("error", "duplicate", sample, why, "leave one of the two out")
             elif (bits ^ other_bits).bit_count() <= TWIN_BITS and _distance(colours, other_colours) <= TWIN_COLOURS:
                 why = f"is nearly the same picture as {first.file}: what both show counts twice"
-                finding = _finding("warning", "near_duplicate", picture.sample, why, "keep the better of the two")
+                finding = _finding("warning", "near_duplicate", sample, why, "keep the better of the two")
             if finding is not None:
-                yield picture.sample.asset_id, finding
+                yield sample.asset_id, finding
                 break
-        earlier.append((picture.sample, seen, bits, colours))
+        earlier.append((sample, seen, bits, colours))
 
 
 def _distance(one: bytes, other: bytes) -> float:

@@ -54,12 +54,6 @@ async def get_image(session: Session, brand_id: str, image_id: str) -> Image:
     return Image.of(must_be_there(row, "image"))
 
 
-async def read_image(session: Session, store: BrandStore, brand_id: str, image_id: str) -> tuple[Image, bytes]:
-    """One picture's row and bytes. Raises NotFound."""
-    image = await get_image(session, brand_id, image_id)
-    return image, await anyio.to_thread.run_sync(store.read, image.key)
-
-
 async def delete_image(session: Session, store: BrandStore, brand_id: str, image_id: str) -> None:
     """Delete row and bytes. Raises NotFound, Forbidden (another member's)."""
     image = await get_image(session, brand_id, image_id)

@@ -22,9 +22,11 @@ from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.internal.training import IMPORT_KEY
 from onbrand.lora_names import NUMBER_MAX, Dropped, ImportOptions, TextEncoderOption
 from onbrand.services.brands import record
-from onbrand.services.jobs import ENDED, JobRow, TrainingJob, checked_config, insert_job, must_be_name
+from onbrand.services.job_validation import checked_config, must_be_name
+from onbrand.services.jobs import JobRow, insert_job
 from onbrand.services.pagination import forbidden_as_not_found, must_be_there
 from onbrand.services.storage_quota import must_have_room_to_import
+from onbrand.services.training_job import ENDED, TrainingJob
 from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
 

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
-from onbrand.errors import InvalidInput
+from onbrand.errors import InvalidInput, NotFound, TooLarge
 from onbrand.families.spec import SPECS, Recommended
-from onbrand.families.training_config import workers_between
+from onbrand.families.training_config import TrainingConfig, workers_between
 from onbrand.services.data_checks import DataSample, must_be_fit, seen_in_rows, target_of
+from onbrand.services.pagination import known_id
+from onbrand.visible import must_be_visible
 
 _ROWS = """
 select a.id, a.name, a.object_name, a.sha256, a.width, a.height, (select c.caption from app.asset_captions c
@@ -83,3 +87,95 @@ async def must_look_fit(
 def _patient(row: Mapping[str, Any]) -> DataSample:
     file = row["object_name"].rpartition("/")[2]
     return DataSample(row["id"], file, row["caption"], row["sha256"], row["name"])
+
+
+PROVIDERS = ("ray",)
+"""Accepted providers. The table also has external ones, which first need a module in `training.dispatch.providers`."""
+
+
+ASSETS_MAX = 500
+"""Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""
+
+
+_CONFIG_FIELDS_MAX = 100
+
+
+class NewJob(BaseModel):
+    """A member's request for a job. `training_config` is checked against the family's bounds, field by field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    model_type: str
+    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
+    training_asset_ids: Annotated[list[str], FailFast()]
+    provider: str = "ray"
+
+
+class NewCheck(BaseModel):
+    """The fields of a job to check; its name and provider do not affect its data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_type: str
+    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
+    training_asset_ids: Annotated[list[str], FailFast()]
+    name: str | None = None
+    provider: str | None = None
+
+
+def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration to store. Raises InvalidInput naming the first field that is out of bounds."""
+    if model_type not in SPECS:
+        raise InvalidInput(f"model_type must be one of {', '.join(SPECS)}", param="model_type")
+    try:
+        checked = TrainingConfig(**config)
+    except (ValidationError, TypeError) as problem:
+        raise _named(problem) from None
+    SPECS[model_type].must_be_size(checked.resolution, "training_config.resolution")  # type: ignore[index]
+    most = checked.num_workers[1] if isinstance(checked.num_workers, tuple) else checked.num_workers
+    if most and checked.batch_size and checked.batch_size % most:
+        raise InvalidInput(
+            f"num_workers must divide batch_size ({checked.batch_size})", param="training_config.num_workers"
+        )
+    return checked.model_dump(mode="json", exclude_none=True)
+
+
+def _named(problem: ValidationError | TypeError) -> InvalidInput:
+    """The first validation error, with the field's name and without the value that was sent."""
+    if not isinstance(problem, ValidationError):
+        return InvalidInput("training_config must be an object of known fields", param="training_config")
+    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(["training_config", *(str(part)[:80] for part in first["loc"])])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(TrainingConfig.model_fields)
+        return InvalidInput(f"{path} is not a field of the configuration; the fields are {known}", param=path)
+    return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
+
+
+def must_be_name(name: str) -> str:
+    """The name of a job, stripped. Raises InvalidInput."""
+    name = name.strip()
+    if not 1 <= len(name) <= 200:
+        raise InvalidInput("name must have 1 to 200 characters", param="name")
+    must_be_visible(name, "name", "name")
+    return name
+
+
+def _must_be_asset_ids(ids: list[str]) -> list[str]:
+    if not ids:
+        raise InvalidInput("a job needs at least one asset; upload pictures first", param="training_asset_ids")
+    if len(ids) > ASSETS_MAX:
+        raise TooLarge(f"{len(ids)} assets; a job takes at most {ASSETS_MAX}", param="training_asset_ids")
+    try:
+        asset_ids = [known_id(text, "asset") for text in ids]
+    except NotFound:
+        raise _assets_missing() from None
+    if len(set(asset_ids)) < len(asset_ids):
+        raise InvalidInput("an asset is named twice", param="training_asset_ids")
+    return asset_ids
+
+
+def _assets_missing() -> NotFound:
+    """The same message whether an asset never existed, was deleted, or is another brand's."""
+    return NotFound("one of training_asset_ids is not there", param="training_asset_ids")

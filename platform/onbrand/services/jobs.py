@@ -4,39 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
-from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, TooLarge
+from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import SPECS, Recommended
-from onbrand.families.training_config import TrainingConfig
 from onbrand.internal.training import IMPORT_KEY
 from onbrand.services.brands import must_be_admin, record
 from onbrand.services.continuation import FIELD as CONTINUE_FROM
 from onbrand.services.continuation import start_of
 from onbrand.services.data_checks import CheckedData, DataSample, DataTarget, target_of
 from onbrand.services.events import Event, events_of
-from onbrand.services.job_validation import Terms, must_look_fit, num_workers_of
+from onbrand.services.job_validation import (
+    PROVIDERS,
+    NewCheck,
+    NewJob,
+    Terms,
+    _assets_missing,
+    _must_be_asset_ids,
+    checked_config,
+    must_be_name,
+    must_look_fit,
+    num_workers_of,
+)
 from onbrand.services.limits import must_have_room_to_train
-from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
+from onbrand.services.pagination import Page, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_not_be_full
+from onbrand.services.training_job import ENDED, TrainingJob
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
-from onbrand.visible import must_be_visible
 
-JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
-ENDED = ("completed", "failed", "canceled")
-PROVIDERS = ("ray",)
-"""Accepted providers. The table also has external ones, which first need a module in `training.dispatch.providers`."""
-ASSETS_MAX = 500
-"""Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
   where ja.brand_id = t.brand_id and ja.job_id = t.id order by ja.asset_id)::text[] as training_asset_ids,
@@ -48,98 +50,11 @@ select t.*, array(select ja.asset_id from app.job_assets ja
 from app.lora_training_jobs t
 """
 
-_PATIENTS = """
-select a.id, a.name, a.object_name, a.sha256, (select c.caption from app.asset_captions c
+_SAMPLES = """
+select a.id, a.name, a.object_name, a.features, (select c.caption from app.asset_captions c
   where c.brand_id = a.brand_id and c.asset_id = a.id order by c.version desc limit 1) as caption
 from app.brand_assets a where a.brand_id = %(brand_id)s and a.id = any(%(ids)s::uuid[]) order by a.created_at, a.id
 """
-
-
-_CONFIG_FIELDS_MAX = 100
-
-
-class NewJob(BaseModel):
-    """A member's request for a job. `training_config` is checked against the family's bounds, field by field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    name: str
-    model_type: str
-    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
-    training_asset_ids: Annotated[list[str], FailFast()]
-    provider: str = "ray"
-
-
-class NewCheck(BaseModel):
-    """The fields of a job to check; its name and provider do not affect its data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model_type: str
-    training_config: dict[str, Any] = Field(default_factory=dict, max_length=_CONFIG_FIELDS_MAX)
-    training_asset_ids: Annotated[list[str], FailFast()]
-    name: str | None = None
-    provider: str | None = None
-
-
-class JobUrls(BaseModel):
-    """The HTTP addresses of a job."""
-
-    model_config = ConfigDict(frozen=True)
-
-    get: str
-    cancel: str
-    events: str
-
-
-class TrainingJob(Row):
-    """A training job.
-
-    Args:
-        model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
-        sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
-        metrics: the newest numbers, and `findings` of the data doctor at the start (`doctor.Finding`).
-        eta_seconds: until the last step, while it trains; it may end earlier, and the adapter's proof comes after.
-        waiting_for: why it does not run (`training.WaitingFor`); None while it runs, or before the dispatcher looked.
-        num_ahead: earlier jobs of the brand that also wait; None if it does not wait.
-        attempts: number of submissions.
-        retry_of: the job that this one retries; it continues from that job's checkpoints if they fit.
-        urls: set by the API.
-    """
-
-    id: str
-    brand_id: str
-    user_id: str
-    name: str
-    model_type: str
-    training_config: dict[str, Any]
-    training_asset_ids: list[str]
-    status: JobStatus
-    progress: int
-    model_url: str | None
-    sample_images_urls: list[str]
-    provider: str
-    provider_job_id: str | None
-    created_at: datetime
-    completed_at: datetime | None
-    error: dict[str, Any] | None
-    metrics: dict[str, Any]
-    eta_seconds: float | None = None
-    waiting_for: str | None = None
-    num_ahead: int | None = None
-    attempts: int = 0
-    retry_of: str | None = None
-    urls: JobUrls | None = None
-    model_id: str | None = Field(default=None, exclude=True)
-    start_model_id: str | None = Field(default=None, exclude=True)
-    run_id: str | None = Field(default=None, exclude=True)
-    cancel_requested_at: datetime | None = Field(default=None, exclude=True)
-    stop_requested_at: datetime | None = Field(default=None, exclude=True)
-
-    @property
-    def sample_keys(self) -> list[Key]:
-        """Keys of its samples, in the order they were made."""
-        return [Key("generated-content", url.removeprefix("generated-content/")) for url in self.sample_images_urls]
 
 
 async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob, terms: Terms = Terms()) -> TrainingJob:
@@ -169,8 +84,8 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob,
 
 async def samples_of(
     session: Session, brand_id: str, new: NewCheck, recommended: Mapping[FamilyName, Recommended]
-) -> tuple[DataTarget, list[DataSample], list[Key]]:
-    """The inputs of a check: the job's aim, its pictures in upload order, and their keys.
+) -> tuple[DataTarget, list[DataSample]]:
+    """The inputs of a check: the intended training, and its pictures in upload order.
 
     Raises:
         InvalidInput: a field is out of bounds, as for `create_job`, or the family is not served here.
@@ -181,20 +96,21 @@ async def samples_of(
         raise InvalidInput(f"{new.model_type} is not served here; served: {', '.join(recommended)}", param="model_type")
     asset_ids = _must_be_asset_ids(new.training_asset_ids)
     await _must_have_assets(session, brand_id, asset_ids)
-    rows = await session.all(_PATIENTS, {"brand_id": brand_id, "ids": asset_ids})
+    rows = await session.all(_SAMPLES, {"brand_id": brand_id, "ids": asset_ids})
     family = cast(FamilyName, new.model_type)
-    aim = target_of(SPECS[family], config, recommended[family], brand_id)
-    keys = [Key("training-data", row["object_name"]) for row in rows]
-    patients = [
-        DataSample(row["id"], key.filename, row["caption"], row["sha256"], row["name"])
-        for row, key in zip(rows, keys, strict=True)
+    target = target_of(SPECS[family], config, recommended[family], brand_id)
+    samples = [
+        DataSample(
+            row["id"], Key("training-data", row["object_name"]).filename, row["caption"], row["features"], row["name"]
+        )
+        for row in rows
     ]
-    return aim, patients, keys
+    return target, samples
 
 
-async def record_check(session: Session, brand_id: str, patients: Sequence[DataSample], said: CheckedData) -> None:
-    """Write a line to the brand's record: all these pictures were read for a check."""
-    asset_ids = [patient.asset_id for patient in patients]
+async def record_check(session: Session, brand_id: str, samples: Sequence[DataSample], said: CheckedData) -> None:
+    """Write a line to the brand's record: all these pictures were part of a check."""
+    asset_ids = [sample.asset_id for sample in samples]
     await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
 
 
@@ -324,58 +240,6 @@ async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 
     return await events_of(session, brand_id, job.id, after_seq)
 
 
-def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration to store. Raises InvalidInput naming the first field that is out of bounds."""
-    if model_type not in SPECS:
-        raise InvalidInput(f"model_type must be one of {', '.join(SPECS)}", param="model_type")
-    try:
-        checked = TrainingConfig(**config)
-    except (ValidationError, TypeError) as problem:
-        raise _named(problem) from None
-    SPECS[model_type].must_be_size(checked.resolution, "training_config.resolution")  # type: ignore[index]
-    most = checked.num_workers[1] if isinstance(checked.num_workers, tuple) else checked.num_workers
-    if most and checked.batch_size and checked.batch_size % most:
-        raise InvalidInput(
-            f"num_workers must divide batch_size ({checked.batch_size})", param="training_config.num_workers"
-        )
-    return checked.model_dump(mode="json", exclude_none=True)
-
-
-def _named(problem: ValidationError | TypeError) -> InvalidInput:
-    """The first validation error, with the field's name and without the value that was sent."""
-    if not isinstance(problem, ValidationError):
-        return InvalidInput("training_config must be an object of known fields", param="training_config")
-    first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(["training_config", *(str(part)[:80] for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(TrainingConfig.model_fields)
-        return InvalidInput(f"{path} is not a field of the configuration; the fields are {known}", param=path)
-    return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
-
-
-def must_be_name(name: str) -> str:
-    """The name of a job, stripped. Raises InvalidInput."""
-    name = name.strip()
-    if not 1 <= len(name) <= 200:
-        raise InvalidInput("name must have 1 to 200 characters", param="name")
-    must_be_visible(name, "name", "name")
-    return name
-
-
-def _must_be_asset_ids(ids: list[str]) -> list[str]:
-    if not ids:
-        raise InvalidInput("a job needs at least one asset; upload pictures first", param="training_asset_ids")
-    if len(ids) > ASSETS_MAX:
-        raise TooLarge(f"{len(ids)} assets; a job takes at most {ASSETS_MAX}", param="training_asset_ids")
-    try:
-        asset_ids = [known_id(text, "asset") for text in ids]
-    except NotFound:
-        raise _assets_missing() from None
-    if len(set(asset_ids)) < len(asset_ids):
-        raise InvalidInput("an asset is named twice", param="training_asset_ids")
-    return asset_ids
-
-
 async def _must_have_assets(session: Session, brand_id: str, asset_ids: list[str]) -> None:
     row = await session.one(
         "select count(*) as num from app.brand_assets where brand_id = %s and id = any(%s::uuid[])",
@@ -383,11 +247,6 @@ async def _must_have_assets(session: Session, brand_id: str, asset_ids: list[str
     )
     if row["num"] != len(asset_ids):
         raise _assets_missing()
-
-
-def _assets_missing() -> NotFound:
-    """The same message whether an asset never existed, was deleted, or is another brand's."""
-    return NotFound("one of training_asset_ids is not there", param="training_asset_ids")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput
-from onbrand.services.jobs import TrainingJob, get_job
+from onbrand.services.jobs import get_job
 from onbrand.services.logs import LogLine, lines_of
 from onbrand.services.pagination import Page, Row
+from onbrand.services.training_job import TrainingJob
 from onbrand.storage.layout import DrawnBy, Key, drawn_in
 
 POINTS_MAX = 1000

@@ -5,21 +5,18 @@ Every function takes a session opened with the ticket; the row policies check br
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import anyio.to_thread
 from psycopg.types.json import Jsonb
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onbrand.brand import Ticket
 from onbrand.config import Limits
 from onbrand.db.session import Session
-from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
+from onbrand.errors import Conflict, InvalidInput
 from onbrand.internal.log_lines import Line
 from onbrand.internal.training import ReportResponse, TrainingSpec
 from onbrand.sandbox.checker import Checker
@@ -28,87 +25,16 @@ from onbrand.services.continuation import start_for_worker
 from onbrand.services.data_checks import Finding
 from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.imports import drop_import
-from onbrand.services.jobs import ENDED
+from onbrand.services.job_queue import WaitingFor
 from onbrand.services.logs import write
-from onbrand.services.models import Model, find_model_of_job, write_metadata
-from onbrand.services.pagination import Row, known_id, must_be_there
-from onbrand.storage.layout import Drawn, DrawnBy, Key, model_file, sample_image
+from onbrand.services.pagination import known_id, must_be_there
+from onbrand.services.training_job import ENDED
+from onbrand.storage.layout import Drawn, DrawnBy, Key, sample_image
 from onbrand.storage.store import BrandStore
 
-WaitingFor = Literal["brand", "platform", "resources", "operator"]
-"""Why a job is not running: its brand's other jobs, all brands' jobs, busy or missing machines, a pause."""
 _EXT = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MESSAGE_CHARS = 2_000
 security_log = logging.getLogger("onbrand.security")
-
-
-class QueueEntry(Row):
-    """The dispatcher's view of an open job or generation: ids, states and numbers only.
-
-    Args:
-        num_workers: the minimum to start.
-        account_id: the brand's account; accounts take turns, and so do the brands of an account.
-        weight: its brand's share; `max_running` is the maximum of the brand's running jobs, None the platform's.
-    """
-
-    kind: str
-    brand_id: str
-    job_id: str
-    user_id: str
-    status: str
-    provider: str | None
-    provider_job_id: str | None
-    attempts: int
-    cancel_requested: bool
-    heartbeat_at: datetime | None
-    created_at: datetime
-    num_workers: int = 1
-    waiting_for: WaitingFor | None = None
-    waiting_since: datetime | None = None
-    weight: float = 1.0
-    max_running: int | None = None
-    account_id: str | None = None
-
-    @property
-    def account(self) -> str:
-        """The account that takes the turn, else the brand."""
-        return self.account_id or self.brand_id
-
-
-class Orphan(Row):
-    """A job or generation that was ended because its user is no longer a member."""
-
-    kind: str
-    brand_id: str
-    job_id: str
-    provider: str | None
-    provider_job_id: str | None
-
-
-class PublishFacts(BaseModel):
-    """The worker's description of the adapter to publish."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(ge=1, le=128)
-    trigger_word: str = Field(min_length=1, max_length=100)
-    base_revision: str = Field(min_length=1, max_length=200)
-    metrics: dict[str, Any] = Field(default_factory=dict)
-
-
-async def queue(session: Session) -> list[QueueEntry]:
-    """All open jobs and generations, oldest first; for the dispatcher's session."""
-    return [QueueEntry.of(row) for row in await session.all("select * from private.queue()")]
-
-
-async def end_orphaned(session: Session) -> list[Orphan]:
-    """End removed members' open work as failed with the code `member_removed`; for the dispatcher's session."""
-    return [Orphan.of(row) for row in await session.all("select * from private.end_orphaned()")]
-
-
-async def lead(session: Session, holder: str, seconds: float) -> bool:
-    """Take or keep the dispatchers' leadership for so many seconds; False if another holds it. 0 gives it back."""
-    return bool((await session.one("select private.lead(%s, %s) as leads", [holder, seconds]))["leads"])
 
 
 async def must_be_open(session: Session, ticket: Ticket) -> None:
@@ -120,7 +46,8 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
     """The job of the ticket. Raises NotFound, Conflict (it has ended)."""
     job = await _open_job(session, ticket)
     rows = await session.all(
-        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height, split_part(a.object_name, '/', 2) as file,"
+        "select a.id, a.object, a.content_type, a.sha256, a.width, a.height, a.features,"
+        " split_part(a.object_name, '/', 2) as file,"
         " (select c.caption from app.asset_captions c where c.brand_id = a.brand_id and c.asset_id = a.id"
         "  order by c.version desc limit 1) as caption"
         " from app.brand_assets a order by a.created_at, a.id"
@@ -182,7 +109,7 @@ async def submitted(session: Session, ticket: Ticket, provider_job_id: str, atte
         [attempt, provider_job_id, ticket.brand_id, ticket.job_id],
     )
     await write(session, ticket, [Line(code="submitted", facts={"attempt": attempt})])
-    await _record(session, ticket, "job.submit")
+    await record_of_job(session, ticket, "job.submit")
 
 
 async def waits(session: Session, ticket: Ticket, reason: WaitingFor) -> None:
@@ -232,7 +159,7 @@ async def report(
             session, ticket, "progress", {name: value for name, value in said.items() if value is not None}
         )
     if before["status"] == "pending":
-        await _record(session, ticket, "job.start")
+        await record_of_job(session, ticket, "job.start")
     return ReportResponse(
         cancel_requested=before["cancel_requested_at"] is not None,
         stop_requested=before["stop_requested_at"] is not None,
@@ -271,55 +198,12 @@ async def add_sample(
         " where brand_id = %s and id = %s",
         [url, ticket.brand_id, ticket.job_id],
     )
-    await _store(session, store, ticket, key, data, content_type)
+    await store_object(session, store, ticket, key, data, content_type)
     await append_event(
         session, ticket, "sample", {"step": step, "index": index, "drawn_by": drawn_by, "object_name": key.name}
     )
-    await _record(session, ticket, "job.sample", step=step, index=index)
+    await record_of_job(session, ticket, "job.sample", step=step, index=index)
     return url
-
-
-async def publish(
-    session: Session,
-    store: BrandStore,
-    ticket: Ticket,
-    data: bytes,
-    facts: Mapping[str, Any] | PublishFacts,
-    checker: Checker | None = None,
-) -> Model:
-    """Make `data` the brand's next version of the job's family and complete the job: rows and bytes together.
-
-    Publishing the same file again (after a lost answer) returns the same model.
-
-    Raises NotFound, Conflict (the job ended otherwise), InvalidInput, and AdapterRefused, a security event: our
-    trainers verify a file before they publish it.
-    """
-    checked = _checked(facts)
-    try:
-        checker = checker or Checker()
-        await checker.run(checker.weights, data)
-    except AdapterRefused as problem:
-        security_log.warning("adapter of job %s refused: %s", ticket.job_id, problem.message)
-        raise
-    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
-    job = await _lock_job(session, ticket)
-    if job["status"] in ENDED:
-        return await _published_before(session, ticket, job, digest)
-    if job["status"] == "pending":
-        await session.run(
-            "update app.lora_training_jobs set status = 'training', started_at = now() where id = %s", [ticket.job_id]
-        )
-    model = await _insert_model(session, store, ticket, job["model_type"], data, digest, checked)
-    await session.run(
-        "update app.lora_training_jobs set status = 'completed', progress = 100, completed_at = now(),"
-        " heartbeat_at = now(), model_id = %s, model_url = %s, error = null where brand_id = %s and id = %s",
-        [model.id, f"models/{model.object_name}", ticket.brand_id, ticket.job_id],
-    )
-    await append_event(session, ticket, "status", {"status": "completed", "model": model.name})
-    await write_metadata(session, store, ticket.brand_id)
-    await _record(session, ticket, "model.publish", model_id=model.id, name=model.name, sha256=model.sha256)
-    await drop_import(store, ticket, job["training_config"])
-    return model
 
 
 async def fail(session: Session, ticket: Ticket, code: str, message: str, store: BrandStore | None = None) -> None:
@@ -338,7 +222,7 @@ async def canceled(session: Session, ticket: Ticket, store: BrandStore | None = 
     Args:
         store: as for `fail`.
     """
-    job = await _lock_job(session, ticket)
+    job = await lock_job(session, ticket)
     if job["status"] not in ENDED and job["cancel_requested_at"] is None:
         raise Conflict("nobody asked to cancel this job")
     await _end(session, ticket, "canceled", None, store)
@@ -347,7 +231,7 @@ async def canceled(session: Session, ticket: Ticket, store: BrandStore | None = 
 async def _end(
     session: Session, ticket: Ticket, status: str, error: dict[str, str] | None, store: BrandStore | None
 ) -> None:
-    job = await _lock_job(session, ticket)
+    job = await lock_job(session, ticket)
     if job["status"] == status:
         return
     if job["status"] in ENDED:
@@ -359,14 +243,14 @@ async def _end(
     )
     await append_event(session, ticket, "status", {"status": status, **({"error": error} if error else {})})
     if error is None:
-        await _record(session, ticket, "job.canceled")
+        await record_of_job(session, ticket, "job.canceled")
     else:
-        await _record(session, ticket, "job.fail", code=error["code"])
+        await record_of_job(session, ticket, "job.fail", code=error["code"])
     if store is not None:
         await drop_import(store, ticket, job["training_config"])
 
 
-async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
+async def record_of_job(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
     """Write a line to the brand's record; call it last in the transaction."""
     await record(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
 
@@ -378,7 +262,7 @@ async def _open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
     return _must_be_open(must_be_there(row, "training job"))
 
 
-async def _lock_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
+async def lock_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
     """The job's row, locked until the transaction ends: reports, samples and endings come one after another."""
     row = await session.maybe(
         "select * from app.lora_training_jobs where brand_id = %s and id = %s for update",
@@ -388,7 +272,7 @@ async def _lock_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
 
 
 async def _lock_open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
-    return _must_be_open(await _lock_job(session, ticket))
+    return _must_be_open(await lock_job(session, ticket))
 
 
 def _must_be_open(job: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -397,44 +281,9 @@ def _must_be_open(job: Mapping[str, Any]) -> Mapping[str, Any]:
     return job
 
 
-def _checked(facts: Mapping[str, Any] | PublishFacts) -> PublishFacts:
-    try:
-        checked = facts if isinstance(facts, PublishFacts) else PublishFacts(**facts)
-    except (ValidationError, TypeError) as problem:
-        name = problem.errors()[0]["loc"][0] if isinstance(problem, ValidationError) else "facts"
-        raise InvalidInput(f"the adapter's {name} is not acceptable", param=str(name)) from None
-    must_be_finite(checked.metrics)
-    return checked
-
-
-async def _published_before(session: Session, ticket: Ticket, job: Mapping[str, Any], digest: str) -> Model:
-    model = await find_model_of_job(session, ticket.brand_id, ticket.job_id)
-    if job["status"] != "completed" or model is None or model.sha256 != digest:
-        raise Conflict(f"the job is {job['status']} already")
-    return model
-
-
-async def _insert_model(
-    session: Session, store: BrandStore, ticket: Ticket, family: str, data: bytes, digest: str, facts: PublishFacts
-) -> Model:
-    taken = await session.one("select private.next_number(%s, %s, 1) as version", [ticket.brand_id, f"model:{family}"])
-    key = model_file(ticket.brand_id, family, taken["version"])
-    await _store(session, store, ticket, key, data, key.content_type)
-    await session.run(
-        "insert into app.models (brand_id, job_id, user_id, model_type, version, object_name, sha256, bytes, rank,"
-        " trigger_word, base_revision, metrics) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        [
-            ticket.brand_id, ticket.job_id, ticket.on_behalf_of, family, taken["version"], key.name, digest, len(data),
-            facts.rank, facts.trigger_word, facts.base_revision, Jsonb(facts.metrics),
-        ],
-    )  # fmt: skip
-    model = await find_model_of_job(session, ticket.brand_id, ticket.job_id)
-    if model is None:
-        raise NotFound("there is no such model")
-    return model
-
-
-async def _store(session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str) -> None:
+async def store_object(
+    session: Session, store: BrandStore, ticket: Ticket, key: Key, data: bytes, content_type: str
+) -> None:
     """Insert the object's row, then write its bytes; a rollback deletes the bytes."""
     await session.run(
         "insert into storage.objects (bucket_id, name, user_id, content_type, bytes) values (%s, %s, %s, %s, %s)",

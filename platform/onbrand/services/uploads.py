@@ -22,7 +22,7 @@ from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound, OnbrandE
 from onbrand.filenames import is_litter
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.results import is_zip, shown
-from onbrand.services import assets, documents
+from onbrand.services import asset_checks, assets, documents
 from onbrand.services.brands import record
 from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_have_room_to_send
@@ -78,7 +78,7 @@ class NewUpload(BaseModel):
     content_type: str
     bytes: int = Field(ge=1)
     sha256: str | None = None
-    object: assets.ObjectKind = "other"
+    object: asset_checks.ObjectKind = "other"
     caption: str | None = Field(default=None, repr=False)
     metadata: dict[str, Any] = Field(default_factory=dict, repr=False)
 
@@ -99,7 +99,7 @@ class Upload(Row):
     content_type: str
     bytes: int
     sha256: str | None
-    object: assets.ObjectKind
+    object: asset_checks.ObjectKind
     caption: str | None = Field(repr=False)
     metadata: dict[str, Any] = Field(repr=False)
     status: UploadStatus
@@ -203,7 +203,7 @@ def must_be_as_announced(upload: Upload, data: bytes) -> None:
         raise InvalidInput("the bytes that arrived do not have the announced sha256; upload it anew", param="sha256")
 
 
-Checked = list[assets.Checked] | documents.Checked
+Checked = list[asset_checks.Checked] | documents.Checked
 
 
 async def check(checker: Checker, upload: Upload, data: bytes, limits: Limits) -> Checked:
@@ -212,8 +212,8 @@ async def check(checker: Checker, upload: Upload, data: bytes, limits: Limits) -
         return await documents.check(checker, upload.filename, data, limits)
     if is_zip(data) != (upload.kind == "zip"):
         raise UnsupportedMedia(f"{shown(upload.filename)} is not what it was announced to be", param="kind")
-    file = assets.Upload(upload.filename, data, upload.caption, upload.object, upload.metadata)
-    checked = await assets.check(checker, [file], limits)
+    file = asset_checks.Upload(upload.filename, data, upload.caption, upload.object, upload.metadata)
+    checked = await asset_checks.check(checker, [file], limits)
     if upload.kind == "image" and checked[0].image.content_type != upload.content_type:
         raise UnsupportedMedia(f"{shown(upload.filename)} is no {upload.content_type}", param="content_type")
     return checked
@@ -294,7 +294,7 @@ def must_be_announceable(new: NewUpload, limits: Limits) -> None:
     if new.bytes > most:
         raise TooLarge(f"the file has {new.bytes} bytes; the limit is {most}", param="bytes")
     Announced(new.content_type, new.bytes, new.sha256)
-    assets.must_be_filename(new.filename, "filename")
+    asset_checks.must_be_filename(new.filename, "filename")
     if is_litter(new.filename):
         raise InvalidInput(
             f"{shown(new.filename)} is kept by a system beside files; send the file itself", param="filename"
@@ -302,7 +302,7 @@ def must_be_announceable(new: NewUpload, limits: Limits) -> None:
     if new.kind == "document":
         _must_be_a_document(new)
     else:
-        assets.must_be_fine(assets.Upload(new.filename, b"", new.caption, new.object, new.metadata), limits)
+        asset_checks.must_be_fine(asset_checks.Upload(new.filename, b"", new.caption, new.object, new.metadata), limits)
 
 
 def _must_be_a_document(new: NewUpload) -> None:

@@ -13,10 +13,10 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from onbrand.app import create_app, create_system_app
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db.embedded import read_urls
 from onbrand.db.session import Database
-from onbrand.secrets_file import with_logins
+from onbrand.secrets_file import load_secrets, with_logins
 from onbrand.serving.cluster_security import must_be_closed
 from onbrand.serving.ports import listen_on_the_nodes_address
 from onbrand.serving.serve_generator import ServeGenerator

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jwt
 
@@ -23,6 +23,7 @@ from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRe
 from onbrand.families.lora import AdapterWeights
 from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
+from onbrand.serving.active_generation import ActiveGeneration, claims_of
 from onbrand.serving.adapter_store import AdapterLibrary
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
@@ -32,12 +33,9 @@ security_log = logging.getLogger("onbrand.security")
 
 _ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
 """Seconds between reports to a drawing's row, at least and at most, and reports per second of all drawings."""
-_PROGRESS_SECONDS = 0.25
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
-_ENDS = frozenset({"completed", "failed", "canceled"})
 
-EventKind = Literal["progress", "preview", "image", "completed", "failed", "canceled"]
 ClientFor = Callable[[str], AsyncSystemClient]
 BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
 
@@ -49,7 +47,7 @@ def must_be_for(request: RenderRequest) -> float:
     another brand's adapter. Raises TicketRefused.
     """
     try:
-        claims = _claims(request.ticket)
+        claims = claims_of(request.ticket)
         brand_id, job_id, kind, expires = (claims[name] for name in ("brand_id", "job_id", "kind", "exp"))
     except (jwt.InvalidTokenError, KeyError):
         raise TicketRefused("the generation's ticket cannot be read") from None
@@ -59,11 +57,6 @@ def must_be_for(request: RenderRequest) -> float:
         security_log.error("generation %s: an adapter is of another brand than the ticket", request.generation_id)
         raise TicketRefused("the ticket is for another brand")
     return float(expires)
-
-
-def _claims(ticket: str) -> dict[str, Any]:
-    claims: dict[str, Any] = jwt.decode(ticket, options={"verify_signature": False})
-    return claims
 
 
 def _stopping() -> Unavailable:
@@ -103,7 +96,7 @@ class GenerationRunner:
         if active is None:
             active = self._active[request.generation_id] = ActiveGeneration(request)
             active.task = asyncio.create_task(self._run(active))
-        claims = _claims(request.ticket)
+        claims = claims_of(request.ticket)
         async for event in self._followed(active, claims["brand_id"], claims["sub"]):
             yield event
 
@@ -222,7 +215,7 @@ class GenerationRunner:
         )
         return Request(
             id=request.generation_id,
-            brand_id=_claims(request.ticket)["brand_id"],
+            brand_id=claims_of(request.ticket)["brand_id"],
             parameters=request.parameters,
             adapters=adapters,
             weight=request.weight,
@@ -283,7 +276,7 @@ class GenerationRunner:
             await asyncio.sleep(min(_ATTEND_SECONDS_MAX, pause))
             try:
                 if expires - time.time() < _RENEW_BEFORE_SECONDS:
-                    expires = float(_claims(await client.renew())["exp"])
+                    expires = float(claims_of(await client.renew())["exp"])
                 unwanted = (await client.report_generation(active.progress)).cancel_requested
             except (NotFound, Conflict):
                 unwanted = True  # the row was deleted, or ended elsewhere
@@ -291,69 +284,3 @@ class GenerationRunner:
                 continue
             if unwanted:
                 self.cancel(active.request.generation_id)
-
-
-class ActiveGeneration:
-    """The events of one generation so far; any number of readers may follow them from the beginning."""
-
-    def __init__(self, request: RenderRequest) -> None:
-        self.request = request
-        self.progress = 0
-        self._progress_due = 0.0
-        self.cancel_requested = False
-        self.task: asyncio.Task[None] | None = None
-        self._events: list[RenderEvent | None] = []
-        self._previews: dict[int, int] = {}
-        self._problem: OnbrandError | None = None
-        self._changed = asyncio.Event()
-
-    def is_of(self, brand_id: str, user_id: str) -> bool:
-        """Whether its ticket names this brand and member."""
-        claims = _claims(self.request.ticket)
-        return (claims["brand_id"], claims["sub"]) == (brand_id, user_id)
-
-    def tell(self, kind: EventKind, data: dict[str, object]) -> None:
-        """Add an event."""
-        self._events.append(RenderEvent(kind=kind, data=data))
-        self._wake()
-
-    def advance(self, step: int, num_steps: int) -> None:
-        """Record progress; add an event unless the last one is recent, because each costs both ends milliseconds."""
-        self.progress = 100 * step // num_steps
-        now = time.monotonic()
-        if now >= self._progress_due:
-            self._progress_due = now + _PROGRESS_SECONDS
-            self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
-
-    def show(self, index: int, step: int, image: str) -> None:
-        """Add a preview of picture `index`. The previous one is dropped, also for later readers."""
-        if (place := self._previews.get(index)) is not None:
-            self._events[place] = None
-        self._previews[index] = len(self._events)
-        num_steps = self.request.parameters.num_inference_steps
-        self.tell("preview", {"index": index, "step": step, "num_steps": num_steps, "image": image})
-
-    def end_with(self, problem: OnbrandError) -> None:
-        """Record that the row could not be ended from here: readers get the error."""
-        self._problem = problem
-        self._wake()
-
-    async def follow(self) -> AsyncIterator[RenderEvent]:
-        """Events from the first to the end. Raises the problem that kept the generation from ending properly."""
-        num_told = 0
-        while True:
-            changed = self._changed
-            for event in self._events[num_told:]:
-                num_told += 1
-                if event is not None:
-                    yield event
-                if event is not None and event.kind in _ENDS:
-                    return
-            if self._problem is not None:
-                raise self._problem
-            if changed is self._changed and num_told == len(self._events):
-                await changed.wait()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

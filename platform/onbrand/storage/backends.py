@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import fsspec
 
 from onbrand.addresses import path_of_file_url
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, Conflict, NotFound, StorageError
 from onbrand.folders import must_be_closed_to_others
+from onbrand.secrets_file import Secrets
 from onbrand.storage.fsspec_backend import FsspecBackend, told
 from onbrand.storage.layout import BUCKETS, Bucket, Key
 from onbrand.storage.links import Announced, LinkSigner, UploadLink

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from onbrand.brand import must_be_brand_id
-from onbrand.config import Secrets, Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, InvalidInput, NotFound, OnbrandError, TooLarge
+from onbrand.secrets_file import Secrets, load_secrets
 from onbrand.storage.backends import Backend, Draft, open_backend
 from onbrand.storage.layout import Bucket, Key, must_be_plain, must_be_prefix
 from onbrand.storage.links import Announced, UploadLink, must_be_link_seconds

@@ -112,6 +112,23 @@ class Plan:
         return {name: value for name, value in asdict(self).items() if name not in shown | thrifty}
 
 
+_AS_CONFIGURED = (
+    "seed",
+    "caption_dropout",
+    "ema_decay",
+    "optimizer",
+    "lr_schedule",
+    "gradient_checkpointing",
+    "quantization",
+    "shuffle_captions",
+    "timestep_sampling",
+    "prior_weight",
+    "held_out",
+    "patience",
+)
+"""Fields of a plan that are the owner's settings or their defaults, unchanged."""
+
+
 def make_plan(
     spec: FamilySpec,
     recommended: Recommended,
@@ -126,17 +143,18 @@ def make_plan(
     """
 
     def chosen(name: str) -> Any:
-        wishes = (getattr(source, name) for source in (config, recommended.training, spec.recipe))
-        return next(wish for wish in wishes if wish is not None)
+        found = (getattr(source, name) for source in (config, recommended.training, spec.recipe))
+        return next(value for value in found if value is not None)
 
     steps, batch_size = chosen("steps"), chosen("batch_size")
-    resolution = config.resolution or recommended.training.resolution or recommended.resolution
-    spec.must_be_size(resolution, "resolution")
     said = config.resolution or recommended.training.resolution
+    resolution = said or recommended.resolution
+    spec.must_be_size(resolution, "resolution")
     min_workers, num_workers = _workers(config.num_workers, train_workers, batch_size)
     num_shards = _shards(num_workers, config.accumulation, batch_size)
-    trigger_word = config.trigger_word or brand_id
+    word = config.trigger_word or brand_id
     return Plan(
+        **{name: getattr(config, name) for name in _AS_CONFIGURED},
         family=spec.name,
         steps=steps,
         learning_rate=_learning_rate(config, chosen("learning_rate")),
@@ -148,25 +166,13 @@ def make_plan(
         num_shards=num_shards,
         num_workers=num_workers,
         min_workers=min_workers,
-        seed=config.seed,
-        trigger_word=trigger_word,
-        caption_dropout=config.caption_dropout,
-        ema_decay=config.ema_decay,
+        trigger_word=word,
         checkpoint_every=config.checkpoint_every or min(LONGEST_STRETCH, math.ceil(steps / 4)),
         sample_every=config.sample_every or math.ceil(steps / 2),
-        sample_prompts=tuple(prompt.replace(PLACEHOLDER, trigger_word) for prompt in config.sample_prompts),
+        sample_prompts=tuple(prompt.replace(PLACEHOLDER, word) for prompt in config.sample_prompts),
         validate_every=config.validate_every or math.ceil(steps / NUM_VALIDATIONS),
         more_resolutions=() if said else tuple(side for side in spec.recipe.more_resolutions if side < resolution),
-        optimizer=config.optimizer,
-        lr_schedule=config.lr_schedule,
-        gradient_checkpointing=config.gradient_checkpointing,
-        quantization=config.quantization,
-        shuffle_captions=config.shuffle_captions,
         min_snr_gamma=config.min_snr_gamma or None,
-        timestep_sampling=config.timestep_sampling,
-        prior_weight=config.prior_weight,
-        held_out=config.held_out,
-        patience=config.patience,
         warmup_steps=max(1, min(20, steps // 10)),
     )
 

@@ -31,7 +31,8 @@ from onbrand.training.ray.collectives import Collectives, ProcessGroup, SingleWo
 from onbrand.training.ray.heartbeat import Heartbeat
 from onbrand.training.ray.preemption import PreemptionWatcher
 from onbrand.training.recipes import PLACEHOLDER, Plan
-from onbrand.training.trainer import StepFacts, Trainer, must_share
+from onbrand.training.step_results import StepFacts, must_share
+from onbrand.training.trainer import Trainer
 
 _LOSS_WINDOW = 20
 _LAST_PERCENT = 99

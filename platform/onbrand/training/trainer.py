@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -21,49 +21,25 @@ from torch import Tensor, nn
 
 from onbrand.errors import AdapterRefused, RanOutOfMemory, TrainingFailed
 from onbrand.families import lora
-from onbrand.families.family import Conditioning, Family
+from onbrand.families.family import Family
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training import optimizers
 from onbrand.training.data.dataset import Examples
 from onbrand.training.data.sampling import Batch, draw_batch
 from onbrand.training.kernels.flux_attention import fuse_attention
 from onbrand.training.kernels.flux_blocks import fuse_blocks
-from onbrand.training.kernels.lora_layers import frozen_base, fuse, fuse_gelu
+from onbrand.training.kernels.lora_layers import fuse, fuse_gelu
 from onbrand.training.memory.savings import MemorySavings, is_out_of_memory, savings_levels
 from onbrand.training.memory.sharding import share_out
 from onbrand.training.ray.collectives import Collectives, SingleWorker
 from onbrand.training.recipes import Plan
+from onbrand.training.step_results import StepFacts, _distance_to_base, _sum_in_order
 from onbrand.training.validation import ValidationHistory, Validator
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 _GO_ON, _ASK, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
 """Signals at the end of a worker's packet."""
 _LEAST_NORM = 1e-6
-
-
-@dataclass(frozen=True)
-class StepFacts:
-    """Results of one step.
-
-    Args:
-        step: steps done, this one included.
-        loss: mean over the brand's rows.
-        prior_loss: mean over the prior rows; None if there are none.
-        kept_loss: mean distance to the frozen base on captions without the trigger word; None without `prior_weight`.
-        validation_loss: on the held-out pictures, at steps that end with a validation.
-        stop: a worker was asked to stop.
-        ask: a worker wants all workers to ask Ray about preemption.
-    """
-
-    step: int
-    loss: float
-    prior_loss: float | None
-    learning_rate: float
-    gradient_norm: float
-    stop: bool
-    kept_loss: float | None = None
-    validation_loss: float | None = None
-    ask: bool = False
 
 
 class Trainer:
@@ -371,29 +347,3 @@ class Trainer:
         judged = self.judge.held_out.digest if self.judge else None
         parts = [self.plan.identity(), self.examples.digest, judged, self.family.revision, str(self.family.dtype)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _distance_to_base(family: Family, noisy: Tensor, t_B: Tensor, plain: Conditioning) -> Tensor:
-    """[B]: prior preservation without pictures: the adapter's change where captions do not name the brand.
-
-    Mean squared error between the predictions with and without the adapter, for the same noisy latents and captions
-    without the trigger word. After the prior-preservation loss of Ruiz et al. 2023, eq. 2, with the frozen base's
-    predictions in place of pictures that it generated.
-    """
-    with torch.no_grad(), frozen_base(family.denoiser):
-        wanted = family.denoise(noisy, t_B, plain)
-    return (family.denoise(noisy, t_B, plain).float() - wanted.float()).pow(2).flatten(1).mean(1)
-
-
-def _sum_in_order(packets_SK: Tensor) -> Tensor:
-    """The sum over shards in fixed order: bit-identical for any number of workers."""
-    total = packets_SK[0].clone()
-    for packet_K in packets_SK[1:]:
-        total += packet_K
-    return total
-
-
-def must_share(plan: Plan, num_workers: int) -> None:
-    """Raise TrainingFailed if there are fewer shards than workers."""
-    if num_workers > plan.num_shards:
-        raise TrainingFailed(f"{num_workers} workers cannot share {plan.num_shards} shards; lower num_workers")

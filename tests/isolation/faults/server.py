@@ -90,8 +90,9 @@ def _serve(pipe: Connection) -> NoReturn:
     """The process of the server: it lives until its starter closes the pipe."""
     try:
         sys.path.insert(0, str(ROOT / "platform"))
-        from onbrand.config import Settings, load_secrets
+        from onbrand.config import Settings
         from onbrand.db.embedded import start
+        from onbrand.secrets_file import load_secrets
 
         with tempfile.TemporaryDirectory(prefix="onbrand-faults-") as folder:
             settings = Settings(data_dir=Path(folder))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from onbrand.services import jobs
+from onbrand.services import job_validation, jobs
 from tools.harness.hostile_files.corpus import FileRoute
 from tools.harness.hostile_files.pictures import picture
 from tools.harness.in_process_platform import Platform, upload
@@ -42,7 +42,7 @@ async def open_file_routes(platform: Platform, brand: BrandOfPeople) -> AsyncIte
     """The doors of a brand that has no picture yet."""
     async with platform.client(brand.member) as member:
         asset = await upload(member, brand.id, picture("PNG", 99))
-        new = jobs.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset["id"]])
+        new = job_validation.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset["id"]])
         async with platform.db.user_session(brand.member.scope) as session:
             job = await jobs.create_job(session, brand.id, brand.member.user_id, new)
         ticket = brand.ticket(job.id).sign(platform.secrets.tickets)

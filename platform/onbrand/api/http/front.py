@@ -55,7 +55,7 @@ class Front:
         self._bodies = OpenBodies(limits)
         self._requests = Shares(limits.requests_per_address, "requests of one address")
         most, limit = limits.requests_per_address, "requests_per_address"
-        self._turns = FairTurns(limits.turns, most, what="requests of this address wait", limit=limit)
+        self._turns = FairTurns(limits.turns, most, things="requests of this address wait", limit=limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from onbrand.errors import InvalidInput
+from onbrand.errors import DataRefused, NotFound
 from onbrand.families.family import Conditioning
 
 NUM_PRIOR_PICTURES = 512
@@ -38,6 +38,8 @@ class AssetFacts(Protocol):
     def id(self) -> str: ...
     @property
     def caption(self) -> str: ...
+    @property
+    def sha256(self) -> str | None: ...
 
 
 class AssetReader(Protocol):
@@ -149,7 +151,7 @@ class Examples:
 class JobPictures(Sequence[Picture]):
     """The job's pictures. Each lookup fetches and decodes the picture anew; nothing is cached.
 
-    A lookup raises InvalidInput with the asset's id if the picture does not decode.
+    A lookup raises DataRefused with the asset's id if the stored bytes are gone, or are not those that were uploaded.
     """
 
     def __init__(self, client: AssetReader, assets: Sequence[AssetFacts]) -> None:
@@ -166,16 +168,27 @@ class JobPictures(Sequence[Picture]):
         if isinstance(place, slice):
             return [self[each] for each in range(len(self))[place]]
         asset = self._assets[place]
-        return Picture(_decoded(self._client.read_asset(asset.id), asset.id), asset.caption, asset.id)
+        return Picture(_decoded(self._read(asset), asset.id), asset.caption, asset.id)
+
+    def _read(self, asset: AssetFacts) -> bytes:
+        try:
+            data = self._client.read_asset(asset.id)
+        except NotFound:
+            raise _refused(asset.id, "has no stored bytes any more") from None
+        if asset.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise _refused(asset.id, "has other stored bytes than were uploaded")
+        return data
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=_FORMATS)).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise InvalidInput(
-            f"the picture {name} does not decode; remove it from the job or upload it again", param="training_asset_ids"
-        ) from None
+        raise _refused(name, "does not decode") from None
+
+
+def _refused(name: str, why: str) -> DataRefused:
+    return DataRefused(f"the picture {name} {why}; delete it and upload it again", param="training_asset_ids")
 
 
 def held_out(captions: Sequence[str], names: Sequence[str], wanted: int | None, seed: int) -> list[int]:

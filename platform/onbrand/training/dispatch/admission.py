@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from onbrand.services.training_worker import QueueEntry, WaitingFor
+from onbrand.services.job_queue import QueueEntry, WaitingFor
 from onbrand.training.dispatch.providers.provider import Capacity
 
 

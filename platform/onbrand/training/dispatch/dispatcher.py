@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from onbrand.brand import Ticket
-from onbrand.config import Secrets, Settings
+from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.errors import Conflict, NotFound, OnbrandError
-from onbrand.services import training_worker
-from onbrand.services.training_worker import QueueEntry, WaitingFor
+from onbrand.secrets_file import Secrets
+from onbrand.services import job_queue, training_worker
+from onbrand.services.job_queue import QueueEntry, WaitingFor
 from onbrand.training.dispatch.admission import Bounds, admit, is_too_large
 from onbrand.training.dispatch.providers.provider import ENDED, Capacity, Provider, ProviderStatus
 from onbrand.training.dispatch.submission import submission_that_asks
@@ -142,7 +143,7 @@ class Dispatcher:
     async def _lead(self, seconds: float) -> bool:
         began = time.monotonic()
         async with self._doors.dispatch_session() as session:
-            leads = await training_worker.lead(session, self._name, seconds)
+            leads = await job_queue.lead(session, self._name, seconds)
         self._leads_until = began + seconds if leads else 0.0
         return leads
 
@@ -223,12 +224,12 @@ class Dispatcher:
 
     async def _queue(self) -> list[QueueEntry]:
         async with self._doors.dispatch_session() as session:
-            return await training_worker.queue(session)
+            return await job_queue.queue(session)
 
     async def _end_orphaned(self) -> None:
         """End open jobs of removed members. Their tickets are refused from then on, so the workers end too."""
         async with self._doors.dispatch_session() as session:
-            orphans = await training_worker.end_orphaned(session)
+            orphans = await job_queue.end_orphaned(session)
         for orphan in orphans:
             log.warning("%s %s is ended: its member was removed", orphan.kind, orphan.job_id)
             provider = self._providers.get(orphan.provider or "")

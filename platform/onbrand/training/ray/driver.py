@@ -91,7 +91,7 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
             family = SPECS[plan.family]
             advice = recommended(family.name, folder)
             step, lengths = bucket_step(family, advice.resolution), of_folder(folder, advice)
-            must_be_fit_to_train(client, spec, plan, settings.limits, step, lengths)
+            must_be_fit_to_train(client, spec, plan, step, lengths)
             return fit_within_memory(client, partial(fit, settings, plan, brand_id, job_id, spec.run))
         except (NotFound, Conflict):
             return "gone"
