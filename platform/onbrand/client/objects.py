@@ -65,6 +65,7 @@ class Upload(ApiModel):
     sha256: str | None = None
     object: str | None = None
     caption: str | None = Field(default=None, repr=False)
+    metadata: dict[str, Any] | None = None
     status: str
     error: dict[str, Any] | None = None
     asset_ids: tuple[str, ...] = ()
@@ -113,7 +114,9 @@ class Asset(Attached):
     name: str
     type: str = "image"
     object: str | None = None
+    object_name: str | None = None
     caption: str | None = None
+    caption_version: int | None = None
     content_type: str | None = None
     bytes: int | None = None
     width: int | None = None
@@ -166,6 +169,7 @@ class Model(Attached):
     version: int
     job_id: str | None = None
     user_id: str | None = None
+    object_name: str | None = None
     sha256: str | None = None
     bytes: int | None = None
     rank: int | None = None
@@ -242,6 +246,7 @@ class TrainingJob(Waitable):
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
+    urls: dict[str, str] | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -312,6 +317,7 @@ class Generation(Waitable):
     sampler: str | None = None
     exclusive: bool = False
     preview_every: int = 0
+    output_format: str | None = None
     output_compression: int | None = None
     cut: tuple[dict[str, Any], ...] | None = None
     """Prompts that were truncated, each with field, tokenizer, tokens and read (tokens used). None: not known yet."""
