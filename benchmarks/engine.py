@@ -197,7 +197,7 @@ def on_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     family = load_family(chosen.family, base)
     work = workload(family, base, chosen.brands, chosen.rank, chosen.steps, chosen.targets)
     facts: dict[str, Any] = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank}
-    facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets}
+    facts |= {"steps": work.requests[0].parameters.num_inference_steps, "targets": chosen.targets}
     facts |= {"threads": chosen.threads, "torch": torch.__version__}
     engine = Engine(family, max_batch=chosen.brands, num_slots=chosen.brands + len(chosen.ranks))
     ranked = of_ranks(family, chosen.ranks, chosen.targets)

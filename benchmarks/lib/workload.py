@@ -40,7 +40,7 @@ class Workload:
 
     def arguments(self, requests: list[Request]) -> dict[str, Any]:
         """Arguments for all requests in one call of the diffusers pipeline; size, steps and guidance must be equal."""
-        first = requests[0]
+        first = requests[0].parameters
         said: dict[str, Any] = {
             "prompt": [request.parameters.prompt for request in requests],
             "negative_prompt": [request.parameters.negative_prompt for request in requests],

@@ -56,7 +56,7 @@ class Membership:
     """A membership without a database: the stream asks for nothing else."""
 
     def __init__(self, streams: OpenStreams) -> None:
-        self.scope, self.brand_id, self.parts = Scope("ada"), "acme", SimpleNamespace(streams=streams)
+        self.scope, self.brand_id, self.state = Scope("ada"), "acme", SimpleNamespace(streams=streams)
 
     def open(self) -> Any:
         return self

@@ -20,6 +20,9 @@ from onbrand.internal.training import PublishedModel, ReportResponse, RunCredent
 class AsyncTrainingClient(AsyncSystemClient):
     """`AsyncSystemClient` with the calls that a training worker makes by the blocking client."""
 
+    async def __aenter__(self) -> AsyncTrainingClient:
+        return self
+
     async def spec(self) -> TrainingSpec:
         """The job's configuration and pictures."""
         return TrainingSpec.model_validate(await self._json(Call("GET", "/training")))
