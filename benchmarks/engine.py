@@ -4,7 +4,7 @@
 is the median over turns, so that changes in the machine's speed affect all variants of a turn equally. `quartiles`
 shows the spread of the turns; `seconds` is the minimum of each variant.
 
-`--real-shapes`, on a CUDA GPU: the same with a full-size base with random weights (`random_base.py`) in bfloat16,
+`--real-shapes`, on a CUDA GPU: the same with a full-size base with random weights (`lib/random_base.py`) in bfloat16,
 compiled. Prints one object for each picture size and number of steps, and one for brand switches.
 """
 
@@ -27,11 +27,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.architectures import ARCHITECTURES
-from benchmarks.peers import PEERS, WITH_PROCESSES, Peer
-from benchmarks.random_base import random_base
-from benchmarks.recompiles import brand_switches
-from benchmarks.workload import Workload, random_adapter, workload
+from benchmarks.lib.architectures import ARCHITECTURES
+from benchmarks.lib.peers import PEERS, WITH_PROCESSES, Peer
+from benchmarks.lib.random_base import random_base
+from benchmarks.lib.workload import Workload, random_adapter, workload
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
@@ -39,9 +38,8 @@ from onbrand.engine.request import Picture, Request
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
-from onbrand.families.lora import read_adapter
-
-__all__ = ["measure", "random_adapter", "through_engine", "workload"]
+from onbrand.families.lora import AdapterWeights, read_adapter
+from tools.harness.brand_switches import RANKS, brand_switches
 
 _STEPS = (4, 28)
 """A low and a high number of steps, used with `--real-shapes`."""
@@ -87,6 +85,11 @@ def of_ranks(family: Family, ranks: Sequence[int], preset: str) -> list[AdapterU
     """One adapter per rank, each of its own brand."""
     read = [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in ranks]
     return [AdapterUse(AdapterKey(f"rank-{weights.rank}", str(weights.rank)), weights) for weights in read]
+
+
+def switched_adapters(family: Family, preset: str) -> list[AdapterWeights]:
+    """The adapters that take turns in `brand_switches`."""
+    return [read_adapter(random_adapter(family, rank, rank, preset), family) for rank in RANKS]
 
 
 def measure(
@@ -194,12 +197,12 @@ def on_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     family = load_family(chosen.family, base)
     work = workload(family, base, chosen.brands, chosen.rank, chosen.steps, chosen.targets)
     facts: dict[str, Any] = {"family": chosen.family, "brands": chosen.brands, "rank": chosen.rank}
-    facts |= {"steps": work.requests[0].num_inference_steps, "targets": chosen.targets}
+    facts |= {"steps": work.requests[0].parameters.num_inference_steps, "targets": chosen.targets}
     facts |= {"threads": chosen.threads, "torch": torch.__version__}
     engine = Engine(family, max_batch=chosen.brands, num_slots=chosen.brands + len(chosen.ranks))
     ranked = of_ranks(family, chosen.ranks, chosen.targets)
     figures = measure(work, engine, chosen.peers, chosen.repeats, ranked)
-    switches = brand_switches(family, chosen.switches)
+    switches = brand_switches(family, switched_adapters(family, "all"), chosen.switches)
     yield {**facts, "device": platform.processor() or platform.machine(), **figures, **switches}
 
 
@@ -227,7 +230,8 @@ def of_shapes(
         for steps in [chosen.steps] if chosen.steps else _STEPS:
             work = workload(family, base, chosen.brands, chosen.rank, steps, chosen.targets, side)
             yield {**facts, "side": side, "steps": steps, **measure(work, engine, chosen.peers, chosen.repeats)}
-    yield facts | brand_switches(family, chosen.switches, num_rows=2 * chosen.brands, preset=chosen.targets)
+    adapters = switched_adapters(family, chosen.targets)
+    yield facts | brand_switches(family, adapters, chosen.switches, num_rows=2 * chosen.brands)
 
 
 def _name(device: torch.device) -> str:

@@ -8,7 +8,7 @@
 
 `max_service_gap_steps` is the largest lead in service of one brand over another, over both parts, measured from the
 moment when both have unserved rows. Service is rows times work over weight, counted from the engine's events; the unit
-is a batch step of the leading brand. `benchmarks/traffic.py` defines time.
+is a batch step of the leading brand. `benchmarks/lib/traffic.py` defines time.
 
 All passes have one fixed size, as compiled graphs have. With `--classes doubling` a pass with fewer rows costs less, on
 a CPU in proportion to its rows. Without the flood the nine then have the whole machine, which is more than a fair
@@ -28,8 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lib.engine_requests import engine_request
-from benchmarks.traffic import (
+from benchmarks.lib.traffic import (
     CLASSES,
     MAX_BATCH,
     Arrival,
@@ -45,6 +44,7 @@ from onbrand.engine.adapters import AdapterUse
 from onbrand.engine.batch import Job
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Progress, Request
+from tools.harness.engine_requests import engine_request
 
 NUM_VICTIMS = 9
 FLOOD = NUM_VICTIMS

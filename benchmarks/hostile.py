@@ -1,7 +1,7 @@
 """Time and memory to refuse hostile files over HTTP.
 
 `python -m benchmarks.hostile --json` starts a database and the two apps, sends every file of the corpus of
-`tests/isolation/hostile`, and prints one JSON object:
+`tools/harness/hostile_files`, and prints one JSON object:
 
 - `num_files`, `num_refused`: refused means a status and reason that the corpus expects, and a healthy server after it;
 - `max_seconds`: longest request, from its first byte to the complete response, including the start of a child process;
@@ -28,13 +28,13 @@ from typing import Any
 
 from onbrand.config import Settings
 from onbrand.db.embedded import start
-from onbrand.db.session import Database as DatabaseDoors
+from onbrand.db.session import Database
 from onbrand.sandbox.processes import Child
 from onbrand.secrets_file import load_secrets
-from tests.conftest import PASSWORD, BrandOfPeople, Person
-from tests.ingress import Platform, serving
-from tests.isolation.hostile.corpus import Hostile, corpus
-from tests.isolation.hostile.sending import Database, open_doors
+from tools.harness.hostile_files.corpus import Hostile, corpus
+from tools.harness.hostile_files.sending import FileRoutes, open_file_routes
+from tools.harness.in_process_platform import Platform, serving
+from tools.harness.people import PASSWORD, BrandOfPeople, Person
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ async def measure() -> dict[str, Any]:
         database = start(settings, secrets)
         stack.callback(database.stop)
         watched = stack.enter_context(Watch())
-        db = await DatabaseDoors.open(database.web_url, database.system_url, claims_key=secrets.claims)
+        db = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims)
         try:
             async with serving(settings, secrets, db) as platform:
-                async with open_doors(platform, await _brand(platform)) as opened:
+                async with open_file_routes(platform, await _brand(platform)) as opened:
                     return _figures([await _refusal(opened, hostile, watched) for hostile in corpus()])
         finally:
             await db.close()
@@ -83,14 +83,14 @@ async def _brand(platform: Platform) -> BrandOfPeople:
     return BrandOfPeople("acme", person, person, person)
 
 
-async def _refusal(db: Database, hostile: Hostile, watched: Watch) -> Refusal:
+async def _refusal(routes: FileRoutes, hostile: Hostile, watched: Watch) -> Refusal:
     data = hostile.make()
     watched.forget()
     began = time.perf_counter()
-    answer = await db.send(hostile.door, hostile.filename, data)
+    answer = await routes.send(hostile.route, hostile.filename, data)
     seconds = time.perf_counter() - began
     told = re.search(hostile.why, answer.json().get("detail", "")) is not None
-    answers_on = (await db.client(hostile.door).get("/healthz")).status_code == 200
+    answers_on = (await routes.client(hostile.route).get("/healthz")).status_code == 200
     is_refused = answer.status_code in hostile.statuses and told and answers_on
     return Refusal(hostile.name, is_refused, seconds, watched.megabytes)
 

@@ -7,7 +7,7 @@ its latencies then only depend on the length of the run.
 
 Request-level batching admits a full batch, and the next one after all of its requests are finished. It may also mix
 adapters and numbers of steps in a batch, and each finished request is returned at once. Both get the same arrivals and
-run in turns, step by step. `benchmarks/traffic.py` defines time.
+run in turns, step by step. `benchmarks/lib/traffic.py` defines time.
 
 All passes have one fixed size, as compiled graphs have, so a finished row is replaced by a dummy. With
 `--classes doubling` a batch shrinks as rows finish, and on a CPU the cost of a pass is proportional to its rows: then
@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.lib.engine_requests import engine_request
-from benchmarks.traffic import CLASSES, MAX_BATCH, Brands, World, base, capacity, percentile, poisson, run_together
+from benchmarks.lib.traffic import CLASSES, MAX_BATCH, Brands, World, base, capacity, percentile, poisson, run_together
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Request
 from onbrand.families.family import Family
+from tools.harness.engine_requests import engine_request
 
 STEPS = (4, 8, 20)
 NUM_BRANDS = 8

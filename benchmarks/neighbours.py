@@ -1,8 +1,8 @@
 """Noisy neighbour: the effect of one hostile caller on an ordinary caller.
 
 `python -m benchmarks.neighbours --json` starts a whole platform (`onbrand up`, the tiny sd15) and prints one JSON
-object for each attack of `benchmarks/attacks.py`, one after another. The ordinary caller reads its brand ten times a
-second, without waiting for earlier responses, and requests a picture every two seconds; first alone, then during the
+object for each attack of `benchmarks/lib/attacks.py`, one after another. The ordinary caller reads its brand ten times
+a second, without waiting for earlier responses, and requests a picture every two seconds; first alone, then during the
 attack.
 
 - `read`, `picture`: `alone_p50`, `alone_p99`, `p50`, `p99` in seconds, and `ratio` of the two p99. Pictures are few,
@@ -35,9 +35,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks.attacks import ATTACKS, Orders, noisy_png, ordered
-from benchmarks.traffic import percentile
-from tests.acceptance.running import Running
+from benchmarks.lib.attacks import ATTACKS, Orders, noisy_png, ordered
+from benchmarks.lib.traffic import percentile
+from tools.harness.platform_process import Running
 
 READ_EVERY, PICTURE_EVERY = 0.1, 2.0
 PATIENCE_SECONDS, HEALTHY_SECONDS = 60.0, 2.0
@@ -154,7 +154,7 @@ async def under(name: str, orders: Orders, caller: Ordinary, alone_seconds: floa
     attacker = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "benchmarks.attacks",
+        "benchmarks.lib.attacks",
         name,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

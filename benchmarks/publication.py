@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.acceptance.colours import COLOURS, SIDE, Paint, Painter, colour_of
-from tests.acceptance.customers import Customer, Manners, secrets_of
-from tests.acceptance.running import Running
-from tests.numerics.bases import family_of
+from tools.harness.colour_adapters import COLOURS, SIDE, Paint, Painter, colour_of
+from tools.harness.load_client import LoadClient, Manners, secrets_of
+from tools.harness.platform_process import Running
+from tools.harness.tiny_families import family_of
 
 MOST_DIFFERENCE = 2
 """Allowed difference (of 255) between two drawings of one picture, as batches of other sizes round differently."""
@@ -72,45 +72,45 @@ class Publication:
     async def run(self) -> Figures:
         """Publish a first version and measure it alone, then run the rounds."""
         figures = self.figures
-        customer = await Customer.join(self._running.url, figures.manners)
-        old, paint = await self._publish(customer, 0)
+        client = await LoadClient.join(self._running.url, figures.manners)
+        old, paint = await self._publish(client, 0)
         for _ in range(_AT_ONCE * figures.rounds):
-            figures.before.append(await self._draw(customer, old, paint))
+            figures.before.append(await self._draw(client, old, paint))
         for number in range(1, figures.rounds + 1):
-            old, paint = await self._round(customer, old, paint, number)
-        await customer.http.aclose()
+            old, paint = await self._round(client, old, paint, number)
+        await client.http.aclose()
         return figures
 
-    async def _round(self, customer: Customer, old: str, paint: Paint, number: int) -> tuple[str, Paint]:
+    async def _round(self, client: LoadClient, old: str, paint: Paint, number: int) -> tuple[str, Paint]:
         going = asyncio.Event()
-        drawing = [asyncio.create_task(self._draw_until(going, customer, old, paint)) for _ in range(_AT_ONCE)]
-        new, other = await self._publish(customer, number)
+        drawing = [asyncio.create_task(self._draw_until(going, client, old, paint)) for _ in range(_AT_ONCE)]
+        new, other = await self._publish(client, number)
         began = time.monotonic()
-        await self._draw(customer, new, other)
+        await self._draw(client, new, other)
         self.figures.published_to_picture.append(time.monotonic() - began)
         going.set()
         await asyncio.gather(*drawing)
         return new, other
 
-    async def _publish(self, customer: Customer, number: int) -> tuple[str, Paint]:
+    async def _publish(self, client: LoadClient, number: int) -> tuple[str, Paint]:
         """Publish a version with another colour; returns its name and adapter."""
         paint = await asyncio.to_thread(self._painter.paint, COLOURS[5 * number % len(COLOURS)], _RANK, number)
         url, revision = f"{self._running.url}/internal", family_of("sd15").revision
-        return await customer.publish(paint, url, self._secrets, revision), paint
+        return await client.publish(paint, url, self._secrets, revision), paint
 
-    async def _draw_until(self, end: asyncio.Event, customer: Customer, model: str, paint: Paint) -> None:
+    async def _draw_until(self, end: asyncio.Event, client: LoadClient, model: str, paint: Paint) -> None:
         while not end.is_set():
-            self.figures.during.append(await self._draw(customer, model, paint))
+            self.figures.during.append(await self._draw(client, model, paint))
 
-    async def _draw(self, customer: Customer, model: str, paint: Paint) -> float:
+    async def _draw(self, client: LoadClient, model: str, paint: Paint) -> float:
         """Seconds until the picture is served; failed and wrong pictures are recorded."""
         began = time.monotonic()
-        done = await customer.ask(_WISHES | {"model": model, "num_inference_steps": _STEPS})
+        done = await client.ask(_WISHES | {"model": model, "num_inference_steps": _STEPS})
         seconds = time.monotonic() - began
         if done is None or done["status"] != "completed":
             self.figures.wrong.append(f"{model}: {done and done['status']}")
             return seconds
-        [drawn] = await customer.drawn(done)
+        [drawn] = await client.drawn(done)
         before = self._first.setdefault(model, drawn.pixels_HWC)
         if colour_of(drawn.pixels_HWC) != paint.colour or abs(before - drawn.pixels_HWC).max() > MOST_DIFFERENCE:
             self.figures.wrong.append(f"{model}: another picture")

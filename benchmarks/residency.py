@@ -32,8 +32,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from benchmarks.engine import random_adapter
-from benchmarks.lib.engine_requests import engine_request
+from benchmarks.lib.workload import random_adapter
 from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
@@ -47,8 +46,9 @@ from onbrand.families.loading import load_family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.placement import Placement, PlacementOptions
+from tools.harness.engine_requests import engine_request
 
-LAWS = Path(__file__).parent / "adapter_popularity.json"
+LAWS = Path(__file__).parent / "lib/adapter_popularity.json"
 _NUM_ADAPTERS = 4500
 _PICTURE_SECONDS, _TELL_SECONDS = 1.0, 1.0
 _WINDOW = 2_000
@@ -153,7 +153,7 @@ class Replica:
 
 
 @dataclass(slots=True)
-class Tally:
+class Counts:
     """Counts after the first third of the requests."""
 
     num: int = 0
@@ -166,10 +166,10 @@ class Tally:
 Choice = Callable[[str, dict[str, float], float], str]
 
 
-def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = None) -> Tally:
+def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = None) -> Counts:
     """Simulate all requests, with replicas selected by `choose`."""
     replicas = {f"replica-{n}": Replica(traffic) for n in range(traffic.num_replicas)}
-    tally = Tally()
+    counts = Counts()
     events: list[tuple[float, int, Callable[[float], None]]] = []
     serial = count()
 
@@ -180,8 +180,8 @@ def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = No
         while started := replicas[name].start():
             asked, hit = started
             if asked.counted:
-                tally.hits += hit
-                tally.waits.append(now - asked.came)
+                counts.hits += hit
+                counts.waits.append(now - asked.came)
             at(now + _PICTURE_SECONDS, lambda now, asked=asked: end(name, asked, now))
 
     def end(name: str, asked: Asked, now: float) -> None:
@@ -201,9 +201,9 @@ def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = No
         replica.under_way += 1
         here = replica.is_in_memory(key)
         if counted:
-            tally.num += 1
-            tally.fetches += not here
-            tally.served.append(name)
+            counts.num += 1
+            counts.fetches += not here
+            counts.served.append(name)
         at(now if here else now + traffic.fetch_seconds, lambda now: loaded(name, asked, now))
 
     def tell(now: float) -> None:
@@ -225,8 +225,8 @@ def simulated(traffic: Traffic, choose: Choice, placement: Placement | None = No
     while events:
         now, _, what = heapq.heappop(events)
         what(now)
-    assert len(tally.waits) == tally.num == len(traffic.times) - first, "a request was lost"
-    return tally
+    assert len(counts.waits) == counts.num == len(traffic.times) - first, "a request was lost"
+    return counts
 
 
 def routed(traffic: Traffic) -> dict[str, Any]:

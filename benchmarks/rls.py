@@ -29,12 +29,12 @@ import httpx
 import psycopg
 from fastapi import FastAPI
 
-from benchmarks.crowd import Crowd, crowd, known_id
-from benchmarks.described import PICTURE, operations
+from benchmarks.lib.many_brands import ManyBrands, known_id, many_brands
 from onbrand.brand import Scope
 from onbrand.db import session as session_module
 from onbrand.db.logins import login_name
 from onbrand.db.session import Database, Identity, Session
+from tools.harness.openapi_operations import PICTURE, operations
 
 PLAIN = "onbrand_plain"
 ROLES = ("member", "admin", "agency", "key", "page")
@@ -113,7 +113,7 @@ def make_plain_role(owner_url: str) -> None:
             connection.execute(f"grant execute on all functions in schema {schema} to {PLAIN}")
 
 
-async def reads_of(platform: Crowd, roles: tuple[str, ...]) -> list[Read]:
+async def reads_of(platform: ManyBrands, roles: tuple[str, ...]) -> list[Read]:
     """All queries that the app's GET routes send, for each kind of caller, and those of some changes by a member."""
     db = await ListeningDoors.open(platform.database.web_url, claims_key=platform.secrets.claims)
     db.reads = {}
@@ -146,11 +146,13 @@ def _known_as(scope: Scope, app: FastAPI) -> Callable[..., Awaitable[None]]:
 
 def _named(things: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
     if missing := set(names) - set(things):
-        raise ValueError(f"say in benchmarks/crowd.py what {', '.join(sorted(missing))} of a brand is")
+        raise ValueError(f"say in benchmarks/lib/many_brands.py what {', '.join(sorted(missing))} of a brand is")
     return things
 
 
-async def _answered(client: httpx.AsyncClient, platform: Crowd, method: str, path: str, role: str, **parts: Any) -> Any:
+async def _answered(
+    client: httpx.AsyncClient, platform: ManyBrands, method: str, path: str, role: str, **parts: Any
+) -> Any:
     """Call a route and return the response; of a list, also request the second page with 100 entries."""
     if path.startswith("/v1/models/"):
         path = f"/v1/models/{platform.brand(_NUMBER)}/sd15-lora-v1" if role != "key" else "/v1/models/sd15-lora-v1"
@@ -165,7 +167,7 @@ async def _answered(client: httpx.AsyncClient, platform: Crowd, method: str, pat
     return told
 
 
-async def _look_before_writing(client: httpx.AsyncClient, db: ListeningDoors, platform: Crowd) -> None:
+async def _look_before_writing(client: httpx.AsyncClient, db: ListeningDoors, platform: ManyBrands) -> None:
     at = f"/v1/brands/{platform.brand(_NUMBER)}"
     assets = [known_id("asset", _NUMBER - 1 + n * platform.num_brands) for n in range(20)]
     job = {"name": "a job", "model_type": "sd15", "training_asset_ids": assets}
@@ -179,7 +181,7 @@ async def _look_before_writing(client: httpx.AsyncClient, db: ListeningDoors, pl
         await _answered(client, platform, method, path, "member", **parts)
 
 
-async def measure(platform: Crowd, reads: list[Read], tries: int) -> list[dict[str, Any]]:
+async def measure(platform: ManyBrands, reads: list[Read], tries: int) -> list[dict[str, Any]]:
     """Times of each read with and without the wall. All reads run in rounds, so that a slow period affects all."""
     walled = await Database.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
     plain = await PlainDoors.open(platform.database.web_url, claims_key=platform.secrets.claims, pool=(1, 1))
@@ -254,7 +256,7 @@ def _described(read: Read, taken: Taken) -> dict[str, Any]:
     }
 
 
-async def run(platform: Crowd, roles: tuple[str, ...], tries: int) -> dict[str, Any]:
+async def run(platform: ManyBrands, roles: tuple[str, ...], tries: int) -> dict[str, Any]:
     """The results of the benchmark."""
     make_plain_role(platform.database.owner_url)
     found = await measure(platform, await reads_of(platform, roles), tries)
@@ -279,7 +281,7 @@ def main() -> None:
     options.add_argument("--roles", nargs="+", default=ROLES, choices=ROLES)
     options.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = options.parse_args()
-    with crowd(chosen.rows, chosen.brands) as platform:
+    with many_brands(chosen.rows, chosen.brands) as platform:
         result = asyncio.run(run(platform, tuple(chosen.roles), chosen.tries))
     print(json.dumps(result, indent=None if chosen.json else 2))
 

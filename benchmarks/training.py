@@ -34,9 +34,9 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 
-from benchmarks.random_base import random_base
-from benchmarks.training_plain import CLOCKS, TURN_STEPS, PlainProcess, Timed, loaded
-from benchmarks.training_script import Script, base_of
+from benchmarks.lib.random_base import random_base
+from benchmarks.lib.training_plain import CLOCKS, TURN_STEPS, PlainProcess, Timed, loaded
+from benchmarks.lib.training_script import Script, base_of
 from onbrand.config import FAMILIES
 from onbrand.engine.compilation import keep_memory
 from onbrand.families.bases import recommended

@@ -1,4 +1,4 @@
-"""Pictures whose files say a colour space: PNGs of every kind written by hand, profiles as large as printers have."""
+"""Pictures whose files declare a colour space: PNGs written by hand, and profiles as large as printers have."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Fixtures that any test may ask for: one real PostgreSQL a session, the doors to it, a local object store, people.
+"""Fixtures for all tests: one real PostgreSQL a session, its logins, a local object store, accounts and brands.
 
-`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) runs everything on another PostgreSQL;
-`ONBRAND_TEST_DATABASE_LOGINS` (three lines: the DSNs of owner, web and system) on a database that is migrated already.
+`ONBRAND_TEST_DATABASE_URL` (the owner's DSN of an empty database) selects another PostgreSQL;
+`ONBRAND_TEST_DATABASE_LOGINS` (three lines: the DSNs of owner, web and system) selects a migrated database.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import os
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 import pytest_asyncio
 
-from onbrand.brand import Scope, Ticket
 from onbrand.config import Limits, Settings
 from onbrand.db.claims import install_key
 from onbrand.db.embedded import EmbeddedDatabase, start
@@ -28,17 +27,16 @@ from onbrand.db.session import Database
 from onbrand.secrets_file import Secrets, load_secrets
 from onbrand.services import brands, invitations, passwords
 from onbrand.storage.store import ObjectStore
+from tools.harness.in_process_platform import Platform, serving
+from tools.harness.people import PASSWORD, BrandOfPeople, Person
 
 pytest_plugins = [
     "tests.processes",
     "tests.s3.fixture",
     "tests.pgbouncer.fixture",
-    "tests.ingress",
     "tests.stores",
-    "tests.isolation.tally",
+    "tests.isolation.check_counter",
 ]
-
-PASSWORD = "a long enough password"
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 """Ray gives its workers way to everything else (niceness 15): beside other tests, replicas would get no turn."""
@@ -70,33 +68,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in MINUTES:
             if item.get_closest_marker(name) and name not in config.option.markexpr:
                 item.add_marker(pytest.mark.skip(reason=f"takes minutes; run it with -m {name}"))
-
-
-@dataclass(frozen=True)
-class Person:
-    """Someone with an account; their password is `PASSWORD`. Their transactions are about the brand `at`, if any."""
-
-    user_id: str
-    email: str
-    at: str | None = None
-
-    @property
-    def scope(self) -> Scope:
-        return Scope(self.user_id, within=self.at)
-
-
-@dataclass(frozen=True)
-class BrandOfPeople:
-    """A brand with an admin and two members."""
-
-    id: str
-    admin: Person
-    member: Person
-    member2: Person
-
-    def ticket(self, job_id: str, kind: str = "training", on_behalf_of: str | None = None) -> Ticket:
-        """The system's ticket for one of the brand's jobs, on behalf of `member` unless said otherwise."""
-        return Ticket.issue(self.id, job_id, on_behalf_of or self.member.user_id, kind, 600)  # type: ignore[arg-type]
 
 
 MakeUser = Callable[..., Awaitable[Person]]
@@ -210,6 +181,13 @@ def make_brand(db: Database, make_user: MakeUser) -> MakeBrand:
         return BrandOfPeople(brand_id, *people)
 
     return make
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def platform(settings: Settings, secrets: Secrets, db: Database) -> AsyncIterator[Platform]:
+    """The platform of the HTTP tests."""
+    async with serving(settings, secrets, db) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

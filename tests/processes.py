@@ -1,6 +1,6 @@
-"""Tests in several processes (`make test`, or `-n 3 --no-loadscope-reorder`): which go together, which go first.
+"""Distributes tests over processes (`make test`, or `-n 3 --no-loadscope-reorder`), and starts the longest first.
 
-A file stays in one process, and so does all of tests/acceptance, which speaks to one platform.
+A file stays in one process, and so does all of tests/acceptance, which uses one platform.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Acting as somebody on a plain connection: role and claims, signed as the platform signs them."""
+"""Sets role and signed claims on a plain connection, as the platform does."""
 
 from __future__ import annotations
 

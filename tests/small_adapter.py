@@ -1,4 +1,4 @@
-"""The smallest file that may be published, and what a worker says of it."""
+"""The smallest file that may be published, and a worker's facts about it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A store in each of its two places, a local directory and a real S3, and a stranger who holds links to it.
+"""A local directory and a real S3 as stores, and a stranger who holds links to them.
 
-Links of the local directory are answered by the ingress's own routes, those of S3 by the S3.
+The ingress serves links of the local directory; S3 serves its own.
 """
 
 from __future__ import annotations

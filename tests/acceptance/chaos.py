@@ -1,8 +1,8 @@
-"""Chaos on a real platform: engines killed under load while brands publish, replace and delete adapters.
+"""Kills engines of a real platform under load, while brands publish, replace and delete adapters.
 
-`python -m tests.acceptance.chaos --requests 2000 --json` starts `onbrand up` with two engine replicas, and judges every
-answer: one end for each request, every picture in the colour of its own adapter (`colours`), 404 for what was deleted,
-nothing above 500 but a clean 503. The exit status is 1 if anything was wrong.
+`python -m tests.acceptance.chaos --requests 2000 --json` starts `onbrand up` with two engine replicas and checks every
+response: each request ends once, every picture has the colour of its own adapter (`tools/harness/colour_adapters.py`),
+a deleted model gives 404, and the only 5xx is a clean 503. The exit status is 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import psycopg
 
 from onbrand.config import Settings
 from onbrand.db.embedded import read_urls
-from tests.acceptance.colours import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
-from tests.acceptance.customers import Customer, Drawn, Manners, secrets_of
-from tests.acceptance.running import Running, command_line
-from tests.numerics.bases import family_of
+from tools.harness.colour_adapters import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
+from tools.harness.load_client import Drawn, LoadClient, Manners, secrets_of
+from tools.harness.platform_process import Running, command_line
+from tools.harness.tiny_families import family_of
 
 ENGINE, SYSTEM, INGRESS = "ServeReplica:engine-sd15:", "ServeReplica:internal:", "ServeReplica:onbrand:"
 MOST_DIFFERENCE = 2
@@ -231,7 +231,7 @@ class Chaos:
         self._painter = Painter(family_of("sd15"))
         self.verdict = Verdict(plan.requests, manners=Manners(may_be_cut_off=plan.ingress_kills > 0))
         self._judge = Validator(self.verdict)
-        self._customers: list[Customer] = []
+        self._clients: list[LoadClient] = []
         self._models: list[Model] = []
         self._asked: dict[str, set[str]] = {}
         self._num_begun = self._under_way = 0
@@ -249,8 +249,8 @@ class Chaos:
             await self._must_have_asked_once()
             self.verdict.redrawn = self._num_redrawn()
         finally:
-            for customer in self._customers:
-                await customer.http.aclose()
+            for client in self._clients:
+                await client.http.aclose()
         self.verdict.seconds = round(time.monotonic() - began, 1)
         return self.verdict
 
@@ -280,26 +280,26 @@ class Chaos:
     async def _settle(self) -> None:
         """Brands with two models each; before there is any, the base's own pictures, to compare with."""
         for _ in range(self._plan.brands):
-            customer = await Customer.join(self._url, self.verdict.manners)
-            self._asked[customer.brand_id] = set()
-            self._customers.append(customer)
+            client = await LoadClient.join(self._url, self.verdict.manners)
+            self._asked[client.brand_id] = set()
+            self._clients.append(client)
         for seed in _SEEDS:
-            await self._ask_base(self._customers[0], self._options(seed=seed))
-        for customer in self._customers * 2:
-            await self._publish(customer)
+            await self._ask_base(self._clients[0], self._options(seed=seed))
+        for client in self._clients * 2:
+            await self._publish(client)
 
-    async def _publish(self, customer: Customer) -> None:
+    async def _publish(self, client: LoadClient) -> None:
         colour, rank, seed = next(self._colours), self._dice.choice(_RANKS), self._dice.randrange(2**31)
         paint = await asyncio.to_thread(self._painter.paint, colour, rank, seed)
         revision = family_of("sd15").revision
-        name = await customer.publish(paint, self._system_url, self._secrets, revision)
-        self._models.append(Model(customer.brand_id, name, paint))
+        name = await client.publish(paint, self._system_url, self._secrets, revision)
+        self._models.append(Model(client.brand_id, name, paint))
         self.verdict.published += 1
 
-    async def _delete(self, customer: Customer) -> None:
-        model = self._dice.choice(self._of(customer))
+    async def _delete(self, client: LoadClient) -> None:
+        model = self._dice.choice(self._of(client))
         model.is_going = True
-        await customer.delete(model.name)
+        await client.delete(model.name)
         model.is_gone = True
         self.verdict.deleted += 1
 
@@ -307,12 +307,12 @@ class Chaos:
         """Publish, delete or replace somebody's adapter, evenly over the run."""
         for number in range(self._plan.changes):
             await self._until_begun((number + 1) / (self._plan.changes + 1))
-            customer = self._dice.choice(self._customers)
-            deed = self._possible(("replace", "publish", "delete")[number % 3], len(self._of(customer)))
+            client = self._dice.choice(self._clients)
+            deed = self._possible(("replace", "publish", "delete")[number % 3], len(self._of(client)))
             if deed != "delete":
-                await self._publish(customer)
+                await self._publish(client)
             if deed != "publish":
-                await self._delete(customer)
+                await self._delete(client)
 
     @staticmethod
     def _possible(deed: str, num_live: int) -> str:
@@ -321,8 +321,8 @@ class Chaos:
             return "publish"
         return "replace" if num_live >= _MOST_LIVE else deed
 
-    def _of(self, customer: Customer) -> list[Model]:
-        return [model for model in self._models if model.brand_id == customer.brand_id and not model.is_going]
+    def _of(self, client: LoadClient) -> list[Model]:
+        return [model for model in self._models if model.brand_id == client.brand_id and not model.is_going]
 
     # --- killing ------------------------------------------------------------------------------------------------
 
@@ -352,34 +352,34 @@ class Chaos:
             self._num_begun += 1
             self._under_way += 1
             try:
-                await self._ask_something(self._dice.choice(self._customers))
+                await self._ask_something(self._dice.choice(self._clients))
                 self.verdict.answered += 1
             except Exception as problem:
                 self.verdict.lost.append(f"{type(problem).__name__}: {problem}")
             self._under_way -= 1
 
-    async def _ask_something(self, customer: Customer) -> None:
+    async def _ask_something(self, client: LoadClient) -> None:
         """Mostly a picture of an own model; now and then of the base, of a deleted one, of another brand's."""
-        gone = [model for model in self._models if model.brand_id == customer.brand_id and model.is_gone]
+        gone = [model for model in self._models if model.brand_id == client.brand_id and model.is_gone]
         chance = self._dice.random()
         if chance < 0.06:
-            await self._ask_base(customer, self._options(seed=self._dice.choice(_SEEDS)))
+            await self._ask_base(client, self._options(seed=self._dice.choice(_SEEDS)))
         elif chance < 0.12 and gone:
-            await self._ask_in_vain(customer, self._dice.choice(gone).name)
+            await self._ask_in_vain(client, self._dice.choice(gone).name)
         elif chance < 0.16:
-            await self._ask_in_vain(customer, await self._id_of_another(customer))
+            await self._ask_in_vain(client, await self._id_of_another(client))
         elif chance < 0.20:
-            await self._ask_and_cancel(customer, self._dice.choice(self._of(customer)))
+            await self._ask_and_cancel(client, self._dice.choice(self._of(client)))
         else:
-            own = self._of(customer)
-            await self._ask_painted(customer, self._dice.sample(own, min(len(own), self._dice.choice((1, 1, 1, 2)))))
+            own = self._of(client)
+            await self._ask_painted(client, self._dice.sample(own, min(len(own), self._dice.choice((1, 1, 1, 2)))))
 
     def _options(self, **more: Any) -> dict[str, Any]:
         """One picture of the base with fixed numbers, but for what is said."""
         numbers = {"num_images": 1, "width": SIDE, "height": SIDE, "num_inference_steps": 2, "guidance_scale": 1.5}
         return {"prompt": "a red square on blue", "model_type": "sd15", **numbers, **more}
 
-    async def _ask_painted(self, customer: Customer, models: Sequence[Model]) -> None:
+    async def _ask_painted(self, client: LoadClient, models: Sequence[Model]) -> None:
         scale = 1 / len(models)
         options = self._options(
             models=[{"model": model.name, "scale": scale} for model in models],
@@ -392,56 +392,54 @@ class Chaos:
             exclusive=self._dice.random() < 0.1,
             preview_every=self._dice.choice((0, 0, 1)),
         )
-        done = await self._drawn(customer, options, may_be_missing=lambda: any(model.is_going for model in models))
+        done = await self._drawn(client, options, may_be_missing=lambda: any(model.is_going for model in models))
         for drawn in done or ():
             self._judge.must_be_painted(drawn, models, options)
 
-    async def _ask_and_cancel(self, customer: Customer, model: Model) -> None:
+    async def _ask_and_cancel(self, client: LoadClient, model: Model) -> None:
         """It ends as canceled, or was done before: once, in any case."""
         options = self._options(model=model.name, seed=self._dice.choice(_SEEDS), num_images=4, num_inference_steps=50)
-        done = await customer.ask(options, cancel_after=self._dice.uniform(0, 2))
-        if not self._must_be_answered(customer, done, lambda: model.is_going, ("canceled", "completed")):
+        done = await client.ask(options, cancel_after=self._dice.uniform(0, 2))
+        if not self._must_be_answered(client, done, lambda: model.is_going, ("canceled", "completed")):
             return
         assert done is not None
-        events = await customer.told(done)
+        events = await client.told(done)
         self._judge.must_have_been_told_once(events, done["status"], len(done["images"]), f"generation {done['id']}")
-        for drawn in await customer.drawn(done):
+        for drawn in await client.drawn(done):
             self._judge.must_be_their_own(drawn, [model])
 
-    async def _ask_base(self, customer: Customer, options: dict[str, Any]) -> None:
-        for drawn in await self._drawn(customer, options, may_be_missing=lambda: False) or ():
+    async def _ask_base(self, client: LoadClient, options: dict[str, Any]) -> None:
+        for drawn in await self._drawn(client, options, may_be_missing=lambda: False) or ():
             self._judge.must_be_as_before(drawn.pixels_HWC, ("base", *_facts(drawn, options)), "the base")
 
-    async def _ask_in_vain(self, customer: Customer, model: str) -> None:
-        self._judge.must_be_missing(
-            await customer.ask(self._options(model=model, seed=1)), f"{customer.brand_id} {model}"
-        )
+    async def _ask_in_vain(self, client: LoadClient, model: str) -> None:
+        self._judge.must_be_missing(await client.ask(self._options(model=model, seed=1)), f"{client.brand_id} {model}")
         self.verdict.answers["404"] += 1
 
-    async def _id_of_another(self, customer: Customer) -> str:
+    async def _id_of_another(self, client: LoadClient) -> str:
         """Of a model that another brand has now."""
-        other = self._dice.choice([each for each in self._customers if each is not customer])
+        other = self._dice.choice([each for each in self._clients if each is not client])
         models = (await other.call("GET", "/models")).json()["data"]
         return str(self._dice.choice(models)["id"])
 
     async def _drawn(
-        self, customer: Customer, options: Mapping[str, Any], may_be_missing: Callable[[], bool]
+        self, client: LoadClient, options: Mapping[str, Any], may_be_missing: Callable[[], bool]
     ) -> list[Drawn] | None:
         """The stored pictures of a generation that came to a good end; None if its model was deleted meanwhile."""
-        done = await customer.ask(options)
-        if not self._must_be_answered(customer, done, may_be_missing, ("completed",)):
+        done = await client.ask(options)
+        if not self._must_be_answered(client, done, may_be_missing, ("completed",)):
             return None
         assert done is not None
         self._judge.must_be_whole(done, options)
-        events, num_images = await customer.told(done), options["num_images"]
+        events, num_images = await client.told(done), options["num_images"]
         self._judge.must_have_been_told_once(events, "completed", num_images, f"generation {done['id']}")
-        drawn = await customer.drawn(done)
+        drawn = await client.drawn(done)
         self.verdict.pictures += len(drawn)
         return drawn
 
     def _must_be_answered(
         self,
-        customer: Customer,
+        client: LoadClient,
         done: Mapping[str, Any] | None,
         may_be_missing: Callable[[], bool],
         ends: Sequence[str],
@@ -451,7 +449,7 @@ class Chaos:
             assert may_be_missing(), "404 for a model that is there"
             self.verdict.answers["404"] += 1
             return False
-        self._asked[customer.brand_id].add(done["id"])
+        self._asked[client.brand_id].add(done["id"])
         self.verdict.answers[done["status"]] += 1
         if done["status"] in ends:
             return True
@@ -461,12 +459,11 @@ class Chaos:
 
     async def _must_have_asked_once(self) -> None:
         """The rows of each brand are those of its requests, though calls were repeated."""
-        for customer in self._customers:
-            rows = [row["id"] for row in await customer.generations()]
-            if sorted(rows) != sorted(self._asked[customer.brand_id]):
+        for client in self._clients:
+            rows = [row["id"] for row in await client.generations()]
+            if sorted(rows) != sorted(self._asked[client.brand_id]):
                 self.verdict.wrong.append(
-                    f"{customer.brand_id}: {len(rows)} generations of its requests' "
-                    f"{len(self._asked[customer.brand_id])}"
+                    f"{client.brand_id}: {len(rows)} generations of its requests' {len(self._asked[client.brand_id])}"
                 )
 
 

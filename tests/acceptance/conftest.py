@@ -1,4 +1,4 @@
-"""One platform for all acceptance tests, spoken to by HTTP and by the command line only."""
+"""One platform for all acceptance tests. They use it by HTTP and by the command line only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.acceptance.running import Person, Running, command_line, mapped_files
+from tools.harness.platform_process import Person, Running, command_line, mapped_files
 
 SMALL = ("--steps", "40", "--rank", "4", "--batch-size", "2")
 """A training: enough to move every weight; how well it learns is the demo's question."""

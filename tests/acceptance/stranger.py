@@ -1,5 +1,5 @@
-"""Becomes a user who owns nothing (as `setpriv --reuid=65534 --regid=65534 --clear-groups` does), and tries paths,
-processes and ports that are named on stdin, and tells what it got.
+"""Becomes a user who owns nothing (as `setpriv --reuid=65534 --regid=65534 --clear-groups` does), tries the paths,
+processes and ports that standard input names, and prints what it could access.
 
 {"paths": [...], "pids": [...], "ports": [...]} -> {"paths": {path: [what]}, "processes": {...}, "ports": {...}, ...}
 """

@@ -1,4 +1,4 @@
-"""Wrong input at the command line: one line that names the thing and the remedy, the right exit code, nothing done."""
+"""Wrong input at the command line gives one line with the cause and the remedy, the right exit code, and no change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Trained, draw_pictures
-from tests.acceptance.running import Person, Running, onbrand
+from tools.harness.platform_process import Person, Running, onbrand
 
 
 def must_fail(person: Person, code: int, *arguments: str | Path, says: str, **env: str) -> None:

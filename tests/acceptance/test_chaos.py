@@ -1,12 +1,12 @@
-"""Engines are killed while brands draw, publish and delete: every answer is the right one. The long run: `chaos`.
+"""A short run of `chaos`: engines are killed while brands generate, publish and delete, and every response is right.
 
-What its verdict rests on: `tests/numerics/test_painted_colours.py`, `tests/unit/test_chaos_judge.py`.
+`tests/numerics/test_painted_colours.py` and `tests/unit/test_chaos_judge.py` test the parts that the verdict uses.
 """
 
 from __future__ import annotations
 
 from tests.acceptance.chaos import Plan, unleash
-from tests.acceptance.running import Running
+from tools.harness.platform_process import Running
 
 SHORT = Plan(requests=60, kills=1, changes=4, brands=3, at_once=8, system_kills=0)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends all that `onbrand up` started, and nothing else: another Ray on the same machine goes on."""
+"""Ctrl-C ends everything that `onbrand up` started and nothing else: another Ray on the machine keeps running."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import place_for_a_platform
-from tests.acceptance.running import Running, command_line, environment, free_port, wait_for
+from tools.harness.platform_process import Running, command_line, environment, free_port, wait_for
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`onbrand demo` as a whole. Minutes long: `pytest -m demo`."""
+"""`onbrand demo` as a whole. It takes minutes: `pytest -m demo`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import place_for_a_platform
-from tests.acceptance.running import Running, onbrand, pixels
 from tests.s3.ceph import CephS3
+from tools.harness.platform_process import Running, onbrand, pixels
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
 

@@ -1,4 +1,4 @@
-"""What Onbrand exports is plain diffusers: a process without Onbrand loads it and draws the same picture."""
+"""A process without Onbrand loads an exported adapter with plain diffusers and draws the same picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from onbrand.config import Settings
 from onbrand.families.bases import base_source
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import pixels
+from tools.harness.platform_process import pixels
 
 ALONE = """
 import json, sys

@@ -1,11 +1,11 @@
-"""Upload, train, publish, generate: at the command line, against a running platform."""
+"""Upload, train, publish, generate: at the command line, with a running platform."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import Person, Running, pixels
+from tools.harness.platform_process import Person, Running, pixels
 
 
 def test_uploaded_pictures_are_listed_with_their_captions(acme: Trained) -> None:

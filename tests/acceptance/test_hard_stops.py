@@ -1,4 +1,4 @@
-"""What is killed hard loses nothing that was finished, and what was running goes on."""
+"""SIGKILL loses no finished work, and unfinished work continues."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.acceptance import killed
+from tests.acceptance import kill_training
 from tests.acceptance.conftest import Trained, draw_pictures
-from tests.acceptance.running import Person, Running, wait_for
+from tools.harness.platform_process import Person, Running, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 LONG = ("train", "--model-type", "sd15", "--steps", "70", "--rank", "4", "--batch-size", "4", "--no-wait")
@@ -51,9 +51,9 @@ def end_of(person: Person, job_id: str, seconds: float = 400) -> dict[str, Any]:
 def test_a_training_whose_controller_and_dispatcher_are_killed_ends_with_the_bits_of_the_unbroken_one(
     platform: Running,
 ) -> None:
-    """Workers and drivers: `integration/test_training_jobs.py`. Twenty of all kinds: `tests.acceptance.killed`."""
-    controller_at_30 = killed.Plan(points=2, seed=10)  # past two checkpoints, of which it goes on from one
-    verdict = killed.kill(platform, controller_at_30, ("controller", "dispatcher"))
+    """`integration/test_training_jobs.py` kills workers and drivers; `acceptance.kill_training` kills all kinds."""
+    controller_at_30 = kill_training.Plan(points=2, seed=10)  # past two checkpoints, of which it goes on from one
+    verdict = kill_training.kill(platform, controller_at_30, ("controller", "dispatcher"))
     assert verdict.is_good, verdict.as_json()
     assert verdict.resumed_at
 

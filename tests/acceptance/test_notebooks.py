@@ -1,4 +1,4 @@
-"""The notebooks run as they are, against a running platform, and use the client only."""
+"""The notebooks run unchanged with a running platform, and use the client only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.acceptance.running import REPOSITORY, Running
+from tools.harness.platform_process import REPOSITORY, Running
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,4 +1,4 @@
-"""The `openai` package, unchanged, against a running platform."""
+"""The unchanged `openai` package with a running platform."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import Person, pixels
+from tools.harness.platform_process import Person, pixels
 
 
 @pytest.fixture

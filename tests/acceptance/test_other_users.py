@@ -1,7 +1,7 @@
-"""Another user of the machine reads nothing of a platform, changes nothing, and no port answers it without a token.
+"""Another user of the machine can read and change nothing of a platform, and every port needs a token.
 
-What belongs to the platform is looked up as root in /proc: its processes, their files, sockets and ports. All of it is
-then tried as a user who owns nothing (`tests/acceptance/stranger.py`).
+The test finds the platform's processes, files, sockets and ports as root in /proc. Then a user who owns nothing tries
+all of them (`tests/acceptance/stranger.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import Trained, draw_pictures, place_for_a_platform
-from tests.acceptance.running import Person, Running, command_line
+from tools.harness.platform_process import Person, Running, command_line
 
 SHARED_PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/run", "/var/run")
 FOREIGN = {

@@ -1,4 +1,4 @@
-"""A running platform at its public port: what is not there, and what no client can do to the others."""
+"""The public port of a running platform: unknown paths, and that no client can impair the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.acceptance.running import Running
+from tools.harness.platform_process import Running
 
 NUM_SLOW = 1_050
 SLOW = b"POST /v1/tokens HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"

@@ -1,4 +1,4 @@
-"""What the processes of a running platform inherit: engines' replicas, workers and Ray's own, and no secret."""
+"""The processes of a running platform (engine replicas, workers, Ray's own) inherit no secret."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from tests.acceptance.conftest import Trained
-from tests.acceptance.running import CANARY, Running, command_line, mapped_files
+from tools.harness.platform_process import CANARY, Running, command_line, mapped_files
 
 
 def environ_of(pid: int) -> str:

@@ -1,6 +1,6 @@
-"""Finds code that loads data by running it, or hands tenants' files to Ray Data: by its syntax tree, names resolved.
+"""Finds code that unpickles data or passes tenants' files to Ray Data. It reads the syntax tree and resolves names.
 
-Pickles run what they read; weights, checkpoints and everything that passes between our processes are plain formats.
+A pickle runs code when it is loaded. Weights, checkpoints and messages between processes use plain formats.
 """
 
 from __future__ import annotations

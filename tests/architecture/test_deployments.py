@@ -1,4 +1,4 @@
-"""The files that operators apply are valid for the tools that read them, and name what exists."""
+"""The deployment files are valid for the tools that read them, and name things that exist."""
 
 from __future__ import annotations
 

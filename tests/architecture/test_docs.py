@@ -1,4 +1,4 @@
-"""Pages that are made from the code show the code as it is, and links between pages lead somewhere."""
+"""Generated pages match the code, and links between pages point to existing files."""
 
 from __future__ import annotations
 

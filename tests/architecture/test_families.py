@@ -1,4 +1,4 @@
-"""A family is named in few places, and each of them names the same families. See `families/README.md`."""
+"""Few places name a family, and all of them name the same families. See `families/README.md`."""
 
 from __future__ import annotations
 

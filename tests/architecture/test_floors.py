@@ -1,4 +1,4 @@
-"""The house's rules that a machine can check: floors, names, sizes, and what must not be imported."""
+"""The code follows the rules of CONTRIBUTING.md: layers, names, sizes, and forbidden imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of packages for known vulnerabilities: what passes, what does not, and when it says that it cannot know."""
+"""`.ci/check-packages` accepts or rejects known vulnerabilities, and reports when it has no data."""
 
 from __future__ import annotations
 

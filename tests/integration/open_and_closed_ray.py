@@ -1,4 +1,4 @@
-"""Run by test_ray_closed.py, in a process of its own for each kind of Ray: what a cluster is found to be. Prints JSON.
+"""Starts a Ray of one kind for test_ray_closed.py, checks whether the platform accepts it, and prints JSON.
 
 `python -m tests.integration.open_and_closed_ray closed|open FOLDER`
 """

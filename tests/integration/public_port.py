@@ -1,4 +1,4 @@
-"""The public port with a small app behind it, and connections that are spoken by hand."""
+"""The public port with a small app behind it, and connections that send bytes by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five steps and what is around them, over HTTP on the real database and store."""
+"""The five steps and the routes around them, over HTTP on the real database and store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from onbrand import errors
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, join
-from tests.ingress import Platform, upload, weights
+from tools.harness.in_process_platform import Platform, upload, weights
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The brand's record on a real PostgreSQL: who may add a line, what a line may say, and that tampering is found."""
+"""The audit log of a brand on a real PostgreSQL: who may append, what an event contains, and detection of tampering."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandE
 from onbrand.services import audit
 from onbrand.services.audit import write_audit_line
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 UNLOCKED = (
     "alter table audit.events disable trigger append_only; %s;"

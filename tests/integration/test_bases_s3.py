@@ -1,4 +1,4 @@
-"""A base model on S3: fetched once a machine, known by what it says of itself, or refused with a reason. Real Ceph."""
+"""A base model on a real S3 (Ceph) is fetched once a machine, identified by its metadata, or refused with a reason."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import onbrand.client as sdk
 from onbrand.services import events, logs, metrics
 from onbrand.services.audit import AuditEvent
 from onbrand.services.invitations import Invitation, ReceivedInvitation
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 OF_SERVICES = {
     "AuditEvent": AuditEvent,

@@ -1,4 +1,4 @@
-"""The SDK, and the unchanged `openai` client, against the app behind uvicorn."""
+"""The SDK and the unchanged `openai` client with the app behind uvicorn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import onbrand.client as sdk
 from onbrand.brand import Ticket
 from onbrand.errors import BaseModelRefused, EngineLost, ModelGone, NotAsPublished, OnbrandError, TicketRefused
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The embedded server: passwords for everyone, a private socket, and a hard stop that loses nothing."""
+"""The embedded server: passwords for every login, a private socket, and a SIGKILL that loses no data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onbrand.secrets_file import load_secrets
 HOLDER = """
 import sys, time
 from pathlib import Path
-from onbrand.config import Settings, load_secrets
+from onbrand.config import Settings
 from onbrand.db import embedded
 running = embedded.start(Settings(data_dir=Path(sys.argv[1])))
 print(running.folder, flush=True)

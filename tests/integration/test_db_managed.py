@@ -1,4 +1,4 @@
-"""A managed PostgreSQL: the owner is no superuser, has no BYPASSRLS, owns the database and may make roles."""
+"""A managed PostgreSQL: the owner is no superuser, has no BYPASSRLS, owns the database and may create roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrations: each once, and together they make exactly `db/schema.sql`."""
+"""Each migration runs once, and all of them together give `db/schema.sql`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behind pgbouncer in transaction mode every transaction may have another server; none takes another's identity."""
+"""Behind pgbouncer in transaction mode each transaction may get another connection; none gets another's identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doors: one transaction each, committed at the edge, undone whole, and errors that are ours."""
+"""Database sessions: one transaction each, committed or rolled back as a whole, with the platform's own errors."""
 
 from __future__ import annotations
 

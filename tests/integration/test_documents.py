@@ -23,7 +23,7 @@ from onbrand.errors import InvalidInput
 from onbrand.services import documents
 from onbrand.storage.layout import Key, document
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 TEXT = b"# Voice\n\nBe kind.\n"
 

@@ -1,4 +1,4 @@
-"""What belongs to one account: its brands are limited, and the engine and the dispatcher learn whose a brand is."""
+"""Limits of one account: its number of brands, and shares by account in the engine and in the dispatcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onbrand.errors import Conflict, Forbidden, OnbrandError, TooManyRequests
 from onbrand.families.spec import with_family_defaults
 from onbrand.services import brands, generation_parameters, generations, job_queue
 from tests.conftest import Person
-from tests.ingress import Platform, upload
+from tools.harness.in_process_platform import Platform, upload
 
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 

@@ -1,4 +1,4 @@
-"""What a generation may ask for, and what it is told when it asks for too much: over HTTP, on a platform of its own."""
+"""The limits of a generation's parameters and their errors, over HTTP on a platform of its own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from onbrand.errors import InvalidInput, NotFound, TooManyRequests, Unavailable
 from onbrand.internal import generation
 from onbrand.services import models
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, serving
-from tests.receipts import CUT
+from tools.harness.in_process_platform import Platform, serving
+from tools.harness.receipts import CUT
 
 BASE = {"prompt": "photo of [brand] logo", "model_type": "sd15", "width": 64, "height": 64}
 DRAWN = {"prefer": "wait=20"}

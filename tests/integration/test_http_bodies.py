@@ -1,4 +1,4 @@
-"""Bodies over HTTP: credentials come before them, and what they may cost is known before they are looked at."""
+"""Request bodies over HTTP: credentials are checked first, and the size is limited before the body is parsed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from onbrand.api.authorization import UserRoute
 from onbrand.api.route import Route, asks_for
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
 from tests.integration.public_port import problem_of, routes_of
+from tools.harness.in_process_platform import Platform
 
 JSON = {"content-type": "application/json"}
 WITHOUT_CREDENTIAL = {

@@ -1,4 +1,4 @@
-"""HTTP as clients speak it: credentials before bodies, content types, odd bytes, HEAD, CORS, streams that are over."""
+"""HTTP details: credentials before bodies, content types, malformed bytes, HEAD, CORS, ended streams."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from onbrand.config import Limits
 from onbrand.errors import ConfigurationError
 from onbrand.services import imports
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform
 from tests.integration.public_port import problem_of, routes_of
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,6 @@ HALVES = [
 
 
 _PLACE = re.compile(r"\{[^}]+\}")
-FILE = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n'
 
 
 @pytest.mark.parametrize("body", HALVES, ids=repr)

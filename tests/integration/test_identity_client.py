@@ -1,4 +1,4 @@
-"""Keys, invitations and members by the SDK and by the command line, against the app behind uvicorn."""
+"""Keys, invitations and members by the SDK and by the command line, with the app behind uvicorn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import onbrand.client as sdk
 from onbrand.cli import main
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 Run = Callable[..., tuple[int, Any]]
 

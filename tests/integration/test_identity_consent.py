@@ -1,4 +1,4 @@
-"""Nobody is made a member: they accept, and an address counts when it is verified. Members leave when they like."""
+"""Nobody becomes a member without accepting, and an email address counts once verified. Members may leave any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onbrand.errors import ConfigurationError, Conflict, NotFound
 from onbrand.services import brands, identity, invitations, sessions
 from onbrand.services.oidc import Subject
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, MakeUser, Person, join
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Invitations, and that a brand keeps an admin however many hands pull at once."""
+"""Invitations, and that a brand keeps an admin under concurrent changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onbrand.db.session import Database
 from onbrand.errors import Conflict, Unavailable
 from onbrand.services import brands, invitations
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, Person, join
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tokens of an outside issuer, against a real one on loopback: its keys rotate, and it is impersonated in many ways."""
+"""Tokens of an external issuer, a real one on loopback: its keys rotate, and attackers impersonate it in many ways."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from onbrand.errors import ConfigurationError, Unauthenticated, Unavailable
 from onbrand.local import platform
 from onbrand.services.oidc import OidcIssuer
 from tests.conftest import PASSWORD, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 AUDIENCE = "onbrand-tests"
 

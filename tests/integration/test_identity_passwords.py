@@ -1,4 +1,4 @@
-"""Logging in tells nobody which addresses have accounts: the same words, after the same work."""
+"""Logging in does not reveal which addresses have accounts: the same response, after the same work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onbrand.errors import Unauthenticated
 from onbrand.services import passwords
 from onbrand.services.identity import TokenIssuer
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 SECRET = "s" * 64
 

@@ -1,4 +1,4 @@
-"""Sessions of pages over HTTP: the cookie, its end, and who else may make a browser send it."""
+"""Browser sessions over HTTP: the cookie, its end, and cross-site requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onbrand.app import create_app
 from onbrand.brand import Scope
 from onbrand.errors import Forbidden
 from tests.conftest import PASSWORD, BrandOfPeople, MakeBrand, Person
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 OURS = {"sec-fetch-site": "same-origin", "origin": "http://test"}
 

@@ -1,4 +1,4 @@
-"""A model's file over HTTP: the published one by a link, and the same adapter under kohya's names at once."""
+"""A model's file over HTTP: a link to the published file, and the same adapter with kohya's names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onbrand.db.logins import DatabaseUrls
 from onbrand.services import models
 from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 SECURITY = "onbrand.security"
 

@@ -1,4 +1,4 @@
-"""Importing another trainer's file: taken or refused at the door, made a model by its job, and nothing left of it."""
+"""Importing another trainer's file: the route accepts or refuses it, a job makes it a model, and no upload remains."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from onbrand.lora_names import ImportOptions
 from onbrand.storage.layout import import_file
 from onbrand.training import lora_import
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, weights
-from tests.numerics.bases import adapter_bytes, family_of
+from tools.harness.in_process_platform import Platform, weights
+from tools.harness.tiny_families import adapter_bytes, family_of
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The public port on loopback with a small app behind it: what reaches the app, and what never does."""
+"""The public port on loopback with a small app behind it: what reaches the app, and what does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public port and what surrounds a request's content: headers and chunks are counted before they cost."""
+"""The public port limits headers and chunks before they cost memory or time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public port under slow senders, slow readers and many at once: they are in the way of one another alone."""
+"""The public port with slow senders, slow readers and many connections: they delay only each other."""
 
 from __future__ import annotations
 

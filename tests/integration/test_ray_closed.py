@@ -1,4 +1,4 @@
-"""Onbrand starts on a closed Ray only: real clusters, with and without tokens."""
+"""Onbrand starts only on a Ray that requires tokens: real clusters, with and without tokens."""
 
 from __future__ import annotations
 

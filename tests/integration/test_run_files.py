@@ -1,4 +1,4 @@
-"""The file system of a run on a real S3, as Ray Train uses it: pyarrow on top, session credentials beneath."""
+"""A run's file system on a real S3, as Ray Train uses it: pyarrow with session credentials."""
 
 from __future__ import annotations
 

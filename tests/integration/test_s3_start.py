@@ -1,4 +1,4 @@
-"""What the start tries of an S3: all that is used, in one line what failed, and nothing left behind."""
+"""The check of an S3 at the start: it tries every operation in use, names a failure in one line, and leaves nothing."""
 
 from __future__ import annotations
 

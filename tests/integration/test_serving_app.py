@@ -1,6 +1,6 @@
-"""The real Serve applications on a private Ray: a brand's generation over HTTP, through handles, to stored pictures.
+"""The real Serve applications on a private Ray: a generation over HTTP, through handles, to stored pictures.
 
-The engine has two replicas that draw two rows at a time, so that routing shows.
+The engine has two replicas that draw two rows at a time, so that routing has an effect.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from onbrand.errors import ConfigurationError, NotFound
 from onbrand.internal.generation import RenderEvent
 from onbrand.serving.serve_generator import ServeGenerator
 from tests.conftest import PASSWORD
-from tests.integration.serving_house import House
-from tests.numerics.bases import adapter_bytes, base_of, family_of
+from tests.integration.serving_fixtures import ServingFixtures
+from tools.harness.tiny_families import adapter_bytes, base_of, family_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # Ray's and its libraries' own warnings
 
@@ -106,8 +106,8 @@ async def http(url) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def house(db, store, secrets, pictures) -> House:
-    return House(db, store, secrets, pictures)
+def fixtures(db, store, secrets, pictures) -> ServingFixtures:
+    return ServingFixtures(db, store, secrets, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ async def until_ended(http: httpx.AsyncClient, brand, headers: dict[str, str], g
     raise AssertionError(f"the generation is still {generation['status']}")
 
 
-async def test_a_member_gets_the_pictures_of_the_brands_model(http, house, make_brand, adapter):
+async def test_a_member_gets_the_pictures_of_the_brands_model(http, fixtures, make_brand, adapter):
     brand = await make_brand()
-    name = await house.publish(brand, adapter)
+    name = await fixtures.publish(brand, adapter)
     headers = await member_of(http, brand)
     drawn = await generate(http, brand, headers, model=name, num_images=2)
     assert (drawn["status"], [image["seed"] for image in drawn["images"]]) == ("completed", [7, 8])
@@ -150,19 +150,19 @@ async def test_a_member_gets_the_pictures_of_the_brands_model(http, house, make_
     assert receipt["brand_id"] == brand.id
 
 
-async def test_many_brands_at_once_each_get_their_own(http, house, make_brand):
+async def test_many_brands_at_once_each_get_their_own(http, fixtures, make_brand):
     """Every brand's picture is the one it gets alone, though all were asked for together."""
     brands = [await make_brand(f"brand{n}") for n in range(3)]
     everyone = [await member_of(http, brand) for brand in brands]
     names = [
-        await house.publish(brand, adapter_bytes(family_of("sd15"), rank=4 * n + 4, seed=n, strength=2.0))
+        await fixtures.publish(brand, adapter_bytes(family_of("sd15"), rank=4 * n + 4, seed=n, strength=2.0))
         for n, brand in enumerate(brands)
     ]
     asks = list(zip(brands, everyone, names, strict=True))
     together = await asyncio.gather(*(generate(http, brand, who, model=name) for brand, who, name in asks))
     alone = [await generate(http, brand, who, model=name) for brand, who, name in asks]
-    mixed = [await house.pixels(brand, drawn["id"]) for brand, drawn in zip(brands, together, strict=True)]
-    single = [await house.pixels(brand, drawn["id"]) for brand, drawn in zip(brands, alone, strict=True)]
+    mixed = [await fixtures.pixels(brand, drawn["id"]) for brand, drawn in zip(brands, together, strict=True)]
+    single = [await fixtures.pixels(brand, drawn["id"]) for brand, drawn in zip(brands, alone, strict=True)]
     for n in range(3):
         assert abs(mixed[n] - single[n]).max() <= 1
         assert all(abs(mixed[n] - single[m]).max() > 10 for m in range(3) if m != n)
@@ -226,21 +226,21 @@ async def where(brand, data: bytes) -> list[bool]:
     return [ours in said["slots"] for _, said in told]
 
 
-async def test_an_adapters_generations_go_to_one_replica(http, house, make_brand):
+async def test_an_adapters_generations_go_to_one_replica(http, fixtures, make_brand):
     """By lot, as Serve does it itself, that would happen once in 256 runs."""
     brand = await make_brand()
     headers = await member_of(http, brand)
     files = [adapter_bytes(family_of("sd15"), rank=4, seed=seed, preset="attention") for seed in range(40, 44)]
-    names = [await house.publish(brand, data) for data in files]
+    names = [await fixtures.publish(brand, data) for data in files]
     for name in names * 3:
         await generate(http, brand, headers, model=name, num_inference_steps=1)
     assert [sum(await where(brand, data)) for data in files] == [1] * len(files)
 
 
-async def test_a_clients_word_moves_no_generation(http, house, make_brand, adapter):
+async def test_a_clients_word_moves_no_generation(http, fixtures, make_brand, adapter):
     """Whatever a client names, the engine is asked by the id of the row."""
     brand = await make_brand()
-    name = await house.publish(brand, adapter)
+    name = await fixtures.publish(brand, adapter)
     headers = await member_of(http, brand)
     for n in range(4):
         named = {"serve_multiplexed_model_id": f"{n:024x}", "serve-multiplexed-model-id": f"{n:024x}"}
@@ -258,9 +258,9 @@ async def test_a_clients_multiplexing_header_is_dropped(http):
     assert (await http.get("/deaf", headers=hyphens)).text == "heard ''"
 
 
-async def test_a_replica_with_its_rows_taken_sends_the_adapters_next_elsewhere(http, house, make_brand, adapter):
+async def test_a_replica_with_its_rows_taken_sends_the_adapters_next_elsewhere(http, fixtures, make_brand, adapter):
     brand = await make_brand()
-    name = await house.publish(brand, adapter)
+    name = await fixtures.publish(brand, adapter)
     headers = await member_of(http, brand)
     begun = [await generate(http, brand, headers, wait=0, model=name, num_inference_steps=60, seed=n) for n in range(6)]
     ended = [await until_ended(http, brand, headers, generation) for generation in begun]
@@ -268,7 +268,7 @@ async def test_a_replica_with_its_rows_taken_sends_the_adapters_next_elsewhere(h
     assert await where(brand, adapter) == [True, True]
 
 
-async def test_a_cancel_finds_the_replica_that_draws(http, house, make_brand):
+async def test_a_cancel_finds_the_replica_that_draws(http, fixtures, make_brand):
     """Two at a time on two replicas: the rows are free again long before the row's own mark is read."""
     brand = await make_brand()
     headers = await member_of(http, brand)
@@ -281,7 +281,7 @@ async def test_a_cancel_finds_the_replica_that_draws(http, house, make_brand):
     assert {generation["status"] for generation in ended} == {"canceled"}
 
 
-async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, house, make_brand, served):
+async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, fixtures, make_brand, served):
     """By whoever has read its row: here with handles of another process than the ingress that asked."""
     brand, other = await make_brand(), await make_brand()
     headers = await member_of(http, brand)
@@ -336,7 +336,7 @@ async def test_a_client_that_goes_away_while_it_waits_frees_its_rows(http, url, 
     assert (await until_ended(http, brand, headers, rows[0]))["status"] == "canceled"
 
 
-async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, adapter):
+async def test_a_replica_that_dies_loses_no_generation(http, fixtures, make_brand, adapter):
     """Drawn again by its successor: the same picture for the same seed, though its receipt may tell of another slot.
 
     After all others: its successor takes a while to come.
@@ -344,7 +344,7 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     import ray
 
     brand = await make_brand()
-    name = await house.publish(brand, adapter)
+    name = await fixtures.publish(brand, adapter)
     headers = await member_of(http, brand)
     numbers = {"model": name, "num_inference_steps": 40}
     before = await generate(http, brand, headers, **numbers)
@@ -354,7 +354,7 @@ async def test_a_replica_that_dies_loses_no_generation(http, house, make_brand, 
     await asyncio.to_thread(ray.kill, drawing)
     ended = await until_ended(http, brand, headers, begun)
     assert (ended["status"], ended["error"]) == ("completed", None)
-    again, first = [await house.pixels(brand, drawn["id"]) for drawn in (ended, before)]
+    again, first = [await fixtures.pixels(brand, drawn["id"]) for drawn in (ended, before)]
     assert (again == first).all()
 
 

@@ -1,4 +1,4 @@
-"""What only a local directory can do wrong: links, dots, a full or read-only disk, a death in the middle of a write."""
+"""Failures of a local directory: links, dots, a full or read-only disk, and a crash during a write."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_really_full_disk_leaves_nothing_half_written(acme: BrandStore, object
     program = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from onbrand.config import Secrets, Settings\n"
+        "from onbrand.config import Settings\nfrom onbrand.secrets_file import Secrets\n"
         "from onbrand.errors import StorageError\n"
         "from onbrand.storage import layout\n"
         "from onbrand.storage.store import ObjectStore\n"

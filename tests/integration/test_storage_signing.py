@@ -1,4 +1,4 @@
-"""Links in the hands of a stranger, on a local directory and on a real S3: good for what was signed, nothing else."""
+"""Links in the hands of a stranger, on a local directory and on a real S3, allow what was signed and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One contract of a store, run on a local directory and on a real S3."""
+"""The contract of a store, tested on a local directory and on a real S3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`training-jobs:check` over HTTP and by the SDK: what is found, for whom, and that nothing is changed."""
+"""`training-jobs:check` over HTTP and by the SDK: its findings, its permissions, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import ImageFilter
 import onbrand.client as sdk
 from onbrand.storage.layout import Key
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, upload
-from tests.unit.test_storage_features import file_of, scene
+from tests.unit.test_sandbox_image_features import file_of, scene
+from tools.harness.in_process_platform import Platform, upload
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Rows become trained, published adapters, whatever dies on the way: real Ray, database, store and internal routes."""
+"""Jobs become published adapters, whatever process fails: real Ray, database, store and internal routes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.integration.training_cluster import (
     running_cluster,
 )
 from tests.integration.training_s3 import CANARY, PREFIX, SECRET_VARIABLES, objects_of, runs_on_s3, secrets_seen_by
-from tests.numerics.bases import adapter_bytes, family_of
+from tools.harness.tiny_families import adapter_bytes, family_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
@@ -66,7 +66,7 @@ async def owner(cluster: Cluster, make_brand, pictures) -> Owner:
 async def test_whatever_dies_and_however_many_share_the_work_the_adapter_has_the_same_bits(cluster, owner, secrets):
     """One test, for the runs share the machine: first the worker killed, then the driver; two workers, undisturbed.
 
-    (One worker, undisturbed, against two: `test_training_loop`.)
+    (One worker, undisturbed, against two: `test_training_trainer`.)
     """
     job_ids = [await owner.create(), await owner.create(num_workers=2)]
     killed, _ = job_ids
@@ -113,7 +113,7 @@ async def test_a_task_of_ray_finds_no_secret_in_its_environment(cluster):
 
 @pytest.mark.long
 async def test_a_run_out_of_memory_goes_on_from_its_checkpoint_one_step_more_thrifty_and_says_so(cluster, owner):
-    """With as many workers as there is room for, up to two, which all go the same way. See `starved/`."""
+    """With as many workers as there is room for, up to two, which all go the same way. See `oom_injection/`."""
     job_id = await owner.create(sample_every=49, num_workers=[1, 2])
     job = await owner.until(job_id, is_completed)
     assert job.metrics["memory"] == {"way": "1 row at a time", "steps_down": 1}

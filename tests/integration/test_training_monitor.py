@@ -1,4 +1,4 @@
-"""What a training shows: its course in so many points, its log in our own words, samples beside the base's, events."""
+"""The monitor of a training: a bounded number of points, log lines, samples with the base's, events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onbrand.client as sdk
 from onbrand.internal.log_lines import Line
 from onbrand.services import logs, training_worker
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, upload, weights
+from tools.harness.in_process_platform import Platform, upload, weights
 
 FACTS = {"rank": 4, "trigger_word": "zilgo", "base_revision": "r"}
 

@@ -1,4 +1,4 @@
-"""A range of workers on a cluster whose nodes come and go: a notice, a node lost, one that joins. `-m long`."""
+"""A range of workers on a cluster with changing nodes: a preemption notice, a lost node, a new node. `-m long`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dispatcher on real rows, with a provider that only remembers: each tick begins from the table."""
+"""The dispatcher with real rows and a provider that only records calls: each tick starts from the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cursors and addresses with characters that no text of ours has are refused, and never a fault."""
+"""Cursors and addresses with characters that PostgreSQL cannot store are refused, without a server error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onbrand.errors import InvalidInput
 from onbrand.services.identity import must_be_email
 from tests.conftest import PASSWORD, MakeBrand
-from tests.ingress import Platform
+from tools.harness.in_process_platform import Platform
 
 LISTS = (
     "models",

@@ -1,4 +1,4 @@
-"""Files that go straight to the store, on a directory and on a real S3: announced, sent, checked, made anew, swept."""
+"""Uploads straight to the store, on a directory and on a real S3: announced, sent, checked, re-encoded, cleaned up."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from onbrand.db.session import Database
 from onbrand.secrets_file import Secrets
 from onbrand.storage.layout import Key, incoming_file
 from tests.conftest import BrandOfPeople, MakeBrand
-from tests.ingress import Platform, serving
 from tests.stores import settings_of
+from tools.harness.in_process_platform import Platform, serving
 
 Draw = Callable[..., bytes]
 A_PAGE = {"kind": "document", "content_type": "text/markdown", "filename": "a.md"}

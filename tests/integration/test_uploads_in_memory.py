@@ -1,4 +1,4 @@
-"""What is uploaded lies on disk until its turn, one file at a time is in memory, and bytes under way are bounded."""
+"""Uploads stay on disk until their turn, one file at a time is in memory, and bytes in progress are bounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.services import asset_checks
 from tests.conftest import MakeBrand
-from tests.ingress import Platform, weights
+from tools.harness.in_process_platform import Platform, weights
 
 Draw = Callable[..., bytes]
 

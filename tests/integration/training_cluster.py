@@ -1,4 +1,4 @@
-"""A private Ray with a dispatcher and the internal routes beside it, and a member of a brand who trains on it."""
+"""A private Ray with a dispatcher and the internal routes, and a member of a brand who trains on it."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ async def running_cluster(
     await fail_all_open_jobs(db)
     before = dict(os.environ)
     neighbours = frozenset(children(os.getpid()))
-    starved = Path(__file__).parent / "starved"
-    ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(starved)})
+    injection = Path(__file__).parent / "oom_injection"
+    ray_head = RayHead(folder, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(injection)})
     server = uvicorn.Server(uvicorn.Config(create_system_app(known, secrets, db, store), port=port, log_level="error"))
     try:
         ray_head.launch()

@@ -1,4 +1,4 @@
-"""Jobs that earlier tests left open, out of a dispatcher's way."""
+"""Fails the jobs that earlier tests left open, so that a dispatcher does not start them."""
 
 from onbrand.brand import Ticket
 from onbrand.db.session import Database

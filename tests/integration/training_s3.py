@@ -1,4 +1,4 @@
-"""Runs of a cluster on a real S3, by processes that hold no key; and what secrets stand in whose environment."""
+"""Runs of a cluster on a real S3, by processes without keys, and a search for secrets in their environments."""
 
 from __future__ import annotations
 

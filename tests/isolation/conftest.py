@@ -1,4 +1,4 @@
-"""Two brands with one of everything in the first, and personas who try things on it, each try rolled back."""
+"""Two brands, the first with one object of every kind, and personas whose statements are rolled back."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from onbrand.services import (
     uploads,
 )
 from tests.conftest import BrandOfPeople, join
-from tests.receipts import receipt_of
 from tests.signing import become, forge
 from tests.small_adapter import FACTS, safetensors
 from tests.stored_assets import store_assets
+from tools.harness.receipts import receipt_of
 
 UNSIGNED = ("forged_admin", "forged_ticket")
 RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 
 
 @dataclass(frozen=True)
-class World:
+class SqlFixtures:
     """The ids of ACME's things by name, as statements use them; `claims` by persona."""
 
     ids: dict[str, str]
@@ -67,20 +67,20 @@ class Tries:
     `outcome` is what a statement comes to: `none`, `refused`, `rows`, or `last_admin`.
     """
 
-    def __init__(self, web: psycopg.Connection, system: psycopg.Connection, world: World) -> None:
+    def __init__(self, web: psycopg.Connection, system: psycopg.Connection, fixtures: SqlFixtures) -> None:
         self._logins = {"web": web, "system": system}
-        self._world = world
+        self._fixtures = fixtures
 
     def outcome(self, persona: str, statement: str) -> str:
-        login, role, claims = self._world.claims[persona]
+        login, role, claims = self._fixtures.claims[persona]
         connection = self._logins[login]
         try:
             with connection.transaction(force_rollback=True):
                 if persona in UNSIGNED:
                     forge(connection, str(role), claims)
                 elif role is not None:
-                    become(connection, self._world.signer, role, **claims)
-                done = connection.execute(self._world.composed(statement, persona))
+                    become(connection, self._fixtures.signer, role, **claims)
+                done = connection.execute(self._fixtures.composed(statement, persona))
                 return "rows" if done.rowcount > 0 else "none"
         except psycopg.errors.InsufficientPrivilege:
             return "refused"
@@ -107,7 +107,7 @@ def _a_picture(brand_id: str, sha256: str, data: bytes) -> tuple[Any, ...]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def world(database, db, store, make_brand, make_user, pictures, secrets) -> World:
+async def fixtures(database, db, store, make_brand, make_user, pictures, secrets) -> SqlFixtures:
     """Made once, through the services."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, newcomer, member3 = [await make_user(name) for name in ("removed", "newcomer", "member3")]
@@ -226,11 +226,11 @@ async def world(database, db, store, make_brand, make_user, pictures, secrets) -
         "dispatcher": ("system", "onbrand_dispatcher", {}),
         "system_no_role": ("system", None, {}),
     }
-    return World(ids, claims, ClaimsSigner(secrets.claims))
+    return SqlFixtures(ids, claims, ClaimsSigner(secrets.claims))
 
 
 @pytest.fixture(scope="session")
-def tries(database, world: World) -> Iterator[Tries]:
+def tries(database, fixtures: SqlFixtures) -> Iterator[Tries]:
     """Tries of any persona."""
     with psycopg.connect(database.web_url) as web, psycopg.connect(database.system_url) as system:
-        yield Tries(web, system, world)
+        yield Tries(web, system, fixtures)

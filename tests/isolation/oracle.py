@@ -1,8 +1,8 @@
-"""What somebody who may run SQL with the web login can see of a condition on rows behind the wall, beside the rows.
+"""Side channels: what the web login can learn about another brand's rows by SQL conditions, besides reading them.
 
-A probe is a condition that holds for a row of ACME, and its twin, which does not. A channel is what one sees of a
-statement without any of ACME's rows: how it is planned and executed, what the statistics count, whether it fails, how
-long it takes. A channel in which a probe and its twin differ tells one bit of another brand's row.
+A probe is a pair of conditions: one holds for a row of ACME, its twin does not. A channel is an observation of a
+statement that returns none of ACME's rows: its plan, its execution, statistics, errors, or time. A channel that differs
+between the two reveals one bit of another brand's row.
 """
 
 from __future__ import annotations
@@ -20,10 +20,6 @@ import psycopg
 SECRET = "photo of an unannounced perfume"
 TABLE_STATISTICS = (
     "select relname, seq_scan, seq_tup_read, idx_scan, idx_tup_fetch from pg_stat_xact_user_tables order by 1"
-)
-INDEX_STATISTICS = (
-    "select indexrelname, idx_scan, idx_tup_read, idx_tup_fetch from pg_stat_user_indexes"
-    " where schemaname in ('app', 'storage', 'audit') order by 1"
 )
 _NOT_SEEN = ("Cond", "Filter", "Output", "Planning", "Sort Key", "Cache Key")
 """Parts of a plan that repeat the statement's own text, and how much of the catalogue was in memory."""

@@ -1,4 +1,4 @@
-"""Weights on their way to the engine: whose they are and what they are is checked wherever they come from."""
+"""Weights on their way to the engine: owner and content are checked, whatever place they come from."""
 
 from __future__ import annotations
 

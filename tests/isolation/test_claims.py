@@ -1,4 +1,4 @@
-"""Claims that the platform did not sign, or signed for something else, reach nothing."""
+"""Claims that the platform did not sign, or signed for another purpose, give no access."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.signing import SET, become, forge, stamp_of
 MODELS = "select id from app.models"
 
 
-def claims_of_admin(world) -> dict[str, str]:
-    return {"sub": world.ids["admin"], "brand_id": world.ids["brand"]}
+def claims_of_admin(fixtures) -> dict[str, str]:
+    return {"sub": fixtures.ids["admin"], "brand_id": fixtures.ids["brand"]}
 
 
 Signed = Callable[[str], tuple[str, ...]]
@@ -31,14 +31,14 @@ def models_seen(connection: psycopg.Connection, role: str, signed: Signed) -> in
         return len(connection.execute(MODELS).fetchall())
 
 
-def as_admin(world, signer: ClaimsSigner | None = None, role: str = "authenticated") -> Signed:
+def as_admin(fixtures, signer: ClaimsSigner | None = None, role: str = "authenticated") -> Signed:
     """What the platform, or another key, signs for ACME's admin."""
-    return lambda stamp: (signer or world.signer).sign(role, claims_of_admin(world), stamp)
+    return lambda stamp: (signer or fixtures.signer).sign(role, claims_of_admin(fixtures), stamp)
 
 
-def test_what_the_platform_signs_is_believed(database, world):
+def test_what_the_platform_signs_is_believed(database, fixtures):
     with psycopg.connect(database.web_url) as connection:
-        assert models_seen(connection, "authenticated", as_admin(world)) == 1
+        assert models_seen(connection, "authenticated", as_admin(fixtures)) == 1
 
 
 def moved(scope: str, ids: dict[str, str], name: str, other: str) -> str:
@@ -58,47 +58,47 @@ FORGERIES: dict[str, Callable[[str, str, str, dict[str, str]], tuple[str, str, s
 
 @pytest.mark.parametrize("how", FORGERIES)
 @pytest.mark.parametrize("whose", ["admin", "other_member"])
-def test_what_was_changed_after_it_was_signed_shows_nothing(how: str, whose: str, database, world):
-    brand = world.ids["brand" if whose == "admin" else "other_brand"]
+def test_what_was_changed_after_it_was_signed_shows_nothing(how: str, whose: str, database, fixtures):
+    brand = fixtures.ids["brand" if whose == "admin" else "other_brand"]
 
     def forged(stamp: str) -> tuple[str, ...]:
-        signed = world.signer.sign("authenticated", {"sub": world.ids[whose], "brand_id": brand}, stamp)
-        changed = FORGERIES[how](*signed, world.ids)
+        signed = fixtures.signer.sign("authenticated", {"sub": fixtures.ids[whose], "brand_id": brand}, stamp)
+        changed = FORGERIES[how](*signed, fixtures.ids)
         return changed if changed != signed else ("", "", "")
 
     with psycopg.connect(database.web_url) as connection:
         assert models_seen(connection, "authenticated", forged) == 0
 
 
-def test_another_key_shows_nothing(database, world):
+def test_another_key_shows_nothing(database, fixtures):
     other, named_alike = ClaimsSigner("ab" * 32), ClaimsSigner("ab" * 32)
-    named_alike.key_id = world.signer.key_id
+    named_alike.key_id = fixtures.signer.key_id
     with psycopg.connect(database.web_url) as connection:
         for signer in (other, named_alike):
-            assert models_seen(connection, "authenticated", as_admin(world, signer)) == 0
+            assert models_seen(connection, "authenticated", as_admin(fixtures, signer)) == 0
 
 
-def test_claims_that_were_signed_for_another_role_show_nothing(database, world):
+def test_claims_that_were_signed_for_another_role_show_nothing(database, fixtures):
     with psycopg.connect(database.web_url) as connection:
-        assert models_seen(connection, "authenticated", as_admin(world, role="anon")) == 0
+        assert models_seen(connection, "authenticated", as_admin(fixtures, role="anon")) == 0
 
 
 @pytest.mark.parametrize("where", ["the next one", "another connection's"])
-def test_claims_of_another_transaction_show_nothing(where: str, database, world):
+def test_claims_of_another_transaction_show_nothing(where: str, database, fixtures):
     """Who saw somebody's claims, or one's own of another brand, cannot use them in a transaction of their own."""
     with psycopg.connect(database.web_url) as first, psycopg.connect(database.web_url) as second:
         with first.transaction():
-            signed = as_admin(world)(stamp_of(first))
+            signed = as_admin(fixtures)(stamp_of(first))
             if where == "another connection's":
                 assert models_seen(second, "authenticated", lambda _: signed) == 0
         assert models_seen(first, "authenticated", lambda _: signed) == 0
 
 
-def test_claims_that_change_within_a_statement_are_not_believed(database, world):
+def test_claims_that_change_within_a_statement_are_not_believed(database, fixtures):
     with psycopg.connect(database.web_url) as one, psycopg.connect(database.web_url) as connection:
-        text, scope, _ = as_admin(world)(stamp_of(one))
+        text, scope, _ = as_admin(fixtures)(stamp_of(one))
         with connection.transaction(force_rollback=True):
-            become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
+            become(connection, fixtures.signer, sub=fixtures.ids["other_member"], brand_id=fixtures.ids["other_brand"])
             seen = connection.execute(
                 "select x.id from (select set_config('request.jwt.claims', %s, true),"
                 " set_config('request.scope', %s, true) offset 0) s (a, b)"
@@ -114,7 +114,7 @@ async def test_a_platform_whose_key_the_database_does_not_know_is_told_at_its_st
         await Database.open(database.web_url, claims_key="ab" * 32)
 
 
-async def test_a_key_is_replaced_while_the_one_before_is_in_use(database, secrets, world):
+async def test_a_key_is_replaced_while_the_one_before_is_in_use(database, secrets, fixtures):
     install_key(database.owner_url, "ab" * 32)
     try:
         for key in (secrets.claims, "ab" * 32):
@@ -149,24 +149,24 @@ def test_a_stolen_web_login_makes_no_account_and_counts_no_attempt(statement: st
             connection.execute(statement)
 
 
-def test_a_stolen_web_login_reads_no_password_hash(database, world):
+def test_a_stolen_web_login_reads_no_password_hash(database, fixtures):
     statement = "select password_hash from private.find_login(%s)"
     with psycopg.connect(database.web_url) as connection:
-        asked = {"asks": ["find_login", world.ids["member_email"]]}
-        become(connection, world.signer, "anon", **asked)
-        assert len(connection.execute(statement, [world.ids["member_email"]]).fetchall()) == 1
+        asked = {"asks": ["find_login", fixtures.ids["member_email"]]}
+        become(connection, fixtures.signer, "anon", **asked)
+        assert len(connection.execute(statement, [fixtures.ids["member_email"]]).fetchall()) == 1
         for forged in (
             forge,
-            lambda c, role, _: become(c, world.signer, role, asks=["find_login", "other@example.com"]),
+            lambda c, role, _: become(c, fixtures.signer, role, asks=["find_login", "other@example.com"]),
         ):
             forged(connection, "anon", asked)
             with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
-                connection.execute(statement, [world.ids["member_email"]])
+                connection.execute(statement, [fixtures.ids["member_email"]])
 
 
-def test_a_stolen_system_login_sees_no_queue(database, world):
+def test_a_stolen_system_login_sees_no_queue(database, fixtures):
     with psycopg.connect(database.system_url) as connection:
-        become(connection, world.signer, "onbrand_dispatcher")
+        become(connection, fixtures.signer, "onbrand_dispatcher")
         assert connection.execute("select * from private.queue()").fetchall()
         forge(connection, "onbrand_dispatcher", {})
         assert connection.execute("select * from private.queue()").fetchall() == []
@@ -188,11 +188,11 @@ ASKED = {
 
 @pytest.mark.parametrize("statement", ASKED)
 @pytest.mark.parametrize("asks", ["nothing", "something else"])
-def test_an_injected_statement_gives_its_user_nothing_that_lasts(statement: str, asks: str, database, world):
+def test_an_injected_statement_gives_its_user_nothing_that_lasts(statement: str, asks: str, database, fixtures):
     """No session of a page with a cookie of its own choice, no address that counts as verified."""
-    claims = {"sub": world.ids["member"]} | ({} if asks == "nothing" else {"asks": ASKED[statement]})
+    claims = {"sub": fixtures.ids["member"]} | ({} if asks == "nothing" else {"asks": ASKED[statement]})
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world.signer, **claims)
+        become(connection, fixtures.signer, **claims)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(statement)
 
@@ -209,9 +209,9 @@ LEFT = {
 
 
 @pytest.mark.parametrize("what", LEFT)
-async def test_nothing_stays_on_a_connection(what: str, database, world, secrets):
+async def test_nothing_stays_on_a_connection(what: str, database, fixtures, secrets):
     db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
-    here = Scope(world.ids["member"], within=world.ids["brand"])
+    here = Scope(fixtures.ids["member"], within=fixtures.ids["brand"])
     state = (
         "select (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) as locks,"
         " (select count(*) from pg_cursors where is_holdable) as cursors,"
@@ -229,39 +229,39 @@ async def test_nothing_stays_on_a_connection(what: str, database, world, secrets
     await db.close()
 
 
-async def test_a_statement_that_stands_in_for_one_of_ours_meets_nobody(database, world, secrets):
+async def test_a_statement_that_stands_in_for_one_of_ours_meets_nobody(database, fixtures, secrets):
     db = await Database.open(database.web_url, claims_key=secrets.claims, pool=(1, 1))
-    here = Scope(world.ids["member"], within=world.ids["brand"])
+    here = Scope(fixtures.ids["member"], within=fixtures.ids["brand"])
     question = "select id from app.models where brand_id = %s"
     for _ in range(8):  # prepared by now
         async with db.user_session(here) as session:
-            assert await session.all(question, [world.ids["brand"]])
+            assert await session.all(question, [fixtures.ids["brand"]])
     async with db.user_session(here) as session:
         name = (await session.one("select min(name) as name from pg_prepared_statements"))["name"]
         await session.run(f'deallocate "{name}"')
         await session.run(f"prepare \"{name}\" (text) as select set_config('stolen.text', $1, false) as id")
     async with db.user_session(here) as session:
-        assert [row["id"] for row in await session.all(question, [world.ids["brand"]])] == [world.ids["model"]]
+        assert [row["id"] for row in await session.all(question, [fixtures.ids["brand"]])] == [fixtures.ids["model"]]
     await db.close()
 
 
-def test_nobody_computes_the_key_of_a_lock(database, owner, world):
+def test_nobody_computes_the_key_of_a_lock(database, owner, fixtures):
     """Without the seed, a login neither takes the lock of a brand nor sees who holds one."""
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world.signer, sub=world.ids["member"], brand_id=world.ids["brand"])
-        connection.execute("select private.lock_brand('members', %s)", [world.ids["brand"]])
+        become(connection, fixtures.signer, sub=fixtures.ids["member"], brand_id=fixtures.ids["brand"])
+        connection.execute("select private.lock_brand('members', %s)", [fixtures.ids["brand"]])
         held = connection.execute(
             "select ((classid::bigint << 32) | objid::bigint) = hashtextextended('members:' || %s, 0) from pg_locks"
             " where locktype = 'advisory' and pid = pg_backend_pid()",
-            [world.ids["brand"]],
+            [fixtures.ids["brand"]],
         ).fetchall()
     assert held == [(False,)]
 
 
-def test_a_stranger_holds_no_lock_of_a_brand(database, world):
+def test_a_stranger_holds_no_lock_of_a_brand(database, fixtures):
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
-        connection.execute("select private.lock_brand('members', %s)", [world.ids["brand"]])
+        become(connection, fixtures.signer, sub=fixtures.ids["other_member"], brand_id=fixtures.ids["other_brand"])
+        connection.execute("select private.lock_brand('members', %s)", [fixtures.ids["brand"]])
         mine = "select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
         assert connection.execute(mine).fetchall() == []
 
@@ -276,10 +276,10 @@ def test_a_stranger_holds_no_lock_of_a_brand(database, world):
         "select private.next_number({brand}, 'a series of one''s own', 1)",
     ],
 )
-def test_a_member_records_and_counts_what_members_do(statement: str, database, world):
+def test_a_member_records_and_counts_what_members_do(statement: str, database, fixtures):
     with psycopg.connect(database.web_url) as connection:
-        become(connection, world.signer, sub=world.ids["member"], brand_id=world.ids["brand"])
+        become(connection, fixtures.signer, sub=fixtures.ids["member"], brand_id=fixtures.ids["brand"])
         with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
-            connection.execute(sql.SQL(statement).format(brand=sql.Literal(world.ids["brand"])))
-        connection.execute("select private.next_number(%s, 'asset:logo', 1)", [world.ids["brand"]])
-        connection.execute("select private.record(%s, 'asset.upload', '{\"asset_id\": 1}')", [world.ids["brand"]])
+            connection.execute(sql.SQL(statement).format(brand=sql.Literal(fixtures.ids["brand"])))
+        connection.execute("select private.next_number(%s, 'asset:logo', 1)", [fixtures.ids["brand"]])
+        connection.execute("select private.record(%s, 'asset.upload', '{\"asset_id\": 1}')", [fixtures.ids["brand"]])

@@ -1,4 +1,4 @@
-"""The proof of the proof: with one line of Onbrand broken at a time, this suite must fail every time."""
+"""With one line of Onbrand broken at a time, the isolation suite must fail each time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.isolation.check_counter import CheckCounter
 from tests.isolation.faults.catalogue import AREAS, SOME, BadCatalogue, Fault, read_catalogue, some
 from tests.isolation.faults.trial import Story
-from tests.isolation.tally import Tally
 
 
 def test_there_are_enough_faults_of_every_area() -> None:
@@ -38,7 +38,7 @@ def test_a_fault_whose_text_is_gone_is_told() -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_the_suite_catches_every_fault(repository: Path, tally: Tally) -> None:
+def test_the_suite_catches_every_fault(repository: Path, check_counter: CheckCounter) -> None:
     """A part of every area; `make prove-wall` says it of all, line by line (ONBRAND_TEST_ALL_FAULTS=1: here too)."""
     part = [] if os.environ.get("ONBRAND_TEST_ALL_FAULTS") else ["--some"]
     own = {name: value for name, value in os.environ.items() if not name.startswith(("ONBRAND_", "PYTEST_"))}
@@ -55,7 +55,7 @@ def test_the_suite_catches_every_fault(repository: Path, tally: Tally) -> None:
     missed = [line for line in done.stdout.splitlines() if line.startswith(("SURVIVED", "BROKEN"))]
     assert (missed, found[1]) == ([], found[2])
     assert done.returncode == 0, done.stdout[:500]
-    tally.lines.append(found[0])
+    check_counter.lines.append(found[0])
 
 
 def story(**said: object) -> Story:

@@ -1,4 +1,4 @@
-"""A user's token is refused when it is forged, expired, incomplete, or made for something else."""
+"""A user's token is refused if it is forged, expired, incomplete, or issued for another purpose."""
 
 from __future__ import annotations
 

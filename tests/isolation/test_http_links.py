@@ -1,4 +1,4 @@
-"""Signed links are bearer tokens: bound to one key, one method and a short life; what they serve runs nothing."""
+"""Signed links are bearer tokens for one key and one method, with a short life. Their content is never executed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import pytest
 from onbrand.storage.layout import Key, incoming_file
 from onbrand.storage.links import sign_link
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform
-from tests.isolation import world as worlds
-from tests.isolation.world import World
+from tests.isolation.fixtures import Draw, Fixtures, build_fixtures
+from tools.harness.in_process_platform import Platform
 
 
 @pytest.fixture(scope="module")
-async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
-    return await worlds.build(platform, make_brand, make_user, pictures)
+async def fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
+    return await build_fixtures(platform, make_brand, make_user, pictures)
 
 
 @pytest.fixture
@@ -31,9 +30,9 @@ async def nobody(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-async def link(world: World) -> str:
-    async with world.client("member") as client:
-        path = f"/v1/brands/{world.acme.id}/assets/{world.things['asset']}/content"
+async def link(fixtures: Fixtures) -> str:
+    async with fixtures.client("member") as client:
+        path = f"/v1/brands/{fixtures.acme.id}/assets/{fixtures.things['asset']}/content"
         return str((await client.get(path)).json()["url"])
 
 
@@ -53,11 +52,11 @@ async def test_a_known_file_is_not_sent_again(nobody: httpx.AsyncClient, link: s
     assert (answer.status_code, answer.content) == (304, b"")
 
 
-async def test_any_change_to_a_link_is_refused(nobody: httpx.AsyncClient, world: World, link: str) -> None:
+async def test_any_change_to_a_link_is_refused(nobody: httpx.AsyncClient, fixtures: Fixtures, link: str) -> None:
     expires = parse_qs(urlsplit(link).query)["expires"][0]
     changed = {
         "another file of the brand": link.replace("other-001", "other-002"),
-        "another brand": link.replace(world.acme.id, world.globex.id),
+        "another brand": link.replace(fixtures.acme.id, fixtures.globex.id),
         "another bucket": link.replace("training-data", "models"),
         "a later end": link.replace(expires, str(int(expires) + 1000)),
         "another signature": link[:-2] + ("AA" if link[-2:] != "AA" else "BB"),
@@ -75,8 +74,8 @@ async def test_a_link_to_get_does_nothing_else(nobody: httpx.AsyncClient, link: 
     assert (await nobody.request(method, link)).status_code == status
 
 
-async def test_a_link_to_head_tells_the_size_only(nobody: httpx.AsyncClient, world: World, link: str) -> None:
-    platform = world.platform
+async def test_a_link_to_head_tells_the_size_only(nobody: httpx.AsyncClient, fixtures: Fixtures, link: str) -> None:
+    platform = fixtures.platform
     bucket, name = urlsplit(link).path.removeprefix("/v1/files/").split("/", 1)
     url = sign_link(Key(bucket, name), "HEAD", 60, platform.secrets.links, platform.url)  # type: ignore[arg-type]
     answer = await nobody.head(url)
@@ -92,17 +91,17 @@ async def test_a_link_that_has_expired_is_refused(
     assert (await nobody.get(link)).status_code == 401
 
 
-async def test_a_good_link_to_what_is_gone_is_404(nobody: httpx.AsyncClient, world: World) -> None:
-    platform = world.platform
-    key = Key("training-data", f"{world.acme.id}/logo-999.png")
+async def test_a_good_link_to_what_is_gone_is_404(nobody: httpx.AsyncClient, fixtures: Fixtures) -> None:
+    platform = fixtures.platform
+    key = Key("training-data", f"{fixtures.acme.id}/logo-999.png")
     answer = await nobody.get(sign_link(key, "GET", 60, platform.secrets.links, platform.url))
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_what_was_sent_is_not_served_even_by_a_good_link(nobody: httpx.AsyncClient, world: World) -> None:
-    platform = world.platform
-    key = incoming_file("training-data", world.acme.id, world.things["upload"])
-    assert platform.store.brand(world.acme.id).exists(key)
+async def test_what_was_sent_is_not_served_even_by_a_good_link(nobody: httpx.AsyncClient, fixtures: Fixtures) -> None:
+    platform = fixtures.platform
+    key = incoming_file("training-data", fixtures.acme.id, fixtures.things["upload"])
+    assert platform.store.brand(fixtures.acme.id).exists(key)
     answer = await nobody.get(sign_link(key, "GET", 60, platform.secrets.links, platform.url))
     assert answer.status_code == 404
 
@@ -116,48 +115,53 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("path", LOOKS)
-async def test_each_link_that_is_made_is_one_line_of_the_record(world: World, path: str) -> None:
+async def test_each_link_that_is_made_is_one_line_of_the_record(fixtures: Fixtures, path: str) -> None:
     action, name, thing = LOOKS[path]
     if thing == "job":
-        ticket = world.acme.ticket(world.things["job"])
-        async with world.platform.system(ticket) as worker:
+        ticket = fixtures.acme.ticket(fixtures.things["job"])
+        async with fixtures.platform.system(ticket) as worker:
             await worker.report(progress=1)
-            await worker.add_sample(1, 0, world.picture(), "image/png")
-    before = await lines(world)
-    async with world.client("member2") as client:
-        answer = await client.get(f"/v1/brands/{world.acme.id}/{path.format(**world.things)}")
+            await worker.add_sample(1, 0, fixtures.picture(), "image/png")
+    before = await lines(fixtures)
+    async with fixtures.client("member2") as client:
+        answer = await client.get(f"/v1/brands/{fixtures.acme.id}/{path.format(**fixtures.things)}")
     assert answer.status_code == 200, answer.text
-    (line,) = (await lines(world))[len(before) :]
+    (line,) = (await lines(fixtures))[len(before) :]
     assert line["action"] == action
-    assert line["detail"] == {name: world.things[thing], "num_links": 1}
-    assert line["user_id"] == world.acme.member2.user_id
+    assert line["detail"] == {name: fixtures.things[thing], "num_links": 1}
+    assert line["user_id"] == fixtures.acme.member2.user_id
 
 
-async def test_a_link_that_is_refused_is_no_line(world: World) -> None:
-    before = await lines(world)
+async def test_a_link_that_is_refused_is_no_line(fixtures: Fixtures) -> None:
+    before = await lines(fixtures)
     for persona in ("removed", "other_admin", "anonymous"):
-        async with world.client(persona) as client:
-            await client.get(f"/v1/brands/{world.acme.id}/models/{world.things['model']}/download")
-    assert await lines(world) == before
+        async with fixtures.client(persona) as client:
+            await client.get(f"/v1/brands/{fixtures.acme.id}/models/{fixtures.things['model']}/download")
+    assert await lines(fixtures) == before
 
 
-async def lines(world: World) -> list[dict[str, Any]]:
+async def lines(fixtures: Fixtures) -> list[dict[str, Any]]:
     """ACME's record."""
-    async with world.platform.db.user_session(world.acme.admin.scope) as session:
+    async with fixtures.platform.db.user_session(fixtures.acme.admin.scope) as session:
         query = "select user_id, action, detail from audit.events where brand_id = %s order by seq"
-        return await session.all(query, [world.acme.id])
+        return await session.all(query, [fixtures.acme.id])
 
 
-async def test_weights_are_saved_and_never_shown(nobody: httpx.AsyncClient, world: World) -> None:
-    async with world.client("member") as client:
-        path = f"/v1/brands/{world.acme.id}/models/{world.things['model']}/download"
+async def test_weights_are_saved_and_never_shown(nobody: httpx.AsyncClient, fixtures: Fixtures) -> None:
+    async with fixtures.client("member") as client:
+        path = f"/v1/brands/{fixtures.acme.id}/models/{fixtures.things['model']}/download"
         url = (await client.get(path)).json()["url"]
     answer = await nobody.get(url)
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"].startswith("attachment")
 
 
-async def test_raw_store_keys_open_nothing(nobody: httpx.AsyncClient, world: World) -> None:
-    for name in (f"{world.acme.id}/logo-001.png", "../secrets.json", "%2e%2e/secrets.json", "..%2f..%2fsecrets.json"):
+async def test_raw_store_keys_open_nothing(nobody: httpx.AsyncClient, fixtures: Fixtures) -> None:
+    for name in (
+        f"{fixtures.acme.id}/logo-001.png",
+        "../secrets.json",
+        "%2e%2e/secrets.json",
+        "..%2f..%2fsecrets.json",
+    ):
         answer = await nobody.get(f"/v1/files/training-data/{name}")
         assert answer.status_code in (401, 404), name

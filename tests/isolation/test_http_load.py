@@ -1,7 +1,7 @@
-"""Twenty brands at once on three connections: what one brand gets never has a row, a picture or an event of another.
+"""Twenty brands at once on three connections: no brand gets a row, a picture or an event of another brand.
 
-`ONBRAND_TEST_LOAD_REQUESTS=10000 pytest tests/isolation/test_http_load.py` for as many requests as are asked for;
-without it there are fewer. `ONBRAND_TEST_LOAD_SEED` deals other cards.
+`ONBRAND_TEST_LOAD_REQUESTS=10000` sets the number of requests; the default is smaller. `ONBRAND_TEST_LOAD_SEED` sets
+the random seed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from onbrand.db.logins import DatabaseUrls
 from onbrand.db.session import Database, Session
 from onbrand.secrets_file import Secrets
 from tests.conftest import MakeBrand
-from tests.ingress import Platform, serving
-from tests.isolation.crowd import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
+from tests.isolation.many_brands import ACTIONS, Eyes, MarkingGenerator, Visitor, mark, mingle, painted, settle
+from tools.harness.in_process_platform import Platform, serving
 
 NUM_REQUESTS = int(os.environ.get("ONBRAND_TEST_LOAD_REQUESTS", "1200"))
 SEED = int(os.environ.get("ONBRAND_TEST_LOAD_SEED", "1"))

@@ -1,4 +1,4 @@
-"""The matrix over HTTP: every row for every persona, with what is refused leaving every row as it was."""
+"""The matrix over HTTP: every row for every persona. A refused request changes no row."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from starlette.routing import BaseRoute, Route
 
 from onbrand.services import generation_parameters, generation_worker, generations, training_worker
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform, upload, weights
-from tests.isolation import world as worlds
-from tests.isolation.tally import Tally
-from tests.isolation.world import World
+from tests.isolation.check_counter import CheckCounter
+from tests.isolation.fixtures import Draw, Fixtures, add_image, build_fixtures
+from tools.harness.in_process_platform import Platform, upload, weights
 
 HERE = Path(__file__).parent
 TABLES = [yaml.safe_load((HERE / name).read_text()) for name in ("matrix.yaml", "http.yaml")]
@@ -45,35 +44,35 @@ def answer_of(answer: httpx.Response) -> str:
     return "allow" if answer.is_success else ANSWERS.get(answer.status_code, f"{answer.status_code} {answer.text}")
 
 
-MakeWorld = Callable[[], Awaitable[World]]
+MakeFixtures = Callable[[], Awaitable[Fixtures]]
 
 
 @pytest.fixture(scope="module")
-def make_world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> MakeWorld:
-    """`await make_world()`: a world that a test may change."""
-    return lambda: worlds.build(platform, make_brand, make_user, pictures)
+def make_fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> MakeFixtures:
+    """`await make_fixtures()`: new fixtures, which a test may change."""
+    return lambda: build_fixtures(platform, make_brand, make_user, pictures)
 
 
 @pytest.fixture(scope="module")
-async def still_world(make_world: MakeWorld) -> World:
-    """A world for tests that only look, or in which everything is refused."""
-    return await make_world()
+async def shared_fixtures(make_fixtures: MakeFixtures) -> Fixtures:
+    """Fixtures for tests that only read, or whose changes are all refused."""
+    return await make_fixtures()
 
 
 def filled(template: str, things: dict[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: things[found[1]], template)
 
 
-def content_of(world: World, body: Any, things: dict[str, str]) -> dict[str, Any]:
+def content_of(fixtures: Fixtures, body: Any, things: dict[str, str]) -> dict[str, Any]:
     """The parts of a request: JSON, or a form where a file is said."""
     if body is None:
         return {}
     if "files" in body:
-        return {"files": [("files", ("a.png", world.picture(), "image/png"))]}
+        return {"files": [("files", ("a.png", fixtures.picture(), "image/png"))]}
     if body.get("file") == "a document":
         return {"files": [("file", (f"{uuid.uuid4()}.md", b"# A document\n", "text/markdown"))]}
     if "file" in body:
-        picture = ("a.png", world.picture(), "image/png")
+        picture = ("a.png", fixtures.picture(), "image/png")
         file = picture if "picture" in body["file"] else ("a", weights(), "application/octet-stream")
         rest = {k: filled(json.dumps(v), things) if k == "facts" else str(v) for k, v in body.items() if k != "file"}
         return {"files": [("file", file)], "data": rest}
@@ -92,9 +91,11 @@ def _has_names(body: Any) -> bool:
     return re.search(r"\{\w+\}", json.dumps(body)) is not None
 
 
-async def send(world: World, client: httpx.AsyncClient, row: dict[str, Any], things: dict[str, str]) -> httpx.Response:
+async def send(
+    fixtures: Fixtures, client: httpx.AsyncClient, row: dict[str, Any], things: dict[str, str]
+) -> httpx.Response:
     method, path = row["http"].split(" ", 1)
-    return await client.request(method, filled(path, things), **content_of(world, row.get("body"), things))
+    return await client.request(method, filled(path, things), **content_of(fixtures, row.get("body"), things))
 
 
 def told(answer: httpx.Response) -> tuple[int, str, list[tuple[str, str]]]:
@@ -106,42 +107,42 @@ def told(answer: httpx.Response) -> tuple[int, str, list[tuple[str, str]]]:
 
 @pytest.mark.parametrize("row", [row for row in PEOPLE if is_looking(row)], ids=name_of)
 async def test_people_may_see_what_the_matrix_says(
-    still_world: World, owner: psycopg.Connection, tally: Tally, row: dict[str, Any]
+    shared_fixtures: Fixtures, owner: psycopg.Connection, check_counter: CheckCounter, row: dict[str, Any]
 ) -> None:
-    answers = await _answers(still_world, row, owner, PERSONAS)
-    tally.compare("http", answers, {persona: row[persona] for persona in PERSONAS})
+    answers = await _answers(shared_fixtures, row, owner, PERSONAS)
+    check_counter.compare("http", answers, {persona: row[persona] for persona in PERSONAS})
 
 
 @pytest.mark.parametrize("row", [row for row in PEOPLE if not is_looking(row)], ids=name_of)
 async def test_people_may_do_what_the_matrix_says(
-    make_world: MakeWorld, owner: psycopg.Connection, tally: Tally, row: dict[str, Any]
+    make_fixtures: MakeFixtures, owner: psycopg.Connection, check_counter: CheckCounter, row: dict[str, Any]
 ) -> None:
     answers: dict[str, str] = {}
-    for personas in _sharing_a_world(row):
-        answers |= await _answers(await make_world(), row, owner, personas)
-    tally.compare("http", answers, {persona: row[persona] for persona in PERSONAS})
+    for personas in _sharing_fixtures(row):
+        answers |= await _answers(await make_fixtures(), row, owner, personas)
+    check_counter.compare("http", answers, {persona: row[persona] for persona in PERSONAS})
 
 
 async def _answers(
-    world: World, row: dict[str, Any], owner: psycopg.Connection, personas: Sequence[str]
+    fixtures: Fixtures, row: dict[str, Any], owner: psycopg.Connection, personas: Sequence[str]
 ) -> dict[str, str]:
     """What each persona hears. Fails when one who was refused has changed a row."""
     answers: dict[str, str] = {}
     async with AsyncExitStack() as opened:
-        clients = [await opened.enter_async_context(world.client(each, row["needs"])) for each in personas]
-        things = await _things_for(world, row)
-        before = world.rows(owner)
+        clients = [await opened.enter_async_context(fixtures.client(each, row["needs"])) for each in personas]
+        things = await _things_for(fixtures, row)
+        before = fixtures.rows(owner)
         for persona, client in zip(personas, clients, strict=True):
-            answer = await send(world, client, row, things)
+            answer = await send(fixtures, client, row, things)
             answers[persona] = answer_of(answer)
-            after = world.rows(owner)
+            after = fixtures.rows(owner)
             assert answer.is_success or before == after, f"{persona} was refused, but something changed"
             before = after
     return answers
 
 
-def _sharing_a_world(row: dict[str, Any]) -> list[list[str]]:
-    """Who may try on one world, in this order. What uses its thing up leaves nothing to the next who may."""
+def _sharing_fixtures(row: dict[str, Any]) -> list[list[str]]:
+    """Who may try on one fixtures, in this order. What uses its thing up leaves nothing to the next who may."""
     if not row.get("uses_up"):
         return [list(PERSONAS)]
     refused = [persona for persona in PERSONAS if row[persona] != "allow"]
@@ -150,88 +151,88 @@ def _sharing_a_world(row: dict[str, Any]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("row", PEOPLE, ids=name_of)
-async def test_what_is_anothers_is_answered_as_what_never_was(still_world: World, row: dict[str, Any]) -> None:
-    world = still_world
-    never = {name: str(uuid.uuid4()) for name in world.things} | {"newcomer_email": "nobody@example.com"}
+async def test_what_is_anothers_is_answered_as_what_never_was(shared_fixtures: Fixtures, row: dict[str, Any]) -> None:
+    fixtures = shared_fixtures
+    never = {name: str(uuid.uuid4()) for name in fixtures.things} | {"newcomer_email": "nobody@example.com"}
     for persona in STRANGERS:
-        async with world.client(persona) as client:
-            anothers = await send(world, client, row, world.things)
-            nobodys = await send(world, client, row, never | {"brand": f"never-{uuid.uuid4().hex[:8]}"})
+        async with fixtures.client(persona) as client:
+            anothers = await send(fixtures, client, row, fixtures.things)
+            nobodys = await send(fixtures, client, row, never | {"brand": f"never-{uuid.uuid4().hex[:8]}"})
         assert told(anothers) == told(nobodys), persona
 
 
 @pytest.mark.parametrize("row", [row for row in PEOPLE if names_a_thing(row)], ids=name_of)
 async def test_anothers_id_under_the_own_brand_is_answered_as_one_that_never_was(
-    still_world: World, row: dict[str, Any]
+    shared_fixtures: Fixtures, row: dict[str, Any]
 ) -> None:
-    world = still_world
-    own = {"brand": world.globex.id}
-    never = {name: str(uuid.uuid4()) for name in world.things}
-    async with world.client("other_admin") as client:
-        first = await send(world, client, row, world.things | own)
-        second = await send(world, client, row, never | own)
+    fixtures = shared_fixtures
+    own = {"brand": fixtures.globex.id}
+    never = {name: str(uuid.uuid4()) for name in fixtures.things}
+    async with fixtures.client("other_admin") as client:
+        first = await send(fixtures, client, row, fixtures.things | own)
+        second = await send(fixtures, client, row, never | own)
     assert first.status_code == 404
     assert told(first) == told(second)
 
 
 @pytest.mark.parametrize("row", SYSTEM, ids=name_of)
 async def test_tickets_open_what_the_matrix_says(
-    make_world: MakeWorld, owner: psycopg.Connection, tally: Tally, row: dict[str, Any]
+    make_fixtures: MakeFixtures, owner: psycopg.Connection, check_counter: CheckCounter, row: dict[str, Any]
 ) -> None:
-    world = await make_world()
-    await _prepare(world, row)
+    fixtures = await make_fixtures()
+    await _prepare(fixtures, row)
     names_thing = "{" in row["http"]
     if row["resource"] == "generation" and names_thing:
-        world.things["generation"] = await _draw_with_the_model(world)
-    answers, before = {}, world.rows(owner)
+        fixtures.things["generation"] = await _draw_with_the_model(fixtures)
+    answers, before = {}, fixtures.rows(owner)
     for persona in TICKETS:
-        async with world.worker(persona, row["resource"], names_thing) as client:
-            answer = await send(world, client, row, world.things)
+        async with fixtures.worker(persona, row["resource"], names_thing) as client:
+            answer = await send(fixtures, client, row, fixtures.things)
         answers[persona] = answer_of(answer)
-        after = world.rows(owner)
+        after = fixtures.rows(owner)
         assert answer.is_success or before == after, f"{persona} was refused, but something changed"
         before = after
-    tally.compare("http", answers, {persona: row[persona] for persona in TICKETS})
+    check_counter.compare("http", answers, {persona: row[persona] for persona in TICKETS})
 
 
-async def _things_for(world: World, row: dict[str, Any]) -> dict[str, str]:
+async def _things_for(fixtures: Fixtures, row: dict[str, Any]) -> dict[str, str]:
     """ACME's things; a picture that is to be deleted is one that no job uses, a job that is to be stopped has begun."""
     if "begun" in row:
-        ticket = world.acme.ticket(world.things["job"])
-        async with world.platform.db.system_session(ticket) as session:
+        ticket = fixtures.acme.ticket(fixtures.things["job"])
+        async with fixtures.platform.db.system_session(ticket) as session:
             await training_worker.report(session, ticket, 1)
     if (row["resource"], row["verb"]) != ("training data", "delete"):
-        return world.things
-    async with world.client("member") as client:
-        return world.things | {"asset": (await upload(client, world.acme.id, world.picture()))["id"]}
+        return fixtures.things
+    async with fixtures.client("member") as client:
+        return fixtures.things | {"asset": (await upload(client, fixtures.acme.id, fixtures.picture()))["id"]}
 
 
-async def _prepare(world: World, row: dict[str, Any]) -> None:
+async def _prepare(fixtures: Fixtures, row: dict[str, Any]) -> None:
     """What a row needs beforehand."""
     if "ask_to_cancel" in row:
-        async with world.client("member") as client:
-            await client.post(f"/v1/brands/{world.acme.id}/training-jobs/{world.things['job']}/cancel")
+        async with fixtures.client("member") as client:
+            await client.post(f"/v1/brands/{fixtures.acme.id}/training-jobs/{fixtures.things['job']}/cancel")
     if "imports" in row:
-        async with world.client("member") as client:
+        async with fixtures.client("member") as client:
             form = {"files": {"file": ("a", weights())}, "data": {"model_type": "sd15"}}
-            answer = await client.post(f"/v1/brands/{world.acme.id}/models:import", **form)
-        world.things["job"] = answer.json()["id"]
+            answer = await client.post(f"/v1/brands/{fixtures.acme.id}/models:import", **form)
+        fixtures.things["job"] = answer.json()["id"]
     if "continues" in row:
-        body = {"name": "a job", "model_type": "sd15", "training_asset_ids": [world.things["asset"]]}
-        body |= {"training_config": {"continue_from": world.things["model"]}}
-        async with world.client("member") as client:
-            answer = await client.post(f"/v1/brands/{world.acme.id}/training-jobs", json=body)
-        world.things["job"] = answer.json()["id"]
+        body = {"name": "a job", "model_type": "sd15", "training_asset_ids": [fixtures.things["asset"]]}
+        body |= {"training_config": {"continue_from": fixtures.things["model"]}}
+        async with fixtures.client("member") as client:
+            answer = await client.post(f"/v1/brands/{fixtures.acme.id}/training-jobs", json=body)
+        fixtures.things["job"] = answer.json()["id"]
     if "drawn" in row:
-        ticket = world.acme.ticket(world.things["generation"], "generation")
-        async with world.platform.db.system_session(ticket) as session:
-            await worlds.add_image(world, session, ticket, 1)
+        ticket = fixtures.acme.ticket(fixtures.things["generation"], "generation")
+        async with fixtures.platform.db.system_session(ticket) as session:
+            await add_image(fixtures, session, ticket, 1)
 
 
-async def _draw_with_the_model(world: World) -> str:
+async def _draw_with_the_model(fixtures: Fixtures) -> str:
     """A generation that draws with the model: only the ticket of such a one may read the weights."""
-    platform, acme = world.platform, world.acme
-    new = generation_parameters.NewGeneration(prompt="p", model=world.things["model"])
+    platform, acme = fixtures.platform, fixtures.acme
+    new = generation_parameters.NewGeneration(prompt="p", model=fixtures.things["model"])
     async with platform.db.user_session(acme.member.scope) as session:
         bases, limits = generations.recommended_of(platform.settings), platform.settings.limits
         made = await generations.create_generation(session, acme.id, acme.member.user_id, new, bases, limits)

@@ -1,6 +1,6 @@
-"""Every change over HTTP leaves exactly one line by who made it, every link one, and what is refused or read none.
+"""Every change over HTTP writes exactly one audit event with its actor, every link one, and refusals and reads none.
 
-The rows are the matrix's own, so a new route joins by itself; docs/audit.md is held to what the code records.
+The rows are those of the matrix, so new routes are included. docs/audit.md must list what the code records.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import psycopg
 import pytest
 
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform
-from tests.isolation import world as worlds
-from tests.isolation.test_http_matrix import PEOPLE, SYSTEM, MakeWorld, _prepare, _things_for, name_of, send
-from tests.isolation.world import World
+from tests.isolation.fixtures import Draw, Fixtures, build_fixtures
+from tests.isolation.test_http_matrix import PEOPLE, SYSTEM, MakeFixtures, _prepare, _things_for, name_of, send
+from tools.harness.in_process_platform import Platform
 
 ROOT = Path(__file__).parents[2]
 ACTION = re.compile(r"(?:brand|member|invitation|key|asset|document|upload|job|generation|image|model)\.[a-z_]+")
@@ -26,7 +25,7 @@ LINKS = re.compile(r"/(?:content|download)$")
 QUIET = {
     "POST /v1/training/report": "progress is an event of the job",
     "POST /v1/generation/report": "progress is an event of the generation",
-    "POST /v1/generation/start": "the world's generation runs already: asking again changes nothing",
+    "POST /v1/generation/start": "the generation of the fixtures runs already: asking again changes nothing",
     "POST /v1/training/credentials": "session credentials are renewed with the ticket",
     "POST /v1/ticket:renew": "gives the ticket's own rights again",
 }
@@ -34,20 +33,20 @@ QUIET = {
 
 
 @pytest.fixture(scope="module")
-def make_world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> MakeWorld:
-    """`await make_world()`: a world that a test may change."""
-    return lambda: worlds.build(platform, make_brand, make_user, pictures)
+def make_fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> MakeFixtures:
+    """`await make_fixtures()`: new fixtures, which a test may change."""
+    return lambda: build_fixtures(platform, make_brand, make_user, pictures)
 
 
 @pytest.fixture(scope="module")
-async def still_world(make_world: MakeWorld) -> World:
-    """A world for calls that only look."""
-    return await make_world()
+async def shared_fixtures(make_fixtures: MakeFixtures) -> Fixtures:
+    """Fixtures for calls that only read."""
+    return await make_fixtures()
 
 
 @pytest.fixture
-async def fresh_world(make_world: MakeWorld) -> World:
-    return await make_world()
+async def new_fixtures(make_fixtures: MakeFixtures) -> Fixtures:
+    return await make_fixtures()
 
 
 def lines(owner: psycopg.Connection, brand_id: str, after: int = 0) -> list[tuple[int, str, str, Any]]:
@@ -83,36 +82,38 @@ READING = [row for row in PEOPLE if not changes(row) and who_may(row)]
 
 @pytest.mark.parametrize("row", MUTATING, ids=name_of)
 async def test_a_change_leaves_one_line_by_who_made_it_and_a_key_is_named(
-    make_world: MakeWorld, owner: psycopg.Connection, row: dict[str, Any]
+    make_fixtures: MakeFixtures, owner: psycopg.Connection, row: dict[str, Any]
 ) -> None:
-    world, persona = await make_world(), str(who_may(row))
-    person = world.acme.admin if persona == "admin" else world.acme.member
-    assert await changed(world, owner, row, persona) == [("user", person.user_id)]
+    fixtures, persona = await make_fixtures(), str(who_may(row))
+    person = fixtures.acme.admin if persona == "admin" else fixtures.acme.member
+    assert await changed(fixtures, owner, row, persona) == [("user", person.user_id)]
     if row.get("key") == "allow":
-        world = await make_world() if row.get("uses_up") else world
-        assert await changed(world, owner, row, "key") == [("key", world.acme.admin.user_id)]
+        fixtures = await make_fixtures() if row.get("uses_up") else fixtures
+        assert await changed(fixtures, owner, row, "key") == [("key", fixtures.acme.admin.user_id)]
 
 
-async def changed(world: World, owner: psycopg.Connection, row: dict[str, Any], persona: str) -> list[tuple[str, str]]:
+async def changed(
+    fixtures: Fixtures, owner: psycopg.Connection, row: dict[str, Any], persona: str
+) -> list[tuple[str, str]]:
     """Has the persona make the row's change; the (actor, user) of each line that people left by it."""
-    things = await _things_for(world, row)
-    async with world.client(persona, row["needs"]) as client:
-        before = last(owner, world.acme.id)
-        answer = await send(world, client, row, things)
+    things = await _things_for(fixtures, row)
+    async with fixtures.client(persona, row["needs"]) as client:
+        before = last(owner, fixtures.acme.id)
+        answer = await send(fixtures, client, row, things)
     assert answer.is_success, answer.text
-    return [(actor, user) for _, actor, _, user in by_people(lines(owner, world.acme.id, before))]
+    return [(actor, user) for _, actor, _, user in by_people(lines(owner, fixtures.acme.id, before))]
 
 
 @pytest.mark.parametrize("row", READING, ids=name_of)
 async def test_reading_leaves_no_line_and_a_link_leaves_one(
-    still_world: World, owner: psycopg.Connection, row: dict[str, Any]
+    shared_fixtures: Fixtures, owner: psycopg.Connection, row: dict[str, Any]
 ) -> None:
-    world = still_world
-    before = last(owner, world.acme.id)
-    async with world.client(str(who_may(row))) as client:
-        answer = await send(world, client, row, world.things)
+    fixtures = shared_fixtures
+    before = last(owner, fixtures.acme.id)
+    async with fixtures.client(str(who_may(row))) as client:
+        answer = await send(fixtures, client, row, fixtures.things)
     assert answer.is_success, answer.text
-    written = [action for _, _, action, _ in lines(owner, world.acme.id, before)]
+    written = [action for _, _, action, _ in lines(owner, fixtures.acme.id, before)]
     if LINKS.search(row["http"]):
         assert len(written) == 1, written
         assert written[0].endswith((".link", ".download"))
@@ -123,45 +124,45 @@ async def test_reading_leaves_no_line_and_a_link_leaves_one(
 
 @pytest.mark.parametrize("row", [row for row in SYSTEM if "{" not in row["http"] and changes(row)], ids=name_of)
 async def test_what_the_system_changes_leaves_one_line_that_names_its_job(
-    fresh_world: World, owner: psycopg.Connection, row: dict[str, Any]
+    new_fixtures: Fixtures, owner: psycopg.Connection, row: dict[str, Any]
 ) -> None:
-    world = fresh_world
-    await _prepare(world, row)
-    before = last(owner, world.acme.id)
-    async with world.worker("own", row["resource"], False) as client:
-        answer = await send(world, client, row, world.things)
+    fixtures = new_fixtures
+    await _prepare(fixtures, row)
+    before = last(owner, fixtures.acme.id)
+    async with fixtures.worker("own", row["resource"], False) as client:
+        answer = await send(fixtures, client, row, fixtures.things)
     if row["own"] == "allow":
         assert answer.is_success, answer.text
-    written = [(actor, user) for _, actor, _, user in lines(owner, world.acme.id, before)]
+    written = [(actor, user) for _, actor, _, user in lines(owner, fixtures.acme.id, before)]
     if row["http"] in QUIET:
         written = [line for line in written if line[0] != "system"] if "report" in row["http"] else written
         assert written == []
     else:
-        assert written == [("system", world.acme.member.user_id)]
+        assert written == [("system", fixtures.acme.member.user_id)]
 
 
 @pytest.mark.parametrize("row", MUTATING, ids=name_of)
 async def test_what_is_refused_leaves_no_line(
-    still_world: World, owner: psycopg.Connection, row: dict[str, Any]
+    shared_fixtures: Fixtures, owner: psycopg.Connection, row: dict[str, Any]
 ) -> None:
-    world = still_world
-    before = last(owner, world.acme.id)
+    fixtures = shared_fixtures
+    before = last(owner, fixtures.acme.id)
     for persona in ("other_admin", "removed", "anonymous"):
-        async with world.client(persona) as client:
-            assert not (await send(world, client, row, world.things)).is_success
-    assert lines(owner, world.acme.id, before) == []
+        async with fixtures.client(persona) as client:
+            assert not (await send(fixtures, client, row, fixtures.things)).is_success
+    assert lines(owner, fixtures.acme.id, before) == []
 
 
-async def test_no_text_that_people_wrote_is_in_the_record(fresh_world: World, owner: psycopg.Connection) -> None:
-    """Captions, prompts, job names and reasons of the world carry canaries; so do the things that its people make."""
-    world, acme = fresh_world, fresh_world.acme
+async def test_no_text_that_people_wrote_is_in_the_record(new_fixtures: Fixtures, owner: psycopg.Connection) -> None:
+    """Captions, prompts, job names and reasons contain canaries; so do objects that users of the fixtures make."""
+    fixtures, acme = new_fixtures, new_fixtures.acme
     base = f"/v1/brands/{acme.id}"
-    async with world.client("admin") as client:
+    async with fixtures.client("admin") as client:
         await client.post(f"{base}/keys", json={"name": "canary-key", "scopes": ["read"]})
         await client.post(f"{base}/invitations", json={"email": "canary@example.com", "role": "member"})
-    async with world.client("member") as client:
-        await client.patch(f"{base}/assets/{world.things['asset']}", json={"caption": "canary-recaption of [brand]"})
-        await client.patch(f"{base}/training-jobs/{world.things['job']}", json={"name": "canary-name"})
+    async with fixtures.client("member") as client:
+        await client.patch(f"{base}/assets/{fixtures.things['asset']}", json={"caption": "canary-recaption of [brand]"})
+        await client.patch(f"{base}/training-jobs/{fixtures.things['job']}", json={"name": "canary-name"})
         await client.post(f"{base}/generations", json={"prompt": "canary-asked [hang]", "model_type": "sd15"})
     told = owner.execute("select to_jsonb(e)::text from audit.events e where brand_id = %s", [acme.id]).fetchall()
     assert len(told) > 15

@@ -1,8 +1,8 @@
-"""Cases that schemathesis makes from the description that the app serves, sent by members of one brand.
+"""Sends the cases that schemathesis generates from the app's OpenAPI description, as members of one brand.
 
-No case may end in a 5xx, and no answer may hold anything of the other brand: not its canaries, ids, addresses or keys.
-`ONBRAND_TEST_FUZZ_CASES=5000 pytest tests/isolation/test_http_schemathesis.py` for as many as are asked for; without it
-there are fewer. `ONBRAND_TEST_FUZZ_SEED` makes other cases.
+No case may give a 5xx, and no response may contain the other brand's canaries, ids, addresses or keys.
+`ONBRAND_TEST_FUZZ_CASES=5000` sets the number of cases; the default is smaller. `ONBRAND_TEST_FUZZ_SEED` sets the
+random seed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from psycopg import sql
 from schemathesis import GenerationMode
 
 from tests.conftest import MakeBrand, MakeUser
-from tests.ingress import Platform, served
-from tests.isolation import world as worlds
-from tests.isolation.crowd import furnish
-from tests.isolation.world import World
+from tests.isolation.fixtures import Draw, Fixtures, build_fixtures
+from tests.isolation.many_brands import furnish
+from tools.harness.in_process_platform import Platform, served
 
 NUM_CASES = int(os.environ.get("ONBRAND_TEST_FUZZ_CASES", "250"))
 SEED = int(os.environ.get("ONBRAND_TEST_FUZZ_SEED", "1"))
@@ -150,19 +149,19 @@ def _asked(answer: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+async def fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
     """ACME full of canaries; GLOBEX, whose people call, has things of its own."""
-    world = await worlds.build(platform, make_brand, make_user, pictures)
-    await platform.train(world.globex, world.picture())
-    async with world.client("other_member") as client:
+    fixtures = await build_fixtures(platform, make_brand, make_user, pictures)
+    await platform.train(fixtures.globex, fixtures.picture())
+    async with fixtures.client("other_member") as client:
         body = {"prompt": "a red circle", "model": "sd15-lora-v1", "num_images": 2}
-        at = f"/v1/brands/{world.globex.id}/generations"
+        at = f"/v1/brands/{fixtures.globex.id}/generations"
         answer = await client.post(at, json=body, headers={"prefer": "wait=30"})
         assert answer.json()["status"] == "completed"
-    for persona, brand, word in (("admin", world.acme, "canary"), ("other_admin", world.globex, "plain")):
-        async with world.client(persona) as client:
+    for persona, brand, word in (("admin", fixtures.acme, "canary"), ("other_admin", fixtures.globex, "plain")):
+        async with fixtures.client(persona) as client:
             await furnish(client, brand.id, word)
-    return world
+    return fixtures
 
 
 def ids_of(database: psycopg.Connection, brand_id: str) -> dict[str, list[str]]:
@@ -183,16 +182,16 @@ def all_ids_of(database: psycopg.Connection, brand_id: str) -> list[str]:
     return [row[0] for row in database.execute(" union all ".join(parts), {"brand": brand_id})]
 
 
-async def token_of(world: World, persona: str) -> str:
-    async with world.client(persona, "manage") as client:
+async def token_of(fixtures: Fixtures, persona: str) -> str:
+    async with fixtures.client(persona, "manage") as client:
         return client.headers["authorization"].removeprefix("Bearer ")
 
 
 @pytest.mark.timeout(3600)
 async def test_no_case_ends_in_a_fault_or_shows_another_brand(
-    world: World, owner: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+    fixtures: Fixtures, owner: psycopg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    acme, globex = world.acme, world.globex
+    acme, globex = fixtures.acme, fixtures.globex
     theirs = [
         "canary", acme.id, *all_ids_of(owner, acme.id),
         *(word for person in (acme.admin, acme.member, acme.member2) for word in (person.user_id, person.email)),
@@ -214,14 +213,14 @@ async def test_no_case_ends_in_a_fault_or_shows_another_brand(
         return [*(models if name == "model" else ()), *meant * 3, *theirs, *strange]
 
     fuzzer = Fuzzer(
-        world.platform.url,
-        [await token_of(world, persona) for persona in ("other_member", "other_member", "other_admin", "other_key")],
+        fixtures.platform.url,
+        [await token_of(fixtures, persona) for persona in ("other_member", "other_member", "other_admin", "other_key")],
         theirs,
         things,
         {
             "model_type": ["sd15", "flux"],
-            "model": [*models, world.things["model"]],
-            "training_asset_ids": [ids_of(owner, globex.id)["app.brand_assets"], [world.things["asset"]]],
+            "model": [*models, fixtures.things["model"]],
+            "training_asset_ids": [ids_of(owner, globex.id)["app.brand_assets"], [fixtures.things["asset"]]],
             "training_config": [{}, {"steps": 10, "trigger_word": "zilgo"}],
             "provider": ["ray"],
             "email": [globex.member2.email, "nobody@example.com"],

@@ -1,6 +1,6 @@
-"""API keys: each reaches one brand, as far as its scopes, for as long as it and its maker's membership live.
+"""API keys: each reaches one brand, within its scopes, as long as the key and its creator's membership exist.
 
-Over HTTP, and as SQL with the claims that a key's request has (so that a hole in a route is not a hole in the wall).
+Tested over HTTP, and as SQL with the claims of a key's request, so that row-level security alone must hold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onbrand.db.session import Database
 from onbrand.errors import Forbidden, NotFound
 from onbrand.services import job_validation, jobs, keys
 from tests.conftest import BrandOfPeople, MakeBrand, MakeUser, join
-from tests.ingress import Platform, upload
+from tools.harness.in_process_platform import Platform, upload
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""matrix.yaml, tables.yaml and columns.yaml as SQL: every persona tries everything, and gets the right kind of no."""
+"""matrix.yaml, tables.yaml and columns.yaml as SQL: every persona tries everything, and gets the expected refusal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import yaml
 
-from tests.isolation.tally import Tally
+from tests.isolation.check_counter import CheckCounter
 
 HERE = Path(__file__).parent
 MATRIX = yaml.safe_load((HERE / "matrix.yaml").read_text())
@@ -60,7 +60,7 @@ def named(row: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("persona", [*PEOPLE, *STRANGERS])
 @pytest.mark.parametrize("row", MATRIX["people"], ids=named)
-def test_people_get_what_the_matrix_says(row: dict[str, Any], persona: str, tries, tally: Tally):
+def test_people_get_what_the_matrix_says(row: dict[str, Any], persona: str, tries, check_counter: CheckCounter):
     statement = STATEMENTS["people"][named(row)]
     expected = {
         "allow": "rows",
@@ -74,7 +74,7 @@ def test_people_get_what_the_matrix_says(row: dict[str, Any], persona: str, trie
     if persona in statement.get("has_none", ()):
         expected = "none"
     found = tries.outcome(credential(persona, row), statement["sql"])
-    tally.compare("sql", {persona: found}, {persona: expected})
+    check_counter.compare("sql", {persona: found}, {persona: expected})
 
 
 def credential(persona: str, row: dict[str, Any]) -> str:
@@ -84,16 +84,18 @@ def credential(persona: str, row: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("persona", [ticket for ticket in TICKETS if ticket != "person"])
 @pytest.mark.parametrize("row", MATRIX["system"], ids=named)
-def test_tickets_reach_their_own_job_and_nothing_else(row: dict[str, Any], persona: str, tries, tally: Tally):
+def test_tickets_reach_their_own_job_and_nothing_else(
+    row: dict[str, Any], persona: str, tries, check_counter: CheckCounter
+):
     statement = STATEMENTS["system"][named(row)]
     expected = "rows" if row[persona] == "allow" else statement["outside"]
     found = tries.outcome(SYSTEM_PERSONA[row["resource"], persona], statement["sql"])
-    tally.compare("sql", {persona: found}, {persona: expected})
+    check_counter.compare("sql", {persona: found}, {persona: expected})
 
 
 @pytest.mark.parametrize("persona", IN_TABLES)
 @pytest.mark.parametrize("row", TABLES, ids=lambda row: row["name"])
-def test_tables_answer_everyone_rightly(row: dict[str, Any], persona: str, tries, tally: Tally):
+def test_tables_answer_everyone_rightly(row: dict[str, Any], persona: str, tries, check_counter: CheckCounter):
     refused = row["refused"]
     known_as = KNOWN_AS.get(persona, persona)
     if known_as in row["allow"]:
@@ -102,7 +104,7 @@ def test_tables_answer_everyone_rightly(row: dict[str, Any], persona: str, tries
         expected = "refused"
     else:
         expected = "none"
-    tally.compare("sql", {persona: tries.outcome(persona, row["sql"])}, {persona: expected})
+    check_counter.compare("sql", {persona: tries.outcome(persona, row["sql"])}, {persona: expected})
 
 
 def test_the_three_tables_name_every_persona_and_every_statement():

@@ -1,4 +1,4 @@
-"""Somebody who may run SQL with the web login learns no bit of another brand's rows from what PostgreSQL shows."""
+"""The web login learns no bit of another brand's rows from what PostgreSQL shows about a statement."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ where relkind = 'r' and relnamespace::regnamespace::text in ('app', 'storage', '
 
 
 @pytest.fixture(scope="module")
-def planted(database, world) -> Iterator[dict[str, Any]]:
+def planted(database, fixtures) -> Iterator[dict[str, Any]]:
     """A generation of ACME with a secret prompt, among many of GLOBEX; and the statistics that PostgreSQL keeps."""
-    ids = world.ids
+    ids = fixtures.ids
     with psycopg.connect(database.owner_url, autocommit=True) as owner:
         for number in range(300):
             owner.execute(_INSERT, [ids["other_brand"], ids["other_member"], f"a picture {number}", "", False, None])
@@ -52,12 +52,12 @@ def enclosed(name: str, value: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def probes(world, planted) -> list[Probe]:
+def probes(fixtures, planted) -> list[Probe]:
     """The conditions of oracle.yaml."""
     names = {
-        **world.ids,
+        **fixtures.ids,
         **enclosed("secret_id", planted["id"]),
-        **enclosed("member", world.ids["member"]),
+        **enclosed("member", fixtures.ids["member"]),
         **enclosed("other", str(uuid.uuid4())),
         "secret": SECRET,
         "secret_20": SECRET[:20],
@@ -67,24 +67,26 @@ def probes(world, planted) -> list[Probe]:
     return [Probe(row["table"], row["true"].format(**names), row["false"].format(**names)) for row in CONDITIONS]
 
 
-def attackers(world) -> dict[str, Any]:
+def attackers(fixtures) -> dict[str, Any]:
     """How a holder of the web login may come: as a member of GLOBEX, there or at ACME's door, or with forged claims."""
-    globex = {"sub": world.ids["other_member"]}
-    acme = {"sub": world.ids["admin"], "brand_id": world.ids["brand"]}
+    globex = {"sub": fixtures.ids["other_member"]}
+    acme = {"sub": fixtures.ids["admin"], "brand_id": fixtures.ids["brand"]}
     return {
-        "a member of another brand": lambda c: become(c, world.signer, **globex, brand_id=world.ids["other_brand"]),
-        "the same at ACME's door": lambda c: become(c, world.signer, **globex, brand_id=world.ids["brand"]),
+        "a member of another brand": lambda c: become(
+            c, fixtures.signer, **globex, brand_id=fixtures.ids["other_brand"]
+        ),
+        "the same at ACME's door": lambda c: become(c, fixtures.signer, **globex, brand_id=fixtures.ids["brand"]),
         "ACME's admin, not signed": lambda c: forge(c, "authenticated", acme),
     }
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("number", range(len(CONDITIONS)))
-def test_an_oracle_tells_no_bit(number: int, channel: str, database, world, probes):
+def test_an_oracle_tells_no_bit(number: int, channel: str, database, fixtures, probes):
     probe = probes[number]
     told = {}
     with psycopg.connect(database.web_url) as connection:
-        for name, come in attackers(world).items():
+        for name, come in attackers(fixtures).items():
             with connection.transaction(force_rollback=True):
                 come(connection)
                 if found := bits(connection, probe, channel):
@@ -120,12 +122,12 @@ OPEN_TO_ORACLES = {
 
 
 @pytest.mark.parametrize("name", OPEN_TO_ORACLES)
-def test_an_oracle_is_noticed_where_there_is_one(name: str, owner, world, probes):
+def test_an_oracle_is_noticed_where_there_is_one(name: str, owner, fixtures, probes):
     change, which, channel = OPEN_TO_ORACLES[name]
     probe = which if isinstance(which, Probe) else probes[which]
     owner.execute(change)
     owner.execute(_LARGE)
-    become(owner, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
+    become(owner, fixtures.signer, sub=fixtures.ids["other_member"], brand_id=fixtures.ids["other_brand"])
     assert bits(owner, probe, channel)
 
 
@@ -133,18 +135,18 @@ def test_an_oracle_is_noticed_where_there_is_one(name: str, owner, world, probes
     "attacker", ["a member of another brand", "the same at ACME's door", "ACME's admin, not signed"]
 )
 @pytest.mark.parametrize("number", [0, 8])
-def test_time_tells_no_bit_in_two_thousand_tries(number: int, attacker: str, database, world, probes):
+def test_time_tells_no_bit_in_two_thousand_tries(number: int, attacker: str, database, fixtures, probes):
     with psycopg.connect(database.web_url) as connection, connection.transaction(force_rollback=True):
-        attackers(world)[attacker](connection)
+        attackers(fixtures)[attacker](connection)
         for name in ("enable_indexscan", "enable_bitmapscan", "enable_indexonlyscan"):
             connection.execute(f"set local {name} = off")
         share = told_by_time(connection, probes[number], TRIES)
     assert abs(share - 0.5) < CHANCE
 
 
-def test_time_tells_where_conditions_go_before_the_wall(owner, world, probes):
+def test_time_tells_where_conditions_go_before_the_wall(owner, fixtures, probes):
     owner.execute(OPEN_TO_ORACLES["a wall that is asked when a row has passed"][0])
-    become(owner, world.signer, sub=world.ids["other_member"], brand_id=world.ids["other_brand"])
+    become(owner, fixtures.signer, sub=fixtures.ids["other_member"], brand_id=fixtures.ids["other_brand"])
     for name in ("enable_indexscan", "enable_bitmapscan", "enable_indexonlyscan"):
         owner.execute(f"set local {name} = off")
     assert told_by_time(owner, probes[0], TRIES) > 0.5 + CHANCE

@@ -1,6 +1,6 @@
-"""What a member makes while their membership ends: it ends with them, or it is not made. By two real connections.
+"""An object that a member creates while their membership ends is removed with it, or is not created.
 
-First whoever makes something has not committed when the removal comes, then the other way round.
+Two real connections race: first the creation commits last, then the removal.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""A job's session credentials on a real S3 try everything outside their own run: another brand's, another job's, the
-buckets' own settings. Each try is shown to be possible at all, with the platform's own key.
+"""A job's session credentials on a real S3 cannot access anything outside their own run.
+
+They try another brand's objects, another job's, and the buckets' settings. The platform's own key shows that each
+attempt is possible.
 """
 
 from __future__ import annotations

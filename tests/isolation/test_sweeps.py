@@ -1,6 +1,6 @@
-"""Sweeps over the catalogue: what every table, function, view and role must be, whatever a later migration adds.
+"""Sweeps over the PostgreSQL catalogue: properties of every table, function, view and role, also of later migrations.
 
-Each sweep is a query of what is wrong; each is shown to find a fault that is planted in a transaction.
+Each sweep is a query for violations, and finds a violation that a test plants in a transaction.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tickets that open nothing: forged, expired, of a job that has ended, of a member who was removed.
+"""Tickets without access: forged, expired, of an ended job, of a removed member.
 
-Whose ticket reaches what is in the matrix; here every internal route that the matrix names is tried with tickets that
-are no good (any more), and each time no row may change.
+The matrix lists which ticket reaches what. This file tries invalid tickets on every internal route of the matrix, and
+checks that no row changes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from onbrand.errors import Conflict, Forbidden, NotFound, TicketRefused
 from onbrand.services import brands, generation_worker, training_worker
 from onbrand.storage.store import ObjectStore
 from tests.conftest import MakeBrand, MakeUser, join
-from tests.ingress import Platform, weights
-from tests.isolation import world as worlds
+from tests.isolation.fixtures import Draw, Fixtures, build_fixtures
 from tests.isolation.test_http_matrix import SYSTEM, name_of, send
-from tests.isolation.world import World
+from tools.harness.in_process_platform import Platform, weights
 
 KEY = "k" * 64
 BRAND, JOB, MEMBER = "acme", str(uuid.uuid4()), str(uuid.uuid4())
@@ -121,42 +120,42 @@ def test_a_ticket_says_nothing_of_itself_in_a_refusal() -> None:
 
 
 @pytest.fixture(scope="module")
-async def world(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
+async def fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
     """For tests in which everything is refused. `job` and `generation` have not ended."""
-    return await worlds.build(platform, make_brand, make_user, pictures)
+    return await build_fixtures(platform, make_brand, make_user, pictures)
 
 
 @pytest.fixture(scope="module")
-async def ended(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
-    """A world whose `job` and `generation` have failed, the generation with a model, and the pictures are there."""
-    world = await worlds.build(platform, make_brand, make_user, pictures)
+async def ended(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
+    """Fixtures whose `job` and `generation` have failed; the generation has a model, and the pictures exist."""
+    fixtures = await build_fixtures(platform, make_brand, make_user, pictures)
     for kind, of_kind in (("training", training_worker.fail), ("generation", generation_worker.fail_generation)):
-        ticket = world.acme.ticket(world.things["job" if kind == "training" else "generation"], kind)
+        ticket = fixtures.acme.ticket(fixtures.things["job" if kind == "training" else "generation"], kind)
         async with platform.db.system_session(ticket) as session:
             await of_kind(session, ticket, "test", "a test")
-    return world
+    return fixtures
 
 
 @pytest.fixture(scope="module")
-async def deserted(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw) -> World:
-    """A world whose member, on whose behalf everything runs, was removed while it ran."""
-    world = await worlds.build(platform, make_brand, make_user, pictures)
-    async with platform.db.user_session(world.acme.admin.scope) as session:
-        await brands.remove_member(session, world.acme.id, world.acme.member.user_id)
-    return world
+async def deserted(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
+    """Fixtures whose member, on whose behalf everything runs, was removed during the runs."""
+    fixtures = await build_fixtures(platform, make_brand, make_user, pictures)
+    async with platform.db.user_session(fixtures.acme.admin.scope) as session:
+        await brands.remove_member(session, fixtures.acme.id, fixtures.acme.member.user_id)
+    return fixtures
 
 
-async def tried(world: World, row: dict[str, Any], token: str) -> httpx.Response:
-    transport = httpx.ASGITransport(world.platform.system_app)
+async def tried(fixtures: Fixtures, row: dict[str, Any], token: str) -> httpx.Response:
+    transport = httpx.ASGITransport(fixtures.platform.system_app)
     headers = {"authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-        return await send(world, client, row, world.things)
+        return await send(fixtures, client, row, fixtures.things)
 
 
-def ticket_for(world: World, row: dict[str, Any]) -> Ticket:
-    """A genuine ticket for the world's job or generation, whichever the route is about."""
+def ticket_for(fixtures: Fixtures, row: dict[str, Any]) -> Ticket:
+    """A genuine ticket for the job or generation of the fixtures, whichever the route is about."""
     kind = row["resource"]
-    return world.acme.ticket(world.things["job" if kind == "training" else "generation"], kind)
+    return fixtures.acme.ticket(fixtures.things["job" if kind == "training" else "generation"], kind)
 
 
 FORGERIES: dict[str, Callable[[Ticket, str], str]] = {
@@ -171,12 +170,12 @@ FORGERIES: dict[str, Callable[[Ticket, str], str]] = {
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=list(FORGERIES))
 @pytest.mark.parametrize("row", SYSTEM, ids=name_of)
 async def test_no_internal_route_takes_a_bad_ticket(
-    world: World, owner: psycopg.Connection, row: dict[str, Any], forgery: Callable[[Ticket, str], str]
+    fixtures: Fixtures, owner: psycopg.Connection, row: dict[str, Any], forgery: Callable[[Ticket, str], str]
 ) -> None:
-    before = world.rows(owner)
-    answer = await tried(world, row, forgery(ticket_for(world, row), world.platform.secrets.tickets))
+    before = fixtures.rows(owner)
+    answer = await tried(fixtures, row, forgery(ticket_for(fixtures, row), fixtures.platform.secrets.tickets))
     assert (answer.status_code, answer.json()["code"]) == (401, "ticket_refused")
-    assert world.rows(owner) == before
+    assert fixtures.rows(owner) == before
 
 
 def ends_as_it_ended(row: dict[str, Any]) -> bool:
@@ -186,7 +185,7 @@ def ends_as_it_ended(row: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("row", SYSTEM, ids=name_of)
 async def test_after_the_end_a_ticket_opens_nothing(
-    ended: World, owner: psycopg.Connection, row: dict[str, Any]
+    ended: Fixtures, owner: psycopg.Connection, row: dict[str, Any]
 ) -> None:
     before = ended.rows(owner)
     answer = await tried(ended, row, ticket_for(ended, row).sign(ended.platform.secrets.tickets))
@@ -194,7 +193,7 @@ async def test_after_the_end_a_ticket_opens_nothing(
     assert ended.rows(owner) == before
 
 
-async def test_a_ticket_of_an_ended_job_is_not_renewed(ended: World) -> None:
+async def test_a_ticket_of_an_ended_job_is_not_renewed(ended: Fixtures) -> None:
     for kind, thing in (("training", "job"), ("generation", "generation")):
         async with ended.platform.system(ended.acme.ticket(ended.things[thing], kind)) as worker:
             with pytest.raises(Conflict):
@@ -203,7 +202,7 @@ async def test_a_ticket_of_an_ended_job_is_not_renewed(ended: World) -> None:
 
 @pytest.mark.parametrize("row", SYSTEM, ids=name_of)
 async def test_a_removed_members_tickets_open_nothing(
-    deserted: World, owner: psycopg.Connection, row: dict[str, Any]
+    deserted: Fixtures, owner: psycopg.Connection, row: dict[str, Any]
 ) -> None:
     before = deserted.rows(owner)
     answer = await tried(deserted, row, ticket_for(deserted, row).sign(deserted.platform.secrets.tickets))
@@ -212,7 +211,7 @@ async def test_a_removed_members_tickets_open_nothing(
 
 
 @pytest.fixture
-async def alone(db: Database, deserted: World) -> AsyncIterator[Any]:
+async def alone(db: Database, deserted: Fixtures) -> AsyncIterator[Any]:
     """A session with a ticket of the removed member."""
     async with db.system_session(deserted.acme.ticket(deserted.things["job"])) as session:
         yield session
@@ -234,7 +233,7 @@ async def test_a_removed_members_ticket_sees_no_row(alone: Any, table: str) -> N
      "insert into storage.objects (bucket_id, name, user_id, content_type, bytes)"
      " values ('models', %(brand)s || '/sd15-lora-v9.safetensors', %(member)s, 'x', 1)"],
 )  # fmt: skip
-async def test_a_removed_members_ticket_writes_nothing(db: Database, deserted: World, statement: str) -> None:
+async def test_a_removed_members_ticket_writes_nothing(db: Database, deserted: Fixtures, statement: str) -> None:
     known = {
         "brand": deserted.acme.id,
         "job": deserted.things["job"],
@@ -246,22 +245,22 @@ async def test_a_removed_members_ticket_writes_nothing(db: Database, deserted: W
 
 
 async def test_who_comes_back_finds_their_tickets_good_again(
-    platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: worlds.Draw
+    platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw
 ) -> None:
     """Membership is looked up live, in both directions."""
-    world = await worlds.build(platform, make_brand, make_user, pictures)
-    member, ticket = world.acme.member, world.acme.ticket(world.things["job"])
-    async with platform.db.user_session(world.acme.admin.scope) as session:
-        await brands.remove_member(session, world.acme.id, member.user_id)
+    fixtures = await build_fixtures(platform, make_brand, make_user, pictures)
+    member, ticket = fixtures.acme.member, fixtures.acme.ticket(fixtures.things["job"])
+    async with platform.db.user_session(fixtures.acme.admin.scope) as session:
+        await brands.remove_member(session, fixtures.acme.id, member.user_id)
     async with platform.system(ticket) as worker:
         with pytest.raises(NotFound):
             await worker.spec()
-        await join(platform.db, world.acme.id, world.acme.admin, member)
+        await join(platform.db, fixtures.acme.id, fixtures.acme.admin, member)
         assert (await worker.spec()).job_id == ticket.job_id
 
 
 async def test_an_answer_that_got_lost_is_given_again(
-    platform: Platform, make_brand: MakeBrand, pictures: worlds.Draw, store: ObjectStore
+    platform: Platform, make_brand: MakeBrand, pictures: Draw, store: ObjectStore
 ) -> None:
     """What ends a job may be said twice: the second time returns what the first one made."""
     brand = await make_brand("twice")

@@ -1,4 +1,4 @@
-"""Two platforms on one PostgreSQL server, in two databases: neither changes nor opens anything of the other."""
+"""Two platforms on one PostgreSQL server, in two databases: neither can change or open the other's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three tiny bases, small random adapters of known seeds, and diffusers' own pipelines to compare with."""
+"""The three tiny bases, random adapters with known seeds, and diffusers pipelines to compare with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.families.family import Family
 from onbrand.families.loading import load_pipeline
 from onbrand.families.lora import read_adapter
-from tests.numerics.bases import adapter_bytes, base_of, family_of
+from tools.harness.tiny_families import adapter_bytes, base_of, family_of
 
 FAMILIES = ("sd15", "sdxl", "flux")
 

@@ -1,4 +1,4 @@
-"""Running an engine to the end, as the tests of pictures need it."""
+"""Runs an engine to its end and collects its pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Failed, Picture, Request
 from onbrand.serving.engine_thread import EngineThread
-from tests.engine_requests import engine_request
+from tools.harness.engine_requests import engine_request
 
 Pictures = dict[tuple[str, int], torch.Tensor]
 

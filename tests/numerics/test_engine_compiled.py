@@ -1,6 +1,6 @@
-"""Compiled denoisers with slots: the same pictures, and nothing compiled again when rows change brands.
+"""A compiled denoiser with slots draws the same pictures, and does not recompile when rows change brands.
 
-`ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` make it the long version.
+`ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` select the long version.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import shutil
 import pytest
 import torch
 
-from benchmarks.recompiles import CountingBackend, brand_switches
 from onbrand.engine.adapters import AdapterUse
 from onbrand.engine.compilation import compile_passes
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Request
-from tests.numerics.bases import family_of
+from onbrand.families.lora import read_adapter
 from tests.numerics.drawing import largest_difference, pictures, request, run
+from tools.harness.brand_switches import RANKS, CountingBackend, brand_switches
+from tools.harness.tiny_families import family_of
 
 COMPILED = os.environ.get("ONBRAND_TEST_COMPILED_FAMILIES", "flux").split(",")
 NUM_SWITCHES = int(os.environ.get("ONBRAND_TEST_BRAND_SWITCHES", "100"))
@@ -31,9 +32,11 @@ def _forget_graphs():
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_rows_change_brands_and_nothing_is_compiled_again(name):
+def test_rows_change_brands_and_nothing_is_compiled_again(name, make_adapter):
     """`fullgraph=True`; ranks 4 to 16, any scales, slots written anew between passes."""
-    figures = brand_switches(family_of(name), NUM_SWITCHES, num_rows=min(NUM_SWITCHES, 16))
+    family = family_of(name)
+    adapters = [read_adapter(make_adapter(family, rank, seed=rank).data, family) for rank in RANKS]
+    figures = brand_switches(family, adapters, NUM_SWITCHES, num_rows=min(NUM_SWITCHES, 16))
     assert figures["recompiles"] == 0
     assert figures["brand_switches"] >= NUM_SWITCHES
 

@@ -1,4 +1,4 @@
-"""A row of a batch that other brands share is the picture that diffusers draws alone with `load_lora_weights`."""
+"""A row of a mixed-brand batch equals the picture that diffusers draws alone with `load_lora_weights`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors import safe_open
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.families.lora import METADATA_KEY, read_adapter
-from tests.numerics.bases import family_of
 from tests.numerics.drawing import PROMPTS, largest_difference, pictures, request, run
+from tools.harness.tiny_families import family_of
 
 TOLERANCE = 1e-4
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::FutureWarning")

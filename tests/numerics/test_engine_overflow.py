@@ -1,4 +1,4 @@
-"""What overflows ends its own request, at once; what is cut of prompts is said in the receipt."""
+"""A request that overflows fails at that step, and the receipt lists what was cut from prompts."""
 
 from __future__ import annotations
 

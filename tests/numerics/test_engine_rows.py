@@ -1,4 +1,4 @@
-"""Rows cannot influence each other: who joins, leaves or fails changes no bit of a neighbour's picture."""
+"""Rows are independent: a row that joins, leaves or fails changes no bit of another row's picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onbrand.engine.engine import Engine
 from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, TooManyRequests
 from onbrand.families.lora import AdapterWeights, LayerWeights
-from tests.numerics.bases import family_of
 from tests.numerics.drawing import largest_difference, pictures, request, run
+from tools.harness.tiny_families import family_of
 
 
 def one_class(family, **more):
@@ -36,9 +36,9 @@ def test_whose_brand_it_is_changes_no_bit_of_a_picture(family, make_adapter):
     """Accounts decide when a row steps, not how."""
     mine = request("mine", 0, adapters=(make_adapter(family, 4, brand="brand-0").use,))
     alone = pictures(run(one_class(family), [mine]))["mine", 0]
-    others = [request(f"other-{n}", n, num_images=2, account_id="crowd") for n in range(1, 7)]
-    crowded = pictures(run(one_class(family), [*others, replace(mine, account_id="single")]))
-    assert torch.equal(crowded["mine", 0], alone)
+    others = [request(f"other-{n}", n, num_images=2, account_id="many") for n in range(1, 7)]
+    together = pictures(run(one_class(family), [*others, replace(mine, account_id="single")]))
+    assert torch.equal(together["mine", 0], alone)
 
 
 def test_another_batch_size_changes_a_picture_by_rounding_only(family, make_adapter):
@@ -272,12 +272,12 @@ def test_a_queue_that_others_fill_has_room_for_a_brands_share(sd15):
 def test_a_queue_that_many_brands_of_an_account_fill_has_room_for_anothers_share(sd15):
     engine = Engine(sd15, max_batch=1, max_waiting=8)
     for n in range(4):
-        engine.add(request(f"{n}", n, num_images=2, account_id="crowd"))
+        engine.add(request(f"{n}", n, num_images=2, account_id="many"))
     engine.add(request("first", 8, num_images=3))
     engine.add(request("second", 8))
     with pytest.raises(TooManyRequests, match="2 pictures of this brand"):
-        engine.add(request("more", 0, account_id="crowd"))
-    engine.add(request("another", 9, account_id="crowd"))  # a brand that has none waiting
+        engine.add(request("more", 0, account_id="many"))
+    engine.add(request("another", 9, account_id="many"))  # a brand that has none waiting
     with pytest.raises(TooManyRequests, match="4 pictures of this brand"):
         engine.add(request("third", 8))
 

@@ -1,6 +1,6 @@
-"""Random schedules: whatever joins, leaves, is cancelled or published meanwhile, every picture is the one drawn alone.
+"""Random schedules of joining, leaving, cancelling and publishing. Every picture equals the one drawn alone.
 
-`ONBRAND_TEST_SCHEDULES=100` runs that many of each family (default 1); a failure names its seed.
+`ONBRAND_TEST_SCHEDULES=100` runs that many schedules of each family (default 1). A failure names its seed.
 """
 
 from __future__ import annotations

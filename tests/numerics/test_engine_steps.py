@@ -1,4 +1,4 @@
-"""Samplers by name, previews, pauses, precision and stages: what a row does between noise and picture."""
+"""What a row does between noise and picture: samplers by name, previews, pauses, precision and stages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, 
 from onbrand.errors import InvalidInput
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.loading import load_family, load_pipeline
-from tests.numerics.bases import base_of, family_of
 from tests.numerics.drawing import PROMPTS, largest_difference, pictures, request, run
+from tools.harness.tiny_families import base_of, family_of
 
 TOLERANCE = 1e-4
 PEERS = {"euler": EulerDiscreteScheduler, "dpm++2m": DPMSolverMultistepScheduler}

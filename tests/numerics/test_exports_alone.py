@@ -1,4 +1,4 @@
-"""Exports are plain diffusers: a process that cannot import Onbrand draws the same picture with either file."""
+"""A process that cannot import Onbrand draws the same picture with either exported file and plain diffusers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from onbrand.families.family import Family, draw
 from onbrand.families.loading import load_family
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.training.export import load_into, pipeline_arguments
-from tests.numerics.bases import adapter_bytes, base_of
 from tests.numerics.test_kohya_equals_canonical import is_of_double_blocks, rewritten
+from tools.harness.tiny_families import adapter_bytes, base_of
 
 TOLERANCE = 1e-4
 pytestmark = pytest.mark.timeout(900)  # the fixtures load ten pipelines

@@ -1,4 +1,4 @@
-"""An adapter downloaded in kohya's format is the same adapter: plain diffusers draws the same picture with both."""
+"""An adapter in kohya's format equals the canonical one: plain diffusers draws the same picture with both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onbrand.families.lora_kohya import kohya_file
 from onbrand.families.spec import SPECS
 from onbrand.lora_names import must_be_plain_lora
 from onbrand.safetensors_header import must_be_plain_safetensors
-from tests.numerics.bases import adapter_bytes, family_of
+from tools.harness.tiny_families import adapter_bytes, family_of
 
 HEADER = {"modelspec.title": "a title", "modelspec.trigger_phrase": "zilgo", "ss_network_dim": "4"}
 

@@ -1,4 +1,4 @@
-"""Adapters that are built to paint one colour paint it, which is what the chaos run judges by."""
+"""The colour adapters paint their colour. The chaos run relies on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import safetensors.torch
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.families.lora import read_adapter
-from tests.acceptance.colours import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
-from tests.engine_requests import engine_request
-from tests.numerics.bases import family_of
 from tests.numerics.drawing import pictures, run
+from tools.harness.colour_adapters import COLOURS, MOST_STEPS, SIDE, Colour, Paint, Painter, colour_of
+from tools.harness.engine_requests import engine_request
+from tools.harness.tiny_families import family_of
 
 RED, BLUE = (230, 26, 26), (26, 77, 230)
 WAYS = [(1.0, None), (1.5, None), (1.5, "euler"), (1.0, "dpm++2m")]

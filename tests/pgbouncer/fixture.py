@@ -1,6 +1,6 @@
-"""The fixture `pgbouncer`: a real pgbouncer in transaction mode before the session's database.
+"""The fixture `pgbouncer`: a real pgbouncer in transaction mode in front of the session's database.
 
-Where it cannot be had (another system than Debian 12, no network), tests that ask for it skip and say why.
+Tests that need it are skipped with the reason where it cannot be installed (not Debian 12, or no network).
 """
 
 from __future__ import annotations

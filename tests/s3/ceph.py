@@ -1,6 +1,6 @@
-"""A real S3 for the tests: Ceph's object gateway, with one monitor and one store in memory, on a loopback port.
+"""A real S3 for the tests: Ceph's object gateway, with one monitor and one in-memory store, on a loopback port.
 
-It checks signatures, presigned links and policies, which in-process imitations do not. Nothing outlives a stop.
+It checks signatures, presigned links and policies, which in-process imitations do not. A stop removes everything.
 """
 
 from __future__ import annotations

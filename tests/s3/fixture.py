@@ -1,6 +1,6 @@
-"""The fixture `s3_server`: one real S3 for a test session, fetched once into a cache folder.
+"""The fixture `s3_server`: one real S3 for a test session, downloaded once into a cache folder.
 
-Where it cannot be had (another system than Debian 12 on x86_64, no network), tests that ask for it skip and say why.
+Tests that need it are skipped with the reason where it cannot be installed (not Debian 12 on x86_64, or no network).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A loopback proxy before the real S3 that answers as other stores do: no POST forms, and unsigned orders refused.
+"""A loopback proxy in front of the real S3 that behaves like other stores: no POST forms, unsigned requests refused.
 
-`Manners` say what it does; everything else goes on to the S3 unchanged, signatures included (they name the proxy).
+`Manners` selects the behaviour. Other requests pass unchanged, with their signatures (which name the proxy).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tiny bases for tests of single rooms: real pipelines, loaded once a session."""
+"""Tiny bases for unit tests: real pipelines, loaded once a process."""
 
 from functools import cache
 

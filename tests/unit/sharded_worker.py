@@ -1,4 +1,4 @@
-"""One of several processes that share out a base: `python -m tests.unit.sharded_worker FAMILY RANK NUM FOLDER`."""
+"""One of several processes that share a base: `python -m tests.unit.sharded_worker FAMILY RANK NUM FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths and hosts as URLs: what is made is what is read, whatever characters are in it."""
+"""Paths and hosts in URLs survive a round trip, whatever characters they contain."""
 
 from __future__ import annotations
 

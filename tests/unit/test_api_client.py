@@ -1,4 +1,4 @@
-"""The SDK against scripted answers: retries, errors, pages, events, captions. Real answers are in tests/integration."""
+"""The SDK with scripted responses: retries, errors, pages, events, captions. tests/integration has real responses."""
 
 from __future__ import annotations
 

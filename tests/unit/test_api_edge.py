@@ -1,4 +1,4 @@
-"""What surrounds every route: bounds, headers, ids, and errors that say nothing they should not."""
+"""The middleware around every route: limits, headers, ids, and errors that reveal nothing internal."""
 
 from __future__ import annotations
 

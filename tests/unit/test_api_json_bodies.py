@@ -1,4 +1,4 @@
-"""What is counted of a JSON body before it is parsed, and the field that ends it."""
+"""The counts of a JSON body before it is parsed, and the field that exceeds them."""
 
 from __future__ import annotations
 

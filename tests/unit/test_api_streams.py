@@ -1,4 +1,4 @@
-"""Event streams are counted by caller and by brand, and forgotten when they end, however they end."""
+"""Event streams are counted by caller and by brand, and released at any kind of end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Membership:
     """A membership without a database: the stream asks for nothing else."""
 
     def __init__(self, streams: OpenStreams) -> None:
-        self.scope, self.brand_id, self.parts = Scope("ada"), "acme", SimpleNamespace(streams=streams)
+        self.scope, self.brand_id, self.state = Scope("ada"), "acme", SimpleNamespace(streams=streams)
 
     def open(self) -> Any:
         return self

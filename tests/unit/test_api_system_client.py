@@ -1,4 +1,4 @@
-"""The workers' client: it waits for a restarting platform, and raises what the platform raised."""
+"""The workers' client waits for a restarting platform, and raises the errors that the platform raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of the chaos run passes what is right and notices what is wrong."""
+"""The judge of the chaos run accepts correct results and reports wrong ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.acceptance.chaos import Model, Validator, Verdict
-from tests.acceptance.colours import SIDE, Colour, Paint
-from tests.acceptance.customers import Drawn
-from tests.receipts import receipt_of
+from tools.harness.colour_adapters import SIDE, Colour, Paint
+from tools.harness.load_client import Drawn
+from tools.harness.receipts import receipt_of
 
 RED, BLUE = (230, 26, 26), (26, 77, 230)
 PAINT = Paint(RED, 4, b"the weights")

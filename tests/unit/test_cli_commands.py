@@ -1,4 +1,4 @@
-"""The command line by itself: help, usage, JSON, and what it must not load."""
+"""The command line alone: help, usage, JSON output, and modules that it must not load."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0
-    assert "DecayedCounts: onbrand" in out
+    assert "Usage: onbrand" in out
 
 
 def test_an_unknown_option_is_a_usage_error_with_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which error leaves with which exit code."""
+"""The exit code of each error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the token is kept, and to whom it is sent."""
+"""The file with the token, and the hosts that it is sent to."""
 
 from __future__ import annotations
 

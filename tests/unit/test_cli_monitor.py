@@ -1,4 +1,4 @@
-"""What the command line shows of a training: a plot, a sheet of samples, the newest numbers, lines."""
+"""The command line's view of a training: a plot, a sheet of samples, the newest numbers, log lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line at terminals, in pipes and with files as they are: one line and an exit code, never a traceback."""
+"""The command line at terminals, in pipes and with odd files: one line and an exit code, never a traceback."""
 
 from __future__ import annotations
 

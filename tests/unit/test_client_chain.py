@@ -1,4 +1,4 @@
-"""The record's chain as a client checks it: every way to tamper with a line is found, and where."""
+"""The client's check of the audit chain finds every kind of tampering, and its position."""
 
 from __future__ import annotations
 

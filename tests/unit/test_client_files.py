@@ -1,4 +1,4 @@
-"""Where the client saves what it downloads."""
+"""The paths to which the client saves downloads."""
 
 from __future__ import annotations
 

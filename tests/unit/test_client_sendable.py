@@ -1,4 +1,4 @@
-"""What the client refuses before it sends anything: addresses, proxies, tokens, headers, texts, names of files."""
+"""Values that the client refuses before it sends anything: URLs, proxies, tokens, headers, texts, file names."""
 
 from __future__ import annotations
 

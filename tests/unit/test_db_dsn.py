@@ -1,4 +1,4 @@
-"""DSNs that people write: refused in a line that says what is wrong and repeats nothing of them."""
+"""A malformed DSN is refused with one line that names the mistake and repeats no part of the DSN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's parts that need no platform: kits, the contact sheet, the verdict."""
+"""The demo's parts that need no platform: sample brands, the contact sheet, the verdict."""
 
 from __future__ import annotations
 

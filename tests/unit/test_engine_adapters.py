@@ -1,4 +1,4 @@
-"""Residency and the host cache: who holds what, what is evicted, one load however many wait."""
+"""Residency and the host cache: holders, eviction, and one load for any number of waiting requests."""
 
 from __future__ import annotations
 

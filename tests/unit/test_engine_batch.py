@@ -1,4 +1,4 @@
-"""What may share a forward pass, and the sizes that batches come in, without any model."""
+"""Which requests may share a forward pass, and the batch sizes, without a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from onbrand.engine.batch import Job, Row, size_class, size_classes
 from onbrand.engine.request import Plan
-from tests.engine_requests import engine_request
+from tools.harness.engine_requests import engine_request
 
 
 def job(brand: str = "acme", size: int = 64, cfg: float = 3.0, **more) -> Job:

@@ -1,4 +1,4 @@
-"""Blocks compute what diffusers' blocks compute, mostly to the bit; keys and values of a text are computed once."""
+"""Our blocks compute what diffusers' blocks compute, mostly bit by bit. Keys and values of a text are computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures are decoded at once only where that was seen to change no bit."""
+"""Pictures are decoded in one batch only where a check showed equal bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that wait are encoded at once only where that was seen to change no bit."""
+"""Waiting prompts are encoded in one batch only where a check showed equal bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onbrand.engine.encoding import MOST_AT_ONCE, Encoder, PromptPair
-from onbrand.engine.engine import _encoded_together
+from onbrand.engine.preparation import grouped
 from onbrand.families.family import Conditioning
 
 
@@ -93,15 +93,16 @@ def test_a_request_gets_the_bits_it_gets_alone(family, num: int) -> None:
 
 
 def job(name: str, guided: bool = True, exclusive: bool = False):
-    return SimpleNamespace(name=name, request=SimpleNamespace(exclusive=exclusive), plan=SimpleNamespace(guided=guided))
+    request = SimpleNamespace(parameters=SimpleNamespace(exclusive=exclusive))
+    return SimpleNamespace(name=name, request=request, plan=SimpleNamespace(guided=guided))
 
 
 def test_who_asked_to_be_alone_is_encoded_alone_and_guidance_is_not_mixed():
     jobs = [job("a"), job("b", guided=False), job("c", exclusive=True), job("d"), job("e", guided=False)]
-    groups = [[each.name for each in group] for group in _encoded_together(jobs)]
+    groups = [[each.name for each in group] for group in grouped(jobs)]
     assert groups == [["a", "d"], ["b", "e"], ["c"]]
 
 
 def test_a_group_has_no_more_than_may_wait_for_each_other():
-    groups = _encoded_together([job(str(n)) for n in range(2 * MOST_AT_ONCE + 1)])
+    groups = grouped([job(str(n)) for n in range(2 * MOST_AT_ONCE + 1)])
     assert list(map(len, groups)) == [MOST_AT_ONCE, MOST_AT_ONCE, 1]

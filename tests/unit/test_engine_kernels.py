@@ -1,4 +1,4 @@
-"""What makes passes faster on a CPU computes the same."""
+"""The faster CPU kernels compute the same values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slots of jobs that pause go to whose turn it is; those of jobs that step do not."""
+"""A paused job's slot goes to the next brand; the slot of a running job does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onbrand.engine.residency import AdapterResidency
 from onbrand.engine.slots import Slots
 from onbrand.errors import AdapterRefused
 from onbrand.families.lora import AdapterWeights, LayerWeights
-from tests.engine_requests import engine_request
+from tools.harness.engine_requests import engine_request
 
 SERVED = {"ahead": 3.0, "even": 2.0, "behind": 1.0}
 

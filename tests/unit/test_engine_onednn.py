@@ -1,4 +1,4 @@
-"""What oneDNN computes of a base's layers is what they compute."""
+"""The oneDNN version of a base's layers computes the same values."""
 
 from __future__ import annotations
 

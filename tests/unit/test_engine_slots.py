@@ -1,4 +1,4 @@
-"""Slots on a toy denoiser: the formula per row, zero padding, guidance doubling, generations, no trace left behind."""
+"""Slots on a toy denoiser: the formula per row, zero padding, guidance doubling, generations, complete removal."""
 
 from __future__ import annotations
 
@@ -106,12 +106,18 @@ def test_guidance_repeats_whole_copies_of_the_batch(toy):
         torch.testing.assert_close(doubled[2 * copy : 2 * copy + 2], single, rtol=1e-4, atol=1e-3)
 
 
+def replace_added(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., Any]) -> None:
+    """Replace `lora_math.added` in both modules that call it."""
+    for module in (lora_math, slots_module):
+        monkeypatch.setattr(module, "added", replacement)
+
+
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each addition of deltas was for."""
     nums: list[int] = []
     real = lora_math.added
-    monkeypatch.setattr(slots_module, "added", lambda *asked: nums.append(len(asked[2])) or real(*asked))
+    replace_added(monkeypatch, lambda *asked: nums.append(len(asked[2])) or real(*asked))
     return nums
 
 
@@ -147,7 +153,7 @@ def test_where_a_bit_would_change_deltas_are_made_for_all_rows(toy, monkeypatch)
         toy(x, t)  # seen to be exact, but not of what comes now
     slots._is_exact.clear()
     real = lora_math.added
-    monkeypatch.setattr(slots_module, "added", lambda *asked: real(*asked).mul_(1 + len(asked[2]) * 1e-6))
+    replace_added(monkeypatch, lambda *asked: real(*asked).mul_(1 + len(asked[2]) * 1e-6))
     drawn = []
     for _ in range(3):
         with slots.bind(rows):

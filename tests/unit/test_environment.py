@@ -1,4 +1,4 @@
-"""What stands in the environment: unknown settings are refused, and other people's variables reach nothing of ours."""
+"""Unknown settings in the environment are refused, and variables of other programs have no effect."""
 
 from __future__ import annotations
 

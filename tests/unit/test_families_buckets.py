@@ -1,4 +1,4 @@
-"""Which size a picture is trained at: nothing enlarged, little cut away."""
+"""The training size of a picture: no enlargement, little cropping."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A LoRA file: what is written is what is read, and what does not fit the base is refused."""
+"""A LoRA file reads back as it was written, and a file that does not fit the base is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Training's entrance: noise, targets and weights are the published formulas, row by row."""
+"""Noise, targets and weights of the training loss follow the published formulas, row by row."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What may be asked of a family, before anything is loaded."""
+"""What a family's spec tells before anything is loaded."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""Texts are counted as the bases' own tokenizers count them, with the base loaded or from its folder alone."""
+"""Token counts equal those of the bases' own tokenizers, with the base loaded or from its folder alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of ours alone: closed where they are ours, refused where they are not."""
+"""Private folders: the platform closes its own, and refuses folders of others."""
 
 from __future__ import annotations
 

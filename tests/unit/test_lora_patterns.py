@@ -1,4 +1,4 @@
-"""Patterns of layers hold for the layers that PEFT says, and are not tried one by one."""
+"""Layer patterns select the layers that PEFT selects, without a trial of each."""
 
 from __future__ import annotations
 

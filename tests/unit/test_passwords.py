@@ -1,4 +1,4 @@
-"""Passwords are checked a few at a time, a bounded number waits, and who is refused is told when to come again."""
+"""A few passwords are checked at a time, a bounded number waits, and a refusal says when to retry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hostile safetensors file is refused before any tensor library sees it."""
+"""A hostile safetensors file is refused before a tensor library reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters on a node: one file and one fetch for all its replicas, pages that they share, nothing refused is kept."""
+"""Adapters on a node: one file and one fetch for all replicas, shared pages, and nothing kept of a refused one."""
 
 from __future__ import annotations
 

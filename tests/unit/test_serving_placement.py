@@ -1,4 +1,4 @@
-"""Where requests go: homes, bounded work, queue against miss, hot adapters, what replicas publish."""
+"""Routing of requests: home replicas, bounded work, queues against cache misses, hot adapters, reports of replicas."""
 
 from __future__ import annotations
 

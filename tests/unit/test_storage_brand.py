@@ -1,4 +1,4 @@
-"""The two locks of a brand's store, each by itself: the pattern of a key, and where the key would really lie."""
+"""The two checks of a brand's store, each alone: the pattern of a key, and the place that it resolves to."""
 
 from __future__ import annotations
 

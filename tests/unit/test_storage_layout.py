@@ -1,4 +1,4 @@
-"""Keys are made in one place, and only plain ones can be made."""
+"""One module makes keys, and only plain keys can be made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A link is bound to bucket, key, method and time, and nothing of it can be changed."""
+"""A link is bound to bucket, key, method and time, and no part of it can be changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The made-up brands of the demo: a kit of real files, recognisable and never alike."""
+"""The demo's made-up brands: a kit of real files, recognisable and different from each other."""
 
 from pathlib import Path
 

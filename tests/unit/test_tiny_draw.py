@@ -1,4 +1,4 @@
-"""What the tiny models learn from: scenes with true captions, and combinations that are never shown."""
+"""The training data of the tiny models: scenes with true captions, and combinations that are held out."""
 
 import random
 import subprocess

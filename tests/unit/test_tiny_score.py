@@ -1,4 +1,4 @@
-"""The judge of the tiny models: right about true drawings, wrong about wrong ones; and the measure of fit."""
+"""The judge of the tiny models is right about true and wrong drawings; and the measure of fit."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""How the tiny models read: words whole, unknown words by letters, and captions labelled with what they mean."""
+"""The tiny text encoders: whole words, unknown words by letters, and captions labelled with their meaning."""
 
 import random
 from pathlib import Path

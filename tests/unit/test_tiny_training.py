@@ -1,4 +1,4 @@
-"""Training a tiny base: an optimizer that orthogonalises, runs that go on where they stopped, stages that are kept."""
+"""Training a tiny base: an orthogonalising optimizer, runs that resume, and stages that are kept."""
 
 import json
 from pathlib import Path

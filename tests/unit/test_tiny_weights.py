@@ -1,4 +1,4 @@
-"""The weights that ship: small, complete, in fp16, described, and able to draw what is asked."""
+"""The shipped weights are small, complete, in fp16 and documented, and draw what a prompt asks for."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Whose turn it is."""
+"""The order in which waiting training jobs start."""
 
 import random
 from collections import Counter
@@ -93,7 +93,7 @@ def test_at_any_moment_no_waiting_brand_has_less_for_its_weight_than_another_by_
 
 @pytest.mark.parametrize("num_jobs", [2, 3, 8])
 def test_one_account_leaves_a_job_to_others_though_nobody_asks(num_jobs):
-    waiting = [job(f"a{n}", f"brand-{n}", account_id="crowd") for n in range(9)]
+    waiting = [job(f"a{n}", f"brand-{n}", account_id="many") for n in range(9)]
     begin, wait = told(waiting, bounds=Bounds(num_jobs, 9))
     assert len(begin) == num_jobs - 1
     assert set(wait.values()) == {"platform"}
@@ -110,8 +110,8 @@ def test_a_brand_alone_in_its_account_is_told_that_it_waits_for_itself():
 
 def test_one_account_leaves_a_worker_to_others():
     waiting = [job("a1", num_workers=2), job("a2", "bolt", num_workers=2), job("a3", "bolt", num_workers=1)]
-    crowd = [each.model_copy(update={"account_id": "crowd"}) for each in waiting]
-    begin, wait = told(crowd, bounds=Bounds(9, 9), capacity=Capacity(4, 4, 4))
+    large = [each.model_copy(update={"account_id": "many"}) for each in waiting]
+    begin, wait = told(large, bounds=Bounds(9, 9), capacity=Capacity(4, 4, 4))
     assert (begin, wait) == (["a1", "a3"], {"a2": "platform"})
 
 
@@ -127,7 +127,7 @@ def test_the_operators_numbers_go_before_the_room_for_others():
 
 
 def test_an_accounts_turn_comes_once_however_many_brands_it_has():
-    waiting = [job(f"a{n}", f"brand-{n}", account_id="crowd") for n in range(5)] + [
+    waiting = [job(f"a{n}", f"brand-{n}", account_id="many") for n in range(5)] + [
         job("b1", "bolt"),
         job("b2", "bolt"),
     ]
@@ -136,6 +136,6 @@ def test_an_accounts_turn_comes_once_however_many_brands_it_has():
 
 
 def test_the_brands_of_an_account_take_turns():
-    crowd = {"account_id": "crowd"}
-    waiting = [job("a1", "acme", **crowd), job("a2", "acme", **crowd), job("b1", "bolt", **crowd)]
+    large = {"account_id": "many"}
+    waiting = [job("a1", "acme", **large), job("a2", "acme", **large), job("b1", "bolt", **large)]
     assert [each.job_id for each in fair_order(waiting, [])] == ["a1", "b1", "a2"]

@@ -1,4 +1,4 @@
-"""What training encoded, kept on disk: found again by content alone, and of no use to whoever lacks the content."""
+"""Encodings on disk are found by content alone, and are useless without the content."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""A list of checkpoints that was half written when its writer was killed."""
+"""Reading a list of checkpoints that a killed process wrote partly."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""From uploaded bytes to what the loop reads."""
+"""From uploaded bytes to the examples that the trainer reads."""
 
 import hashlib
 import io

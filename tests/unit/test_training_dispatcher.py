@@ -1,4 +1,4 @@
-"""What the dispatcher decides."""
+"""The decisions of the dispatcher."""
 
 from datetime import UTC, datetime, timedelta
 

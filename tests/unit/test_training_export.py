@@ -1,4 +1,4 @@
-"""The published file: what diffusers reads, what it says of itself, and that it was proved."""
+"""The published file: diffusers reads it, its metadata is right, and it was validated."""
 
 import json
 

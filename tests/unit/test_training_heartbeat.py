@@ -1,4 +1,4 @@
-"""The run's line to the platform."""
+"""The progress reports of a run to the platform."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""One operation for a layer and its LoRA: PEFT's numbers, PEFT's own way wherever it does not fit."""
+"""A layer and its LoRA as one operation: PEFT's numbers, and PEFT's own code where the operation does not apply."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a run needs is known before anything is loaded, and what does not fit is done with less, or refused."""
+"""A run's memory is estimated before anything is loaded; a run that does not fit uses less memory or is refused."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from onbrand.training.memory import estimate
 from onbrand.training.memory.estimate import GB, Admission, Allowance, MemoryEstimator, admit
 from onbrand.training.memory.savings import MemorySavings, savings_levels
 from onbrand.training.recipes import make_plan
-from tests.unit.test_training_loop import Together
+from tests.unit.test_training_trainer import Together
 from tests.unit.training_bases import FAMILIES, base_of, fresh_family, small_plan, small_trainer, trained
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Optimizers: against what they come from, and resumed with the same bits."""
+"""Optimizers equal their originals, and resume bit by bit."""
 
 from dataclasses import replace
 

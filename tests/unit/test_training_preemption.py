@@ -1,4 +1,4 @@
-"""A node that will be taken away: asked about now and then, by all workers at once, and the run's state is kept."""
+"""Preemption of a node: all workers ask for it together, at intervals, and the run's state is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray is told of a job."""
+"""What a job passes to Ray."""
 
 from onbrand.config import Limits, Settings
 from onbrand.training.dispatch.providers.ray import job_environment, submission_id

@@ -1,4 +1,4 @@
-"""A frozen base in fewer bits: near what it was, smaller, still a base to PEFT and diffusers, and trainable."""
+"""A quantized frozen base: close to the original, smaller, usable by PEFT and diffusers, and trainable."""
 
 import pytest
 import torch

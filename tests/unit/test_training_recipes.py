@@ -1,4 +1,4 @@
-"""What a job's plan is made of."""
+"""How a job's training plan is composed."""
 
 import pytest
 from pydantic import ValidationError

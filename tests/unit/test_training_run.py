@@ -1,4 +1,4 @@
-"""One worker's whole way, without a cluster: what it fetches, tells, keeps from training, and publishes."""
+"""A whole run of one worker without a cluster: what it fetches, reports, leaves out of training, and publishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base that is shared out to two processes trains the same adapter as a whole one."""
+"""Two processes that share a base train the same adapter as one process with the whole base."""
 
 import os
 import subprocess

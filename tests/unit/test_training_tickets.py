@@ -1,4 +1,4 @@
-"""The ticket's file."""
+"""The file with a job's ticket."""
 
 import stat
 

@@ -1,4 +1,4 @@
-"""Pictures that were never trained on judge the adapter: always alike, by any number of workers, and the best stays."""
+"""Validation on held-out pictures: deterministic with any number of workers, and the best step is published."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from onbrand.errors import TrainingFailed
 from onbrand.training.trainer import Trainer
 from onbrand.training.validation import NUM_DRAWS, SIGMAS, ValidationHistory, Validator
-from tests.unit.test_training_loop import Together, trained_together
+from tests.unit.test_training_trainer import Together, trained_together
 from tests.unit.training_bases import (
     FAMILIES,
     fresh_family,

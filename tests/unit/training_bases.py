@@ -1,4 +1,4 @@
-"""Small plans, pictures and fresh tiny families for tests of the training room."""
+"""Small plans, pictures and new tiny families for tests of training."""
 
 from __future__ import annotations
 

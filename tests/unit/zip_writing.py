@@ -1,4 +1,4 @@
-"""Zip archives written by hand, and what is read from them."""
+"""Writes zip archives by hand, and lists what the sandbox reads from them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`python -m tests.isolation.faults`: break Onbrand line by line, and see whether its tests notice.
+"""`python -m tests.isolation.faults` breaks Onbrand one line at a time, and checks that its tests fail.
 
-`--only TEXT` tries the faults whose id has it, `--some` a fixed part of each area; `--at-once N` is how many trials run
+`--only TEXT` tries the faults whose id contains TEXT, `--some` a fixed part of each area, `--at-once N` runs N trials
 at a time.
 """
 

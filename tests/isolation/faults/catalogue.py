@@ -1,4 +1,4 @@
-"""The faults of faults.yaml: one line each, that would let one brand reach another's things."""
+"""Reads faults.yaml: faults of one line, each of which would give one brand access to another's objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials of all faults, a few at a time, and what came of them."""
+"""Runs the trials of all faults, several at a time, and collects their results."""
 
 from __future__ import annotations
 

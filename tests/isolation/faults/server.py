@@ -1,6 +1,6 @@
-"""One PostgreSQL for all trials: a migrated template that is copied in a moment, and empty databases for broken SQL.
+"""One PostgreSQL for all trials: a migrated template to copy, and empty databases for broken SQL.
 
-It runs in a process of its own, which imports Onbrand as it is; the process that forks trials imports none of it.
+It runs in its own process, which imports the unchanged Onbrand. The process that forks trials imports none of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One trial: a process of its own in which one line of Onbrand is broken, and the part of the suite that looks at it.
+"""One trial: a process in which one line of Onbrand is broken, and the tests that should notice.
 
-The process is forked from one that has imported other people's libraries and none of ours. Files on disk stay as they
-are: a broken module is compiled from its changed text at import, broken migrations are applied from a copy.
+The parent has imported third-party libraries and no module of Onbrand. Files on disk do not change: a broken module is
+compiled from its changed text at import, and broken migrations are applied from a copy.
 """
 
 from __future__ import annotations

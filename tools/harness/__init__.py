@@ -1,0 +1,1 @@
+"""Parts that tests and benchmarks share: platforms, clients of them, files and adapters for them."""

@@ -1,0 +1,1 @@
+"""Hostile files, and the routes that must refuse them."""

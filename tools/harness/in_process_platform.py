@@ -1,0 +1,222 @@
+"""The two apps on a real database and a real store, with a generator that paints without an engine.
+
+`platform.client(person)` calls the users' app in this process. `platform.url` is the same app behind uvicorn, for
+clients that need a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import safetensors.numpy
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from onbrand.app import create_app, create_system_app
+from onbrand.brand import Ticket
+from onbrand.config import Settings
+from onbrand.db.session import Database
+from onbrand.errors import OnbrandError, Unavailable
+from onbrand.internal.client import AsyncSystemClient
+from onbrand.internal.generation import RenderEvent, RenderRequest
+from onbrand.internal.training import PublishedModel
+from onbrand.secrets_file import Secrets
+from onbrand.services.identity import TokenIssuer
+from onbrand.storage.store import ObjectStore
+from tools.harness.receipts import receipt_for
+from tools.harness.training_client import AsyncTrainingClient
+
+_PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+class FakeGenerator:
+    """Does what a replica does with its ticket, but paints one colour a picture instead of denoising.
+
+    A prompt with ``[hang]`` runs until it is canceled, with ``[break]`` breaks off, with ``[away]`` finds no engine.
+    What lies in `refusals` is raised first, one at a call. Who asks for previews gets one of each picture, and so does
+    who watches while it hangs. With `[silent]` nothing begins.
+    """
+
+    def __init__(self, client_for: Callable[[str], AsyncSystemClient]) -> None:
+        self._client_for = client_for
+        self._canceled: dict[str, asyncio.Event] = {}
+        self._shown: dict[str, RenderEvent] = {}
+        self.watched: list[tuple[str, str, str]] = []
+        self.seen: list[RenderRequest] = []
+        self.refusals: list[OnbrandError] = []
+
+    async def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
+        self.seen.append(request)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        if "[away]" in request.parameters.prompt:
+            raise Unavailable("no replica of the engine answers; try again")
+        if "[silent]" in request.parameters.prompt:
+            await asyncio.Event().wait()
+        canceled = self._canceled.setdefault(request.generation_id, asyncio.Event())
+        async with self._client_for(request.ticket) as client:
+            await client.start_generation()
+            for adapter, _ in request.adapters:
+                data = await client.read_model(adapter.model_id)
+                assert hashlib.sha256(data).hexdigest() == adapter.sha256
+            yield RenderEvent("progress", {"progress": 50})
+            if request.parameters.preview_every:
+                image = f"data:image/jpeg;base64,{request.generation_id}"
+                preview = RenderEvent("preview", {"index": 0, "step": request.parameters.preview_every, "image": image})
+                self._shown[request.generation_id] = preview
+                yield preview
+            if "[break]" in request.parameters.prompt:
+                raise RuntimeError(f"broke while drawing {request.parameters.prompt}")
+            if "[hang]" in request.parameters.prompt:
+                await asyncio.wait_for(canceled.wait(), 30)
+                await client.fail_generation("canceled", "canceled")
+                yield RenderEvent("canceled", {})
+                return
+            for index in range(request.parameters.num_images):
+                await self._add(client, request, index)
+                yield RenderEvent("image", {"index": index})
+            await client.finish_generation()
+        yield RenderEvent("completed", {})
+
+    async def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
+        self.watched.append((generation_id, brand_id, user_id))
+        if generation_id in self._shown:
+            yield self._shown[generation_id]
+            await self._canceled[generation_id].wait()
+
+    async def cancel(self, family: str, generation_id: str) -> None:
+        if generation_id in self._canceled:
+            self._canceled[generation_id].set()
+
+    async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
+        seed = request.parameters.seed + index
+        digest = hashlib.sha256(f"{request.adapters}{seed}".encode()).digest()
+        out = io.BytesIO()
+        width, height = request.parameters.width, request.parameters.height
+        assert width is not None
+        assert height is not None
+        picture = Image.new("RGB", (width, height), (digest[0], digest[1], digest[2]))
+        picture.save(out, _PIL[request.parameters.output_format], quality=_quality(request))
+        content_type = f"image/{request.parameters.output_format}"
+        await client.add_image(index, seed, out.getvalue(), content_type, *picture.size, receipt_for(request))
+
+
+def _quality(request: RenderRequest) -> int:
+    return 95 if request.parameters.output_compression is None else request.parameters.output_compression
+
+
+@dataclass
+class Platform:
+    """Everything that runs, but Ray."""
+
+    settings: Settings
+    secrets: Secrets
+    db: Database
+    store: ObjectStore
+    app: FastAPI
+    system_app: FastAPI
+    generator: FakeGenerator
+    url: str = ""
+    _issuer: TokenIssuer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._issuer = TokenIssuer(self.secrets.tokens)
+
+    def token(self, person: Any, brand_id: str | None = None) -> str:
+        """A bearer token, as logging in would give."""
+        return self._issuer.issue(person.user_id, brand_id)[0]
+
+    def client(self, person: Any = None, brand_id: str | None = None) -> httpx.AsyncClient:
+        """An HTTP client of the users' app; nobody's without `person`."""
+        headers = {"authorization": f"Bearer {self.token(person, brand_id)}"} if person else {}
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", headers=headers)
+
+    def system(self, ticket: Ticket | str, patience: float = 0.0) -> AsyncTrainingClient:
+        """A worker's client of the internal routes."""
+        token = ticket if isinstance(ticket, str) else ticket.sign(self.secrets.tickets)
+        transport = httpx.ASGITransport(self.system_app)
+        return AsyncTrainingClient("http://test", token, patience=patience, transport=transport)
+
+    async def train(self, brand: Any, picture: bytes, family: str = "sd15") -> tuple[str, PublishedModel]:
+        """An uploaded picture, a job on it, and the model that it became; returns the job's id too."""
+        async with self.client(brand.member) as client:
+            asset = await upload(client, brand.id, picture)
+            body = {"name": "a job", "model_type": family, "training_asset_ids": [asset["id"]]}
+            answer = await client.post(f"/v1/brands/{brand.id}/training-jobs", json=body)
+            assert answer.status_code == 201, answer.text
+            job_id = answer.json()["id"]
+        async with self.system(brand.ticket(job_id)) as worker:
+            facts = {"rank": 4, "trigger_word": f"{brand.id} mark", "base_revision": "0" * 64}
+            return job_id, await worker.publish(weights(brand.id), facts)
+
+
+async def upload(client: httpx.AsyncClient, brand_id: str, picture: bytes, **fields: str) -> dict[str, Any]:
+    """One uploaded picture's object."""
+    files = [("files", ("logo.png", picture, "image/png"))]
+    answer = await client.post(f"/v1/brands/{brand_id}/assets", files=files, data=fields)
+    assert answer.status_code == 201, answer.text
+    asset: dict[str, Any] = answer.json()["data"][0]
+    return asset
+
+
+def weights(salt: str = "") -> bytes:
+    """A small safetensors file; another one for every salt."""
+    values = np.frombuffer(hashlib.sha256(salt.encode()).digest(), dtype=np.uint8).astype(np.float32)
+    tensors = {"unet.mid.lora_A.weight": values.reshape(4, 8), "unet.mid.lora_B.weight": values.reshape(8, 4)}
+    return bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to pytest, and says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_started.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def served(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
+    """The app behind uvicorn, within this event loop."""
+    server = _Server(uvicorn.Config(app, log_level="critical", access_log=False))
+    running = asyncio.create_task(server.serve([listener]))
+    await server.has_started.wait()
+    yield
+    server.should_exit = True
+    await running
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, secrets: Secrets, db: Database, paints: type[FakeGenerator] = FakeGenerator
+) -> AsyncIterator[Platform]:
+    """A platform on these doors, also served on a free port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        known = settings.model_copy(update={"port": listener.getsockname()[1]})
+        store = ObjectStore.from_settings(known, secrets)
+        system_app = create_system_app(known, secrets, db, store)
+
+        def client_for(ticket: str) -> AsyncSystemClient:
+            return AsyncSystemClient("http://test", ticket, patience=2, transport=httpx.ASGITransport(system_app))
+
+        generator = paints(client_for)
+        app = create_app(known, secrets, db, store, generator, client_for=client_for)
+        async with served(app, listener):
+            yield Platform(known, secrets, db, store, app, system_app, generator, known.url)
