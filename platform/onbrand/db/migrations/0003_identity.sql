@@ -4,7 +4,7 @@
 set role onbrand_identity;
 
 -- An account of an outside issuer may have no password and no address. An address is verified only if email_verified_at
--- is set; until then it is what a user typed.
+-- is set; before that, it is unverified input.
 create table identity.users (
   id uuid primary key default gen_random_uuid(),
   email text unique check (email = lower(email) and char_length(email) between 3 and 254),

@@ -106,7 +106,7 @@ begin
 end $$;
 
 -- Append an event of the platform's own background work, which acts for no member. `actor` is 'system:' and the id of
--- what it ends.
+-- the object that it ends.
 create function private.audit_append(brand text, actor text, action text, detail jsonb) returns void
 language plpgsql volatile security definer set search_path = '' as $$
 begin
