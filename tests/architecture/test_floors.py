@@ -83,6 +83,7 @@ def test_the_web_tier_loads_neither_torch_nor_ray(module: str) -> None:
     assert not {"torch", "ray", "diffusers"} & set(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["onbrand.serving.assembly", "onbrand.serving.generator", "onbrand.training.job", "onbrand.training.run"]
 )

@@ -181,6 +181,7 @@ def test_blocks_learn_as_they_did(name):
     assert inputs[0].grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_are_compiled_whole_as_they_were(name):
     make, given = BLOCKS[name]

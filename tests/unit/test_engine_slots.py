@@ -342,6 +342,7 @@ def test_what_was_gathered_for_a_slot_is_not_used_for_its_next_adapter(toy):
         torch.testing.assert_close(toy(x, t), merged(toy, layers, 1.0)(x, t), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_base_forgets_slots_that_nobody_has(toy):
     slots = Slots(toy, num_slots=1)
     put(slots, weights(toy, 4), 4)
@@ -376,6 +377,7 @@ def compiled(toy: nn.Module, graphs: Graphs) -> Any:
     return torch.compile(toy, fullgraph=True, dynamic=False, backend=graphs)
 
 
+@pytest.mark.slow
 def test_brands_ranks_scales_and_weights_compile_nothing_again(toy, graphs):
     """Two rank classes in use; any rows, any scales, slots written anew between passes: one graph, right pictures."""
     chance = random.Random(0)

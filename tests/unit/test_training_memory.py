@@ -46,6 +46,7 @@ def sizes_of(scale: MemoryEstimator) -> list[int]:
     return [scale.estimate(way).peak for way in savings_levels(scale.plan, large=False)]
 
 
+@pytest.mark.slow
 def test_fewer_rows_checkpointing_and_fewer_bits_each_take_less_memory(scale):
     sizes = sizes_of(scale)
     assert len(sizes) == len(set(sizes)) == 5
@@ -87,6 +88,7 @@ def test_without_a_bound_a_cpu_does_what_is_wished(admitted):
     assert admitted(None).facts() is None
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_admitted_as_far_down_as_it_must(admitted, scale):
     for place, size in enumerate(sizes_of(scale)):
         found = admitted((size + 1) / GB)
@@ -155,6 +157,7 @@ def test_flux_at_rank_16_needs_what_others_measured(tmp_path):
     assert 9 < nf4 < 13
 
 
+@pytest.mark.slow
 def test_fewer_rows_at_once_change_the_weights_by_rounding_only():
     plan = small_plan(prior_rows=2)
     whole = trained(small_trainer(plan=plan), until=3)
@@ -169,6 +172,7 @@ def on_all(trainers, work) -> None:
         list(pool.map(work, trainers, timeout=60))
 
 
+@pytest.mark.slow
 def test_when_one_worker_runs_out_of_memory_all_know_in_the_same_step_and_nothing_has_changed(monkeypatch):
     group = Together(2)
     pair = [small_trainer(exchange=group.worker(rank)) for rank in range(2)]
