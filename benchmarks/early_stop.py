@@ -73,7 +73,7 @@ def measure(family: Family, brand: str, steps: int) -> dict[str, Any]:
         "loss_best": round(best, 5),
         "loss_last": round(last, 5),
         "held_out_best": round(early.best[1], 5),
-        "held_out_last": round(trainer.verdicts.history[-1][1], 5),
+        "held_out_last": round(trainer.validations.history[-1][1], 5),
         "best_step": early.best[0],
         "stopped_at": stopped_at,
         "steps": trainer.step,

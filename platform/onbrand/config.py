@@ -231,8 +231,8 @@ class Settings(BaseSettings):
     train_resize_seconds: float = Field(default=60.0, gt=0)
     """How often a run that may have more workers looks whether there is room for them."""
     train_memory_gb: float | None = Field(default=None, gt=0)
-    """What a training worker may take of its device's memory, in 10^9 bytes: jobs that need more are done more
-    thriftily, or refused. None: what its GPU has; on a CPU no bound."""
+    """The memory of its device that a training worker may take, in 10^9 bytes. Jobs that need more use memory
+    savings, or are refused. None: all of its GPU's memory; no limit on a CPU."""
     train_jobs: int = Field(default=2, ge=0, le=1000)
     """Training jobs that run at once; with 0 none is started, and jobs wait."""
     train_jobs_per_brand: int = Field(default=2, ge=1, le=1000)

@@ -1,7 +1,7 @@
 """Interpret the names, shapes and settings in a LoRA file of any trainer. Needs neither torch nor numpy.
 
-y += scale * up (down x) for each layer. `storage.weights` checks the values on upload, and `families.foreign` checks
-them in the importing job.
+y += scale * up (down x) for each layer. `sandbox.weights` checks the values on upload, and `families.lora_import`
+checks them in the importing job.
 """
 
 from __future__ import annotations

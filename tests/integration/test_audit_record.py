@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sys
 import uuid
 from asyncio.subprocess import PIPE
@@ -16,21 +15,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
-from psycopg.types.json import Jsonb
 
-import onbrand.db
 from onbrand.brand import Scope
 from onbrand.client import AuditEvent, Head
 from onbrand.client.audit_chain import check_chain
 from onbrand.config import Settings
 from onbrand.db.audit import Record
 from onbrand.db.logins import DatabaseUrls
-from onbrand.db.migrate import _apply_missing, migrate
 from onbrand.db.session import Database
 from onbrand.errors import ConfigurationError, Forbidden, InvalidInput, OnbrandError
 from onbrand.services import audit
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from tests.conftest import BrandOfPeople, MakeBrand
 from tools.harness.in_process_platform import Platform
 
@@ -38,7 +33,6 @@ UNLOCKED = (
     "alter table audit.events disable trigger append_only; %s;"
     " alter table audit.events enable always trigger append_only"
 )
-MIGRATIONS = Path(onbrand.db.__file__).parent / "migrations"
 ASSET = "3f2b7a52-0000-4000-8000-000000000001"
 
 
@@ -48,7 +42,7 @@ async def acme(make_brand: MakeBrand, db: Database) -> BrandOfPeople:
     brand = await make_brand("acme")
     for verb in ("asset.upload", "asset.recaption", "image.delete"):
         async with db.user_session(brand.member.scope) as session:
-            await record(session, brand.id, verb, {"asset_id": ASSET})
+            await write_audit_line(session, brand.id, verb, {"asset_id": ASSET})
     return brand
 
 
@@ -99,7 +93,7 @@ async def test_every_plain_detail_is_hashed_alike_by_both(
     acme: BrandOfPeople, db: Database, database: DatabaseUrls, detail: dict[str, Any]
 ) -> None:
     async with db.user_session(acme.member.scope) as session:
-        await record(session, acme.id, "asset.upload", detail)
+        await write_audit_line(session, acme.id, "asset.upload", detail)
     assert verdict_of(database, acme.id).holds
 
 
@@ -109,7 +103,7 @@ TAMPERED = {
     "deleted": "delete from audit.events where brand_id = :brand and seq = 4",
     "the first deleted": "delete from audit.events where brand_id = :brand and seq = 1",
     "changed and hashed anew": "update audit.events set action = 'asset.delete' where brand_id = :brand and seq = 4;"
-    " update audit.events e set hash = audit.hash_of(e) where brand_id = :brand and seq = 4",
+    " update audit.events e set hash = audit.event_hash(e) where brand_id = :brand and seq = 4",
     "moved": "delete from audit.events where brand_id = :brand and seq = 4;"
     " update audit.events set seq = 4 where brand_id = :brand and seq = 5",
     "put in at the end": "insert into audit.events (seq, brand_id, at, actor, credential, action, detail, prev, hash)"
@@ -194,7 +188,7 @@ async def test_text_that_people_wrote_does_not_fit_in_a_line(
     before = await lines_of(database, acme.id)
     with pytest.raises(OnbrandError) as refused:
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, "asset.upload", detail)
+            await write_audit_line(session, acme.id, "asset.upload", detail)
     assert (refused.value.status, refused.value.fields["sqlstate"]) == (500, "OB009")
     assert await lines_of(database, acme.id) == before
 
@@ -203,7 +197,7 @@ async def test_text_that_people_wrote_does_not_fit_in_a_line(
 async def test_an_action_is_a_noun_and_a_verb(action: str, acme: BrandOfPeople, db: Database) -> None:
     with pytest.raises(OnbrandError):
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, action, {"asset_id": ASSET})
+            await write_audit_line(session, acme.id, action, {"asset_id": ASSET})
 
 
 async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, db: Database, platform: Platform) -> None:
@@ -212,10 +206,10 @@ async def test_who_acts_is_read_off_the_session(acme: BrandOfPeople, db: Databas
     key_id = made.json()["id"]
     scope = Scope(acme.admin.user_id, acme.id, key_id, frozenset({"upload"}), purpose="upload")
     async with db.user_session(scope) as session:
-        await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
+        await write_audit_line(session, acme.id, "asset.upload", {"asset_id": ASSET})
     ticket = acme.ticket(job_id := str(uuid.uuid4()))
     async with db.system_session(ticket) as session:
-        await record(session, acme.id, "job.start", {"job_id": job_id})
+        await write_audit_line(session, acme.id, "job.start", {"job_id": job_id})
     async with db.user_session(acme.admin.scope) as session:
         lines = (await audit.list_events(session, acme.id)).data
     told = {(line.action, line.actor, line.user_id, line.credential) for line in lines}
@@ -232,7 +226,7 @@ async def test_nobody_writes_in_another_brands_record(acme: BrandOfPeople, make_
     ):
         with pytest.raises(Forbidden):
             async with session_of() as session:
-                await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
+                await write_audit_line(session, acme.id, "asset.upload", {"asset_id": ASSET})
 
 
 async def test_lines_of_one_brand_at_the_same_time_make_one_chain(
@@ -240,7 +234,7 @@ async def test_lines_of_one_brand_at_the_same_time_make_one_chain(
 ) -> None:
     async def write(number: int) -> None:
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, "asset.recaption", {"asset_id": ASSET, "version": number})
+            await write_audit_line(session, acme.id, "asset.recaption", {"asset_id": ASSET, "version": number})
 
     before = verdict_of(database, acme.id).num_events
     await asyncio.gather(*(write(number) for number in range(30)))
@@ -252,40 +246,9 @@ async def test_what_is_rolled_back_leaves_no_line(acme: BrandOfPeople, db: Datab
     before = await lines_of(database, acme.id)
     with pytest.raises(RuntimeError):  # noqa: PT012 - the session is what is tested
         async with db.user_session(acme.member.scope) as session:
-            await record(session, acme.id, "asset.upload", {"asset_id": ASSET})
+            await write_audit_line(session, acme.id, "asset.upload", {"asset_id": ASSET})
             raise RuntimeError
     assert await lines_of(database, acme.id) == before
-
-
-def test_lines_of_before_the_chain_had_this_form_are_chained_anew(database: DatabaseUrls, tmp_path: Path) -> None:
-    """A database of the first two migrations, with lines as they were written then, brought up to date."""
-    name, user, job = f"before_{uuid.uuid4().hex[:8]}", str(uuid.uuid4()), str(uuid.uuid4())
-    with psycopg.connect(database.owner_url, autocommit=True) as owner:
-        owner.execute(f"create database {name}")  # type: ignore[arg-type]
-    url = make_conninfo(database.owner_url, dbname=name)
-    try:
-        for path in sorted(MIGRATIONS.glob("000[12]_*.sql")):
-            shutil.copy(path, tmp_path)
-        with psycopg.connect(url) as owner:
-            owner.execute("create schema onbrand_migrations")
-        assert _apply_missing(url, tmp_path) == 2
-        with psycopg.connect(url) as owner:
-            owner.execute("insert into app.brands (id, name, user_id) values ('acme', 'Acme', %s)", [user])
-            for actor in (user, f"system:{job}"):
-                owner.execute(
-                    "select private.audit_append('acme', %s, 'model.download', %s)", [actor, Jsonb({"model_id": job})]
-                )
-        migrate(url)
-        with Record(url) as lines:
-            told = [AuditEvent.model_validate(line) for line in lines.lines("acme")]
-        assert check_chain("acme", told).num_events == 2
-        assert [(line.actor, line.user_id, line.credential) for line in told] == [
-            ("user", user, None),
-            ("system", None, job),
-        ]
-    finally:
-        with psycopg.connect(database.owner_url, autocommit=True) as owner:
-            owner.execute(f"drop database {name} with (force)")  # type: ignore[arg-type]
 
 
 # reading it

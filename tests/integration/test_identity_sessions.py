@@ -268,8 +268,8 @@ async def test_one_ends_all_of_ones_sessions_and_nobody_elses(platform: Platform
 async def test_a_session_that_ended_reaches_no_row(platform: Platform, page: Page, acme: BrandOfPeople) -> None:
     scope = Scope(acme.admin.user_id, session_id=page.id, within=acme.id)
     asked = (
-        "select private.my_brand() is not null as mine, private.is_admin() as admin, private.may('manage') as may,"
-        " exists (select from private.my_brands(null, null)) as brands"
+        "select private.my_brand() is not null as mine, private.is_admin() as admin,"
+        " private.has_scope('manage') as may, exists (select from private.my_brands(null, null)) as brands"
     )
     nothing = {"mine": False, "admin": False, "may": False, "brands": False}
     async with platform.db.user_session(scope) as session:

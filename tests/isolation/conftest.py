@@ -20,6 +20,7 @@ from onbrand.families.spec import with_family_defaults
 from onbrand.sandbox.results import CleanDocument
 from onbrand.services import (
     asset_checks,
+    audit,
     brands,
     documents,
     generation_parameters,
@@ -147,7 +148,7 @@ async def fixtures(database, db, store, make_brand, make_user, pictures, secrets
             await generations.create_generation(session, acme.id, member.user_id, each, RECOMMENDED, Limits())
             for each in (new, other)
         ]
-        await brands.record(session, acme.id, "model.download", {"model_id": model.id})
+        await audit.write_audit_line(session, acme.id, "model.download", {"model_id": model.id})
         announced = uploads.NewUpload(kind="image", filename="a.png", content_type="image/png", bytes=9)
         text = CleanDocument(b"x", "text/markdown; charset=utf-8", "md", None, "0" * 64)
         checked = documents.Checked("voice", "Voice", text)

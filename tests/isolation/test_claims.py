@@ -249,7 +249,7 @@ def test_nobody_computes_the_key_of_a_lock(database, owner, fixtures):
     """Without the seed, a login neither takes the lock of a brand nor sees who holds one."""
     with psycopg.connect(database.web_url) as connection:
         become(connection, fixtures.signer, sub=fixtures.ids["member"], brand_id=fixtures.ids["brand"])
-        connection.execute("select private.hold('members', %s)", [fixtures.ids["brand"]])
+        connection.execute("select private.lock_brand('members', %s)", [fixtures.ids["brand"]])
         held = connection.execute(
             "select ((classid::bigint << 32) | objid::bigint) = hashtextextended('members:' || %s, 0) from pg_locks"
             " where locktype = 'advisory' and pid = pg_backend_pid()",
@@ -261,7 +261,7 @@ def test_nobody_computes_the_key_of_a_lock(database, owner, fixtures):
 def test_a_stranger_holds_no_lock_of_a_brand(database, fixtures):
     with psycopg.connect(database.web_url) as connection:
         become(connection, fixtures.signer, sub=fixtures.ids["other_member"], brand_id=fixtures.ids["other_brand"])
-        connection.execute("select private.hold('members', %s)", [fixtures.ids["brand"]])
+        connection.execute("select private.lock_brand('members', %s)", [fixtures.ids["brand"]])
         mine = "select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
         assert connection.execute(mine).fetchall() == []
 

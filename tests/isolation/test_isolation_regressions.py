@@ -460,7 +460,7 @@ def test_an_ended_job_is_closed_to_its_tables_owner_too(owner, fixtures):
 
 def test_the_record_is_a_chain(owner, fixtures):
     rows = owner.execute(
-        "select prev, hash, audit.hash_of(e) from audit.events e where brand_id = %s order by seq",
+        "select prev, hash, audit.event_hash(e) from audit.events e where brand_id = %s order by seq",
         [fixtures.ids["brand"]],
     ).fetchall()
     assert rows

@@ -477,7 +477,7 @@ async def test_a_key_that_has_expired_reaches_nothing_from_the_next_statement_on
     db: Database, platform: Platform, acme: BrandOfPeople, owner: psycopg.Connection
 ) -> None:
     made = await make_key(platform, acme)
-    question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
+    question = "select private.my_brand() as b, private.is_admin() as a, private.has_scope('manage') as m"
     async with as_key(db, made) as session:
         assert await session.one(question) == {"b": acme.id, "a": True, "m": True}
         owner.execute(
@@ -495,7 +495,7 @@ async def test_what_claims_to_be_a_key_and_a_page_is_neither(
     async with db.user_session(acme.admin.scope) as session:
         async with session.asking("open_session", "a" * 64):
             page = await session.one("select id from private.open_session(repeat('a', 64), '1 h', '1 h')")
-    question = "select private.my_brand() as b, private.is_admin() as a, private.may('manage') as m"
+    question = "select private.my_brand() as b, private.is_admin() as a, private.has_scope('manage') as m"
     for both in ({"session_id": page["id"]}, {"session_id": str(uuid.uuid4())}):
         async with as_key(db, made, **both) as session:
             assert await session.one(question) == {"b": None, "a": False, "m": False}
@@ -642,7 +642,7 @@ where n.nspname in ('app', 'storage', 'audit') and c.relkind in ('r', 'p')
     else has_any_column_privilege('authenticated', c.oid, v.verb) end
   and not exists (select 1 from pg_policy p where p.polrelid = c.oid and not p.polpermissive and p.polcmd = v.cmd
     and coalesce(pg_get_expr(p.polqual, c.oid), '') || coalesce(pg_get_expr(p.polwithcheck, c.oid), '')
-      ~ 'private.may\\(')
+      ~ 'private.has_scope\\(')
   and not coalesce((select bool_and(expression ~ 'SELECT private.is_admin\\(\\)'
       and expression !~ 'CASE| OR ') from (
     select coalesce(pg_get_expr(p.polqual, c.oid), pg_get_expr(p.polwithcheck, c.oid)) as expression from pg_policy p

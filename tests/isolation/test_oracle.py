@@ -102,7 +102,8 @@ def test_the_probes_are_true_of_acmes_rows_and_their_twins_of_none(owner, probes
 
 OPEN_TO_ORACLES = {
     "a wall that is asked when a row has passed": (
-        "alter policy wall_user on app.generations using (coalesce(brand_id = any (array[(select private.my_brand()),"
+        "alter policy brand_isolation_user on app.generations"
+        " using (coalesce(brand_id = any (array[(select private.my_brand()),"
         " '', '', '', '', '', '', '', '', '']::text[]), false))",
         0,
         "explain analyze",

@@ -64,7 +64,7 @@ def test_a_list_is_read_by_its_index_in_its_order(table: str, many_rows: psycopg
 @pytest.mark.parametrize("table", FILLINGS)
 def test_a_wall_that_finds_rows_itself_is_noticed(table: str, many_rows: psycopg.Connection) -> None:
     many_rows.execute(
-        f"alter policy wall_user on {table} using (brand_id = any (array[(select private.my_brand())]))"  # type: ignore[call-overload]
+        f"alter policy brand_isolation_user on {table} using (brand_id = any (array[(select private.my_brand())]))"  # type: ignore[call-overload]
     )
     scan = ("Index Scan", table.removeprefix("app.") + "_by_time", "(brand_id = $1)")
     assert scan not in way_to_the_rows(many_rows, "authenticated", table)

@@ -307,7 +307,7 @@ join pg_attribute b on b.attrelid = c.oid and b.attname = 'brand_id' and not b.a
 join pg_attribute u on u.attrelid = c.oid and u.attname = 'user_id' and not u.attisdropped
 where c.relkind in ('r', 'p') and has_column_privilege('authenticated', c.oid, u.attnum, 'insert')
   and not exists (select 1 from pg_trigger t where t.tgrelid = c.oid and t.tgenabled in ('O', 'A') and t.tgfoid in
-    ('private.tg_maker_is_admin'::regproc, 'private.tg_maker_is_member'::regproc))"""
+    ('private.tg_creator_is_admin'::regproc, 'private.tg_creator_is_member'::regproc))"""
 
 
 def test_every_row_with_a_maker_holds_their_membership_or_stays_with_the_brand(owner: psycopg.Connection) -> None:

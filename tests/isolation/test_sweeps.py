@@ -35,8 +35,8 @@ SEARCHES_OF_OURS = (
 
 
 def wall(policy: str, role: str, function: str) -> str:
-    """Tables whose wall for this role is not exactly `app.build_wall`'s."""
-    reads = "((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL)"
+    """Tables whose wall for this role is not exactly `app.enable_brand_isolation`'s."""
+    reads = "((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL)"
     row = f"""
    FROM ( SELECT private.{function}() AS {function}
          OFFSET 0) s(brand)"""
@@ -64,10 +64,11 @@ SWEEPS = {
     "every table has forced row security": f"""
         select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where n.nspname in {OURS} and c.relkind in ('r', 'p') and not (c.relrowsecurity and c.relforcerowsecurity)""",
-    "a table with brand_id has the users' wall": wall("wall_user", "authenticated", "my_brand"),
-    "a table with brand_id has the system's wall": wall("wall_system", "brand_system", "ticket_brand"),
+    "a table with brand_id has the users' wall": wall("brand_isolation_user", "authenticated", "my_brand"),
+    "a table with brand_id has the system's wall": wall("brand_isolation_system", "brand_system", "ticket_brand"),
     "the wall is first among the policies' conditions, and nothing is or-ed to it": """
-        select p.polrelid::regclass::text from pg_policy p where p.polname in ('wall_user', 'wall_system')
+        select p.polrelid::regclass::text from pg_policy p
+        where p.polname in ('brand_isolation_user', 'brand_isolation_system')
           and (p.polpermissive or pg_get_expr(p.polqual, p.polrelid) ~* ' or ')""",
     "an index begins with the brand, or with what no search of others goes by": f"""
         select i.indexrelid::regclass::text from pg_index i join ({SHOWN}) t on t.oid = i.indrelid
@@ -186,10 +187,10 @@ PLANT = {
     "no table lies where the other sweeps do not look": "create table public.careless (brand_id text)",
     "a table with brand_id has forced row security": "create table app.careless (brand_id text)",
     "every table has forced row security": "alter table app.models no force row level security",
-    "a table with brand_id has the users' wall": "drop policy wall_user on app.models",
-    "a table with brand_id has the system's wall": "drop policy wall_system on app.generations",
-    "the wall is first among the policies' conditions, and nothing is or-ed to it": "alter policy wall_user on"
-    " app.models using (brand_id = (select private.my_brand()) or version > 3)",
+    "a table with brand_id has the users' wall": "drop policy brand_isolation_user on app.models",
+    "a table with brand_id has the system's wall": "drop policy brand_isolation_system on app.generations",
+    "the wall is first among the policies' conditions, and nothing is or-ed to it": "alter policy"
+    " brand_isolation_user on app.models using (brand_id = (select private.my_brand()) or version > 3)",
     "an index begins with the brand, or with what no search of others goes by": "create index loose on app.models (id)",
     "the planner knows nothing of what columns hold": "alter table app.generations alter column prompt"
     " set statistics 100",

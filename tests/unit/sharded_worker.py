@@ -21,13 +21,13 @@ from tests.unit.training_bases import SIDE, base_of, drawn, fresh_family, held_o
 NUM_STEPS = 3
 
 
-def trainer_of(name: str, exchange: Collectives | None = None, sharded: bool = False) -> Trainer:
+def trainer_of(name: str, collectives: Collectives | None = None, sharded: bool = False) -> Trainer:
     """A trainer on pictures of two sizes, so that workers differ in their number of passes; three are held out."""
     family, plan = fresh_family(name), small_plan(name, prior_rows=0, steps=NUM_STEPS, validate_every=1)
     wide = [Picture(drawn(n).image.resize((160, 80)), f"photo of acme bag {n}", f"wide-{n}") for n in (7, 8)]
-    examples = encode(family, [*(drawn(n) for n in range(3)), *wide], SIDE, exchange=exchange)
-    thrift = replace(next(savings_levels(plan, large=False)), sharded=sharded)
-    return Trainer(family, plan, examples, exchange, held_out_examples(family, 3), thrift)
+    examples = encode(family, [*(drawn(n) for n in range(3)), *wide], SIDE, collectives=collectives)
+    savings = replace(next(savings_levels(plan, large=False)), sharded=sharded)
+    return Trainer(family, plan, examples, collectives, held_out_examples(family, 3), savings)
 
 
 def results_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -35,7 +35,7 @@ def results_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     while not trainer.done:
         trainer.train_step()
     tensors = {f"weight{n}": weight.detach().clone() for n, weight in enumerate(trainer.weights)}
-    tensors["validation"] = torch.tensor([loss for _, loss in trainer.verdicts.history], dtype=torch.float64)
+    tensors["validation"] = torch.tensor([loss for _, loss in trainer.validations.history], dtype=torch.float64)
     return tensors | {"samples": samples.draw_samples(trainer, ["photo of acme logo", "a cat", "a dog"])}
 
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from onbrand.cli.exits import Refused
 from onbrand.cli.monitor import _text
-from onbrand.cli.plots import draw_course, figure_of, sheet_of
+from onbrand.cli.plots import draw_series, figure_of, sheet_of
 from onbrand.cli.train import _notes
 from onbrand.client import LogLine, MetricsSeries, TrainingJob
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def course(num: int = 40, judged: bool = True) -> MetricsSeries:
+def series(num: int = 40, judged: bool = True) -> MetricsSeries:
     points = [{"step": n, "at": NOW, "loss": 1 / n, "learning_rate": 1e-4} for n in range(1, num + 1)]
     validations = [{"step": n, "at": NOW, "loss": 0.2 + abs(n - 30) / 100} for n in range(10, num + 1, 10)]
     best = {"step": 30, "at": NOW, "loss": 0.2}
@@ -29,7 +29,7 @@ def course(num: int = 40, judged: bool = True) -> MetricsSeries:
 
 
 def test_a_plot_has_both_losses_and_marks_the_best_step() -> None:
-    figure = figure_of(course(), "first: sd15, completed")
+    figure = figure_of(series(), "first: sd15, completed")
     losses, rates = figure.axes
     trained, judged, best = losses.lines
     assert list(trained.get_xdata()) == list(range(1, 41))
@@ -40,13 +40,13 @@ def test_a_plot_has_both_losses_and_marks_the_best_step() -> None:
 
 
 def test_a_plot_is_written_as_the_name_says(tmp_path: Path) -> None:
-    path = draw_course(course(judged=False), "first", tmp_path / "course.png")
+    path = draw_series(series(judged=False), "first", tmp_path / "course.png")
     with Image.open(path) as picture:
         assert (picture.format, picture.size) == ("PNG", (1080, 660))
     with pytest.raises(Refused, match="must end in one of"):
-        draw_course(course(), "first", tmp_path / "course.odd")
+        draw_series(series(), "first", tmp_path / "course.odd")
     with pytest.raises(Refused, match="no numbers yet"):
-        draw_course(MetricsSeries(data=(), num_points=0), "first", tmp_path / "none.png")
+        draw_series(MetricsSeries(data=(), num_points=0), "first", tmp_path / "none.png")
     assert [each.name for each in tmp_path.iterdir()] == ["course.png"]
 
 

@@ -15,7 +15,7 @@ from onbrand.client import Asset, Onbrand
 from onbrand.demo import run_demo, shortcomings, steps
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
 from onbrand.demo.isolation_attempts import Try, _files
-from onbrand.demo.sample_brands import SampleBrand, Upload, choose_kits, own_kit
+from onbrand.demo.sample_brands import SampleBrand, Upload, choose_samples, own_kit
 from onbrand.errors import ConfigurationError, InvalidInput
 
 
@@ -29,17 +29,17 @@ def pictures(folder: Path, num: int) -> list[Path]:
 
 def test_no_picture_is_both_trained_on_and_measured_by(tmp_path: Path) -> None:
     pictures(tmp_path / "own", 9)
-    for kit in choose_kits([("Own Brand", tmp_path / "own")], tmp_path / "drawn"):
+    for kit in choose_samples([("Own Brand", tmp_path / "own")], tmp_path / "drawn"):
         assert kit.held_out
         assert not {upload.path for upload in kit.uploads} & set(kit.held_out)
 
 
 def test_made_up_brands_fill_up_to_two(tmp_path: Path) -> None:
     pictures(tmp_path / "own", 4)
-    assert len(choose_kits([], tmp_path / "drawn")) == 2
-    assert next(kit.brand_id for kit in choose_kits([("My Own", tmp_path / "own")], tmp_path / "d2")) == "my-own"
+    assert len(choose_samples([], tmp_path / "drawn")) == 2
+    assert next(kit.brand_id for kit in choose_samples([("My Own", tmp_path / "own")], tmp_path / "d2")) == "my-own"
     two = [("one", tmp_path / "own"), ("two", tmp_path / "own")]
-    assert [kit.brand_id for kit in choose_kits(two, tmp_path / "d3")] == ["one", "two"]
+    assert [kit.brand_id for kit in choose_samples(two, tmp_path / "d3")] == ["one", "two"]
 
 
 def test_a_folder_with_too_few_pictures_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_an_earlier_report_does_not_survive_a_run_that_fails(tmp_path: Path, mon
 def test_two_brands_of_one_name_are_refused(tmp_path: Path) -> None:
     pictures(tmp_path / "own", 4)
     with pytest.raises(InvalidInput, match="same name"):
-        choose_kits([("own", tmp_path / "own"), ("Own", tmp_path / "own")], tmp_path / "drawn")
+        choose_samples([("own", tmp_path / "own"), ("Own", tmp_path / "own")], tmp_path / "drawn")
 
 
 def test_the_contact_sheet_shows_each_brands_pictures_in_rows(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_where_a_bit_would_change_deltas_are_made_for_all_rows(toy, monkeypatch)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_rows_that_overflow_decide_nothing_for_those_that_come_after(toy, value):
     """Whether bits change is seen with numbers, whoever is the first to draw."""
-    verdicts = []
+    validations = []
     for first in (value, None):
         slots, rows = of_two_classes(toy)
         x, t = inputs(8)
@@ -174,9 +174,9 @@ def test_rows_that_overflow_decide_nothing_for_those_that_come_after(toy, value)
             x[1] = first
         with slots.bind(rows):
             toy(x, t)
-        verdicts.append(dict(slots._is_exact))
-    assert verdicts[0] == verdicts[1]
-    assert any(verdicts[1].values())
+        validations.append(dict(slots._is_exact))
+    assert validations[0] == validations[1]
+    assert any(validations[1].values())
 
 
 def test_a_row_that_overflows_changes_no_bit_of_the_others(toy):

@@ -49,10 +49,10 @@ class Counted(Sequence[Picture]):
 
 
 def encoded(
-    family: Family, exchange: Collectives, pictures: Sequence[Picture], cache: DiskCache | None = None
+    family: Family, collectives: Collectives, pictures: Sequence[Picture], cache: DiskCache | None = None
 ) -> Examples:
     prior = [drawn(n, "prior") for n in range(30, 30 + NUM_PRIOR)]
-    return encode(family, pictures, (48, SIDE), prior, WORDING, cache, exchange)
+    return encode(family, pictures, (48, SIDE), prior, WORDING, cache, collectives)
 
 
 def must_be_equal(one: Examples, other: Examples) -> None:
@@ -66,7 +66,7 @@ def must_be_equal(one: Examples, other: Examples) -> None:
 
 def test_bytes_of_any_length_reach_every_worker_in_the_order_of_ranks():
     told = [b"", b"one", b"the third is longer"]
-    assert on_all(3, lambda exchange: gather_bytes(exchange, told[exchange.rank])) == [told] * 3
+    assert on_all(3, lambda collectives: gather_bytes(collectives, told[collectives.rank])) == [told] * 3
 
 
 def test_each_thing_is_made_by_one_worker_and_everybody_has_all():
@@ -76,7 +76,7 @@ def test_each_thing_is_made_by_one_worker_and_everybody_has_all():
         made.append(number)
         return {"square": torch.tensor(number**2), "name/of": torch.full((number,), 1.5, dtype=torch.bfloat16)}
 
-    results = on_all(3, lambda exchange: shared(exchange, range(7), make))
+    results = on_all(3, lambda collectives: shared(collectives, range(7), make))
     assert sorted(made) == list(range(7))
     for result in results:
         assert [int(each["square"]) for each in result] == [n**2 for n in range(7)]
@@ -89,9 +89,9 @@ def test_what_is_wrong_for_one_worker_ends_all_in_the_same_way():
             raise InvalidInput("picture 2 does not decode", param="training_asset_ids")
         return {}
 
-    def told(exchange: Collectives) -> InvalidInput:
+    def told(collectives: Collectives) -> InvalidInput:
         with pytest.raises(InvalidInput, match="picture 2") as caught:
-            shared(exchange, range(5), make)
+            shared(collectives, range(5), make)
         return caught.value
 
     assert [problem.param for problem in on_all(3, told)] == ["training_asset_ids"] * 3
@@ -101,9 +101,9 @@ def test_an_asset_that_is_gone_is_gone_for_all():
     def make(number: int) -> dict[str, torch.Tensor]:
         raise NotFound("no such asset")
 
-    def told(exchange: Collectives) -> bool:
+    def told(collectives: Collectives) -> bool:
         with pytest.raises(NotFound):
-            shared(exchange, [0], make)
+            shared(collectives, [0], make)
         return True
 
     assert on_all(2, told) == [True, True]
@@ -114,7 +114,7 @@ def test_an_asset_that_is_gone_is_gone_for_all():
 def test_examples_have_the_same_bits_whoever_encodes_them_and_each_picture_is_read_once(name):
     alone = encoded(fresh_family(name), SingleWorker(), Counted())
     families, pictures = [fresh_family(name) for _ in range(3)], Counted()
-    for together in on_all(3, lambda exchange: encoded(families[exchange.rank], exchange, pictures)):
+    for together in on_all(3, lambda collectives: encoded(families[collectives.rank], collectives, pictures)):
         must_be_equal(alone, together)
     assert sorted(pictures.looked_up) == list(range(NUM_PICTURES))
 
@@ -124,7 +124,7 @@ def test_no_worker_encodes_what_another_one_does(monkeypatch):
     real = encoding._latents
     monkeypatch.setattr(encoding, "_latents", lambda family, images: rows.append(len(images)) or real(family, images))
     families = [fresh_family() for _ in range(2)]
-    on_all(2, lambda exchange: encoded(families[exchange.rank], exchange, Counted()))
+    on_all(2, lambda collectives: encoded(families[collectives.rank], collectives, Counted()))
     assert sum(rows) == 2 * NUM_PICTURES + NUM_PRIOR
 
 
@@ -141,7 +141,7 @@ def test_samples_have_the_same_bits_whoever_draws_them():
     prompts = ("photo of acme logo", "a cat", "a red house")
     alone = samples.draw_samples(small_trainer(), prompts)
     together = Together(2)
-    trainers = [small_trainer(exchange=together.worker(rank)) for rank in range(2)]
+    trainers = [small_trainer(collectives=together.worker(rank)) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
         drawings = list(pool.map(lambda trainer: samples.draw_samples(trainer, prompts), trainers))
     assert torch.equal(drawings[0], alone)

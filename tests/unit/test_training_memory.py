@@ -27,28 +27,28 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_hollow_family_has_the_size_and_the_shapes_of_the_real_one(name):
-    hollow, family = MetaFamily(name, base_of(name), torch.float32), fresh_family(name)
-    assert num_bytes(hollow.family.denoiser) == num_bytes(family.denoiser)
-    assert num_bytes(hollow.family.vae) == num_bytes(family.vae)
+    meta, family = MetaFamily(name, base_of(name), torch.float32), fresh_family(name)
+    assert num_bytes(meta.family.denoiser) == num_bytes(family.denoiser)
+    assert num_bytes(meta.family.vae) == num_bytes(family.vae)
     told = family.encode_prompts(["a cat"])
     assert {key: told[key].shape[-1] for key in told.tensors} == {
-        key: value.shape[-1] for key, value in hollow.conditioning(1).tensors.items()
+        key: value.shape[-1] for key, value in meta.conditioning(1).tensors.items()
     }
 
 
 @pytest.fixture(scope="module")
-def scale() -> MemoryEstimator:
+def estimator() -> MemoryEstimator:
     """One for all, for weighing takes seconds and what was weighed is known."""
     return MemoryEstimator(small_plan(prior_rows=0), base_of("sd15"), torch.float32, parked=False)
 
 
-def sizes_of(scale: MemoryEstimator) -> list[int]:
-    return [scale.estimate(way).peak for way in savings_levels(scale.plan, large=False)]
+def sizes_of(estimator: MemoryEstimator) -> list[int]:
+    return [estimator.estimate(way).peak for way in savings_levels(estimator.plan, large=False)]
 
 
 @pytest.mark.slow
-def test_fewer_rows_checkpointing_and_fewer_bits_each_take_less_memory(scale):
-    sizes = sizes_of(scale)
+def test_fewer_rows_checkpointing_and_fewer_bits_each_take_less_memory(estimator):
+    sizes = sizes_of(estimator)
     assert len(sizes) == len(set(sizes)) == 5
     assert sizes == sorted(sizes, reverse=True)
 
@@ -73,24 +73,24 @@ def test_what_the_owner_chose_stays():
 
 
 @pytest.fixture
-def admitted(scale, monkeypatch) -> Callable[..., Admission]:
-    monkeypatch.setattr(estimate, "MemoryEstimator", lambda *_: scale)
+def admitted(estimator, monkeypatch) -> Callable[..., Admission]:
+    monkeypatch.setattr(estimate, "MemoryEstimator", lambda *_: estimator)
 
     def admitted(gb: float | None, steps_down: int = 0) -> Admission:
         allowance = Allowance(gb, steps_down)
-        return admit(scale.plan, base_of("sd15"), torch.float32, allowance, CPU, allowance.budget(CPU))
+        return admit(estimator.plan, base_of("sd15"), torch.float32, allowance, CPU, allowance.budget(CPU))
 
     return admitted
 
 
 def test_without_a_bound_a_cpu_does_what_is_wished(admitted):
-    assert admitted(None).thrift == MemorySavings(2, False, "none")
+    assert admitted(None).savings == MemorySavings(2, False, "none")
     assert admitted(None).facts() is None
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_fit_is_admitted_as_far_down_as_it_must(admitted, scale):
-    for place, size in enumerate(sizes_of(scale)):
+def test_a_run_that_does_not_fit_is_admitted_as_far_down_as_it_must(admitted, estimator):
+    for place, size in enumerate(sizes_of(estimator)):
         found = admitted((size + 1) / GB)
         assert (found.steps_down, found.needed) == (place, size)
 
@@ -101,7 +101,7 @@ def test_a_run_that_never_fits_is_refused_with_what_it_needs_and_what_to_do(admi
 
 
 def test_after_running_out_of_memory_it_is_one_step_lower_until_none_is_left(admitted):
-    assert admitted(None, 1).thrift == MemorySavings(1, False, "none")
+    assert admitted(None, 1).savings == MemorySavings(1, False, "none")
     assert admitted(None, 1).facts() == {"way": "1 row at a time", "steps_down": 1}
     with pytest.raises(OutOfMemory, match="as thriftily as it can be"):
         admitted(None, 9)
@@ -149,9 +149,11 @@ def real_base(folder: Path) -> Path:
 def test_flux_at_rank_16_needs_what_others_measured(tmp_path):
     """30 GB in bfloat16 and 18 in int8 are what users of the known trainers see at 1024 pixels, one row, rank 16."""
     plan = make_plan(SPECS["flux"], with_family_defaults("flux", {}), TrainingConfig(resolution=1024), "acme")
-    scale = MemoryEstimator(plan, real_base(tmp_path), torch.bfloat16, parked=True)
-    assert scale.is_large
-    whole, int8, nf4 = (scale.estimate(MemorySavings(1, True, how)).training / GB for how in ("none", "int8", "nf4"))
+    estimator = MemoryEstimator(plan, real_base(tmp_path), torch.bfloat16, parked=True)
+    assert estimator.is_large
+    whole, int8, nf4 = (
+        estimator.estimate(MemorySavings(1, True, how)).training / GB for how in ("none", "int8", "nf4")
+    )
     assert whole == pytest.approx(30, abs=3)
     assert int8 == pytest.approx(18, abs=2)
     assert 9 < nf4 < 13
@@ -162,7 +164,7 @@ def test_fewer_rows_at_once_change_the_weights_by_rounding_only():
     plan = small_plan(prior_rows=2)
     whole = trained(small_trainer(plan=plan), until=3)
     rows = small_trainer(plan=plan)
-    rows.thrift = replace(rows.thrift, micro_rows=1)
+    rows.savings = replace(rows.savings, micro_rows=1)
     for one, other in zip(whole.weights, trained(rows, until=3).weights, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
@@ -175,7 +177,7 @@ def on_all(trainers, work) -> None:
 @pytest.mark.slow
 def test_when_one_worker_runs_out_of_memory_all_know_in_the_same_step_and_nothing_has_changed(monkeypatch):
     group = Together(2)
-    pair = [small_trainer(exchange=group.worker(rank)) for rank in range(2)]
+    pair = [small_trainer(collectives=group.worker(rank)) for rank in range(2)]
     on_all(pair, lambda trainer: trained(trainer, until=2))
     before = [[weight.detach().clone() for weight in trainer.weights] for trainer in pair]
 

@@ -13,11 +13,11 @@ def leaving(*nodes: str) -> PreemptionInfo:
 
 def test_only_a_node_that_was_not_named_before_is_news():
     told = iter([None, leaving("a"), leaving("a"), leaving("a", "b")])
-    notice = PreemptionWatcher(lambda: next(told), interval=0)
-    assert [notice.heard() for _ in range(4)] == [False, True, False, True]
+    preemption = PreemptionWatcher(lambda: next(told), interval=0)
+    assert [preemption.heard() for _ in range(4)] == [False, True, False, True]
 
 
 def test_it_is_time_to_ask_when_the_last_answer_is_old():
-    notice = PreemptionWatcher(lambda: None, interval=1000)
-    assert not notice.due
+    preemption = PreemptionWatcher(lambda: None, interval=1000)
+    assert not preemption.due
     assert PreemptionWatcher(lambda: None, interval=0).due

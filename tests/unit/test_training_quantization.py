@@ -113,7 +113,7 @@ def test_an_adapter_trained_on_a_quantised_base_is_proved_and_resumed_with_the_s
     def trainer():
         family, plan = fresh_family(name), small_plan(name, steps=3, targets="strong")
         quantize(family.denoiser, how)
-        return type(small_trainer())(family, plan, small_examples(family), thrift=MemorySavings(3, False, how))
+        return type(small_trainer())(family, plan, small_examples(family), savings=MemorySavings(3, False, how))
 
     unbroken = trained(trainer())
     trained(trainer(), until=1).save(tmp_path)

@@ -184,7 +184,7 @@ class BesideRankZero:
 @pytest.mark.parametrize("publishes", [True, False])
 def test_other_workers_end_as_rank_zero_does_when_a_run_is_stopped(tmp_path, monkeypatch, publishes):
     run = run_of(Platform(), tmp_path)
-    run.heartbeat, run.trainer.exchange = None, BesideRankZero(publishes)
+    run.heartbeat, run.trainer.collectives = None, BesideRankZero(publishes)
     stopped = StepFacts(1, 0.0, None, 0.0, 0.0, stop=True)
     monkeypatch.setattr(run, "_show_base", lambda: None)
     monkeypatch.setattr(run.trainer, "train_step", lambda **_: stopped)
@@ -274,6 +274,6 @@ def test_a_notice_that_a_node_leaves_keeps_a_checkpoint_at_once(tmp_path, monkey
     monkeypatch.setattr(ray.train, "report", lambda metrics, **_: kept.append(metrics["step"]))
     run = run_of(Platform(), tmp_path, checkpoint_every=3)
     told = iter([None, PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]}), None])
-    run.notice = PreemptionWatcher(lambda: next(told), interval=0)
+    run.preemption = PreemptionWatcher(lambda: next(told), interval=0)
     run.train()
     assert kept == [2, 3]

@@ -131,7 +131,7 @@ def test_a_run_that_changes_its_number_of_workers_on_the_way_ends_with_the_bits_
     alone = trained(small_trainer(plan=plan))
     for num_workers, until in ((3, 2), (2, 4), (1, 6)):
         group = Together(num_workers)
-        some = [small_trainer(exchange=group.worker(rank), plan=plan) for rank in range(num_workers)]
+        some = [small_trainer(collectives=group.worker(rank), plan=plan) for rank in range(num_workers)]
         for trainer in some:
             assert until == 2 or trainer.resume(tmp_path)
         trained_together(some, until)
@@ -144,10 +144,10 @@ def test_a_run_that_changes_its_number_of_workers_on_the_way_ends_with_the_bits_
 def test_a_worker_without_a_shard_is_heard_too():
     plan = small_plan(prior_rows=4, num_workers=(1, 4))
     group = Together(3)
-    some = [small_trainer(exchange=group.worker(rank), plan=plan) for rank in range(3)]
+    some = [small_trainer(collectives=group.worker(rank), plan=plan) for rank in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        asked = list(pool.map(lambda each: each.train_step(ask=each.exchange.rank == 2).ask, some))
-        stopped = list(pool.map(lambda each: each.train_step(stop=each.exchange.rank == 2).stop, some))
+        asked = list(pool.map(lambda each: each.train_step(ask=each.collectives.rank == 2).ask, some))
+        stopped = list(pool.map(lambda each: each.train_step(stop=each.collectives.rank == 2).stop, some))
     assert asked == stopped == [True] * 3
     assert {each.step for each in some} == {1}
 
@@ -210,7 +210,7 @@ def test_drawing_with_the_average_leaves_the_trained_weights_as_they_were():
 @pytest.mark.slow
 def test_a_worker_that_was_asked_to_stop_stops_all_before_anything_changes():
     group = Together(2)
-    pair = [small_trainer(exchange=group.worker(rank)) for rank in range(2)]
+    pair = [small_trainer(collectives=group.worker(rank)) for rank in range(2)]
     told: dict[int, bool] = {}
 
     def one_step(rank: int) -> None:

@@ -69,12 +69,12 @@ def test_a_run_ends_when_patience_does(monkeypatch):
 
 
 def test_patience_counts_from_the_best_and_none_is_endless():
-    verdicts = ValidationHistory(patience=2)
-    best = [verdicts.add(step, loss) for step, loss in enumerate([3.0, 4.0, 2.0, 5.0])]
+    validations = ValidationHistory(patience=2)
+    best = [validations.add(step, loss) for step, loss in enumerate([3.0, 4.0, 2.0, 5.0])]
     assert best == [True, False, True, False]
-    assert not verdicts.exhausted
-    verdicts.add(4, 2.0)
-    assert verdicts.exhausted
+    assert not validations.exhausted
+    validations.add(4, 2.0)
+    assert validations.exhausted
     assert not ValidationHistory(0, [(step, float(step)) for step in range(100)]).exhausted
 
 
@@ -86,7 +86,7 @@ def test_a_judgement_that_is_not_finite_ends_the_run_with_its_step():
 @pytest.mark.slow
 def test_the_last_step_is_judged_too():
     trainer = trained(small_trainer(plan=small_plan(steps=3, validate_every=2), judged=True))
-    assert [step for step, _ in trainer.verdicts.history] == [2, 3]
+    assert [step for step, _ in trainer.validations.history] == [2, 3]
 
 
 def test_without_held_out_pictures_the_last_average_is_published():
@@ -115,10 +115,10 @@ def test_a_run_killed_after_its_best_step_publishes_the_same_best(tmp_path):
     killed.save(tmp_path)
     heir = judged(**plan)
     assert heir.resume(tmp_path)
-    assert heir.verdicts.history == killed.verdicts.history
+    assert heir.validations.history == killed.validations.history
     assert same_bits(trained(heir), unbroken)
     assert heir.published_step == unbroken.published_step
-    assert heir.verdicts.history == unbroken.verdicts.history
+    assert heir.validations.history == unbroken.validations.history
 
 
 @pytest.mark.slow
@@ -126,9 +126,9 @@ def test_two_workers_judge_alike_and_as_one_does():
     alone = trained(judged(steps=2))
     group = Together(2)
     plan = small_plan(steps=2, validate_every=1)
-    pair = [small_trainer(exchange=group.worker(rank), plan=plan, judged=True) for rank in range(2)]
+    pair = [small_trainer(collectives=group.worker(rank), plan=plan, judged=True) for rank in range(2)]
     trained_together(pair)
-    assert pair[0].verdicts.history == pair[1].verdicts.history == alone.verdicts.history
+    assert pair[0].validations.history == pair[1].validations.history == alone.validations.history
     assert same_bits(pair[1], alone)
 
 

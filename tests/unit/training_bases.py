@@ -71,13 +71,13 @@ def held_out_examples(family: Family, num: int = 2) -> Examples:
 
 
 def small_trainer(
-    name: str = "sd15", exchange: Collectives | None = None, plan: Plan | None = None, judged: bool = False
+    name: str = "sd15", collectives: Collectives | None = None, plan: Plan | None = None, judged: bool = False
 ) -> Trainer:
     """A trainer on a new family; `judged` adds two held-out pictures."""
     family, plan = fresh_family(name), plan or small_plan(name)
     wording = CaptionVariants(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
     held_out = held_out_examples(family) if judged else None
-    return Trainer(family, plan, small_examples(family, wording=wording), exchange, held_out)
+    return Trainer(family, plan, small_examples(family, wording=wording), collectives, held_out)
 
 
 def trained(trainer: Trainer, until: int | None = None) -> Trainer:

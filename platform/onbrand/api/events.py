@@ -32,7 +32,7 @@ class Snapshot:
     """One poll of the rows: the status is read first, then at most AT_ONCE events, so that no event is missed.
 
     Args:
-        asides: (kind, data) of events that are not stored; they have no id to resume from.
+        ephemeral: (kind, data) of events that are not stored; they have no id to resume from.
     """
 
     status: str

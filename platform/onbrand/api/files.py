@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from onbrand.api.authorization import AppStateDep, BrandCaller, UserRoute
 from onbrand.api.http.media_types import media_type_of, plain_media_type
 from onbrand.errors import InvalidInput, NotFound, TooLarge, UnsupportedMedia
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.storage.backends import Draft
 from onbrand.storage.layout import SHOWN_TYPES, Bucket, Key
 from onbrand.storage.links import Announced, verify_link, verify_upload
@@ -59,7 +59,7 @@ async def links_to(caller: BrandCaller, keys: Sequence[Key], action: str, ids: M
     seconds = caller.state.settings.link_seconds
     urls = [await anyio.to_thread.run_sync(caller.store.link, key, seconds) for key in keys]
     ends = datetime.fromtimestamp(int(time.time()) + seconds, UTC)
-    await record(caller.session, caller.brand_id, action, {**ids, "num_links": len(keys)})
+    await write_audit_line(caller.session, caller.brand_id, action, {**ids, "num_links": len(keys)})
     return [Link(url=url, expires_at=ends) for url in urls]
 
 

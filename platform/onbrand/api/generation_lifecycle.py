@@ -42,7 +42,7 @@ async def begin(access: Access, body: generation_parameters.NewGeneration, once:
 def _was_never_begun(access: Access, generation: generations.Generation) -> bool:
     """Whether its ingress died between commit and drawing. Drawing twice is safe: each picture is stored once.
 
-    `abandoned` recovers a generation whose heartbeats stopped.
+    `background.recovery` recovers a generation whose heartbeats stopped.
     """
     is_new = generation.status == "pending" and generation.heartbeat_at is None
     return is_new and not access.state.generation_tasks.is_running(generation.id)

@@ -120,7 +120,7 @@ async def _refuse(access: Access, store: BrandStore, upload: uploads.Upload, pro
 
 
 async def _discard(store: BrandStore, upload: uploads.Upload) -> None:
-    """Remove the uploaded bytes after the commit; the sweeper removes them if this fails."""
+    """Remove the uploaded bytes after the commit; `background.upload_cleanup` removes them if this fails."""
     try:
         await uploads.discard(store, upload.key)
     except StorageError as problem:

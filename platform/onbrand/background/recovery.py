@@ -31,11 +31,11 @@ class Recovery:
     """Draws abandoned generations again.
 
     Args:
-        renderings: the generations of this process; None without an engine: abandoned ones are then failed.
+        generation_tasks: those of this process; None without an engine: abandoned ones are then failed.
     """
 
     def __init__(self, db: Database, generation_tasks: GenerationTasks | None) -> None:
-        self._doors, self._renderings = db, generation_tasks
+        self._db, self._tasks = db, generation_tasks
         self._listening_since: datetime | None = None
 
     async def run(self) -> None:
@@ -58,25 +58,25 @@ class Recovery:
         """
         self._listening_since = self._listening_since or now
         found = abandoned(await self._queue(), self._listening_since, now)
-        room = RUNNING_MAX if self._renderings is None else self._renderings.room
+        room = RUNNING_MAX if self._tasks is None else self._tasks.room
         for entry in found[:room]:
             await self._take_care(entry)
         return len(found)
 
     async def _queue(self) -> list[QueueEntry]:
-        async with self._doors.dispatch_session() as session:
+        async with self._db.dispatch_session() as session:
             return await job_queue.queue(session)
 
     async def _take_care(self, entry: QueueEntry) -> None:
         try:
-            if self._renderings is not None and self._renderings.is_running(entry.job_id):
+            if self._tasks is not None and self._tasks.is_running(entry.job_id):
                 return  # this process runs it, but its heartbeats do not reach the database
-            if self._renderings is None:
+            if self._tasks is None:
                 await self._end(entry, "engine_lost", "nothing was heard of the engine; try again")
             elif entry.cancel_requested:
                 await self._end(entry, "canceled", "canceled")
             else:
-                await self._draw(entry, self._renderings)
+                await self._draw(entry, self._tasks)
         except (Conflict, NotFound):
             pass  # it ended meanwhile, or was deleted
         except OnbrandError as problem:
@@ -105,7 +105,7 @@ class Recovery:
         """
         ticket = _ticket(entry)
         signed = generation_tasks.ticket_for(entry.brand_id, entry.job_id, entry.user_id)
-        async with self._doors.system_session(ticket) as session:
+        async with self._db.system_session(ticket) as session:
             if not await generation_worker.take_over(session, ticket, entry.heartbeat_at):
                 return None
             row = await generations.get_generation(session, entry.brand_id, entry.job_id)
@@ -113,7 +113,7 @@ class Recovery:
 
     async def _end(self, entry: QueueEntry, code: str, message: str) -> None:
         ticket = _ticket(entry)
-        async with self._doors.system_session(ticket) as session:
+        async with self._db.system_session(ticket) as session:
             await generation_worker.fail_generation(session, ticket, code, message)
         log.warning("generation %s was abandoned and is ended: %s", entry.job_id, code)
 

@@ -1,6 +1,6 @@
 """The command `onbrand`: one module per group of commands; `main` turns errors into one line and an exit code.
 
-Only `up`, `demo` and `tiny` load the platform (torch, Ray). Other commands call a running platform through the SDK, or
+Only `up` and `demo` load the platform (torch, Ray). Other commands call a running platform through the SDK, or
 its database directly (for operators).
 """
 

@@ -10,7 +10,7 @@ import typer
 
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
-from onbrand.cli.plots import draw_course, sheet_of
+from onbrand.cli.plots import draw_series, sheet_of
 
 if TYPE_CHECKING:
     from onbrand.client import LogLine, Sample, TrainingJob
@@ -27,16 +27,16 @@ def metrics(
     as_json: AsJson = False,
 ) -> None:
     """The metrics of a training: loss, learning rate, speed, time left, and the loss on held-out pictures."""
-    course = _job(job_id, brand).course(points)
+    series = _job(job_id, brand).series(points)
     if as_json:
-        show(course, "", as_json)
+        show(series, "", as_json)
         return
-    show_rows(course.data, _POINT, as_json)
-    if course.validations:
-        show_rows(course.validations, ("step", "loss", "at"), as_json)
-    best = course.best
+    show_rows(series.data, _POINT, as_json)
+    if series.validations:
+        show_rows(series.validations, ("step", "loss", "at"), as_json)
+    best = series.best
     said = f"best on held-out pictures: {best.loss:.4f} at step {best.step}" if best else "nothing is held out"
-    print(f"{len(course.data)} of {course.num_points} points; {said}")
+    print(f"{len(series.data)} of {series.num_points} points; {said}")
 
 
 def plot(
@@ -48,7 +48,7 @@ def plot(
     """Draw loss and held-out loss over the steps as a picture."""
     job = _job(job_id, brand)
     title = f"{job.name}: {job.model_type}, {job.status}"
-    path = draw_course(job.course(1000), title, out or Path(f"training-{job.id[:8]}.png"))
+    path = draw_series(job.series(1000), title, out or Path(f"training-{job.id[:8]}.png"))
     show({"id": job.id, "path": str(path)}, f"Saved {path}.", as_json)
 
 

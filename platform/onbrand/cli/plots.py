@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 _TRAINED, _JUDGED, _BEST = "#8a8f98", "#1f5fd0", "#d0471f"
 
 
-def must_have_points(course: MetricsSeries) -> None:
+def must_have_points(series: MetricsSeries) -> None:
     """Raise Refused for a job without metrics."""
-    if not course.data:
+    if not series.data:
         raise Refused("the job has told no numbers yet; look again when it trains", CONFLICT, "no_metrics")
 
 
-def draw_course(course: MetricsSeries, title: str, path: Path) -> Path:
+def draw_series(series: MetricsSeries, title: str, path: Path) -> Path:
     """Write the plot to `path`; its extension gives the format. Raises Refused for an unsupported one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    must_have_points(course)
-    figure = figure_of(course, title)
+    must_have_points(series)
+    figure = figure_of(series, title)
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in kinds:
         raise Refused(f"--out must end in one of {', '.join(sorted(kinds))}, e.g. course.png")
@@ -35,28 +35,28 @@ def draw_course(course: MetricsSeries, title: str, path: Path) -> Path:
     return path
 
 
-def figure_of(course: MetricsSeries, title: str) -> Figure:
+def figure_of(series: MetricsSeries, title: str) -> Figure:
     """A figure with both losses above the learning rate. Opens no window and does not use pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    _draw_losses(losses, course)
-    rates.plot(*_line(course, "learning_rate"), color=_TRAINED, lw=1.5)
+    _draw_losses(losses, series)
+    rates.plot(*_line(series, "learning_rate"), color=_TRAINED, lw=1.5)
     rates.set(ylabel="learning rate", xlabel="step")
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     figure.suptitle(title)
     return figure
 
 
-def _draw_losses(axes: Axes, course: MetricsSeries) -> None:
-    axes.plot(*_line(course, "loss"), color=_TRAINED, lw=1.5, label="training loss (mean of 20 steps)")
-    judged = course.validations
+def _draw_losses(axes: Axes, series: MetricsSeries) -> None:
+    axes.plot(*_line(series, "loss"), color=_TRAINED, lw=1.5, label="training loss (mean of 20 steps)")
+    judged = series.validations
     if judged:
         at = [judgement.step for judgement in judged]
         axes.plot(at, [judgement.loss for judgement in judged], "o-", color=_JUDGED, label="loss on held-out pictures")
-    if course.best is not None:
-        step, loss = course.best.step, course.best.loss
+    if series.best is not None:
+        step, loss = series.best.step, series.best.loss
         label = f"best: step {step}, {loss:.4f}"
         axes.plot([step], [loss], "*", ms=14, color=_BEST, label=label, zorder=3)
     axes.set(ylabel="loss")
@@ -64,9 +64,9 @@ def _draw_losses(axes: Axes, course: MetricsSeries) -> None:
     axes.legend(frameon=False)
 
 
-def _line(course: MetricsSeries, name: str) -> tuple[list[int], list[float]]:
+def _line(series: MetricsSeries, name: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric, without the points that lack it."""
-    told = {point.step: getattr(point, name) for point in course.data}
+    told = {point.step: getattr(point, name) for point in series.data}
     known = {step: float(value) for step, value in told.items() if value is not None}
     return list(known), list(known.values())
 

@@ -16,7 +16,7 @@ from typing import Any
 from onbrand.db.logins import connect_as_owner
 
 STAMP = "pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text"
-"""SQL that identifies a transaction by its server process and start time (as `private.stamp()` does)."""
+"""SQL that identifies a transaction by server process and start time, like `private.transaction_stamp()`."""
 _BLOCK = 64
 
 

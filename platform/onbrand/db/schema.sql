@@ -18,28 +18,17 @@ CREATE SCHEMA storage;
 
 ALTER SCHEMA storage OWNER TO onbrand_owner;
 
-CREATE PROCEDURE app.build_wall(IN t regclass)
-    LANGUAGE plpgsql
+CREATE FUNCTION app.brand_isolation_condition(column_name text, brand_call text) RETURNS text
+    LANGUAGE sql IMMUTABLE
     SET search_path TO ''
-    AS $$
-begin
-  execute format('alter table %s enable row level security', t);
-  execute format('alter table %s force row level security', t);
-  execute format('create policy wall_user on %s as restrictive for all to authenticated '
-    'using (%s) with check (brand_id = (select private.my_brand()))', t,
-    app.wall_reads('brand_id', 'private.my_brand()'));
-  execute format('create policy wall_system on %s as restrictive for all to brand_system '
-    'using (%s) with check (brand_id = (select private.ticket_brand()))', t,
-    app.wall_reads('brand_id', 'private.ticket_brand()'));
-  execute format('create policy own_code on %s to onbrand_definer using (true) with check (true)', t);
-  execute format('create trigger brand_immutable before update on %s '
-    'for each row execute function app.tg_brand_immutable()', t);
-  call app.keep_no_statistics(t);
-end $$;
+    AS $_$
+  select format('(%1$I, true) = (select s.brand, s.brand is not null from (select %2$s offset 0) as s (brand)) '
+    'and ((select private.claimed_brand_object()))[%1$I] is not null', column_name, brand_call)
+$_$;
 
-ALTER PROCEDURE app.build_wall(IN t regclass) OWNER TO onbrand_owner;
+ALTER FUNCTION app.brand_isolation_condition(column_name text, brand_call text) OWNER TO onbrand_owner;
 
-CREATE PROCEDURE app.keep_no_statistics(IN t regclass)
+CREATE PROCEDURE app.disable_column_statistics(IN t regclass)
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -52,22 +41,43 @@ begin
   end loop;
 end $$;
 
-ALTER PROCEDURE app.keep_no_statistics(IN t regclass) OWNER TO onbrand_owner;
+ALTER PROCEDURE app.disable_column_statistics(IN t regclass) OWNER TO onbrand_owner;
 
-CREATE PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text)
+CREATE PROCEDURE app.enable_brand_isolation(IN t regclass)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+  execute format('alter table %s enable row level security', t);
+  execute format('alter table %s force row level security', t);
+  execute format('create policy brand_isolation_user on %s as restrictive for all to authenticated '
+    'using (%s) with check (brand_id = (select private.my_brand()))', t,
+    app.brand_isolation_condition('brand_id', 'private.my_brand()'));
+  execute format('create policy brand_isolation_system on %s as restrictive for all to brand_system '
+    'using (%s) with check (brand_id = (select private.ticket_brand()))', t,
+    app.brand_isolation_condition('brand_id', 'private.ticket_brand()'));
+  execute format('create policy function_owner on %s to onbrand_definer using (true) with check (true)', t);
+  execute format('create trigger brand_immutable before update on %s '
+    'for each row execute function app.tg_brand_immutable()', t);
+  call app.disable_column_statistics(t);
+end $$;
+
+ALTER PROCEDURE app.enable_brand_isolation(IN t regclass) OWNER TO onbrand_owner;
+
+CREATE PROCEDURE app.require_scope(IN t regclass, IN verb text, IN scope text)
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
 begin
   if verb not in ('insert', 'update', 'delete') then
-    raise exception 'need_scope knows insert, update and delete' using errcode = '22023';
+    raise exception 'require_scope accepts insert, update and delete' using errcode = '22023';
   end if;
   execute format('create policy %I on %s as restrictive for %s to authenticated %s %s', 'scope_' || verb, t, verb,
-    case when verb <> 'insert' then format('using ((select private.may(%L)))', scope) end,
-    case when verb <> 'delete' then format('with check ((select private.may(%L)))', scope) end);
+    case when verb <> 'insert' then format('using ((select private.has_scope(%L)))', scope) end,
+    case when verb <> 'delete' then format('with check ((select private.has_scope(%L)))', scope) end);
 end $$;
 
-ALTER PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text) OWNER TO onbrand_owner;
+ALTER PROCEDURE app.require_scope(IN t regclass, IN verb text, IN scope text) OWNER TO onbrand_owner;
 
 CREATE FUNCTION app.tg_asset_guard() RETURNS trigger
     LANGUAGE plpgsql
@@ -156,26 +166,16 @@ end $$;
 
 ALTER FUNCTION app.tg_upload_guard() OWNER TO onbrand_owner;
 
-CREATE FUNCTION app.wall_reads(col text, says text) RETURNS text
+CREATE FUNCTION audit.has_object_id(action text, d jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     SET search_path TO ''
     AS $_$
-  select format('(%1$I, true) = (select s.brand, s.brand is not null from (select %2$s offset 0) as s (brand)) '
-    'and ((select private.claimed_brand()))[%1$I] is not null', col, says)
+  select action like 'brand.%' or exists (select 1 from jsonb_object_keys(d) k where k ~ '_ids?$')
 $_$;
 
-ALTER FUNCTION app.wall_reads(col text, says text) OWNER TO onbrand_owner;
+ALTER FUNCTION audit.has_object_id(action text, d jsonb) OWNER TO onbrand_owner;
 
-CREATE FUNCTION audit.field(v text) RETURNS text
-    LANGUAGE sql IMMUTABLE
-    SET search_path TO ''
-    AS $$
-  select coalesce(octet_length(v)::text || ':' || v, '~') || ','
-$$;
-
-ALTER FUNCTION audit.field(v text) OWNER TO onbrand_owner;
-
-CREATE FUNCTION audit.is_plain(d jsonb) RETURNS boolean
+CREATE FUNCTION audit.is_valid_detail(d jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     SET search_path TO ''
     AS $_$
@@ -189,16 +189,7 @@ CREATE FUNCTION audit.is_plain(d jsonb) RETURNS boolean
         when 'object' then true when 'array' then true else false end))
 $_$;
 
-ALTER FUNCTION audit.is_plain(d jsonb) OWNER TO onbrand_owner;
-
-CREATE FUNCTION audit.names_its_object(action text, d jsonb) RETURNS boolean
-    LANGUAGE sql IMMUTABLE
-    SET search_path TO ''
-    AS $_$
-  select action like 'brand.%' or exists (select 1 from jsonb_object_keys(d) k where k ~ '_ids?$')
-$_$;
-
-ALTER FUNCTION audit.names_its_object(action text, d jsonb) OWNER TO onbrand_owner;
+ALTER FUNCTION audit.is_valid_detail(d jsonb) OWNER TO onbrand_owner;
 
 CREATE TABLE audit.events (
     seq bigint NOT NULL,
@@ -213,10 +204,10 @@ CREATE TABLE audit.events (
     credential text,
     CONSTRAINT action_is_a_word CHECK ((action ~ '^[a-z][a-z_]{0,29}\.[a-z][a-z_]{0,29}$'::text)),
     CONSTRAINT credential_named CHECK (((actor = 'user'::text) = (credential IS NULL))),
-    CONSTRAINT detail_is_plain CHECK (audit.is_plain(detail)),
+    CONSTRAINT detail_is_plain CHECK (audit.is_valid_detail(detail)),
     CONSTRAINT events_credential_check CHECK ((char_length(credential) <= 80)),
     CONSTRAINT known_actor CHECK ((actor = ANY (ARRAY['user'::text, 'key'::text, 'system'::text]))),
-    CONSTRAINT object_named CHECK (audit.names_its_object(action, detail)),
+    CONSTRAINT object_named CHECK (audit.has_object_id(action, detail)),
     CONSTRAINT seq_counts CHECK (((seq > 0) AND ((seq = 1) = (prev IS NULL)))),
     CONSTRAINT someone_acted CHECK (((user_id IS NOT NULL) OR (actor = 'system'::text)))
 );
@@ -235,18 +226,27 @@ ALTER TABLE ONLY audit.events FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE audit.events OWNER TO onbrand_owner;
 
-CREATE FUNCTION audit.hash_of(e audit.events) RETURNS bytea
+CREATE FUNCTION audit.event_hash(e audit.events) RETURNS bytea
     LANGUAGE sql STABLE
     SET search_path TO ''
     AS $$
   select sha256(convert_to(
-    audit.field('onbrand-audit-1') || audit.field(e.brand_id) || audit.field(e.seq::text)
-    || audit.field(to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-    || audit.field(e.actor) || audit.field(e.user_id::text) || audit.field(e.credential)
-    || audit.field(e.action) || audit.field(e.detail::text) || audit.field(encode(e.prev, 'hex')), 'utf8'))
+    audit.netstring('onbrand-audit-1') || audit.netstring(e.brand_id) || audit.netstring(e.seq::text)
+    || audit.netstring(to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+    || audit.netstring(e.actor) || audit.netstring(e.user_id::text) || audit.netstring(e.credential)
+    || audit.netstring(e.action) || audit.netstring(e.detail::text) || audit.netstring(encode(e.prev, 'hex')), 'utf8'))
 $$;
 
-ALTER FUNCTION audit.hash_of(e audit.events) OWNER TO onbrand_owner;
+ALTER FUNCTION audit.event_hash(e audit.events) OWNER TO onbrand_owner;
+
+CREATE FUNCTION audit.netstring(value text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+  select coalesce(octet_length(value)::text || ':' || value, '~') || ','
+$$;
+
+ALTER FUNCTION audit.netstring(value text) OWNER TO onbrand_owner;
 
 CREATE FUNCTION audit.tg_append_only() RETURNS trigger
     LANGUAGE plpgsql
@@ -284,126 +284,93 @@ end $$;
 
 ALTER FUNCTION private.accept_invitation(id uuid, hash text) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.account_has_room(b text, n integer, most integer) RETURNS boolean
+CREATE FUNCTION private.account_has_room(brand text, n integer, max_waiting integer) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare
   account uuid;
 begin
-  if not coalesce(private.acts_in(b), false) then
+  if not coalesce(private.may_act_in(brand), false) then
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
-  select o.user_id into account from app.brands o where o.id = b;
+  select o.user_id into account from app.brands o where o.id = brand;
   perform pg_catalog.pg_advisory_xact_lock(private.lock_key('admission-of', account::text));
-  return n <= most - (
+  return n <= max_waiting - (
     select coalesce(sum(g.num_images - (select count(*) from app.generated_images i
       where i.brand_id = g.brand_id and i.generation_id = g.id)), 0)
     from app.brands o join app.generations g on g.brand_id = o.id
     where uuid_send(o.user_id) = uuid_send(account) and g.status in ('pending', 'running'));
 end $$;
 
-ALTER FUNCTION private.account_has_room(b text, n integer, most integer) OWNER TO onbrand_definer;
+ALTER FUNCTION private.account_has_room(brand text, n integer, max_waiting integer) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.acts_in(b text) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-  select case current_setting('role', true)
-    when 'authenticated' then b = private.my_brand()
-    when 'brand_system' then b = private.ticket_brand()
-    else false end
-$$;
-
-ALTER FUNCTION private.acts_in(b text) OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.audit_append(b text, act text, what text, d jsonb) RETURNS void
+CREATE FUNCTION private.audit_append(brand text, actor text, action text, detail jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  perform private.audit_append(b, 'system', null, substr(act, char_length('system:') + 1), what, d);
+  perform private.audit_append(brand, 'system', null, substr(actor, char_length('system:') + 1), action, detail);
 end $$;
 
-ALTER FUNCTION private.audit_append(b text, act text, what text, d jsonb) OWNER TO onbrand_definer;
+ALTER FUNCTION private.audit_append(brand text, actor text, action text, detail jsonb) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) RETURNS void
+CREATE FUNCTION private.audit_append(brand text, actor text, user_id uuid, credential text, action text, detail jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare e audit.events;
 begin
-  e.brand_id := b; e.actor := audit_append.actor; e.user_id := audit_append.user_id;
-  e.credential := audit_append.credential; e.action := what; e.detail := coalesce(d, '{}');
-  if not coalesce(audit.is_plain(e.detail) and audit.names_its_object(what, e.detail), false) then
+  e.brand_id := brand; e.actor := audit_append.actor; e.user_id := audit_append.user_id;
+  e.credential := audit_append.credential; e.action := action; e.detail := coalesce(detail, '{}');
+  if not coalesce(audit.is_valid_detail(e.detail) and audit.has_object_id(action, e.detail), false) then
     raise exception 'the line is not plain, or names no object' using errcode = 'OB009';
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('audit', b));
-  select l.seq + 1, l.hash into e.seq, e.prev from audit.events l where l.brand_id = b order by l.seq desc limit 1;
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('audit', brand));
+  select l.seq + 1, l.hash into e.seq, e.prev from audit.events l where l.brand_id = brand order by l.seq desc limit 1;
   e.seq := coalesce(e.seq, 1);
   e.at := clock_timestamp();
-  e.hash := audit.hash_of(e);
+  e.hash := audit.event_hash(e);
   insert into audit.events select e.*;
 end $$;
 
-ALTER FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) OWNER TO onbrand_definer;
+ALTER FUNCTION private.audit_append(brand text, actor text, user_id uuid, credential text, action text, detail jsonb) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.claimed() RETURNS text
+CREATE FUNCTION private.claimed_brand_id() RETURNS text
     LANGUAGE sql STABLE
     RETURN split_part(current_setting('request.scope'::text, true), '|'::text, 4);
 
-ALTER FUNCTION private.claimed() OWNER TO onbrand_definer;
+ALTER FUNCTION private.claimed_brand_id() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.claimed_brand() RETURNS jsonb
+CREATE FUNCTION private.claimed_brand_object() RETURNS jsonb
     LANGUAGE sql STABLE
-    RETURN jsonb_build_object(COALESCE(private.claimed(), ''::text), true);
+    RETURN jsonb_build_object(COALESCE(private.claimed_brand_id(), ''::text), true);
 
-ALTER FUNCTION private.claimed_brand() OWNER TO onbrand_definer;
+ALTER FUNCTION private.claimed_brand_object() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.claimed_caller() RETURNS jsonb
+CREATE FUNCTION private.claimed_caller_object() RETURNS jsonb
     LANGUAGE sql STABLE
-    RETURN jsonb_build_object(COALESCE(((((private.claimed() || ' '::text) || split_part(current_setting('request.scope'::text, true), '|'::text, 5)) || ' '::text) || CASE split_part(current_setting('request.scope'::text, true), '|'::text, 7) WHEN 'key'::text THEN split_part(current_setting('request.scope'::text, true), '|'::text, 8) ELSE ''::text END), ''::text), true);
+    RETURN jsonb_build_object(COALESCE(((((private.claimed_brand_id() || ' '::text) || split_part(current_setting('request.scope'::text, true), '|'::text, 5)) || ' '::text) || CASE split_part(current_setting('request.scope'::text, true), '|'::text, 7) WHEN 'key'::text THEN split_part(current_setting('request.scope'::text, true), '|'::text, 8) ELSE ''::text END), ''::text), true);
 
-ALTER FUNCTION private.claimed_caller() OWNER TO onbrand_definer;
+ALTER FUNCTION private.claimed_caller_object() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.claims() RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare said text := nullif(current_setting('request.jwt.claims', true), '');
+declare claims text := nullif(current_setting('request.jwt.claims', true), '');
 begin
-  if said is null or not private.is_signed(current_setting('request.scope', true), said) then return null; end if;
-  return said::jsonb;
+  if claims is null or not private.is_signed(current_setting('request.scope', true), claims) then return null; end if;
+  return claims::jsonb;
 end $$;
 
 ALTER FUNCTION private.claims() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.credential_lives() RETURNS boolean
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare
-  c jsonb := private.claims();
-begin
-  if c is null then return false; end if;
-  if c ->> 'key_id' is not null then  -- apart from what follows: an expression with a query in it is always a query
-    if not exists (select 1 from app.api_keys k
-        where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
-          and k.user_id = (c ->> 'sub')::uuid and k.revoked_at is null
-          and (k.expires_at is null or k.expires_at > clock_timestamp())) then
-      return false;
-    end if;
-  end if;
-  return c ->> 'session_id' is null or private.session_lives((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
-end $$;
-
-ALTER FUNCTION private.credential_lives() OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.ctx(k text) RETURNS text
+CREATE FUNCTION private.ctx(name text) RETURNS text
     LANGUAGE sql STABLE
-    RETURN (private.claims() ->> k);
+    RETURN (private.claims() ->> name);
 
-ALTER FUNCTION private.ctx(k text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.ctx(name text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.decline_invitation(id uuid, hash text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -438,45 +405,45 @@ CREATE FUNCTION private.end_orphaned() RETURNS TABLE(kind text, brand_id text, j
     SET search_path TO ''
     AS $$
 declare
-  gone record;
-  why jsonb;
+  orphan record;
+  reason jsonb;
 begin
   perform private.must_be_signed();
-  for gone in
+  for orphan in
     select j.id, j.brand_id, j.provider, j.provider_job_id from app.lora_training_jobs j
     where j.status in ('pending', 'training') and not exists (
       select 1 from app.brand_users bu where bu.brand_id = j.brand_id and bu.user_id = j.user_id)
     order by j.created_at for update of j skip locked
   loop
-    why := jsonb_build_object('code', 'member_removed', 'message',
+    reason := jsonb_build_object('code', 'member_removed', 'message',
       'whoever started this job is no longer a member of the brand; a member may retry it in their own name');
-    update app.lora_training_jobs j set status = 'failed', error = why, completed_at = now()
-      where j.brand_id = gone.brand_id and j.id = gone.id;
+    update app.lora_training_jobs j set status = 'failed', error = reason, completed_at = now()
+      where j.brand_id = orphan.brand_id and j.id = orphan.id;
     insert into app.job_events (brand_id, job_id, seq, kind, data)
-      select gone.brand_id, gone.id, coalesce(max(e.seq), 0) + 1, 'status',
-        jsonb_build_object('status', 'failed', 'error', why)
-      from app.job_events e where e.brand_id = gone.brand_id and e.subject_id = gone.id;
-    perform private.audit_append(gone.brand_id, 'system:' || gone.id, 'job.fail',
-      jsonb_build_object('job_id', gone.id, 'code', 'member_removed'));
-    return query select 'training'::text, gone.brand_id, gone.id, gone.provider, gone.provider_job_id;
+      select orphan.brand_id, orphan.id, coalesce(max(e.seq), 0) + 1, 'status',
+        jsonb_build_object('status', 'failed', 'error', reason)
+      from app.job_events e where e.brand_id = orphan.brand_id and e.subject_id = orphan.id;
+    perform private.audit_append(orphan.brand_id, 'system:' || orphan.id, 'job.fail',
+      jsonb_build_object('job_id', orphan.id, 'code', 'member_removed'));
+    return query select 'training'::text, orphan.brand_id, orphan.id, orphan.provider, orphan.provider_job_id;
   end loop;
-  for gone in
+  for orphan in
     select g.id, g.brand_id from app.generations g
     where g.status in ('pending', 'running') and not exists (
       select 1 from app.brand_users bu where bu.brand_id = g.brand_id and bu.user_id = g.user_id)
     order by g.created_at for update of g skip locked
   loop
-    why := jsonb_build_object('code', 'member_removed', 'message',
+    reason := jsonb_build_object('code', 'member_removed', 'message',
       'whoever asked for these pictures is no longer a member of the brand; ask for them again');
-    update app.generations g set status = 'failed', error = why, completed_at = now()
-      where g.brand_id = gone.brand_id and g.id = gone.id;
+    update app.generations g set status = 'failed', error = reason, completed_at = now()
+      where g.brand_id = orphan.brand_id and g.id = orphan.id;
     insert into app.job_events (brand_id, generation_id, seq, kind, data)
-      select gone.brand_id, gone.id, coalesce(max(e.seq), 0) + 1, 'status',
-        jsonb_build_object('status', 'failed', 'error', why)
-      from app.job_events e where e.brand_id = gone.brand_id and e.subject_id = gone.id;
-    perform private.audit_append(gone.brand_id, 'system:' || gone.id, 'generation.fail',
-      jsonb_build_object('generation_id', gone.id, 'code', 'member_removed'));
-    return query select 'generation'::text, gone.brand_id, gone.id, null::text, null::text;
+      select orphan.brand_id, orphan.id, coalesce(max(e.seq), 0) + 1, 'status',
+        jsonb_build_object('status', 'failed', 'error', reason)
+      from app.job_events e where e.brand_id = orphan.brand_id and e.subject_id = orphan.id;
+    perform private.audit_append(orphan.brand_id, 'system:' || orphan.id, 'generation.fail',
+      jsonb_build_object('generation_id', orphan.id, 'code', 'member_removed'));
+    return query select 'generation'::text, orphan.brand_id, orphan.id, null::text, null::text;
   end loop;
 end $$;
 
@@ -488,7 +455,7 @@ CREATE FUNCTION private.end_sessions(session_id uuid) RETURNS integer
     AS $$
   with ended as (
     update identity.sessions s set ended_at = statement_timestamp()
-    where private.in_person() and s.user_id = private.uid() and s.ended_at is null
+    where private.is_unrestricted() and s.user_id = private.uid() and s.ended_at is null
       and (end_sessions.session_id is null or s.id = end_sessions.session_id)
     returning 1)
   select count(*)::integer from ended
@@ -500,30 +467,30 @@ CREATE FUNCTION private.external_user(issuer text, subject text, email text) RET
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-declare who uuid;
+declare account_id uuid;
 begin
-  perform private.must_be_asked('external_user', issuer, subject, email);
-  select s.user_id into who from identity.subjects s
+  perform private.must_be_requested('external_user', issuer, subject, email);
+  select s.user_id into account_id from identity.subjects s
     where s.issuer = external_user.issuer and s.subject = external_user.subject;
-  if who is not null then
+  if account_id is not null then
     update identity.users u set email = lower(external_user.email), email_verified_at = clock_timestamp()
-      where external_user.email is not null and u.id = who and u.email_verified_at is null
+      where external_user.email is not null and u.id = account_id and u.email_verified_at is null
         and (u.email = lower(external_user.email) or (u.email is null
           and not exists (select 1 from identity.users o where o.email = lower(external_user.email))));
-    return who;
+    return account_id;
   end if;
   begin
     insert into identity.users as u (email, email_verified_at)
       values (lower(external_user.email), case when external_user.email is not null then clock_timestamp() end)
-      returning u.id into who;
+      returning u.id into account_id;
     insert into identity.subjects (issuer, subject, user_id)
-      values (external_user.issuer, external_user.subject, who);
+      values (external_user.issuer, external_user.subject, account_id);
   exception when unique_violation then
-    select s.user_id into who from identity.subjects s
+    select s.user_id into account_id from identity.subjects s
       where s.issuer = external_user.issuer and s.subject = external_user.subject;
-    if who is null then raise; end if;
+    if account_id is null then raise; end if;
   end;
-  return who;
+  return account_id;
 end $$;
 
 ALTER FUNCTION private.external_user(issuer text, subject text, email text) OWNER TO onbrand_identity;
@@ -535,7 +502,7 @@ CREATE FUNCTION private.find_invitation(id uuid, hash text) RETURNS TABLE(brand_
 declare
   address text := case when hash is null then private.my_verified_email() else private.my_email() end;
 begin
-  if not private.in_person() or not private.credential_lives() then
+  if not private.is_unrestricted() or not private.is_credential_valid() then
     raise exception 'no invitation for this credential' using errcode = '42501';
   end if;
   return query select i.brand_id, i.user_id, i.role from app.invitations i
@@ -551,11 +518,11 @@ CREATE FUNCTION private.find_key(id uuid, hash text) RETURNS TABLE(brand_id text
     AS $$
   update app.api_keys k set last_used_at = statement_timestamp()
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
+    and private.is_key_valid(k.revoked_at, k.expires_at, clock_timestamp())
     and (k.last_used_at is null or k.last_used_at < statement_timestamp() - interval '1 minute');
   select k.brand_id, k.user_id, k.scopes from app.api_keys k
   where private.claims() is not null and uuid_send(k.id) = uuid_send(find_key.id) and k.hash = find_key.hash
-    and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp())
+    and private.is_key_valid(k.revoked_at, k.expires_at, clock_timestamp())
     and exists (select 1 from app.brand_users bu where bu.brand_id = k.brand_id and bu.user_id = k.user_id)
 $$;
 
@@ -566,7 +533,7 @@ CREATE FUNCTION private.find_login(email text) RETURNS TABLE(id uuid, password_h
     SET search_path TO ''
     AS $$
 begin
-  perform private.must_be_asked('find_login', lower(find_login.email));
+  perform private.must_be_requested('find_login', lower(find_login.email));
   return query select u.id, u.password_hash from identity.users u where u.email = lower(find_login.email);
 end $$;
 
@@ -587,66 +554,60 @@ $$;
 
 ALTER FUNCTION private.find_session(hash text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) RETURNS void
+CREATE FUNCTION private.give_attempt_back(keys text[], max_attempts integer[], seconds integer[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  update identity.attempts a set due = a.due - make_interval(secs => b.seconds::double precision / b.most)
-  from (select t.key, t.most, t.seconds
-    from unnest(give_attempt_back.keys, give_attempt_back.most, give_attempt_back.seconds) as t (key, most, seconds)) b
+  update identity.attempts a set due = a.due - make_interval(secs => b.seconds::double precision / b.max_attempts)
+  from (select t.key, t.max_attempts, t.seconds
+    from unnest(give_attempt_back.keys, give_attempt_back.max_attempts, give_attempt_back.seconds)
+      as t (key, max_attempts, seconds)) b
   where private.claims() is not null and a.key = b.key
 $$;
 
-ALTER FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) OWNER TO onbrand_identity;
+ALTER FUNCTION private.give_attempt_back(keys text[], max_attempts integer[], seconds integer[]) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.hold(what text, b text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  if what not in ('admission', 'training', 'members', 'metadata', 'uploads') then
-    raise exception 'no such lock' using errcode = '22023';
-  end if;
-  if coalesce(private.acts_in(b), false) then
-    perform pg_catalog.pg_advisory_xact_lock(private.lock_key(what, b));
-  end if;
-end $$;
+CREATE FUNCTION private.has_all_scopes() RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (NOT COALESCE((private.claims() ?| ARRAY['key_id'::text, 'scopes'::text]), true));
 
-ALTER FUNCTION private.hold(what text, b text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.has_all_scopes() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.in_person() RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-  select private.uid() is not null
-    and num_nonnulls(private.ctx('bound_to'), private.ctx('key_id'), private.ctx('scopes')) = 0
-$$;
-
-ALTER FUNCTION private.in_person() OWNER TO onbrand_identity;
-
-CREATE FUNCTION private.may(what text) RETURNS boolean
+CREATE FUNCTION private.has_scope(scope text) RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare c jsonb := private.claims();
 begin
   if c is null then return false; end if;
-  if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- the user themselves, by a token
-  if c ->> 'scopes' is not null and not c -> 'scopes' ? may.what then return false; end if;
+  if not c ?| array['key_id', 'session_id', 'scopes'] then return true; end if;  -- a token without scopes
+  if c ->> 'scopes' is not null and not c -> 'scopes' ? has_scope.scope then return false; end if;
   if c ? 'session_id' then
     return exists (select 1 from identity.sessions s
       where s.id = (c ->> 'session_id')::uuid and s.user_id = (c ->> 'sub')::uuid and not c ? 'key_id'
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp()));
+        and private.is_session_valid(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp()));
   end if;
   if c ? 'key_id' then
     return exists (select 1 from app.api_keys k
       where k.brand_id = c ->> 'brand_id' and k.id = (c ->> 'key_id')::uuid and k.user_id = (c ->> 'sub')::uuid
-        and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp()) and may.what = any (k.scopes));
+        and private.is_key_valid(k.revoked_at, k.expires_at, clock_timestamp()) and has_scope.scope = any (k.scopes));
   end if;
   return true;
 end $$;
 
-ALTER FUNCTION private.may(what text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.has_scope(scope text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.has_valid_session(session_id uuid, user_id uuid) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  return exists (select 1 from identity.sessions s where s.id = has_valid_session.session_id
+    and s.user_id = has_valid_session.user_id and s.ended_at is null
+    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp());
+end $$;
+
+ALTER FUNCTION private.has_valid_session(session_id uuid, user_id uuid) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.my_role() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -654,10 +615,11 @@ CREATE FUNCTION private.my_role() RETURNS text
     AS $$
 declare
   scope text := current_setting('request.scope', true);
-  part text[] := string_to_array(scope, '|');
-  key_id text := part[1]; stamp text := part[2]; role_used text := part[3];
-  brand text := part[4]; who uuid := nullif(part[5], ''); bound_to text := part[6];
-  credential text := part[7]; credential_id uuid := nullif(part[8], ''); purpose text := part[9]; narrowed text := part[10];
+  field text[] := string_to_array(scope, '|');
+  key_id text := field[1]; stamp text := field[2]; signed_role text := field[3];
+  brand text := field[4]; caller_id uuid := nullif(field[5], ''); bound_to text := field[6];
+  credential text := field[7]; credential_id uuid := nullif(field[8], ''); required_scope text := field[9];
+  claimed_scopes text := field[10];
   inner_pad bytea; outer_pad bytea; scopes text[]; found_role text;
 begin
   if brand = '' or (bound_to <> '' and bound_to <> brand) then return null; end if;
@@ -665,23 +627,27 @@ begin
   if encode(sha256(outer_pad || sha256(inner_pad || convert_to(
       scope || chr(10) || current_setting('request.jwt.claims', true), 'UTF8'))), 'hex')
     is distinct from current_setting('request.claims_signature', true) then return null; end if;
-  if role_used <> current_setting('role', true)
-     or stamp <> pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text then return null; end if;
+  if signed_role <> current_setting('role', true)
+     or stamp <> pg_backend_pid()::text || ' ' || extract(epoch from transaction_timestamp())::text then
+    return null;
+  end if;
   if credential = 'key' then
     select k.scopes into scopes from app.api_keys k
-      where k.brand_id = brand and k.id = credential_id and k.user_id = who
-        and private.key_stands(k.revoked_at, k.expires_at, clock_timestamp());
-    if not coalesce(purpose = any (scopes), false)
-       or (narrowed <> '' and not purpose = any (string_to_array(narrowed, ','))) then return null; end if;
+      where k.brand_id = brand and k.id = credential_id and k.user_id = caller_id
+        and private.is_key_valid(k.revoked_at, k.expires_at, clock_timestamp());
+    if not coalesce(required_scope = any (scopes), false)
+       or (claimed_scopes <> '' and not required_scope = any (string_to_array(claimed_scopes, ','))) then
+      return null;
+    end if;
   elsif credential = 'session' then
     perform 1 from identity.sessions s
-      where s.id = credential_id and s.user_id = who
-        and private.session_stands(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp());
+      where s.id = credential_id and s.user_id = caller_id
+        and private.is_session_valid(s.ended_at, s.expires_at, s.last_seen_at, s.idle, clock_timestamp());
     if not found then return null; end if;
   elsif credential <> '' then
     return null;
   end if;
-  select bu.role into found_role from app.brand_users bu where bu.brand_id = brand and bu.user_id = who;
+  select bu.role into found_role from app.brand_users bu where bu.brand_id = brand and bu.user_id = caller_id;
   return found_role;
 end $$;
 
@@ -689,37 +655,68 @@ ALTER FUNCTION private.my_role() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.is_admin() RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN COALESCE(((private.my_role() = 'admin'::text) AND ((split_part(current_setting('request.scope'::text, true), '|'::text, 7) <> 'key'::text) OR private.may('manage'::text))), false);
+    RETURN COALESCE(((private.my_role() = 'admin'::text) AND ((split_part(current_setting('request.scope'::text, true), '|'::text, 7) <> 'key'::text) OR private.has_scope('manage'::text))), false);
 
 ALTER FUNCTION private.is_admin() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.is_signed(scope text, said text) RETURNS boolean
+CREATE FUNCTION private.is_credential_valid() RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare
-  part text[] := string_to_array(scope, '|');
-  signed text;
+  c jsonb := private.claims();
 begin
-  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(scope || chr(10) || said, 'UTF8'))), 'hex')
-    into signed from private.claim_keys k where k.id = part[1];
-  return coalesce(signed = current_setting('request.claims_signature', true)
-    and part[3] = current_setting('role', true) and part[2] = private.stamp(), false);
+  if c is null then return false; end if;
+  if c ->> 'key_id' is not null then  -- nested, so that most calls run no query
+    if not exists (select 1 from app.api_keys k
+        where k.id = (c ->> 'key_id')::uuid and k.brand_id = c ->> 'brand_id'
+          and k.user_id = (c ->> 'sub')::uuid and k.revoked_at is null
+          and (k.expires_at is null or k.expires_at > clock_timestamp())) then
+      return false;
+    end if;
+  end if;
+  return c ->> 'session_id' is null or private.has_valid_session((c ->> 'session_id')::uuid, (c ->> 'sub')::uuid);
 end $$;
 
-ALTER FUNCTION private.is_signed(scope text, said text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.is_credential_valid() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.is_unlimited() RETURNS boolean
-    LANGUAGE sql STABLE
-    RETURN (NOT COALESCE((private.claims() ?| ARRAY['key_id'::text, 'scopes'::text]), true));
-
-ALTER FUNCTION private.is_unlimited() OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) RETURNS boolean
+CREATE FUNCTION private.is_key_valid(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     RETURN ((revoked_at IS NULL) AND (COALESCE(expires_at, 'infinity'::timestamp with time zone) > at));
 
-ALTER FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) OWNER TO onbrand_definer;
+ALTER FUNCTION private.is_key_valid(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.is_session_valid(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN ((ended_at IS NULL) AND (LEAST(expires_at, (last_seen_at + idle)) > at));
+
+ALTER FUNCTION private.is_session_valid(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.is_signed(scope text, claims text) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+  field text[] := string_to_array(scope, '|');
+  signature text;
+begin
+  select encode(sha256(k.outer_pad || sha256(k.inner_pad || convert_to(scope || chr(10) || claims, 'UTF8'))), 'hex')
+    into signature from private.claim_keys k where k.id = field[1];
+  return coalesce(signature = current_setting('request.claims_signature', true)
+    and field[3] = current_setting('role', true) and field[2] = private.transaction_stamp(), false);
+end $$;
+
+ALTER FUNCTION private.is_signed(scope text, claims text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.is_unrestricted() RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select private.uid() is not null
+    and num_nonnulls(private.ctx('bound_to'), private.ctx('key_id'), private.ctx('scopes')) = 0
+$$;
+
+ALTER FUNCTION private.is_unrestricted() OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.lead(holder uuid, seconds double precision) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -736,31 +733,31 @@ end $$;
 
 ALTER FUNCTION private.lead(holder uuid, seconds double precision) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.leave_brand(b text) RETURNS boolean
+CREATE FUNCTION private.leave_brand(brand text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  if not coalesce(private.acts_in(b), false) or not private.may('manage') then
+  if not coalesce(private.may_act_in(brand), false) or not private.has_scope('manage') then
     raise exception 'no membership to end' using errcode = '42501';
   end if;
-  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', b));
-  perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid() for update;
-  perform private.audit_append(b, case when private.ctx('key_id') is null then 'user' else 'key' end,
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('members', brand));
+  perform 1 from app.brand_users bu where bu.brand_id = brand and bu.user_id = private.uid() for update;
+  perform private.audit_append(brand, case when private.ctx('key_id') is null then 'user' else 'key' end,
     private.uid(), private.ctx('key_id'), 'member.remove', jsonb_build_object('user_id', private.uid()));
-  delete from app.brand_users bu where bu.brand_id = b and bu.user_id = private.uid();
+  delete from app.brand_users bu where bu.brand_id = brand and bu.user_id = private.uid();
   return found;
 end $$;
 
-ALTER FUNCTION private.leave_brand(b text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.leave_brand(brand text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.link_subject(issuer text, subject text, email text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  perform private.must_be_asked('link_subject', issuer, subject, email);
-  if not private.in_person() then
+  perform private.must_be_requested('link_subject', issuer, subject, email);
+  if not private.is_unrestricted() then
     raise exception 'no link with this credential' using errcode = '42501';
   end if;
   insert into identity.subjects (issuer, subject, user_id)
@@ -771,31 +768,71 @@ end $$;
 
 ALTER FUNCTION private.link_subject(issuer text, subject text, email text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.lock_key(what text, whose text) RETURNS bigint
+CREATE FUNCTION private.lock_admin(brand text, admin_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform 1 from app.brand_users bu where bu.brand_id = brand and bu.user_id = admin_id and bu.role = 'admin' for share;
+  if not found then
+    raise exception 'no admin of this brand any more' using errcode = '42501';
+  end if;
+end $$;
+
+ALTER FUNCTION private.lock_admin(brand text, admin_id uuid) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.lock_brand(kind text, brand text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  if kind not in ('admission', 'training', 'members', 'metadata', 'uploads') then
+    raise exception 'no such lock' using errcode = '22023';
+  end if;
+  if coalesce(private.may_act_in(brand), false) then
+    perform pg_catalog.pg_advisory_xact_lock(private.lock_key(kind, brand));
+  end if;
+end $$;
+
+ALTER FUNCTION private.lock_brand(kind text, brand text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.lock_key(kind text, id text) RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select pg_catalog.hashtextextended(what || ':' || whose, s.seed) from private.lock_seed s
+  select pg_catalog.hashtextextended(kind || ':' || id, s.seed) from private.lock_seed s
 $$;
 
-ALTER FUNCTION private.lock_key(what text, whose text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.lock_key(kind text, id text) OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.may_record(what text) RETURNS boolean
+CREATE FUNCTION private.may_act_in(brand text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select case current_setting('role', true)
+    when 'authenticated' then brand = private.my_brand()
+    when 'brand_system' then brand = private.ticket_brand()
+    else false end
+$$;
+
+ALTER FUNCTION private.may_act_in(brand text) OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.may_record(action text) RETURNS boolean
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $_$
 begin
-  if what ~ '^(job\.(start|sample|fail|submit|canceled)|generation\.(start|fail|complete|canceled)|model\.publish|image\.store'
+  if action ~ '^(job\.(start|sample|fail|submit|canceled)|generation\.(start|fail|complete|canceled)|model\.publish|image\.store'
       '|upload\.expire|brand\.set_limits|invitation\.(accept|decline))$' then
     return false;
   end if;
-  if what ~ '^(key|member)\.|^invitation\.|^brand\.create$|^(asset|document|model|job)\.delete$' then
+  if action ~ '^(key|member)\.|^invitation\.|^brand\.create$|^(asset|document|model|job)\.delete$' then
     return private.is_admin();
   end if;
   return true;
 end $_$;
 
-ALTER FUNCTION private.may_record(what text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.may_record(action text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.me() RETURNS TABLE(id uuid, email text, email_verified boolean, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -807,26 +844,26 @@ $$;
 
 ALTER FUNCTION private.me() OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.member_emails(b text) RETURNS TABLE(user_id uuid, email text)
+CREATE FUNCTION private.member_emails(brand text) RETURNS TABLE(user_id uuid, email text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-  select u.id, u.email from identity.users u join app.brand_users bu on bu.user_id = u.id where bu.brand_id = b
+  select u.id, u.email from identity.users u join app.brand_users bu on bu.user_id = u.id where bu.brand_id = brand
 $$;
 
-ALTER FUNCTION private.member_emails(b text) OWNER TO onbrand_identity;
+ALTER FUNCTION private.member_emails(brand text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.must_be_asked(VARIADIC wanted text[]) RETURNS void
+CREATE FUNCTION private.must_be_requested(VARIADIC requested text[]) RETURNS void
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  if private.claims() -> 'asks' is distinct from to_jsonb(wanted) then
+  if private.claims() -> 'asks' is distinct from to_jsonb(requested) then
     raise exception 'the platform did not ask for this' using errcode = '42501';
   end if;
 end $$;
 
-ALTER FUNCTION private.must_be_asked(VARIADIC wanted text[]) OWNER TO onbrand_definer;
+ALTER FUNCTION private.must_be_requested(VARIADIC requested text[]) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.must_be_signed() RETURNS void
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -840,22 +877,9 @@ end $$;
 
 ALTER FUNCTION private.must_be_signed() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.must_stay_admin(b text, who uuid) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  perform 1 from app.brand_users bu where bu.brand_id = b and bu.user_id = who and bu.role = 'admin' for share;
-  if not found then
-    raise exception 'no admin of this brand any more' using errcode = '42501';
-  end if;
-end $$;
-
-ALTER FUNCTION private.must_stay_admin(b text, who uuid) OWNER TO onbrand_definer;
-
 CREATE FUNCTION private.my_brand() RETURNS text
     LANGUAGE sql STABLE
-    RETURN CASE WHEN (private.my_role() IS NOT NULL) THEN private.claimed() ELSE NULL::text END;
+    RETURN CASE WHEN (private.my_role() IS NOT NULL) THEN private.claimed_brand_id() ELSE NULL::text END;
 
 ALTER FUNCTION private.my_brand() OWNER TO onbrand_definer;
 
@@ -867,7 +891,7 @@ declare
   c jsonb := private.claims();
   bound_to text := c ->> 'bound_to';
 begin
-  if c is null or (bound_to is null and not private.credential_lives())
+  if c is null or (bound_to is null and not private.is_credential_valid())
      or (bound_to is not null and private.my_role() is null) then return; end if;
   return query
     select b.id, b.name, b.home_region, bu.role, b.created_at
@@ -888,7 +912,7 @@ begin
   if c ? 'brand_id' then
     return private.my_brand() || ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', '');
   end if;
-  if private.credential_lives() then return ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', ''); end if;
+  if private.is_credential_valid() then return ' ' || (c ->> 'sub') || ' ' || coalesce(c ->> 'key_id', ''); end if;
   return null;
 end $$;
 
@@ -903,20 +927,21 @@ $$;
 
 ALTER FUNCTION private.my_email() OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) RETURNS TABLE(id uuid, brand_id text, role text, created_at timestamp with time zone, expires_at timestamp with time zone)
+CREATE FUNCTION private.my_invitations(at timestamp with time zone, after uuid, max_rows integer) RETURNS TABLE(id uuid, brand_id text, role text, created_at timestamp with time zone, expires_at timestamp with time zone)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 declare address text := private.my_verified_email();
 begin
-  if address is null or not private.in_person() or not private.credential_lives() then return; end if;
+  if address is null or not private.is_unrestricted() or not private.is_credential_valid() then return; end if;
   return query select i.id, i.brand_id, i.role, i.created_at, i.expires_at from app.invitations i
-    where reverse(i.email) = reverse(address) and i.accepted_at is null and i.revoked_at is null and i.expires_at > statement_timestamp()
+    where reverse(i.email) = reverse(address) and i.accepted_at is null and i.revoked_at is null
+      and i.expires_at > statement_timestamp()
       and (my_invitations.at is null or (i.created_at, i.id) < (my_invitations.at, my_invitations.after))
-    order by i.created_at desc, i.id desc limit least(most, 101);
+    order by i.created_at desc, i.id desc limit least(max_rows, 101);
 end $$;
 
-ALTER FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) OWNER TO onbrand_definer;
+ALTER FUNCTION private.my_invitations(at timestamp with time zone, after uuid, max_rows integer) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) RETURNS TABLE(brand_id text, is_base boolean, age numeric, name text, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -941,7 +966,7 @@ CREATE FUNCTION private.my_sessions() RETURNS TABLE(id uuid, created_at timestam
     SET search_path TO ''
     AS $$
   select s.id, s.created_at, s.last_seen_at, s.expires_at from identity.sessions s
-  where private.in_person() and s.user_id = private.uid() and s.ended_at is null
+  where private.is_unrestricted() and s.user_id = private.uid() and s.ended_at is null
     and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp()
   order by s.created_at desc, s.id
 $$;
@@ -957,24 +982,24 @@ $$;
 
 ALTER FUNCTION private.my_verified_email() OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.next_number(b text, what text, n integer) RETURNS bigint
+CREATE FUNCTION private.next_number(brand text, series_name text, n integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $_$
 declare taken bigint;
 begin
-  if not coalesce(private.acts_in(b), false) or n not between 1 and 500
+  if not coalesce(private.may_act_in(brand), false) or n not between 1 and 500
      or (current_setting('role', true) = 'authenticated' and not coalesce(
-       what ~ '^asset:(logo|product|person|packaging|other)$' or what ~ '^document:', false)) then
+       series_name ~ '^asset:(logo|product|person|packaging|other)$' or series_name ~ '^document:', false)) then
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
-  insert into app.numbers as c (brand_id, series, last) values (b, what, n)
+  insert into app.numbers as c (brand_id, series, last) values (brand, series_name, n)
   on conflict (brand_id, series) do update set last = c.last + excluded.last
   returning c.last into taken;
   return taken - n + 1;
 end $_$;
 
-ALTER FUNCTION private.next_number(b text, what text, n integer) OWNER TO onbrand_definer;
+ALTER FUNCTION private.next_number(brand text, series_name text, n integer) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.num_open_uploads() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -982,7 +1007,8 @@ CREATE FUNCTION private.num_open_uploads() RETURNS integer
     AS $$
 begin
   perform pg_catalog.pg_advisory_xact_lock(private.lock_key('uploads-of', private.uid()::text));
-  return (select count(*)::integer from app.uploads u where uuid_send(u.user_id) = uuid_send(private.uid()) and u.status = 'pending');
+  return (select count(*)::integer from app.uploads u
+    where uuid_send(u.user_id) = uuid_send(private.uid()) and u.status = 'pending');
 end $$;
 
 ALTER FUNCTION private.num_open_uploads() OWNER TO onbrand_definer;
@@ -992,8 +1018,9 @@ CREATE FUNCTION private.open_session(hash text, idle interval, life interval) RE
     SET search_path TO ''
     AS $$
 begin
-  perform private.must_be_asked('open_session', hash);
-  if not private.in_person() or private.ctx('session_id') is not null or open_session.life > interval '31 days' then
+  perform private.must_be_requested('open_session', hash);
+  if not private.is_unrestricted() or private.ctx('session_id') is not null
+     or open_session.life > interval '31 days' then
     raise exception 'no session for this credential' using errcode = '42501';
   end if;
   delete from identity.sessions s where s.user_id = private.uid() and s.expires_at < clock_timestamp();
@@ -1024,78 +1051,55 @@ $$;
 
 ALTER FUNCTION private.queue() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.record(b text, what text, d jsonb) RETURNS void
+CREATE FUNCTION private.record(brand text, action text, detail jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  if not coalesce(private.acts_in(b), false) then
+  if not coalesce(private.may_act_in(brand), false) then
     raise exception 'no record of this brand' using errcode = '42501';
   end if;
   if current_setting('role', true) = 'brand_system' then
-    perform private.audit_append(b, 'system', private.ctx('on_behalf_of')::uuid, private.ctx('job_id'), what, d);
+    perform private.audit_append(brand, 'system', private.ctx('on_behalf_of')::uuid, private.ctx('job_id'), action,
+      detail);
     return;
   end if;
-  if not private.may_record(what) then
+  if not private.may_record(action) then
     raise exception 'this is not for the caller to record' using errcode = '42501';
   end if;
-  perform private.audit_append(b, case when private.ctx('key_id') is null then 'user' else 'key' end,
-    private.uid(), private.ctx('key_id'), what, d);
+  perform private.audit_append(brand, case when private.ctx('key_id') is null then 'user' else 'key' end,
+    private.uid(), private.ctx('key_id'), action, detail);
 end $$;
 
-ALTER FUNCTION private.record(b text, what text, d jsonb) OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.session_lives(session_id uuid, me uuid) RETURNS boolean
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  return exists (select 1 from identity.sessions s where s.id = session_lives.session_id
-    and s.user_id = session_lives.me and s.ended_at is null
-    and least(s.expires_at, s.last_seen_at + s.idle) > clock_timestamp());
-end $$;
-
-ALTER FUNCTION private.session_lives(session_id uuid, me uuid) OWNER TO onbrand_identity;
-
-CREATE FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) RETURNS boolean
-    LANGUAGE sql STABLE
-    RETURN ((ended_at IS NULL) AND (LEAST(expires_at, (last_seen_at + idle)) > at));
-
-ALTER FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) OWNER TO onbrand_definer;
+ALTER FUNCTION private.record(brand text, action text, detail jsonb) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.sign_up(email text, password_hash text) RETURNS TABLE(id uuid, created_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  perform private.must_be_asked('sign_up', lower(sign_up.email));
+  perform private.must_be_requested('sign_up', lower(sign_up.email));
   return query insert into identity.users as u (email, password_hash)
     values (lower(sign_up.email), sign_up.password_hash) returning u.id, u.created_at;
 end $$;
 
 ALTER FUNCTION private.sign_up(email text, password_hash text) OWNER TO onbrand_identity;
 
-CREATE FUNCTION private.stamp() RETURNS text
-    LANGUAGE sql STABLE
-    RETURN (((pg_backend_pid())::text || ' '::text) || (EXTRACT(epoch FROM transaction_timestamp()))::text);
-
-ALTER FUNCTION private.stamp() OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.stored_bytes(b text) RETURNS TABLE(of_brand bigint, of_caller bigint)
+CREATE FUNCTION private.stored_bytes(brand text) RETURNS TABLE(of_brand bigint, of_caller bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
 begin
-  if not coalesce(private.acts_in(b), false) then
+  if not coalesce(private.may_act_in(brand), false) then
     raise exception 'no numbers of this brand' using errcode = '42501';
   end if;
   return query select
-    coalesce((select u.bytes from app.brand_usage u where u.brand_id = b), 0),
+    coalesce((select u.bytes from app.brand_usage u where u.brand_id = brand), 0),
     coalesce((select u.bytes from app.caller_usage u
       where u.user_id = coalesce(private.ctx('on_behalf_of'), private.ctx('sub'))::uuid), 0);
 end $$;
 
-ALTER FUNCTION private.stored_bytes(b text) OWNER TO onbrand_definer;
+ALTER FUNCTION private.stored_bytes(brand text) OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.sweep_uploads() RETURNS TABLE(brand_id text, upload_id uuid, kind text)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1128,7 +1132,7 @@ end $$;
 
 ALTER FUNCTION private.sweep_uploads() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) RETURNS double precision
+CREATE FUNCTION private.take_attempt(keys text[], max_attempts integer[], seconds integer[]) RETURNS double precision
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
@@ -1140,8 +1144,8 @@ declare
   wait double precision := 0;
 begin
   perform private.must_be_signed();
-  if cardinality(keys) not between 1 and 4 or cardinality(most) <> cardinality(keys)
-      or cardinality(seconds) <> cardinality(keys) or 1 > any (most) or 1 > any (seconds)
+  if cardinality(keys) not between 1 and 4 or cardinality(max_attempts) <> cardinality(keys)
+      or cardinality(seconds) <> cardinality(keys) or 1 > any (max_attempts) or 1 > any (seconds)
       or 86400 < any (seconds) then
     raise exception 'a bucket has a key, a number and a time' using errcode = '22023';
   end if;
@@ -1149,9 +1153,9 @@ begin
     insert into identity.attempts as a (key, due) values (keys[n], clock_timestamp())
       on conflict (key) do update set due = a.due returning a.due into until;
     at := clock_timestamp();
-    step := make_interval(secs => seconds[n]::double precision / most[n]);
-    until := least(greatest(until, at), at + make_interval(secs => seconds[n]));  -- a bucket is full in its time
-    wait := greatest(wait, extract(epoch from until - at - (most[n] - 1) * step));
+    step := make_interval(secs => seconds[n]::double precision / max_attempts[n]);
+    until := least(greatest(until, at), at + make_interval(secs => seconds[n]));  -- a bucket is full after its period
+    wait := greatest(wait, extract(epoch from until - at - (max_attempts[n] - 1) * step));
     dues := dues || (until + step);
   end loop;
   if wait > 0 then return wait; end if;
@@ -1164,7 +1168,7 @@ begin
   return 0;
 end $$;
 
-ALTER FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) OWNER TO onbrand_identity;
+ALTER FUNCTION private.take_attempt(keys text[], max_attempts integer[], seconds integer[]) OWNER TO onbrand_identity;
 
 CREATE FUNCTION private.tg_actor_is_admin() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1172,12 +1176,23 @@ CREATE FUNCTION private.tg_actor_is_admin() RETURNS trigger
     AS $$
 begin
   if old.user_id is distinct from private.uid() then
-    perform private.must_stay_admin(old.brand_id, private.uid());
+    perform private.lock_admin(old.brand_id, private.uid());
   end if;
   return null;
 end $$;
 
 ALTER FUNCTION private.tg_actor_is_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_add_first_admin() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  insert into app.brand_users (brand_id, user_id, role) values (new.id, new.user_id, 'admin');
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_add_first_admin() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_count_bytes() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1194,6 +1209,31 @@ begin
 end $$;
 
 ALTER FUNCTION private.tg_count_bytes() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_creator_is_admin() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform private.lock_admin(new.brand_id, new.user_id);
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_creator_is_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_creator_is_member() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform 1 from app.brand_users bu where bu.brand_id = new.brand_id and bu.user_id = new.user_id for key share;
+  if not found then
+    raise exception 'no member of this brand any more' using errcode = '42501';
+  end if;
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_creator_is_member() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_end_credentials() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1212,36 +1252,6 @@ end $$;
 
 ALTER FUNCTION private.tg_end_credentials() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.tg_few_brands() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare
-  most integer := coalesce((private.ctx('brands_per_account'))::integer, 20);
-begin
-  if current_setting('role', true) <> 'authenticated' or new.user_id is distinct from private.uid() then
-    return new;  -- the owner's, or refused by the policy: how many brands others have is nobody's to learn
-  end if;
-  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('brands', new.user_id::text));
-  if (select count(*) from app.brands b where uuid_send(b.user_id) = uuid_send(new.user_id)) >= most then
-    raise exception 'an account has so many brands at most' using errcode = 'OB005';
-  end if;
-  return new;
-end $$;
-
-ALTER FUNCTION private.tg_few_brands() OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.tg_found_brand() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  insert into app.brand_users (brand_id, user_id, role) values (new.id, new.user_id, 'admin');
-  return null;
-end $$;
-
-ALTER FUNCTION private.tg_found_brand() OWNER TO onbrand_definer;
-
 CREATE FUNCTION private.tg_keep_an_admin() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -1257,36 +1267,36 @@ end $$;
 
 ALTER FUNCTION private.tg_keep_an_admin() OWNER TO onbrand_definer;
 
-CREATE FUNCTION private.tg_maker_is_admin() RETURNS trigger
+CREATE FUNCTION private.tg_limit_brands() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
     AS $$
+declare
+  max_brands integer := coalesce((private.ctx('brands_per_account'))::integer, 20);
 begin
-  perform private.must_stay_admin(new.brand_id, new.user_id);
-  return null;
-end $$;
-
-ALTER FUNCTION private.tg_maker_is_admin() OWNER TO onbrand_definer;
-
-CREATE FUNCTION private.tg_maker_is_member() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-begin
-  perform 1 from app.brand_users bu where bu.brand_id = new.brand_id and bu.user_id = new.user_id for key share;
-  if not found then
-    raise exception 'no member of this brand any more' using errcode = '42501';
+  if current_setting('role', true) <> 'authenticated' or new.user_id is distinct from private.uid() then
+    return new;  -- the owner, or refused by the policy: a caller must not learn how many brands another account has
   end if;
-  return null;
+  perform pg_catalog.pg_advisory_xact_lock(private.lock_key('brands', new.user_id::text));
+  if (select count(*) from app.brands b where uuid_send(b.user_id) = uuid_send(new.user_id)) >= max_brands then
+    raise exception 'an account has so many brands at most' using errcode = 'OB005';
+  end if;
+  return new;
 end $$;
 
-ALTER FUNCTION private.tg_maker_is_member() OWNER TO onbrand_definer;
+ALTER FUNCTION private.tg_limit_brands() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.ticket_brand() RETURNS text
     LANGUAGE sql STABLE
-    RETURN CASE WHEN (private.my_role() IS NOT NULL) THEN private.claimed() ELSE NULL::text END;
+    RETURN CASE WHEN (private.my_role() IS NOT NULL) THEN private.claimed_brand_id() ELSE NULL::text END;
 
 ALTER FUNCTION private.ticket_brand() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.transaction_stamp() RETURNS text
+    LANGUAGE sql STABLE
+    RETURN (((pg_backend_pid())::text || ' '::text) || (EXTRACT(epoch FROM transaction_timestamp()))::text);
+
+ALTER FUNCTION private.transaction_stamp() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.uid() RETURNS uuid
     LANGUAGE sql STABLE
@@ -1390,6 +1400,7 @@ ALTER TABLE ONLY app.brand_assets ALTER COLUMN width SET STATISTICS 0;
 ALTER TABLE ONLY app.brand_assets ALTER COLUMN height SET STATISTICS 0;
 ALTER TABLE ONLY app.brand_assets ALTER COLUMN metadata SET STATISTICS 0;
 ALTER TABLE ONLY app.brand_assets ALTER COLUMN created_at SET STATISTICS 0;
+ALTER TABLE ONLY app.brand_assets ALTER COLUMN features SET STATISTICS 0;
 
 ALTER TABLE ONLY app.brand_assets FORCE ROW LEVEL SECURITY;
 
@@ -2300,6 +2311,8 @@ CREATE INDEX subjects_by_user ON identity.subjects USING btree (user_id);
 
 CREATE TRIGGER actor_is_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_actor_is_admin();
 
+CREATE TRIGGER add_first_admin AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_add_first_admin();
+
 CREATE TRIGGER asset_guard BEFORE DELETE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_asset_guard();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.api_keys FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
@@ -2340,13 +2353,19 @@ CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.upload_objects FOR EACH ROW 
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
+CREATE TRIGGER creator_is_admin AFTER INSERT ON app.api_keys FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_creator_is_admin();
+
+CREATE TRIGGER creator_is_admin AFTER INSERT ON app.invitations FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_creator_is_admin();
+
+CREATE TRIGGER creator_is_member AFTER INSERT ON app.generations FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_creator_is_member();
+
+CREATE TRIGGER creator_is_member AFTER INSERT ON app.lora_training_jobs FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_creator_is_member();
+
+CREATE TRIGGER creator_is_member AFTER INSERT ON app.uploads FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_creator_is_member();
+
 CREATE TRIGGER end_credentials AFTER DELETE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_end_credentials();
 
 CREATE TRIGGER end_invitations AFTER UPDATE OF role ON app.brand_users FOR EACH ROW WHEN (((old.role = 'admin'::text) AND (new.role <> 'admin'::text))) EXECUTE FUNCTION private.tg_end_credentials();
-
-CREATE TRIGGER few_brands BEFORE INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_few_brands();
-
-CREATE TRIGGER found_brand AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_found_brand();
 
 CREATE TRIGGER generation_guard BEFORE UPDATE ON app.generations FOR EACH ROW EXECUTE FUNCTION app.tg_generation_guard();
 
@@ -2354,15 +2373,7 @@ CREATE TRIGGER job_guard BEFORE UPDATE ON app.lora_training_jobs FOR EACH ROW EX
 
 CREATE TRIGGER keep_an_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_keep_an_admin();
 
-CREATE TRIGGER maker_is_admin AFTER INSERT ON app.api_keys FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_admin();
-
-CREATE TRIGGER maker_is_admin AFTER INSERT ON app.invitations FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_admin();
-
-CREATE TRIGGER maker_is_member AFTER INSERT ON app.generations FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_member();
-
-CREATE TRIGGER maker_is_member AFTER INSERT ON app.lora_training_jobs FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_member();
-
-CREATE TRIGGER maker_is_member AFTER INSERT ON app.uploads FOR EACH ROW WHEN ((CURRENT_USER = 'authenticated'::name)) EXECUTE FUNCTION private.tg_maker_is_member();
+CREATE TRIGGER limit_brands BEFORE INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_limit_brands();
 
 CREATE TRIGGER upload_guard BEFORE UPDATE ON app.uploads FOR EACH ROW EXECUTE FUNCTION app.tg_upload_guard();
 
@@ -2372,9 +2383,9 @@ ALTER TABLE audit.events ENABLE ALWAYS TRIGGER append_only;
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON audit.events FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
-CREATE TRIGGER never_emptied BEFORE TRUNCATE ON audit.events FOR EACH STATEMENT EXECUTE FUNCTION audit.tg_append_only();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON audit.events FOR EACH STATEMENT EXECUTE FUNCTION audit.tg_append_only();
 
-ALTER TABLE audit.events ENABLE ALWAYS TRIGGER never_emptied;
+ALTER TABLE audit.events ENABLE ALWAYS TRIGGER no_truncate;
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON storage.objects FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
 
@@ -2513,6 +2524,203 @@ ALTER TABLE app.asset_captions ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_assets ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY brand_isolation_system ON app.api_keys AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.asset_captions AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.brand_limits AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.brand_usage AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.brands AS RESTRICTIVE TO brand_system USING ((((id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[id] IS NOT NULL)));
+
+CREATE POLICY brand_isolation_system ON app.documents AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.generation_adapters AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.generations AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.idempotency_keys AS RESTRICTIVE TO brand_system USING (false);
+
+CREATE POLICY brand_isolation_system ON app.invitations AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.job_assets AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.job_events AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.lora_training_jobs AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.models AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.numbers AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.upload_objects AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_system ON app.uploads AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_user ON app.api_keys AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.brand_usage AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.brand_users AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.brands AS RESTRICTIVE FOR SELECT TO authenticated USING ((((id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[id] IS NOT NULL)));
+
+CREATE POLICY brand_isolation_user ON app.documents AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.generated_images AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.generation_adapters AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.generations AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.idempotency_keys AS RESTRICTIVE TO authenticated USING ((((caller, true) = ( SELECT s.caller,
+    (s.caller IS NOT NULL)
+   FROM ( SELECT private.my_caller() AS my_caller
+         OFFSET 0) s(caller))) AND ((( SELECT private.claimed_caller_object() AS claimed_caller_object))[caller] IS NOT NULL))) WITH CHECK ((caller = ( SELECT private.my_caller() AS my_caller)));
+
+CREATE POLICY brand_isolation_user ON app.invitations AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.job_assets AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.job_events AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.lora_training_jobs AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.models AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.numbers AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
+CREATE POLICY brand_isolation_user ON app.uploads AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
 ALTER TABLE app.brand_limits ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.brand_usage ENABLE ROW LEVEL SECURITY;
@@ -2525,11 +2733,51 @@ ALTER TABLE app.caller_usage ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.dispatch_lease ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY document_of_ones_own ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((document_id IS NULL) OR (EXISTS ( SELECT 1
-   FROM app.documents d
-  WHERE ((d.brand_id = upload_objects.brand_id) AND (d.id = upload_objects.document_id) AND (d.user_id = ( SELECT private.uid() AS uid)))))));
-
 ALTER TABLE app.documents ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY function_owner ON app.api_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.asset_captions TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.brand_assets TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.brand_limits TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.brand_usage TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.brand_users TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.brands TO onbrand_definer, onbrand_operator USING (true);
+
+CREATE POLICY function_owner ON app.caller_usage TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.dispatch_lease TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.documents TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.generated_images TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.generation_adapters TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.generations TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.idempotency_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.invitations TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.job_assets TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.job_events TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.lora_training_jobs TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.models TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.numbers TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.upload_objects TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON app.uploads TO onbrand_definer USING (true) WITH CHECK (true);
 
 ALTER TABLE app.generated_images ENABLE ROW LEVEL SECURITY;
 
@@ -2599,51 +2847,11 @@ ALTER TABLE app.models ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.numbers ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY operator_sets ON app.brand_limits TO onbrand_operator USING (true) WITH CHECK (true);
+CREATE POLICY operator_all ON app.brand_limits TO onbrand_operator USING (true) WITH CHECK (true);
 
-CREATE POLICY own_code ON app.api_keys TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.asset_captions TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.brand_assets TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.brand_limits TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.brand_usage TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.brand_users TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.brands TO onbrand_definer, onbrand_operator USING (true);
-
-CREATE POLICY own_code ON app.caller_usage TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.dispatch_lease TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.documents TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.generated_images TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.generation_adapters TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.generations TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.idempotency_keys TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.invitations TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.job_assets TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.job_events TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.lora_training_jobs TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.models TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.numbers TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.upload_objects TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON app.uploads TO onbrand_definer USING (true) WITH CHECK (true);
+CREATE POLICY own_document ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((document_id IS NULL) OR (EXISTS ( SELECT 1
+   FROM app.documents d
+  WHERE ((d.brand_id = upload_objects.brand_id) AND (d.id = upload_objects.document_id) AND (d.user_id = ( SELECT private.uid() AS uid)))))));
 
 CREATE POLICY own_keys ON app.idempotency_keys TO authenticated USING (true) WITH CHECK (true);
 
@@ -2670,55 +2878,55 @@ CREATE POLICY owner_update ON app.lora_training_jobs FOR UPDATE TO authenticated
 
 CREATE POLICY owner_update ON app.uploads FOR UPDATE TO authenticated USING ((user_id = ( SELECT private.uid() AS uid))) WITH CHECK ((user_id = ( SELECT private.uid() AS uid)));
 
-CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING ((((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.is_unlimited() AS is_unlimited) OR ( SELECT private.may('manage'::text) AS may))) OR ( SELECT private.is_admin() AS is_admin)));
+CREATE POLICY reader_select ON app.api_keys FOR SELECT TO authenticated USING ((((user_id = ( SELECT private.uid() AS uid)) AND (( SELECT private.has_all_scopes() AS has_all_scopes) OR ( SELECT private.has_scope('manage'::text) AS has_scope))) OR ( SELECT private.is_admin() AS is_admin)));
 
-CREATE POLICY scope_delete ON app.brand_assets AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_delete ON app.brand_assets AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_delete ON app.brand_users AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_delete ON app.brand_users AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_delete ON app.documents AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_delete ON app.documents AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_delete ON app.generated_images AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('generate'::text) AS may));
+CREATE POLICY scope_delete ON app.generated_images AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.has_scope('generate'::text) AS has_scope));
 
-CREATE POLICY scope_delete ON app.lora_training_jobs AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_delete ON app.lora_training_jobs AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_delete ON app.models AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_delete ON app.models AS RESTRICTIVE FOR DELETE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.api_keys AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.may('manage'::text) AS may)));
+CREATE POLICY scope_insert ON app.api_keys AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.has_scope('manage'::text) AS has_scope)));
 
-CREATE POLICY scope_insert ON app.asset_captions AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_insert ON app.asset_captions AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.brand_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_insert ON app.brand_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.brands AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_insert ON app.brands AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.documents AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_insert ON app.documents AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.generation_adapters AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('generate'::text) AS may));
+CREATE POLICY scope_insert ON app.generation_adapters AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('generate'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.generations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('generate'::text) AS may));
+CREATE POLICY scope_insert ON app.generations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('generate'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.invitations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_insert ON app.invitations AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.job_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('train'::text) AS may));
+CREATE POLICY scope_insert ON app.job_assets AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('train'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.lora_training_jobs AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('train'::text) AS may));
+CREATE POLICY scope_insert ON app.lora_training_jobs AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('train'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_insert ON app.upload_objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
-CREATE POLICY scope_insert ON app.uploads AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_insert ON app.uploads AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
-CREATE POLICY scope_update ON app.api_keys AS RESTRICTIVE FOR UPDATE TO authenticated USING (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.may('manage'::text) AS may))) WITH CHECK (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.may('manage'::text) AS may)));
+CREATE POLICY scope_update ON app.api_keys AS RESTRICTIVE FOR UPDATE TO authenticated USING (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.has_scope('manage'::text) AS has_scope))) WITH CHECK (((( SELECT private.ctx('key_id'::text) AS ctx) IS NULL) AND ( SELECT private.has_scope('manage'::text) AS has_scope)));
 
-CREATE POLICY scope_update ON app.brand_users AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('manage'::text) AS may)) WITH CHECK (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_update ON app.brand_users AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope)) WITH CHECK (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_update ON app.generations AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('generate'::text) AS may)) WITH CHECK (( SELECT private.may('generate'::text) AS may));
+CREATE POLICY scope_update ON app.generations AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.has_scope('generate'::text) AS has_scope)) WITH CHECK (( SELECT private.has_scope('generate'::text) AS has_scope));
 
-CREATE POLICY scope_update ON app.invitations AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('manage'::text) AS may)) WITH CHECK (( SELECT private.may('manage'::text) AS may));
+CREATE POLICY scope_update ON app.invitations AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.has_scope('manage'::text) AS has_scope)) WITH CHECK (( SELECT private.has_scope('manage'::text) AS has_scope));
 
-CREATE POLICY scope_update ON app.lora_training_jobs AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('train'::text) AS may)) WITH CHECK (( SELECT private.may('train'::text) AS may));
+CREATE POLICY scope_update ON app.lora_training_jobs AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.has_scope('train'::text) AS has_scope)) WITH CHECK (( SELECT private.has_scope('train'::text) AS has_scope));
 
-CREATE POLICY scope_update ON app.uploads AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.may('upload'::text) AS may)) WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_update ON app.uploads AS RESTRICTIVE FOR UPDATE TO authenticated USING (( SELECT private.has_scope('upload'::text) AS has_scope)) WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
 CREATE POLICY system_insert ON app.generated_images FOR INSERT TO brand_system WITH CHECK ((EXISTS ( SELECT 1
    FROM app.generations g
@@ -2790,230 +2998,33 @@ ALTER TABLE app.upload_objects ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE app.uploads ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY wall_system ON app.api_keys AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.asset_captions AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.brand_assets AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.brand_limits AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.brand_usage AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.brand_users AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.brands AS RESTRICTIVE TO brand_system USING ((((id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[id] IS NOT NULL)));
-
-CREATE POLICY wall_system ON app.documents AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.generated_images AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.generation_adapters AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.generations AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.idempotency_keys AS RESTRICTIVE TO brand_system USING (false);
-
-CREATE POLICY wall_system ON app.invitations AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.job_assets AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.job_events AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.lora_training_jobs AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.models AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.numbers AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.upload_objects AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_system ON app.uploads AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_user ON app.api_keys AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.asset_captions AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.brand_assets AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.brand_limits AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.brand_usage AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.brand_users AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.brands AS RESTRICTIVE FOR SELECT TO authenticated USING ((((id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[id] IS NOT NULL)));
-
-CREATE POLICY wall_user ON app.documents AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.generated_images AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.generation_adapters AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.generations AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.idempotency_keys AS RESTRICTIVE TO authenticated USING ((((caller, true) = ( SELECT s.caller,
-    (s.caller IS NOT NULL)
-   FROM ( SELECT private.my_caller() AS my_caller
-         OFFSET 0) s(caller))) AND ((( SELECT private.claimed_caller() AS claimed_caller))[caller] IS NOT NULL))) WITH CHECK ((caller = ( SELECT private.my_caller() AS my_caller)));
-
-CREATE POLICY wall_user ON app.invitations AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.job_assets AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.job_events AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.lora_training_jobs AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.models AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.numbers AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.upload_objects AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
-CREATE POLICY wall_user ON app.uploads AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
-
 CREATE POLICY admin_select ON audit.events FOR SELECT TO authenticated USING (( SELECT private.is_admin() AS is_admin));
+
+CREATE POLICY brand_isolation_system ON audit.events AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_user ON audit.events AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
 ALTER TABLE audit.events ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY function_owner ON audit.events TO onbrand_definer USING (true) WITH CHECK (true);
+
 CREATE POLICY operator_select ON audit.events FOR SELECT TO onbrand_operator USING (true);
-
-CREATE POLICY own_code ON audit.events TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY wall_system ON audit.events AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_user ON audit.events AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
 ALTER TABLE identity.attempts ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY own_code ON identity.attempts TO onbrand_identity USING (true) WITH CHECK (true);
+CREATE POLICY function_owner ON identity.attempts TO onbrand_identity USING (true) WITH CHECK (true);
 
-CREATE POLICY own_code ON identity.sessions TO onbrand_identity, onbrand_definer USING (true) WITH CHECK (true);
+CREATE POLICY function_owner ON identity.sessions TO onbrand_identity, onbrand_definer USING (true) WITH CHECK (true);
 
-CREATE POLICY own_code ON identity.subjects TO onbrand_identity USING (true) WITH CHECK (true);
+CREATE POLICY function_owner ON identity.subjects TO onbrand_identity USING (true) WITH CHECK (true);
 
-CREATE POLICY own_code ON identity.users TO onbrand_identity USING (true) WITH CHECK (true);
+CREATE POLICY function_owner ON identity.users TO onbrand_identity USING (true) WITH CHECK (true);
 
 ALTER TABLE identity.sessions ENABLE ROW LEVEL SECURITY;
 
@@ -3023,21 +3034,27 @@ ALTER TABLE identity.users ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE private.claim_keys ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY function_owner ON private.claim_keys TO onbrand_definer USING (true) WITH CHECK (true);
+
+CREATE POLICY function_owner ON private.lock_seed TO onbrand_definer USING (true) WITH CHECK (true);
+
 ALTER TABLE private.lock_seed ENABLE ROW LEVEL SECURITY;
-
-CREATE POLICY own_code ON private.claim_keys TO onbrand_definer USING (true) WITH CHECK (true);
-
-CREATE POLICY own_code ON private.lock_seed TO onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY anyone_select ON storage.buckets FOR SELECT TO authenticated, brand_system USING (true);
 
+CREATE POLICY brand_isolation_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.ticket_brand() AS ticket_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
+
+CREATE POLICY brand_isolation_user ON storage.objects AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
+    (s.brand IS NOT NULL)
+   FROM ( SELECT private.my_brand() AS my_brand
+         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
+
 ALTER TABLE storage.buckets ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY matrix_delete ON storage.objects FOR DELETE TO authenticated USING (
-CASE
-    WHEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text)) THEN (user_id = ( SELECT private.uid() AS uid))
-    ELSE ( SELECT private.is_admin() AS is_admin)
-END);
+CREATE POLICY function_owner ON storage.objects TO onbrand_definer USING (true) WITH CHECK (true);
 
 CREATE POLICY member_insert ON storage.objects FOR INSERT TO authenticated WITH CHECK (((bucket_id = ANY (ARRAY['training-data'::text, 'brand-documents'::text])) AND (user_id = ( SELECT private.uid() AS uid))));
 
@@ -3045,15 +3062,19 @@ CREATE POLICY member_select ON storage.objects FOR SELECT TO authenticated USING
 
 ALTER TABLE storage.objects ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY own_code ON storage.objects TO onbrand_definer USING (true) WITH CHECK (true);
+CREATE POLICY owner_or_admin_delete ON storage.objects FOR DELETE TO authenticated USING (
+CASE
+    WHEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text)) THEN (user_id = ( SELECT private.uid() AS uid))
+    ELSE ( SELECT private.is_admin() AS is_admin)
+END);
 
 CREATE POLICY scope_delete ON storage.objects AS RESTRICTIVE FOR DELETE TO authenticated USING (
 CASE
-    WHEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text)) THEN ( SELECT private.may('generate'::text) AS may)
-    ELSE ( SELECT private.may('manage'::text) AS may)
+    WHEN ((bucket_id = 'generated-content'::text) AND (split_part(name, '/'::text, 2) <> 'samples'::text)) THEN ( SELECT private.has_scope('generate'::text) AS has_scope)
+    ELSE ( SELECT private.has_scope('manage'::text) AS has_scope)
 END);
 
-CREATE POLICY scope_insert ON storage.objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.may('upload'::text) AS may));
+CREATE POLICY scope_insert ON storage.objects AS RESTRICTIVE FOR INSERT TO authenticated WITH CHECK (( SELECT private.has_scope('upload'::text) AS has_scope));
 
 CREATE POLICY system_insert ON storage.objects FOR INSERT TO brand_system WITH CHECK (((user_id = (( SELECT private.ctx('on_behalf_of'::text) AS ctx))::uuid) AND
 CASE ( SELECT private.ctx('kind'::text) AS ctx)
@@ -3071,16 +3092,6 @@ CREATE POLICY system_select ON storage.objects FOR SELECT TO brand_system USING 
   WHERE ((a.brand_id = objects.brand_id) AND (a.object_name = objects.name) AND (objects.bucket_id = 'training-data'::text)))) OR (EXISTS ( SELECT 1
    FROM app.models m
   WHERE ((m.brand_id = objects.brand_id) AND (m.object_name = objects.name) AND (objects.bucket_id = 'models'::text))))));
-
-CREATE POLICY wall_system ON storage.objects AS RESTRICTIVE TO brand_system USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.ticket_brand() AS ticket_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.ticket_brand() AS ticket_brand)));
-
-CREATE POLICY wall_user ON storage.objects AS RESTRICTIVE TO authenticated USING ((((brand_id, true) = ( SELECT s.brand,
-    (s.brand IS NOT NULL)
-   FROM ( SELECT private.my_brand() AS my_brand
-         OFFSET 0) s(brand))) AND ((( SELECT private.claimed_brand() AS claimed_brand))[brand_id] IS NOT NULL))) WITH CHECK ((brand_id = ( SELECT private.my_brand() AS my_brand)));
 
 GRANT USAGE ON SCHEMA app TO authenticated;
 GRANT USAGE ON SCHEMA app TO brand_system;
@@ -3108,11 +3119,13 @@ GRANT USAGE ON SCHEMA storage TO authenticated;
 GRANT USAGE ON SCHEMA storage TO brand_system;
 GRANT USAGE ON SCHEMA storage TO onbrand_definer;
 
-REVOKE ALL ON PROCEDURE app.build_wall(IN t regclass) FROM PUBLIC;
+REVOKE ALL ON FUNCTION app.brand_isolation_condition(column_name text, brand_call text) FROM PUBLIC;
 
-REVOKE ALL ON PROCEDURE app.keep_no_statistics(IN t regclass) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE app.disable_column_statistics(IN t regclass) FROM PUBLIC;
 
-REVOKE ALL ON PROCEDURE app.need_scope(IN t regclass, IN verb text, IN scope text) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE app.enable_brand_isolation(IN t regclass) FROM PUBLIC;
+
+REVOKE ALL ON PROCEDURE app.require_scope(IN t regclass, IN verb text, IN scope text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION app.tg_asset_guard() FROM PUBLIC;
 
@@ -3124,53 +3137,49 @@ REVOKE ALL ON FUNCTION app.tg_job_guard() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION app.tg_upload_guard() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION app.wall_reads(col text, says text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION audit.has_object_id(action text, d jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.has_object_id(action text, d jsonb) TO onbrand_definer;
 
-REVOKE ALL ON FUNCTION audit.field(v text) FROM PUBLIC;
-GRANT ALL ON FUNCTION audit.field(v text) TO onbrand_definer;
-
-REVOKE ALL ON FUNCTION audit.is_plain(d jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION audit.is_plain(d jsonb) TO onbrand_definer;
-
-REVOKE ALL ON FUNCTION audit.names_its_object(action text, d jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION audit.names_its_object(action text, d jsonb) TO onbrand_definer;
+REVOKE ALL ON FUNCTION audit.is_valid_detail(d jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.is_valid_detail(d jsonb) TO onbrand_definer;
 
 GRANT SELECT,INSERT ON TABLE audit.events TO onbrand_definer;
 GRANT SELECT ON TABLE audit.events TO onbrand_operator;
 GRANT SELECT ON TABLE audit.events TO authenticated;
 
-REVOKE ALL ON FUNCTION audit.hash_of(e audit.events) FROM PUBLIC;
-GRANT ALL ON FUNCTION audit.hash_of(e audit.events) TO onbrand_definer;
+REVOKE ALL ON FUNCTION audit.event_hash(e audit.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.event_hash(e audit.events) TO onbrand_definer;
+
+REVOKE ALL ON FUNCTION audit.netstring(value text) FROM PUBLIC;
+GRANT ALL ON FUNCTION audit.netstring(value text) TO onbrand_definer;
 
 REVOKE ALL ON FUNCTION audit.tg_append_only() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.accept_invitation(id uuid, hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.accept_invitation(id uuid, hash text) TO authenticated;
 
-REVOKE ALL ON FUNCTION private.account_has_room(b text, n integer, most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.account_has_room(b text, n integer, most integer) TO authenticated;
+REVOKE ALL ON FUNCTION private.account_has_room(brand text, n integer, max_waiting integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.account_has_room(brand text, n integer, max_waiting integer) TO authenticated;
 
-REVOKE ALL ON FUNCTION private.acts_in(b text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.audit_append(brand text, actor text, action text, detail jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.audit_append(brand text, actor text, action text, detail jsonb) TO onbrand_operator;
 
-REVOKE ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.audit_append(b text, act text, what text, d jsonb) TO onbrand_operator;
+REVOKE ALL ON FUNCTION private.audit_append(brand text, actor text, user_id uuid, credential text, action text, detail jsonb) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION private.audit_append(b text, actor text, user_id uuid, credential text, what text, d jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.claimed_brand_id() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claimed_brand_id() TO authenticated;
+GRANT ALL ON FUNCTION private.claimed_brand_id() TO brand_system;
+GRANT ALL ON FUNCTION private.claimed_brand_id() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.claimed_brand_id() TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.claimed() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.claimed() TO authenticated;
-GRANT ALL ON FUNCTION private.claimed() TO brand_system;
-GRANT ALL ON FUNCTION private.claimed() TO onbrand_owner;
-GRANT ALL ON FUNCTION private.claimed() TO onbrand_identity;
+REVOKE ALL ON FUNCTION private.claimed_brand_object() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claimed_brand_object() TO authenticated;
+GRANT ALL ON FUNCTION private.claimed_brand_object() TO brand_system;
+GRANT ALL ON FUNCTION private.claimed_brand_object() TO onbrand_owner;
 
-REVOKE ALL ON FUNCTION private.claimed_brand() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.claimed_brand() TO authenticated;
-GRANT ALL ON FUNCTION private.claimed_brand() TO brand_system;
-GRANT ALL ON FUNCTION private.claimed_brand() TO onbrand_owner;
-
-REVOKE ALL ON FUNCTION private.claimed_caller() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.claimed_caller() TO authenticated;
-GRANT ALL ON FUNCTION private.claimed_caller() TO onbrand_owner;
+REVOKE ALL ON FUNCTION private.claimed_caller_object() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.claimed_caller_object() TO authenticated;
+GRANT ALL ON FUNCTION private.claimed_caller_object() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.claims() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.claims() TO anon;
@@ -3180,16 +3189,11 @@ GRANT ALL ON FUNCTION private.claims() TO onbrand_dispatcher;
 GRANT ALL ON FUNCTION private.claims() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.claims() TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.credential_lives() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.credential_lives() TO authenticated;
-GRANT ALL ON FUNCTION private.credential_lives() TO onbrand_owner;
-GRANT ALL ON FUNCTION private.credential_lives() TO onbrand_identity;
-
-REVOKE ALL ON FUNCTION private.ctx(k text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.ctx(k text) TO authenticated;
-GRANT ALL ON FUNCTION private.ctx(k text) TO brand_system;
-GRANT ALL ON FUNCTION private.ctx(k text) TO onbrand_owner;
-GRANT ALL ON FUNCTION private.ctx(k text) TO onbrand_identity;
+REVOKE ALL ON FUNCTION private.ctx(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.ctx(name text) TO authenticated;
+GRANT ALL ON FUNCTION private.ctx(name text) TO brand_system;
+GRANT ALL ON FUNCTION private.ctx(name text) TO onbrand_owner;
+GRANT ALL ON FUNCTION private.ctx(name text) TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.decline_invitation(id uuid, hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.decline_invitation(id uuid, hash text) TO authenticated;
@@ -3217,21 +3221,21 @@ GRANT ALL ON FUNCTION private.find_login(email text) TO anon;
 REVOKE ALL ON FUNCTION private.find_session(hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.find_session(hash text) TO anon;
 
-REVOKE ALL ON FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.give_attempt_back(keys text[], most integer[], seconds integer[]) TO anon;
+REVOKE ALL ON FUNCTION private.give_attempt_back(keys text[], max_attempts integer[], seconds integer[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.give_attempt_back(keys text[], max_attempts integer[], seconds integer[]) TO anon;
 
-REVOKE ALL ON FUNCTION private.hold(what text, b text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.hold(what text, b text) TO authenticated;
-GRANT ALL ON FUNCTION private.hold(what text, b text) TO brand_system;
+REVOKE ALL ON FUNCTION private.has_all_scopes() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.has_all_scopes() TO authenticated;
+GRANT ALL ON FUNCTION private.has_all_scopes() TO onbrand_owner;
 
-REVOKE ALL ON FUNCTION private.in_person() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.in_person() TO onbrand_definer;
+REVOKE ALL ON FUNCTION private.has_scope(scope text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.has_scope(scope text) TO authenticated;
+GRANT ALL ON FUNCTION private.has_scope(scope text) TO brand_system;
+GRANT ALL ON FUNCTION private.has_scope(scope text) TO onbrand_owner;
+GRANT ALL ON FUNCTION private.has_scope(scope text) TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.may(what text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.may(what text) TO authenticated;
-GRANT ALL ON FUNCTION private.may(what text) TO brand_system;
-GRANT ALL ON FUNCTION private.may(what text) TO onbrand_owner;
-GRANT ALL ON FUNCTION private.may(what text) TO onbrand_identity;
+REVOKE ALL ON FUNCTION private.has_valid_session(session_id uuid, user_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.has_valid_session(session_id uuid, user_id uuid) TO onbrand_definer;
 
 REVOKE ALL ON FUNCTION private.my_role() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_role() TO authenticated;
@@ -3245,40 +3249,54 @@ GRANT ALL ON FUNCTION private.is_admin() TO brand_system;
 GRANT ALL ON FUNCTION private.is_admin() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.is_admin() TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.is_signed(scope text, said text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.is_credential_valid() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.is_credential_valid() TO authenticated;
+GRANT ALL ON FUNCTION private.is_credential_valid() TO onbrand_owner;
+GRANT ALL ON FUNCTION private.is_credential_valid() TO onbrand_identity;
 
-REVOKE ALL ON FUNCTION private.is_unlimited() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.is_unlimited() TO authenticated;
-GRANT ALL ON FUNCTION private.is_unlimited() TO onbrand_owner;
+REVOKE ALL ON FUNCTION private.is_key_valid(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION private.key_stands(revoked_at timestamp with time zone, expires_at timestamp with time zone, at timestamp with time zone) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.is_session_valid(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.is_signed(scope text, claims text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.is_unrestricted() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.is_unrestricted() TO onbrand_definer;
 
 REVOKE ALL ON FUNCTION private.lead(holder uuid, seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.lead(holder uuid, seconds double precision) TO onbrand_dispatcher;
 
-REVOKE ALL ON FUNCTION private.leave_brand(b text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.leave_brand(b text) TO authenticated;
+REVOKE ALL ON FUNCTION private.leave_brand(brand text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.leave_brand(brand text) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.link_subject(issuer text, subject text, email text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.link_subject(issuer text, subject text, email text) TO authenticated;
 
-REVOKE ALL ON FUNCTION private.lock_key(what text, whose text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.lock_admin(brand text, admin_id uuid) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION private.may_record(what text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.lock_brand(kind text, brand text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.lock_brand(kind text, brand text) TO authenticated;
+GRANT ALL ON FUNCTION private.lock_brand(kind text, brand text) TO brand_system;
+
+REVOKE ALL ON FUNCTION private.lock_key(kind text, id text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.may_act_in(brand text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION private.may_record(action text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.me() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.me() TO authenticated;
 
-REVOKE ALL ON FUNCTION private.member_emails(b text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.member_emails(b text) TO authenticated;
+REVOKE ALL ON FUNCTION private.member_emails(brand text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.member_emails(brand text) TO authenticated;
 
-REVOKE ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO anon;
-GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO authenticated;
-GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO brand_system;
-GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO onbrand_dispatcher;
-GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO onbrand_owner;
-GRANT ALL ON FUNCTION private.must_be_asked(VARIADIC wanted text[]) TO onbrand_identity;
+REVOKE ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) TO anon;
+GRANT ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) TO authenticated;
+GRANT ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) TO brand_system;
+GRANT ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) TO onbrand_dispatcher;
+GRANT ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) TO onbrand_owner;
+GRANT ALL ON FUNCTION private.must_be_requested(VARIADIC requested text[]) TO onbrand_identity;
 
 REVOKE ALL ON FUNCTION private.must_be_signed() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.must_be_signed() TO anon;
@@ -3287,8 +3305,6 @@ GRANT ALL ON FUNCTION private.must_be_signed() TO brand_system;
 GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_dispatcher;
 GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.must_be_signed() TO onbrand_identity;
-
-REVOKE ALL ON FUNCTION private.must_stay_admin(b text, who uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.my_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_brand() TO authenticated;
@@ -3306,8 +3322,8 @@ GRANT ALL ON FUNCTION private.my_caller() TO onbrand_owner;
 REVOKE ALL ON FUNCTION private.my_email() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_email() TO onbrand_definer;
 
-REVOKE ALL ON FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.my_invitations(at timestamp with time zone, after uuid, most integer) TO authenticated;
+REVOKE ALL ON FUNCTION private.my_invitations(at timestamp with time zone, after uuid, max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.my_invitations(at timestamp with time zone, after uuid, max_rows integer) TO authenticated;
 
 REVOKE ALL ON FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_models(families text[], after_brand text, after_base boolean, after_age numeric, after_name text, n integer) TO authenticated;
@@ -3318,9 +3334,9 @@ GRANT ALL ON FUNCTION private.my_sessions() TO authenticated;
 REVOKE ALL ON FUNCTION private.my_verified_email() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.my_verified_email() TO onbrand_definer;
 
-REVOKE ALL ON FUNCTION private.next_number(b text, what text, n integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO authenticated;
-GRANT ALL ON FUNCTION private.next_number(b text, what text, n integer) TO brand_system;
+REVOKE ALL ON FUNCTION private.next_number(brand text, series_name text, n integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.next_number(brand text, series_name text, n integer) TO authenticated;
+GRANT ALL ON FUNCTION private.next_number(brand text, series_name text, n integer) TO brand_system;
 
 REVOKE ALL ON FUNCTION private.num_open_uploads() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.num_open_uploads() TO authenticated;
@@ -3331,57 +3347,52 @@ GRANT ALL ON FUNCTION private.open_session(hash text, idle interval, life interv
 REVOKE ALL ON FUNCTION private.queue() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.queue() TO onbrand_dispatcher;
 
-REVOKE ALL ON FUNCTION private.record(b text, what text, d jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO authenticated;
-GRANT ALL ON FUNCTION private.record(b text, what text, d jsonb) TO brand_system;
-
-REVOKE ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.session_lives(session_id uuid, me uuid) TO onbrand_definer;
-
-REVOKE ALL ON FUNCTION private.session_stands(ended_at timestamp with time zone, expires_at timestamp with time zone, last_seen_at timestamp with time zone, idle interval, at timestamp with time zone) FROM PUBLIC;
+REVOKE ALL ON FUNCTION private.record(brand text, action text, detail jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.record(brand text, action text, detail jsonb) TO authenticated;
+GRANT ALL ON FUNCTION private.record(brand text, action text, detail jsonb) TO brand_system;
 
 REVOKE ALL ON FUNCTION private.sign_up(email text, password_hash text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sign_up(email text, password_hash text) TO anon;
 
-REVOKE ALL ON FUNCTION private.stamp() FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION private.stored_bytes(b text) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.stored_bytes(b text) TO authenticated;
-GRANT ALL ON FUNCTION private.stored_bytes(b text) TO brand_system;
+REVOKE ALL ON FUNCTION private.stored_bytes(brand text) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.stored_bytes(brand text) TO authenticated;
+GRANT ALL ON FUNCTION private.stored_bytes(brand text) TO brand_system;
 
 REVOKE ALL ON FUNCTION private.sweep_uploads() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.sweep_uploads() TO onbrand_dispatcher;
 
-REVOKE ALL ON FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION private.take_attempt(keys text[], most integer[], seconds integer[]) TO anon;
+REVOKE ALL ON FUNCTION private.take_attempt(keys text[], max_attempts integer[], seconds integer[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.take_attempt(keys text[], max_attempts integer[], seconds integer[]) TO anon;
 
 REVOKE ALL ON FUNCTION private.tg_actor_is_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_actor_is_admin() TO onbrand_owner;
 
+REVOKE ALL ON FUNCTION private.tg_add_first_admin() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_add_first_admin() TO onbrand_owner;
+
 REVOKE ALL ON FUNCTION private.tg_count_bytes() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_count_bytes() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_creator_is_admin() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_creator_is_admin() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_creator_is_member() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_creator_is_member() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_end_credentials() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_end_credentials() TO onbrand_owner;
 
-REVOKE ALL ON FUNCTION private.tg_few_brands() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.tg_few_brands() TO onbrand_owner;
-
-REVOKE ALL ON FUNCTION private.tg_found_brand() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.tg_found_brand() TO onbrand_owner;
-
 REVOKE ALL ON FUNCTION private.tg_keep_an_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_keep_an_admin() TO onbrand_owner;
 
-REVOKE ALL ON FUNCTION private.tg_maker_is_admin() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.tg_maker_is_admin() TO onbrand_owner;
-
-REVOKE ALL ON FUNCTION private.tg_maker_is_member() FROM PUBLIC;
-GRANT ALL ON FUNCTION private.tg_maker_is_member() TO onbrand_owner;
+REVOKE ALL ON FUNCTION private.tg_limit_brands() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_limit_brands() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.ticket_brand() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.ticket_brand() TO brand_system;
 GRANT ALL ON FUNCTION private.ticket_brand() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.transaction_stamp() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION private.uid() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.uid() TO authenticated;

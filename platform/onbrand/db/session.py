@@ -277,9 +277,9 @@ async def _reset(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def _transaction(pool: Pool | None, door: str, identity: Identity) -> AsyncIterator[Session]:
+async def _transaction(pool: Pool | None, login: str, identity: Identity) -> AsyncIterator[Session]:
     if pool is None:
-        raise ConfigurationError(f"this process holds no {door} login")
+        raise ConfigurationError(f"this process holds no {login} login")
     try:
         async with pool.connection() as connection, _begun(connection) as stamp:
             known = replace(identity, stamp=stamp)
@@ -288,17 +288,17 @@ async def _transaction(pool: Pool | None, door: str, identity: Identity) -> Asyn
                 yield session
     except (psycopg.Error, PoolTimeout) as problem:
         if isinstance(problem, LOST):
-            _log_lost(pool, door, problem)
+            _log_lost(pool, login, problem)
         raise translated(problem) from None
 
 
-def _log_lost(pool: Pool, door: str, problem: Exception) -> None:
+def _log_lost(pool: Pool, login: str, problem: Exception) -> None:
     """Tell operators whether the pool was exhausted or the server is away; the caller gets the same 503 for both."""
     stats = pool.get_stats()
     log.warning(
         "the database does not answer at the %s login: %s (SQLSTATE %s); %d of %d connections are open, %d are free,"
         " %d requests wait",
-        door,
+        login,
         type(problem).__name__,
         getattr(problem, "sqlstate", None),
         stats.get("pool_size", 0),

@@ -18,7 +18,7 @@ from onbrand.config import FamilyName, Settings
 from onbrand.demo import steps as demo_steps
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
 from onbrand.demo.isolation_attempts import isolation_attempts
-from onbrand.demo.sample_brands import SampleBrand, choose_kits
+from onbrand.demo.sample_brands import SampleBrand, choose_samples
 from onbrand.demo.similarity import Similarity
 from onbrand.demo.steps import DemoBrand
 from onbrand.local.platform import Platform
@@ -53,10 +53,10 @@ def run_demo(
     folder = Path(tempfile.mkdtemp(prefix="onbrand-demo-"))
     try:
         settings = own_settings(model_type, folder / "data")
-        kits = choose_kits(own, folder / "pictures", _suffix(settings))
+        samples = choose_samples(own, folder / "pictures", _suffix(settings))
         _make_ready(out)
-        players, denied = _on_a_platform(settings, kits, model_type, steps, out, console)
-        report = _report(players, model_type, settings, out) | {"denied": denied}
+        demo_brands, denied = _on_a_platform(settings, samples, model_type, steps, out, console)
+        report = _report(demo_brands, model_type, settings, out) | {"denied": denied}
     finally:
         _remove(folder)
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -100,7 +100,7 @@ def shortcomings(report: dict[str, Any]) -> list[str]:
 
 def _on_a_platform(
     settings: Settings,
-    kits: Sequence[SampleBrand],
+    samples: Sequence[SampleBrand],
     model_type: FamilyName,
     steps: int | None,
     out: Path,
@@ -111,22 +111,22 @@ def _on_a_platform(
 
     with Platform(settings, tell) as platform:
         tell("Uploading")
-        players = [demo_steps.enter(platform.url, kit) for kit in kits]
-        for player in players:
-            demo_steps.upload(player, settings.limits.upload_files)
+        demo_brands = [demo_steps.enter(platform.url, sample) for sample in samples]
+        for demo_brand in demo_brands:
+            demo_steps.upload(demo_brand, settings.limits.upload_files)
         tell("Training an adapter for each brand")
-        demo_steps.train(players, model_type, steps, _progress(console))
+        demo_steps.train(demo_brands, model_type, steps, _progress(console))
         tell("Drawing with the base and with the adapters")
-        for player in players:
-            demo_steps.fetch_model(player)
-            demo_steps.generate(player, model_type, out / player.brand_id)
+        for demo_brand in demo_brands:
+            demo_steps.fetch_model(demo_brand)
+            demo_steps.generate(demo_brand, model_type, out / demo_brand.brand_id)
         tell("Trying to get across the wall")
-        return players, _try_all(players, console)
+        return demo_brands, _try_all(demo_brands, console)
 
 
-def _try_all(players: Sequence[DemoBrand], console: Console) -> dict[str, int]:
-    ready = [player for player in players if player.model is not None]
-    pairs = [(a, b) for a in players for b in ready if a is not b]
+def _try_all(demo_brands: Sequence[DemoBrand], console: Console) -> dict[str, int]:
+    ready = [demo_brand for demo_brand in demo_brands if demo_brand.model is not None]
+    pairs = [(a, b) for a in demo_brands for b in ready if a is not b]
     attempts = [attempt for intruder, victim in pairs for attempt in isolation_attempts(intruder, victim)]
     crossed = [attempt.name for attempt in attempts if not attempt.is_refused()]
     for name in crossed:
@@ -137,54 +137,54 @@ def _try_all(players: Sequence[DemoBrand], console: Console) -> dict[str, int]:
 def _progress(console: Console) -> Callable[[DemoBrand], object]:
     told: dict[str, tuple[str, int]] = {}
 
-    def tell(player: DemoBrand) -> None:
-        state = (player.job.status, player.job.progress // 20)
-        if told.get(player.brand_id) != state:
-            told[player.brand_id] = state
-            console.print(f"  {player.brand_id}: {player.job.status}, {player.job.progress} %")
+    def tell(demo_brand: DemoBrand) -> None:
+        state = (demo_brand.job.status, demo_brand.job.progress // 20)
+        if told.get(demo_brand.brand_id) != state:
+            told[demo_brand.brand_id] = state
+            console.print(f"  {demo_brand.brand_id}: {demo_brand.job.status}, {demo_brand.job.progress} %")
 
     return tell
 
 
-def _report(players: Sequence[DemoBrand], model_type: FamilyName, settings: Settings, out: Path) -> dict[str, Any]:
-    nearness = Similarity(model_type, settings)
+def _report(demo_brands: Sequence[DemoBrand], model_type: FamilyName, settings: Settings, out: Path) -> dict[str, Any]:
+    similarity = Similarity(model_type, settings)
     brands, sections = [], []
-    for player in players:
+    for demo_brand in demo_brands:
         fit = {
-            "base": nearness.fit(player.with_base, player.kit.held_out),
-            "adapter": nearness.fit(player.with_adapter, player.kit.held_out),
+            "base": similarity.fit(demo_brand.with_base, demo_brand.sample.held_out),
+            "adapter": similarity.fit(demo_brand.with_adapter, demo_brand.sample.held_out),
         }
-        brands.append(_brand_report(player, model_type, fit))
-        sections.append(_section(player, model_type, fit))
+        brands.append(_brand_report(demo_brand, model_type, fit))
+        sections.append(_section(demo_brand, model_type, fit))
     draw_contact_sheet(sections, out / "contact-sheet.png")
     return {"brands": brands}
 
 
-def _brand_report(player: DemoBrand, model_type: str, fit: dict[str, float | None]) -> dict[str, Any]:
+def _brand_report(demo_brand: DemoBrand, model_type: str, fit: dict[str, float | None]) -> dict[str, Any]:
     return {
-        "brand_id": player.brand_id,
+        "brand_id": demo_brand.brand_id,
         "model_type": model_type,
         "job": {
-            "status": player.job.status,
-            "seconds": round(player.seconds, 1),
-            "model_url": player.job.model_url,
+            "status": demo_brand.job.status,
+            "seconds": round(demo_brand.seconds, 1),
+            "model_url": demo_brand.job.model_url,
         },
-        "model": player.model.name if player.model else None,
-        "images": [str(path.absolute()) for path in player.with_adapter],
+        "model": demo_brand.model.name if demo_brand.model else None,
+        "images": [str(path.absolute()) for path in demo_brand.with_adapter],
         "fit": fit,
     }
 
 
-def _section(player: DemoBrand, model_type: str, fit: dict[str, float | None]) -> Section:
-    own = [upload.path for upload in player.kit.uploads]
-    name = player.model.name if player.model else "no model"
+def _section(demo_brand: DemoBrand, model_type: str, fit: dict[str, float | None]) -> Section:
+    own = [upload.path for upload in demo_brand.sample.uploads]
+    name = demo_brand.model.name if demo_brand.model else "no model"
     return Section(
-        player.kit.title,
-        f"{model_type}  |  prompts: {', '.join(player.kit.prompts)}",
+        demo_brand.sample.title,
+        f"{model_type}  |  prompts: {', '.join(demo_brand.sample.prompts)}",
         (
             Row("its own pictures", f"{len(own)} uploaded", own),
-            Row("the base alone", f"fit {fit['base']}", player.with_base),
-            Row("with its adapter", f"{name}, fit {fit['adapter']}", player.with_adapter),
+            Row("the base alone", f"fit {fit['base']}", demo_brand.with_base),
+            Row("with its adapter", f"{name}, fit {fit['adapter']}", demo_brand.with_adapter),
         ),
     )
 

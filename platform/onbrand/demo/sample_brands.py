@@ -50,14 +50,14 @@ def made_up_kits(folder: Path, suffix: str = "") -> list[SampleBrand]:
     """Kits of the two synthetic brands; their pictures are written under `folder`."""
     from onbrand.families.tiny.brands import BRANDS, write_brand_images
 
-    kits = []
+    samples = []
     for word, brand in BRANDS.items():
         drawn = write_brand_images(word, folder / word, NUM_UPLOADED + NUM_HELD_OUT, DRAWN_SIDE)
         uploads = tuple(Upload(path, caption, path.name.split("-")[0]) for path, caption in drawn[:NUM_UPLOADED])
         held_out = tuple(path for path, _ in drawn[NUM_UPLOADED:])
         prompts = tuple(f"photo of [brand] {thing}" for thing in _OBJECTS)
-        kits.append(SampleBrand(word + suffix, brand.title, word, uploads, held_out, prompts))
-    return kits
+        samples.append(SampleBrand(word + suffix, brand.title, word, uploads, held_out, prompts))
+    return samples
 
 
 def own_kit(name: str, folder: Path, suffix: str = "") -> SampleBrand:
@@ -89,11 +89,11 @@ def _must_be_whole(path: Path) -> None:
         ) from None
 
 
-def choose_kits(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[SampleBrand]:
+def choose_samples(own: Sequence[tuple[str, Path]], folder: Path, suffix: str = "") -> list[SampleBrand]:
     """Kits of the user's brands, filled up to two with synthetic ones. Raises InvalidInput."""
-    kits = [own_kit(name, images, suffix) for name, images in own]
-    taken = {kit.brand_id for kit in kits}
-    if len(taken) < len(kits):
+    samples = [own_kit(name, images, suffix) for name, images in own]
+    taken = {sample.brand_id for sample in samples}
+    if len(taken) < len(samples):
         raise InvalidInput("two brands have the same name; give each --brand its own", param="brand")
-    drawn = [kit for kit in made_up_kits(folder, suffix) if kit.brand_id not in taken]
-    return kits + drawn[: max(0, 2 - len(kits))]
+    drawn = [sample for sample in made_up_kits(folder, suffix) if sample.brand_id not in taken]
+    return samples + drawn[: max(0, 2 - len(samples))]

@@ -26,7 +26,7 @@ class DemoBrand:
         member: accepted the admin's invitation; trains and generates.
     """
 
-    kit: SampleBrand
+    sample: SampleBrand
     admin: Onbrand
     member: Onbrand
     assets: list[Asset] = field(default_factory=list)
@@ -39,7 +39,7 @@ class DemoBrand:
 
     @property
     def brand_id(self) -> str:
-        return self.kit.brand_id
+        return self.sample.brand_id
 
     @property
     def job(self) -> TrainingJob:
@@ -56,71 +56,75 @@ class DemoBrand:
         return self.model
 
 
-def enter(url: str, kit: SampleBrand) -> DemoBrand:
+def enter(url: str, sample: SampleBrand) -> DemoBrand:
     """Sign up two users; the first creates the brand, the second joins by invitation."""
-    admin, member = (_sign_up(url, f"{who}@{kit.brand_id}.example") for who in ("ada", "max"))
-    admin.brands.create(kit.brand_id, kit.title)
-    invitation = admin.members.add(kit.brand_id, f"max@{kit.brand_id}.example")
+    admin, member = (_sign_up(url, f"{who}@{sample.brand_id}.example") for who in ("ada", "max"))
+    admin.brands.create(sample.brand_id, sample.title)
+    invitation = admin.members.add(sample.brand_id, f"max@{sample.brand_id}.example")
     member.invitations.accept(invitation.token or invitation.id)
-    return DemoBrand(kit, admin, member)
+    return DemoBrand(sample, admin, member)
 
 
-def upload(player: DemoBrand, most: int) -> None:
+def upload(demo_brand: DemoBrand, most: int) -> None:
     """Step 1: upload the pictures, at most `most` in a request."""
-    uploads = sorted(player.kit.uploads, key=lambda one: one.object)
+    uploads = sorted(demo_brand.sample.uploads, key=lambda one: one.object)
     for shown, group in groupby(uploads, key=lambda one: one.object):
         same = list(group)
         for start in range(0, len(same), most):
             some = same[start : start + most]
             captions = [one.caption for one in some]
-            player.assets += player.member.upload_training_images(
-                player.brand_id, [one.path for one in some], captions, object=shown
+            demo_brand.assets += demo_brand.member.upload_training_images(
+                demo_brand.brand_id, [one.path for one in some], captions, object=shown
             )
 
 
 def train(
-    players: Sequence[DemoBrand], model_type: str, steps: int | None, tell: Callable[[DemoBrand], object]
+    demo_brands: Sequence[DemoBrand], model_type: str, steps: int | None, tell: Callable[[DemoBrand], object]
 ) -> None:
     """Steps 2 to 4 for all brands at once, until all jobs have ended. A failed job is kept and raises nothing."""
-    for player in players:
-        config = {"trigger_word": player.kit.word} | ({"steps": steps} if steps else {})
-        player.started_job = player.member.create_training_job(
-            player.brand_id, model_type, name=f"{player.kit.title}'s adapter", config=config
+    for demo_brand in demo_brands:
+        config = {"trigger_word": demo_brand.sample.word} | ({"steps": steps} if steps else {})
+        demo_brand.started_job = demo_brand.member.create_training_job(
+            demo_brand.brand_id, model_type, name=f"{demo_brand.sample.title}'s adapter", config=config
         )
     started = time.monotonic()
-    running = list(players)
+    running = list(demo_brands)
     while running:
         time.sleep(POLL_SECONDS)
-        for player in list(running):
-            player.started_job = player.job.refresh()
-            player.seconds = time.monotonic() - started
-            tell(player)
-            if player.job.done:
-                running.remove(player)
+        for demo_brand in list(running):
+            demo_brand.started_job = demo_brand.job.refresh()
+            demo_brand.seconds = time.monotonic() - started
+            tell(demo_brand)
+            if demo_brand.job.done:
+                running.remove(demo_brand)
 
 
-def fetch_model(player: DemoBrand) -> None:
+def fetch_model(demo_brand: DemoBrand) -> None:
     """Set the player's model if its job has completed."""
-    if player.job.status == "completed":
-        models = player.member.models.list(player.brand_id)
-        player.model = next(model for model in models if model.job_id == player.job.id)
+    if demo_brand.job.status == "completed":
+        models = demo_brand.member.models.list(demo_brand.brand_id)
+        demo_brand.model = next(model for model in models if model.job_id == demo_brand.job.id)
 
 
-def generate(player: DemoBrand, model_type: str, out: Path) -> None:
+def generate(demo_brand: DemoBrand, model_type: str, out: Path) -> None:
     """Step 5: draw the prompts with the base and the adapter, with the same seeds; save the pictures in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    for number, prompt in enumerate(player.kit.prompts):
+    for number, prompt in enumerate(demo_brand.sample.prompts):
         seed = FIRST_SEED + 100 * number
-        player.with_base += _draw(player, prompt, seed, out, "base", number, model_type=model_type)
-        if player.model is not None:
-            player.with_adapter += _draw(player, prompt, seed, out, "adapter", number, model=player.model.name)
+        demo_brand.with_base += _draw(demo_brand, prompt, seed, out, "base", number, model_type=model_type)
+        if demo_brand.model is not None:
+            demo_brand.with_adapter += _draw(
+                demo_brand, prompt, seed, out, "adapter", number, model=demo_brand.model.name
+            )
 
 
-def _draw(player: DemoBrand, prompt: str, seed: int, out: Path, label: str, number: int, **which: Any) -> list[Path]:
-    generation: Generation = player.member.generate_image(
-        player.brand_id, prompt, num_images=PICTURES_A_PROMPT, seed=seed, **which
+def _draw(
+    demo_brand: DemoBrand, prompt: str, seed: int, out: Path, label: str, number: int, **which: Any
+) -> list[Path]:
+    generation: Generation = demo_brand.member.generate_image(
+        demo_brand.brand_id, prompt, num_images=PICTURES_A_PROMPT, seed=seed, **which
     )
-    player.images += generation.images
+    demo_brand.images += generation.images
     first = number * PICTURES_A_PROMPT + 1
     return [image.download(out / f"{label}-{first + i}.png") for i, image in enumerate(generation.images)]
 

@@ -91,7 +91,7 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._queue = FairQueue(max_batch, self.classes, even)
         self._leases = Leases(self.residency, self._queue.served)
-        self._stepper = ModelRunner(family, self._slots, self.classes, compiled=compile)
+        self._runner = ModelRunner(family, self._slots, self.classes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
         self._preparation = Preparation(family)
         self._canceled: list[str] = []
@@ -233,7 +233,7 @@ class Engine:
         self._jobs.pop(job.request.id, None)
         self._queue.remove(job)
         self._leases.give_back(job)
-        self._stepper.forget(job)
+        self._runner.forget(job)
         job.rows.clear()
         job.prepared = None
         self._stalled = False  # another job may wait for its slot
@@ -258,7 +258,7 @@ class Engine:
         """Step these rows. If the pass fails, step each row alone, so that only the faulty request fails."""
         began = time.perf_counter()
         try:
-            size = self._stepper.advance(rows)
+            size = self._runner.advance(rows)
         except Exception as problem:
             if len(rows) == 1:
                 return [self._fail(rows[0].job, problem)]

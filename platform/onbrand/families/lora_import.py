@@ -2,7 +2,7 @@
 
 diffusers skips unknown tensors silently. This module reads a file in full or refuses it: the converted layers must add
 the same to the base's weights as the file. Layers of text encoders are dropped if the importer allows it, and counted
-and weighed. `families.foreign_names` maps names to layers; `families.kohya` writes kohya's format.
+and weighed. `lora_import_names` maps names to layers; `lora_kohya` writes kohya's format.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checks files from outside in child processes with few rights, little memory and little time, one file per child.
 
-Children run `checking_child`. A compromised child sees no other file and can pass nothing on to another. Its answers
+Children run `worker`. A compromised child sees no other file and can pass nothing on to another. Its answers
 are not trusted either: their form and size are checked here, and their bytes are hashed here.
 """
 
@@ -147,7 +147,7 @@ class Checker:
         """Check that a safetensors file's header is plain and its values are finite, and summarize it.
 
         Args:
-            wishes: given when another trainer's file is imported (`storage.weights.check_weights`).
+            options: given when another trainer's file is imported (`weights.check_weights`).
         """
         said = {"options": None if options is None else asdict(options)}
         facts, _ = self._one(WeightsReply, _Asked("weights", "the adapter", "file", 0, said), data)

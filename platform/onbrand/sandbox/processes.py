@@ -183,7 +183,7 @@ def end_servers(patience: float = _END_SECONDS) -> None:
 
 
 class Child:
-    """One process of `checking_child`, with its two pipes and its leash. It reads one file."""
+    """One process of `worker`, with its two pipes and its leash. It reads one file."""
 
     def __init__(self, server: Server, control_socket: socket.socket, to: int, come_from: int) -> None:
         self.pid = 0

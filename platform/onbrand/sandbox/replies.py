@@ -91,7 +91,7 @@ class MarkdownReply(Reply):
 
 
 class WeightsReply(Reply):
-    """The numbers of `findings.CheckedWeights`."""
+    """The numbers of `results.CheckedWeights`."""
 
     num_tensors: Annotated[int, Field(ge=1, le=10**6)]
     text_layers: Annotated[int, Field(ge=0, le=10**6)]

@@ -1,7 +1,7 @@
 """A system call filter for Linux: it allows only calls that affect nothing beyond the process.
 
 The filter is a classic BPF program for seccomp(2). On other systems, other machines and kernels without seccomp there
-is no filter, and only the resource limits of `checking_child.confine` hold.
+is no filter, and only the resource limits of `worker.confine` hold.
 """
 
 from __future__ import annotations

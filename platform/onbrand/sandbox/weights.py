@@ -53,7 +53,7 @@ def check_weights(
     Args:
         read: returns exactly the requested number of the next bytes.
         num_bytes: size of the whole file.
-        wishes: given for the import of another trainer's file, which may hold more metadata and must be a plain LoRA.
+        options: given for the import of another trainer's file, which may hold more metadata and must be a plain LoRA.
         allow: called before norms are computed, which takes longer than reading.
 
     Raises:

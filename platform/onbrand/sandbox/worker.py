@@ -60,7 +60,7 @@ def _read_one(answer: Callable[[Any, int], Iterator[Said]], memory: int) -> None
 def confine(memory: int) -> bool:
     """Limit memory, files, programs, processes and core dumps, and become the user nobody if run as root.
 
-    The limits are POSIX resource limits. Where the system supports it, system calls are filtered too (`syscalls`).
+    The limits are POSIX resource limits. Where the system supports it, system calls are filtered too (`seccomp`).
 
     Args:
         memory: bytes that the process may take from now on.

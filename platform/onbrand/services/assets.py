@@ -17,7 +17,7 @@ from onbrand.errors import Conflict, Forbidden
 from onbrand.filenames import own_name
 from onbrand.sandbox.results import shown
 from onbrand.services.asset_checks import Checked, ObjectKind, _must_be_caption
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
 from onbrand.storage.layout import Key, training_image
@@ -82,7 +82,7 @@ async def store_checked(
     for key, one in zip(keys, checked, strict=True):
         session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
         await anyio.to_thread.run_sync(store.write, key, one.image.bytes, one.image.content_type)
-    await record(session, brand_id, "asset.upload", {"asset_ids": ids})
+    await write_audit_line(session, brand_id, "asset.upload", {"asset_ids": ids})
     await must_have_fitted(session, brand_id, limits)
     rows = {row["id"]: Asset.of(row) for row in await session.all(f"{_ASSET} where t.id = any(%s::uuid[])", [ids])}
     return [rows[asset_id] for asset_id in ids]
@@ -110,7 +110,9 @@ async def set_caption(
         await _insert_caption(session, brand_id, user_id, asset.id, asset.caption_version + 1, caption)
     except Conflict:
         raise Conflict("somebody else is changing this caption; look at it again", param="caption") from None
-    await record(session, brand_id, "asset.recaption", {"asset_id": asset.id, "version": asset.caption_version + 1})
+    await write_audit_line(
+        session, brand_id, "asset.recaption", {"asset_id": asset.id, "version": asset.caption_version + 1}
+    )
     return await get_asset(session, brand_id, asset_id)
 
 
@@ -126,7 +128,7 @@ async def delete_asset(session: Session, store: BrandStore, brand_id: str, asset
         "delete from storage.objects where bucket_id = %s and name = %s", [asset.key.bucket, asset.object_name]
     )
     await anyio.to_thread.run_sync(store.delete, asset.key)
-    await record(session, brand_id, "asset.delete", {"asset_id": asset.id})
+    await write_audit_line(session, brand_id, "asset.delete", {"asset_id": asset.id})
 
 
 async def _must_be_new(session: Session, brand_id: str, checked: list[Checked]) -> None:

@@ -1,9 +1,10 @@
-"""The brand's audit record for its admins: actor, action, time and objects. `brands.record` writes it."""
+"""The brand's audit record for its admins: actor, action, time and objects. `write_audit_line` writes it."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -81,3 +82,10 @@ def _place(cursor: str) -> int:
     except (binascii.Error, ValueError):
         pass
     raise InvalidInput("the cursor is not one that a list of ours gave", param="cursor")
+
+
+async def write_audit_line(session: Session, brand_id: str, what: str, detail: Mapping[str, Any]) -> None:
+    """Append a line to the brand's chained audit record; `what` is the action (``model.download``). Ids, no content."""
+    from psycopg.types.json import Jsonb
+
+    await session.run("select private.record(%s, %s, %s)", [brand_id, what, Jsonb(dict(detail))])

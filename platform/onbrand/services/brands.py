@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
+from onbrand.services.audit import write_audit_line
 from onbrand.services.identity import must_be_email
 from onbrand.services.pagination import PAGE_MAX, Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.regions import must_be_region
@@ -80,7 +80,7 @@ async def create_brand(
     except Forbidden:
         raise Forbidden("a token that is bound to one brand cannot make another; log in without one") from None
     async with session.in_brand(brand_id):
-        await record(session, brand_id, "brand.create", {})
+        await write_audit_line(session, brand_id, "brand.create", {})
         return await get_brand(session, brand_id)
 
 
@@ -124,7 +124,9 @@ async def set_role(session: Session, brand_id: str, user_id: str, role: str) -> 
     user_id = known_id(user_id, "member")
     await _lock_members(session, brand_id)
     await must_be_admin(session, brand_id, "change roles")
-    await record(session, brand_id, "member.set_role", {"user_id": user_id, "role": role})  # the caller is still admin
+    await write_audit_line(
+        session, brand_id, "member.set_role", {"user_id": user_id, "role": role}
+    )  # the caller is still admin
     num_changed = await session.run(
         "update app.brand_users set role = %s where brand_id = %s and user_id = %s", [role, brand_id, user_id]
     )
@@ -150,7 +152,7 @@ async def remove_member(session: Session, brand_id: str, user_id: str) -> None:
     )
     if num_removed == 0:
         raise NotFound("there is no such member")
-    await record(session, brand_id, "member.remove", {"user_id": user_id})
+    await write_audit_line(session, brand_id, "member.remove", {"user_id": user_id})
 
 
 async def leave(session: Session, brand_id: str) -> None:
@@ -167,16 +169,9 @@ async def is_member(session: Session, brand_id: str, email: str) -> bool:
     return row is not None
 
 
-async def record(session: Session, brand_id: str, what: str, detail: Mapping[str, Any]) -> None:
-    """Append a line to the brand's chained audit record; `what` is the action (``model.download``). Ids, no content."""
-    from psycopg.types.json import Jsonb
-
-    await session.run("select private.record(%s, %s, %s)", [brand_id, what, Jsonb(dict(detail))])
-
-
 async def _lock_members(session: Session, brand_id: str) -> None:
     """Take this lock before all others (the triggers', the record's): two who remove each other wait in turn."""
-    await session.run("select private.hold('members', %s)", [brand_id])
+    await session.run("select private.lock_brand('members', %s)", [brand_id])
 
 
 async def _member(session: Session, brand_id: str, user_id: str) -> Member:

@@ -17,7 +17,7 @@ from onbrand.errors import Conflict, Forbidden, InvalidInput, TooLarge, Unsuppor
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.incoming_files import Content, size_of
 from onbrand.sandbox.results import CleanDocument, shown
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of, page_where
 from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
 from onbrand.storage.layout import INCOMING, Key
@@ -142,7 +142,7 @@ async def store_checked(
     session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
     await anyio.to_thread.run_sync(store.write, key, clean.bytes, clean.content_type)
     made = Document.of(row)
-    await record(session, brand_id, "document.create", {"document_id": made.id, "version": made.version})
+    await write_audit_line(session, brand_id, "document.create", {"document_id": made.id, "version": made.version})
     await must_have_fitted(session, brand_id, limits)
     return made
 
@@ -189,4 +189,6 @@ async def delete_document(session: Session, store: BrandStore, brand_id: str, do
         "delete from storage.objects where bucket_id = %s and name = %s", [document.key.bucket, document.object_name]
     )
     await anyio.to_thread.run_sync(store.delete, document.key)
-    await record(session, brand_id, "document.delete", {"document_id": document.id, "version": document.version})
+    await write_audit_line(
+        session, brand_id, "document.delete", {"document_id": document.id, "version": document.version}
+    )

@@ -22,7 +22,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
 from onbrand.internal.training import ReportResponse
 from onbrand.sandbox.checker import Checker
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.generations import ENDED, CutText
 from onbrand.services.images import Image
@@ -191,7 +191,7 @@ async def _end(session: Session, ticket: Ticket, status: str, error: dict[str, s
 
 async def _record(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
     """Write a line to the brand's record; call it last in the transaction."""
-    await record(session, ticket.brand_id, what, {"generation_id": ticket.job_id, **about})
+    await write_audit_line(session, ticket.brand_id, what, {"generation_id": ticket.job_id, **about})
 
 
 async def _lock(session: Session, ticket: Ticket) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from onbrand.errors import Conflict, Forbidden, NotFound
 from onbrand.families import bases
 from onbrand.families.spec import Recommended, with_family_defaults
 from onbrand.internal.generation import GenerationParameters, OutputFormat, RenderRequest
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.events import Event, events_of
 from onbrand.services.generation_parameters import Adapters, NewGeneration, adapters_of, decided
 from onbrand.services.images import _IMAGE, Image
@@ -152,7 +152,7 @@ async def create_generation(
     about = {"generation_id": row["id"], "model_id": values["model_id"], "num_images": parameters.num_images}
     if len(adapters) > 1:
         about["model_ids"] = [model.id for model, _ in adapters]
-    await record(session, brand_id, "generation.create", about)
+    await write_audit_line(session, brand_id, "generation.create", about)
     return await get_generation(session, brand_id, row["id"])
 
 
@@ -223,7 +223,7 @@ async def cancel_generation(session: Session, brand_id: str, generation_id: str)
             raise Conflict(f"the generation is {now.status}; only a pending or running one can be canceled")
         raise Forbidden("only the member who asked for the generation may cancel it")
     if num_changed and before.cancel_requested_at is None:
-        await record(session, brand_id, "generation.cancel", {"generation_id": now.id})
+        await write_audit_line(session, brand_id, "generation.cancel", {"generation_id": now.id})
     return now
 
 

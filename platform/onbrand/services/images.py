@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key
 from onbrand.storage.store import BrandStore
@@ -66,4 +66,6 @@ async def delete_image(session: Session, store: BrandStore, brand_id: str, image
         "delete from storage.objects where bucket_id = %s and name = %s", [image.key.bucket, image.object_name]
     )
     await anyio.to_thread.run_sync(store.delete, image.key)
-    await record(session, brand_id, "image.delete", {"image_id": image.id, "generation_id": image.generation_id})
+    await write_audit_line(
+        session, brand_id, "image.delete", {"image_id": image.id, "generation_id": image.generation_id}
+    )

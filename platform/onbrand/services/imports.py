@@ -1,6 +1,6 @@
 """Import of LoRA files of other trainers: a job makes the uploaded file a model without training.
 
-The web tier has no torch: a child process checks names, shapes and values (`storage.weights`), and the job's process on
+The web tier has no torch: a child process checks names, shapes and values (`sandbox.weights`), and the job's process on
 the cluster converts and verifies (`onbrand.training.lora_import`).
 The file is never served, and is deleted with the job at the latest.
 """
@@ -21,7 +21,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.internal.training import IMPORT_KEY
 from onbrand.lora_names import NUMBER_MAX, Dropped, ImportOptions, TextEncoderOption
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.job_validation import checked_config, must_be_name
 from onbrand.services.jobs import JobRow, insert_job
 from onbrand.services.pagination import forbidden_as_not_found, must_be_there
@@ -106,7 +106,7 @@ async def create_import(
     key = import_file(brand_id, job.id)
     session.on_rollback(partial(anyio.to_thread.run_sync, store.delete, key))
     await anyio.to_thread.run_sync(store.write, key, data, "application/octet-stream")
-    await record(session, brand_id, "model.import", {"job_id": job.id, "sha256": digest, "bytes": len(data)})
+    await write_audit_line(session, brand_id, "model.import", {"job_id": job.id, "sha256": digest, "bytes": len(data)})
     return job
 
 

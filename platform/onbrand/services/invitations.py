@@ -17,7 +17,7 @@ from pydantic import Field
 
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput, NotFound
-from onbrand.services import brands
+from onbrand.services import audit, brands
 from onbrand.services.identity import must_be_email
 from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of, page_where
 
@@ -81,7 +81,7 @@ async def invite(
         f" values (%s, private.uid(), %s, %s, %s, now() + %s) returning {_COLUMNS}",
         [brand_id, email, role, _hash_of(secret), timedelta(days=days)],
     )
-    await brands.record(session, brand_id, "invitation.create", {"invitation_id": row["id"], "role": role})
+    await audit.write_audit_line(session, brand_id, "invitation.create", {"invitation_id": row["id"], "role": role})
     return NewInvitation.of({**row, "token": f"obi_{row['id'].replace('-', '')}_{secret}"})
 
 
@@ -112,7 +112,7 @@ async def revoke(session: Session, brand_id: str, invitation_id: str) -> None:
         [brand_id, invitation_id],
     )
     if num_revoked:
-        await brands.record(session, brand_id, "invitation.revoke", {"invitation_id": invitation_id})
+        await audit.write_audit_line(session, brand_id, "invitation.revoke", {"invitation_id": invitation_id})
         return
     row = await session.maybe(
         "select accepted_at from app.invitations where brand_id = %s and id = %s", [brand_id, invitation_id]

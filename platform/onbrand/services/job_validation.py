@@ -1,5 +1,5 @@
 """Terms of a new training job: the bases' advice, the brand's limits, and all checks of its configuration and data
-that need no file. The driver makes the checks that need the bytes (`training.examination`).
+that need no file. The driver makes the checks that need the bytes (`training.data.checks`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, InvalidInput, NotFound
 from onbrand.families.spec import SPECS, Recommended
 from onbrand.internal.training import IMPORT_KEY
-from onbrand.services.brands import must_be_admin, record
+from onbrand.services.audit import write_audit_line
+from onbrand.services.brands import must_be_admin
 from onbrand.services.continuation import FIELD as CONTINUE_FROM
 from onbrand.services.continuation import start_of
 from onbrand.services.data_checks import CheckedData, DataSample, DataTarget, target_of
@@ -78,7 +79,7 @@ async def create_job(session: Session, brand_id: str, user_id: str, new: NewJob,
     await must_look_fit(session, brand_id, new.model_type, config, asset_ids, terms)
     row = JobRow(name, new.model_type, config, new.provider, num_workers, start_model_id)
     job = await insert_job(session, brand_id, user_id, row, asset_ids, terms.limits)
-    await record(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
+    await write_audit_line(session, brand_id, "job.create", {"job_id": job.id, "asset_ids": asset_ids})
     return job
 
 
@@ -111,7 +112,7 @@ async def samples_of(
 async def record_check(session: Session, brand_id: str, samples: Sequence[DataSample], said: CheckedData) -> None:
     """Write a line to the brand's record: all these pictures were part of a check."""
     asset_ids = [sample.asset_id for sample in samples]
-    await record(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
+    await write_audit_line(session, brand_id, "job.check", {"asset_ids": asset_ids, "num_errors": said.num_errors})
 
 
 async def list_jobs(session: Session, brand_id: str, limit: int = 20, cursor: str | None = None) -> Page[TrainingJob]:
@@ -134,7 +135,7 @@ async def rename(session: Session, brand_id: str, job_id: str, name: str) -> Tra
         [must_be_name(name), brand_id, job.id],
     )
     _must_be_owner(num_changed, "rename")
-    await record(session, brand_id, "job.rename", {"job_id": job.id})
+    await write_audit_line(session, brand_id, "job.rename", {"job_id": job.id})
     return await get_job(session, brand_id, job_id)
 
 
@@ -152,7 +153,7 @@ async def request_cancel(session: Session, brand_id: str, job_id: str) -> Traini
     if now.status != "canceled":
         _must_be_owner(num_changed, "cancel")
     if num_changed and job.cancel_requested_at is None:
-        await record(session, brand_id, "job.cancel", {"job_id": job.id})
+        await write_audit_line(session, brand_id, "job.cancel", {"job_id": job.id})
     return now
 
 
@@ -173,7 +174,7 @@ async def request_stop(session: Session, brand_id: str, job_id: str) -> Training
     if now.status == "training":
         _must_be_owner(num_changed, "stop")
     if num_changed and job.stop_requested_at is None:
-        await record(session, brand_id, "job.stop", {"job_id": job.id})
+        await write_audit_line(session, brand_id, "job.stop", {"job_id": job.id})
     return now
 
 
@@ -200,7 +201,7 @@ async def retry(session: Session, brand_id: str, user_id: str, job_id: str, term
     run_id = await _free_run(session, brand_id, old.run_id or old.id)
     row = JobRow(old.name, old.model_type, config, old.provider, num_workers, old.start_model_id, old.id, run_id)
     job = await insert_job(session, brand_id, user_id, row, asset_ids, terms.limits)
-    await record(session, brand_id, "job.retry", {"job_id": job.id, "retried_id": old.id})
+    await write_audit_line(session, brand_id, "job.retry", {"job_id": job.id, "retried_id": old.id})
     return job
 
 
@@ -231,7 +232,7 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
         await session.run("delete from storage.objects where bucket_id = %s and name = %s", [key.bucket, key.name])
     for key in job.sample_keys:
         await anyio.to_thread.run_sync(partial(store.delete, key))
-    await record(session, brand_id, "job.delete", {"job_id": job.id})
+    await write_audit_line(session, brand_id, "job.delete", {"job_id": job.id})
 
 
 async def events(session: Session, brand_id: str, job_id: str, after_seq: int = 0) -> list[Event]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from onbrand.brand import KEY_SCOPES, KeyScope, Scope
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, Unauthenticated
-from onbrand.services import brands
+from onbrand.services import audit, brands
 from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
 from onbrand.visible import must_be_visible
 
@@ -67,7 +67,7 @@ async def create_key(
         f" values (%s, private.uid(), %s, %s, %s, %s) returning {_COLUMNS}",
         [brand_id, _must_be_name(name), _hash_of(secret), _must_be_scopes(scopes), _must_be_ahead(expires_at)],
     )
-    await brands.record(session, brand_id, "key.create", {"key_id": row["id"], "scopes": list(row["scopes"])})
+    await audit.write_audit_line(session, brand_id, "key.create", {"key_id": row["id"], "scopes": list(row["scopes"])})
     return NewApiKey.of({**row, "key": f"{PREFIX}{row['id'].replace('-', '')}_{secret}"})
 
 
@@ -95,7 +95,7 @@ async def revoke_key(session: Session, brand_id: str, key_id: str) -> None:
         [brand_id, key_id],
     )
     if num_revoked:
-        await brands.record(session, brand_id, "key.revoke", {"key_id": key_id})
+        await audit.write_audit_line(session, brand_id, "key.revoke", {"key_id": key_id})
 
 
 async def scope_of(session: Session, token: str) -> Scope:

@@ -65,7 +65,7 @@ async def must_have_room(session: Session, brand_id: str, num_images: int, limit
         InvalidInput: the brand may never have so many at once.
         TooManyRequests: not now; `retry_after` estimates when, from the brand's last minute.
     """
-    await session.run("select private.hold('admission', %s)", [brand_id])
+    await session.run("select private.lock_brand('admission', %s)", [brand_id])
     most = (await limits_of(session, brand_id)).max_waiting_pictures or limits.waiting_pictures
     if num_images > most:
         raise InvalidInput(f"num_images must be 1 to {most} for this brand; got {num_images}", param="num_images")
@@ -91,7 +91,7 @@ async def must_have_room_to_train(session: Session, brand_id: str, limits: Limit
 
     The end of a training is unknown, so `retry_after` is a minute.
     """
-    await session.run("select private.hold('training', %s)", [brand_id])
+    await session.run("select private.lock_brand('training', %s)", [brand_id])
     most = (await limits_of(session, brand_id)).max_open_trainings or limits.open_trainings
     num_open = int((await session.one(_OPEN, [brand_id]))["num"])
     if num_open >= most:

@@ -1,4 +1,4 @@
-"""Log lines of a training run. On the wire and in the row a line is a code with numbers; its words are here.
+"""Log lines of a training run: stored as a code with numbers, and put into words (`internal.log_lines`) when read.
 
 So a log has no place for a caption, prompt, path or secret, whatever error the worker meets.
 """

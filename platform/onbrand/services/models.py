@@ -19,7 +19,7 @@ from onbrand.adapter import AdapterRef
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, NotAsPublished, NotFound
 from onbrand.families.lora_kohya import kohya_file
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.layout import Key, model_metadata
 from onbrand.storage.store import BrandStore
@@ -140,7 +140,7 @@ async def delete_model(session: Session, store: BrandStore, brand_id: str, name_
     )
     await write_metadata(session, store, brand_id)
     await anyio.to_thread.run_sync(store.delete, model.key)
-    await record(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
+    await write_audit_line(session, brand_id, "model.delete", {"model_id": model.id, "name": model.name})
 
 
 async def read_weights(session: Session, store: BrandStore, brand_id: str, model_id: str) -> tuple[Model, bytes]:
@@ -160,7 +160,7 @@ async def read_kohya(store: BrandStore, model: Model) -> bytes:
 
 async def record_download(session: Session, model: Model) -> None:
     """Write a line to the brand's record: the caller downloads the file in kohya's format."""
-    await record(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
+    await write_audit_line(session, model.brand_id, "model.download", {"model_id": model.id, "format": "kohya"})
 
 
 async def _as_published(store: BrandStore, model: Model) -> bytes:
@@ -174,7 +174,7 @@ async def _as_published(store: BrandStore, model: Model) -> bytes:
 
 async def write_metadata(session: Session, store: BrandStore, brand_id: str) -> None:
     """Write the brand's `metadata.json` from the current rows; a rollback restores the old one."""
-    await session.run("select private.hold('metadata', %s)", [brand_id])
+    await session.run("select private.lock_brand('metadata', %s)", [brand_id])
     rows = await session.all(f"{_MODEL} where t.brand_id = %s order by t.model_type, t.version", [brand_id])
     names = ("id", "name", "model_type", "version", "object_name", "sha256", "bytes", "rank", "base_revision")
     versions = [{name: row[name] for name in names} | {"created_at": row["created_at"].isoformat()} for row in rows]

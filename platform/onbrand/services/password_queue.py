@@ -19,7 +19,7 @@ class Client:
     """The sender of a password.
 
     Args:
-        network: their address, or the /64 of an IPv6 one (`attempts.network_of`).
+        network: their address, or the /64 of an IPv6 one (`login_limits.network_of`).
         email: of the account, in any case.
     """
 

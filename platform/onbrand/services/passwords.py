@@ -42,7 +42,7 @@ class Passwords:
     async def are_equal(self, password: str, hashed: str | None, client: Client) -> bool:
         """Whether `password` matches the hash. None (no account) takes as long and gives False.
 
-        Raises TooManyRequests if too many passwords wait, of this client or of all (`password_turns`).
+        Raises TooManyRequests if too many passwords wait, of this client or of all (`password_queue`).
         """
         sent = password[: PASSWORD_CHARS[1] + 1].replace("\x00", "\ufffd")
         is_right = await self._done(partial(verify, sent, hashed or _HASH_OF_NOBODY), client)

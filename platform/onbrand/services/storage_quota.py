@@ -100,5 +100,5 @@ async def _must_be_few(session: Session, brand_id: str, limits: Limits) -> int:
 
 
 async def _lock_and_look(session: Session, brand_id: str) -> dict[str, int]:
-    await session.run("select private.hold('uploads', %s)", [brand_id])
+    await session.run("select private.lock_brand('uploads', %s)", [brand_id])
     return dict(await session.one(_UNDER_WAY, {"brand_id": brand_id}))

@@ -20,7 +20,7 @@ from onbrand.errors import Conflict, InvalidInput
 from onbrand.internal.log_lines import Line
 from onbrand.internal.training import ReportResponse, TrainingSpec
 from onbrand.sandbox.checker import Checker
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.continuation import start_for_worker
 from onbrand.services.data_checks import Finding
 from onbrand.services.events import append_event, must_be_finite
@@ -252,7 +252,7 @@ async def _end(
 
 async def record_of_job(session: Session, ticket: Ticket, what: str, **about: Any) -> None:
     """Write a line to the brand's record; call it last in the transaction."""
-    await record(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
+    await write_audit_line(session, ticket.brand_id, what, {"job_id": ticket.job_id, **about})
 
 
 async def _open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from onbrand.filenames import is_litter
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.results import is_zip, shown
 from onbrand.services import asset_checks, assets, documents
-from onbrand.services.brands import record
+from onbrand.services.audit import write_audit_line
 from onbrand.services.pagination import Page, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_have_room_to_send
 from onbrand.storage.layout import Bucket, Key, incoming_file
@@ -162,7 +162,7 @@ async def create_upload(
         )  # fmt: skip
     upload = await get_upload(session, brand_id, row["id"])
     link = await anyio.to_thread.run_sync(store.upload_link, upload.key, upload.announced, link_seconds)
-    await record(session, brand_id, "upload.create", {"upload_id": upload.id, "bytes": upload.bytes})
+    await write_audit_line(session, brand_id, "upload.create", {"upload_id": upload.id, "bytes": upload.bytes})
     return upload, link
 
 
@@ -248,7 +248,9 @@ async def refuse_upload(session: Session, upload: Upload, problem: OnbrandError)
     """End it as refused, with the reason; no effect if it has ended already."""
     error = {"code": problem.code, "message": problem.message, "param": problem.param}
     if await _end(session, upload, "refused", error):
-        await record(session, upload.brand_id, "upload.refuse", {"upload_id": upload.id, "code": problem.code})
+        await write_audit_line(
+            session, upload.brand_id, "upload.refuse", {"upload_id": upload.id, "code": problem.code}
+        )
 
 
 async def cancel_upload(session: Session, brand_id: str, user_id: str, upload_id: str) -> Upload:
@@ -256,7 +258,7 @@ async def cancel_upload(session: Session, brand_id: str, user_id: str, upload_id
     upload = await get_own_upload(session, brand_id, user_id, upload_id)
     if not await _end(session, upload, "canceled"):
         raise Conflict(f"this upload is {upload.status} already")
-    await record(session, brand_id, "upload.cancel", {"upload_id": upload.id})
+    await write_audit_line(session, brand_id, "upload.cancel", {"upload_id": upload.id})
     return upload
 
 

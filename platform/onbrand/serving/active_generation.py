@@ -23,6 +23,7 @@ class ActiveGeneration:
 
     def __init__(self, request: RenderRequest) -> None:
         self.request = request
+        self.began_at = time.monotonic()
         self.progress = 0
         self._progress_due = 0.0
         self.cancel_requested = False

@@ -17,13 +17,14 @@ from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
+from onbrand.serving.metrics import Metrics
 from onbrand.serving.options import EngineOptions
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> GenerationRunner:
-    """A renderer over the configured base of a family, its engine running. Raises BaseModelRefused."""
+    """A generation runner over the configured base of a family, its engine running. Raises BaseModelRefused."""
     quiet_libraries()
     family = load(name, options, settings)
     engine = Engine(
@@ -43,6 +44,7 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
         AdapterLibrary(family, files, options.host_bytes),
         lambda ticket: AsyncSystemClient(settings.system_url, ticket),
         lambda ticket: SystemClient(settings.system_url, ticket),
+        Metrics(name),
     )
 
 

@@ -27,6 +27,7 @@ from onbrand.serving.active_generation import ActiveGeneration, claims_of
 from onbrand.serving.adapter_store import AdapterLibrary
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
+from onbrand.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
@@ -73,11 +74,18 @@ class GenerationRunner:
     Args:
         client_for: makes a client of the internal routes for a ticket.
         blocking_client_for: the same, for the threads that load adapters.
+        metrics: None: none are kept.
     """
 
     def __init__(
-        self, loop: EngineThread, library: AdapterLibrary, client_for: ClientFor, blocking_client_for: BlockingClientFor
+        self,
+        loop: EngineThread,
+        library: AdapterLibrary,
+        client_for: ClientFor,
+        blocking_client_for: BlockingClientFor,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics
         self._loop, self._library = loop, library
         self._client_for, self._blocking_client_for = client_for, blocking_client_for
         self._active: dict[str, ActiveGeneration] = {}
@@ -132,8 +140,11 @@ class GenerationRunner:
 
     def routing_stats(self) -> dict[str, Any]:
         """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
-        in_memory = self._library.holdings()[:_MEMORY_TOLD]
-        return {"slots": self._loop.holdings(), "memory": in_memory, "under_way": len(self._active)}
+        in_slots, in_memory = self._loop.holdings(), self._library.holdings()[:_MEMORY_TOLD]
+        if self._metrics is not None:
+            self._metrics.set("onbrand_adapters_in_slots", len(in_slots))
+            self._metrics.set("onbrand_generations_active", len(self._active))
+        return {"slots": in_slots, "memory": in_memory, "under_way": len(self._active)}
 
     @property
     def is_alive(self) -> bool:
@@ -253,11 +264,17 @@ class GenerationRunner:
             picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt
         )
         active.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
+        if self._metrics is not None:
+            self._metrics.count("onbrand_images_total")
 
     async def _ended(
         self, active: ActiveGeneration, client: AsyncSystemClient, event: Completed | Failed | Canceled
     ) -> None:
         """Write the end into the row, then report it."""
+        outcome = event.error.code if isinstance(event, Failed) else type(event).__name__.lower()
+        if self._metrics is not None:
+            self._metrics.count("onbrand_generations_total", outcome=outcome)
+            self._metrics.observe("onbrand_generation_seconds", time.monotonic() - active.began_at, outcome=outcome)
         if isinstance(event, Completed):
             await client.finish_generation()
             active.tell("completed", {"progress": 100})

@@ -102,7 +102,7 @@ def public_server(app: ASGIApp, settings: Settings, controls: tuple[str, ...] = 
     connections = Connections(settings.limits, settings.trusted_proxies)
     config = uvicorn.Config(
         front,
-        http=functools.partial(PublicProtocol, db=connections),  # type: ignore[arg-type]
+        http=functools.partial(PublicProtocol, connections=connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -191,10 +191,10 @@ class PublicProtocol(H11Protocol):
     `Upgrade` is answered as HTTP/1.1, as RFC 9110 (7.8) allows; httptools would lose such a request's body.
     """
 
-    def __init__(self, *args: Any, db: Connections, **named: Any) -> None:
+    def __init__(self, *args: Any, connections: Connections, **named: Any) -> None:
         super().__init__(*args, **named)
         self.conn: BoundedConnection = BoundedConnection(_HEADERS_BYTES)
-        self._doors = db
+        self._connections = connections
         self._deadline: asyncio.TimerHandle | None = None
         self.address = ""
         self._held: bytes | None = None
@@ -208,13 +208,13 @@ class PublicProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = network_of(self.client[0] if self.client else "")
-        self._held = None if self._doors.may_open(self.address) else b""
+        self._held = None if self._connections.may_open(self.address) else b""
         self.app_state = {ABORT: transport.abort}
-        self._doors.add(self)
+        self._connections.add(self)
         self._watch(is_due=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._doors.remove(self)
+        self._connections.remove(self)
         self._watch(is_due=False)
         super().connection_lost(exc)
 
@@ -234,7 +234,7 @@ class PublicProtocol(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self._doors.used(self)
+            self._connections.used(self)
         self._watch(self._owes_more())
 
     def drop(self) -> None:
@@ -249,7 +249,7 @@ class PublicProtocol(H11Protocol):
 
     def _watch(self, is_due: bool) -> None:
         if is_due and self._deadline is None:
-            seconds = self._doors.limits.header_seconds
+            seconds = self._connections.limits.header_seconds
             seconds = seconds if self._held is None else min(seconds, _FIRST_REQUEST_SECONDS)
             self._deadline = self.loop.call_later(seconds, self._too_slow)
         elif not is_due and self._deadline is not None:
@@ -261,13 +261,13 @@ class PublicProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self._held:
-            rate = self._doors.limits.connections_per_second
+            rate = self._connections.limits.connections_per_second
             said = (
                 f"this address opens more than {rate:g} connections a second, and this one's request did not come whole"
             )
             self._refuse(408, "request_timeout", f"{said} within {_FIRST_REQUEST_SECONDS:g} s; keep connections open")
         elif self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
-            seconds = self._doors.limits.header_seconds
+            seconds = self._connections.limits.header_seconds
             self._refuse(408, "request_timeout", f"the headers did not come within {seconds:g} s")
         else:
             self.transport.abort()

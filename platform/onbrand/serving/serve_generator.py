@@ -1,4 +1,4 @@
-"""`services.images.Generator` over Ray Serve, for drawing from the ingress."""
+"""`internal.generation.Generator` over Ray Serve, for drawing from the ingress."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def import_adapter(
     unchanged at the end.
 
     Raises:
-        AdapterRefused: the file cannot be served on this base (`families.foreign`), or pictures have values that are
-            not finite.
+        AdapterRefused: the file cannot be served on this base (`families.lora_import`), or pictures have values that
+            are not finite.
         TrainingFailed: the converted file is not the same adapter.
     """
     side = min(_PROOF_SIDE_MAX, family.recommended.resolution)

@@ -5,7 +5,9 @@ family's recipe.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from onbrand.config import FamilyName
@@ -141,11 +143,7 @@ def make_plan(
     Args:
         train_workers: the cluster's default number of workers per job (or minimum and maximum).
     """
-
-    def chosen(name: str) -> Any:
-        found = (getattr(source, name) for source in (config, recommended.training, spec.recipe))
-        return next(value for value in found if value is not None)
-
+    chosen = partial(_first_set, (config, recommended.training, spec.recipe))
     steps, batch_size = chosen("steps"), chosen("batch_size")
     said = config.resolution or recommended.training.resolution
     resolution = said or recommended.resolution
@@ -175,6 +173,11 @@ def make_plan(
         min_snr_gamma=config.min_snr_gamma or None,
         warmup_steps=max(1, min(20, steps // 10)),
     )
+
+
+def _first_set(sources: Sequence[object], name: str) -> Any:
+    """The field `name` of the first source where it is not None."""
+    return next(value for source in sources if (value := getattr(source, name)) is not None)
 
 
 def _learning_rate(config: TrainingConfig, usual: float) -> float:

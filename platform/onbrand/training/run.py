@@ -67,29 +67,29 @@ class Run:
         self.trainer = self._trainer(cache, num_workers)
         self.losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self.likeness: dict[str, Any] | None = None
-        self.notice = PreemptionWatcher()
+        self.preemption = PreemptionWatcher()
         self.began, self.began_at_step = time.monotonic(), 0
 
     def _trainer(self, cache: Path, num_workers: int) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        exchange = ProcessGroup(device) if num_workers > 1 else SingleWorker()
-        self.admission = admit_together(self.plan, self.folder, dtype, self.allowance, device, exchange)
-        thrift = self.admission.thrift
+        collectives = ProcessGroup(device) if num_workers > 1 else SingleWorker()
+        self.admission = admit_together(self.plan, self.folder, dtype, self.allowance, device, collectives)
+        savings = self.admission.savings
         if self.admission.steps_down:
             self._say("thrifty", steps_down=self.admission.steps_down)
         family = load_family(self.plan.family, self.folder, dtype=dtype)
-        quantize(family.denoiser, thrift.quantization)
-        family.enable_offload(device, denoiser=not thrift.sharded)
+        quantize(family.denoiser, savings.quantization)
+        family.enable_offload(device, denoiser=not savings.sharded)
         prune(cache)
         disk = DiskCache(cache, self.spec.brand_id, family.revision, str(dtype))
         with family.text_encoders_on_device():
-            examples, held_out = self._examples(family, disk, exchange)
+            examples, held_out = self._examples(family, disk, collectives)
         num_held_out = len(held_out.latents) if held_out else 0
         self._say("pictures", num_trained=len(self.spec.assets) - num_held_out, num_held_out=num_held_out)
-        return Trainer(family, self.plan, examples, exchange, held_out, thrift)
+        return Trainer(family, self.plan, examples, collectives, held_out, savings)
 
-    def _examples(self, family: Family, cache: DiskCache, exchange: Collectives) -> tuple[Examples, Examples | None]:
+    def _examples(self, family: Family, cache: DiskCache, collectives: Collectives) -> tuple[Examples, Examples | None]:
         """Training examples, and held-out examples if there are enough pictures."""
         plan, assets = self.plan, self.spec.assets
         captions, names = [asset.caption for asset in assets], [asset.id for asset in assets]
@@ -99,8 +99,8 @@ class Run:
         prior = dataset.prior_pictures(plan.trigger_word) if plan.prior_rows else []
         wording = CaptionVariants(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
         read = partial(JobPictures, self.client)
-        examples = encode(family, read(trained), plan.resolutions, prior, wording, cache, exchange)
-        held = encode(family, read(judging), plan.resolution, cache=cache, exchange=exchange) if judging else None
+        examples = encode(family, read(trained), plan.resolutions, prior, wording, cache, collectives)
+        held = encode(family, read(judging), plan.resolution, cache=cache, collectives=collectives) if judging else None
         return examples, held
 
     def train(self) -> None:
@@ -109,7 +109,7 @@ class Run:
         self._show_base()
         self.began, self.began_at_step = time.monotonic(), self.trainer.step
         while not self.trainer.done:
-            facts = self.trainer.train_step(stop=self._should_end(), ask=self.notice.due)
+            facts = self.trainer.train_step(stop=self._should_end(), ask=self.preemption.due)
             if facts.stop:
                 if self._should_publish():
                     self._say("stopped", step=self.trainer.step, best_step=self.trainer.published_step)
@@ -117,7 +117,7 @@ class Run:
                 raise self._why_stopped()
             self._sample_if_due()
             self._tell(facts)
-            leaving = facts.ask and self.notice.heard()
+            leaving = facts.ask and self.preemption.heard()
             if leaving or self._is_due(self.plan.checkpoint_every):
                 self._checkpoint()
             if leaving:
@@ -136,7 +136,7 @@ class Run:
         All ranks call this after the same step. With a sharded base, rank 0 needs the others to make the result.
         """
         own = self.heartbeat is not None and not self.heartbeat.stop
-        return bool(self.trainer.exchange.gather(torch.tensor([[float(own)]])).any())
+        return bool(self.trainer.collectives.gather(torch.tensor([[float(own)]])).any())
 
     def _why_stopped(self) -> OnbrandError:
         if self.heartbeat is not None and self.heartbeat.gone:
@@ -253,25 +253,28 @@ class Run:
 
     def _verdict(self) -> dict[str, Any]:
         """Metrics of the held-out pictures and of the samples."""
-        verdicts = self.trainer.verdicts
+        validations = self.trainer.validations
         told: dict[str, Any] = {"memorisation": self.likeness}
-        if verdicts.best is not None:
-            step, loss = verdicts.best
+        if validations.best is not None:
+            step, loss = validations.best
             told |= {"best_step": step, "best_validation_loss": round(loss, 6)}
-            told |= {"validation_loss": round(verdicts.history[-1][1], 6), "validated_at_step": verdicts.history[-1][0]}
+            told |= {
+                "validation_loss": round(validations.history[-1][1], 6),
+                "validated_at_step": validations.history[-1][0],
+            }
         return told
 
     def prove(self) -> bytes | None:
         """The adapter's file at the best step, verified against plain diffusers; None on ranks other than 0."""
         prompt = self.prompts[0] if self.prompts else self.plan.trigger_word
         if self.heartbeat is None:
-            if self.trainer.thrift.sharded:  # rank 0 needs this worker's shard of the base
+            if self.trainer.savings.sharded:  # rank 0 needs this worker's shard of the base
                 with self.trainer.published():
                     proof_picture(self.trainer.family, self.plan, prompt)
             return None
         title = f"{self.spec.brand_id} {self.plan.family} LoRA"
         with self.trainer.published():
-            state, how = self.trainer.adapter(), self.trainer.thrift.quantization
+            state, how = self.trainer.adapter(), self.trainer.savings.quantization
             made = export(self.trainer.family, self.folder, self.plan, state, prompt, title, how)
         self._say("proved", step=self.trainer.published_step, difference=made.difference)
         return made.data

@@ -44,7 +44,7 @@ def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
         return {"picture": picture}
 
     sharers = (
-        SingleWorker() if trainer.thrift.sharded else trainer.exchange
+        SingleWorker() if trainer.savings.sharded else trainer.collectives
     )  # sharded: all workers draw every sample together
     return torch.stack([made["picture"] for made in shared(sharers, range(len(prompts)), drawn)])
 

@@ -1,7 +1,7 @@
 """The training loop. Its result is bit-identical after restarts and for any number of workers.
 
-Every random draw is a function of (seed, step) (`draws`), so no random state is kept. A step's rows are cut into
-shards; every worker gathers all gradients and adds them in the order of the shards. The published weights are the
+Every random draw is a function of (seed, step) (`data.sampling`), so no random state is kept. A step's rows are cut
+into shards; every worker gathers all gradients and adds them in the order of the shards. The published weights are the
 average (EMA) at the step with the best validation loss (`validation`), not at the last step.
 Shapes: B rows of a step, S shards, R = B / S rows of a shard, K numbers of a shard's packet.
 """
@@ -55,29 +55,29 @@ class Trainer:
         family: Family,
         plan: Plan,
         examples: Examples,
-        exchange: Collectives | None = None,
+        collectives: Collectives | None = None,
         held_out: Examples | None = None,
-        thrift: MemorySavings | None = None,
+        savings: MemorySavings | None = None,
     ) -> None:
         self.family, self.plan, self.examples = family, plan, examples
-        self.exchange: Collectives = exchange or SingleWorker()
+        self.collectives: Collectives = collectives or SingleWorker()
         self.step = 0
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
         fuse(family.denoiser)
         fuse_gelu(family.denoiser)
         fuse_attention(family.denoiser)
         fuse_blocks(family.denoiser)
-        self.thrift = thrift or next(savings_levels(plan, large=False))
-        if self.thrift.gradient_checkpointing:
+        self.savings = savings or next(savings_levels(plan, large=False))
+        if self.savings.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self.thrift.sharded:
+        if self.savings.sharded:
             share_out(family.denoiser, family.device)
         self.named = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
         self.weights: list[nn.Parameter] = list(self.named.values())
         self.average = [weight.detach().clone() for weight in self.weights]
         self.best: list[Tensor] | None = None
-        self.judge = Validator(family, held_out, plan.seed) if held_out else None
-        self.verdicts = ValidationHistory(plan.patience)
+        self.validator = Validator(family, held_out, plan.seed) if held_out else None
+        self.validations = ValidationHistory(plan.patience)
         self.optimizer = optimizers.make_optimizer(plan, self.weights)
 
     def begin_with(self, data: bytes) -> None:
@@ -96,7 +96,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """True after the last step, or once validation shows no progress (`patience`)."""
-        return self.step >= self.plan.steps or self.verdicts.exhausted
+        return self.step >= self.plan.steps or self.validations.exhausted
 
     def train_step(self, stop: bool = False, ask: bool = False) -> StepFacts:
         """Do one step, unless a worker wants to stop.
@@ -111,7 +111,7 @@ class Trainer:
         """
         batch = draw_batch(self.plan, self.examples, self.step)
         said = _STOP if stop else _ASK if ask else _GO_ON
-        own = [self._packet(batch, shard, said) for shard in self._own_shards(self.exchange.rank)]
+        own = [self._packet(batch, shard, said) for shard in self._own_shards(self.collectives.rank)]
         self._keep_step(batch)
         packets_SK = self._gathered(own, batch, said)
         size = self._num_gradients
@@ -136,7 +136,7 @@ class Trainer:
     @property
     def _share(self) -> int:
         """Shards per worker; the last workers may have fewer, or none."""
-        return -(-self.plan.num_shards // self.exchange.num_workers)
+        return -(-self.plan.num_shards // self.collectives.num_workers)
 
     def _packet(self, batch: Batch, shard: int, said: float) -> Tensor:
         """[K]: a shard's share of the gradient, two losses per row, and a signal to all workers.
@@ -146,7 +146,7 @@ class Trainer:
         try:
             return self._computed(batch, shard, said)
         except (RuntimeError, MemoryError) as problem:
-            if self.thrift.sharded or not is_out_of_memory(problem):
+            if self.savings.sharded or not is_out_of_memory(problem):
                 raise  # the other workers wait in a collective; only the end of the process group frees them
         return self._word(batch, _NO_MEMORY)
 
@@ -158,21 +158,21 @@ class Trainer:
 
     def _keep_step(self, batch: Batch) -> None:
         """With a sharded base, add passes until this worker has done as many as the worker with the most."""
-        if not self.thrift.sharded:
+        if not self.savings.sharded:
             return
         passes = [
-            sum(len(list(batch.parts(shard, self.thrift.micro_rows))) for shard in self._own_shards(rank))
-            for rank in range(self.exchange.num_workers)
+            sum(len(list(batch.parts(shard, self.savings.micro_rows))) for shard in self._own_shards(rank))
+            for rank in range(self.collectives.num_workers)
         ]
-        spare = next(batch.parts(0, self.thrift.micro_rows))
-        for _ in range(max(passes) - passes[self.exchange.rank]):
+        spare = next(batch.parts(0, self.savings.micro_rows))
+        for _ in range(max(passes) - passes[self.collectives.rank]):
             torch.autograd.grad(sum(self._losses(batch, 0, spare)).sum(), self.weights)  # type: ignore[union-attr]
 
     def _gathered(self, own: list[Tensor], batch: Batch, said: float) -> Tensor:
         """[S, K]: all shards' packets in order. Padding by workers with fewer shards comes last and is dropped, except
         its signal."""
         spare = [self._word(batch, said)] * (self._share - len(own))
-        packets = self.exchange.gather(torch.stack([*own, *spare]))
+        packets = self.collectives.gather(torch.stack([*own, *spare]))
         packets[0, -1] = packets[:, -1].max()
         return packets[: self.plan.num_shards]
 
@@ -180,7 +180,7 @@ class Trainer:
         total: list[Tensor] | None = None
         num_rows = batch.rows_SR.shape[1]
         losses_2R = torch.zeros(2, num_rows, device=self.family.device)
-        for places in batch.parts(shard, self.thrift.micro_rows):
+        for places in batch.parts(shard, self.savings.micro_rows):
             own, kept = self._losses(batch, shard, places)
             aim = own.sum() / self.plan.num_rows
             if self.plan.prior_weight:
@@ -224,13 +224,13 @@ class Trainer:
 
     def _validate_if_due(self) -> float | None:
         """Validate with the averaged weights every `validate_every` steps and after the last step."""
-        if self.judge is None or (self.step % self.plan.validate_every and self.step < self.plan.steps):
+        if self.validator is None or (self.step % self.plan.validate_every and self.step < self.plan.steps):
             return None
         with self.averaged():
-            loss = self.judge.loss(
-                self.exchange.rank, self.exchange.num_workers, self.exchange.gather, self.thrift.sharded
+            loss = self.validator.loss(
+                self.collectives.rank, self.collectives.num_workers, self.collectives.gather, self.savings.sharded
             )
-        if self.verdicts.add(self.step, loss):
+        if self.validations.add(self.step, loss):
             self.best = [average.clone() for average in self.average]
         return loss
 
@@ -281,7 +281,7 @@ class Trainer:
     @property
     def published_step(self) -> int:
         """Step of the average that is published."""
-        return self.step if self.verdicts.best is None else self.verdicts.best[0]
+        return self.step if self.validations.best is None else self.validations.best[0]
 
     def adapter(self) -> dict[str, Tensor]:
         """The weights to publish, by PEFT key."""
@@ -316,7 +316,7 @@ class Trainer:
         facts = {
             "step": self.step,
             "identity": self.identity(),
-            "validations": self.verdicts.history,
+            "validations": self.validations.history,
             "optimizer": optimizers.saved_numbers(self.optimizer),
         }
         (folder / _FACTS).write_text(json.dumps(facts))
@@ -328,10 +328,10 @@ class Trainer:
             return False
         tensors = safetensors.torch.load_file(folder / _TENSORS, device=str(self.family.device))
         self.step = int(facts["step"])
-        self.verdicts.history = [(int(step), float(loss)) for step, loss in facts["validations"]]
+        self.validations.history = [(int(step), float(loss)) for step, loss in facts["validations"]]
         self._put(self._taken("weight", tensors))
         self.average = self._taken("average", tensors)
-        self.best = self._taken("best", tensors) if self.verdicts.history else None
+        self.best = self._taken("best", tensors) if self.validations.history else None
         kept = {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")}
         optimizers.restore(self.optimizer, self.named, kept, facts["optimizer"])
         return True
@@ -344,6 +344,6 @@ class Trainer:
 
     def identity(self) -> str:
         """A digest of everything that determines the result: plan, pictures, captions and base."""
-        judged = self.judge.held_out.digest if self.judge else None
+        judged = self.validator.held_out.digest if self.validator else None
         parts = [self.plan.identity(), self.examples.digest, judged, self.family.revision, str(self.family.dtype)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

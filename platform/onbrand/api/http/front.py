@@ -1,6 +1,6 @@
 """The app in front of Ray Serve's proxy: exposes only public paths, applies limits and removes Serve's headers.
 
-It works on connections and client addresses. `edge` and the routes authenticate callers and interpret bodies.
+It works on connections and client addresses. `middleware` and the routes authenticate callers and interpret bodies.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Responder:
         self._is_replaced = False
 
     async def send(self, message: Message) -> None:
-        """Forward a message of the API. Serve's own errors lack the edge's headers and are replaced by a problem."""
+        """Forward a message of the API. Serve's own errors, without the headers of `middleware`, become problems."""
         if message["type"] == "http.response.start" and _is_serves_own(message):
             self._is_replaced = True
             await self.problem(_OF_STATUS.get(message["status"], _unforeseen(message["status"])))

@@ -22,7 +22,7 @@ _PIXELS_MULTIPLIED = 1024
 
 def use_onednn(part: nn.Module) -> None:
     """Compute a float32 part's linear layers on a CPU with oneDNN, as most convolutions are anyway. Also prepare
-    upsampling convolutions for folding (`blocks`), and compute 1x1 convolutions as products.
+    upsampling convolutions for folding (`unet_blocks`), and compute 1x1 convolutions as products.
 
     PyTorch uses MKL for linear layers, which uses AVX2 on CPUs that are not Intel's. For convolutions of one small
     picture it uses im2col: slower with two threads than with one, and rounded differently from the same picture in a

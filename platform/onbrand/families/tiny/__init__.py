@@ -1,6 +1,6 @@
 """The tiny base of every family: real pipelines at 64 px, trained from scratch on pictures drawn here.
 
-Importing this package needs no torch; `train.py` and `score.py` need it once called.
+Importing this package needs no torch. `tools.tiny_bases` trains and scores the bases.
 """
 
 from pathlib import Path

@@ -114,7 +114,7 @@ class Examples:
         class_rows_N: row with the caption without the trigger word; `no_caption` if classes are not encoded.
         no_caption: row of `text` for a dropped caption.
         sizes_N6: SDXL's original size, crop and target size; None for other families and for tiny bases.
-        thumbs_P3SS: thumbnails (`memorisation`) of the brand's P pictures.
+        thumbs_P3SS: thumbnails (`memorization`) of the brand's P pictures.
         digest: identifies the content, so that a checkpoint is never continued on other pictures.
     """
 

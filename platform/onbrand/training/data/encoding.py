@@ -33,7 +33,7 @@ def encode(
     prior: Sequence[Picture] = (),
     wording: CaptionVariants = CaptionVariants(),
     cache: Cache | None = None,
-    exchange: Collectives | None = None,
+    collectives: Collectives | None = None,
 ) -> Examples:
     """Latents and text embeddings of all pictures, the same on every worker.
 
@@ -47,7 +47,7 @@ def encode(
     if not len(pictures):
         raise InvalidInput("the job has no pictures; give it at least one", param="training_asset_ids")
     sides = (resolutions,) if isinstance(resolutions, int) else tuple(resolutions)
-    encoder = _Encoder(family, cache or NoCache(), exchange or SingleWorker())
+    encoder = _Encoder(family, cache or NoCache(), collectives or SingleWorker())
     encoder.add_own(pictures, sides)
     return encoder.finish(prior, wording, max(sides))
 
@@ -55,8 +55,8 @@ def encode(
 class _Encoder:
     """Collects the rows of the examples; holds one picture in memory at a time."""
 
-    def __init__(self, family: Family, cache: Cache, exchange: Collectives) -> None:
-        self.family, self.cache, self.exchange = family, cache, exchange
+    def __init__(self, family: Family, cache: Cache, collectives: Collectives) -> None:
+        self.family, self.cache, self.collectives = family, cache, collectives
         self.step = bucket_step(family.spec, family.recommended.resolution)
         self.latents: list[Tensor] = []
         self.captions: list[str] = []
@@ -66,7 +66,7 @@ class _Encoder:
         self.digest = hashlib.sha256()
 
     def add_own(self, pictures: Sequence[Picture], sides: Sequence[int]) -> None:
-        for made in shared(self.exchange, pictures, lambda picture: self._encoded(picture, sides)):
+        for made in shared(self.collectives, pictures, lambda picture: self._encoded(picture, sides)):
             caption, name = _text(made["caption"]), _text(made["name"])
             for number, sizes in enumerate(made["sizes"].tolist()):
                 self.latents.append(made[f"latents{number}"])
@@ -99,7 +99,7 @@ class _Encoder:
         return self.cache.tensors(content, f"latents {crop}", made)["latents"]
 
     def finish(self, prior: Sequence[Picture], wording: CaptionVariants, side: int) -> Examples:
-        texts = _Texts(self.family, self.cache, self.exchange)
+        texts = _Texts(self.family, self.cache, self.collectives)
         wordings = [wording.wordings(caption) for caption in self.captions]
         classes = [wording.class_of(caption) for caption in self.captions] if wording.classes else []
         texts.add([text for each in (*wordings, classes) for text in each])
@@ -128,7 +128,7 @@ class _Encoder:
         def made(part: Sequence[Picture]) -> Tensors:
             return {"latents": _latents(self.family, [fitted(picture.image, side) for picture in part])}
 
-        for part in shared(self.exchange, _parts(prior), encoded):
+        for part in shared(self.collectives, _parts(prior), encoded):
             self.latents.extend(part["latents"])
         self.sizes.extend((side, side, 0, 0, side, side) for _ in prior)
 
@@ -136,8 +136,8 @@ class _Encoder:
 class _Texts:
     """Encodes every distinct text once."""
 
-    def __init__(self, family: Family, cache: Cache, exchange: Collectives) -> None:
-        self._family, self._cache, self._exchange = family, cache, exchange
+    def __init__(self, family: Family, cache: Cache, collectives: Collectives) -> None:
+        self._family, self._cache, self._exchange = family, cache, collectives
         self._row_of: dict[str, int] = {}
         self._num_rows = 0
         self.encoded: list[Conditioning] = []

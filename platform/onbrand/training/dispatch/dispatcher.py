@@ -108,7 +108,7 @@ class Dispatcher:
         tick_seconds: float = TICK_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._settings, self._secrets, self._doors = settings, secrets, db
+        self._settings, self._secrets, self._db = settings, secrets, db
         self._providers = {provider.name: provider for provider in providers}
         self.bounds = bounds or _bounds_of(settings)
         self._tick_seconds, self._lease_seconds = tick_seconds, lease_seconds
@@ -142,7 +142,7 @@ class Dispatcher:
 
     async def _lead(self, seconds: float) -> bool:
         began = time.monotonic()
-        async with self._doors.dispatch_session() as session:
+        async with self._db.dispatch_session() as session:
             leads = await job_queue.lead(session, self._name, seconds)
         self._leads_until = began + seconds if leads else 0.0
         return leads
@@ -209,7 +209,7 @@ class Dispatcher:
             if job.waiting_for == reason:
                 return
             ticket = self._ticket(job)
-            async with self._doors.system_session(ticket) as session:
+            async with self._db.system_session(ticket) as session:
                 await training_worker.waits(session, ticket, reason)
 
         return say
@@ -223,12 +223,12 @@ class Dispatcher:
         )
 
     async def _queue(self) -> list[QueueEntry]:
-        async with self._doors.dispatch_session() as session:
+        async with self._db.dispatch_session() as session:
             return await job_queue.queue(session)
 
     async def _end_orphaned(self) -> None:
         """End open jobs of removed members. Their tickets are refused from then on, so the workers end too."""
-        async with self._doors.dispatch_session() as session:
+        async with self._db.dispatch_session() as session:
             orphans = await job_queue.end_orphaned(session)
         for orphan in orphans:
             log.warning("%s %s is ended: its member was removed", orphan.kind, orphan.job_id)
@@ -283,7 +283,7 @@ class Dispatcher:
         ticket, attempt = self._ticket(job), job.attempts + 1
         await self._write(job, ticket)
         provider_job_id = await asyncio.to_thread(self._submission, job, ticket, attempt)
-        async with self._doors.system_session(ticket) as session:
+        async with self._db.system_session(ticket) as session:
             await training_worker.submitted(session, ticket, provider_job_id, attempt)
         self._sighting(job).ended_before = False
         self._sighting(job).submitted_at = time.monotonic()
@@ -314,7 +314,7 @@ class Dispatcher:
 
     async def _cancel(self, job: QueueEntry) -> None:
         ticket = self._ticket(job)
-        async with self._doors.system_session(ticket) as session:
+        async with self._db.system_session(ticket) as session:
             await training_worker.canceled(session, ticket)
 
     async def _fail(self, job: QueueEntry) -> None:
@@ -331,5 +331,5 @@ class Dispatcher:
 
     async def _end(self, job: QueueEntry, code: str, message: str) -> None:
         ticket = self._ticket(job)
-        async with self._doors.system_session(ticket) as session:
+        async with self._db.system_session(ticket) as session:
             await training_worker.fail(session, ticket, code, message)

@@ -86,7 +86,7 @@ class DeskTickets:
     desk: ActorHandle
 
     def newest(self) -> str:
-        """The desk's token. Raises TicketRefused if it has none, Unavailable if it does not answer."""
+        """The actor's token. Raises TicketRefused if it has none, Unavailable if it does not answer."""
         import ray
 
         try:
@@ -116,7 +116,7 @@ class TicketActor:
 
 
 def handed_out(settings: Settings, brand_id: str, job_id: str) -> TicketSource:
-    """The ticket source for this job's processes on other nodes. The driver calls it; the desk ends with the driver."""
+    """The ticket source for this job's processes on other nodes. The driver calls it; its actor ends with it."""
     folder = ticket_folder(settings, brand_id, job_id)
     if runs_bucket(settings) is None:
         return FileTickets(folder)

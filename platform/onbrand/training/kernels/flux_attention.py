@@ -23,7 +23,7 @@ from onbrand.training.kernels.lora_layers import is_plain
 class Projected(torch.autograd.Function):
     """Queries and keys [B, L, 2, O], values [B, L, O]: W x + b + B A x for three frozen W and b, LoRA or none.
 
-    Gradients of x, A and B, as in `layers.LoraLinear`; one product for all three A, and no separate sum for x.
+    Gradients of x, A and B, as in `lora_layers.LoraLinear`; one product for all three A, and no separate sum for x.
     """
 
     @staticmethod

@@ -71,12 +71,12 @@ class MemoryEstimator:
     def is_large(self) -> bool:
         return self._base > LARGE_BASE * self._dtype.itemsize
 
-    def estimate(self, thrift: MemorySavings) -> Footprint:
+    def estimate(self, savings: MemorySavings) -> Footprint:
         """The device memory of a run with these settings."""
-        base = self._base - saved_bytes(self._hollow.family.denoiser, thrift.quantization)
-        base //= self.num_workers if thrift.sharded else 1
+        base = self._base - saved_bytes(self._hollow.family.denoiser, savings.quantization)
+        base //= self.num_workers if savings.sharded else 1
         text, vae = self._hollow.text_bytes, self._vae
-        step, adapter = self._step(thrift)
+        step, adapter = self._step(savings)
         reserve = int(_RESERVE_BYTES) if self.parked else 0
         encode, decode = self._pictures
         beside_text, beside_base = (0, 0) if self.parked else (base, text)
@@ -86,23 +86,23 @@ class MemoryEstimator:
             drawing=reserve + base + vae + beside_base + adapter + decode,
         )
 
-    def _step(self, thrift: MemorySavings) -> tuple[int, int]:
+    def _step(self, savings: MemorySavings) -> tuple[int, int]:
         """(activations and gradients of one forward and backward pass, the adapter's own state), in bytes."""
-        asked = (thrift.micro_rows, thrift.gradient_checkpointing)
+        asked = (savings.micro_rows, savings.gradient_checkpointing)
         if asked not in self._steps:
             self._steps[asked] = self._weighed_step(*asked)
         return self._steps[asked]
 
     def _weighed_step(self, rows: int, checkpointing: bool) -> tuple[int, int]:
-        hollow = MetaFamily(self.plan.family, self._folder, self._dtype)
-        family, plan = hollow.family, self.plan
+        meta = MetaFamily(self.plan.family, self._folder, self._dtype)
+        family, plan = meta.family, self.plan
 
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
-        hollow.settle()
+        meta.settle()
         fuse(family.denoiser)
         if checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        weights, text = lora.trainable(family.denoiser), hollow.conditioning(rows)
+        weights, text = lora.trainable(family.denoiser), meta.conditioning(rows)
         shape = family.latent_shape(plan.resolution, plan.resolution)
 
         def step() -> Any:
@@ -113,17 +113,17 @@ class MemoryEstimator:
             return torch.autograd.grad(sum(losses), weights)  # type: ignore[arg-type]
 
         numbers = sum(weight.numel() for weight in weights)
-        return hollow.peak_bytes(step), 4 * numbers * (_STATES + plan.num_shards)
+        return meta.peak_bytes(step), 4 * numbers * (_STATES + plan.num_shards)
 
     @cached_property
     def _pictures(self) -> tuple[int, int]:
         """(encoding a picture, decoding one), in bytes, without the VAE's weights."""
-        hollow = MetaFamily(self.plan.family, self._folder, self._dtype)
-        hollow.settle()
-        family, side = hollow.family, self.plan.resolution
+        meta = MetaFamily(self.plan.family, self._folder, self._dtype)
+        meta.settle()
+        family, side = meta.family, self.plan.resolution
         latents = (1, *family.latent_shape(side, side))
-        encode = hollow.peak_bytes(lambda: family.encode_images(torch.zeros(1, 3, side, side)))
-        return encode, hollow.peak_bytes(lambda: family.decode(torch.zeros(latents)))
+        encode = meta.peak_bytes(lambda: family.encode_images(torch.zeros(1, 3, side, side)))
+        return encode, meta.peak_bytes(lambda: family.decode(torch.zeros(latents)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Admission:
         steps_down: levels below the plan's own settings.
     """
 
-    thrift: MemorySavings
+    savings: MemorySavings
     steps_down: int = 0
     needed: int | None = None
     budget: int | None = None
@@ -167,18 +167,18 @@ class Admission:
             return None
         sizes = {"needed_gb": self.needed, "budget_gb": self.budget}
         told = {name: round(size / GB, 2) for name, size in sizes.items() if size is not None}
-        return {"way": self.thrift.words(), "steps_down": self.steps_down, **told}
+        return {"way": self.savings.words(), "steps_down": self.steps_down, **told}
 
 
 def admit_together(
-    plan: Plan, folder: Path, dtype: torch.dtype, allowance: Allowance, device: torch.device, exchange: Collectives
+    plan: Plan, folder: Path, dtype: torch.dtype, allowance: Allowance, device: torch.device, collectives: Collectives
 ) -> Admission:
     """`admit` with the smallest budget of all workers; same result on all. Raises OutOfMemory."""
     own = allowance.budget(device)
-    told = exchange.gather(torch.tensor([float("inf") if own is None else float(own)], dtype=torch.float64))
+    told = collectives.gather(torch.tensor([float("inf") if own is None else float(own)], dtype=torch.float64))
     least = float(told.min())
     budget = None if math.isinf(least) else int(least)
-    return admit(plan, folder, dtype, allowance, device, budget, exchange.num_workers)
+    return admit(plan, folder, dtype, allowance, device, budget, collectives.num_workers)
 
 
 def admit(
@@ -201,15 +201,15 @@ def admit(
     if budget is None:
         ways = [way for way in savings_levels(plan, large=False) if not way.sharded]
         return Admission(_at(ways, allowance.steps_down), allowance.steps_down)
-    scale = MemoryEstimator(plan, folder, dtype, device.type == "cuda", num_workers)
-    ways = list(savings_levels(plan, scale.is_large and device.type == "cuda", num_workers))
-    sizes = (scale.estimate(way).peak for way in ways)
+    estimator = MemoryEstimator(plan, folder, dtype, device.type == "cuda", num_workers)
+    ways = list(savings_levels(plan, estimator.is_large and device.type == "cuda", num_workers))
+    sizes = (estimator.estimate(way).peak for way in ways)
     first = next((place for place, size in enumerate(sizes) if size <= budget), None)
     if first is None:
-        raise _too_much(scale.estimate(ways[-1]), ways[-1], budget)
+        raise _too_much(estimator.estimate(ways[-1]), ways[-1], budget)
     place = first + allowance.steps_down
     way = _at(ways, place)
-    return Admission(way, place, scale.estimate(way).peak, budget)
+    return Admission(way, place, estimator.estimate(way).peak, budget)
 
 
 def _at(ways: list[MemorySavings], place: int) -> MemorySavings:

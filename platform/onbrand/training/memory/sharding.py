@@ -1,7 +1,7 @@
 """Sharding of the frozen base over all workers (FSDP2), for a base that does not fit on one device.
 
-The adapter is replicated on every worker, and `exchange` shares its gradients as usual. A pass through a sharded base
-gathers each block from all workers, so all must do the same number of passes at the same time.
+The adapter is replicated on every worker, and `ray.collectives` shares its gradients as usual. A pass through a
+sharded base gathers each block from all workers, so all must do the same number of passes at the same time.
 """
 
 from __future__ import annotations

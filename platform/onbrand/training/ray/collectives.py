@@ -62,7 +62,7 @@ class ProcessGroup:
         return torch.cat(parts)
 
 
-def shared(exchange: Collectives, things: Sequence[T], make: Callable[[T], Tensors]) -> list[Tensors]:
+def shared(collectives: Collectives, things: Sequence[T], make: Callable[[T], Tensors]) -> list[Tensors]:
     """Apply `make` to all `things`: each worker does its share, and all get all results, in order, on the CPU.
 
     Args:
@@ -71,21 +71,21 @@ def shared(exchange: Collectives, things: Sequence[T], make: Callable[[T], Tenso
     Raises:
         OnbrandError: the error of the lowest rank whose `make` failed; raised on every worker.
     """
-    own = range(exchange.rank, len(things), exchange.num_workers)
-    if exchange.num_workers == 1:
+    own = range(collectives.rank, len(things), collectives.num_workers)
+    if collectives.num_workers == 1:
         return [_made(things[place], make) for place in own]
-    parts = [_unpacked(part) for part in gather_bytes(exchange, _packed(own, things, make))]
+    parts = [_unpacked(part) for part in gather_bytes(collectives, _packed(own, things, make))]
     made = {place: tensors for part in parts for place, tensors in part.items()}
     return [made[place] for place in range(len(things))]
 
 
-def gather_bytes(exchange: Collectives, own: bytes) -> list[bytes]:
+def gather_bytes(collectives: Collectives, own: bytes) -> list[bytes]:
     """Every worker's bytes, in the order of ranks."""
-    sizes = [int(size) for size in exchange.gather(torch.tensor([len(own)]))]
+    sizes = [int(size) for size in collectives.gather(torch.tensor([len(own)]))]
     padded_1K = torch.zeros(1, max(sizes), dtype=torch.uint8)
     if own:
         padded_1K[0, : len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
-    everyone_NK = exchange.gather(padded_1K).cpu()
+    everyone_NK = collectives.gather(padded_1K).cpu()
     return [everyone_NK[rank, :size].numpy().tobytes() for rank, size in enumerate(sizes)]
 
 
