@@ -22,7 +22,7 @@ OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and iss
 
 
 def python(program: str, folder: Path = ROOT) -> str:
-    """What a fresh Python prints."""
+    """The output of a new Python process."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,

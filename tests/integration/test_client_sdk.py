@@ -31,7 +31,7 @@ async def acme(platform: Platform, make_brand: MakeBrand, pictures: Any) -> Bran
 
 
 class Clients:
-    """Makes clients of the platform, and closes them all."""
+    """Creates clients of the platform, and closes them all."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform

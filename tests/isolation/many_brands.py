@@ -357,7 +357,7 @@ async def settle(platform: Platform, visitors: list[Visitor]) -> None:
 
 
 async def mingle(visitors: list[Visitor], num_requests: int, concurrency: int, seed: int) -> Counter[str]:
-    """Send random requests of all visitors, `at_once` at a time; returns how often each action ran."""
+    """Send random requests of all visitors, `concurrency` at a time; returns how often each action ran."""
     done: Counter[str] = Counter()
     left = num_requests
     weights_of = [weight for _, weight in ACTIONS]

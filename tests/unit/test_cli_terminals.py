@@ -29,7 +29,7 @@ output.print_failure(output.Failure(1, "x", "Größe 画"), False)
 
 
 def run(*arguments: str | bytes, config: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`onbrand ARGUMENTS` with nothing of a user's in its environment."""
+    """Run `onbrand ARGUMENTS` without a user's settings in its environment."""
     return subprocess.run(
         [sys.executable, "-m", "onbrand.cli", *arguments],
         env=surroundings(config, **env),

@@ -209,7 +209,7 @@ def test_a_mask_is_seen():
 
 
 class Counted:
-    """How often a layer was computed."""
+    """Counts how often a layer was computed."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.num = 0

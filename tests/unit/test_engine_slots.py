@@ -67,7 +67,7 @@ def put(slots: Slots, layers: dict[str, LayerWeights], rank: int, scale: float =
 
 
 def merged(toy: nn.Module, layers: dict[str, LayerWeights], scale: float) -> nn.Module:
-    """The base with the update added to its weights: what one row must look like."""
+    """The base with the update added to its weights, the reference for one row."""
     alone = type(toy)().eval().requires_grad_(False)
     alone.load_state_dict(toy.state_dict())
     for name, module in alone.named_modules():
@@ -114,7 +114,7 @@ def replace_added(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., An
 
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each addition of deltas was for."""
+    """The number of rows in each addition of deltas."""
     nums: list[int] = []
     real = lora_math.added
     replace_added(monkeypatch, lambda *asked: nums.append(len(asked[2])) or real(*asked))

@@ -75,7 +75,7 @@ def updates_of(state):
 
 
 def must_add(own, pairs, scale=1.0):
-    """The imported file adds to every layer what its source does."""
+    """Check that the imported file adds to every layer what its source does."""
     found = updates_of(own.state)
     assert set(found) == set(pairs)
     for path, (a, b) in pairs.items():
@@ -206,7 +206,7 @@ def test_a_matrix_of_a_3x3_convolution_is_refused_by_name(sd15):
 
 
 def originals_of(flux, data):
-    """The file in the names of FLUX' original, as ComfyUI writes them."""
+    """The file with the layer names of the original FLUX, as ComfyUI writes them."""
     names = {"single_blocks": "single_blocks", "double_blocks": "double_blocks"}
     parts = ["img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "modulation"]
     parts += ["img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer"]

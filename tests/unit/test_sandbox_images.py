@@ -39,13 +39,13 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes = b"", more: bytes = b"") -> bytes:
-    """A PNG whose header promises a size, whatever `data` holds."""
+    """A PNG whose header declares a size, independent of `data`."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + more + png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
 
 
 def webp_of(width: int, height: int) -> bytes:
-    """A WEBP whose canvas promises a size."""
+    """A WEBP whose canvas declares a size."""
     canvas = b"\x10\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     chunk = b"VP8X" + struct.pack("<I", len(canvas)) + canvas
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk

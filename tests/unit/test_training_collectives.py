@@ -27,7 +27,7 @@ WORDING = CaptionVariants("acme", shuffle=True, classes=True)
 
 
 def on_all(num_workers: int, work: Callable[[Collectives], T]) -> list[T]:
-    """What `work` returns (or raises) on each of so many workers, which are threads."""
+    """The result (or error) of `work` on each of this many workers, which are threads."""
     group = Together(num_workers)
     with ThreadPoolExecutor(num_workers) as pool:
         return [each.result(60) for each in [pool.submit(work, group.worker(rank)) for rank in range(num_workers)]]

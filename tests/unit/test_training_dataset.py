@@ -16,7 +16,7 @@ from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small
 
 
 class Shelf:
-    """Pictures by id, as the ticket's client reads them."""
+    """Pictures by id, read as the ticket's client does."""
 
     def __init__(self, **files: bytes) -> None:
         self.files = files

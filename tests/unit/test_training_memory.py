@@ -38,7 +38,7 @@ def test_a_hollow_family_has_the_size_and_the_shapes_of_the_real_one(name):
 
 @pytest.fixture(scope="module")
 def estimator() -> MemoryEstimator:
-    """One for all, for weighing takes seconds and what was weighed is known."""
+    """One estimator for all tests, as an estimate takes seconds and is cached."""
     return MemoryEstimator(small_plan(prior_rows=0), base_of("sd15"), torch.float32, parked=False)
 
 
@@ -108,7 +108,7 @@ def test_after_running_out_of_memory_it_is_one_step_lower_until_none_is_left(adm
 
 
 def real_base(folder: Path) -> Path:
-    """The configuration of FLUX.1, and no weights: diffusers' defaults are its own sizes."""
+    """The configuration of FLUX.1 without weights. diffusers' defaults have its sizes."""
     index = {
         "_class_name": "FluxPipeline",
         "transformer": ["diffusers", "FluxTransformer2DModel"],

@@ -32,7 +32,7 @@ NUM_PICTURES = 8
 
 
 class Platform:
-    """The internal routes and the heartbeat, as far as a run calls them."""
+    """The internal routes and the heartbeat that a run calls."""
 
     stop, gone, finish_requested = False, False, False
 
@@ -169,7 +169,7 @@ def test_a_run_that_is_stopped_publishes_the_best_step_that_it_has(tmp_path):
 
 
 class BesideRankZero:
-    """The exchange of rank 1 of 2, after rank 0 has said its part."""
+    """The collectives of rank 1 of 2, after rank 0 has sent its part."""
 
     rank, num_workers = 1, 2
 

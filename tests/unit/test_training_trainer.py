@@ -32,7 +32,7 @@ from tests.unit.training_bases import (
 
 
 class Together:
-    """Workers as threads of one process: the packets of all, in the order of ranks."""
+    """Workers as threads of one process, whose packets are combined in the order of ranks."""
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers

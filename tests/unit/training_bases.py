@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
-from onbrand.families.bases import base_source
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
 from onbrand.families.spec import SPECS, with_family_defaults
@@ -20,16 +17,10 @@ from onbrand.training.data.encoding import encode
 from onbrand.training.ray.collectives import Collectives
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.trainer import Trainer
+from tools.harness.tiny_families import base_of
 
 FAMILIES = ("sd15", "sdxl", "flux")
 SIDE = 64
-
-
-def base_of(name: str) -> Path:
-    """The base to test with: our own tiny flavour, or one below the folder ONBRAND_TEST_BASES."""
-    if "ONBRAND_TEST_BASES" in os.environ:
-        return Path(os.environ["ONBRAND_TEST_BASES"]) / name
-    return Path(base_source(name, {}))
 
 
 def fresh_family(name: str = "sd15") -> Family:
