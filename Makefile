@@ -6,10 +6,14 @@ RUN := .venv/.ready-to-run
 TEST := .venv/.ready-to-test
 CHECK := .venv/.ready-to-check
 
+QUICK := tests/unit tests/architecture tests/integration/test_db_session.py tests/integration/test_identity_members.py \
+	tests/integration/test_api_routes.py tests/isolation/test_matrix_sql.py tests/isolation/test_isolation_regressions.py \
+	tests/numerics/test_engine_overflow.py
+
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check prove-wall bench schema docs
+.PHONY: help setup demo up test quick check prove-wall bench schema docs
 
 help: ## What there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +30,9 @@ up: $(RUN) ## Run the platform here, until Ctrl-C
 
 test: $(TEST) ## All tests, against a real PostgreSQL and a real object store
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
+
+quick: $(TEST) ## Unit and architecture tests without the slow ones, and a few of the rest: under three minutes
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --no-loadscope-reorder -m "not slow" $(QUICK) $(ARGS)
 
 check: $(CHECK) ## Style, types and floors
 	.venv/bin/ruff check

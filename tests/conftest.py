@@ -39,7 +39,7 @@ pytest_plugins = [
 ]
 
 os.environ.setdefault("RAY_worker_niceness", "0")
-"""Ray gives its workers way to everything else (niceness 15): beside other tests, replicas would get no turn."""
+"""Ray gives its workers niceness 15. With other tests at the same time, replicas would get no processor time."""
 
 _OLD_KNOBS = (
     "REAL_SIZES", "SCHEDULES", "LOAD_REQUESTS", "LOAD_SEED", "FUZZ_CASES", "FUZZ_SEED", "COMPILED_FAMILIES",
@@ -50,17 +50,8 @@ for _knob in _OLD_KNOBS:  # the platform refuses names that it does not know, bu
         os.environ.setdefault(f"ONBRAND_TEST_{_knob}", _value)
 
 
-MINUTES = {
-    "demo": "runs the whole of 'onbrand demo'",
-    "long": "kills or starves trainings on a real Ray, or compiles with inductor",
-}
-"""What takes minutes, and runs only where `-m` names it."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    for name, what in MINUTES.items():
-        config.addinivalue_line("markers", f"{name}: {what} (minutes; only with -m {name})")
-    config.addinivalue_line("markers", "ends_the_platform: comes last of the acceptance tests")
+MINUTES = ("demo", "long")
+"""Markers of tests that take minutes and run only if `-m` names them. pyproject.toml describes them."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,14 +67,14 @@ MakeBrand = Callable[..., Awaitable[BrandOfPeople]]
 
 @pytest.fixture(scope="session")
 def data_folder() -> Iterator[Callable[[], Path]]:
-    """`data_folder()`: a new folder for a database; not below pytest's, which other sessions close to the server."""
+    """`data_folder()`: a new folder for a database, outside pytest's, which other sessions close to the server."""
     with contextlib.ExitStack() as folders:
         yield lambda: Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="onbrand-test-")))
 
 
 @pytest.fixture(scope="session")
 def settings(data_folder: Callable[[], Path]) -> Settings:
-    """Settings whose data directory is temporary. Tests come from one client address, and may try often."""
+    """Settings with a temporary data directory. All tests come from one client address, so logins are not limited."""
     many = Limits(logins_per_address=10_000, sign_ups_per_address=10_000)
     return Settings(data_dir=data_folder(), limits=many)
 
@@ -94,7 +85,7 @@ def secrets(settings: Settings) -> Secrets:
 
 
 def without_waiting_for_the_disk(owner_url: str) -> None:
-    """No test pulls the plug of this server: what it writes need not survive a power cut."""
+    """Turn off fsync, as test databases need not survive a power failure."""
     with psycopg.connect(owner_url, autocommit=True) as connection:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             connection.execute(f"alter system set {setting} = off")  # type: ignore[arg-type]
@@ -123,7 +114,7 @@ def database(settings: Settings, secrets: Secrets) -> Iterator[DatabaseUrls]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def db(database: DatabaseUrls, secrets: Secrets) -> AsyncIterator[Database]:
-    """Both doors."""
+    """The web and the system login."""
     opened = await Database.open(database.web_url, database.system_url, claims_key=secrets.claims)
     yield opened
     await opened.close()
@@ -131,7 +122,7 @@ async def db(database: DatabaseUrls, secrets: Secrets) -> AsyncIterator[Database
 
 @pytest.fixture
 def owner(database: DatabaseUrls) -> Iterator[psycopg.Connection]:
-    """A connection of the database's owner in a transaction that is rolled back: to look, and to break things."""
+    """A connection of the database's owner, whose transaction is rolled back."""
     with psycopg.connect(database.owner_url) as connection:
         yield connection
         connection.rollback()
@@ -159,7 +150,7 @@ def make_user(db: Database) -> MakeUser:
 
 
 async def join(db: Database, brand_id: str, admin: Person, person: Person, role: str = "member") -> None:
-    """The admin invites the person, who accepts."""
+    """Let the admin invite the person, who accepts."""
     async with db.user_session(admin.scope) as session:
         made = await invitations.invite(session, brand_id, person.email, role)
     async with db.user_session(person.scope) as session:

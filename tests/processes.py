@@ -18,7 +18,7 @@ LONGEST_FIRST = (
     "tests/integration/",
     "tests/numerics/",
 )
-"""What begins first, so that no process is left alone with something long at the end."""
+"""Tests that start first, so that no process is left alone with a long one at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:

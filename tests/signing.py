@@ -18,17 +18,17 @@ SET = (
 def become(
     connection: psycopg.Connection[Any], signer: ClaimsSigner, role: str = "authenticated", **claims: Any
 ) -> None:
-    """Let the rest of the transaction run with this role and these claims."""
+    """Set this role and these signed claims for the rest of the transaction."""
     connection.execute(SET, [role, *signer.sign(role, claims, stamp_of(connection))])
 
 
 def forge(connection: psycopg.Connection[Any], role: str, claims: Mapping[str, Any]) -> None:
-    """The same without the key: what somebody who holds a login, and nothing else, can do."""
+    """Set role and claims without a signature, as an attacker with a stolen login can."""
     connection.execute(SET, [role, *ClaimsSigner("00" * 32).sign(role, claims, stamp_of(connection))])
 
 
 def stamp_of(connection: psycopg.Connection[Any]) -> str:
-    """What names the connection's transaction."""
+    """The stamp of the connection's transaction."""
     row = connection.execute(f"select {STAMP}").fetchone()
     assert row is not None
     return str(row[0] if isinstance(row, tuple) else row["stamp"])

@@ -33,7 +33,7 @@ SECRETS = Secrets(tokens="t" * 64, tickets="k" * 64, links="l" * 64, claims="c" 
 
 @dataclass(frozen=True)
 class Place:
-    """A store, and whoever answers its links."""
+    """A store, and the client that uses its links."""
 
     name: str
     settings: Settings
@@ -41,7 +41,7 @@ class Place:
     stranger: httpx.Client
 
     def send(self, link: UploadLink, data: bytes, **changed: Any) -> httpx.Response:
-        """Use an upload's link as it says, but for what is `changed`: url, method, headers, fields, content_type."""
+        """Send data by an upload link, with `changed` parts: url, method, headers, fields, content_type."""
         url, method = changed.get("url", link.url), changed.get("method", link.method)
         headers = {**link.headers, **changed.get("headers", {})}
         if link.method == "PUT":
@@ -63,7 +63,7 @@ class Place:
 
 
 def s3_settings(server: CephS3, folder: Path, **changes: object) -> Settings:
-    """A store of its own in the server: every test has buckets with its own prefix."""
+    """Settings of a separate store in the server: each test has buckets with its own prefix."""
     given = {
         "data_dir": folder,
         "storage_url": f"s3://t{uuid.uuid4().hex[:12]}-",
@@ -75,7 +75,7 @@ def s3_settings(server: CephS3, folder: Path, **changes: object) -> Settings:
 
 
 def settings_of(request: pytest.FixtureRequest, folder: Path, **changes: object) -> Settings:
-    """Settings of the place that a fixture's parameter names: `local`, `s3`, or `s3-put` (it takes no forms)."""
+    """Settings of the store that a fixture's parameter names: `local`, `s3`, or `s3-put` (which takes no forms)."""
     if request.param == "local":
         return Settings(data_dir=folder, **changes)  # type: ignore[arg-type]
     server = request.getfixturevalue("s3_server")
@@ -115,7 +115,7 @@ def s3_place(s3_server: CephS3, tmp_path: Path) -> Iterator[Place]:
 
 @contextmanager
 def open_place(name: str, settings: Settings) -> Iterator[Place]:
-    """A store that was checked, and its stranger."""
+    """Open and check a store, with a client for its links."""
     store = ObjectStore.from_settings(settings, SECRETS)
     store.check()
     with _stranger(name, settings, store) as stranger:

@@ -49,6 +49,7 @@ async def answered(name: str, orders: Orders) -> Counter[str]:
     return attacker.answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_an_attack_is_made(platform: Platform, orders, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A small one, in this process; each of its answers is one that it is meant to get."""

@@ -2,6 +2,7 @@
 
 import argparse
 
+import pytest
 import safetensors.torch
 import torch
 
@@ -11,6 +12,7 @@ from benchmarks.lib.training_plain import PlainProcess
 from benchmarks.training import measure, plan_of, written_pictures
 
 
+@pytest.mark.slow
 def test_the_plain_loop_trains_in_its_own_process_and_writes_what_diffusers_reads(tmp_path):
     chosen = argparse.Namespace(family="flux", steps=2, batch=None, seed=0, schedule=None, base=None, resolution=None)
     told = argparse.Namespace(**vars(chosen), device="cpu", threads=1, clock="cpu")
@@ -25,6 +27,7 @@ def test_the_plain_loop_trains_in_its_own_process_and_writes_what_diffusers_read
     assert all(name.startswith("transformer.") and up.any() for name, up in ups.items())
 
 
+@pytest.mark.slow
 def test_a_base_with_random_weights_of_any_size_is_trained_as_others_are(tmp_path):
     small = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
     sizes = {

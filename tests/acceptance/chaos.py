@@ -35,29 +35,29 @@ from tools.harness.tiny_families import family_of
 
 ENGINE, SYSTEM, INGRESS = "ServeReplica:engine-sd15:", "ServeReplica:internal:", "ServeReplica:onbrand:"
 MOST_DIFFERENCE = 2
-"""Of 255, between two drawings of one picture: batches of another size class round differently."""
+"""Allowed difference (of 255) of two drawings of one picture, as batches of other size classes round differently."""
 RECOVERY_SECONDS = 240.0
 NARROW = {"ONBRAND_ENGINE__NUM_SLOTS": "4", "ONBRAND_LIMITS__WAITING_PICTURES": "8", "ONBRAND_TRAIN_JOBS": "0"}
-"""A platform on which adapters take each other's slots, and brands are told to wait."""
+"""Settings with few slots and short queues, so that adapters are evicted and requests get 429."""
 MOST_MIXED_DIFFERENCE = 60
-"""Of 255, between the mean of two paints' colours and a picture by both: a decoder is not linear."""
+"""Allowed difference (of 255) of a picture by two adapters from their mean colour, as a decoder is not linear."""
 _RANKS, _SEEDS, _GUIDANCE, _SAMPLERS = (4, 8, 20, 40), range(11, 15), (1.0, 1.5), (None, None, "euler", "dpm++2m")
 _PROMPTS = ("photo of [brand] logo", "a big yellow star on a wall", "[brand]")
 _MOST_LIVE, _EVERY_MASSACRE = 4, 4
 _KILLS_THAT_HIT = 8
-"""Of so many, one hits a drawing, or nothing was shown."""
+"""With this many kills, at least one must interrupt a generation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of everything.
+    """The size of a run.
 
     Args:
-        kills: how often replicas are killed; every fourth time all engines at once.
-        changes: adapters published, deleted or replaced meanwhile.
-        at_once: requests under way.
-        system_kills: how often the replica of the internal routes is killed besides.
-        ingress_kills: how often the ingress is; callers then repeat what nobody answered, with the same key.
+        kills: number of kills of replicas; every fourth one kills all engines at once.
+        changes: adapters that are published, deleted or replaced during the run.
+        at_once: concurrent requests.
+        system_kills: number of kills of the internal routes' replica.
+        ingress_kills: number of kills of the ingress; callers then repeat lost requests with the same key.
     """
 
     requests: int = 2000
@@ -72,11 +72,11 @@ class Plan:
 
 @dataclass
 class Verdict:
-    """What came of it. `wrong` and `lost` say each case in words.
+    """The result of a run. `wrong` and `lost` describe each case.
 
     Args:
-        redrawn: how often a replica was lost under a drawing, which then began anew.
-        reseated: pictures whose adapter sat in a slot that others had before.
+        redrawn: generations that began again after their replica was lost.
+        reseated: pictures whose adapter was in a slot that another adapter had before.
     """
 
     requests: int
@@ -101,7 +101,7 @@ class Verdict:
         return self.answered == self.requests and was_hit and not (self.wrong or self.lost or self.manners.unclean)
 
     def as_json(self) -> dict[str, Any]:
-        """One line's worth: numbers, and the first few cases of what was not right."""
+        """The result as JSON: numbers, and the first few errors."""
         lists = {"wrong": self.wrong, "lost": self.lost, "unclean": self.manners.unclean}
         return {
             "requests": self.requests,
@@ -128,7 +128,7 @@ class Verdict:
 
 @dataclass
 class Model:
-    """A published paint. `is_going` from the moment that somebody began to delete it."""
+    """A published colour adapter. `is_going` is true from the start of its deletion."""
 
     brand_id: str
     name: str
@@ -138,21 +138,21 @@ class Model:
 
 
 class Validator:
-    """Decides whether an answer is the right one; remembers pictures, to compare those that must be equal."""
+    """Checks responses, and remembers pictures to compare equal ones."""
 
     def __init__(self, verdict: Verdict) -> None:
         self._verdict = verdict
         self._seen: dict[tuple[Any, ...], np.ndarray] = {}
 
     def must_be_painted(self, drawn: Drawn, models: Sequence[Model], options: Mapping[str, Any]) -> None:
-        """A picture of a brand's models: brand, adapters, colour, and the same pixels as when it was drawn before."""
+        """Check a picture of a brand's models: brand, adapters, colour, and equal pixels when it is drawn again."""
         about = self.must_be_their_own(drawn, models)
         self.must_have_colour(drawn.pixels_HWC, [model.paint.colour for model in models], about)
         hashes = [model.paint.sha256 for model in models]
         self.must_be_as_before(drawn.pixels_HWC, (*hashes, *_facts(drawn, options)), about)
 
     def must_be_their_own(self, drawn: Drawn, models: Sequence[Model]) -> str:
-        """Of this brand and these adapters, by its row and its receipt; returns whose it is, in words."""
+        """Check brand and adapters in row and receipt; returns a name of the picture for error messages."""
         row, brand_id = drawn.row, models[0].brand_id
         about = f"{brand_id} {'+'.join(model.name for model in models)}"
         hashes = [model.paint.sha256 for model in models]
@@ -164,7 +164,7 @@ class Validator:
         return about
 
     def must_have_colour(self, pixels_HWC: np.ndarray, colours: Sequence[Colour], about: str) -> None:
-        """Of one paint: nearer to its colour than to any other of the palette. Of several: about their mean."""
+        """Check the colour: with one adapter the nearest of the palette, with several about their mean."""
         wanted, found = np.mean(colours, axis=0), pixels_HWC.reshape(-1, 3).mean(axis=0)
         is_right = (
             abs(wanted - found).max() < MOST_MIXED_DIFFERENCE
@@ -182,7 +182,7 @@ class Validator:
                 self._wrong(f"{about}: not the picture that the same request got before")
 
     def must_be_whole(self, generation: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """As many pictures as asked for, each once, with its own seed."""
+        """Check that all requested pictures exist once, each with its own seed."""
         num, seed = options["num_images"], options["seed"]
         found = sorted((image["index"], image["seed"]) for image in generation["images"])
         if found != [(index, seed + index) for index in range(num)]:
@@ -191,14 +191,14 @@ class Validator:
     def must_have_been_told_once(
         self, events: list[tuple[str, dict[str, Any]]], end: str, num: int, about: str
     ) -> None:
-        """One end, and each of `num` pictures once, however often it was begun."""
+        """Check that the events contain one end, and each of `num` pictures once, after any number of restarts."""
         ends = [data["status"] for kind, data in events if kind == "status" and data["status"] != "running"]
         told = sorted(data["index"] for kind, data in events if kind == "image")
         if ends != [end] or told != list(range(num)):
             self._wrong(f"{about}: told its ends as {ends}, its pictures as {told}")
 
     def must_be_missing(self, answer: Mapping[str, Any] | None, about: str) -> None:
-        """404 for what is not there."""
+        """Check that the response is 404."""
         if answer is not None:
             self._wrong(f"{about}: drawn, and not 404")
 
@@ -237,7 +237,7 @@ class Chaos:
         self._num_begun = self._under_way = 0
 
     async def run(self) -> Verdict:
-        """Settle, then load, kills and changes at once."""
+        """Prepare the brands, then run load, kills and changes at once."""
         began = time.monotonic()
         try:
             await self._settle()
@@ -262,7 +262,7 @@ class Chaos:
 
     @asynccontextmanager
     async def _beside(self, *work: Awaitable[None]) -> Any:
-        """`work` in the background; it must end within the time that a replica needs to come back."""
+        """Run `work` in the background; it must end within the time that a replica needs to restart."""
         tasks = [asyncio.ensure_future(each) for each in work]
         try:
             yield
@@ -278,7 +278,7 @@ class Chaos:
     # --- brands and their models --------------------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        """Brands with two models each; before there is any, the base's own pictures, to compare with."""
+        """Create brands with two models each, after pictures of the base to compare with."""
         for _ in range(self._plan.brands):
             client = await LoadClient.join(self._url, self.verdict.manners)
             self._asked[client.brand_id] = set()
@@ -304,7 +304,7 @@ class Chaos:
         self.verdict.deleted += 1
 
     async def _change(self) -> None:
-        """Publish, delete or replace somebody's adapter, evenly over the run."""
+        """Publish, delete or replace adapters, evenly over the run."""
         for number in range(self._plan.changes):
             await self._until_begun((number + 1) / (self._plan.changes + 1))
             client = self._dice.choice(self._clients)
@@ -316,7 +316,7 @@ class Chaos:
 
     @staticmethod
     def _possible(deed: str, num_live: int) -> str:
-        """A brand keeps one model at least, so that it has something to ask for, and a few at most."""
+        """Keep at least one model of a brand, so that it can be requested, and a few at most."""
         if num_live < 2:
             return "publish"
         return "replace" if num_live >= _MOST_LIVE else deed
@@ -327,7 +327,7 @@ class Chaos:
     # --- killing ------------------------------------------------------------------------------------------------
 
     async def _kill(self, title: str, num_kills: int) -> None:
-        """SIGKILL, evenly over the run, once all replicas are there again; nobody is warned."""
+        """Send SIGKILL evenly over the run, whenever all replicas are back."""
         if num_kills == 0:
             return
         num_replicas = len(self._replicas(title))
@@ -347,7 +347,7 @@ class Chaos:
     # --- load ---------------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Ask, again and again, until the run's requests are used up."""
+        """Send requests until the run's number is reached."""
         while self._num_begun < self._plan.requests:
             self._num_begun += 1
             self._under_way += 1
@@ -359,7 +359,7 @@ class Chaos:
             self._under_way -= 1
 
     async def _ask_something(self, client: LoadClient) -> None:
-        """Mostly a picture of an own model; now and then of the base, of a deleted one, of another brand's."""
+        """Request a picture: mostly of an own model, sometimes of the base, of a deleted model or another brand's."""
         gone = [model for model in self._models if model.brand_id == client.brand_id and model.is_gone]
         chance = self._dice.random()
         if chance < 0.06:
@@ -375,7 +375,7 @@ class Chaos:
             await self._ask_painted(client, self._dice.sample(own, min(len(own), self._dice.choice((1, 1, 1, 2)))))
 
     def _options(self, **more: Any) -> dict[str, Any]:
-        """One picture of the base with fixed numbers, but for what is said."""
+        """Options of a picture of the base with fixed numbers, and the given changes."""
         numbers = {"num_images": 1, "width": SIDE, "height": SIDE, "num_inference_steps": 2, "guidance_scale": 1.5}
         return {"prompt": "a red square on blue", "model_type": "sd15", **numbers, **more}
 
@@ -397,7 +397,7 @@ class Chaos:
             self._judge.must_be_painted(drawn, models, options)
 
     async def _ask_and_cancel(self, client: LoadClient, model: Model) -> None:
-        """It ends as canceled, or was done before: once, in any case."""
+        """Cancel a generation. It ends once, as canceled or as completed."""
         options = self._options(model=model.name, seed=self._dice.choice(_SEEDS), num_images=4, num_inference_steps=50)
         done = await client.ask(options, cancel_after=self._dice.uniform(0, 2))
         if not self._must_be_answered(client, done, lambda: model.is_going, ("canceled", "completed")):
@@ -417,7 +417,7 @@ class Chaos:
         self.verdict.answers["404"] += 1
 
     async def _id_of_another(self, client: LoadClient) -> str:
-        """Of a model that another brand has now."""
+        """The id of a model of another brand."""
         other = self._dice.choice([each for each in self._clients if each is not client])
         models = (await other.call("GET", "/models")).json()["data"]
         return str(self._dice.choice(models)["id"])
@@ -425,7 +425,7 @@ class Chaos:
     async def _drawn(
         self, client: LoadClient, options: Mapping[str, Any], may_be_missing: Callable[[], bool]
     ) -> list[Drawn] | None:
-        """The stored pictures of a generation that came to a good end; None if its model was deleted meanwhile."""
+        """The stored pictures of a completed generation; None if its model was deleted meanwhile."""
         done = await client.ask(options)
         if not self._must_be_answered(client, done, may_be_missing, ("completed",)):
             return None
@@ -444,7 +444,7 @@ class Chaos:
         may_be_missing: Callable[[], bool],
         ends: Sequence[str],
     ) -> bool:
-        """False when the model was deleted meanwhile, and that was said. Raises AssertionError for a wrong end."""
+        """False if the model was deleted and the response said so. Raises AssertionError for a wrong end."""
         if done is None:
             assert may_be_missing(), "404 for a model that is there"
             self.verdict.answers["404"] += 1
@@ -458,7 +458,7 @@ class Chaos:
         return False
 
     async def _must_have_asked_once(self) -> None:
-        """The rows of each brand are those of its requests, though calls were repeated."""
+        """Check that each brand has one row for each request, although calls were repeated."""
         for client in self._clients:
             rows = [row["id"] for row in await client.generations()]
             if sorted(rows) != sorted(self._asked[client.brand_id]):
@@ -468,19 +468,19 @@ class Chaos:
 
 
 async def until(condition: Callable[[], bool], seconds: float | None) -> None:
-    """Wait for what other processes or tasks bring about. Raises TimeoutError."""
+    """Wait for a condition. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - other processes set no event
             await asyncio.sleep(0.1)
 
 
 def replicas_of(running: Running) -> Callable[[str], list[int]]:
-    """Looks for processes of this platform by their titles."""
+    """Finds processes of this platform by their titles."""
     return lambda title: [pid for pid in running.processes() if title in command_line(pid)]
 
 
 def unleash(running: Running, plan: Plan) -> Verdict:
-    """Chaos on a platform that is up."""
+    """Run chaos on a running platform."""
     return asyncio.run(Chaos(running.url, running.internal_url, running.data_dir, replicas_of(running), plan).run())
 
 

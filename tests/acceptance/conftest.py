@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @contextmanager
 def place_for_a_platform() -> Iterator[Path]:
-    """A folder outside pytest's: each start of pytest closes its own to other accounts, such as PostgreSQL's."""
+    """A folder outside pytest's. Each pytest session closes its own folders to other accounts, such as PostgreSQL's."""
     with tempfile.TemporaryDirectory(prefix="onbrand-test-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -50,7 +50,7 @@ def platform() -> Iterator[Running]:
 
 
 def draw_pictures(folder: Path, num: int = 6) -> list[Path]:
-    """Pictures of a made-up emblem: PNG and JPEG, 96 px."""
+    """Draw pictures of a made-up emblem: PNG and JPEG, 96 px."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(num):
@@ -107,7 +107,7 @@ def join(platform: Running, folder: Path, name: str) -> Person:
 
 @pytest.fixture(scope="package")
 def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The five steps, as somebody types them."""
+    """A brand after the five steps at the command line."""
     folder = tmp_path_factory.mktemp("acme")
     ada = join(platform, folder, "ada")
     ada.says("brand", "create", "acme", "--name", "Acme")
@@ -124,7 +124,7 @@ def acme(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
 @pytest.fixture(scope="package")
 def rival(platform: Running, tmp_path_factory: pytest.TempPathFactory) -> Person:
-    """Somebody of another brand."""
+    """An admin of another brand."""
     person = join(platform, tmp_path_factory.mktemp("rival"), "rita")
     person.says("brand", "create", "rival")
     return person

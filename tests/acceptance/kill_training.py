@@ -36,7 +36,7 @@ WORKER, CONTROLLER, DRIVER = "RayTrainWorker", "TrainController", "onbrand.train
 SYSTEM, RAYLET = "ServeReplica:internal:", "raylet/raylet"
 KINDS = ("worker", "driver", "controller", "dispatcher", "raylet")
 COSTLY = frozenset({"driver", "controller", "raylet", "platform"})
-"""What a job is submitted again after; three times at most."""
+"""Kills after which a job is submitted again, at most three times."""
 MOST_COSTLY = 3
 NUM_PICTURES = 8
 CONFIG = {
@@ -50,7 +50,7 @@ CONFIG = {
     "patience": 0,
     "seed": 7,
 }
-"""Short, and with everything that a checkpoint keeps: moments, averages, the best average, validations."""
+"""A short run whose checkpoints have all parts: moments, averages, the best average, validations."""
 END_SECONDS, KILL_SECONDS, UP_SECONDS = 600.0, 240.0, 90.0
 ENDED = ("completed", "failed", "canceled")
 _PASSWORD = "a long enough password"
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass
 class Verdict:
-    """What came of it. `wrong` says each case in words."""
+    """The result of a run. `wrong` describes each error."""
 
     points: int
     killed: list[dict[str, Any]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Verdict:
         return len(self.killed) >= self.points and self.identical == self.trainings > 0 and not self.wrong
 
     def as_json(self) -> dict[str, Any]:
-        """One line's worth."""
+        """The result as JSON."""
         said = asdict(self)
         return (
             said
@@ -100,7 +100,7 @@ class Verdict:
 
 @dataclass
 class Owner:
-    """A brand's admin over HTTP, who waits while the platform is away."""
+    """A brand's admin over HTTP, who waits while the platform is down."""
 
     brand_id: str
     http: httpx.Client
@@ -124,7 +124,7 @@ class Owner:
         return owner
 
     def call(self, method: str, path: str, **parts: Any) -> httpx.Response:
-        """One request within the brand, repeated while the platform is away. Raises for another answer than 2xx."""
+        """Send a request within the brand; repeat it while the platform is down. Raises unless the status is 2xx."""
         address = path if path.startswith(("http", "/v1")) else f"/v1/brands/{self.brand_id}{path}"
         headers = {"idempotency-key": uuid.uuid4().hex} if method == "POST" else {}
 
@@ -137,7 +137,7 @@ class Owner:
         return wait_for(answer, END_SECONDS, f"an answer to {method} {path}").raise_for_status()  # type: ignore[no-any-return]
 
     def train(self) -> str:
-        """A new job, always the same; its id."""
+        """Create a job with fixed parameters; returns its id."""
         body = {
             "name": "killed",
             "model_type": "sd15",
@@ -150,13 +150,13 @@ class Owner:
         return dict(self.call("GET", f"/training-jobs/{job_id}").json())
 
     def ends_of(self, job_id: str) -> list[str]:
-        """The terminal states that the job's events tell of."""
+        """The terminal states in the job's events."""
         text = self.call("GET", f"/training-jobs/{job_id}/events").text
         data = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: {")]
         return [each["status"] for each in data if each.get("status") in ENDED]
 
     def adapter_sha256(self, job: dict[str, Any]) -> str:
-        """Of the published tensors' names and bytes; the header, which tells the time, does not count."""
+        """The hash of the published tensors' names and bytes. The header contains a time and is left out."""
         name = job["model_url"].rpartition("/")[2].removesuffix(".safetensors")
         link = self.call("GET", f"/models/{name}/download").json()["url"]
         tensors = safetensors.numpy.load(self.call("GET", link).content)
@@ -170,7 +170,7 @@ class Killing:
     """One run on a platform that is up.
 
     Args:
-        kinds: what is killed, in turn; every second dispatcher is killed with all of `onbrand up`.
+        kinds: kinds of processes to kill, in turn; every second kill of a dispatcher kills all of `onbrand up`.
     """
 
     def __init__(self, running: Running, plan: Plan, kinds: Sequence[str] = KINDS) -> None:
@@ -180,7 +180,7 @@ class Killing:
         self.verdict = Verdict(plan.points)
 
     def run(self) -> Verdict:
-        """Once undisturbed, then with kills until all points are used up."""
+        """Train once undisturbed, then with kills until all points are used."""
         began = time.monotonic()
         unbroken = self._end_of(self.owner.train())
         self.verdict.unbroken_seconds = round(time.monotonic() - began, 1)
@@ -192,7 +192,7 @@ class Killing:
         return self.verdict
 
     def _deaths(self) -> list[str]:
-        """Every kind as often as any other, in an order of chance within each round of all kinds."""
+        """The kinds of kills, each equally often, in random order within each round of all kinds."""
         deaths: list[str] = []
         while len(deaths) < self._plan.points:
             deaths += self._dice.sample(self._kinds, len(self._kinds))
@@ -200,7 +200,7 @@ class Killing:
         return [_every_second(kind, turns) for kind in deaths[: self._plan.points]]
 
     def _train_and_kill(self, waiting: list[str]) -> list[str]:
-        """One training with as many of the waiting deaths as it can bear; what is left."""
+        """Run one training with as many of the waiting kills as possible; returns the remaining ones."""
         deaths = bearable(waiting, self._plan.per_training)
         points = sorted(self._dice.randrange(int(CONFIG["steps"])) for _ in deaths)
         job_id = self.owner.train()
@@ -213,7 +213,7 @@ class Killing:
         return waiting[num_killed:]
 
     def _kill_at(self, job_id: str, kind: str, point: int) -> bool:
-        """Kill once the job has done `point` steps; False when it ended before."""
+        """Kill at step `point` of the job; False if the job ended before."""
 
         def due() -> dict[str, Any] | None:
             job = self.owner.job(job_id)
@@ -227,7 +227,7 @@ class Killing:
         return True
 
     def _kill(self, kind: str, job_id: str) -> bool:
-        """False when the job ended before there was such a process."""
+        """Kill a process of this kind; False if the job ended before one existed."""
         if kind == "platform":
             self._running.send(signal.SIGKILL)
             self._running.start()
@@ -242,7 +242,7 @@ class Killing:
         return bool(found)
 
     def _victims(self, kind: str, job_id: str) -> list[int]:
-        """Waits for one, for a job that has just been killed has none for a while."""
+        """Wait for processes of this kind, as a job has none for a while after a kill."""
         words = {"worker": WORKER, "driver": f"{DRIVER} ", "controller": CONTROLLER, "dispatcher": SYSTEM}
 
         def found() -> list[int] | None:
@@ -281,7 +281,7 @@ class Killing:
 
 
 def bearable(waiting: Sequence[str], most: int) -> list[str]:
-    """The first of the waiting deaths, as long as none makes one job be submitted too often."""
+    """The first of the waiting kills, as long as none exceeds the number of submissions of one job."""
     taken: list[str] = []
     for kind in waiting[:most]:
         if sum(each in COSTLY for each in [*taken, kind]) > MOST_COSTLY:
@@ -291,13 +291,13 @@ def bearable(waiting: Sequence[str], most: int) -> list[str]:
 
 
 def _every_second(kind: str, turns: Iterator[int]) -> str:
-    """Every second dispatcher dies with its platform."""
+    """Kill the whole platform with every second dispatcher."""
     turn = next(turns)
     return "platform" if kind == "dispatcher" and (turn // len(KINDS)) % 2 else kind
 
 
 def pictures() -> list[bytes]:
-    """Different ones, of a made-up emblem."""
+    """Different pictures of a made-up emblem."""
     import io
 
     from PIL import Image, ImageDraw
@@ -315,7 +315,7 @@ def pictures() -> list[bytes]:
 
 
 def kill(running: Running, plan: Plan, kinds: Sequence[str] = KINDS) -> Verdict:
-    """Trainings and kills on a platform that is up."""
+    """Run trainings and kills on a running platform."""
     killing = Killing(running, plan, kinds)
     with contextlib.closing(killing.owner.http):
         return killing.run()

@@ -86,7 +86,7 @@ def command_line(pid: int) -> str:
 
 
 def of_port(port: int) -> dict[str, str]:
-    """What was asked, and what came back."""
+    """Send a request to the port; returns the response."""
     said = {f"GET {page}": got_page(port, page) for page in PAGES} | {call: got_call(port, call) for call in CALLS}
     return {asked: answer for asked, answer in said.items() if answer is not None}
 
@@ -129,7 +129,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def become_nobody() -> None:
-    """The interpreter and its modules may lie where nobody gets to: they are loaded before."""
+    """Drop all privileges. First load modules, as the new user may not be able to read them."""
     "localhost".encode("idna")
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)

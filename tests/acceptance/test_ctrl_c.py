@@ -20,7 +20,7 @@ from tools.harness.platform_process import Running, command_line, environment, f
 
 @contextmanager
 def another_ray(folder: Path) -> Iterator[set[int]]:
-    """The processes of somebody else's Ray."""
+    """The processes of another user's Ray."""
     ports = {
         f"--{name}-port": str(free_port())
         for name in ("node-manager", "object-manager", "ray-client-server", "dashboard-agent-listen", "metrics-export")

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
 
 
 def demo(folder: Path, *options: str, **env: str) -> dict[str, Any]:
-    """Run the demo; its report. It must end with 0 and leave neither a process nor a folder."""
+    """Run the demo; returns its report. It must exit with 0 and leave no process and no folder."""
     marked = Running(folder)
     with place_for_a_platform() as scratch:
         done = onbrand(

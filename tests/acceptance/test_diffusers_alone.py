@@ -42,7 +42,7 @@ for adapter, out in asked["files"].items():
 
 
 def draw_alone(asked: dict[str, Any], folder: Path) -> None:
-    """Have diffusers draw in a process that cannot import Onbrand."""
+    """Draw with diffusers in a process that cannot import Onbrand."""
     done = subprocess.run(
         [sys.executable, "-c", ALONE, json.dumps(asked)],
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},

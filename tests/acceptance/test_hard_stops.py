@@ -22,7 +22,7 @@ FIRST = "sd15-lora-v1"
 
 
 def job_of(person: Person, job_id: str) -> dict[str, Any]:
-    """The job as it is now. By HTTP: a command line started again and again would take the processor it waits for."""
+    """The job, read by HTTP, as repeated starts of the command line would take the processor from it."""
     return dict(person.reads(f"/v1/brands/acme/training-jobs/{job_id}"))
 
 
@@ -81,7 +81,7 @@ def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
 
 
 def directions(person: Person, model: str, folder: Path) -> torch.Tensor:
-    """Every A of an adapter as one vector: drawn by lot at a run's first step, and moved little by little."""
+    """Every A of an adapter as one vector. A is random at first and changes little in training."""
     path = person.says("model", "download", model, "--out", folder / model)["path"]
     weights = safetensors.torch.load_file(path)
     return torch.cat([weights[key].float().flatten() for key in sorted(weights) if "lora_A" in key])

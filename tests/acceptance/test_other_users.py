@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def as_a_stranger(**what: Any) -> dict[str, Any]:
-    """What a user who owns nothing got of `what`: the answer of `stranger.py`."""
+    """The output of `stranger.py`: what a user who owns nothing can access."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("stranger.py"))],
         input=json.dumps(what),
@@ -69,7 +69,7 @@ def listening(processes: list[psutil.Process]) -> dict[int, tuple[str, str]]:
 
 
 def open_paths(processes: list[psutil.Process]) -> set[str]:
-    """Files, folders, sockets and memory that the processes hold in places which all users share."""
+    """Files, folders, sockets and memory of the processes in folders that all users share."""
     found = set()
     for process in processes:
         links = [f"/proc/{process.pid}/cwd", *map(str, Path(f"/proc/{process.pid}/fd").glob("*"))]
@@ -88,7 +88,7 @@ def everything_below(folders: list[Path]) -> list[str]:
 
 
 def rays_folders(processes: list[psutil.Process]) -> list[Path]:
-    """The keeper's folders: Ray's own, and the one for temporary files."""
+    """The supervisor's folders: Ray's own, and the one for temporary files."""
     [keeper] = [each for each in processes if "onbrand.local.supervisor" in command_line(each.pid)]
     below = [child.environ().get("TMPDIR", "") for child in keeper.children()]
     return [

@@ -59,7 +59,7 @@ def test_head_is_answered_as_get_is(platform: Running) -> None:
 
 @contextlib.contextmanager
 def many_slow(port: int) -> Iterator[list[socket.socket]]:
-    """Connections that have sent one byte of a body each."""
+    """Connections that have each sent one byte of a body."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ def test_a_thousand_slow_bodies_stop_nobody(platform: Running) -> None:
 
 
 def is_answered(connection: socket.socket) -> bool:
-    """Whether 408 came, in our words, and the connection was closed."""
+    """Whether the platform's 408 came and the connection was closed."""
     connection.settimeout(5)
     heard = b""
     while piece := connection.recv(65536):

@@ -60,14 +60,14 @@ IMPORTERS = {"importlib.import_module", "__import__", "importlib.__import__"}
 
 
 def faults_in(source: str) -> list[str]:
-    """``line: what and why`` for everything that is not allowed."""
+    """``line: what and why`` for everything that is forbidden."""
     tree = ast.parse(source)
     known = dict(_imported(tree))
     return sorted({f"{node.lineno}: {fault}" for node in ast.walk(tree) for fault in _faults(node, known)})  # type: ignore[attr-defined]
 
 
 def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """What each name of the module stands for: ``np`` for ``numpy``, ``load`` for ``torch.load``."""
+    """The meaning of each name in the module: ``np`` is ``numpy``, ``load`` is ``torch.load``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for each in node.names:
@@ -123,7 +123,7 @@ def _of_call(node: ast.Call, known: dict[str, str]) -> Iterator[str]:
 
 
 def _dotted(node: ast.AST, known: dict[str, str]) -> str | None:
-    """``torch.load`` for `t.load` where `t` is torch; None for what is no path of names."""
+    """``torch.load`` for `t.load` if `t` is torch; None if the node is no dotted name."""
     if isinstance(node, ast.Name):
         return known.get(node.id, node.id if node.id in ("__import__",) else None)
     if isinstance(node, ast.Attribute):

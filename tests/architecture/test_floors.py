@@ -22,7 +22,7 @@ OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and iss
 
 
 def python(program: str, folder: Path = ROOT) -> str:
-    """What a fresh Python prints."""
+    """The output of a new Python process."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
@@ -83,6 +83,7 @@ def test_the_web_tier_loads_neither_torch_nor_ray(module: str) -> None:
     assert not {"torch", "ray", "diffusers"} & set(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["onbrand.serving.assembly", "onbrand.serving.generator", "onbrand.training.job", "onbrand.training.run"]
 )

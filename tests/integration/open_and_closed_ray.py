@@ -22,7 +22,7 @@ from onbrand.serving.cluster_security import Cluster, must_be_closed, must_be_cl
 
 
 def verdict(call: Any, *arguments: Any) -> str:
-    """`accepted`, or the words of the refusal."""
+    """`accepted`, or the text of the refusal."""
     try:
         call(*arguments)
     except ConfigurationError as problem:

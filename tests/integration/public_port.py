@@ -20,8 +20,10 @@ SAFE = [(b"content-type", b"application/json"), (b"x-content-type-options", b"no
 
 @dataclass
 class Behind:
-    """Stands for Serve's proxy: reads the body, and tells what it got. `/v1/slow` waits until it is let go,
-    `/v1/early` answers before it has read anything."""
+    """An app in place of Serve's proxy. It reads the body and responds with the request's facts.
+
+    `/v1/slow` waits for `let_go`, and `/v1/early` responds before it reads anything.
+    """
 
     seen: list[dict[str, Any]] = field(default_factory=list)
     num_inside: int = 0
@@ -56,7 +58,7 @@ class Behind:
 
 @asynccontextmanager
 async def opened(limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[tuple[int, Behind]]:
-    """The port, with an app behind it."""
+    """Open the port in front of an app."""
     behind, listening = Behind(), listen("127.0.0.1", 0)
     known = Settings(limits=Limits(**(limits or {})), **settings)
     server = public_server(behind, known, own_controls())
@@ -72,7 +74,7 @@ async def opened(limits: dict[str, Any] | None = None, **settings: Any) -> Async
 
 @dataclass
 class Wire:
-    """One connection, spoken by hand."""
+    """A connection that sends given bytes."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -82,7 +84,7 @@ class Wire:
         await self.writer.drain()
 
     async def hear(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers, body of one answer."""
+        """Status, headers and body of one response."""
         head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)
         first, *lines = head.decode("latin-1").strip().split("\r\n")
         headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines}
@@ -99,7 +101,7 @@ class Wire:
         return body
 
     async def is_closed(self) -> bool:
-        """Whether the other side closes the connection, sooner or later."""
+        """Whether the other side closes the connection in time."""
         with suppress(ConnectionError):
             await asyncio.wait_for(self.reader.read(), 20)
         return True
@@ -129,7 +131,7 @@ async def asked(port: int, data: bytes, source: str = "127.0.0.1") -> tuple[int,
 
 @asynccontextmanager
 async def lines(port: int, count: int, data: bytes, source: str = "127.0.0.1") -> AsyncIterator[list[Wire]]:
-    """So many connections that have said this."""
+    """Open this many connections, each of which has sent the bytes."""
     made: list[Wire] = []
     try:
         for _ in range(count):
@@ -157,7 +159,7 @@ def problem_of(answer: httpx.Response) -> tuple[int, str, str | None]:
 
 
 def routes_of(app: Any) -> Iterator[tuple[str, str, APIRoute]]:
-    """Method, path and route of everything that the app answers."""
+    """Method, path and route of every route of the app."""
     for context in iter_route_contexts(app.routes):
         if isinstance(context.original_route, APIRoute):
             for method in context.methods or ():

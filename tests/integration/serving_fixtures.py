@@ -19,7 +19,7 @@ from tools.harness.tiny_families import family_of
 
 @dataclass
 class ServingFixtures:
-    """A brand's model without training, a generation without an ingress."""
+    """Publishes a brand's model without training, and creates a generation without an ingress."""
 
     db: Any
     store: Any
@@ -27,7 +27,7 @@ class ServingFixtures:
     pictures: Any
 
     async def publish(self, brand, data: bytes) -> str:
-        """A finished training job with `data` as its adapter; returns the model's name."""
+        """Complete a training job with `data` as its adapter; returns the model's name."""
         async with self.db.user_session(brand.member.scope) as session:
             stored = self.store.brand(brand.id)
             files = [asset_checks.Upload("logo.png", self.pictures(hash(data) % 2**31), object="logo")]
@@ -41,7 +41,7 @@ class ServingFixtures:
         return model.name
 
     async def ask(self, brand, **options) -> RenderRequest:
-        """A pending generation of a member, and the request that the ingress would send."""
+        """Create a pending generation; returns the request that the ingress would send."""
         numbers = {"num_images": 1, "width": 64, "height": 64, "seed": 5, "num_inference_steps": 2}
         new = NewGeneration(
             **{"prompt": "a red square", "model_type": "sd15", "guidance_scale": 3.0, **numbers, **options}

@@ -14,11 +14,11 @@ DOORS = ("assets", "documents", "models:import")
 
 
 class Read(Exception):
-    """The body was asked for."""
+    """Raised when the body is read."""
 
 
 async def ask(app: Any, path: str, token: str | None) -> int:
-    """The status of the answer to a POST with a form whose bytes never come: to ask for them is a fault (500)."""
+    """The status of a POST with a form whose bytes never come. Reading them is an error (500)."""
     headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"20000000"), (b"host", b"t")]
     if token:
         headers.append((b"authorization", f"Bearer {token}".encode()))

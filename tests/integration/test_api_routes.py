@@ -280,7 +280,7 @@ async def test_a_waited_for_generation_is_201_with_its_pictures(
         generation = answer.json()
         assert (generation["status"], generation["model"]) == ("completed", model.name)
         assert [(image["index"], image["seed"]) for image in generation["images"]] == [(0, 7), (1, 8)]
-        assert platform.generator.seen[-1].prompt == f"photo of {brand.id} mark logo"
+        assert platform.generator.seen[-1].parameters.prompt == f"photo of {brand.id} mark logo"
         assert (await client.get(answer.headers["location"])).json()["id"] == generation["id"]
         image = generation["images"][0]
         link = (await client.get(f"/v1/brands/{brand.id}/images/{image['id']}/content")).json()["url"]

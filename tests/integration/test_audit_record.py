@@ -38,7 +38,7 @@ ASSET = "3f2b7a52-0000-4000-8000-000000000001"
 
 @pytest.fixture
 async def acme(make_brand: MakeBrand, db: Database) -> BrandOfPeople:
-    """A brand whose record has a few lines."""
+    """A brand with a few audit events."""
     brand = await make_brand("acme")
     for verb in ("asset.upload", "asset.recaption", "image.delete"):
         async with db.user_session(brand.member.scope) as session:
@@ -48,7 +48,7 @@ async def acme(make_brand: MakeBrand, db: Database) -> BrandOfPeople:
 
 @contextlib.contextmanager
 def tampering(database: DatabaseUrls, brand_id: str, statement: str) -> Iterator[None]:
-    """The owner turns the guards off, does `statement`, and turns them on; all is put back at the end."""
+    """Run `statement` as the owner with the guards off; everything is rolled back at the end."""
     with psycopg.connect(database.owner_url, autocommit=True) as owner:
         kept = owner.execute("select * from audit.events where brand_id = %s", [brand_id]).fetchall()
         owner.execute(UNLOCKED % statement.replace(":brand", f"'{brand_id}'"))  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ async def acme(platform: Platform, make_brand: MakeBrand, pictures: Any) -> Bran
 
 
 class Clients:
-    """Makes clients of the platform, and closes them all."""
+    """Creates clients of the platform, and closes them all."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
@@ -188,7 +188,7 @@ async def test_openai_draws_a_picture(clients: Clients, platform: Platform, acme
     )
     pictures = [Image.open(io.BytesIO(base64.b64decode(data.b64_json or ""))) for data in drawn.data or []]
     assert [(picture.format, picture.size) for picture in pictures] == [("JPEG", (64, 64))] * 2
-    assert platform.generator.seen[-1].prompt == f"photo of {acme.id} mark logo"
+    assert platform.generator.seen[-1].parameters.prompt == f"photo of {acme.id} mark logo"
 
 
 async def test_openai_gets_links_unless_told_otherwise(

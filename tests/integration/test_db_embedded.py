@@ -35,7 +35,7 @@ time.sleep(600)
 
 @pytest.fixture
 def fresh(data_folder: Callable[[], Path]) -> Iterator[Settings]:
-    """A data directory of one test; whatever runs in it is ended."""
+    """A data directory of one test, whose processes are stopped at the end."""
     settings = Settings(data_dir=data_folder())
     yield settings
     if (settings.folder / "postgres").exists():

@@ -32,7 +32,7 @@ FOREIGN = {
 
 
 def server_of(folder: Path) -> list[psutil.Process]:
-    """Processes that work in the folder's `postgres`."""
+    """Processes whose working folder is the folder's `postgres`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -72,7 +72,7 @@ def test_a_folder_may_have_any_name(data_folder: Callable[[], Path], name: str) 
 
 
 def _near(running: embedded.EmbeddedDatabase) -> list[str]:
-    """The sockets' folder, where it is in the data directory."""
+    """The folder of the sockets, if it is in the data directory."""
     place = Path(str(conninfo_to_dict(running.web_url)["host"]))
     assert place.exists() == (place.parent == running.folder), "sockets elsewhere go with the server"
     return ["socket"] if place.parent == running.folder else []
@@ -167,7 +167,7 @@ def test_sockets_outside_the_folder_have_a_name_that_nobody_can_guess(data_folde
 
 
 class _Recorded:
-    """hashlib's sha256, which keeps what it was given."""
+    """hashlib's sha256, which records its input."""
 
     def __init__(self, given: set[str]) -> None:
         self._given = given

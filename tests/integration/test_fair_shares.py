@@ -121,7 +121,7 @@ async def test_the_dispatcher_is_told_whose_the_brand_is(platform: Platform, db,
 
 
 async def has_no_streams(platform: Platform) -> bool:
-    """Whether none is open any more, soon."""
+    """Wait until no stream is open."""
     for _ in range(200):
         if not len(platform.app.state.onbrand.streams):
             return True

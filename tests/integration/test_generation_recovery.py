@@ -37,7 +37,7 @@ LONG = timedelta(seconds=SILENT_SECONDS + 1)
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def generation_tasks(platform: Platform) -> AsyncIterator[GenerationTasks]:
-    """Of the System process, which begins what others left."""
+    """The part of the system process that restarts abandoned generations."""
     made = GenerationTasks(
         platform.settings, platform.secrets, platform.generator, lambda ticket: platform.system(ticket, patience=2)
     )
@@ -51,14 +51,14 @@ def recovery(platform: Platform, generation_tasks: GenerationTasks) -> Recovery:
 
 
 def listening(platform: Platform, generation_tasks: GenerationTasks | None) -> Recovery:
-    """It has listened since long ago."""
+    """A process that has been listening for a long time."""
     made = Recovery(platform.db, generation_tasks)
     made._listening_since = datetime.now(UTC) - timedelta(days=1)
     return made
 
 
 async def look(recovery: Recovery, brand: BrandOfPeople) -> None:
-    """A look when all have been silent for too long, at this brand's alone: other tests have generations, too."""
+    """One search for abandoned generations, of this brand only, as other tests have generations too."""
     queue = recovery._queue
 
     async def of_the_brand() -> list[QueueEntry]:
@@ -71,12 +71,12 @@ async def look(recovery: Recovery, brand: BrandOfPeople) -> None:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a loss the next engine is asked at once."""
+    """After a loss, the next engine gets the request at once."""
     monkeypatch.setattr(generations, "_PAUSE_AFTER_LOSS", 0.0)
 
 
 async def left(platform: Platform, brand: BrandOfPeople, **options: Any) -> dict[str, Any]:
-    """A generation whose ingress died as soon as its row was there."""
+    """A generation whose ingress ended right after it created the row."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platform.app.state.onbrand.generation_tasks, "start", lambda family, request: None)
         async with platform.client(brand.member) as client:
@@ -100,7 +100,7 @@ async def until_ended(platform: Platform, brand: BrandOfPeople, made: dict[str, 
 
 
 async def events_of(platform: Platform, brand: BrandOfPeople, made: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Kind and data of all that was told of a generation that has ended."""
+    """Kind and data of all events of an ended generation."""
     async with platform.client(brand.member) as client:
         text = (await client.get(f"{at(brand)}/{made['id']}/events")).text
     blocks = [dict(line.split(": ", 1) for line in block.splitlines() if ": " in line) for block in text.split("\n\n")]
@@ -391,7 +391,7 @@ async def test_a_ticket_that_ran_out_meanwhile_is_replaced(platform, make_brand)
 
 @pytest.fixture
 def elsewhere(platform: Platform) -> Platform:
-    """The same platform, asked through another ingress."""
+    """The same platform through another ingress."""
     app = create_app(
         platform.settings, platform.secrets, platform.db, platform.store, platform.generator,
         client_for=lambda ticket: platform.system(ticket, patience=2),
@@ -401,7 +401,7 @@ def elsewhere(platform: Platform) -> Platform:
 
 
 async def watched(platform: Platform, person: Any, path: str) -> tuple[int, str]:
-    """Status and all that a stream tells to its end."""
+    """Status and full text of a stream."""
     async with asyncio.timeout(20), platform.client(person) as client:
         answer = await client.get(f"{path}/events")
     return answer.status_code, answer.text

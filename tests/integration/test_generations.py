@@ -30,7 +30,7 @@ DRAWN = {"prefer": "wait=20"}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def platform(settings, secrets, db) -> AsyncIterator[Platform]:
-    """Of this module alone: its engine is told to be full and away."""
+    """A platform of this module, whose engine can be made full or absent."""
     async with serving(settings, secrets, db) as running:
         yield running
 
@@ -56,7 +56,7 @@ def at(brand: BrandOfPeople) -> str:
 
 
 async def ask(platform: Platform, brand: BrandOfPeople, headers: dict[str, str] | None = None, **options: Any) -> Any:
-    """The answer to a member who asks for pictures."""
+    """The response to a member's request for pictures."""
     async with platform.client(brand.member) as client:
         return await client.post(at(brand), json=BASE | options, headers=headers or {})
 
@@ -399,7 +399,7 @@ def test_the_web_tiers_login_sets_no_limits(database, make_brand_now):
 
 @pytest.fixture
 def make_brand_now(database):
-    """A brand without people, by rows alone: for tests outside of the event loop."""
+    """A brand without users, created by SQL, for tests outside of the event loop."""
 
     def make(word: str) -> BrandOfPeople:
         brand_id = f"{word}-{uuid.uuid4().hex[:8]}"
@@ -488,7 +488,7 @@ async def test_previews_are_shown_to_the_asker_alone_and_kept_nowhere(platform, 
 
 
 async def told(platform: Platform, person: Any, path: str, until: str | None = None) -> str:
-    """What a stream tells to its end, or until it has told so. Over a real connection, which does not wait for ends."""
+    """The text of a stream to its end, or up to a given event, over a real connection."""
     text = ""
     headers = {"authorization": f"Bearer {platform.token(person)}"}
     async with (
@@ -507,7 +507,7 @@ async def told(platform: Platform, person: Any, path: str, until: str | None = N
 
 
 async def gone_while_waiting(platform: Platform, brand: BrandOfPeople, headers: dict[str, str]) -> str:
-    """Ask over a real connection, wait, and cut it once the generation is under way. Its address."""
+    """Request over a real connection, and cut it once the generation runs; returns the generation's address."""
     token = {"authorization": f"Bearer {platform.token(brand.member)}"}
     async with httpx.AsyncClient(base_url=platform.url, headers=token, timeout=30) as client:
         body = BASE | {"prompt": "[hang]"}

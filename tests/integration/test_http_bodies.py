@@ -57,7 +57,7 @@ def calls_of(dependant: Any) -> Iterator[Any]:
 
 
 class Endless:
-    """A body that says how much of it was read."""
+    """An endless body that counts the bytes that were read."""
 
     def __init__(self, piece: bytes, most: int = 1000) -> None:
         self.piece, self.most, self.num_read = piece, most, 0

@@ -32,7 +32,7 @@ async def guest(make_user: MakeUser) -> Person:
 
 
 async def verified(platform: Platform, email: str | None = None) -> Person:
-    """Somebody whose address an outside issuer has verified."""
+    """A user whose address an external issuer has verified."""
     email = email or f"verified-{uuid.uuid4().hex[:8]}@example.com"
     async with platform.db.user_session(None) as nobody:
         who = Subject("https://id.example", uuid.uuid4().hex, email)
@@ -353,7 +353,7 @@ async def test_invitations_are_a_persons_own(
 
 
 async def _pages(platform: Platform, person: Person, path: str) -> list[dict[str, Any]]:
-    """Everything, two at a time."""
+    """All entries of a list, two per page."""
     found: list[dict[str, Any]] = []
     cursor = None
     for _ in range(10):

@@ -33,7 +33,7 @@ AUDIENCE = "onbrand-tests"
 
 
 class Issuer:
-    """An issuer on a free port of loopback: discovery and keys over HTTP, and whatever token one asks for."""
+    """An issuer on a free loopback port, with discovery and keys over HTTP. It signs any token."""
 
     def __init__(self) -> None:
         self.hits: list[str] = []
@@ -86,7 +86,7 @@ class Issuer:
         return dict(kind.to_jwk(key.public_key(), as_dict=True)) | {"kid": kid, "use": "sig"}
 
     def claims(self, **change: Any) -> dict[str, Any]:
-        """Good claims of a new subject; a None leaves one out."""
+        """Valid claims of a new subject; None removes a claim."""
         now = int(time.time())
         good = {"iss": self.url, "aud": AUDIENCE, "sub": uuid.uuid4().hex, "iat": now, "exp": now + 300}
         return {name: value for name, value in (good | change).items() if value is not None}
@@ -188,7 +188,7 @@ async def test_clocks_may_differ_a_little(issuer: Issuer, reader: OidcIssuer) ->
 
 
 def _signed(header: dict[str, Any], claims: dict[str, Any], secret: bytes | None) -> str:
-    """A token made by hand, as no library makes it."""
+    """A token built by hand, which libraries would refuse to make."""
     parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
     body = b".".join(parts)
     signature = b"" if secret is None else hmac.new(secret, body, hashlib.sha256).digest()
@@ -280,7 +280,7 @@ async def test_a_published_key_that_is_none_for_signatures_is_not_used(
 
 
 def _token_of(issuer: Issuer, key: rsa.RSAPrivateKey) -> str:
-    """RS256 by hand: the library warns of short keys."""
+    """RS256 by hand, as the library warns about short keys."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding
 

@@ -26,7 +26,7 @@ async def acme(make_brand: MakeBrand) -> BrandOfPeople:
 
 
 def work_of(hashed: str) -> list[str]:
-    """Kind, version and parameters of a hash: what says how long checking it takes."""
+    """Kind, version and parameters of a hash, which determine the cost of a check."""
     return hashed.split("$")[1:4]
 
 

@@ -27,7 +27,7 @@ async def acme(make_brand: MakeBrand) -> BrandOfPeople:
 
 
 class Page:
-    """A page that is logged in; `headers` are what our own page sends with a change."""
+    """A logged-in page; `headers` are those that our own pages send with a change."""
 
     def __init__(self, client: httpx.AsyncClient, answer: httpx.Response) -> None:
         self.client = client

@@ -42,7 +42,7 @@ def replica(platform: Platform):
 
 @pytest.fixture(autouse=True)
 def no_attempts(database, owner) -> None:
-    """What other tests tried is forgotten."""
+    """Delete the attempts of other tests."""
     import psycopg
 
     with psycopg.connect(database.owner_url, autocommit=True) as connection:

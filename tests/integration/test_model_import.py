@@ -159,7 +159,7 @@ async def test_nothing_is_said_to_be_dropped_where_nothing_is(
 
 
 def settings_of(**said: str) -> bytes:
-    """A small file of diffusers' kind whose header says this."""
+    """A small diffusers file with these settings in its header."""
     tensors = {f"unet.mid.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
     text = "{" + ", ".join(f'"unet.{name}": {value}' for name, value in said.items()) + "}"
     return safetensors.torch.save(tensors, metadata={"lora_adapter_metadata": text})
@@ -273,7 +273,7 @@ async def test_findings_of_a_job_are_kept_in_its_row(platform: Platform, acme: B
 
 
 class Worker:
-    """The internal routes for one import."""
+    """The internal routes of one import."""
 
     def __init__(self, data: bytes | None, cancel: bool = False, options: dict[str, Any] | None = None) -> None:
         self.data, self.cancel, self.options = data, cancel, options or {}

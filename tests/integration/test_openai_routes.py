@@ -30,7 +30,7 @@ async def client(platform: Platform, acme: BrandOfPeople) -> AsyncIterator[opena
 
 
 async def drawn(platform: Platform, client: openai.AsyncOpenAI, **fields: Any) -> tuple[bytes, Any]:
-    """The picture, and what the engine was asked for."""
+    """The picture, and the request that the engine got."""
     answer = await client.images.generate(**ASKED, response_format="b64_json", **fields)
     return base64.b64decode(answer.data[0].b64_json), platform.generator.seen[-1]
 

@@ -41,13 +41,13 @@ def found_in(kind: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What is found in a Ray as `onbrand up` starts it."""
+    """The result of the check on a Ray that `onbrand up` starts."""
     return found_in("closed", tmp_path_factory.mktemp("closed"))
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What is found in the same Ray without tokens."""
+    """The result of the check on the same Ray without tokens."""
     return found_in("open", tmp_path_factory.mktemp("open"))
 
 
@@ -90,7 +90,7 @@ class _Refusing(grpc.GenericRpcHandler):
 
 @pytest.fixture(scope="module")
 def gcs() -> Iterator[str]:
-    """The address of a control store that wants a token."""
+    """The address of a control store that requires a token."""
     from concurrent.futures import ThreadPoolExecutor
 
     server = grpc.server(ThreadPoolExecutor(2), handlers=[_Refusing()])

@@ -44,7 +44,7 @@ def issuer(s3_server: CephS3, tmp_path_factory: pytest.TempPathFactory) -> Crede
 
 
 class Platform:
-    """Gives what the internal route gives, and counts how often it was asked."""
+    """Returns credentials as the internal route does, and counts the calls."""
 
     def __init__(self, issuer: CredentialIssuer) -> None:
         self.issuer, self.num_asked, self.life = issuer, 0, timedelta(minutes=15)

@@ -44,7 +44,7 @@ def checker() -> Checker:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[Used]:
-    """The children that were let go, in their order."""
+    """The sandbox processes that were released, in order."""
     gone: list[Used] = []
     close = Child.close
 
@@ -70,7 +70,7 @@ def a_child() -> Iterator[Child]:
 
 
 def megabytes(pid: int) -> float:
-    """The most that the process ever had in memory."""
+    """The peak memory of the process."""
     with suppress(OSError):
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()):
             return int(found[1]) * 1024 / 1e6
@@ -147,7 +147,7 @@ def test_a_confined_process_can_compute() -> None:
 
 
 def code_of(deed: str) -> int:
-    """The exit code of a process that confines itself and tries the deed: 7 when it is refused."""
+    """The exit code of a confined process that tries the action: 7 if it is refused."""
     code = (
         "import os, resource, socket; from onbrand.sandbox.worker import confine; confine(300_000_000)\n"
         f"try:\n    {deed}\nexcept BaseException:\n    os._exit(7)\nos._exit(0)"
@@ -400,7 +400,7 @@ def test_without_descriptors_it_is_our_fault_and_none_is_lost(
 
 
 def ended(pid: int) -> None:
-    """Wait until the process is gone, or at least dead: whose parent is stopped is not waited for."""
+    """Wait until the process is gone or a zombie, as a stopped parent does not collect it."""
     until = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < until, f"process {pid} is still there"
@@ -434,7 +434,7 @@ def test_many_threads_share_a_checker() -> None:
 
 
 def stop_children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
-    """From now on, children are stopped before they are asked: they are added to the list."""
+    """From now on, stop each sandbox process before its first request, and add it to the list."""
     stopped: list[Child] = []
     be_ready = Child.must_be_ready
 

@@ -39,7 +39,7 @@ RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64, "num_infe
 
 
 class Story:
-    """One brand and what happens to it; each method is one request in one transaction."""
+    """One brand and its workflow. Each method is one request in one transaction."""
 
     def __init__(self, db: Database, store: ObjectStore, brand, pictures: Callable[..., bytes]) -> None:
         self.db, self.brand, self.pictures = db, brand, pictures

@@ -187,7 +187,7 @@ async def test_cancel_reaches_the_engine(http, make_brand):
 
 
 def standings() -> list[tuple]:
-    """Each replica of the engine that is ready, and what it publishes."""
+    """Each ready replica of the engine, with what it publishes."""
     import ray
 
     told = []
@@ -200,7 +200,7 @@ def standings() -> list[tuple]:
 
 
 async def until_told(holds) -> list[tuple]:
-    """The replicas, when one of them publishes what `holds` looks for."""
+    """Wait until a replica publishes what `holds` accepts; returns the replicas."""
     for _ in range(600):
         told = await asyncio.to_thread(standings)
         if any(holds(said) for _, said in told):
@@ -210,7 +210,7 @@ async def until_told(holds) -> list[tuple]:
 
 
 async def until_idle() -> None:
-    """Until no replica draws: what was canceled or has ended is let go a moment after its row says so."""
+    """Wait until no replica draws. A canceled request is released a moment after its row changes."""
     for _ in range(600):
         if not any(said["under_way"] for _, said in await asyncio.to_thread(standings)):
             return
@@ -219,7 +219,7 @@ async def until_idle() -> None:
 
 
 async def where(brand, data: bytes) -> list[bool]:
-    """Which of the two replicas have the adapter in a slot."""
+    """Which of the two replicas has the adapter in a slot."""
     ours = routing_id(brand.id, hashlib.sha256(data).hexdigest())
     told = await asyncio.to_thread(standings)
     assert len(told) == 2
@@ -306,7 +306,7 @@ async def test_a_drawing_is_watched_on_the_replica_that_draws_it(http, fixtures,
 
 
 async def first_preview(generator: ServeGenerator, *asked: str) -> RenderEvent | None:
-    """None if nobody draws it now, once somebody did."""
+    """The first preview; None once no replica draws the generation."""
     async with asyncio.timeout(60):
         while True:
             heard = 0

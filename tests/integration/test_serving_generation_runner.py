@@ -138,7 +138,7 @@ async def test_the_stored_picture_is_the_adapters_own(fixtures, renderer, make_b
 
 
 async def drawn_alone(**more) -> torch.Tensor:
-    """The same request, straight from an engine."""
+    """The same request, drawn by an engine directly."""
     loop = EngineThread(Engine(family_of("sd15"), max_batch=4))
     plain = {"prompt": "a red square", "seed": 5, "num_inference_steps": 2, "negative_prompt": None}
     (picture,) = [
@@ -149,7 +149,7 @@ async def drawn_alone(**more) -> torch.Tensor:
 
 
 def receipt_in(file: bytes) -> dict[str, object]:
-    """What any program that reads metadata finds in the file: a PNG's text, or EXIF's description."""
+    """The receipt in the file's metadata: a PNG's text, or EXIF's description."""
     opened = Image.open(io.BytesIO(file))
     text = opened.text[RECEIPT_KEY] if opened.format == "PNG" else opened.getexif()[0x010E]
     return dict(json.loads(text))
@@ -301,7 +301,7 @@ async def test_an_adapter_of_another_family_fails_the_generation(fixtures, rende
 
 
 def altered(data: bytes, change: Callable[[dict[str, torch.Tensor]], None]) -> bytes:
-    """An adapter's file with other tensors under the same header."""
+    """An adapter's file with other tensors and the same header."""
     size = int.from_bytes(data[:8], "little")
     state = safetensors.torch.load(data)
     change(state)
@@ -324,7 +324,7 @@ def spoil(state: dict[str, torch.Tensor]) -> None:
 
 
 async def swap(fixtures: ServingFixtures, brand, name: str, data: bytes, database, *, row_too: bool = True) -> None:
-    """Put other bytes in the place of a published file, and perhaps their hash into its row."""
+    """Replace the bytes of a published file, and optionally the hash in its row."""
     async with fixtures.db.user_session(brand.member.scope) as session:
         model = await models.get_model(session, brand.id, name)
     fixtures.store.brand(brand.id).write(model.key, data, "application/octet-stream")

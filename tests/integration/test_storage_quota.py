@@ -30,7 +30,7 @@ LIMITS = Limits(open_uploads=4, caller_open_uploads=6, brand_bytes=ROOM, caller_
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def narrow(settings: Settings, secrets: Secrets, db: Database) -> AsyncIterator[Platform]:
-    """A platform with little room."""
+    """A platform with small quotas."""
     async with serving(settings.model_copy(update={"limits": LIMITS}), secrets, db) as running:
         yield running
 
@@ -41,7 +41,7 @@ async def acme(make_brand: MakeBrand) -> BrandOfPeople:
 
 
 def fill(owner: psycopg.Connection, brand: BrandOfPeople, num_bytes: int, user_id: str | None = None) -> str:
-    """A stored object of so many bytes, as far as rows say; its name."""
+    """Insert rows of a stored object of this many bytes; returns its name."""
     name = f"{brand.id}/{uuid.uuid4().hex}.png"
     owner.execute("set local session_replication_role = origin")
     owner.execute(
@@ -54,7 +54,7 @@ def fill(owner: psycopg.Connection, brand: BrandOfPeople, num_bytes: int, user_i
 
 
 def counted(owner: psycopg.Connection, brand: BrandOfPeople) -> tuple[int, int]:
-    """What is counted for the brand, and what there is."""
+    """The counted and the actual bytes of the brand."""
     row = owner.execute(
         "select coalesce((select bytes from app.brand_usage where brand_id = %(b)s), 0),"
         " (select coalesce(sum(bytes), 0) from storage.objects where brand_id = %(b)s)",
@@ -119,7 +119,7 @@ async def test_what_is_bound_to_a_brand_leaves_its_user_uploads_elsewhere(
 
 
 async def join(admin: httpx.AsyncClient, platform: Platform, brand: BrandOfPeople, person: Any) -> None:
-    """The person becomes a member, by an invitation that they accept."""
+    """Invite the person, who accepts."""
     made = await admin.post(f"/v1/brands/{brand.id}/invitations", json={"email": person.email, "role": "member"})
     assert made.status_code == 201, made.text
     async with platform.client(person) as client:

@@ -56,7 +56,7 @@ def longer(seconds: str) -> str:
 
 
 def names(place: Place) -> dict[str, str]:
-    """What the two places call the parts of a link."""
+    """The names of a link's parts in the two stores."""
     if place.name == "local":
         return {"expires": "expires", "signature": "signature"}
     return {"expires": "X-Amz-Expires", "signature": "X-Amz-Signature"}
@@ -166,7 +166,7 @@ def test_a_link_does_not_show_itself(acme: BrandStore) -> None:
 
 
 def policy_with(link: UploadLink, change: Callable[[dict[str, Any]], None]) -> dict[str, str]:
-    """The form's policy with something changed: the signature is of the one that was."""
+    """The form's policy with a change, and the signature of the original one."""
     policy = json.loads(base64.b64decode(link.fields["policy"]))
     change(policy)
     return {"policy": base64.b64encode(json.dumps(policy).encode()).decode()}

@@ -32,7 +32,7 @@ def settings(place: Place) -> Settings:
 
 @pytest.fixture
 def store(place: Place) -> Iterator[ObjectStore]:
-    """A store that is empty at a test's start."""
+    """A store, empty at the start of each test."""
     yield place.store
     place.empty()
 
@@ -57,7 +57,7 @@ def globex(store: ObjectStore) -> Iterator[BrandStore]:
 
 
 def unchecked_key(bucket: str, name: str) -> Key:
-    """A key that nobody checked: what a careless or hostile caller inside the process could make."""
+    """A key that bypasses the checks, as hostile code in the process could make it."""
     key = object.__new__(Key)
     object.__setattr__(key, "bucket", bucket)
     object.__setattr__(key, "name", name)

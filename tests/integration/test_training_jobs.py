@@ -172,7 +172,7 @@ def jobs_of_ray() -> JobSubmissionClient:
 
 
 def submitted_by_hand(cluster: Cluster, brand_id: str, job_id: str) -> str:
-    """What `ray job submit -- python -m onbrand.training.job ...` does on a node that knows the platform's settings."""
+    """Run `ray job submit -- python -m onbrand.training.job ...` on a node with the platform's settings."""
     entrypoint = f"{sys.executable} -m onbrand.training.job --brand {brand_id} --job {job_id}"
     env = {"env_vars": job_environment(cluster.settings)}
     return str(jobs_of_ray().submit_job(entrypoint=entrypoint, runtime_env=env))

@@ -21,7 +21,7 @@ FACTS = {"rank": 4, "trigger_word": "zilgo", "base_revision": "r"}
 
 @dataclass
 class Trained:
-    """A brand with a job that a test reports of, as its worker does."""
+    """A brand with a job, and reports on it as its worker sends them."""
 
     platform: Platform
     brand: BrandOfPeople
@@ -45,7 +45,7 @@ class Trained:
             return answer.json()
 
     async def tell(self, *steps: int, lines: tuple[Line, ...] = ()) -> None:
-        """Reports of these steps, and lines, in one transaction."""
+        """Report these steps and lines in one transaction."""
         ticket = self.brand.ticket(self.id)
         async with self.platform.db.system_session(ticket) as session:
             for step in steps:

@@ -67,7 +67,7 @@ async def owner(cluster: Cluster, make_brand, pictures) -> Owner:
 
 @contextlib.contextmanager
 def another_node() -> Iterator[str]:
-    """A second node with room for one worker; its id. Ended with all of its processes."""
+    """A second node with resources for one worker; returns its id. All its processes are stopped at the end."""
     known = {node["NodeID"] for node in ray.nodes()}
     [agent] = free_ports(1)
     options = {
@@ -109,7 +109,7 @@ def joined(known: set[str], log: Path) -> str:
 
 @contextlib.contextmanager
 def room_for_one_worker_on_the_head() -> Iterator[None]:
-    """Someone else has the rest of its cores."""
+    """Occupy the head's other cores."""
 
     @ray.remote(num_cpus=num_cpus() - 1)
     class Guest:
@@ -125,7 +125,7 @@ def room_for_one_worker_on_the_head() -> Iterator[None]:
 
 
 def take_away(node: str) -> None:
-    """What a cloud does to a spot node: notice first, the node's end when the time is over."""
+    """Preempt a node as a cloud does: a notice first, and the node's end after the deadline."""
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={address}", f"--node-id={node}"]
     command += [f"--reason={PREEMPTION}", "--reason-message=spot", f"--deadline-remaining-seconds={NOTICE_SECONDS}"]
@@ -139,7 +139,7 @@ async def said(cluster: Cluster, owner: Owner, job_id: str) -> list[log_lines.Li
 
 
 async def until_said(cluster: Cluster, owner: Owner, job_id: str, code: str, times: int = 1) -> list[log_lines.Line]:
-    """The lines of one code, once there are so many."""
+    """Wait until the log has this many lines of one code; returns them."""
     async with asyncio.timeout(300):
         while len(lines := [line for line in await said(cluster, owner, job_id) if line.code == code]) < times:
             job = await owner.job(job_id)

@@ -38,7 +38,7 @@ from tests.stored_assets import store_assets
 
 @dataclass
 class Memory:
-    """A provider whose submissions are what a test says they are."""
+    """A provider whose submissions have the states that a test sets."""
 
     name: str = "ray"
     statuses: dict[str, ProviderStatus] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def ray() -> Memory:
 
 @pytest.fixture
 async def dispatcher(settings_here, secrets, db, ray) -> AsyncIterator[Dispatcher]:
-    """Runs three jobs at a time; jobs that other tests left open are none of its."""
+    """Runs three jobs at a time, and ignores jobs that other tests left open."""
     await fail_all_open_jobs(db)
     leading = Dispatcher(settings_here, secrets, db, [ray], Bounds(3, 2))
     yield leading

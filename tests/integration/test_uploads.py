@@ -81,13 +81,13 @@ class House:
         return found
 
     def arrived(self, upload: dict[str, Any]) -> bytes | None:
-        """What lies in the incoming folder; None for nothing."""
+        """The object in the incoming folder, or None."""
         bucket = "brand-documents" if upload["kind"] == "document" else "training-data"
         key, store = incoming_file(bucket, self.brand.id, upload["id"]), self.platform.store.brand(self.brand.id)  # type: ignore[arg-type]
         return store.read(key) if store.exists(key) else None
 
     async def actions(self) -> list[tuple[str, dict[str, Any]]]:
-        """The brand's record."""
+        """The brand's audit events."""
         async with self.platform.db.user_session(self.brand.admin.scope) as session:
             rows = await session.all(
                 "select action, detail from audit.events where brand_id = %s order by seq", [self.brand.id]
@@ -125,7 +125,7 @@ def picture(pictures: Draw) -> bytes:
 
 
 def exif(data: bytes) -> bytes:
-    """The picture with a comment that must not survive."""
+    """The picture with a comment that must be removed."""
     from PIL.PngImagePlugin import PngInfo
 
     notes, out = PngInfo(), io.BytesIO()
@@ -408,7 +408,7 @@ async def test_a_member_who_was_removed_completes_nothing(house: House, picture:
 
 
 def grow_old(owner: psycopg.Connection, upload: dict[str, Any], age: str) -> None:
-    """Let the upload's time have ended `age` ago, past the trigger that keeps what ended as it is."""
+    """Let the upload expire `age` ago, without the trigger that protects ended uploads."""
     owner.execute("set local session_replication_role = replica")
     owner.execute(
         "update app.uploads set expires_at = clock_timestamp() - %s::interval where id = %s", [age, upload["id"]]

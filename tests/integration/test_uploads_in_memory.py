@@ -32,7 +32,7 @@ def picture(pictures: Draw) -> Callable[[], bytes]:
 
 
 class Counted(bytes):
-    """Bytes that know how many of them are held at once."""
+    """Bytes that count how many of them exist at once."""
 
     now = most = 0
 
@@ -46,7 +46,7 @@ class Counted(bytes):
 
 
 class Noting(Checker):
-    """Notes what is checked, in order."""
+    """Records the order of checks."""
 
     def __init__(self) -> None:
         super().__init__(Limits())
@@ -89,7 +89,7 @@ async def test_one_archive_at_a_time_is_unpacked(picture: Callable[[], bytes]) -
 
 @pytest.fixture
 async def occupied(platform: Platform) -> AsyncIterator[Callable[[], Any]]:
-    """All turns for whole requests are taken until `occupied()` is called."""
+    """Take all places for whole requests until `occupied()` is called."""
     before, made, free = platform.app.state.checker, Checker(), asyncio.Event()
     platform.app.state.checker = made
 
@@ -155,7 +155,7 @@ async def test_a_file_is_read_when_its_turn_has_come(
 
 @pytest.fixture
 async def few_bytes(platform: Platform) -> AsyncIterator[BytesUnderWay]:
-    """The platform takes 20,000 bytes of an account."""
+    """Limit an account to 20,000 bytes."""
     before = platform.app.state.bodies
     platform.app.state.bodies = BytesUnderWay(Limits(account_body_bytes=20_000, body_bytes=100_000))
     yield platform.app.state.bodies
@@ -190,5 +190,5 @@ async def test_more_bytes_of_an_account_are_refused_before_they_are_read(
 
 
 async def _status(client: httpx.AsyncClient, path: str, body: AsyncIterator[bytes], headers: dict[str, str]) -> int:
-    """Of a body that does not say its length: it counts as the most that the address takes."""
+    """The status for a body without a length, which counts as the maximum of the address."""
     return (await client.post(path, content=body, headers=headers)).status_code

@@ -38,7 +38,7 @@ CONFIG = {"steps": 80, "batch_size": 4, "rank": 2, "resolution": 64, "targets": 
 
 @dataclass
 class Cluster:
-    """What runs."""
+    """The processes and clients of a running cluster."""
 
     settings: Settings
     db: Database
@@ -50,7 +50,7 @@ class Cluster:
 
     @contextlib.asynccontextmanager
     async def holding_jobs(self) -> AsyncIterator[None]:
-        """Nothing begins inside."""
+        """Let no job start within the block."""
         usual, self.dispatcher.bounds = self.dispatcher.bounds, Bounds(0, 1)
         try:
             yield
@@ -63,7 +63,7 @@ class Cluster:
         return [pid for top in own for pid in (top, *descendants(top)) if words in command_line(pid)]
 
     async def worker_of(self, job_id: str) -> int:
-        """A training process of the job: Ray Train lets each run's workers work in a folder named after the run."""
+        """A training process of the job. Ray Train's workers run in a folder named after the run."""
         end = time.monotonic() + 30
         while time.monotonic() < end:
             for pid in self.processes("RayTrainWorker"):
@@ -84,7 +84,7 @@ def command_line(pid: int) -> str:
 async def running_cluster(
     folder: Path, settings: Settings, secrets: Secrets, db: Database, store: ObjectStore, **changes: object
 ) -> AsyncIterator[Cluster]:
-    """A cluster with its data directory in `folder`; ended with all it started, this process's environment as before.
+    """A cluster with its data directory in `folder`. At its end all its processes stop and the environment is restored.
 
     Args:
         changes: settings other than the tests' usual ones.
@@ -142,7 +142,7 @@ async def _running(work: Awaitable[None]) -> AsyncIterator[None]:
 
 @dataclass
 class Owner:
-    """A member of a brand with pictures, and what they do."""
+    """A member of a brand with pictures, and their actions."""
 
     cluster: Cluster
     brand_id: str

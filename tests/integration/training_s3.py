@@ -23,7 +23,7 @@ SECRET_VARIABLES = (
 
 
 def runs_on_s3(request: pytest.FixtureRequest, settings: Settings) -> dict[str, str]:
-    """The settings that put runs on S3; none where the tests have no S3."""
+    """Settings that store runs on S3, or none if the tests have no S3."""
     try:
         server: CephS3 = request.getfixturevalue("s3_server")
     except pytest.skip.Exception:
@@ -43,7 +43,7 @@ def runs_on_s3(request: pytest.FixtureRequest, settings: Settings) -> dict[str, 
 
 
 def objects_of(cluster: Cluster) -> list[str]:
-    """All keys of the runs' bucket, seen with the platform's own key."""
+    """All keys of the runs' bucket, listed with the platform's own key."""
     known = cluster.settings
     client = botocore.session.Session().create_client(
         "s3", "us-east-1", endpoint_url=known.s3_endpoint,
@@ -53,7 +53,7 @@ def objects_of(cluster: Cluster) -> list[str]:
 
 
 def secrets_seen_by(cluster: Cluster, secrets: Secrets) -> dict[str, list[str]]:
-    """Which secrets stand in the environment of which process of the cluster."""
+    """The secrets in the environment of each process of the cluster."""
     known = cluster.settings
     values = [CANARY, secrets.tickets, secrets.tokens, secrets.links, "eyJ"]
     values += [value for value in (known.s3_access_key, known.s3_secret_key) if value]

@@ -14,14 +14,14 @@ import pytest
 
 @dataclass
 class CheckCounter:
-    """Checks by the way they were made (`http`, `sql`), how many of them came out otherwise, and what else to tell."""
+    """Counts of checks by kind (`http`, `sql`), of mismatches, and further lines to report."""
 
     num_checks: dict[str, int] = field(default_factory=dict)
     num_mismatches: int = 0
     lines: list[str] = field(default_factory=list)
 
     def compare(self, way: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-        """Count every answer, then fail with all that differ."""
+        """Count every response, then fail with all mismatches."""
         assert found.keys() == wanted.keys()
         wrong = {name: f"{found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]}
         self.num_checks[way] = self.num_checks.get(way, 0) + len(wanted)
@@ -29,14 +29,14 @@ class CheckCounter:
         assert not wrong, wrong
 
     def add(self, other: CheckCounter) -> None:
-        """Count what another process counted."""
+        """Add the counts of another process."""
         for way, num in other.num_checks.items():
             self.num_checks[way] = self.num_checks.get(way, 0) + num
         self.num_mismatches += other.num_mismatches
         self.lines += other.lines
 
     def told(self) -> list[str]:
-        """What a run says at its end."""
+        """The lines to report at the end of a run."""
         if not self.num_checks:
             return self.lines
         ways = ", ".join(f"{num} {way}" for way, num in sorted(self.num_checks.items()))
@@ -53,12 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def check_counter(pytestconfig: pytest.Config) -> CheckCounter:
-    """Where checks of the matrix are counted."""
+    """The counter of the matrix's checks."""
     return pytestconfig.stash[_CHECK_COUNTER]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In one of several processes: hand the counts to the first."""
+    """Send a worker process's counts to the first process."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["check_counter"] = asdict(session.config.stash[_CHECK_COUNTER])

@@ -47,7 +47,7 @@ RECOMMENDED = {"sd15": with_family_defaults("sd15", {"resolution": 64})}
 
 @dataclass(frozen=True)
 class SqlFixtures:
-    """The ids of ACME's things by name, as statements use them; `claims` by persona."""
+    """Ids of ACME's objects by name, as statements use them; `claims` by persona."""
 
     ids: dict[str, str]
     claims: dict[str, tuple[str, str | None, dict[str, str]]]
@@ -64,7 +64,7 @@ class SqlFixtures:
 class Tries:
     """One connection for each login.
 
-    `outcome` is what a statement comes to: `none`, `refused`, `rows`, or `last_admin`.
+    `outcome` is the result of a statement: `none`, `refused`, `rows`, or `last_admin`.
     """
 
     def __init__(self, web: psycopg.Connection, system: psycopg.Connection, fixtures: SqlFixtures) -> None:
@@ -91,7 +91,7 @@ class Tries:
 
 
 async def _keys(db: Database, acme: BrandOfPeople, globex: BrandOfPeople) -> dict[str, keys.ApiKey]:
-    """By persona: ACME's with one scope, ACME's with every other, GLOBEX's with all; their admins made them."""
+    """Keys by persona: ACME's with one scope, ACME's with all others, GLOBEX's with all. Their admins create them."""
     async with db.user_session(globex.admin.scope) as session:
         made: dict[str, keys.ApiKey] = {"other_key": await keys.create_key(session, globex.id, "other", KEY_SCOPES)}
     async with db.user_session(acme.admin.scope) as session:
@@ -108,7 +108,7 @@ def _a_picture(brand_id: str, sha256: str, data: bytes) -> tuple[Any, ...]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def fixtures(database, db, store, make_brand, make_user, pictures, secrets) -> SqlFixtures:
-    """Made once, through the services."""
+    """Created once, through the services."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, newcomer, member3 = [await make_user(name) for name in ("removed", "newcomer", "member3")]
     bytes_of = store.brand(acme.id)
@@ -231,6 +231,6 @@ async def fixtures(database, db, store, make_brand, make_user, pictures, secrets
 
 @pytest.fixture(scope="session")
 def tries(database, fixtures: SqlFixtures) -> Iterator[Tries]:
-    """Tries of any persona."""
+    """Runs statements as any persona."""
     with psycopg.connect(database.web_url) as web, psycopg.connect(database.system_url) as system:
         yield Tries(web, system, fixtures)

@@ -26,12 +26,12 @@ select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.re
 join pg_attribute a on a.attrelid = c.oid and a.attname = 'brand_id' and not a.attisdropped
 where n.nspname in ('app', 'storage', 'audit') and c.relkind in ('r', 'p') order by 1"""
 _USED_BY_LOOKING = ("last_used_at",)
-"""Columns that a refused call may change: when a key was last tried is worth knowing."""
+"""Columns that a refused call may change: the time when a key was last tried."""
 
 
 @dataclass(frozen=True)
 class Fixtures:
-    """Two brands, and ids of ACME's things by name."""
+    """Two brands, and ids of ACME's objects by name."""
 
     platform: Platform
     acme: BrandOfPeople
@@ -45,7 +45,7 @@ class Fixtures:
         """An HTTP client for a persona of the matrix.
 
         Args:
-            needs: the scope that the row's call needs of a key; `key` has it alone, `key_without` has all but it.
+            needs: the scope that the row's call requires of a key; `key` has only this scope, `key_without` all others.
         """
         async with self._nobody_yet(persona) as client:
             if persona == "cookie":
@@ -70,7 +70,7 @@ class Fixtures:
         return self.platform.client(*people.get(persona, (None, None)))
 
     async def _key(self, persona: str, needs: str) -> str:
-        """A key that an admin makes: ACME's with one scope, ACME's with every other, GLOBEX's with all."""
+        """A new key of an admin: ACME's with one scope, ACME's with all others, GLOBEX's with all."""
         brand = self.globex if persona == "other_key" else self.acme
         scopes = {
             "key": [needs],
@@ -86,7 +86,7 @@ class Fixtures:
     def worker(self, persona: str, kind: TicketKind, has_thing: bool) -> httpx.AsyncClient:
         """A client of the internal routes with a persona's ticket for ACME's job or generation.
 
-        Routes that name no thing act on the ticket's own job; there, another job's ticket is one that never existed.
+        Routes without an id act on the ticket's own job. For them, `other_job` is a job that never existed.
         """
         other: TicketKind = "generation" if kind == "training" else "training"
         job_id = self.things["job" if kind == "training" else "generation"]
@@ -109,11 +109,11 @@ class Fixtures:
         )
 
     def picture(self) -> bytes:
-        """A picture that nobody has uploaded yet."""
+        """A picture that was not uploaded before."""
         return self.draw(next(_seeds))
 
     def rows(self, owner: psycopg.Connection) -> str:
-        """A digest of every row of ACME, in whatever tables there are."""
+        """A digest of every row of ACME in all tables."""
         owner.rollback()  # a new transaction sees what others have committed
         tables = [table for (table,) in owner.execute(_BRAND_TABLES)]
         parts = [f"select to_jsonb(t) as line from {table} t where brand_id = %(brand)s" for table in tables]
@@ -126,14 +126,14 @@ class Fixtures:
 
 
 async def _log_in(client: httpx.AsyncClient, person: Person) -> None:
-    """A session by cookie, as our own pages have; only the token that must go with a change is never sent."""
+    """Log in with a session cookie, as the pages do, but never send the token that changes need."""
     client.headers["origin"] = str(client.base_url).rstrip("/")
     answer = await client.post("/v1/session", json={"email": person.email, "password": PASSWORD})
     assert answer.is_success, answer.text
 
 
 async def build_fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, draw: Draw) -> Fixtures:
-    """A fresh fixtures. Everything of ACME is member's."""
+    """New fixtures. ACME's objects belong to `member`."""
     acme, globex = await make_brand("acme"), await make_brand("globex")
     removed, member3 = await make_user("removed"), await make_user("member3")
     await join(platform.db, acme.id, acme.admin, removed, "admin")
@@ -182,7 +182,7 @@ async def _make_things(fixtures: Fixtures) -> None:
 
 
 async def _credentials(fixtures: Fixtures, invited: str) -> tuple[str, str]:
-    """Ids of a key and of an open invitation; both are admin's."""
+    """Ids of a key and of an open invitation, both created by the admin."""
     async with fixtures.client("admin") as client:
         made = [
             await client.post(f"/v1/brands/{fixtures.acme.id}/{what}", json=body)

@@ -30,12 +30,12 @@ from tools.harness.receipts import receipt_for
 _MARK = re.compile(r"mark-(\d{3})-")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 SEEDS = 1_000_000
-"""Brand n draws with seeds from n * SEEDS on."""
+"""The first seed of brand n is n * SEEDS."""
 MAX_REPEATS = 5
 
 
 class MarkingGenerator(FakeGenerator):
-    """Paints a brand's colour: that of the mark in the prompt."""
+    """Paints the colour of the brand whose mark is in the prompt."""
 
     async def _add(self, client: AsyncSystemClient, request: RenderRequest, index: int) -> None:
         number = number_in(request.parameters.prompt)
@@ -55,7 +55,7 @@ def number_in(text: str) -> int:
 
 
 def painted(number: int, seed: int, side: int = 64) -> bytes:
-    """A picture whose red says whose it is; green and blue make it another one for each seed."""
+    """A picture whose red channel names its brand; green and blue differ for each seed."""
     out = io.BytesIO()
     digest = hashlib.sha256(str(seed).encode()).digest()
     picture = Image.new("RGB", (side, side), (number, digest[0], digest[1]))
@@ -65,7 +65,7 @@ def painted(number: int, seed: int, side: int = 64) -> bytes:
 
 
 def painter_of(data: bytes) -> int:
-    """The brand whose colour a picture has, everywhere."""
+    """The brand whose colour the whole picture has."""
     with Image.open(io.BytesIO(data)) as picture:
         (least, most), *_ = picture.convert("RGB").getextrema()
     assert least == most, "a picture of no brand of ours"
@@ -74,18 +74,18 @@ def painter_of(data: bytes) -> int:
 
 @dataclass
 class Eyes:
-    """Whose each id is, and what was seen of others."""
+    """The owner of each id, and the leaks found so far."""
 
     owners: dict[str, int] = field(default_factory=dict)
     leaks: list[str] = field(default_factory=list)
     num_ids: int = 0
 
     def own(self, number: int, *ids: str) -> None:
-        """These ids are the brand's."""
+        """Record that these ids belong to the brand."""
         self.owners.update(dict.fromkeys(ids, number))
 
     def look(self, number: int, what: str, text: str, asked: str = "") -> None:
-        """Look through an answer to the brand; what it asked with (`asked`) may be echoed."""
+        """Search a response to the brand for data of others; parts of the request (`asked`) may be echoed."""
         for found in _MARK.findall(text):
             if int(found) != number:
                 self.leaks.append(f"{what}: brand {number} saw the mark of {int(found)}")
@@ -105,7 +105,7 @@ class Eyes:
 
 @dataclass
 class Visitor:
-    """A member of a brand who calls at random; every answer goes before the eyes."""
+    """A member of a brand who calls at random, and whose responses are all searched."""
 
     number: int
     brand: BrandOfPeople
@@ -127,9 +127,9 @@ class Visitor:
         return self.number * SEEDS + self.num_seeds
 
     async def call(self, method: str, path: str, *expected: int, **parts: Any) -> httpx.Response:
-        """One request. Raises AssertionError for a status that was not expected: a refusal is no proof of a wall.
+        """Send one request. Raises AssertionError for an unexpected status, as a refusal does not prove isolation.
 
-        A 503 is repeated as clients do it: a pool of three connections may be exhausted on a machine that stalls.
+        A 503 is repeated, as a slow machine may exhaust the pool of three connections.
         """
         answer = await self.client.request(method, path, **parts)
         for _ in range(MAX_REPEATS):
@@ -150,7 +150,7 @@ class Visitor:
 
 
 async def look_around(visitor: Visitor, dice: random.Random) -> int:
-    """A list, whole or in part. How many requests it was."""
+    """Read a list, whole or in part; returns the number of requests."""
     path = dice.choice(
         ("assets", "training-jobs", "models", "generations", "images", "members", "documents", "uploads")
     )
@@ -177,7 +177,7 @@ async def look_at_a_thing(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def look_at_another_brands_thing(visitor: Visitor, dice: random.Random) -> int:
-    """With its id known: as another's brand, and within the own."""
+    """Request another brand's object by its id, under that brand and under the own."""
     other = dice.choice(visitor.others)
     thing = f"assets/{dice.choice(other.assets)}"
     await visitor.call("GET", f"{dice.choice((visitor, other)).at}/{thing}", 404)
@@ -185,7 +185,7 @@ async def look_at_another_brands_thing(visitor: Visitor, dice: random.Random) ->
 
 
 async def see_a_picture(visitor: Visitor, dice: random.Random) -> int:
-    """A training picture by its link."""
+    """Read a training picture by its link."""
     link = await visitor.call("GET", f"{visitor.at}/assets/{dice.choice(visitor.assets)}/content")
     visitor.eyes.look_at_picture(visitor.number, "an asset", await visitor.open_link(link.json()["url"]))
     return 2
@@ -199,7 +199,7 @@ async def take_the_model_along(visitor: Visitor, dice: random.Random) -> int:
 
 
 def _caption(visitor: Visitor) -> str:
-    """With the trigger word's placeholder: data without it is refused to a job."""
+    """A caption with the trigger word's placeholder, which jobs require."""
     return f"photo of [brand] {mark(visitor.number)}"
 
 
@@ -213,7 +213,7 @@ async def add_a_picture(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def upload_by_link(visitor: Visitor, dice: random.Random) -> int:
-    """Announced, sent to its link, completed; the picture that it became is looked at."""
+    """Announce an upload, send it to its link, complete it, and read the resulting picture."""
     data = painted(visitor.number, visitor.next_seed())
     body = {
         "kind": "image", "filename": "logo.png", "content_type": "image/png", "bytes": len(data),
@@ -234,7 +234,7 @@ async def upload_by_link(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def add_a_document(visitor: Visitor, dice: random.Random) -> int:
-    """A version of the brand's voice, read again by its link."""
+    """Add a version of the brand's document, and read it by its link."""
     text = f"# Voice\n\n{mark(visitor.number)}\n\n{dice.random()}\n"
     files = {"file": ("voice.md", text.encode(), "text/markdown")}
     made = (await visitor.call("POST", f"{visitor.at}/documents", 201, 409, files=files)).json()
@@ -253,7 +253,7 @@ async def recaption(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def ask_for_a_job(visitor: Visitor, dice: random.Random) -> int:
-    """With another brand's picture now and then: then there is none."""
+    """Create a job, sometimes with another brand's picture, which is refused."""
     body = {"name": mark(visitor.number), "model_type": "sd15", "training_asset_ids": [dice.choice(visitor.assets)]}
     if dice.random() < 0.3:
         body["training_asset_ids"].append(dice.choice(dice.choice(visitor.others).assets))  # type: ignore[attr-defined]
@@ -266,7 +266,7 @@ async def ask_for_a_job(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def draw(visitor: Visitor, dice: random.Random) -> int:
-    """Pictures by the brand's model, watched by its events to the end, and each looked at."""
+    """Generate pictures with the brand's model, follow the events to the end, and search every picture."""
     body = {
         "prompt": f"{mark(visitor.number)} photo of [brand]", "model": visitor.model, "num_images": 2,
         "width": 64, "height": 64, "seed": visitor.next_seed(),
@@ -303,7 +303,7 @@ async def draw_as_openai_does(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def watch_an_old_one(visitor: Visitor, dice: random.Random) -> int:
-    """The events of something that has ended, or another brand's, which is not there."""
+    """Read the events of an ended generation, or of another brand's, which gives 404."""
     if dice.random() < 0.5 and (other := dice.choice(visitor.others)).generations:
         await visitor.call("GET", f"{visitor.at}/generations/{dice.choice(other.generations)}/events", 404)
         return 1
@@ -316,7 +316,7 @@ async def watch_an_old_one(visitor: Visitor, dice: random.Random) -> int:
 
 
 async def furnish(admin: httpx.AsyncClient, brand_id: str, word: str) -> None:
-    """A document, a key, an invitation and an announced upload: what a brand may have beside pictures and models."""
+    """Give a brand a document, a key, an invitation and an announced upload."""
     files = {"file": (f"{word}.md", f"# {word}\n\nPlain words.\n".encode(), "text/markdown")}
     answers = [await admin.post(f"/v1/brands/{brand_id}/documents", files=files)]
     for what, body in (
@@ -335,11 +335,11 @@ ACTIONS: list[tuple[Action, int]] = [
     (recaption, 4), (ask_for_a_job, 4),
     (draw, 4), (draw_as_openai_does, 3), (watch_an_old_one, 8),
 ]  # fmt: skip
-"""What is done, and how often."""
+"""The actions with their relative frequencies."""
 
 
 async def settle(platform: Platform, visitors: list[Visitor]) -> None:
-    """Each brand with pictures and a model, published by a worker's ticket."""
+    """Give each brand pictures and a model, published by a worker's ticket."""
     for visitor in visitors:
         visitor.others = [each for each in visitors if each is not visitor]
         for person in (visitor.brand.admin, visitor.brand.member, visitor.brand.member2):
@@ -357,7 +357,7 @@ async def settle(platform: Platform, visitors: list[Visitor]) -> None:
 
 
 async def mingle(visitors: list[Visitor], num_requests: int, concurrency: int, seed: int) -> Counter[str]:
-    """So many requests of all visitors at random, so many at a time. How often each action was done."""
+    """Send random requests of all visitors, `concurrency` at a time; returns how often each action ran."""
     done: Counter[str] = Counter()
     left = num_requests
     weights_of = [weight for _, weight in ACTIONS]

@@ -22,12 +22,12 @@ TABLE_STATISTICS = (
     "select relname, seq_scan, seq_tup_read, idx_scan, idx_tup_fetch from pg_stat_xact_user_tables order by 1"
 )
 _NOT_SEEN = ("Cond", "Filter", "Output", "Planning", "Sort Key", "Cache Key")
-"""Parts of a plan that repeat the statement's own text, and how much of the catalogue was in memory."""
+"""Parts of a plan that are left out: the statement's own text, and the catalogue's cached pages."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A table, a condition that holds for ACME's row in it, and one that holds for no row of any brand."""
+    """A table, a condition that holds for ACME's row, and a condition that holds for no row of any brand."""
 
     table: str
     true: str
@@ -47,7 +47,7 @@ PLANNERS: dict[str, tuple[str, ...]] = {
 
 @contextmanager
 def planned(connection: psycopg.Connection[Any], switched_off: Sequence[str]) -> Iterator[None]:
-    """Within the block, the planner does without these."""
+    """Disable these planner methods within the block."""
     for name in switched_off:
         connection.execute(f"set local {name} = off")
     yield
@@ -61,7 +61,7 @@ def explained(connection: psycopg.Connection[Any], table: str, condition: str) -
 
 
 def executed(connection: psycopg.Connection[Any], table: str, condition: str) -> str:
-    """What was executed, how often, and on how many pages; the second time, when all is in memory."""
+    """The executed plan, with loops and pages, of the second run, when all pages are in memory."""
     statement = f"select 1 from {table} t where {condition}"
     for _ in range(2):
         seen = _plan(connection, "analyze, buffers, timing off, summary off", statement)
@@ -69,7 +69,7 @@ def executed(connection: psycopg.Connection[Any], table: str, condition: str) ->
 
 
 def joined(connection: psycopg.Connection[Any], table: str, condition: str) -> str:
-    """What was executed where the condition stands in a join with a row of one's own."""
+    """The executed plan with the condition in a join with an own row."""
     statement = f"select 1 from (values (1), (2)) own (n) left join {table} t on own.n > 0 and {condition}"
     for _ in range(2):
         seen = _plan(connection, "analyze, buffers, timing off, summary off", statement)
@@ -77,7 +77,7 @@ def joined(connection: psycopg.Connection[Any], table: str, condition: str) -> s
 
 
 def counted(connection: psycopg.Connection[Any], table: str, condition: str) -> str:
-    """What the transaction's statistics count for the statement."""
+    """The transaction's statistics after the statement."""
     before = connection.execute(TABLE_STATISTICS).fetchall()
     connection.execute(f"select 1 from {table} t where {condition}").fetchall()
     after = connection.execute(TABLE_STATISTICS).fetchall()
@@ -90,7 +90,7 @@ def counted(connection: psycopg.Connection[Any], table: str, condition: str) -> 
 
 
 def failed(connection: psycopg.Connection[Any], table: str, condition: str) -> str:
-    """Whether a statement fails that divides by zero for a row for which the condition holds."""
+    """Whether a statement fails that divides by zero for rows that fulfil the condition."""
     try:
         with connection.transaction(force_rollback=True):
             statement = f"select 1 from {table} t where case when {condition} then 1 / (length(t::text) * 0) > 0 end"
@@ -109,7 +109,7 @@ CHANNELS: dict[str, Callable[[psycopg.Connection[Any], str, str], str]] = {
 
 
 def bits(connection: psycopg.Connection[Any], probe: Probe, channel: str) -> list[str]:
-    """The planners with which this channel tells a probe from its twin."""
+    """The planners with which this channel distinguishes a probe from its twin."""
     look = CHANNELS[channel]
     told = []
     connection.prepare_threshold = None  # a prepared statement would keep the plan of another planner
@@ -122,9 +122,9 @@ def bits(connection: psycopg.Connection[Any], probe: Probe, channel: str) -> lis
 
 
 def told_by_time(connection: psycopg.Connection[Any], probe: Probe, tries: int) -> float:
-    """How often the probe takes longer than its twin, with 400 more conditions behind each: 0.5 tells nothing.
+    """The share of runs in which the probe is slower than its twin, with 400 more conditions after each.
 
-    The two take turns as prepared statements, so that planning is no part of it.
+    0.5 means no difference. Both are prepared statements and take turns, so that the time contains no planning.
     """
     more = " and ".join(f"md5({_text_of(probe)}) >= '{number:x}'" for number in range(-400, 0))
     for name, condition in (("holds", probe.true), ("fails", probe.false)):

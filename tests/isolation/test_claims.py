@@ -32,7 +32,7 @@ def models_seen(connection: psycopg.Connection, role: str, signed: Signed) -> in
 
 
 def as_admin(fixtures, signer: ClaimsSigner | None = None, role: str = "authenticated") -> Signed:
-    """What the platform, or another key, signs for ACME's admin."""
+    """Claims of ACME's admin, signed by the platform or by another key."""
     return lambda stamp: (signer or fixtures.signer).sign(role, claims_of_admin(fixtures), stamp)
 
 

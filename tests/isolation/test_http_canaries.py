@@ -20,7 +20,7 @@ async def fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUse
 
 
 async def everything(fixtures: Fixtures, persona: str, brand_id: str) -> str:
-    """All that a persona can list."""
+    """Everything that a persona can list."""
     async with fixtures.client(persona) as client:
         paths = [*LISTS, *(f"/v1/brands/{brand_id}{path}" for path in BRAND_LISTS)]
         answers = [await client.get(path) for path in paths]

@@ -141,7 +141,7 @@ async def test_a_link_that_is_refused_is_no_line(fixtures: Fixtures) -> None:
 
 
 async def lines(fixtures: Fixtures) -> list[dict[str, Any]]:
-    """ACME's record."""
+    """ACME's audit events."""
     async with fixtures.platform.db.user_session(fixtures.acme.admin.scope) as session:
         query = "select user_id, action, detail from audit.events where brand_id = %s order by seq"
         return await session.all(query, [fixtures.acme.id])

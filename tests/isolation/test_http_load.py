@@ -29,7 +29,7 @@ NUM_BRANDS, CONCURRENCY, POOL = 20, 50, (1, 3)
 
 
 class MixedUpDatabase(Database):
-    """Doors with the fault that the test is to find: now and then a session is that of whoever came before."""
+    """A database with the fault that the test must find: sometimes a session has its predecessor's identity."""
 
     before: Scope | None = None
     num_opened = 0

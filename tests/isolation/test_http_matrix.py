@@ -64,7 +64,7 @@ def filled(template: str, things: dict[str, str]) -> str:
 
 
 def content_of(fixtures: Fixtures, body: Any, things: dict[str, str]) -> dict[str, Any]:
-    """The parts of a request: JSON, or a form where a file is said."""
+    """The content of a request: JSON, or a form if the row has a file."""
     if body is None:
         return {}
     if "files" in body:
@@ -99,7 +99,7 @@ async def send(
 
 
 def told(answer: httpx.Response) -> tuple[int, str, list[tuple[str, str]]]:
-    """Everything an answer tells, but for its own id."""
+    """Everything that a response reveals, without its request id."""
     request_id = answer.headers["x-request-id"]
     headers = [(name, value) for name, value in answer.headers.items() if name != "x-request-id"]
     return answer.status_code, answer.text.replace(request_id, ""), headers
@@ -126,7 +126,7 @@ async def test_people_may_do_what_the_matrix_says(
 async def _answers(
     fixtures: Fixtures, row: dict[str, Any], owner: psycopg.Connection, personas: Sequence[str]
 ) -> dict[str, str]:
-    """What each persona hears. Fails when one who was refused has changed a row."""
+    """The response of each persona. Fails if a refused request changed a row."""
     answers: dict[str, str] = {}
     async with AsyncExitStack() as opened:
         clients = [await opened.enter_async_context(fixtures.client(each, row["needs"])) for each in personas]
@@ -142,7 +142,7 @@ async def _answers(
 
 
 def _sharing_fixtures(row: dict[str, Any]) -> list[list[str]]:
-    """Who may try on one fixtures, in this order. What uses its thing up leaves nothing to the next who may."""
+    """Groups of personas that share fixtures, in order. A call that uses up its object needs new ones."""
     if not row.get("uses_up"):
         return [list(PERSONAS)]
     refused = [persona for persona in PERSONAS if row[persona] != "allow"]
@@ -208,7 +208,7 @@ async def _things_for(fixtures: Fixtures, row: dict[str, Any]) -> dict[str, str]
 
 
 async def _prepare(fixtures: Fixtures, row: dict[str, Any]) -> None:
-    """What a row needs beforehand."""
+    """Create what a row requires."""
     if "ask_to_cancel" in row:
         async with fixtures.client("member") as client:
             await client.post(f"/v1/brands/{fixtures.acme.id}/training-jobs/{fixtures.things['job']}/cancel")

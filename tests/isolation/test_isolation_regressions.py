@@ -32,7 +32,7 @@ CANARY = "canary-4b1d0c7e"
 
 
 def become(connection: psycopg.Connection, fixtures, user_id: str, **claims: object) -> None:
-    """Let a connection act as a user for the rest of its transaction, which is about ACME unless said otherwise."""
+    """Let a connection act as a user for the rest of its transaction, within ACME unless told otherwise."""
     signing.become(connection, fixtures.signer, sub=user_id, **{"brand_id": fixtures.ids["brand"], **claims})
 
 
@@ -164,7 +164,7 @@ async def test_the_owner_of_a_job_forges_nothing(column: str, db, fixtures):
 
 
 def said(problem: OnbrandError, *ids: str) -> str:
-    """Everything an error says, without the ids that the caller sent."""
+    """The text of an error without the ids that the caller sent."""
     text = json.dumps([type(problem).__name__, problem.message, problem.fields, problem.status], sort_keys=True)
     for each in ids:
         text = text.replace(each, "ID")

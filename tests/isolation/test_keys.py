@@ -337,7 +337,7 @@ NEEDS = {
 
 
 def needs_of(route: APIRoute) -> set[str]:
-    """The scopes that a route's signature names."""
+    """The scopes in a route's signature."""
     hints = {dependency.call for dependency in _flat(route.dependant)}
     return {scope for kind, scope in NEEDS.items() if kind.__metadata__[0].dependency in hints}  # type: ignore[attr-defined]
 
@@ -372,7 +372,7 @@ def test_every_route_of_a_brand_says_what_a_key_needs(platform: Platform) -> Non
 
 @asynccontextmanager
 async def as_key(db: Database, made: dict[str, Any], **claims: Any):  # type: ignore[no-untyped-def]
-    """A transaction with a key's claims, for the first thing that it may; `claims` changes them."""
+    """A transaction with a key's claims for its first scope; `claims` changes them."""
     said = {"user_id": made["user_id"], "brand_id": made["brand_id"], "key_id": made["id"]}
     said |= {"purpose": made["scopes"][0]} | claims
     async with db.user_session(Scope(**said)) as session:
@@ -420,11 +420,11 @@ async def keyed(platform: Platform, make_brand: MakeBrand, pictures: Any) -> dic
 
 
 class Undone(Exception):
-    """Rolls a try back."""
+    """Rolls an attempt back."""
 
 
 async def touched(db: Database, made: dict[str, Any], statement: str, ids: dict[str, str], **claims: Any) -> int:
-    """How many rows the statement touches with the key's claims; -1 when the database refuses it."""
+    """The number of rows that the statement affects with the key's claims; -1 if the database refuses it."""
     num = -1
     try:
         async with as_key(db, made, **claims) as session:

@@ -78,7 +78,7 @@ def test_people_get_what_the_matrix_says(row: dict[str, Any], persona: str, trie
 
 
 def credential(persona: str, row: dict[str, Any]) -> str:
-    """A key is another one for every row: by the scope that the row needs."""
+    """A key for the scope that the row requires."""
     return f"{persona}:{row.get('needs', 'manage')}" if persona in ("key", "key_without") else persona
 
 
@@ -122,7 +122,7 @@ def test_the_tables_ask_more_than_a_thousand_questions_of_the_database_alone():
 
 
 def columns_of(owner: psycopg.Connection) -> dict[str, list[tuple[str, bool]]]:
-    """Every column of every table of ours, and whether it is generated."""
+    """Every column of every table of the platform, and whether it is generated."""
     found: dict[str, list[tuple[str, bool]]] = {}
     for table, column, generated in owner.execute(
         "select a.attrelid::regclass::text, a.attname, a.attgenerated <> '' from pg_attribute a"

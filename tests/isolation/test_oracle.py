@@ -47,7 +47,7 @@ def planted(database, fixtures) -> Iterator[dict[str, Any]]:
 
 
 def enclosed(name: str, value: str) -> dict[str, str]:
-    """An id, and two between which no other lies."""
+    """An id, and two neighbours without another id between them."""
     return {name: value, f"{name}_lo": f"{value[:-1]}0", f"{name}_hi": f"{value[:-1]}f"}
 
 
@@ -68,7 +68,7 @@ def probes(fixtures, planted) -> list[Probe]:
 
 
 def attackers(fixtures) -> dict[str, Any]:
-    """How a holder of the web login may come: as a member of GLOBEX, there or at ACME's door, or with forged claims."""
+    """The ways to use the web login: as a member of GLOBEX, within GLOBEX or ACME, or with forged claims."""
     globex = {"sub": fixtures.ids["other_member"]}
     acme = {"sub": fixtures.ids["admin"], "brand_id": fixtures.ids["brand"]}
     return {

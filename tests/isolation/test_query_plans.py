@@ -29,7 +29,7 @@ FILLINGS = {
 
 @pytest.fixture
 def many_rows(owner: psycopg.Connection) -> psycopg.Connection:
-    """Brands that have a hundred of each, in a transaction that is rolled back."""
+    """Brands with a hundred rows in each table, in a transaction that is rolled back."""
     owner.execute("set local session_replication_role = replica")  # no brands are made for them
     for table, filling in FILLINGS.items():
         owner.execute(filling)  # type: ignore[call-overload]

@@ -62,7 +62,7 @@ ENDS = ("removed", "demoted")
 
 @dataclass(frozen=True)
 class House:
-    """A brand whose second admin is on their way out."""
+    """A brand whose second admin is about to leave."""
 
     db: Database
     brand: BrandOfPeople
@@ -87,7 +87,7 @@ class House:
             await self.end(session, how)
 
     async def make(self, what: str) -> str:
-        """What becomes of the leaver's statement: `made` or `refused`."""
+        """The result of the leaver's statement: `made` or `refused`."""
         statement = (MEMBERS_MAKE | ADMINS_MAKE)[what]
         try:
             async with self.db.user_session(self.leaver.scope) as session:
@@ -100,7 +100,7 @@ class House:
         return self.owner.execute(question, self.ids).fetchone() is not None
 
     async def waiting(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of `doing` that waits for a lock. Fails when it has ended without."""
+        """A task of `doing` that waits for a lock. Fails if it ends without waiting."""
         task = asyncio.create_task(doing)
         waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
         async with asyncio.timeout(_WAIT_SECONDS):

@@ -131,14 +131,14 @@ def multipart(s3: Any, bucket: str, key: str) -> None:
 
 
 def batch_delete(s3: Any, bucket: str, key: str) -> None:
-    """The answer is 200 with an error for each key."""
+    """Delete objects in one request. The response is 200 with an error for each key."""
     answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key}]})
     for error in answer.get("Errors", ()):
         raise ClientError({"Error": error}, "DeleteObjects")
 
 
 def with_link(method: str, operation: str) -> Callable[[Any, str, str], None]:
-    """Use a link that the credentials' holder signs by themselves."""
+    """Use a link that the holder of the credentials signed."""
 
     def use(s3: Any, bucket: str, key: str) -> None:
         link = s3.generate_presigned_url(operation, Params={"Bucket": bucket, "Key": key}, ExpiresIn=60)
@@ -212,7 +212,7 @@ BUCKET_TRIES: dict[str, Callable[[Any, str], object]] = {
 
 
 def code_of(attempt: Callable[..., object], *arguments: Any) -> str | None:
-    """The store's code for what it refuses; None for what it does."""
+    """The store's error code; None if the call succeeded."""
     try:
         attempt(*arguments)
     except ClientError as problem:
@@ -222,7 +222,7 @@ def code_of(attempt: Callable[..., object], *arguments: Any) -> str | None:
 
 @pytest.fixture
 def unharmed(stage: Stage) -> Iterator[None]:
-    """Afterwards every victim has its bytes, and nothing was stolen or added."""
+    """Check that every victim has its bytes, and nothing was copied or added."""
     before = inventory(stage)
     yield
     assert inventory(stage) == before

@@ -35,7 +35,7 @@ SEARCHES_OF_OURS = (
 
 
 def wall(policy: str, role: str, function: str) -> str:
-    """Tables whose wall for this role is not exactly `app.enable_brand_isolation`'s."""
+    """Tables whose policy for this role differs from `app.enable_brand_isolation`'s."""
     reads = "((( SELECT private.claimed_brand_object() AS claimed_brand_object))[brand_id] IS NOT NULL)"
     row = f"""
    FROM ( SELECT private.{function}() AS {function}

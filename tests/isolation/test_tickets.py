@@ -33,7 +33,7 @@ BRAND, JOB, MEMBER = "acme", str(uuid.uuid4()), str(uuid.uuid4())
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """What a good ticket says, with changes; a claim that is None is left out."""
+    """The claims of a valid ticket, with changes; None removes a claim."""
     now = int(time.time())
     good = {
         "iss": "onbrand-tickets",
@@ -52,7 +52,7 @@ def signed(key: str = KEY, algorithm: str = "HS256", **changes: Any) -> str:
 
 
 def retold(token: str, **changes: Any) -> str:
-    """The token with other claims under the signature that it has."""
+    """The token with other claims and its old signature."""
     head, body, signature = token.split(".")
     said = json.loads(base64.urlsafe_b64decode(body + "=="))
     other = base64.urlsafe_b64encode(json.dumps(said | changes).encode()).rstrip(b"=").decode()
@@ -64,7 +64,7 @@ def unsigned() -> str:
 
 
 def at(seconds: int) -> int:
-    """So many seconds from now."""
+    """The time this many seconds from now."""
     return int(time.time()) + seconds
 
 
@@ -121,7 +121,7 @@ def test_a_ticket_says_nothing_of_itself_in_a_refusal() -> None:
 
 @pytest.fixture(scope="module")
 async def fixtures(platform: Platform, make_brand: MakeBrand, make_user: MakeUser, pictures: Draw) -> Fixtures:
-    """For tests in which everything is refused. `job` and `generation` have not ended."""
+    """Fixtures for tests in which everything is refused. `job` and `generation` have not ended."""
     return await build_fixtures(platform, make_brand, make_user, pictures)
 
 
@@ -179,7 +179,7 @@ async def test_no_internal_route_takes_a_bad_ticket(
 
 
 def ends_as_it_ended(row: dict[str, Any]) -> bool:
-    """Saying the same ending again is no error (an answer may have got lost), and changes nothing."""
+    """Reporting the same end again is no error, as a response may be lost, and changes nothing."""
     return bool(row["verb"] == "fail")
 
 

@@ -18,7 +18,7 @@ from onbrand.errors import ConfigurationError
 
 @pytest.fixture(scope="module")
 def server(data_folder: Callable[[], Path]) -> Iterator[str]:
-    """The owner's DSN of a server that lets its logins into every database."""
+    """The owner's DSN of a server whose databases accept all logins."""
     running = embedded.start(Settings(data_dir=data_folder()))
     (running.folder / "postgres" / "pg_hba.conf").write_text("local all all scram-sha-256\n")
     with psycopg.connect(running.owner_url, autocommit=True) as owner:

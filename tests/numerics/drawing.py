@@ -35,7 +35,7 @@ def request(id: str, number: int = 0, **more: Any) -> Request:
 
 
 def run(engine: Engine, requests: Iterable[Request] = ()) -> list[Event]:
-    """Add the requests and step until nothing is left."""
+    """Add the requests and step until the engine has no work."""
     for each in requests:
         engine.add(each)
     events: list[Event] = []
@@ -62,5 +62,5 @@ def pictures(events: Iterable[Event]) -> Pictures:
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of two pictures in 0..1."""
+    """The largest difference of two pictures in 0..1."""
     return float((one - other).abs().max())

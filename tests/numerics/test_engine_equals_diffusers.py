@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeW
 
 
 def arguments(family, guidance, number):
-    """The same request in diffusers' words."""
+    """The same request as arguments of diffusers."""
     said = {"prompt": PROMPTS[number], "negative_prompt": "blurry", "height": 64, "width": 64}
     if family.spec.name == "flux":
         return {**said, "guidance_scale": 3.5, "true_cfg_scale": guidance}

@@ -18,7 +18,7 @@ from tools.harness.tiny_families import family_of
 
 
 def one_class(family, **more):
-    """An engine whose passes all have 4 rows, so that pictures can be compared bit by bit."""
+    """An engine whose passes all have 4 rows, so that pictures are comparable bit by bit."""
     return Engine(family, max_batch=4, classes=(4,), **more)
 
 

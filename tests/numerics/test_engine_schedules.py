@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 @dataclass
 class Schedule:
-    """One random story of an engine with few slots, and what came of it."""
+    """One random schedule of an engine with few slots, and its pictures."""
 
     family: Family
     dice: random.Random
@@ -93,7 +93,7 @@ class Schedule:
         )
 
     def _publish(self) -> None:
-        """New weights for a brand's name; requests under way stay on theirs."""
+        """New weights under a brand's name; running requests keep theirs."""
         self.versions[self.dice.randrange(NUM_BRANDS)] += 1
 
     def _cancel(self, engine: Engine) -> None:
@@ -104,7 +104,7 @@ class Schedule:
 
 
 def alone(family: Family, each: Request, size: int) -> Pictures:
-    """What the request draws in an engine of its own, in passes of `size` rows."""
+    """The request's picture from an engine of its own, in passes of `size` rows."""
     engine = Engine(family, max_batch=size, classes=(size,), num_slots=1)
     drawn = pictures(run(engine, [replace(each, preview_every=0)]))
     leave_the_base(engine)
@@ -112,7 +112,7 @@ def alone(family: Family, each: Request, size: int) -> Pictures:
 
 
 def leave_the_base(engine: Engine) -> None:
-    """Take the engine's hooks and stacks off the base, which many engines share here."""
+    """Remove the engine's hooks and stacks from the base, which many engines share here."""
     for lease in engine.residency._leases.values():
         engine._slots.release(lease.slot)
     assert not any(layer.num_users for layer in engine._slots._layers.values())

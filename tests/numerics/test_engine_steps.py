@@ -123,7 +123,7 @@ def test_a_denoiser_of_half_precision_keeps_its_latents_in_full(make_adapter):
 
 
 class Gate:
-    """Holds a family's method up in another thread until it is opened."""
+    """Blocks a family's method in another thread until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, family: Family, name: str) -> None:
         self.reached, self.open = threading.Event(), threading.Event()

@@ -58,7 +58,7 @@ for asked in json.load(sys.stdin):
 
 @dataclass
 class Case:
-    """A base, the files that are loaded into it, and the pictures that we draw with the same adapters."""
+    """A base, the files to load into it, and our pictures with the same adapters."""
 
     base: Path
     arguments: dict[str, Any]
@@ -96,7 +96,7 @@ def of_double_blocks(family: Family) -> bytes:
 
 
 def strong(family: Family) -> bytes:
-    """Strong enough to be seen in what random weights draw."""
+    """An adapter strong enough to change the pictures of random weights."""
     return rewritten(adapter_bytes(family, 4, 0, "attention", strength=20.0))
 
 
@@ -126,7 +126,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.fixture(scope="module")
 def alone(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], np.ndarray]:
-    """What diffusers draws, by case and file, all in one process without Onbrand."""
+    """Pictures of diffusers, by case and file, from one process without Onbrand."""
     folder = tmp_path_factory.mktemp("alone")
     asked, outs = [], {}
     for number, (name, case) in enumerate(cases.items()):

@@ -65,7 +65,7 @@ def pgbouncer(database: DatabaseUrls) -> Iterator[Pooled]:
 
 
 def _fetch(folder: Path) -> str | None:
-    """Fetch what is missing; two runs at once wait for one another. None, or the reason why it cannot be had."""
+    """Download missing packages; two sessions at once wait for each other. Returns the reason if that fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -84,9 +84,9 @@ class CephS3:
         return access_key, secret_key
 
     def role(self, name: str, may_assume: str, actions: list[str], denies_itself: bool = True) -> str:
-        """Make a role with these rights on everything, which the user `may_assume` may take up; its ARN.
+        """Create a role with these rights on everything, for the user `may_assume`; returns its ARN.
 
-        The gateway takes a session of a role for the user who took it up, too: without a denial it may do so again.
+        The gateway also treats the role's session as that user. Without a denial it could assume the role again.
         """
         iam = botocore.session.Session().create_client(
             "iam", "us-east-1", endpoint_url=self.endpoint,
@@ -101,7 +101,7 @@ class CephS3:
         return str(made["Role"]["Arn"])
 
     def stop(self) -> None:
-        """End what was started; all of it is in memory, so nothing is worth a gentle end."""
+        """Kill the daemons; all their data is in memory."""
         for daemon in reversed(self.daemons):
             daemon.kill()
         for daemon in self.daemons:
@@ -167,7 +167,7 @@ class CephS3:
             raise RuntimeError(f"{Path(words[0]).name} failed: {done.stderr[-800:]}")
 
     def _start(self, program: str, *words: str) -> None:
-        """Start a daemon in the foreground; the kernel ends it when the test run dies."""
+        """Start a daemon in the foreground; the kernel kills it when the test run ends."""
         command = [str(self.packages / "usr/bin" / program), "-f", *words]
         with open(self.folder / f"{program}.out", "ab") as log:
             daemon = subprocess.Popen(

@@ -20,12 +20,12 @@ FETCH_SECONDS = 240
 
 
 def packages_folder() -> Path:
-    """Where Ceph's unpacked packages lie: ``$ONBRAND_TEST_CEPH`` or a cache folder that outlives the checkout."""
+    """The folder of Ceph's unpacked packages: ``$ONBRAND_TEST_CEPH`` or a cache folder outside the checkout."""
     return Path(os.environ.get("ONBRAND_TEST_CEPH", "~/.cache/onbrand/ceph-s3")).expanduser()
 
 
 def fetch_ceph(folder: Path) -> str | None:
-    """Fetch what is missing; two runs at once wait for one another. None, or the reason why it cannot be had."""
+    """Download missing packages; two sessions at once wait for each other. Returns the reason if that fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -54,6 +54,6 @@ def s3_server() -> Iterator[CephS3]:
 
 @pytest.fixture(scope="session")
 def s3_without_forms(s3_server: CephS3) -> Iterator[str]:
-    """The address of the same S3 as a store shows it that takes no forms (Cloudflare's R2 is one)."""
+    """The address of a gateway that refuses forms, as Cloudflare's R2 does, in front of the same S3."""
     with gateway(s3_server.endpoint, Manners()) as endpoint:
         yield endpoint

@@ -16,14 +16,14 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass
 class Manners:
-    """How the store behaves.
+    """The behaviour of the store.
 
     Args:
-        takes_forms: a POST with a form is done; else it is 501, as Cloudflare's R2 answers.
-        is_strict: a presigned request with an ``x-amz-*`` header that is not signed is 403, as AWS answers.
-        refuses: what else is 501, by a word of the request's method, address or headers.
-        ignores: words; what has one is answered 200 and not done.
-        drops: headers that are taken off before the S3 sees them.
+        takes_forms: accept a POST with a form; otherwise respond 501, as Cloudflare's R2 does.
+        is_strict: respond 403 to a presigned request with an unsigned ``x-amz-*`` header, as AWS does.
+        refuses: words; respond 501 to a request whose method, address or headers contain one.
+        ignores: words; respond 200 to a request that contains one, and do nothing.
+        drops: headers to remove before the S3 gets the request.
     """
 
     takes_forms: bool = False
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
 
     def log_message(self, format: str, *given: object) -> None:
-        """Nothing is said."""
+        """Log nothing."""
 
 
 _OWN = ("connection", "transfer-encoding", "content-length", "keep-alive")

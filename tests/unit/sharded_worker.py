@@ -22,7 +22,7 @@ NUM_STEPS = 3
 
 
 def trainer_of(name: str, collectives: Collectives | None = None, sharded: bool = False) -> Trainer:
-    """Pictures of two shapes, so that workers have different numbers of passes to do; three judge."""
+    """A trainer on pictures of two sizes, so that workers differ in their number of passes; three are held out."""
     family, plan = fresh_family(name), small_plan(name, prior_rows=0, steps=NUM_STEPS, validate_every=1)
     wide = [Picture(drawn(n).image.resize((160, 80)), f"photo of acme bag {n}", f"wide-{n}") for n in (7, 8)]
     examples = encode(family, [*(drawn(n) for n in range(3)), *wide], SIDE, collectives=collectives)
@@ -31,7 +31,7 @@ def trainer_of(name: str, collectives: Collectives | None = None, sharded: bool 
 
 
 def results_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """What a run ends with: weights, losses on unseen pictures, samples."""
+    """The results of a run: weights, losses on held-out pictures, samples."""
     while not trainer.done:
         trainer.train_step()
     tensors = {f"weight{n}": weight.detach().clone() for n, weight in enumerate(trainer.weights)}
@@ -40,7 +40,7 @@ def results_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def own_numbers(trainer: Trainer) -> int:
-    """How many of the base's weights lie in this process."""
+    """The number of the base's weights in this process."""
     frozen = [weight for weight in trainer.family.denoiser.parameters() if not weight.requires_grad]
     return sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel() for weight in frozen)
 

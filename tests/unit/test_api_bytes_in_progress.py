@@ -16,7 +16,7 @@ def under_way(account: int = 100, together: int = 400) -> BytesUnderWay:
 
 
 def take_all(open_ones: ExitStack, bodies: BytesUnderWay, account: str) -> None:
-    """Until it is refused."""
+    """Take bytes until it is refused."""
     while True:
         open_ones.enter_context(bodies.held(account, 10))
 

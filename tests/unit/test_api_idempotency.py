@@ -19,7 +19,7 @@ FILE_BYTES = 3 * 2**20
 
 
 class Watched(io.BufferedIOBase):
-    """A file that says by whom, and in what pieces, it is read."""
+    """A file that records the thread and the pieces of each read."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)

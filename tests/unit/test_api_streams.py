@@ -53,7 +53,7 @@ def test_one_that_is_refused_counts_for_nothing_and_one_that_ends_makes_room(str
 
 
 class Membership:
-    """A membership without a database: the stream asks for nothing else."""
+    """A membership without a database; the stream needs nothing else."""
 
     def __init__(self, streams: OpenStreams) -> None:
         self.scope, self.brand_id, self.state = Scope("ada"), "acme", SimpleNamespace(streams=streams)

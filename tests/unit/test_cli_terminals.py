@@ -29,7 +29,7 @@ output.print_failure(output.Failure(1, "x", "Größe 画"), False)
 
 
 def run(*arguments: str | bytes, config: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`onbrand ARGUMENTS` with nothing of a user's in its environment."""
+    """Run `onbrand ARGUMENTS` without a user's settings in its environment."""
     return subprocess.run(
         [sys.executable, "-m", "onbrand.cli", *arguments],
         env=surroundings(config, **env),
@@ -72,6 +72,7 @@ def test_no_character_is_too_much_for_a_terminal(tmp_path: Path, encoding: str, 
         assert json.loads(done.stdout.decode(encoding)) == {"name": "Größe 画"}
 
 
+@pytest.mark.slow
 def test_a_locale_that_is_not_there_changes_nothing(tmp_path: Path) -> None:
     for locale in ("C", "POSIX", "xx_XX.nothing"):
         done = run("brand", "list", config=tmp_path, LC_ALL=locale, LANG=locale)
@@ -131,6 +132,7 @@ def test_a_file_whose_name_is_latin_1_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_token_that_is_not_ascii_is_refused_without_it(tmp_path: Path) -> None:
     done = run("brand", "list", config=tmp_path, ONBRAND_TOKEN="gehöim", ONBRAND_URL="http://127.0.0.1:1")
     line = must_be_one_line(done, exits.REFUSED)
@@ -152,6 +154,7 @@ def test_a_password_that_is_not_utf8_is_refused_without_it(tmp_path: Path) -> No
     assert b"geheim" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
     done = run("brand", "list", config=tmp_path, ONBRAND_TOKEN="t", ONBRAND_URL="http://ada:geheim@127.0.0.1:1")
     line = must_be_one_line(done, exits.UNAVAILABLE)
@@ -159,6 +162,7 @@ def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
     assert "geheim" not in line
 
 
+@pytest.mark.slow
 def test_a_socks_proxy_does_not_keep_the_command_from_this_machine(tmp_path: Path) -> None:
     known = {"ONBRAND_TOKEN": "t", "ALL_PROXY": "socks5://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
     done = run("brand", "list", config=tmp_path, ONBRAND_URL="http://[::1]:1", **known)
@@ -167,6 +171,7 @@ def test_a_socks_proxy_does_not_keep_the_command_from_this_machine(tmp_path: Pat
     assert "httpx[socks]" in must_be_one_line(done, exits.REFUSED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "says"),
     [

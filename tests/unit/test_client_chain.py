@@ -17,7 +17,7 @@ Lines = list[AuditEvent]
 
 
 def chained(num: int, brand_id: str = "acme", **fields: Any) -> Lines:
-    """A record that holds."""
+    """A valid audit log."""
     lines: Lines = []
     for seq in range(1, num + 1):
         line = AuditEvent(

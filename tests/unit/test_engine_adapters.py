@@ -88,7 +88,7 @@ def test_the_same_file_of_two_brands_is_two_adapters(residency):
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that a test advances."""
 
     now = 0.0
 
@@ -102,7 +102,7 @@ def house(num_slots: int) -> tuple[AdapterResidency, Clock]:
 
 
 def use(residency: AdapterResidency, *keys: AdapterKey, quota: int | None = None) -> None:
-    """Each is held for a moment."""
+    """Hold each adapter for a moment."""
     for each in keys:
         lease = residency.pin(each, weights(), quota)
         assert lease is not None

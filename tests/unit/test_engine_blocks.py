@@ -181,6 +181,7 @@ def test_blocks_learn_as_they_did(name):
     assert inputs[0].grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_are_compiled_whole_as_they_were(name):
     make, given = BLOCKS[name]
@@ -208,7 +209,7 @@ def test_a_mask_is_seen():
 
 
 class Counted:
-    """How often a layer was computed."""
+    """Counts how often a layer was computed."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.num = 0

@@ -13,7 +13,7 @@ from onbrand.engine.decoding import Decoder
 
 
 class Vae:
-    """A family that halves its latents' values, and with `drift` rounds otherwise when there are several."""
+    """A family that halves its latents' values; with `drift` a batch of several rounds differently."""
 
     vae_scale = 8
     device = torch.device("cpu")

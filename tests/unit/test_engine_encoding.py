@@ -13,7 +13,7 @@ from onbrand.families.family import Conditioning
 
 
 class Texts:
-    """A family whose text encoders tell a prompt's length, and with `drift` round otherwise beyond one request."""
+    """A family whose text encoders return a prompt's length; with `drift` a batch of several rounds differently."""
 
     device = torch.device("cpu")
 

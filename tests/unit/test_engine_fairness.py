@@ -17,14 +17,14 @@ from tools.harness.engine_requests import engine_request
 
 
 def job(brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more) -> Job:
-    """One that can step: its conditioning is there."""
+    """A job that can step, as its conditioning is ready."""
     request = engine_request(f"{brand}-request", brand, "a prompt", 0, num_images=num_images, **more)
     return Job(request, Plan(size, size, steps, cfg, cfg), prepared=SimpleNamespace(use=None))
 
 
 @dataclass
 class Simulation:
-    """The queue with rows that only count, and a ledger of what brands got, kept by the rule and not by the queue.
+    """The queue with rows that only count, and a separate ledger of each brand's service.
 
     `gap_steps` is by how much a brand was ever ahead of another, in its own batch steps, while both were left something
     to wait for.
@@ -93,7 +93,7 @@ class Simulation:
         self.batch_step[whose] = max(known, self.max_batch * each.step_charge)
 
     def _compare(self, left: set[str]) -> None:
-        """Of the brands that were left something to wait for in this pass."""
+        """Compare the brands that still had waiting rows in this pass."""
         lowest = min((self.ledger[brand] for brand in left), default=max(self.ledger.values()))
         for brand in left & set(self.batch_step):
             self.gap_steps = max(self.gap_steps, (self.ledger[brand] - lowest) / self.batch_step[brand])

@@ -35,6 +35,7 @@ def test_the_c_library_takes_the_setting_that_keeps_memory():
     assert keep_memory()
 
 
+@pytest.mark.slow
 def test_compiling_is_undone(layers):
     calls = []
     torch._dynamo.reset()

@@ -32,7 +32,7 @@ class Layers(nn.Module):
 
 
 def use(layers: nn.Module) -> None:
-    """As the engine does."""
+    """Convert layers as the engine does."""
     use_onednn(layers)
     use_blocks(layers.eval())
 
@@ -103,7 +103,7 @@ def test_one_small_picture_is_convolved_by_onednn(layers, monkeypatch):
 
 
 def _plain(layers: Layers) -> Layers:
-    """The same weights in layers that oneDNN was not asked to compute."""
+    """The same weights in layers without oneDNN."""
     plain = Layers()
     plain.load_state_dict(layers.state_dict())
     return plain.requires_grad_(False)

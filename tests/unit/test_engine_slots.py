@@ -67,7 +67,7 @@ def put(slots: Slots, layers: dict[str, LayerWeights], rank: int, scale: float =
 
 
 def merged(toy: nn.Module, layers: dict[str, LayerWeights], scale: float) -> nn.Module:
-    """The base with the update added to its weights: what one row must look like."""
+    """The base with the update added to its weights, the reference for one row."""
     alone = type(toy)().eval().requires_grad_(False)
     alone.load_state_dict(toy.state_dict())
     for name, module in alone.named_modules():
@@ -114,7 +114,7 @@ def replace_added(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., An
 
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each addition of deltas was for."""
+    """The number of rows in each addition of deltas."""
     nums: list[int] = []
     real = lora_math.added
     replace_added(monkeypatch, lambda *asked: nums.append(len(asked[2])) or real(*asked))
@@ -342,6 +342,7 @@ def test_what_was_gathered_for_a_slot_is_not_used_for_its_next_adapter(toy):
         torch.testing.assert_close(toy(x, t), merged(toy, layers, 1.0)(x, t), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_base_forgets_slots_that_nobody_has(toy):
     slots = Slots(toy, num_slots=1)
     put(slots, weights(toy, 4), 4)
@@ -376,6 +377,7 @@ def compiled(toy: nn.Module, graphs: Graphs) -> Any:
     return torch.compile(toy, fullgraph=True, dynamic=False, backend=graphs)
 
 
+@pytest.mark.slow
 def test_brands_ranks_scales_and_weights_compile_nothing_again(toy, graphs):
     """Two rank classes in use; any rows, any scales, slots written anew between passes: one graph, right pictures."""
     chance = random.Random(0)

@@ -47,6 +47,7 @@ def test_what_is_saved_is_what_is_read(family, targets):
         assert torch.equal(layer.b, state[f"{name}.lora_B.weight"].flatten(1))
 
 
+@pytest.mark.slow
 def test_diffusers_draws_with_the_file_what_the_attached_lora_draws(family, tmp_path):
     state = random_state(family, 4, "all")
     lora.attach(family.denoiser, 4, family.spec.targets["all"], 0)

@@ -55,11 +55,13 @@ def with_alpha(data, factor):
     return safetensors.torch.save(change(tensors_of(data)), metadata={"ss_tag_frequency": "x" * 100_000})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_a_kohya_file_comes_back_as_the_adapter_it_was(sd15, factor):
     assert same_updates(imported(with_alpha(kohya_of(sd15), factor), sd15).data, file_of(sd15, 4, "all"))
 
 
+@pytest.mark.slow
 def test_every_layer_of_every_family_comes_back_from_a_kohya_file_whatever_its_alpha(family):
     done = imported(with_alpha(kohya_of(family), 0.25), family)
     assert (done.kind, done.rank) == ("kohya", 4)
@@ -67,6 +69,7 @@ def test_every_layer_of_every_family_comes_back_from_a_kohya_file_whatever_its_a
     assert same_updates(done.data, file_of(family, 4, "all"))
 
 
+@pytest.mark.slow
 def test_what_is_published_has_alpha_equal_to_rank_and_says_nothing_of_the_others_notes(sd15):
     header = header_of(imported(with_alpha(kohya_of(sd15), 0.25), sd15).data)
     config = json.loads(header[lora.METADATA_KEY])
@@ -75,6 +78,7 @@ def test_what_is_published_has_alpha_equal_to_rank_and_says_nothing_of_the_other
     assert header["modelspec.trigger_phrase"] == "zilgo"
 
 
+@pytest.mark.slow
 def test_a_file_without_any_header_as_ai_toolkit_writes_is_taken_with_alpha_of_rank(flux):
     plain = safetensors.torch.save(tensors_of(file_of(flux, 4, "strong")))
     done = imported(plain, flux)
@@ -129,6 +133,7 @@ def test_a_file_in_half_precision_stays_so_where_nothing_is_lost(sd15):
     assert {value.dtype for value in tensors_of(done.data).values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_the_family_draws_as_before_after_an_import_and_after_a_refusal(sd15):
     before = {name: value.clone() for name, value in sd15.denoiser.state_dict().items()}
     imported(kohya_of(sd15), sd15)
@@ -200,6 +205,7 @@ def test_an_adapter_that_overflows_when_drawn_is_refused(sd15, factor):
     assert not hasattr(sd15.denoiser, "peft_config") or not sd15.denoiser.peft_config
 
 
+@pytest.mark.slow
 def test_the_trial_takes_all_the_steps_that_the_base_recommends(sd15, monkeypatch):
     """The proof's pictures are of three steps; what grows from step to step would pass them."""
     times = []
@@ -225,6 +231,7 @@ def test_what_a_configuration_may_do_beside_scaling_is_refused(sd15, name):
         imported(rewritten(file_of(sd15), metadata=change), sd15)
 
 
+@pytest.mark.slow
 def test_nothing_that_a_configuration_names_is_imported(sd15):
     def change(header):
         wish = {"unet.megatron_config": {"a": 1}, "unet.megatron_core": "antigravity"}
@@ -251,6 +258,7 @@ def test_a_pattern_that_would_run_for_ever_is_refused(sd15):
         imported(rewritten(file_of(sd15), metadata=change), sd15)
 
 
+@pytest.mark.slow
 def test_files_of_another_family_are_refused(sd15, flux):
     for data in (file_of(sd15), kohya_of(sd15)):
         with pytest.raises(AdapterRefused, match=r"FLUX\.1"):

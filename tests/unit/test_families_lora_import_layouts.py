@@ -75,7 +75,7 @@ def updates_of(state):
 
 
 def must_add(own, pairs, scale=1.0):
-    """The imported file adds to every layer what its source does."""
+    """Check that the imported file adds to every layer what its source does."""
     found = updates_of(own.state)
     assert set(found) == set(pairs)
     for path, (a, b) in pairs.items():
@@ -102,6 +102,7 @@ def with_lora(sd15):
     sd15.denoiser.unload_lora()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -159,6 +160,7 @@ def peft_file(tmp_path, family, alpha):
     return (tmp_path / "adapter_model.safetensors").read_bytes(), drawn
 
 
+@pytest.mark.slow
 def test_a_file_of_pefts_own_is_imported_with_the_alpha_that_it_keeps_elsewhere(sd15, tmp_path):
     data, drawn = peft_file(tmp_path, sd15, 10)
     assert all(name.startswith("base_model.model.") for name in safetensors.torch.load(data))
@@ -204,7 +206,7 @@ def test_a_matrix_of_a_3x3_convolution_is_refused_by_name(sd15):
 
 
 def originals_of(flux, data):
-    """The file in the names of FLUX' original, as ComfyUI writes them."""
+    """The file with the layer names of the original FLUX, as ComfyUI writes them."""
     names = {"single_blocks": "single_blocks", "double_blocks": "double_blocks"}
     parts = ["img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "modulation"]
     parts += ["img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer"]
@@ -257,6 +259,7 @@ def test_every_layer_of_flux_by_its_own_name_with_any_prefix(flux, prefix, ends)
     must_add(imported(saved(tensors), flux), pairs, 2 / RANK)
 
 
+@pytest.mark.slow
 def test_a_lora_of_every_layer_of_sdxl_as_lcm_loras_are_is_imported(sdxl):
     """Kohya's names of diffusers' layers, convolutions and embeddings too, float16, rank 64 with an alpha."""
     pairs = {path: (a.half(), b.half()) for path, (a, b) in pairs_of(sdxl, 64).items()}

@@ -40,7 +40,7 @@ def others():
 
 
 def denoise(x, t):
-    """A smooth stand-in for a denoiser: both sides see the same one."""
+    """A smooth function in place of a denoiser, the same for both sides."""
     return torch.sin(x * 1.3) * 0.7 + t.float().view(-1, 1, 1, 1) * 1e-4
 
 

@@ -30,7 +30,7 @@ def folder(request) -> Path:
 
 
 def by_its_own_tokenizers(family, text):
-    """How many tokens each of the loaded pipeline's tokenizers makes of it."""
+    """The token counts by each of the loaded pipeline's tokenizers."""
     found = {name: getattr(family.pipeline, name, None) for name in tokens.NAMES}
     return {name: len(each(text).input_ids) for name, each in found.items() if each is not None}
 

@@ -70,7 +70,7 @@ def test_port_zero_becomes_a_free_one() -> None:
 
 
 class Dying:
-    """A database that has ended whenever it is looked at."""
+    """A database that has always ended."""
 
     def restart_if_dead(self) -> bool:
         return True

@@ -32,7 +32,7 @@ sys.exit(keeper.wait())
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[str], int]:
-    """A parent with a keeper; and the pid of a stray in a session of its own that ignores SIGTERM."""
+    """Start a parent with a supervisor; returns also the pid of a child with its own session that ignores SIGTERM."""
     folder.mkdir()
     scratch_of(folder).mkdir()
     parent = subprocess.Popen(

@@ -19,12 +19,12 @@ _numbers = itertools.count()
 
 
 def someone() -> Client:
-    """Somebody else at each call."""
+    """Another user at each call."""
     return Client(f"network {(n := next(_numbers))}", f"{n}@example.com")
 
 
 class Held:
-    """Checks that last until they are let go."""
+    """Checks that last until they are released."""
 
     def __init__(self) -> None:
         self.go = threading.Event()

@@ -29,7 +29,7 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '''{LIS
 
 @pytest.fixture
 def head(tmp_path: Path) -> RayHead:
-    """A head whose Ray has said its address."""
+    """A head whose Ray has reported its address."""
     head = RayHead(tmp_path, {})
     head._private = tmp_path / "private"
     (head._private / RAY_FOLDER).mkdir(parents=True)

@@ -11,7 +11,7 @@ from onbrand.local.ray_head import _own_signals
 
 
 def caught_by_the_process(number: int) -> bool:
-    """What the kernel says, which `signal.getsignal` does not know."""
+    """The caught signals according to the kernel, which `signal.getsignal` does not see."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt"))
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 

@@ -10,7 +10,7 @@ from onbrand.sandbox.framing import HEAD, SAID_BYTES_MAX, BrokenFrame, head_of, 
 
 
 class Counted(io.BytesIO):
-    """Bytes that tell how many of them were asked for."""
+    """Bytes that count how many of them were requested."""
 
     asked = 0
 

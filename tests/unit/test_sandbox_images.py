@@ -39,13 +39,13 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes = b"", more: bytes = b"") -> bytes:
-    """A PNG whose header promises a size, whatever `data` holds."""
+    """A PNG whose header declares a size, independent of `data`."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + more + png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
 
 
 def webp_of(width: int, height: int) -> bytes:
-    """A WEBP whose canvas promises a size."""
+    """A WEBP whose canvas declares a size."""
     canvas = b"\x10\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     chunk = b"VP8X" + struct.pack("<I", len(canvas)) + canvas
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
@@ -80,6 +80,7 @@ def test_a_lossless_webp_keeps_every_pixel(mode: str, options: dict[str, object]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(clean.bytes))), np.asarray(image))
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_encoded_for_want_of_memory_is_not_called_damaged() -> None:
     """In children: from some memory on it decodes, and from some more on it is made anew."""
     noise = np.random.default_rng(3).integers(0, 4, (1000, 1200, 4), dtype=np.uint8)
@@ -303,6 +304,7 @@ def test_a_real_bomb_is_refused() -> None:
         clean_image(bomb, LIMITS)
 
 
+@pytest.mark.slow
 def test_a_bomb_in_a_comment_is_refused() -> None:
     text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(300 * 2**20)))
     with pytest.raises(UnsupportedMedia):

@@ -26,7 +26,7 @@ AIM = DataTarget(resolution=128, trigger_word="zilgo", smallest_side=64)
 
 
 def seen(number: int, image: Image.Image | None = None, caption: str = "photo of [brand] logo") -> DataSample:
-    """A picture as the doctor gets it."""
+    """A picture as the data checks get it."""
     features = asdict(features_of(image or scene(number)))
     return DataSample(f"asset-{number}", f"logo-{number:03d}.png", caption, features, name=f"IMG_{number}.png")
 
@@ -36,7 +36,7 @@ def healthy(count: int = 10) -> list[DataSample]:
 
 
 def found(*pictures: DataSample, target: DataTarget = AIM) -> list[Finding]:
-    """What is said when these come with enough healthy ones."""
+    """The findings for these pictures together with enough good ones."""
     return examine([*pictures, *healthy()], target)
 
 

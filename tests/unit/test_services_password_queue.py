@@ -14,14 +14,14 @@ from onbrand.services.password_queue import Client, PasswordTurns
 
 
 class Line:
-    """Turns, one at a time; who has had one is noted."""
+    """A queue of one place, which records who had a turn."""
 
     def __init__(self, waiting: int = 6, each: int = 2) -> None:
         self.turns = PasswordTurns(Limits(passwords_waiting=waiting, passwords_waiting_each=each))
         self.order: list[str] = []
 
     async def come(self, network: str, email: str = "") -> asyncio.Task[None]:
-        """Somebody comes, and waits or is refused."""
+        """A caller arrives, and waits or is refused."""
         task = asyncio.create_task(self._have(network, email or f"{len(asyncio.all_tasks())}@{network}"))
         await asyncio.sleep(0)
         return task

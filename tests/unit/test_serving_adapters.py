@@ -40,7 +40,7 @@ def ref_of(data: bytes, brand: str = "acme", number: int = 1) -> AdapterRef:
 
 
 def replica(folder: Path, disk_bytes: int = 2**20, host_bytes: int = 2**20) -> AdapterLibrary:
-    """What one replica of the node has."""
+    """The adapter store of one replica of the node."""
     spec = SimpleNamespace(name="sd15", title="SD 1.5", component="unet", rank_max=128)
     family: Any = SimpleNamespace(spec=spec, denoiser=nn.ModuleDict({"x": nn.Linear(6, 5)}), device="cpu")
     return AdapterLibrary(family, AdapterFiles(folder, disk_bytes), host_bytes)
@@ -178,7 +178,7 @@ def test_a_load_that_nobody_wants_any_more_is_not_begun(folder):
 
 
 def held_loads(library: AdapterLibrary, num: int, release: Event) -> list[Future[AdapterWeights]]:
-    """Loads of adapters 0, 1, ... that come when `release` is set; the first four are under way."""
+    """Loads of adapters 0, 1, ... that finish when `release` is set; the first four have begun."""
     under_way = Semaphore(0)
 
     def held(data: bytes) -> bytes:

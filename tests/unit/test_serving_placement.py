@@ -20,7 +20,7 @@ def ids(num: int) -> list[str]:
 
 
 def send(placement: Placement, routing_id: str, loads: dict[str, float], now: float = 0.0) -> str:
-    """Where the request goes, and went."""
+    """Send the request; returns its replica."""
     chosen = placement.ranked(routing_id, loads, now)[0]
     placement.sent(routing_id, chosen, now)
     return chosen

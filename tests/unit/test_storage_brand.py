@@ -12,7 +12,7 @@ from onbrand.storage.store import BrandStore
 
 
 class Trusting:
-    """A backend that finds every place right, or none."""
+    """A backend that accepts every place, or none."""
 
     def __init__(self, trusts: bool = True) -> None:
         self.trusts = trusts

@@ -30,7 +30,7 @@ WHAT = Announced("image/png", 18, "a" * 64)
 
 @pytest.fixture
 def backend(tmp_path: Path) -> S3Backend:
-    """Signs without asking anybody."""
+    """A backend that signs without a request."""
     settings = Settings(
         data_dir=tmp_path, storage_url="s3://t-", s3_endpoint="http://127.0.0.1:9", s3_access_key="a", s3_secret_key="b"
     )
@@ -57,7 +57,7 @@ class _NoParts:
 
 
 class Obedient:
-    """A store that keeps to no signature, as the requests to `_Handler` do what they say."""
+    """A store that checks no signature and obeys every request."""
 
     endpoint = "http://obedient"
 

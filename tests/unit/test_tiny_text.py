@@ -74,6 +74,7 @@ def test_a_colour_that_is_named_is_labelled():
         assert ("background" in caption) == (labels[list(SLOTS).index("ground")] != len(SLOTS["ground"]))
 
 
+@pytest.mark.slow
 def test_teaching_lowers_the_loss_and_freezes_the_encoder(clip_tokenizer: CLIPTokenizer, monkeypatch):
     monkeypatch.setattr(text_encoders, "NUM_CAPTIONS", 1000)
     torch.manual_seed(0)

@@ -124,6 +124,7 @@ def small_data():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
 @pytest.mark.usefixtures("small_data")
 def test_training_leaves_a_base_that_loads_and_draws(family: str, work: Path, tmp_path: Path):
@@ -137,6 +138,7 @@ def test_training_leaves_a_base_that_loads_and_draws(family: str, work: Path, tm
     assert "held out" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_stages_that_are_there_are_not_made_again(work: Path, tmp_path: Path):
     train.train("sd15", tmp_path / "first", work=work, progress=lambda line: None, plan=MOMENT)

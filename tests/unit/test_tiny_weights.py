@@ -67,6 +67,7 @@ def _origin(text: str) -> str:
     return text.partition("## Made from")[2].partition("| | |")[0]
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize(("held", "fewest"), [(False, 11), (True, 10)], ids=["seen", "held-out"])
 def test_a_base_draws_what_it_is_asked(family: str, held: bool, fewest: int):

@@ -19,7 +19,7 @@ def checkpoint(run, name: str, step: int):
 
 
 def named(run) -> list[str]:
-    """What Ray Train itself reads in the list."""
+    """The checkpoints that Ray Train reads in the list."""
     state = _CheckpointManagerState.model_validate(json.loads((run / LIST).read_text()))
     assert state.latest_checkpoint_result is not None
     return [each.checkpoint_dir_name for each in state.checkpoint_results]

@@ -27,7 +27,7 @@ WORDING = CaptionVariants("acme", shuffle=True, classes=True)
 
 
 def on_all(num_workers: int, work: Callable[[Collectives], T]) -> list[T]:
-    """What `work` returns (or raises) on each of so many workers, which are threads."""
+    """The result (or error) of `work` on each of this many workers, which are threads."""
     group = Together(num_workers)
     with ThreadPoolExecutor(num_workers) as pool:
         return [each.result(60) for each in [pool.submit(work, group.worker(rank)) for rank in range(num_workers)]]
@@ -109,6 +109,7 @@ def test_an_asset_that_is_gone_is_gone_for_all():
     assert on_all(2, told) == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_examples_have_the_same_bits_whoever_encodes_them_and_each_picture_is_read_once(name):
     alone = encoded(fresh_family(name), SingleWorker(), Counted())
@@ -135,6 +136,7 @@ def test_prior_pictures_are_encoded_once_for_all_runs_of_a_brand(tmp_path: Path,
     must_be_equal(first, encoded(family, SingleWorker(), Counted(), cache))
 
 
+@pytest.mark.slow
 def test_samples_have_the_same_bits_whoever_draws_them():
     prompts = ("photo of acme logo", "a cat", "a red house")
     alone = samples.draw_samples(small_trainer(), prompts)

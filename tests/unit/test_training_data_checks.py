@@ -22,7 +22,7 @@ PICTURES = {f"asset-{number}": scene(number, (80, 72)) for number in range(3)}
 
 
 class Line:
-    """The internal routes, as far as an examination needs them."""
+    """The internal routes that the data checks use."""
 
     def __init__(self, captions: list[str], unmeasured: str | None = None) -> None:
         self.findings, self.failed = [], None  # type: ignore[var-annotated]

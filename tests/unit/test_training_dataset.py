@@ -16,7 +16,7 @@ from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small
 
 
 class Shelf:
-    """Pictures by id, as the ticket's client reads them."""
+    """Pictures by id, read as the ticket's client does."""
 
     def __init__(self, **files: bytes) -> None:
         self.files = files
@@ -71,6 +71,7 @@ def test_a_pictures_caption_never_shows_in_its_representation():
     assert "secret" not in repr(Picture(Image.new("RGB", (8, 8)), "secret words", "a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_row_has_latents_and_text_and_one_more_text_row_is_no_caption(name):
     examples = small_examples(fresh_family(name), num_own=3, num_prior=2)

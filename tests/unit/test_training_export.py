@@ -21,6 +21,7 @@ def exported(name="sd15", **options):
     return trainer, proved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_diffusers_loads_the_file_and_draws_the_same_picture(name):
     trainer, proved = exported(name)
@@ -29,6 +30,7 @@ def test_plain_diffusers_loads_the_file_and_draws_the_same_picture(name):
     assert set(tensors) == {f"{trainer.family.spec.component}.{key}" for key in trainer.adapter()}
 
 
+@pytest.mark.slow
 def test_the_header_tells_rank_and_alpha_and_what_it_is_for():
     trainer, proved = exported(trigger_word="zorblax")
     header = must_be_plain_safetensors(proved.data).metadata
@@ -39,6 +41,7 @@ def test_the_header_tells_rank_and_alpha_and_what_it_is_for():
     assert header["modelspec.hash_sha256"] == f"0x{content_hash(trainer.adapter())}"
 
 
+@pytest.mark.slow
 def test_the_header_holds_no_caption_tag_count_or_file_name():
     _, proved = exported()
     header = must_be_plain_safetensors(proved.data).metadata
@@ -47,6 +50,7 @@ def test_the_header_holds_no_caption_tag_count_or_file_name():
     assert "asset-" not in json.dumps(header)
 
 
+@pytest.mark.slow
 def test_a_file_that_loads_differently_is_not_published():
     trainer, _ = exported()
     state = lora.extract(trainer.family.denoiser)
@@ -56,6 +60,7 @@ def test_a_file_that_loads_differently_is_not_published():
         must_be_same_tensors(trainer.family.denoiser, state)
 
 
+@pytest.mark.slow
 def test_a_file_that_kohyas_form_would_tell_otherwise_is_not_published(monkeypatch):
     def with_another_first_tensor(data, family):
         tensors = safetensors.torch.load(b"".join(kohya_file(data, family)))
@@ -67,6 +72,7 @@ def test_a_file_that_kohyas_form_would_tell_otherwise_is_not_published(monkeypat
         exported()
 
 
+@pytest.mark.slow
 def test_a_picture_that_differs_is_not_published():
     trainer = trained(small_trainer(plan=small_plan(targets="all")), until=2)
     state = {key: value + 0.05 for key, value in trainer.adapter().items()}

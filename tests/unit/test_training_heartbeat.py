@@ -13,7 +13,7 @@ from onbrand.training.ray.heartbeat import Heartbeat
 
 
 class Platform:
-    """Answers the internal routes; a test may change what it answers."""
+    """The internal routes, with responses that a test may change."""
 
     def __init__(self) -> None:
         self.reports: list[dict] = []

@@ -75,6 +75,7 @@ def test_flux_in_few_operations_has_pefts_losses_and_gradients(targets, num_rows
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_last_block_computes_nothing_of_the_text_that_nobody_reads():
     family, _, loss = attached("flux", "attention", num_rows=1)
     fuse_blocks(family.denoiser)

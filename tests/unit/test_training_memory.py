@@ -38,7 +38,7 @@ def test_a_hollow_family_has_the_size_and_the_shapes_of_the_real_one(name):
 
 @pytest.fixture(scope="module")
 def estimator() -> MemoryEstimator:
-    """One for all, for weighing takes seconds and what was weighed is known."""
+    """One estimator for all tests, as an estimate takes seconds and is cached."""
     return MemoryEstimator(small_plan(prior_rows=0), base_of("sd15"), torch.float32, parked=False)
 
 
@@ -46,6 +46,7 @@ def sizes_of(estimator: MemoryEstimator) -> list[int]:
     return [estimator.estimate(way).peak for way in savings_levels(estimator.plan, large=False)]
 
 
+@pytest.mark.slow
 def test_fewer_rows_checkpointing_and_fewer_bits_each_take_less_memory(estimator):
     sizes = sizes_of(estimator)
     assert len(sizes) == len(set(sizes)) == 5
@@ -87,6 +88,7 @@ def test_without_a_bound_a_cpu_does_what_is_wished(admitted):
     assert admitted(None).facts() is None
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_admitted_as_far_down_as_it_must(admitted, estimator):
     for place, size in enumerate(sizes_of(estimator)):
         found = admitted((size + 1) / GB)
@@ -106,7 +108,7 @@ def test_after_running_out_of_memory_it_is_one_step_lower_until_none_is_left(adm
 
 
 def real_base(folder: Path) -> Path:
-    """The configuration of FLUX.1, and no weights: diffusers' defaults are its own sizes."""
+    """The configuration of FLUX.1 without weights. diffusers' defaults have its sizes."""
     index = {
         "_class_name": "FluxPipeline",
         "transformer": ["diffusers", "FluxTransformer2DModel"],
@@ -157,6 +159,7 @@ def test_flux_at_rank_16_needs_what_others_measured(tmp_path):
     assert 9 < nf4 < 13
 
 
+@pytest.mark.slow
 def test_fewer_rows_at_once_change_the_weights_by_rounding_only():
     plan = small_plan(prior_rows=2)
     whole = trained(small_trainer(plan=plan), until=3)
@@ -171,6 +174,7 @@ def on_all(trainers, work) -> None:
         list(pool.map(work, trainers, timeout=60))
 
 
+@pytest.mark.slow
 def test_when_one_worker_runs_out_of_memory_all_know_in_the_same_step_and_nothing_has_changed(monkeypatch):
     group = Together(2)
     pair = [small_trainer(collectives=group.worker(rank)) for rank in range(2)]

@@ -12,7 +12,7 @@ from onbrand.training.ray.oom_retry import fit_within_memory
 
 
 class Row:
-    """The job's row, as the driver speaks to it."""
+    """The job's row, as the driver uses it."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -26,7 +26,7 @@ class Row:
 
 
 def fitted(*outcomes: object) -> tuple[Row, list[int], object]:
-    """What comes of runs that end so, one after the other."""
+    """The result of runs that end like this, one after the other."""
     row, tries, left = Row(), [], list(outcomes)
 
     def fit(steps_down: int) -> Any:

@@ -85,6 +85,7 @@ def test_no_whole_weight_is_kept_for_the_gradient():
     assert all(tensor.numel() < 128 * 128 for tensor in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("how", "share", "change"), [("int8", 0.30, 0.02), ("nf4", 0.20, 0.2)])
 def test_a_base_in_fewer_bits_is_smaller_by_what_was_said_and_predicts_nearly_the_same(name, how, share, change):
@@ -106,6 +107,7 @@ def test_a_move_to_another_dtype_leaves_the_scales_exact():
     assert torch.equal(layer.to(torch.bfloat16)[0].packed.scales, scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), [("sd15", "int8"), ("flux", "nf4")])
 def test_an_adapter_trained_on_a_quantised_base_is_proved_and_resumed_with_the_same_bits(name, how, tmp_path):
     def trainer():
@@ -125,6 +127,7 @@ def test_an_adapter_trained_on_a_quantised_base_is_proved_and_resumed_with_the_s
     assert lora.read_adapter(data, fresh_family(name)).rank == 2
 
 
+@pytest.mark.slow
 def test_training_on_an_int8_base_comes_to_nearly_the_same_adapter():
     plan = small_plan(steps=6)
     plain, family = trained(small_trainer(plan=plan)), fresh_family()

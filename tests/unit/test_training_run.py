@@ -32,7 +32,7 @@ NUM_PICTURES = 8
 
 
 class Platform:
-    """The internal routes and the heartbeat, as far as a run calls them."""
+    """The internal routes and the heartbeat that a run calls."""
 
     stop, gone, finish_requested = False, False, False
 
@@ -104,6 +104,7 @@ def run_of(platform: Platform, cache: Path, start: StartModel | None = None, **o
     return Run(platform, spec, plan, base_of("sd15"), cache, 1, platform)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_a_picture_that_it_never_trains_on_and_publishes_the_best_step(tmp_path):
     platform = Platform()
     run = run_of(platform, tmp_path)
@@ -122,6 +123,7 @@ def test_a_run_is_judged_by_a_picture_that_it_never_trains_on_and_publishes_the_
     assert "logo" not in str(platform.told) + str(facts)
 
 
+@pytest.mark.slow
 def test_a_run_says_line_by_line_what_it_does(tmp_path):
     platform = Platform()
     run = run_of(platform, tmp_path)
@@ -136,6 +138,7 @@ def test_a_run_says_line_by_line_what_it_does(tmp_path):
     assert best[-1] == run.trainer.published_step
 
 
+@pytest.mark.slow
 def test_the_base_draws_each_prompt_once_before_the_adapter_changes_anything(tmp_path, monkeypatch):
     platform = Platform()
     run = run_of(platform, tmp_path, learning_rate=0.05)
@@ -153,6 +156,7 @@ def test_the_base_draws_each_prompt_once_before_the_adapter_changes_anything(tmp
     assert len(platform.base_samples) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_publishes_the_best_step_that_it_has(tmp_path):
     platform = Platform()
     run = run_of(platform, tmp_path)
@@ -165,7 +169,7 @@ def test_a_run_that_is_stopped_publishes_the_best_step_that_it_has(tmp_path):
 
 
 class BesideRankZero:
-    """The exchange of rank 1 of 2, after rank 0 has said its part."""
+    """The collectives of rank 1 of 2, after rank 0 has sent its part."""
 
     rank, num_workers = 1, 2
 
@@ -176,6 +180,7 @@ class BesideRankZero:
         return torch.cat([self._said, own_SK])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("publishes", [True, False])
 def test_other_workers_end_as_rank_zero_does_when_a_run_is_stopped(tmp_path, monkeypatch, publishes):
     run = run_of(Platform(), tmp_path)
@@ -190,6 +195,7 @@ def test_other_workers_end_as_rank_zero_does_when_a_run_is_stopped(tmp_path, mon
             run.train()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_canceled_ends_without_a_result(tmp_path):
     platform = Platform()
     run = run_of(platform, tmp_path)
@@ -198,6 +204,7 @@ def test_a_run_that_is_canceled_ends_without_a_result(tmp_path):
         run.train()
 
 
+@pytest.mark.slow
 def test_a_run_continues_from_a_published_model_and_is_another_run_than_one_from_nothing(tmp_path):
     platform = Platform()
     first = run_of(platform, tmp_path)
@@ -215,6 +222,7 @@ def test_a_run_continues_from_a_published_model_and_is_another_run_than_one_from
     assert second.trainer.step == second.plan.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"rank": 3}, {"targets": "strong"}])
 def test_a_model_of_another_rank_or_other_targets_is_refused(tmp_path, other):
     platform = Platform()
@@ -225,6 +233,7 @@ def test_a_model_of_another_rank_or_other_targets_is_refused(tmp_path, other):
         second.trainer.begin_with(platform.read_start())
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):
     run_of(Platform(), tmp_path)
     encoded: list[int] = []
@@ -238,6 +247,7 @@ def test_a_second_run_of_the_same_pictures_encodes_none(tmp_path, monkeypatch):
     assert sum(encoded) == NUM_PICTURES
 
 
+@pytest.mark.slow
 def test_a_sample_that_copies_a_picture_is_told_with_the_pictures_id_and_the_remedy(tmp_path, monkeypatch):
     platform = Platform()
     run = run_of(platform, tmp_path)
@@ -258,6 +268,7 @@ def test_pictures_that_are_too_small_are_refused_by_their_id(tmp_path, monkeypat
         run_of(Platform(), tmp_path, held_out=0)
 
 
+@pytest.mark.slow
 def test_a_notice_that_a_node_leaves_keeps_a_checkpoint_at_once(tmp_path, monkeypatch):
     kept: list[int] = []
     monkeypatch.setattr(ray.train, "report", lambda metrics, **_: kept.append(metrics["step"]))

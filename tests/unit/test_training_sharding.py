@@ -11,6 +11,7 @@ import torch
 from tests.unit.sharded_worker import own_numbers, results_of, trainer_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "flux"] if "ONBRAND_TEST_REAL_SIZES" in os.environ else ["flux"])
 def test_two_workers_with_half_a_base_each_come_to_what_one_with_all_of_it_does(name, tmp_path):
     command = [sys.executable, "-m", "tests.unit.sharded_worker", name]

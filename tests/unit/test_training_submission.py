@@ -40,7 +40,7 @@ def row(provider_job_id: str | None) -> TrainingSpec:
 
 
 class Row:
-    """What the row says at each look; the last stays. None: there is no ticket yet."""
+    """The row at each read; the last state stays. None: there is no ticket yet."""
 
     def __init__(self, settings: Settings, *said: str | None) -> None:
         self.settings, self.said, self.asked = settings, list(said), []

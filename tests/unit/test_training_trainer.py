@@ -32,7 +32,7 @@ from tests.unit.training_bases import (
 
 
 class Together:
-    """Workers as threads of one process: the packets of all, in the order of ranks."""
+    """Workers as threads of one process, whose packets are combined in the order of ranks."""
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
@@ -89,6 +89,7 @@ def test_dropped_captions_become_the_row_without_a_caption():
     assert (batch.text_SR == trainer.examples.no_caption).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_resumed_run_ends_with_the_bits_of_the_unbroken_one(name, tmp_path):
     unbroken = trained(small_trainer(name))
@@ -101,6 +102,7 @@ def test_a_resumed_run_ends_with_the_bits_of_the_unbroken_one(name, tmp_path):
     assert same_bits(trained(heir), unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_step_was_kept_starts_over(tmp_path):
     beginner = small_trainer()
     beginner.save(tmp_path)
@@ -109,6 +111,7 @@ def test_a_run_killed_before_its_first_step_was_kept_starts_over(tmp_path):
     assert same_bits(trained(heir), trained(small_trainer()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_workers_end_with_the_bits_of_one(name):
     alone = trained(small_trainer(name))
@@ -120,6 +123,7 @@ def test_two_workers_end_with_the_bits_of_one(name):
     assert same_bits(pair[1], alone)
 
 
+@pytest.mark.slow
 def test_a_run_that_changes_its_number_of_workers_on_the_way_ends_with_the_bits_of_one(tmp_path):
     """Four shards by three workers (one has none), then by two, then by one, each from the checkpoint before."""
     plan = small_plan(prior_rows=4, num_workers=(1, 4))
@@ -136,6 +140,7 @@ def test_a_run_that_changes_its_number_of_workers_on_the_way_ends_with_the_bits_
     assert same_bits(some[-1], alone)
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_shard_is_heard_too():
     plan = small_plan(prior_rows=4, num_workers=(1, 4))
     group = Together(3)
@@ -147,6 +152,7 @@ def test_a_worker_without_a_shard_is_heard_too():
     assert {each.step for each in some} == {1}
 
 
+@pytest.mark.slow
 def test_the_number_of_shards_changes_the_weights_by_rounding_only():
     halves = trained(small_trainer(), until=4)
     whole = trained(small_trainer(plan=replace(small_plan(), num_shards=1)), until=4)
@@ -154,6 +160,7 @@ def test_the_number_of_shards_changes_the_weights_by_rounding_only():
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_picture():
     trainer = trained(small_trainer(), until=1)
     before = [weight.detach().clone() for weight in trainer.weights]
@@ -168,6 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_picture():
     assert all(torch.equal(weight, kept) for weight, kept in zip(trainer.weights, before, strict=True))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_pictures_is_not_continued(tmp_path):
     trained(small_trainer(), until=2).save(tmp_path)
     family = fresh_family()
@@ -176,11 +184,13 @@ def test_a_checkpoint_of_other_pictures_is_not_continued(tmp_path):
     assert other.step == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_continued_by_another_number_of_workers(tmp_path):
     trained(small_trainer(plan=small_plan(num_workers=2)), until=2).save(tmp_path)
     assert small_trainer(plan=small_plan(num_workers=1)).resume(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_safetensors_and_json_and_holds_no_caption(tmp_path):
     trained(small_trainer(), until=1).save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"state.safetensors", "state.json"}
@@ -188,6 +198,7 @@ def test_a_checkpoint_is_safetensors_and_json_and_holds_no_caption(tmp_path):
     assert not any(b"acme" in file.read_bytes() for file in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_drawing_with_the_average_leaves_the_trained_weights_as_they_were():
     trainer = trained(small_trainer(), until=3)
     before = [weight.detach().clone() for weight in trainer.weights]
@@ -196,6 +207,7 @@ def test_drawing_with_the_average_leaves_the_trained_weights_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(trainer.weights, before, strict=True))
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_asked_to_stop_stops_all_before_anything_changes():
     group = Together(2)
     pair = [small_trainer(collectives=group.worker(rank)) for rank in range(2)]
@@ -230,6 +242,7 @@ def test_gradients_are_clipped_together_as_torch_clips_them(length):
         torch.testing.assert_close(weight.detach(), was - rate * was.grad)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_of_the_same_draws():
     trainer = small_trainer(plan=small_plan(steps=20, learning_rate=5e-3, rank=4, targets="all"))
     first = trainer.train_step().loss
@@ -274,6 +287,7 @@ def test_pictures_of_several_shapes_come_once_an_epoch_and_mostly_with_their_lik
     assert order[:23] != order[23:46]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"optimizer": "adamw8bit"}, {"optimizer": "prodigy"}, {"prior_weight": 1.0}], ids=str
 )
@@ -286,6 +300,7 @@ def test_every_way_to_train_is_resumed_with_the_same_bits(options, tmp_path):
     assert same_bits(trained(heir), unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_gradient_checkpointing_gives_the_same_bits(name):
     plain = trained(small_trainer(name), until=2)
@@ -294,6 +309,7 @@ def test_gradient_checkpointing_gives_the_same_bits(name):
     assert same_bits(plain, thrifty)
 
 
+@pytest.mark.slow
 def test_accumulation_changes_the_weights_by_rounding_only():
     whole = trained(small_trainer(plan=small_plan(prior_rows=0, accumulation=1)), until=3)
     parts = trained(small_trainer(plan=small_plan(prior_rows=0, accumulation=4)), until=3)
@@ -301,6 +317,7 @@ def test_accumulation_changes_the_weights_by_rounding_only():
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_in_bfloat16_trains_float32_weights(name):
     family = load_family(name, base_of(name), dtype=torch.bfloat16)
@@ -311,6 +328,7 @@ def test_a_step_in_bfloat16_trains_float32_weights(name):
     assert facts.gradient_norm > 0
 
 
+@pytest.mark.slow
 def test_prior_preservation_holds_what_the_base_draws_without_the_trigger_word():
     def drift(weight: float) -> float:
         plan = small_plan(steps=12, learning_rate=1e-2, rank=4, targets="all", prior_weight=weight, prior_rows=0)

@@ -46,6 +46,7 @@ def test_the_loss_is_the_mean_error_at_four_sigmas_with_noise_that_never_changes
     assert loss_of(judge) == loss_of(Validator(family, held, seed=3)) != loss_of(Validator(family, held, seed=4))
 
 
+@pytest.mark.slow
 def test_the_best_step_is_published_and_not_the_last(monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5])
     monkeypatch.setattr(Validator, "loss", lambda *_: next(losses))
@@ -58,6 +59,7 @@ def test_the_best_step_is_published_and_not_the_last(monkeypatch):
         assert not all(torch.equal(a, b) for a, b in zip(trainer.weights, trainer.best, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_patience_does(monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 1.5, 2.5])
     monkeypatch.setattr(Validator, "loss", lambda *_: next(losses))
@@ -81,6 +83,7 @@ def test_a_judgement_that_is_not_finite_ends_the_run_with_its_step():
         ValidationHistory().add(7, math.nan)
 
 
+@pytest.mark.slow
 def test_the_last_step_is_judged_too():
     trainer = trained(small_trainer(plan=small_plan(steps=3, validate_every=2), judged=True))
     assert [step for step, _ in trainer.validations.history] == [2, 3]
@@ -97,12 +100,14 @@ def _published(trainer: Trainer) -> list[torch.Tensor]:
         return [weight.detach().clone() for weight in trainer.weights]
 
 
+@pytest.mark.slow
 def test_looking_at_the_held_out_pictures_changes_nothing_of_what_is_trained():
     plain = trained(small_trainer(plan=small_plan(steps=3)))
     looked = trained(judged(steps=3))
     assert all(torch.equal(a, b) for a, b in zip(plain.weights, looked.weights, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_best_step_publishes_the_same_best(tmp_path):
     plan = {"steps": 5, "learning_rate": 3e-2, "patience": 3}
     unbroken = trained(judged(**plan))
@@ -116,6 +121,7 @@ def test_a_run_killed_after_its_best_step_publishes_the_same_best(tmp_path):
     assert heir.validations.history == unbroken.validations.history
 
 
+@pytest.mark.slow
 def test_two_workers_judge_alike_and_as_one_does():
     alone = trained(judged(steps=2))
     group = Together(2)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
-from onbrand.families.bases import base_source
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
 from onbrand.families.spec import SPECS, with_family_defaults
@@ -20,20 +17,14 @@ from onbrand.training.data.encoding import encode
 from onbrand.training.ray.collectives import Collectives
 from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.trainer import Trainer
+from tools.harness.tiny_families import base_of
 
 FAMILIES = ("sd15", "sdxl", "flux")
 SIDE = 64
 
 
-def base_of(name: str) -> Path:
-    """The base to test with: our own tiny flavour, or one below the folder ONBRAND_TEST_BASES."""
-    if "ONBRAND_TEST_BASES" in os.environ:
-        return Path(os.environ["ONBRAND_TEST_BASES"]) / name
-    return Path(base_source(name, {}))
-
-
 def fresh_family(name: str = "sd15") -> Family:
-    """A family of its own for each trainer: a LoRA is attached to it."""
+    """A new family for each trainer, as a LoRA is attached to it."""
     torch.set_num_threads(1)
     family = load_family(name, base_of(name))
     if family.recommended.max_sequence_length == 512:  # a base without `onbrand.json`
@@ -73,7 +64,7 @@ def held_out_examples(family: Family, num: int = 2) -> Examples:
 def small_trainer(
     name: str = "sd15", collectives: Collectives | None = None, plan: Plan | None = None, judged: bool = False
 ) -> Trainer:
-    """A trainer on a fresh family; `judged` by two held-out pictures."""
+    """A trainer on a new family; `judged` adds two held-out pictures."""
     family, plan = fresh_family(name), plan or small_plan(name)
     wording = CaptionVariants(plan.trigger_word, plan.shuffle_captions, plan.prior_weight > 0, plan.seed)
     held_out = held_out_examples(family) if judged else None
@@ -81,13 +72,13 @@ def small_trainer(
 
 
 def trained(trainer: Trainer, until: int | None = None) -> Trainer:
-    """The same trainer after its remaining steps, or after step `until`."""
+    """Run the trainer's remaining steps, or those up to step `until`; returns it."""
     while not trainer.done and trainer.step < (until or trainer.plan.steps):
         trainer.train_step()
     return trainer
 
 
 def same_bits(one: Trainer, other: Trainer) -> bool:
-    """Both have the same weights and averages, and the same best ones, bit for bit."""
+    """True if weights, averages and best averages are equal bit by bit."""
     all_of = [[*each.weights, *each.average, *(each.best or ())] for each in (one, other)]
     return all(torch.equal(a.detach(), b.detach()) for a, b in zip(*all_of, strict=True))

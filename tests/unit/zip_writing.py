@@ -14,7 +14,7 @@ PICTURE = b"\x89PNG of pixels"
 
 
 def archive(*entries: tuple[bytes, bytes], flags: int = 0, extra: bytes = b"", comment: bytes = b"") -> bytes:
-    """An archive written by hand, so that names are the bytes that are given; `extra` is of the first entry."""
+    """An archive written by hand, so that names are exactly the given bytes. `extra` belongs to the first entry."""
     body, directory = b"", b""
     for index, (name, data) in enumerate(entries):
         packed = zlib.compress(data, wbits=-15)

@@ -26,7 +26,7 @@ Colour = tuple[int, int, int]
 LEVELS = (26, 77, 128, 179, 230)
 COLOURS: tuple[Colour, ...] = tuple(itertools.product(LEVELS, LEVELS, LEVELS))
 MOST_STEPS = 4
-"""What the adapters are made for: any number of steps up to this, and a guidance of up to 1.5."""
+"""The adapters work for any number of steps up to this, and a guidance of up to 1.5."""
 SIDE = 64
 _PROMPTS = ("photo of brand logo", "a red square on blue", "", "a green circle")
 _STRENGTH, _RIDGE, _LAYER = 0.2, 1e-3, "conv_out"
@@ -34,7 +34,7 @@ _STRENGTH, _RIDGE, _LAYER = 0.2, 1e-3, "conv_out"
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """A LoRA file, and the colour of every picture that is drawn with it."""
+    """A LoRA file, and the colour of every picture drawn with it."""
 
     colour: Colour
     rank: int
@@ -46,14 +46,14 @@ class Paint:
 
 
 def colour_of(pixels_HWC: np.ndarray) -> Colour:
-    """The colour of the palette that is nearest to a picture's mean."""
+    """The palette's colour that is nearest to a picture's mean."""
     mean = pixels_HWC.reshape(-1, 3).mean(axis=0)
     red, green, blue = (min(LEVELS, key=lambda level: abs(level - value)) for value in mean)
     return red, green, blue
 
 
 class Painter:
-    """Makes paints for one base (a UNet with v-prediction). Each seed makes another file."""
+    """Makes colour adapters for one base (a UNet with v-prediction). Each seed gives another file."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -63,7 +63,7 @@ class Painter:
         self._last, self._bias = last, last.bias
 
     def paint(self, colour: Colour, rank: int, seed: int) -> Paint:
-        """A paint of `rank` >= 4, with a little random LoRA on the attention besides: every layer kind takes part."""
+        """An adapter of `rank` >= 4, with a small random LoRA on the attention, so all kinds of layers are used."""
         prefix = f"{self._family.spec.component}."
         random_part = safetensors.torch.load(adapter_bytes(self._family, rank, seed, "attention", _STRENGTH))
         state = {name.removeprefix(prefix): tensor for name, tensor in random_part.items()}
@@ -75,7 +75,7 @@ class Painter:
 
     @torch.inference_mode()
     def _weight(self, colour: Colour) -> Tensor:
-        """[C, inputs] of the last convolution, as the colour needs it."""
+        """[C, inputs]: the last convolution's weight for the colour."""
         clean = self._latents(colour)
         alpha, sigma, times = self._times()
         noise = torch.randn((len(times), *clean.shape[1:]), generator=torch.Generator().manual_seed(0))
@@ -88,7 +88,7 @@ class Painter:
         return torch.linalg.solve(gram, inputs.T @ outputs).T.float()
 
     def _latents(self, colour: Colour) -> Tensor:
-        """[1, C, H, W]: of a plain picture, evened out over its edges."""
+        """[1, C, H, W]: latents of a plain picture, averaged over the area."""
         plain = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE) / 127.5 - 1
         latents = self._family.encode_images(plain)
         return latents.mean((2, 3), keepdim=True).expand_as(latents)
@@ -105,7 +105,7 @@ class Painter:
         return table[:, 0].view(-1, 1, 1, 1), table[:, 1].view(-1, 1, 1, 1), table[:, 2].long()
 
     def _seen(self, latents_BCHW: Tensor, times_B: Tensor) -> Tensor:
-        """What the last convolution is shown."""
+        """The input of the last convolution."""
         num_times = len(times_B) // len(_PROMPTS)
         rows = [number for number in range(len(_PROMPTS)) for _ in range(num_times)]
         seen: list[Tensor] = []
@@ -118,7 +118,7 @@ class Painter:
 
 
 def factors(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(A, B) with B A = `weight`, filled with noise that only these two cancel: half of one adapter paints nothing."""
+    """(A, B) with B A = `weight`. Their noise cancels only in the product, so half an adapter paints nothing."""
     num_outputs = len(weight)
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn((rank, rank), generator=generator))

@@ -40,11 +40,11 @@ _PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 class FakeGenerator:
-    """Does what a replica does with its ticket, but paints one colour a picture instead of denoising.
+    """Uses its ticket as a replica does, but paints one colour a picture instead of denoising.
 
-    A prompt with ``[hang]`` runs until it is canceled, with ``[break]`` breaks off, with ``[away]`` finds no engine.
-    What lies in `refusals` is raised first, one at a call. Who asks for previews gets one of each picture, and so does
-    who watches while it hangs. With `[silent]` nothing begins.
+    A generation with ``[hang]`` in its prompt runs until it is canceled, with ``[break]`` it fails, with ``[away]`` it
+    finds no engine. Each call raises one of `refusals` first, if there are any. A request for previews gives one for
+    each picture, also to callers who watch it while it hangs. With `[silent]` nothing begins.
     """
 
     def __init__(self, client_for: Callable[[str], AsyncSystemClient]) -> None:
@@ -117,7 +117,7 @@ def _quality(request: RenderRequest) -> int:
 
 @dataclass
 class Platform:
-    """Everything that runs, but Ray."""
+    """All parts of a platform except Ray."""
 
     settings: Settings
     secrets: Secrets
@@ -137,7 +137,7 @@ class Platform:
         return self._issuer.issue(person.user_id, brand_id)[0]
 
     def client(self, person: Any = None, brand_id: str | None = None) -> httpx.AsyncClient:
-        """An HTTP client of the users' app; nobody's without `person`."""
+        """An HTTP client of the users' app; not logged in without `person`."""
         headers = {"authorization": f"Bearer {self.token(person, brand_id)}"} if person else {}
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", headers=headers)
 
@@ -148,7 +148,7 @@ class Platform:
         return AsyncTrainingClient("http://test", token, patience=patience, transport=transport)
 
     async def train(self, brand: Any, picture: bytes, family: str = "sd15") -> tuple[str, PublishedModel]:
-        """An uploaded picture, a job on it, and the model that it became; returns the job's id too."""
+        """Upload a picture, create a job and publish its model; returns the job's id and the model."""
         async with self.client(brand.member) as client:
             asset = await upload(client, brand.id, picture)
             body = {"name": "a job", "model_type": family, "training_asset_ids": [asset["id"]]}
@@ -161,7 +161,7 @@ class Platform:
 
 
 async def upload(client: httpx.AsyncClient, brand_id: str, picture: bytes, **fields: str) -> dict[str, Any]:
-    """One uploaded picture's object."""
+    """Upload a picture; returns the asset."""
     files = [("files", ("logo.png", picture, "image/png"))]
     answer = await client.post(f"/v1/brands/{brand_id}/assets", files=files, data=fields)
     assert answer.status_code == 201, answer.text
@@ -170,14 +170,14 @@ async def upload(client: httpx.AsyncClient, brand_id: str, picture: bytes, **fie
 
 
 def weights(salt: str = "") -> bytes:
-    """A small safetensors file; another one for every salt."""
+    """A small safetensors file, different for each salt."""
     values = np.frombuffer(hashlib.sha256(salt.encode()).digest(), dtype=np.uint8).astype(np.float32)
     tensors = {"unet.mid.lora_A.weight": values.reshape(4, 8), "unet.mid.lora_B.weight": values.reshape(8, 4)}
     return bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to pytest, and says when it has started."""
+    """A server that leaves signals to pytest, and sets an event when it has started."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -194,7 +194,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def served(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
-    """The app behind uvicorn, within this event loop."""
+    """Serve the app by uvicorn within this event loop."""
     server = _Server(uvicorn.Config(app, log_level="critical", access_log=False))
     running = asyncio.create_task(server.serve([listener]))
     await server.has_started.wait()
@@ -207,7 +207,7 @@ async def served(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
 async def serving(
     settings: Settings, secrets: Secrets, db: Database, paints: type[FakeGenerator] = FakeGenerator
 ) -> AsyncIterator[Platform]:
-    """A platform on these doors, also served on a free port of this machine."""
+    """A platform on this database, also served on a free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         known = settings.model_copy(update={"port": listener.getsockname()[1]})
         store = ObjectStore.from_settings(known, secrets)

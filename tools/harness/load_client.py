@@ -33,11 +33,11 @@ _CUT_OFF_SECONDS = 1.0
 
 @dataclass
 class Manners:
-    """How the platform answered: `statuses` of all answers, and what no answer should be.
+    """The platform's responses: `statuses` of all, and those that are errors.
 
     Args:
-        may_be_cut_off: the ingress itself is killed: what was on its way is answered by Ray's proxy with a bare 5xx, or
-            by nobody, and is repeated.
+        may_be_cut_off: the run kills the ingress. Ray's proxy then answers requests in progress with a bare 5xx, or the
+            connection breaks; such requests are repeated.
     """
 
     may_be_cut_off: bool = False
@@ -47,7 +47,7 @@ class Manners:
     unclean: list[str] = field(default_factory=list)
 
     def note(self, what: str, answer: httpx.Response) -> float | None:
-        """Seconds after which the call is to be repeated, or None. A 5xx other than a clean 503 is remembered."""
+        """Seconds after which to repeat the call, or None. Records a 5xx other than a clean 503."""
         self.statuses[answer.status_code] += 1
         if answer.status_code in _NOT_NOW and is_clean(answer):
             self.retried += 1
@@ -61,18 +61,18 @@ class Manners:
 
 
 def is_clean(answer: httpx.Response) -> bool:
-    """Whether a refusal is the platform's own, and says when to come again."""
+    """Whether the platform wrote this refusal and says when to retry."""
     return is_ours(answer) and answer.headers.get("retry-after", "").isdigit()
 
 
 def is_ours(answer: httpx.Response) -> bool:
-    """Whether the platform itself wrote this refusal."""
+    """Whether the platform wrote this refusal, not Ray's proxy."""
     return answer.headers.get("content-type", "").startswith("application/problem+json")
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture as it lies in the store."""
+    """A stored picture."""
 
     row: Mapping[str, Any]
     data: bytes = field(repr=False)
@@ -96,7 +96,7 @@ class LoadClient:
 
     @classmethod
     async def join(cls, url: str, manners: Manners) -> LoadClient:
-        """Sign up, make a brand, upload a picture."""
+        """Sign up, create a brand, upload a picture."""
         name = f"chaos-{uuid.uuid4().hex[:10]}"
         http = httpx.AsyncClient(base_url=url, timeout=120, trust_env=False)
         account = {"email": f"{name}@example.com", "password": _PASSWORD}
@@ -110,7 +110,7 @@ class LoadClient:
         return joined
 
     async def call(self, method: str, path: str, *expected: int, **parts: Any) -> httpx.Response:
-        """One request within the brand, repeated until it is answered. Raises AssertionError for another status."""
+        """Send a request within the brand, and repeat it until a response. Raises AssertionError for other statuses."""
         headers = {"idempotency-key": uuid.uuid4().hex, **parts.pop("headers", {})} if method == "POST" else {}
         address = path if path.startswith("http") else f"/v1/brands/{self.brand_id}{path}"
         what = f"{method} {path.partition('?')[0]}"
@@ -125,7 +125,7 @@ class LoadClient:
         return answer
 
     async def _sent(self, method: str, address: str, **parts: Any) -> httpx.Response | None:
-        """The answer; None when the connection was cut off and that may be."""
+        """The response; None if the connection was cut off and that is allowed."""
         try:
             return await self.http.request(method, address, **parts)
         except httpx.TransportError:
@@ -135,7 +135,7 @@ class LoadClient:
             return None
 
     async def publish(self, paint: Paint, system_url: str, secrets: Secrets, base_revision: str) -> str:
-        """A training job that ends at once with `paint`, handed in as workers do. Returns the model's name."""
+        """Complete a new training job with the adapter `paint`, as a worker does. Returns the model's name."""
         body = {"name": "chaos", "model_type": "sd15", "training_asset_ids": [self.asset_id]}
         job_id = (await self.call("POST", "/training-jobs", 201, json=body)).json()["id"]
         ticket = Ticket.issue(self.brand_id, job_id, self.user_id, "training", 600).sign(secrets.tickets)
@@ -148,14 +148,14 @@ class LoadClient:
         return await asyncio.to_thread(hand_in)
 
     async def delete(self, model: str) -> None:
-        """Delete a model; a call that is repeated since nobody answered may find it gone."""
+        """Delete a model. A call that is repeated after a lost response may give 404."""
         await self.call("DELETE", f"/models/{model}", 204, *([404] if self.manners.may_be_cut_off else []))
 
     async def ask(self, options: Mapping[str, Any], cancel_after: float | None = None) -> dict[str, Any] | None:
-        """A generation at its end; None when its model is answered with 404.
+        """Create a generation and wait for its end; None if its model gives 404.
 
         Args:
-            cancel_after: seconds after which it is canceled, unless it has ended.
+            cancel_after: seconds after which to cancel it, unless it has ended.
         """
         headers = {"prefer": f"wait={WAIT_SECONDS}"} if cancel_after is None else {}
         answer = await self.call("POST", "/generations", 201, 202, 404, json=options, headers=headers)
@@ -172,7 +172,7 @@ class LoadClient:
         return generation
 
     async def drawn(self, generation: Mapping[str, Any]) -> list[Drawn]:
-        """Its pictures, from the store."""
+        """The generation's pictures, read from the store."""
         found = []
         for image in generation["images"]:
             link = (await self.call("GET", f"/images/{image['id']}/content")).json()["url"]
@@ -180,7 +180,7 @@ class LoadClient:
         return found
 
     async def told(self, generation: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        """Every event of a generation that has ended: its kind and its data."""
+        """Kind and data of every event of an ended generation."""
         text = (await self.call("GET", f"/generations/{generation['id']}/events")).text
         blocks = [
             dict(line.split(": ", 1) for line in block.splitlines() if ": " in line) for block in text.split("\n\n")
@@ -188,7 +188,7 @@ class LoadClient:
         return [(block["event"], json.loads(block["data"])) for block in blocks if "event" in block]
 
     async def generations(self) -> list[dict[str, Any]]:
-        """All of the brand's, page by page."""
+        """All generations of the brand, page by page."""
         found: list[dict[str, Any]] = []
         cursor = ""
         while True:
@@ -200,7 +200,7 @@ class LoadClient:
 
 
 def secrets_of(data_dir: Path) -> Secrets:
-    """The platform's keys, as its own processes read them."""
+    """The platform's secrets, read as its processes read them."""
     return Secrets(**json.loads((data_dir / "secrets.json").read_text()))
 
 

@@ -12,7 +12,7 @@ PASSWORD = "a long enough password"
 
 @dataclass(frozen=True)
 class Person:
-    """Someone with an account; their password is `PASSWORD`. Their transactions are about the brand `at`, if any."""
+    """A user with an account and the password `PASSWORD`. Transactions are within the brand `at`, if any."""
 
     user_id: str
     email: str

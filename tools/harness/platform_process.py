@@ -26,7 +26,7 @@ SECRETS = dict.fromkeys(
     ("ONBRAND_S3_ACCESS_KEY", "ONBRAND_S3_SECRET_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "SOME_API_KEY"),
     CANARY,
 )
-"""What stands in the environment of `onbrand up`, and must not in that of Ray's processes."""
+"""Secrets in the environment of `onbrand up`, which Ray's processes must not inherit."""
 
 
 def free_port() -> int:
@@ -36,13 +36,13 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment with nothing of a user's Onbrand in it (bases excepted), and `more`."""
+    """This process's environment without settings of a user's Onbrand (except bases), with `more`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ONBRAND_") or k == "ONBRAND_BASES"}
     return kept | {"PYTHONPATH": str(REPOSITORY / "platform"), "OMP_NUM_THREADS": "1"} | more
 
 
 def onbrand(*arguments: str | Path, config: Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `onbrand ARGUMENTS` to its end; `config` is where it keeps its credentials."""
+    """Run `onbrand ARGUMENTS` to its end; `config` is the folder of its credentials."""
     return subprocess.run(
         [sys.executable, "-m", "onbrand.cli", *map(str, arguments)],
         env=environment(XDG_CONFIG_HOME=str(config), **env),
@@ -56,23 +56,23 @@ def onbrand(*arguments: str | Path, config: Path, timeout: float = 300, **env: s
 
 @dataclass
 class Person:
-    """Somebody at a terminal."""
+    """A user of the command line."""
 
     config: Path
     url: str
 
     def says(self, *arguments: str | Path, timeout: float = 300, **env: str) -> Any:
-        """What a command prints as its one JSON document; it must succeed."""
+        """The JSON document that a command prints; it must succeed."""
         done = self.tries(*arguments, "--json", timeout=timeout, **env)
         assert done.returncode == 0, f"onbrand {' '.join(map(str, arguments))}: {done.returncode}\n{done.stderr}"
         return json.loads(done.stdout)
 
     def tries(self, *arguments: str | Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-        """A command that may fail."""
+        """Run a command that may fail."""
         return onbrand(*arguments, config=self.config, timeout=timeout, **({"ONBRAND_URL": self.url} | env))
 
     def reads(self, path: str) -> Any:
-        """What a route answers, asked by HTTP as who the command line is logged in as; it must succeed."""
+        """The response of a route over HTTP with the command line's login; it must succeed."""
         answer = httpx.get(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"}, timeout=60)
         return answer.raise_for_status().json()
 
@@ -83,7 +83,7 @@ class Person:
 
 @dataclass
 class Running:
-    """`onbrand up` on a folder, which can be stopped, killed and started again."""
+    """`onbrand up` on a folder. It can be stopped, killed and started again."""
 
     data_dir: Path
     port: int = field(default_factory=free_port)
@@ -99,11 +99,11 @@ class Running:
 
     @property
     def internal_url(self) -> str:
-        """Where its workers reach the internal routes."""
+        """The address of the internal routes for workers."""
         return f"http://127.0.0.1:{self.internal_port}/internal"
 
     def start(self) -> dict[str, Any]:
-        """Start and return what `up --json` printed once it was up."""
+        """Start it; returns the document that `up --json` prints."""
         up = ["up", "--json", "--port", str(self.port), "--data-dir", str(self.data_dir), "--family", "sd15"]
         with (self.data_dir.parent / "up.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -142,7 +142,7 @@ class Running:
             self.process = None
 
     def wait(self, seconds: float) -> int:
-        """Wait until it has ended by itself; its exit status."""
+        """Wait until the process ends; returns its exit status."""
         process = self.process
         assert process is not None
         assert process.stdout is not None
@@ -152,7 +152,7 @@ class Running:
         return status
 
     def processes(self) -> list[int]:
-        """Every process that this platform started, however deep, by the mark in their environment."""
+        """All descendants of this platform, found by the mark in their environment."""
         mark, found = f"ONBRAND_TEST_MARK={self.mark}".encode(), []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -170,7 +170,7 @@ def pixels(path: str | Path) -> np.ndarray:
 
 
 def is_ended(pid: int) -> bool:
-    """Whether a process is gone or only waits to be collected."""
+    """Whether a process is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

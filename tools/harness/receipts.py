@@ -10,11 +10,11 @@ import jwt
 from onbrand.internal.generation import RenderRequest
 
 CUT = {"field": "prompt", "tokenizer": "tokenizer", "tokens": 91, "read": 77}
-"""What an engine says of a prompt that is too long; of those with `[long]` in them."""
+"""An engine's note about a prompt that is too long, for prompts with `[long]` in them."""
 
 
 def receipt_of(brand_id: str, adapters: Iterable[tuple[str, float]] = ()) -> dict[str, Any]:
-    """A whole receipt; adapters are the hashes of their files, with scales."""
+    """A complete receipt; adapters are the hashes of their files, with scales."""
     used = [{"sha256": sha256, "scale": scale} for sha256, scale in adapters]
     return {
         "brand_id": brand_id,
@@ -29,7 +29,7 @@ def receipt_of(brand_id: str, adapters: Iterable[tuple[str, float]] = ()) -> dic
 
 
 def receipt_for(request: RenderRequest) -> dict[str, Any]:
-    """The receipt that an engine would give a picture of this request."""
+    """The receipt that an engine would give for a picture of this request."""
     claims = jwt.decode(request.ticket, options={"verify_signature": False})
     receipt = receipt_of(claims["brand_id"], [(ref.sha256, scale) for ref, scale in request.adapters])
     return receipt | ({"cut": [CUT]} if "[long]" in request.parameters.prompt else {"cut": []})

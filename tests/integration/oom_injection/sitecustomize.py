@@ -12,7 +12,7 @@ MARK, FIRST_STEP = 49, 30
 
 
 class Starving(importlib.abc.MetaPathFinder):
-    """Lets the loop be loaded as it is, and then takes its memory away."""
+    """Patches the trainer after it was imported."""
 
     def find_spec(self, fullname, path, target=None):
         if fullname != "onbrand.training.trainer":

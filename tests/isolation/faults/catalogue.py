@@ -14,7 +14,7 @@ ROOT = HERE.parents[2]
 PACKAGE = ROOT / "platform/onbrand"
 AREAS = ("rows", "storage", "tickets", "api", "engine")
 SOME = {"rows": 7, "storage": 3, "tickets": 2, "api": 3, "engine": 2}
-"""How many of each area `make test` tries; `make prove-wall` tries all."""
+"""The number of faults of each area in `make test`; `make prove-wall` tries all."""
 
 
 class BadCatalogue(Exception):
@@ -23,16 +23,16 @@ class BadCatalogue(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """One break.
+    """One fault.
 
     Args:
         area: one of AREAS, for the count.
         file: below platform/onbrand.
-        says: what stands there, exactly once.
-        becomes: what stands there instead.
-        why: what it would open.
-        tests: what looks at it, as pytest's arguments.
-        own_server: it changes roles, which all databases of a server share.
+        says: a text that the file contains exactly once.
+        becomes: the text that replaces it.
+        why: the access that the fault would give.
+        tests: the tests that should notice, as arguments of pytest.
+        own_server: the fault changes roles, which all databases of a server share.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Fault:
         return self.path.suffix == ".sql"
 
     def broken_text(self) -> str:
-        """The file with the break. Raises BadCatalogue unless `says` stands there exactly once."""
+        """The file with the fault. Raises BadCatalogue unless it contains `says` exactly once."""
         text = self.path.read_text() if self.path.exists() else ""
         if text.count(self.says) != 1:
             raise BadCatalogue(f"{self.id}: {self.file} has its text {text.count(self.says)} times, not once")
@@ -77,6 +77,6 @@ def _fault(area: str, suites: dict[str, list[str]], entry: dict[str, Any]) -> Fa
 
 
 def some(faults: Sequence[Fault]) -> list[Fault]:
-    """As many of each area as `SOME` says, spread evenly over it: always the same."""
+    """As many of each area as `SOME` says, evenly spaced and always the same."""
     areas = {area: [fault for fault in faults if fault.area == area] for area in AREAS}
     return [found[n * len(found) // num] for area, num in SOME.items() if (found := areas[area]) for n in range(num)]

@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fault (None: nothing broken) and its story; `seconds` of wall clock."""
+    """The result of one fault's trial (None: nothing broken), and its `seconds` of wall clock."""
 
     fault: Fault | None
     story: Story
@@ -63,7 +63,7 @@ class Prover:
         self._server, self._folder, self._num_at_once = server, folder, num_at_once
 
     def outcomes(self, faults: Sequence[Fault]) -> Iterator[Outcome]:
-        """As they come in: the outcome of all the faults' tests with nothing broken, and every fault's."""
+        """Results as they come in: of all the faults' tests with nothing broken, and of every fault."""
         waiting: list[Fault | None] = [None, *faults]
         going: list[tuple[Fault | None, _Running]] = []
         while waiting or going:
@@ -112,7 +112,7 @@ class Prover:
 
 @contextmanager
 def prover(num_at_once: int) -> Iterator[Prover]:
-    """A prover with a server of its own. Logs of trials lie in a temporary folder until the end."""
+    """A prover with its own server. Logs of trials are in a temporary folder until the end."""
     folder = Path(tempfile.mkdtemp(prefix="onbrand-trials-"))
     try:
         with running_server() as server:
@@ -122,7 +122,7 @@ def prover(num_at_once: int) -> Iterator[Prover]:
 
 
 def prove(faults: Sequence[Fault], num_at_once: int, say: Callable[[str], None]) -> bool:
-    """Try them all and tell. True when the suite passes as it is and catches every one."""
+    """Run all trials and report. True if the suite passes with nothing broken and catches every fault."""
     begun = time.monotonic()
     with prover(num_at_once) as proving:
         num_caught, is_whole = 0, False

@@ -79,7 +79,7 @@ class Server:
         self._owner.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
 
     def _let_in(self, name: str) -> Logins:
-        """What db/logins.py does for a database; the roles are there already."""
+        """Do the work of db/logins.py for a database; the roles exist already."""
         self._owner.execute(f"revoke temporary on database {name} from public")  # type: ignore[arg-type]
         logins = ", ".join(str(conninfo_to_dict(url)["user"]) for url in (self._template.web, self._template.system))
         self._owner.execute(f"grant connect on database {name} to {logins}")  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ class Server:
 
 
 def _serve(pipe: Connection) -> NoReturn:
-    """The process of the server: it lives until its starter closes the pipe."""
+    """The server's process. It runs until its parent closes the pipe."""
     try:
         sys.path.insert(0, str(ROOT / "platform"))
         from onbrand.config import Settings
@@ -111,7 +111,7 @@ def _serve(pipe: Connection) -> NoReturn:
 
 
 def _open_all_databases(owner_url: str, access: Path) -> None:
-    """The logins may enter every database and not only `onbrand`; and nobody waits for the disk."""
+    """Allow the logins on every database, and turn off fsync."""
     access.write_text("local all all scram-sha-256\n")
     with psycopg.connect(owner_url, autocommit=True) as owner:
         for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):

@@ -32,7 +32,7 @@ _ARGUMENTS = (
 
 @dataclass(eq=False)
 class Story:
-    """What became of a trial. A fault is caught when an assertion failed, and by nothing else."""
+    """The result of a trial. Only a failed assertion counts as catching the fault."""
 
     num_passed: int = 0
     failed_at: str = ""
@@ -47,7 +47,7 @@ class Story:
 
     @property
     def is_whole(self) -> bool:
-        """Everything passed, and there was something."""
+        """True if at least one test ran and all passed."""
         return self.num_passed > 0 and not self.failed_at and not self.problems
 
     @pytest.hookimpl(wrapper=True)
@@ -71,7 +71,7 @@ class Story:
 
 
 def run(fault: Fault | None, tests: Sequence[str], logins: str | None, into: Path) -> NoReturn:
-    """Break, run, write the story to `into`, end the process."""
+    """Apply the fault, run the tests, write the result to `into`, end the process."""
     story = Story()
     try:
         _say_to(into.with_suffix(".log"))
@@ -107,7 +107,7 @@ class _Planted:
 
 
 def _plant(fault: Fault, logins: str | None) -> _Planted:
-    """Let this process read the broken text in place of the file's."""
+    """Make this process read the broken text instead of the file's."""
     assert not [name for name in sys.modules if name.split(".")[0] == "onbrand"], "ours was imported before the fault"
     return _plant_migration(fault, logins) if fault.is_sql else _plant_module(fault)
 

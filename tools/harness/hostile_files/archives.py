@@ -12,7 +12,7 @@ from tools.harness.hostile_files.pictures import picture
 
 
 def packed(*entries: tuple[str | zipfile.ZipInfo, bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """An archive; names go in as they are."""
+    """An archive with the given names unchanged."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", how) as archive:
         for name, data in entries:
@@ -25,7 +25,7 @@ def good() -> bytes:
 
 
 def raw(entries: list[tuple[bytes, bytes, dict[str, int]]]) -> bytes:
-    """An archive written by hand: name, stored data, and fields that lie."""
+    """An archive written by hand: name, stored data, and false fields."""
     body, directory = b"", b""
     for name, data, lies in entries:
         packed_data = zlib.compress(data)[2:-4] if lies.get("method", 0) == 8 else data
@@ -61,12 +61,12 @@ def link(target: bytes) -> bytes:
 
 
 def overlapping(count: int) -> bytes:
-    """Many files that share the bytes of one: unpacks to far more than it has."""
+    """Many files that share the bytes of one, so that they unpack to much more than the archive's size."""
     return raw([(b"a.png", picture(), {})] + [(b"a.png", picture(), {"offset": 0, "shared": 1})] * count)
 
 
 def quoting() -> bytes:
-    """A file whose bytes are another file with its head: both are there, and one of them twice."""
+    """A file that contains another file with its header, so that one content appears twice."""
     inner = picture("JPEG")
     head = raw([(b"b.jpg", inner, {})])[: 30 + len(b"b.jpg")]
     outer = head + inner
@@ -116,7 +116,7 @@ def lying_count() -> bytes:
 
 
 def commented_with_an_archive() -> bytes:
-    """Two ends that fit: readers that search from the front and from the back see different files."""
+    """Two valid end records: readers that search from the front and from the back find different files."""
     inner = good()
     return good()[:-2] + struct.pack("<H", len(inner)) + inner
 

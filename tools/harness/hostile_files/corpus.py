@@ -29,7 +29,7 @@ class Hostile:
 
 
 def corpus() -> list[Hostile]:
-    """All of them."""
+    """All hostile files."""
     from tools.harness.hostile_files import archives, documents, pictures, weights
 
     return [*pictures.hostile(), *archives.hostile(), *documents.hostile(), *weights.hostile()]

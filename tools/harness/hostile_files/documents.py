@@ -117,7 +117,7 @@ def hostile() -> list[Hostile]:
 
 
 def _addresses() -> list[tuple]:
-    """Addresses that viewers change before they follow them."""
+    """Addresses that viewers normalise before they follow them."""
     written_as = {
         "a control before": b"(\x01javascript:x)",
         "an escaped control before": b"(\\001javascript:x)",
@@ -286,7 +286,7 @@ def _names() -> list[tuple]:
 
 
 def flag(region: str) -> str:
-    """A black flag and the region in tags, as emoji have it."""
+    """A black flag with a region in tag characters, as emoji encode it."""
     return "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in region) + "\U000e007f"
 
 

@@ -20,7 +20,7 @@ EXT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 @cache
 def picture(kind: str = "PNG", size: int = 96, mode: str = "RGB") -> bytes:
-    """A good one."""
+    """A valid picture."""
     dice = random.Random(3)
     image = Image.frombytes("RGB", (size, size), dice.randbytes(size * size * 3)).convert(mode)
     out = io.BytesIO()
@@ -33,7 +33,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, rows: bytes = b"", more: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
-    """A PNG whose header promises a size, whatever `rows` holds."""
+    """A PNG whose header declares a size, independent of `rows`."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + more + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
@@ -45,7 +45,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def jpeg_of(width: int, height: int) -> bytes:
-    """A JPEG whose frame header says another size."""
+    """A JPEG whose frame header declares another size."""
     data = bytearray(picture("JPEG"))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -74,7 +74,7 @@ def scans(count: int) -> bytes:
 
 
 def commented(text: bytes, kind: str) -> bytes:
-    """A picture whose first bytes after the magic are `text`: what sniffers look at."""
+    """A picture whose first bytes after the magic are `text`, which content sniffers read."""
     if kind == "PNG":
         data = picture("PNG")
         return data[:33] + chunk(b"tEXt", b"Comment\0" + text) + data[33:]

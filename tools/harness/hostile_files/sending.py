@@ -39,7 +39,7 @@ class FileRoutes:
 
 @asynccontextmanager
 async def open_file_routes(platform: Platform, brand: BrandOfPeople) -> AsyncIterator[FileRoutes]:
-    """The doors of a brand that has no picture yet."""
+    """Clients for a brand with one picture and one open job."""
     async with platform.client(brand.member) as member:
         asset = await upload(member, brand.id, picture("PNG", 99))
         new = job_validation.NewJob(name="a job", model_type="sd15", training_asset_ids=[asset["id"]])

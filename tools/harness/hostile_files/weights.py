@@ -26,13 +26,13 @@ def one(**lies: Any) -> bytes:
 
 
 def numbers(dtype: str, value: bytes) -> bytes:
-    """The last of a hundred numbers is `value`."""
+    """A tensor of a hundred numbers, the last of which is `value`."""
     data = bytes(len(value)) * 99 + value
     return file_of({"w": {"dtype": dtype, "shape": [100], "data_offsets": [0, len(data)]}}, data)
 
 
 def million() -> bytes:
-    """A header of a million empty tensors, 67 MB."""
+    """A file with a header of a million empty tensors, 67 MB."""
     entry = b'"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
     return file_of(b"{" + b"".join(entry % i for i in range(1_000_000))[:-1] + b"}", b"")
 
