@@ -44,7 +44,7 @@ from onbrand.families.bases import base_source
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
-from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.placement import Placement, PlacementOptions
 from tools.harness.engine_requests import engine_request
 
@@ -274,7 +274,7 @@ class Shelf:
             for n, file in enumerate(files)
         ]
         num_bytes = read_adapter(plain, family).num_bytes
-        self._library = AdapterLibrary(family, AdapterFiles(folder, 2**40), num_kept * num_bytes)
+        self._library = AdapterStore(family, AdapterFiles(folder, 2**40), num_kept * num_bytes)
         for ref, file in zip(self._refs, files, strict=True):
             self._library.weights(ref, lambda file=file: file)
 

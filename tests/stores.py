@@ -129,5 +129,5 @@ def _stranger(name: str, settings: Settings, store: ObjectStore) -> httpx.Client
     problems.install(app)
     app.include_router(files.router)
     app.state.onbrand = SimpleNamespace(settings=settings, secrets=SECRETS, store=store)
-    app.add_middleware(middleware.Edge, body_limit=lambda method, path: 2**28)
+    app.add_middleware(middleware.RequestMiddleware, body_limit=lambda method, path: 2**28)
     return TestClient(app, base_url=settings.url)

@@ -31,8 +31,8 @@ from onbrand.api import (
 )
 from onbrand.api.authorization import AppState
 from onbrand.api.http import body_limits, cors, middleware
-from onbrand.api.http.bytes_in_progress import BytesUnderWay
-from onbrand.api.http.concurrency_limits import Shares
+from onbrand.api.http.bytes_in_progress import BytesInProgress
+from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.api.http.refusal_cache import Refusals
 from onbrand.api.http.stream_limits import OpenStreams
 from onbrand.background import recovery, upload_cleanup
@@ -118,7 +118,7 @@ def create_app(
     for each in ROUTES:
         app.include_router(each.router)
     app.add_middleware(
-        middleware.Edge, body_limit=body_limits.of_users, anonymous_bytes=settings.limits.anonymous_bytes
+        middleware.RequestMiddleware, body_limit=body_limits.of_users, anonymous_bytes=settings.limits.anonymous_bytes
     )
     cors.add_to(app, settings.cors_origins)
     return app
@@ -162,7 +162,7 @@ def create_system_app(
     )
     app.include_router(system.router)
     app.add_middleware(
-        middleware.Edge, body_limit=body_limits.of_workers, anonymous_bytes=settings.limits.anonymous_bytes
+        middleware.RequestMiddleware, body_limit=body_limits.of_workers, anonymous_bytes=settings.limits.anonymous_bytes
     )
     return app
 
@@ -192,6 +192,6 @@ async def _healthz() -> dict[str, str]:
 def _share_out(app: FastAPI, limits: Limits) -> None:
     """Set up this process's shared limits: file checks, requests, form hashing, body bytes."""
     app.state.checker = Checker(limits)
-    app.state.callers = Shares(limits.requests_per_caller, "requests of one account")
+    app.state.callers = ConcurrencyLimits(limits.requests_per_caller, "requests of one account")
     app.state.hashing = FairTurns(2, limits.waiting_checks, things="forms of this account wait to be hashed")
-    app.state.bodies = BytesUnderWay(limits)
+    app.state.bodies = BytesInProgress(limits)

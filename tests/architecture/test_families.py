@@ -13,6 +13,7 @@ from onbrand.config import FAMILIES, FamilyName
 from onbrand.families.loading import CLASSES
 from onbrand.families.spec import SPECS
 from onbrand.families.tiny import TINY_FAMILIES
+from tools.tiny_bases.architectures import new_denoiser
 
 PACKAGE = Path(__file__).parents[2] / "platform/onbrand"
 
@@ -34,6 +35,18 @@ def test_each_place_names_every_family(place: str, named: tuple[str, ...]) -> No
 
 def test_each_family_has_its_own_spec_and_class() -> None:
     assert {name: (spec.name, CLASSES[name].spec.name) for name, spec in SPECS.items()} == {n: (n, n) for n in SPECS}
+
+
+@pytest.mark.parametrize("module", ["train", "models", "demo"])
+def test_the_commands_help_names_every_family(module: str) -> None:
+    text = (PACKAGE / f"cli/{module}.py").read_text()
+    lists = [re.findall(r"\b(?!or\b)\w+", found) for found in re.findall(r'"((?:\w+, )+\w+ or \w+)[.:]', text)]
+    assert sorted(FAMILIES) in [sorted(each) for each in lists]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tiny_flavour_can_be_made(family: str) -> None:
+    assert new_denoiser(family) is not None
 
 
 def test_the_database_accepts_every_family() -> None:

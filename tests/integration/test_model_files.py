@@ -13,7 +13,7 @@ import safetensors.numpy
 from psycopg.conninfo import conninfo_to_dict
 
 import onbrand.client as sdk
-from onbrand.api.http.bytes_in_progress import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.config import Limits
 from onbrand.db.logins import DatabaseUrls
 from onbrand.services import models
@@ -59,7 +59,7 @@ async def test_kohyas_format_comes_at_once_as_a_file_and_is_recorded(platform: P
 
 async def test_answers_that_lie_in_memory_count_as_bytes_under_way(platform: Platform, acme: BrandOfPeople) -> None:
     before = platform.app.state.bodies
-    bodies = platform.app.state.bodies = BytesUnderWay(Limits(account_body_bytes=100_000))
+    bodies = platform.app.state.bodies = BytesInProgress(Limits(account_body_bytes=100_000))
     path = f"/v1/brands/{acme.id}/models/sd15-lora-v1/download"
     try:
         async with platform.client(acme.member) as client:

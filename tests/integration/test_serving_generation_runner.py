@@ -35,7 +35,7 @@ from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.internal.generation import RenderRequest
 from onbrand.services import generation_worker, generations, images, models
 from onbrand.serving.active_generation import ActiveGeneration
-from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.assembly import quiet_libraries
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
@@ -71,7 +71,7 @@ def replica(internal_url: str, folder: Path, engine: Engine | None = None) -> Ge
     family = family_of("sd15")
     return GenerationRunner(
         EngineThread(engine or Engine(family, max_batch=4, max_waiting_per_brand=4)),
-        AdapterLibrary(family, AdapterFiles(folder, 2**30), 2**30),
+        AdapterStore(family, AdapterFiles(folder, 2**30), 2**30),
         lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5),
         lambda ticket: SystemClient(internal_url, ticket, patience=5),
     )
@@ -529,7 +529,7 @@ async def test_what_an_engine_that_breaks_leaves_another_one_finishes(
     asked, late = await fixtures.ask(brand, num_inference_steps=20), await fixtures.ask(brand)
     stream = renderer.generate(asked)
     await anext(stream)
-    monkeypatch.setattr(renderer._loop._engine, "step", lambda: 1 / 0)
+    monkeypatch.setattr(renderer._engine._engine, "step", lambda: 1 / 0)
     with pytest.raises(Unavailable) as told_off:
         async for _ in stream:
             pass
@@ -569,7 +569,7 @@ async def test_weights_stay_on_disk_for_us_alone_and_are_checked_again(
     file.write_bytes(b"tampered")
     ((ref, _),) = (await fixtures.ask(brand, model=name)).adapters
     fetched: list[bytes] = []
-    again = AdapterLibrary(family_of("sd15"), AdapterFiles(folder, 2**30), 2**30)
+    again = AdapterStore(family_of("sd15"), AdapterFiles(folder, 2**30), 2**30)
     again.weights(ref, lambda: fetched.append(adapter) or adapter)
     again.close()
     assert fetched == [adapter]

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.datastructures import UploadFile
 
-from onbrand.api.http.bytes_in_progress import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.config import Limits
 from onbrand.sandbox.checker import Checker
 from onbrand.sandbox.fair_queue import QueueOwner
@@ -154,16 +154,16 @@ async def test_a_file_is_read_when_its_turn_has_come(
 
 
 @pytest.fixture
-async def few_bytes(platform: Platform) -> AsyncIterator[BytesUnderWay]:
+async def few_bytes(platform: Platform) -> AsyncIterator[BytesInProgress]:
     """Limit an account to 20,000 bytes."""
     before = platform.app.state.bodies
-    platform.app.state.bodies = BytesUnderWay(Limits(account_body_bytes=20_000, body_bytes=100_000))
+    platform.app.state.bodies = BytesInProgress(Limits(account_body_bytes=20_000, body_bytes=100_000))
     yield platform.app.state.bodies
     platform.app.state.bodies = before
 
 
 async def test_more_bytes_of_an_account_are_refused_before_they_are_read(
-    platform: Platform, make_brand: MakeBrand, few_bytes: BytesUnderWay
+    platform: Platform, make_brand: MakeBrand, few_bytes: BytesInProgress
 ) -> None:
     acme = await make_brand("acme")
     path = f"/v1/brands/{acme.id}/documents"

@@ -17,7 +17,7 @@ from onbrand.adapter import AdapterRef
 from onbrand.brand import Ticket
 from onbrand.errors import AdapterRefused, NotFound, TicketRefused
 from onbrand.internal.generation import GenerationParameters, RenderRequest
-from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.generation_runner import must_be_for
 
 GENERATION = "0b3d4a3e-9f1c-4a66-8e5a-0c6f1d9c2b11"
@@ -37,8 +37,8 @@ def family() -> Any:
 
 
 @pytest.fixture
-def library(family: Any, tmp_path: Path) -> AdapterLibrary:
-    return AdapterLibrary(family, AdapterFiles(tmp_path / "adapters", 2**20), 2**20)
+def library(family: Any, tmp_path: Path) -> AdapterStore:
+    return AdapterStore(family, AdapterFiles(tmp_path / "adapters", 2**20), 2**20)
 
 
 def ref_of(data: bytes, brand: str = "acme", family: str = "sd15") -> AdapterRef:
@@ -49,13 +49,13 @@ def fetch_nothing() -> bytes:
     raise NotFound("this ticket opens no such weights")
 
 
-def test_a_brand_loads_what_its_own_ticket_fetched(library: AdapterLibrary, published: bytes) -> None:
+def test_a_brand_loads_what_its_own_ticket_fetched(library: AdapterStore, published: bytes) -> None:
     assert library.weights(ref_of(published), lambda: published).rank == 2
     assert library.weights(ref_of(published), fetch_nothing).rank == 2  # kept: nobody is asked again
 
 
 def test_the_same_file_in_another_brand_is_fetched_with_that_brands_ticket(
-    library: AdapterLibrary, published: bytes
+    library: AdapterStore, published: bytes
 ) -> None:
     """Neither memory nor disk answers for another brand, though its bytes are the same."""
     library.weights(ref_of(published), lambda: published)
@@ -64,33 +64,33 @@ def test_the_same_file_in_another_brand_is_fetched_with_that_brands_ticket(
 
 
 def test_a_new_replica_finds_its_brands_file_and_no_others_on_disk(
-    library: AdapterLibrary, family: Any, published: bytes, tmp_path: Path
+    library: AdapterStore, family: Any, published: bytes, tmp_path: Path
 ) -> None:
     library.weights(ref_of(published), lambda: published)
-    again = AdapterLibrary(family, AdapterFiles(tmp_path / "adapters", 2**20), 2**20)
+    again = AdapterStore(family, AdapterFiles(tmp_path / "adapters", 2**20), 2**20)
     assert again.weights(ref_of(published), fetch_nothing).rank == 2
     with pytest.raises(NotFound):
         again.weights(ref_of(published, brand="globex"), fetch_nothing)
 
 
-def test_bytes_that_were_not_published_are_refused(library: AdapterLibrary, published: bytes) -> None:
+def test_bytes_that_were_not_published_are_refused(library: AdapterStore, published: bytes) -> None:
     swapped = published[:-1] + b"\x00"
     with pytest.raises(AdapterRefused, match="not those that were published"):
         library.weights(ref_of(published), lambda: swapped)
 
 
 def test_a_file_that_was_changed_on_disk_is_fetched_anew(
-    library: AdapterLibrary, family: Any, published: bytes, tmp_path: Path
+    library: AdapterStore, family: Any, published: bytes, tmp_path: Path
 ) -> None:
     library.weights(ref_of(published), lambda: published)
     (file,) = (tmp_path / "adapters").glob("*.safetensors")
     file.write_bytes(published[:-1] + b"\x00")
-    again = AdapterLibrary(family, AdapterFiles(tmp_path / "adapters", 2**20), 2**20)
+    again = AdapterStore(family, AdapterFiles(tmp_path / "adapters", 2**20), 2**20)
     with pytest.raises(NotFound):
         again.weights(ref_of(published), fetch_nothing)
 
 
-def test_another_familys_weights_are_not_tried(library: AdapterLibrary, published: bytes) -> None:
+def test_another_familys_weights_are_not_tried(library: AdapterStore, published: bytes) -> None:
     with pytest.raises(AdapterRefused, match="a model of flux"):
         library.weights(ref_of(published, family="flux"), lambda: published)
 

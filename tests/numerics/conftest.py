@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from onbrand.config import FAMILIES
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.families.family import Family
 from onbrand.families.loading import load_pipeline
 from onbrand.families.lora import read_adapter
 from tools.harness.tiny_families import adapter_bytes, base_of, family_of
-
-FAMILIES = ("sd15", "sdxl", "flux")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,16 +6,16 @@ from contextlib import ExitStack
 
 import pytest
 
-from onbrand.api.http.bytes_in_progress import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.config import Limits
 from onbrand.errors import TooManyRequests
 
 
-def under_way(account: int = 100, together: int = 400) -> BytesUnderWay:
-    return BytesUnderWay(Limits(account_body_bytes=account, body_bytes=together))
+def under_way(account: int = 100, together: int = 400) -> BytesInProgress:
+    return BytesInProgress(Limits(account_body_bytes=account, body_bytes=together))
 
 
-def take_all(open_ones: ExitStack, bodies: BytesUnderWay, account: str) -> None:
+def take_all(open_ones: ExitStack, bodies: BytesInProgress, account: str) -> None:
     """Take bytes until it is refused."""
     while True:
         open_ones.enter_context(bodies.held(account, 10))

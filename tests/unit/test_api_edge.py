@@ -26,7 +26,7 @@ class Thing(Input):
 def app() -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None)
     problems.install(app)
-    app.add_middleware(middleware.Edge, body_limit=lambda method, path: 100)
+    app.add_middleware(middleware.RequestMiddleware, body_limit=lambda method, path: 100)
 
     @app.post("/things")
     async def make(body: Thing) -> Thing:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from onbrand.api.http.concurrency_limits import Shares
+from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.api.http.json_bodies import NAME_BYTES, must_be_few_values, must_have_known_fields, parsed
 from onbrand.errors import InvalidInput, TooLarge, TooManyRequests
 
@@ -100,7 +100,7 @@ def test_what_is_wrong_otherwise_is_left_to_validation(sent: Any) -> None:
 
 
 def test_shares_are_held_by_key_and_given_back_whatever_happens() -> None:
-    shares = Shares(1, "things")
+    shares = ConcurrencyLimits(1, "things")
     with shares.held("a"), shares.held("b"):
         assert (shares.num_held("a"), len(shares)) == (1, 2)
         with pytest.raises(TooManyRequests, match="1 things"), shares.held("a"):

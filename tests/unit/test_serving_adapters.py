@@ -20,7 +20,7 @@ from torch import nn
 from onbrand.adapter import AdapterRef
 from onbrand.errors import AdapterRefused, ModelGone, NotFound, Unavailable
 from onbrand.families.lora import AdapterWeights
-from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 
 WAIT = 10
 
@@ -39,11 +39,11 @@ def ref_of(data: bytes, brand: str = "acme", number: int = 1) -> AdapterRef:
     return AdapterRef(brand, f"1d2e3f40-0000-4000-8000-{number:012d}", "sd15", 1, hashlib.sha256(data).hexdigest())
 
 
-def replica(folder: Path, disk_bytes: int = 2**20, host_bytes: int = 2**20) -> AdapterLibrary:
+def replica(folder: Path, disk_bytes: int = 2**20, host_bytes: int = 2**20) -> AdapterStore:
     """The adapter store of one replica of the node."""
     spec = SimpleNamespace(name="sd15", title="SD 1.5", component="unet", rank_max=128)
     family: Any = SimpleNamespace(spec=spec, denoiser=nn.ModuleDict({"x": nn.Linear(6, 5)}), device="cpu")
-    return AdapterLibrary(family, AdapterFiles(folder, disk_bytes), host_bytes)
+    return AdapterStore(family, AdapterFiles(folder, disk_bytes), host_bytes)
 
 
 def never() -> bytes:
@@ -177,7 +177,7 @@ def test_a_load_that_nobody_wants_any_more_is_not_begun(folder):
     library.close()
 
 
-def held_loads(library: AdapterLibrary, num: int, release: Event) -> list[Future[AdapterWeights]]:
+def held_loads(library: AdapterStore, num: int, release: Event) -> list[Future[AdapterWeights]]:
     """Loads of adapters 0, 1, ... that finish when `release` is set; the first four have begun."""
     under_way = Semaphore(0)
 

@@ -25,7 +25,7 @@ from fastapi import Depends, Request
 
 from onbrand.api.http.early_authentication import authenticated
 from onbrand.api.route import Route
-from onbrand.brand import KEY_SCOPES, KeyScope, Scope, must_be_brand_id
+from onbrand.brand import KeyScope, Scope, must_be_brand_id
 from onbrand.config import FamilyName, Settings
 from onbrand.db.session import Database, Session
 from onbrand.errors import Forbidden, InvalidInput, NotFound
@@ -129,6 +129,7 @@ async def _anonymous(state: AppStateDep) -> AsyncIterator[Session]:
 
 
 async def _any_user(scope: TokenHolder, state: AppStateDep) -> AsyncIterator[Caller]:
+    """A transaction that names any one scope of a key, because a key's transaction must name one."""
     async with _opened(scope, min(scope.scopes or ("read",)), state) as caller:
         yield caller
 
@@ -140,7 +141,7 @@ async def _opened(scope: Scope, purpose: KeyScope, state: AppState) -> AsyncIter
         yield Caller(used, session, state)
 
 
-def _user_who_comes_to(what: KeyScope) -> Any:
+def _user_with(what: KeyScope) -> Any:
     async def user(scope: TokenHolder, state: AppStateDep) -> AsyncIterator[Caller]:
         async with _opened(scope, what, state) as caller:
             yield caller
@@ -150,10 +151,9 @@ def _user_who_comes_to(what: KeyScope) -> Any:
 
 Anonymous = Annotated[Session, Depends(_anonymous, scope="function")]
 AnyUser = Annotated[Caller, Depends(_any_user, scope="function")]
-_COMES_TO: dict[KeyScope, Any] = {what: _user_who_comes_to(what) for what in KEY_SCOPES}
 
 
-async def _any_reader(caller: Annotated[Caller, _COMES_TO["read"]]) -> Caller:
+async def _any_reader(caller: Annotated[Caller, _user_with("read")]) -> Caller:
     caller.must_be_allowed("read")
     return caller
 
@@ -174,7 +174,7 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
 
     Raises NotFound if there is no such brand or the caller is no member, Forbidden for a key without that scope.
     """
-    if caller.scope.brand_id in (None, brand_id):  # the database shows no brand to a key without the scope
+    if caller.scope.brand_id in (None, brand_id):  # 403 in the own brand; another brand is 404 below
         caller.must_be_allowed(need)
     brand = await brands.get_brand(caller.session, brand_id)
     return BrandCaller(caller.scope, caller.session, caller.state, brand.id, brand.role)

@@ -27,7 +27,7 @@ async def begin(access: Access, body: generation_parameters.NewGeneration, once:
     generation_tasks = access.state.generation_tasks
     render: generation.RenderRequest | None = None
     if once.key is None:  # a repeated call with a key may have an earlier response
-        access.state.refusals.must_be_over(access.scope.user_id, access.brand_id, body.num_images)
+        access.state.refusals.must_not_be_refused(access.scope.user_id, access.brand_id, body.num_images)
     async with access.open() as caller:
         done = await once.do(caller, 202, lambda: _written(caller, body))
         generation = await generations.get_generation(caller.session, caller.brand_id, str(done.body["id"]))

@@ -17,7 +17,7 @@ from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
 from onbrand.api.http import middleware
-from onbrand.api.http.bytes_in_progress import BytesUnderWay
+from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import must_be_storable
 from onbrand.api.lists import Listed, Paging, listed
@@ -151,7 +151,7 @@ async def download_model(
         if format == "diffusers":
             return await link_to(caller, "models", found.object_name, "model.download", {"model_id": found.id})
         store, turns = caller.store, await in_turn_of(checker, caller)
-    bodies: BytesUnderWay = request.app.state.bodies
+    bodies: BytesInProgress = request.app.state.bodies
     middleware.hold(
         request.scope, bodies.held(access.scope.user_id, found.bytes)
     )  # the answer is in memory until it is sent

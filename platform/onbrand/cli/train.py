@@ -99,7 +99,7 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def show_check(checked: DataCheck, as_json: bool) -> None:
-    """Print the data doctor's findings. Exits with 5 (input refused) if a job would be refused."""
+    """Print the data check's findings. Exits with 5 (input refused) if a job would be refused."""
     lines = [f"{finding.level}: {finding.message}; {finding.remedy} [{finding.code}]" for finding in checked.findings]
     lines.append(
         f"{checked.num_images} pictures, trained at {checked.resolution} with the trigger word "

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from onbrand.client.resource_models import ApiModel
-
-if TYPE_CHECKING:
-    pass
 
 
 class User(ApiModel):

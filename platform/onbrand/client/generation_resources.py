@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onbrand.client import objects
 from onbrand.client.resource import BrandLike, Resource, brand_path, given
-
-if TYPE_CHECKING:
-    pass
 
 
 class Generations(Resource):

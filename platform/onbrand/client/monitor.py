@@ -5,15 +5,11 @@ from __future__ import annotations
 import builtins
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from onbrand.client.resource_models import ApiModel, Attached
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = [
     "DataCheck",
@@ -107,7 +103,7 @@ class Finding(ApiModel):
 
 
 class DataCheck(ApiModel):
-    """The data doctor's result for a job that is not created yet."""
+    """The result of a data check for a job that is not created yet."""
 
     ok: bool
     num_images: int

@@ -250,7 +250,7 @@ class TrainingJob(Waitable):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The data doctor's findings at the start of the job."""
+        """The data check's findings at the start of the job."""
         return tuple(map(Finding.model_validate, (self.metrics or {}).get("findings", ())))
 
     def refresh(self) -> Self:

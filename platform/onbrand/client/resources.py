@@ -7,14 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from onbrand.client import accounts, monitor, objects
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
 from onbrand.client.resource import BrandLike, Resource, brand_path, given
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Assets",

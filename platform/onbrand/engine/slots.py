@@ -4,7 +4,7 @@ Row b of a batch has slot s_b and scale c_b. An adapted layer W then computes (H
 
     Y_b = X_b W^T + c_b (X_b A_{s_b}^T) B_{s_b}^T          A: [S, R, i]   B: [S, o, R]   slot 0 = zeros = the base.
 
-`onbrand.engine.adapters` decides which adapter is in which slot, and for how long.
+`onbrand.engine.residency` decides which adapter is in which slot, and for how long.
 Shapes: S slots, R rank class, i/o a layer's inputs and outputs, N rows of a forward pass, T tokens.
 """
 

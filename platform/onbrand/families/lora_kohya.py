@@ -18,7 +18,9 @@ from typing import NoReturn
 
 import numpy as np
 
+from onbrand.config import FamilyName
 from onbrand.errors import AdapterRefused
+from onbrand.families.spec import SPECS
 from onbrand.safetensors_header import TensorFacts, must_be_plain_safetensors
 
 _METADATA_KEY = "lora_adapter_metadata"
@@ -116,7 +118,7 @@ class _Tensor:
     make: Callable[[], bytes]
 
 
-def kohya_file(data: bytes, family: str) -> Iterator[bytes]:
+def kohya_file(data: bytes, family: FamilyName) -> Iterator[bytes]:
     """The kohya variant of a published file, in pieces.
 
     Args:
@@ -132,7 +134,7 @@ def kohya_file(data: bytes, family: str) -> Iterator[bytes]:
     header = must_be_plain_safetensors(data)
     layers = _layers(data, header.tensors)
     _must_have_alpha_of_rank(header.metadata)
-    fused = _flux(layers) if family == "flux" else _unet(layers)
+    fused = _flux(layers) if SPECS[family].kohya_fuses_layers else _unet(layers)
     tensors = sorted((tensor for each in fused for tensor in _tensors(each)), key=lambda tensor: tensor.name)
     notes = _notes(header.metadata, _hash_of(tensors), family)
     tensors.sort(
@@ -243,11 +245,10 @@ def _hash_of(tensors: Iterable[_Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _notes(metadata: Mapping[str, str], digest: str, family: str) -> dict[str, str]:
+def _notes(metadata: Mapping[str, str], digest: str, family: FamilyName) -> dict[str, str]:
     """The published header, without the notes for diffusers and those about the original tensors."""
     kept = {name: value for name, value in metadata.items() if name not in (_METADATA_KEY, "format")}
-    module = "networks.lora_flux" if family == "flux" else "networks.lora"
-    return {**kept, "modelspec.hash_sha256": f"0x{digest}", "ss_network_module": module}
+    return {**kept, "modelspec.hash_sha256": f"0x{digest}", "ss_network_module": SPECS[family].kohya_network}
 
 
 def _head(tensors: Iterable[_Tensor], notes: Mapping[str, str]) -> bytes:

@@ -69,7 +69,7 @@ class FamilySpec:
         component: the diffusers name of the denoiser, which is also the prefix of LoRA keys.
         architecture: the value of `modelspec.architecture` for its LoRA files.
         pipeline_classes: accepted `_class_name`s of its bases.
-        samplers: samplers that a request may name, besides the base's own.
+        samplers: names of samplers that a request may choose; without one, the base's own sampler draws.
         size_multiple: pictures' sides are multiples of this, in pixels.
         defaults: of generation (`Recommended` by name), for bases without recommendations of their own.
         kohya_base, kohya_network: `ss_base_model_version` and `ss_network_module` of kohya's trainers.

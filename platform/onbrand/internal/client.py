@@ -139,7 +139,7 @@ class SystemClient:
         return self._send(Call("GET", "/training/start")).content
 
     def report_findings(self, findings: Sequence[Mapping[str, Any]]) -> ReportResponse:
-        """Report the data doctor's findings, which are kept with the job."""
+        """Report the data check's findings, which are kept with the job."""
         return ReportResponse.model_validate(self._json(report_call(None, None, findings=findings)))
 
     def report(

@@ -15,7 +15,8 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 class GenerationParameters:
     """Everything that decides a generation's pictures, except its adapters. Its repr shows no prompt.
 
-    Picture i has the seed `seed` + i. None means the base's recommendation; `FamilySpec.completed` fills it in.
+    Picture i has the seed `seed` + i. `FamilySpec.completed` replaces None in size, steps
+    and guidance by the base's recommendation.
 
     Args:
         width, height: pixels.
@@ -64,7 +65,7 @@ class RenderRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenderEvent:
-    """An event of an engine that draws; it stores the pictures themselves by its ticket.
+    """An event of a generation in an engine. It has no image: the engine's replica stores images by its ticket.
 
     A `preview` holds an index, a step, and a small picture as a data URL; the repr hides them.
     """

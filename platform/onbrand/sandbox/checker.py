@@ -59,7 +59,9 @@ T = TypeVar("T")
 
 
 class Checker:
-    """Checks files from outside, each in a child process. Safe to share between threads; its methods block.
+    """Checks files from outside, each in a child process.
+
+    Its checks block and may be called from any thread; `run` and `whole` belong to one event loop.
 
     Args:
         limits: bounds of files; `check_bytes` is the memory that a child may have.

@@ -97,13 +97,13 @@ def _pages() -> tuple[int, int]:
         return 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _allow(seconds: float) -> None:
+def _limit_cpu_seconds(seconds: float) -> None:
     """End this process (SIGPROF) after `seconds` of processor time from now; 0: never."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _answer(answer: Callable[[Any, int], Iterator[Said]], asked: Any, num_bytes: int) -> None:
-    _allow(READ_SECONDS)
+    _limit_cpu_seconds(READ_SECONDS)
     known = SimpleNamespace(**(asked | {"limits": SimpleNamespace(**asked["limits"])}))
     try:
         for said, data in answer(known, num_bytes):
@@ -115,7 +115,7 @@ def _answer(answer: Callable[[Any, int], Iterator[Said]], asked: Any, num_bytes:
         _refuse("TooLarge", TooLarge(f"{asked['shown']} needs more memory than a file may take", param=asked["param"]))
     except RecursionError:
         _refuse("UnsupportedMedia", UnsupportedMedia(f"{asked['shown']} is nested too deep", param=asked["param"]))
-    _allow(0)
+    _limit_cpu_seconds(0)
 
 
 def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
@@ -136,13 +136,13 @@ def _picture(asked: Any, num_bytes: int) -> Iterator[Said]:
 
 
 def _allow_encoding(num_pixels: int) -> None:
-    _allow(READ_SECONDS + num_pixels / 1e6 * _SECONDS_PER_MEGAPIXEL)
+    _limit_cpu_seconds(READ_SECONDS + num_pixels / 1e6 * _SECONDS_PER_MEGAPIXEL)
 
 
 def _zip(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.sandbox.archives import unpack
 
-    _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_UNPACKED)
+    _limit_cpu_seconds(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_UNPACKED)
     for packed in unpack(_exactly(num_bytes), asked.limits, asked.shown):
         yield _facts_of(packed), packed.data
 
@@ -158,10 +158,10 @@ def _weights(asked: Any, num_bytes: int) -> Iterator[Said]:
     from onbrand.lora_names import ImportOptions
     from onbrand.sandbox.weights import check_weights
 
-    _allow(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
+    _limit_cpu_seconds(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
     options = None if asked.options is None else ImportOptions(**asked.options)
-    weigh = partial(_allow, READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_WEIGHED)
-    yield _facts_of(check_weights(_exactly, num_bytes, options, weigh)), b""
+    allow = partial(_limit_cpu_seconds, READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_WEIGHED)
+    yield _facts_of(check_weights(_exactly, num_bytes, options, allow)), b""
 
 
 def _warm_up_pictures() -> None:

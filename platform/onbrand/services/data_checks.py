@@ -1,4 +1,4 @@
-"""The data doctor: finds faults of training pictures and captions, with reasons and remedies.
+"""Data checks: find faults of training pictures and captions, with reasons and remedies.
 
 Errors stop a job before it costs anything; warnings are reported and kept. Pictures are measured once, when they are
 uploaded (`sandbox.image_features`); this module judges the measurements. Members run it (`training-jobs:check`), and so

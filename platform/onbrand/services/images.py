@@ -1,4 +1,4 @@
-"""Generations and their pictures, the members' side, and the `Generator` protocol. The system's side: `generation`."""
+"""Generated images, the members' side: list, read, delete. `generations` has the requests for them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Terms of a new training job: the bases' advice, the brand's limits, and all checks of its configuration and data
-that need no file. The driver makes the checks that need the bytes (`training.data.checks`).
+that need no file. The driver makes all checks again (`training.data.checks`).
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ async def must_look_fit(
     target = target_of(SPECS[family], config, terms.recommended[family], brand_id)
     rows = await session.all(_ROWS, {"brand_id": brand_id, "ids": asset_ids})
     must_be_fit(
-        [finding for row in rows for finding in seen_in_rows(_patient(row), row["width"], row["height"], target)]
+        [finding for row in rows for finding in seen_in_rows(_sample_of(row), row["width"], row["height"], target)]
     )
 
 
-def _patient(row: Mapping[str, Any]) -> DataSample:
+def _sample_of(row: Mapping[str, Any]) -> DataSample:
     file = row["object_name"].rpartition("/")[2]
     return DataSample(row["id"], file, row["caption"], row["sha256"], row["name"])
 
@@ -94,7 +94,7 @@ PROVIDERS = ("ray",)
 
 
 ASSETS_MAX = 500
-"""Configuration key of a job that imports a file instead of training (`services.imports`). No member can set it."""
+"""Maximum pictures of a job."""
 
 
 _CONFIG_FIELDS_MAX = 100

@@ -1,4 +1,7 @@
-"""Training jobs, the members' side: create, watch, rename, cancel, retry, delete. The system's side: `training`."""
+"""Training jobs, the members' side: create, check, watch, rename, cancel, stop, retry, delete.
+
+The system's side is `training_worker`.
+"""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio.to_thread
 
 from onbrand.adapter import AdapterRef
+from onbrand.config import FamilyName
 from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, NotAsPublished, NotFound
 from onbrand.families.lora_kohya import kohya_file
@@ -155,7 +156,7 @@ async def read_weights(session: Session, store: BrandStore, brand_id: str, model
 async def read_kohya(store: BrandStore, model: Model) -> bytes:
     """The adapter file under kohya's names. Hold no transaction meanwhile. Raises NotFound, NotAsPublished."""
     data = await _as_published(store, model)
-    return await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, model.model_type)))
+    return await anyio.to_thread.run_sync(lambda: b"".join(kohya_file(data, cast(FamilyName, model.model_type))))
 
 
 async def record_download(session: Session, model: Model) -> None:

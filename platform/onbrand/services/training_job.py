@@ -32,9 +32,9 @@ class TrainingJob(Row):
     Args:
         model_url: bucket and key of its adapter, ``models/acme/flux-lora-v1.safetensors``.
         sample_images_urls: buckets and keys of its samples; the API answers with links in their place.
-        metrics: the newest numbers, and `findings` of the data doctor at the start (`doctor.Finding`).
+        metrics: the newest numbers, and `findings` of the data check at the start (`data_checks.Finding`).
         eta_seconds: until the last step, while it trains; it may end earlier, and the adapter's proof comes after.
-        waiting_for: why it does not run (`training.WaitingFor`); None while it runs, or before the dispatcher looked.
+        waiting_for: why it does not run (`job_queue.WaitingFor`); None while it runs, or before the dispatcher looked.
         num_ahead: earlier jobs of the brand that also wait; None if it does not wait.
         attempts: number of submissions.
         retry_of: the job that this one retries; it continues from that job's checkpoints if they fit.

@@ -135,7 +135,7 @@ async def report(
     """Store progress 0 to 100, metrics and log lines; the first report sets the job to `training`.
 
     Args:
-        findings: of the data doctor; they replace earlier ones in the job's `metrics` and appear in no event.
+        findings: of the data check; they replace earlier ones in the job's `metrics` and appear in no event.
 
     Raises NotFound, Conflict (it has ended), InvalidInput.
     """

@@ -29,7 +29,7 @@ from onbrand.engine.host_cache import HostCache
 from onbrand.errors import AdapterRefused, ModelGone, NotAsPublished, OnbrandError, Unavailable
 from onbrand.families.family import Family
 from onbrand.families.lora import AdapterWeights, LayerWeights, read_adapter
-from onbrand.serving.fair_thread_pool import Loaders
+from onbrand.serving.fair_thread_pool import FairThreadPool
 
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
@@ -189,7 +189,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
     return there is not None and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-class AdapterLibrary:
+class AdapterStore:
     """Checked weights by reference. Each is loaded once for all callers; refusals and deletions are remembered.
 
     Weights in memory are returned at once, whatever else is loading. Waiting for a load uses no thread.
@@ -203,7 +203,7 @@ class AdapterLibrary:
         self._family, self._files = family, files
         self._memory = HostCache(host_bytes)
         self._gone: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._loaders = Loaders(_NUM_LOADERS)
+        self._loaders = FairThreadPool(_NUM_LOADERS)
         self._closed = False
 
     def weights(self, ref: AdapterRef, fetch: Fetch) -> AdapterWeights:

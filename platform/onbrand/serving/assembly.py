@@ -14,7 +14,7 @@ from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
 from onbrand.internal.client import AsyncSystemClient, SystemClient
-from onbrand.serving.adapter_store import AdapterFiles, AdapterLibrary
+from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
 from onbrand.serving.metrics import Metrics
@@ -41,7 +41,7 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
     return GenerationRunner(
         EngineThread(engine),
-        AdapterLibrary(family, files, options.host_bytes),
+        AdapterStore(family, files, options.host_bytes),
         lambda ticket: AsyncSystemClient(settings.system_url, ticket),
         lambda ticket: SystemClient(settings.system_url, ticket),
         Metrics(name),

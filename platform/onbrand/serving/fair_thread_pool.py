@@ -10,7 +10,7 @@ from threading import Lock
 Work = Callable[[], object]
 
 
-class Loaders:
+class FairThreadPool:
     """Threads that load adapters. Accounts take turns, and one account uses at most half of the threads.
 
     So an account with many or hanging loads does not delay other accounts. Submitted work must not raise.

@@ -24,7 +24,7 @@ from onbrand.families.lora import AdapterWeights
 from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.serving.active_generation import ActiveGeneration, claims_of
-from onbrand.serving.adapter_store import AdapterLibrary
+from onbrand.serving.adapter_store import AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
 from onbrand.serving.metrics import Metrics
@@ -79,14 +79,14 @@ class GenerationRunner:
 
     def __init__(
         self,
-        loop: EngineThread,
-        library: AdapterLibrary,
+        engine: EngineThread,
+        library: AdapterStore,
         client_for: ClientFor,
         blocking_client_for: BlockingClientFor,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics
-        self._loop, self._library = loop, library
+        self._engine, self._library = engine, library
         self._client_for, self._blocking_client_for = client_for, blocking_client_for
         self._active: dict[str, ActiveGeneration] = {}
         self._closing = False
@@ -94,7 +94,8 @@ class GenerationRunner:
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """The generation's events up to its end; a second call for one under way follows the same drawing.
 
-        Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the caller ends the row then.
+        Raises TicketRefused, TooManyRequests or Unavailable when drawing did not begin; the caller asks again later, or
+        ends the row.
         Raises NotFound when one under way is of another brand or member than the ticket.
         """
         must_be_for(request)
@@ -136,11 +137,11 @@ class GenerationRunner:
         """End a generation at the next step; unknown or finished ids have no effect."""
         if generation_id in self._active:
             self._active[generation_id].cancel_requested = True
-        self._loop.cancel(generation_id)
+        self._engine.cancel(generation_id)
 
     def routing_stats(self) -> dict[str, Any]:
         """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
-        in_slots, in_memory = self._loop.holdings(), self._library.holdings()[:_MEMORY_TOLD]
+        in_slots, in_memory = self._engine.holdings(), self._library.holdings()[:_MEMORY_TOLD]
         if self._metrics is not None:
             self._metrics.set("onbrand_adapters_in_slots", len(in_slots))
             self._metrics.set("onbrand_generations_active", len(self._active))
@@ -149,12 +150,12 @@ class GenerationRunner:
     @property
     def is_alive(self) -> bool:
         """False once the engine's thread ends or is closing: other replicas then take over its generations."""
-        return self._loop.is_alive and not self._closing
+        return self._engine.is_alive and not self._closing
 
     async def close(self) -> None:
         """Stop all generations. Their rows stay running; the callers' error refers them to another replica."""
         self._closing = True
-        await asyncio.to_thread(self._loop.close)
+        await asyncio.to_thread(self._engine.close)
         self._library.close()
         tasks = [active.task for active in self._active.values() if active.task]
         if tasks:
@@ -176,7 +177,8 @@ class GenerationRunner:
     async def _draw(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
         loads = self._prefetched(active.request)
         try:
-            active.cancel_requested |= (await client.start_generation()).cancel_requested
+            told = await client.start_generation()
+            active.cancel_requested = active.cancel_requested or told.cancel_requested  # it may be set meanwhile
             await self._draw_begun(active, client, loads)
         finally:
             for load in loads:
@@ -193,7 +195,7 @@ class GenerationRunner:
                 await self._ended(active, client, Canceled(request.generation_id))
                 return
             begun = partial(active.tell, "progress", {"progress": 0})
-            async with aclosing(self._loop.draw(work, on_taken=begun)) as events:  # type: ignore[type-var]
+            async with aclosing(self._engine.draw(work, on_taken=begun)) as events:  # type: ignore[type-var]
                 async for event in events:
                     await self._pass_on(active, client, event)
         except TooManyRequests:
@@ -270,11 +272,7 @@ class GenerationRunner:
     async def _ended(
         self, active: ActiveGeneration, client: AsyncSystemClient, event: Completed | Failed | Canceled
     ) -> None:
-        """Write the end into the row, then report it."""
-        outcome = event.error.code if isinstance(event, Failed) else type(event).__name__.lower()
-        if self._metrics is not None:
-            self._metrics.count("onbrand_generations_total", outcome=outcome)
-            self._metrics.observe("onbrand_generation_seconds", time.monotonic() - active.began_at, outcome=outcome)
+        """Write the end into the row, then tell the followers and count it."""
         if isinstance(event, Completed):
             await client.finish_generation()
             active.tell("completed", {"progress": 100})
@@ -284,6 +282,10 @@ class GenerationRunner:
         else:
             await client.fail_generation(event.error.code, event.error.message)
             active.tell("failed", {"code": event.error.code, "message": event.error.message})
+        outcome = event.error.code if isinstance(event, Failed) else type(event).__name__.lower()
+        if self._metrics is not None:
+            self._metrics.count("onbrand_generations_total", outcome=outcome)
+            self._metrics.observe("onbrand_generation_seconds", time.monotonic() - active.began_at, outcome=outcome)
 
     async def _attend(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
         """While it waits and runs: check for a cancel, renew the ticket."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onbrand.errors import ConfigurationError
 from onbrand.serving.placement import PlacementOptions
-
-if TYPE_CHECKING:
-    pass
 
 
 class EngineOptions(BaseModel):

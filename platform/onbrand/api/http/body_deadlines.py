@@ -38,9 +38,10 @@ class OpenBodies:
             line[body] = None
             line.move_to_end(body)
         if len(own) > self.limits.open_bodies_per_address:
-            self._end(next(iter(own)))
+            most = self.limits.open_bodies_per_address
+            self._end(next(iter(own)), f"more than {most} bodies of one address are on their way; send fewer")
         if len(self._open) > self.limits.open_bodies:
-            self._end(next(iter(self._open)))
+            self._end(next(iter(self._open)), "too many bodies are on their way; try again")
 
     def forget(self, body: Body) -> None:
         """Remove a body that is whole or whose sender is gone."""
@@ -51,9 +52,9 @@ class OpenBodies:
             if not own:
                 del self._by_address[body.address]
 
-    def _end(self, body: Body) -> None:
+    def _end(self, body: Body, why: str) -> None:
         self.forget(body)
-        body.end()
+        body.end(f"{why}. This one was silent for longest")
 
 
 class Body:
@@ -71,7 +72,8 @@ class Body:
         self.problem: RequestTimeout | None = None
         self._receive, self._bodies, self._limits = receive, bodies, bodies.limits
         self._held: deque[Message] = deque()
-        self._num_bytes, self._is_whole, self._is_one_too_many = 0, False, False
+        self._num_bytes, self._is_whole = 0, False
+        self._ended_because: str | None = None
         self._is_gone = False
         self._began = asyncio.get_running_loop().time()
         self._waiting: asyncio.Timeout | None = None
@@ -98,9 +100,9 @@ class Body:
                 while not self._is_whole and self.problem is None and self._num_bytes < _SKIP_BYTES:
                     await self._next()
 
-    def end(self) -> None:
-        """Stop waiting for the rest of the body."""
-        self._is_one_too_many = True
+    def end(self, why: str) -> None:
+        """Stop waiting for the rest of the body; `why` is the error's message."""
+        self._ended_because = why
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(0)
 
@@ -132,17 +134,13 @@ class Body:
         return message
 
     def _deadline(self) -> float:
-        if self._is_one_too_many:
+        if self._ended_because is not None:
             return 0
         return self._began + self._limits.body_seconds + self._num_bytes / self._limits.body_bytes_per_second
 
     def _too_slow(self) -> RequestTimeout:
-        if self._is_one_too_many:
-            most = self._limits.open_bodies_per_address
-            return RequestTimeout(
-                f"more than {most} bodies of one address are on their way, and this one is the slowest; send fewer",
-                param="body",
-            )
+        if self._ended_because is not None:
+            return RequestTimeout(self._ended_because, param="body")
         rate, seconds = self._limits.body_bytes_per_second, self._limits.body_seconds
         return RequestTimeout(
             f"the body comes too slowly: after {seconds:g} s it must come at {rate} bytes a second", param="body"

@@ -12,7 +12,7 @@ from onbrand.errors import TooManyRequests
 _RETRY_SECONDS = 5
 
 
-class BytesUnderWay:
+class BytesInProgress:
     """Counts the announced bytes of requests that are not answered yet.
 
     An account holds at most `limits.account_body_bytes`, and at most as many bytes as remain free of

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from onbrand.errors import TooManyRequests
 
 
-class Shares:
+class ConcurrencyLimits:
     """Allows each key to hold at most `most` things at once; `what` names them in the error (``requests of ...``).
 
     Args:

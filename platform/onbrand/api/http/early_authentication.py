@@ -8,8 +8,8 @@ from fastapi import Request
 
 from onbrand.api.authentication import scope_of
 from onbrand.api.http import middleware
-from onbrand.api.http.bytes_in_progress import BytesUnderWay
-from onbrand.api.http.concurrency_limits import Shares
+from onbrand.api.http.bytes_in_progress import BytesInProgress
+from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.brand import Scope
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ async def authenticated(request: Request, state: AppState) -> Scope:
     if isinstance(known, Scope):
         return known
     found = await scope_of(request, state)
-    callers: Shares = request.app.state.callers
+    callers: ConcurrencyLimits = request.app.state.callers
     middleware.hold(request.scope, callers.held(found.holder))
-    bodies: BytesUnderWay = request.app.state.bodies
+    bodies: BytesInProgress = request.app.state.bodies
     middleware.hold(request.scope, bodies.held(found.user_id, middleware.expected_bytes(request.scope)))
     middleware.admit(request.scope)
     request.scope[CALLER] = found

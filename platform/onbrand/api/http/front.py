@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onbrand.api.http.body_deadlines import Body, OpenBodies
 from onbrand.api.http.body_limits import announced_bytes, of_users, too_large
-from onbrand.api.http.concurrency_limits import Shares
+from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.api.http.responses import Responder
 from onbrand.config import Limits
 from onbrand.errors import NotFound, OnbrandError, Unavailable
@@ -53,7 +53,7 @@ class Front:
         self._app, self._limits, self._cors_origins = app, limits, cors_origins
         self._controls = _CONTROLS | {_plain(name) for name in controls}
         self._bodies = OpenBodies(limits)
-        self._requests = Shares(limits.requests_per_address, "requests of one address")
+        self._requests = ConcurrencyLimits(limits.requests_per_address, "requests of one address")
         most, limit = limits.requests_per_address, "requests_per_address"
         self._turns = FairTurns(limits.turns, most, things="requests of this address wait", limit=limit)
 

@@ -1,4 +1,4 @@
-"""The outermost middleware of an app: request ids, body limits, security headers, an access log without secrets.
+"""The outermost middleware but CORS: request ids, body limits, security headers, an access log without secrets.
 
 `front` limits addresses and slow bodies, where connections are known.
 """
@@ -42,7 +42,7 @@ _SAFE_HEADERS = {
 }
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware.
 
     Args:

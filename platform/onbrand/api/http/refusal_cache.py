@@ -23,7 +23,7 @@ class Refusals:
         self._accounts: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._until: OrderedDict[str, tuple[float, int, TooManyRequests]] = OrderedDict()
 
-    def must_be_over(self, user_id: str, brand_id: str, num_images: int) -> None:
+    def must_not_be_refused(self, user_id: str, brand_id: str, num_images: int) -> None:
         """Raise TooManyRequests if a recent refusal holds for this brand or its account, for at most `num_images`."""
         if (account_id := self._accounts.get((user_id, brand_id))) is None:
             return

@@ -23,6 +23,9 @@ _OF_STATUS: dict[int, OnbrandError] = {
 }
 
 
+_ASKS_METHOD = b"access-control-request-method"
+
+
 class Responder:
     """ASGI's `send` with a time limit for each message.
 
@@ -55,7 +58,7 @@ class Responder:
 
     async def send(self, message: Message) -> None:
         """Forward a message of the API. Serve's own errors, without the headers of `middleware`, become problems."""
-        if message["type"] == "http.response.start" and _is_serves_own(message):
+        if message["type"] == "http.response.start" and _is_serves_own(message) and not self._is_preflight():
             self._is_replaced = True
             await self.problem(_OF_STATUS.get(message["status"], _unforeseen(message["status"])))
         elif not self._is_replaced:
@@ -72,6 +75,11 @@ class Responder:
         headers = _SAFE | {"X-Request-Id": self._request_id} | ({} if is_whole else {"Connection": "close"})
         response = cors.readable(problems.problem(error, self._request_id, headers), self._origins)
         await response(self._scope, self._receive, self._pass)
+
+    def _is_preflight(self) -> bool:
+        """Whether CORS middleware answers the request itself, without the headers of `middleware`."""
+        names = {name.lower() for name, _ in self._scope["headers"]}
+        return bool(self._origins) and self._scope["method"] == "OPTIONS" and _ASKS_METHOD in names
 
     async def _pass(self, message: Message) -> None:
         if not self.has_started:

@@ -1,4 +1,5 @@
-"""Decides which training job runs, and submits it to a provider. Runs beside the internal routes.
+"""Decides which training job runs, and submits it to a provider.
 
-The only part of training that imports the database.
+The dispatcher runs beside the internal routes; it is the only part of training that imports the database. Drivers and
+workers use `tickets`, `submission`, `capacity` and `providers`, which do not.
 """
