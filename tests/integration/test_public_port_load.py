@@ -231,3 +231,28 @@ async def test_a_refusal_can_be_read_by_a_page_that_may_call() -> None:
         _, others, _ = await asked(port, request("/v1/x", "origin: https://evil.example.com"))
     assert headers["access-control-allow-origin"] == "https://app.example.com"
     assert "access-control-allow-origin" not in others
+
+
+async def test_a_refused_preflight_is_passed_on_and_serves_own_refusal_is_not() -> None:
+    async def refused(send: Any) -> None:
+        await send({"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"Disallowed CORS headers"})
+
+    asks = ("origin: https://app.example.com", "access-control-request-method: POST")
+    async with opened({}, cors_origins=("https://app.example.com",)) as (port, behind):
+        behind.answer = refused
+        preflight, _, said = await asked(port, request("/v1/x", *asks, method="OPTIONS"))
+        other, _, _ = await asked(port, request("/v1/x", *asks))
+    assert (preflight, said) == (400, b"Disallowed CORS headers")
+    assert other == 500
+
+
+async def test_a_body_says_which_limit_ended_it() -> None:
+    async with opened({"open_bodies_per_address": 10, "open_bodies": 1}) as (port, _), wire(port) as first:
+        await first.say(request(body=b"abcd")[:-1])
+        await asyncio.sleep(0.2)
+        async with wire(port) as second:
+            await second.say(request(body=b"abcd")[:-1])
+            status, _, body = await first.hear()
+    assert status == 408
+    assert b"too many bodies are on their way" in body

@@ -433,6 +433,18 @@ def test_who_follows_late_is_told_the_newest_preview_of_each_picture():
     assert asyncio.run(follow()) == ["1/1", "0/3"]
 
 
+async def test_a_cancel_while_the_start_is_reported_is_kept(fixtures, renderer, make_brand, monkeypatch):
+    asked = await fixtures.ask(await make_brand(), num_inference_steps=150)
+    start = AsyncSystemClient.start_generation
+
+    async def canceled_meanwhile(client: AsyncSystemClient) -> object:
+        renderer.cancel(asked.generation_id)
+        return await start(client)
+
+    monkeypatch.setattr(AsyncSystemClient, "start_generation", canceled_meanwhile)
+    assert kinds(await told(renderer, asked)) == ["canceled"]
+
+
 async def test_a_drawing_is_watched_by_its_member_and_by_nobody_elses_name(fixtures, renderer, make_brand, caplog):
     ours, theirs = await make_brand("acme"), await make_brand("globex")
     asked = await fixtures.ask(ours, num_inference_steps=150)
