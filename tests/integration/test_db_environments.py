@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,8 @@ def test_a_folder_may_have_any_name(data_folder: Callable[[], Path], name: str) 
         with psycopg.connect(running.web_url) as connection:
             assert connection.execute("select current_user, current_database()").fetchone() is not None
         for process in server_of(settings.folder):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(server_of(settings.folder), 20)
         assert running.restart_if_dead()
         with psycopg.connect(running.system_url) as connection:

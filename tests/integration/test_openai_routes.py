@@ -41,14 +41,14 @@ async def drawn(platform: Platform, client: openai.AsyncOpenAI, **fields: Any) -
 async def test_quality_is_steps(platform: Platform, client: openai.AsyncOpenAI, quality: Any, factor: float) -> None:
     _, plain = await drawn(platform, client)
     _, asked = await drawn(platform, client, quality=quality)
-    assert asked.num_inference_steps == -(-plain.num_inference_steps * factor // 1)
+    assert asked.parameters.num_inference_steps == -(-plain.parameters.num_inference_steps * factor // 1)
 
 
 async def test_compression_reaches_the_engine_and_the_row(
     platform: Platform, acme: BrandOfPeople, client: openai.AsyncOpenAI
 ) -> None:
     data, asked = await drawn(platform, client, output_format="jpeg", output_compression=40)
-    assert asked.output_compression == 40
+    assert asked.parameters.output_compression == 40
     assert Image.open(io.BytesIO(data)).format == "JPEG"
     async with platform.client(acme.member) as member:
         newest = (await member.get(f"/v1/brands/{acme.id}/generations")).json()["data"][0]
@@ -90,7 +90,7 @@ async def test_a_stream_shows_previews_and_then_the_picture(platform: Platform, 
     assert [event.type for event in partial] == ["image_generation.partial_image"] * len(partial)
     assert [event.partial_image_index for event in partial] == list(range(len(partial)))
     asked = platform.generator.seen[-1]
-    assert asked.preview_every == asked.num_inference_steps // 3
+    assert asked.parameters.preview_every == asked.parameters.num_inference_steps // 3
 
 
 async def test_a_stream_that_fails_says_so(client: openai.AsyncOpenAI) -> None:

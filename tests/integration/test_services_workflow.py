@@ -148,7 +148,7 @@ async def test_the_job_object_has_the_fields_of_the_specification_and_those_of_t
     job = await story.job([(await story.upload(1))[0].id])
     wanted = (
         "id brand_id user_id name model_type training_config training_asset_ids status progress model_url"
-        " sample_images_urls provider provider_job_id created_at completed_at error metrics urls"
+        " sample_images_urls provider provider_job_id created_at started_at completed_at error metrics urls"
     )
     queue = "eta_seconds waiting_for num_ahead attempts retry_of"
     assert set(job.model_dump(mode="json")) == set(f"{wanted} {queue}".split())

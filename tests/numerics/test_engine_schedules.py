@@ -129,7 +129,7 @@ def test_every_picture_of_any_schedule_is_the_one_drawn_alone(family, make_adapt
     for name, each in story.requests.items():
         told = {key: image for key, image in drawn.items() if key[0] == name}
         if name not in story.canceled:
-            assert len(told) == each.num_images
+            assert len(told) == each.parameters.num_images
         same_class, single = alone(family, each, SIZE_CLASS), alone(family, each, 1)
         for key, image in told.items():
             assert torch.equal(image, same_class[key]), f"request {name} depends on its neighbours"
@@ -148,9 +148,9 @@ def must_be_previews_as_asked(story: Schedule) -> None:
     for name, each in story.requests.items():
         steps = [event.step for event in story.events if isinstance(event, Preview) and event.request_id == name]
         if name not in story.canceled:
-            assert len(steps) == each.num_images * _num_previews(each)
+            assert len(steps) == each.parameters.num_images * _num_previews(each)
 
 
 def _num_previews(each: Request) -> int:
     """At every n-th step but the last, at which the picture itself is there."""
-    return (each.num_inference_steps - 1) // each.preview_every if each.preview_every else 0
+    return (each.parameters.num_inference_steps - 1) // each.parameters.preview_every if each.parameters.preview_every else 0
