@@ -19,6 +19,7 @@ from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.trainer import Trainer
 from tools.harness.tiny_families import base_of
 
+FAMILIES = ("sd15", "sdxl", "flux")
 SIDE = 64
 
 
