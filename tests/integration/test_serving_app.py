@@ -267,7 +267,9 @@ async def test_a_replica_with_its_rows_taken_sends_the_adapters_next_elsewhere(h
     brand = await make_brand()
     name = await fixtures.publish(brand, adapter)
     headers = await member_of(http, brand)
-    begun = [await generate(http, brand, headers, wait=0, model=name, num_inference_steps=150, seed=n) for n in range(6)]
+    begun = [
+        await generate(http, brand, headers, wait=0, model=name, num_inference_steps=150, seed=n) for n in range(6)
+    ]
     ended = [await until_ended(http, brand, headers, generation) for generation in begun]
     assert {generation["status"] for generation in ended} == {"completed"}
     assert await where(brand, adapter) == [True, True]

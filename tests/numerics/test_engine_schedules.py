@@ -153,4 +153,8 @@ def must_be_previews_as_asked(story: Schedule) -> None:
 
 def _num_previews(each: Request) -> int:
     """At every n-th step but the last, at which the picture itself is there."""
-    return (each.parameters.num_inference_steps - 1) // each.parameters.preview_every if each.parameters.preview_every else 0
+    return (
+        (each.parameters.num_inference_steps - 1) // each.parameters.preview_every
+        if each.parameters.preview_every
+        else 0
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from onbrand import config
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
 from onbrand.families.spec import SPECS, with_family_defaults
@@ -19,7 +20,7 @@ from onbrand.training.recipes import Plan, make_plan
 from onbrand.training.trainer import Trainer
 from tools.harness.tiny_families import base_of
 
-FAMILIES = ("sd15", "sdxl", "flux")
+FAMILIES = config.FAMILIES
 SIDE = 64
 
 
