@@ -106,7 +106,7 @@ class Schedule:
 def alone(family: Family, each: Request, size: int) -> Pictures:
     """The request's picture from an engine of its own, in passes of `size` rows."""
     engine = Engine(family, max_batch=size, classes=(size,), num_slots=1)
-    drawn = pictures(run(engine, [replace(each, preview_every=0)]))
+    drawn = pictures(run(engine, [replace(each, parameters=replace(each.parameters, preview_every=0))]))
     leave_the_base(engine)
     return drawn
 
@@ -153,8 +153,5 @@ def must_be_previews_as_asked(story: Schedule) -> None:
 
 def _num_previews(each: Request) -> int:
     """At every n-th step but the last, at which the picture itself is there."""
-    return (
-        (each.parameters.num_inference_steps - 1) // each.parameters.preview_every
-        if each.parameters.preview_every
-        else 0
-    )
+    every = each.parameters.preview_every
+    return (each.parameters.num_inference_steps - 1) // every if every else 0
