@@ -144,7 +144,7 @@ def must_be_previews_as_asked(story: Schedule) -> None:
             through.add((event.request_id, event.index))
         if isinstance(event, Preview):
             assert (event.request_id, event.index) not in through
-            assert event.step % story.requests[event.request_id].preview_every == 0
+            assert event.step % story.requests[event.request_id].parameters.preview_every == 0
     for name, each in story.requests.items():
         steps = [event.step for event in story.events if isinstance(event, Preview) and event.request_id == name]
         if name not in story.canceled:
