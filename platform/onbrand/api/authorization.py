@@ -11,7 +11,8 @@ name the needed scope: the database shows no rows to a key without it.
 
 `ReadAccess` (`read`), `UploadAccess` (`upload`), `TrainAccess` (`train`) and `GenerateAccess` (`generate`) are for
 calls that outlive a transaction (waiting, streaming). They open short transactions; each checks membership and
-credential again, so that a removed member or a revoked key loses access at once.
+credential again, so that a removed member or a revoked key loses access at once. A route that finds the brand in its
+body (`openai`) makes an `Access` itself from a `TokenHolder`, a credential that is valid.
 """
 
 from __future__ import annotations

@@ -131,9 +131,10 @@ class Run:
         return self.heartbeat.stop or (self.heartbeat.finish_requested and self.trainer.step > 0)
 
     def _should_publish(self) -> bool:
-        """True on every rank if the owner asked to finish early with a result, which rank 0 alone hears.
+        """After a stop: whether the owner asked to finish early with a result, rather than to cancel.
 
-        All ranks call this after the same step. With a sharded base, rank 0 needs the others to make the result.
+        Only rank 0 knows, because it alone has a heartbeat. All ranks call this after the same step and get the same
+        answer, because with a sharded base rank 0 needs the others to make the result.
         """
         own = self.heartbeat is not None and not self.heartbeat.stop
         return bool(self.trainer.collectives.gather(torch.tensor([[float(own)]])).any())
@@ -150,7 +151,8 @@ class Run:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 goes_on = self.trainer.resume(Path(folder))
-            if self.spec.run != self.spec.job_id and not goes_on:
+            is_retry = self.spec.run != self.spec.job_id
+            if is_retry and not goes_on:
                 self._say("retried_anew")
         if self.trainer.step:
             self._say("resumed", step=self.trainer.step)

@@ -47,7 +47,7 @@ class Trainer:
 
     Args:
         held_out: pictures for validation only; None: no validation, and the last step counts as the best.
-        thrift: memory savings; None: as the plan asks.
+        savings: memory savings; None: as the plan asks.
     """
 
     def __init__(

@@ -163,7 +163,8 @@ create function private.claimed_brand_object() returns jsonb
 language sql stable
 return jsonb_build_object(coalesce(private.claimed_brand_id(), ''), true);
 
--- The brand of this transaction if the user is a member of it. Null shows no rows.
+-- The brand of this transaction if the user is a member of it. Null shows no rows. For policies of `authenticated`;
+-- ticket_brand is its twin for `brand_system`; each role may execute only its own.
 create function private.my_brand() returns text
 language sql stable
 return case when private.my_role() is not null then private.claimed_brand_id() end;

@@ -7,7 +7,7 @@ insert into storage.buckets values ('training-data'), ('models'), ('generated-co
 alter table storage.buckets enable row level security;
 alter table storage.buckets force row level security;
 
--- One row per stored object that a row of another table names. brand_id is the first part of the object's name.
+-- One row for each stored file; rows of other tables refer to it by its name. brand_id is the first part of the object's name.
 create table storage.objects (
   bucket_id text not null references storage.buckets,
   name text not null collate "C" check (octet_length(name) <= 900
@@ -102,7 +102,8 @@ create table app.uploads (
 );
 create index uploads_by_time on app.uploads (brand_id, created_at, id);
 create index uploads_kept_by_brand on app.uploads (brand_id) where swept_at is null;
--- For sweep_uploads and num_open_uploads, over all brands; see brand_users_by_user.
+-- For private.sweep_uploads and private.num_open_uploads, which look at all brands. They are on expressions, so that no
+-- plan of a caller can use them to find rows (see brand_users_by_user in 0002_brands).
 create index uploads_by_end on app.uploads ((expires_at at time zone 'UTC'));
 alter index app.uploads_by_end alter column 1 set statistics 0;
 create index uploads_open_by_user on app.uploads (uuid_send(user_id)) where status = 'pending';
@@ -160,7 +161,7 @@ call app.require_scope('app.uploads', 'insert', 'upload');
 call app.require_scope('app.uploads', 'update', 'upload');
 call app.require_scope('app.upload_objects', 'insert', 'upload');
 
--- Grants and permissive policies; the policies of brand_system are in 0011_background. Here and in later migrations
+-- Grants and permissive policies. Those of brand_system that depend on a ticket are in 0011_background. Here and in later migrations
 -- nobody gets TRUNCATE, REFERENCES or TRIGGER, and inserts and updates are granted by column.
 grant select on storage.buckets to authenticated, brand_system;
 create policy anyone_select on storage.buckets for select to authenticated, brand_system using (true);
@@ -212,7 +213,8 @@ create policy member_insert on app.uploads for insert to authenticated
 create policy owner_update on app.uploads for update to authenticated
   using (user_id = (select private.uid())) with check (user_id = (select private.uid()));
 
--- An upload may name only an asset or a document of the same member.
+-- A completed upload of the caller may name assets and documents of the same member: this policy checks the upload, the
+-- restrictive one below the asset or document.
 grant insert (brand_id, upload_id, index, asset_id, document_id) on app.upload_objects to authenticated;
 create policy member_select on app.upload_objects for select to authenticated using (true);
 create policy owner_insert on app.upload_objects for insert to authenticated with check (exists (
