@@ -12,8 +12,6 @@ from onbrand.errors import InvalidInput
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """NUL and lone surrogates, which PostgreSQL refuses."""
-
-
 PLACE_CHARS = 200
 """The most characters of a field's path in an error."""
 

@@ -37,8 +37,6 @@ router = APIRouter(prefix="/v1/brands/{brand_id}/models", tags=["models"], route
 _KOHYA_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 }
-
-
 _IMPORT_SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,

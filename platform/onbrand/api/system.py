@@ -39,8 +39,6 @@ from onbrand.storage.layout import DrawnBy
 
 F = TypeVar("F", bound=Input)
 _BINARY = "application/octet-stream"
-
-
 router = APIRouter(prefix="/v1", tags=["internal"], route_class=SystemRoute)
 
 

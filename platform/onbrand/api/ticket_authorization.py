@@ -99,8 +99,6 @@ async def _drawer(worker: AnyWorker) -> Worker:
 
 
 TrainingWorker = Annotated[Worker, Depends(_trainer)]
-
-
 GenerationWorker = Annotated[Worker, Depends(_drawer)]
 
 
@@ -146,6 +144,4 @@ async def _read_form(request: Request) -> AsyncIterator[FormData]:
 
 
 TrainingForm = Annotated[FormData, _form_for("training")]
-
-
 GenerationForm = Annotated[FormData, _form_for("generation")]

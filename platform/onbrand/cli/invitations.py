@@ -11,8 +11,6 @@ from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 
 app = typer.Typer(name="invitation", help="Invitations into a brand.", no_args_is_help=True)
-
-
 TokenArgument = Annotated[
     str,
     typer.Argument(help="The token that you were given, or an id of 'received'; '-' reads one line of stdin."),

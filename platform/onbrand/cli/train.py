@@ -23,8 +23,6 @@ _WAITS = {
     "resources": "for machines that are free and large enough",
     "operator": "until the platform's operators start jobs again",
 }
-
-
 app = typer.Typer(name="train", help="Fine-tune an adapter, and plot how it went.")
 
 

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 A = TypeVar("A", bound=objects.ApiModel)
-
-
 BrandLike = str | accounts.Brand
-
-
 _STREAM_RETRIES = 5
 
 

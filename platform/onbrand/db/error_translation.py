@@ -27,11 +27,7 @@ _OURS = {
     "OB005": "this account has as many brands as one may have",
     "OB004": "a training job that has not ended uses this; cancel the job or wait for its end",
 }
-
-
 LOST = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
-
-
 _MEANS: list[tuple[tuple[type[BaseException], ...], type[OnbrandError], str, dict[str, Any]]] = [
     ((pg.InsufficientPrivilege,), Forbidden, "your role does not allow this", {}),
     ((pg.UniqueViolation,), Conflict, "this is there already", {}),

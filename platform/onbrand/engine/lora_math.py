@@ -15,11 +15,7 @@ from onbrand.errors import AdapterRefused
 
 RANK_CLASSES = (8, 16, 32, 64, 128)
 """Ranks are zero-padded to the next class. Classes are kept apart because further padding would change low bits."""
-
-
 _BYTES_GATHERED = 2**26
-
-
 _ALIGNED_NUMBERS = 16
 
 

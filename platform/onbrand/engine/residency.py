@@ -16,15 +16,9 @@ from onbrand.engine.slots import Slots
 from onbrand.families.lora import AdapterWeights
 
 _QUOTAS_REMEMBERED = 4096
-
-
 _HALF_LIFE = 20
 """A use counts half after this many uses per slot."""
-
-
 _CLAIM_SECONDS = 5.0
-
-
 _UNWANTED_SECONDS = 600.0
 
 

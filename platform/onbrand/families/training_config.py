@@ -13,20 +13,10 @@ from onbrand.families.spec import TargetPreset
 from onbrand.visible import hidden_in
 
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
-
-
 ScheduleName = Literal["cosine", "linear", "constant"]
-
-
 TimestepSampling = Literal["uniform", "logit_normal", "shift"]
-
-
 Quantization = Literal["none", "int8", "nf4"]
-
-
 LEARNING_RATE_MAX = 0.1
-
-
 _TRIGGER_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,39}")
 
 

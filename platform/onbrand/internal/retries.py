@@ -11,8 +11,6 @@ import httpx
 from onbrand import errors
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
-
-
 _PROBLEM = "application/problem+json"
 
 

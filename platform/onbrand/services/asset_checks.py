@@ -16,12 +16,8 @@ from onbrand.sandbox.results import CleanImage, shown
 from onbrand.visible import must_be_visible, text_of
 
 ObjectKind = Literal["logo", "product", "person", "packaging", "other"]
-
-
 FILES_PER_PICTURE = 4
 """Maximum files of a form per picture: the picture, its caption, and macOS's companion file of each."""
-
-
 _METADATA_CHARS = 10_000
 
 

@@ -25,14 +25,8 @@ from onbrand.services.pagination import Page, R, Row, forbidden_as_not_found, kn
 from onbrand.services.storage_quota import must_not_be_full
 
 GenerationStatus = Literal["pending", "running", "completed", "failed", "canceled"]
-
-
 ENDED = ("completed", "failed", "canceled")
-
-
 _GENERATION = "select t.*, t.model_name as model from app.generations t"
-
-
 _ADAPTER = "select t.generation_id, t.model_id, t.model_name as model, t.sha256, t.scale from app.generation_adapters t"
 
 

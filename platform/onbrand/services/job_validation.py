@@ -91,12 +91,8 @@ def _sample_of(row: Mapping[str, Any]) -> DataSample:
 
 PROVIDERS = ("ray",)
 """Accepted providers. The table also has external ones, which first need a module in `training.dispatch.providers`."""
-
-
 ASSETS_MAX = 500
 """Maximum pictures of a job."""
-
-
 _CONFIG_FIELDS_MAX = 100
 
 

@@ -57,8 +57,6 @@ _KINDS: Mapping[str, _Kind] = {
     "zip": _Kind("training-data", ("application/zip",)),
     "document": _Kind("brand-documents", ("application/pdf", "text/markdown")),
 }
-
-
 _DOCUMENT_TYPES = {"pdf": "application/pdf", "md": "text/markdown"}
 
 

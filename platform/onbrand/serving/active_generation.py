@@ -13,8 +13,6 @@ from onbrand.errors import OnbrandError
 from onbrand.internal.generation import RenderEvent, RenderRequest
 
 _ENDS = frozenset({"completed", "failed", "canceled"})
-
-
 EventKind = Literal["progress", "preview", "image", "completed", "failed", "canceled"]
 
 

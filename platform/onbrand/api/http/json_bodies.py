@@ -14,8 +14,6 @@ from onbrand.errors import InvalidInput, TooLarge
 
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[,:\[\]{}]', re.DOTALL)
 """Strings (the last may be unterminated) and punctuation. Possessive quantifiers, so matching takes linear time."""
-
-
 NAME_BYTES = 800
 """The most bytes of a name in JSON text, as written (with escapes)."""
 

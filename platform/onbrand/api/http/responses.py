@@ -21,8 +21,6 @@ _OF_STATUS: dict[int, OnbrandError] = {
     429: TooManyRequests("too many requests are under way; try again soon"),
     503: Unavailable("the API does not answer now; try again soon"),
 }
-
-
 _ASKS_METHOD = b"access-control-request-method"
 
 
