@@ -23,7 +23,7 @@ def test_the_quickstart_runs_to_its_end(platform: Running, tmp_path: Path, monke
     )
     client.execute()
     assert (tmp_path / "billboard.png").is_file()
-    assert (tmp_path / "course.png").is_file()
+    assert (tmp_path / "training.png").is_file()
 
 
 def test_the_quickstart_imports_nothing_of_onbrand_but_the_client() -> None:

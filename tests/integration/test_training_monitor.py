@@ -243,7 +243,7 @@ async def test_the_sdk_shows_course_samples_and_log(job: Trained, tmp_path: Any)
         with sdk.Onbrand(job.platform.url, job.platform.token(job.brand.member)) as client:
             seen = client.training_jobs.get(job.brand.id, job.id)
             assert seen.eta_seconds is not None
-            course = seen.course(limit=2)
+            course = seen.metrics_series(limit=2)
             assert ([point.step for point in course.data], course.best and course.best.loss) == ([1, 2], 0.25)
             [sample] = seen.samples()
             assert sample.download(tmp_path).name == "base-00.png"

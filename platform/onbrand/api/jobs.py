@@ -136,7 +136,7 @@ async def get_metrics(
     after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
 ) -> metrics.MetricsSeries:
     """The training's metrics by step: loss, validation, learning rate, throughput and time left."""
-    return await metrics.course(caller.session, caller.brand_id, str(job_id), limit, after_step)
+    return await metrics.series_of(caller.session, caller.brand_id, str(job_id), limit, after_step)
 
 
 @router.get("/{job_id}/samples", response_model=Listed)

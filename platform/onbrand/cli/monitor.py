@@ -27,7 +27,7 @@ def metrics(
     as_json: AsJson = False,
 ) -> None:
     """The metrics of a training: loss, learning rate, speed, time left, and the loss on held-out pictures."""
-    series = _job(job_id, brand).series(points)
+    series = _job(job_id, brand).metrics_series(points)
     if as_json:
         show(series, "", as_json)
         return
@@ -48,7 +48,7 @@ def plot(
     """Draw loss and held-out loss over the steps as a picture."""
     job = _job(job_id, brand)
     title = f"{job.name}: {job.model_type}, {job.status}"
-    path = draw_series(job.series(1000), title, out or Path(f"training-{job.id[:8]}.png"))
+    path = draw_series(job.metrics_series(1000), title, out or Path(f"training-{job.id[:8]}.png"))
     show({"id": job.id, "path": str(path)}, f"Saved {path}.", as_json)
 
 

@@ -30,7 +30,7 @@ def draw_series(series: MetricsSeries, title: str, path: Path) -> Path:
     figure = figure_of(series, title)
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in kinds:
-        raise Refused(f"--out must end in one of {', '.join(sorted(kinds))}, e.g. course.png")
+        raise Refused(f"--out must end in one of {', '.join(sorted(kinds))}, e.g. training.png")
     figure.savefig(path, dpi=120)
     return path
 

@@ -265,7 +265,7 @@ class TrainingJob(Waitable):
     def events(self, after: int | None = None) -> Iterator[Event]:
         return self._must_have_client().training_jobs.events(self.brand_id, self.id, after)
 
-    def series(self, limit: int = 200, after_step: int = -1) -> MetricsSeries:
+    def metrics_series(self, limit: int = 200, after_step: int = -1) -> MetricsSeries:
         """Loss, validation, learning rate and speed, step by step."""
         return self._must_have_client().training_jobs.metrics(self.brand_id, self.id, limit, after_step)
 

@@ -99,7 +99,7 @@ class Sample(Row):
         return _key_of(self.url)
 
 
-async def course(session: Session, brand_id: str, job_id: str, limit: int, after_step: int = -1) -> MetricsSeries:
+async def series_of(session: Session, brand_id: str, job_id: str, limit: int, after_step: int = -1) -> MetricsSeries:
     """Metrics of all steps beyond `after_step`. Raises NotFound, InvalidInput (a limit outside 2 to 1000)."""
     if not 2 <= limit <= POINTS_MAX:
         raise InvalidInput(f"limit must be 2 to {POINTS_MAX}", param="limit")
