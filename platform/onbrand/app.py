@@ -145,7 +145,7 @@ def create_system_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = [
             asyncio.create_task(recovery.Recovery(db, generation_tasks).run(), name="abandoned"),
-            asyncio.create_task(upload_cleanup.watch(db, store), name="sweeper"),
+            asyncio.create_task(upload_cleanup.watch(db, store), name="upload-cleanup"),
         ]
         yield
         for task in watching:

@@ -124,4 +124,4 @@ async def _discard(store: BrandStore, upload: uploads.Upload) -> None:
     try:
         await uploads.discard(store, upload.key)
     except StorageError as problem:
-        log.warning("the bytes of upload %s are left for the sweeper: %s", upload.id, problem.code)
+        log.warning("the bytes of upload %s are left for the clean-up: %s", upload.id, problem.code)

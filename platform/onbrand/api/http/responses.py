@@ -56,7 +56,11 @@ class Responder:
 
     async def send(self, message: Message) -> None:
         """Forward a message of the API. Serve's own errors, without the headers of `middleware`, become problems."""
-        if message["type"] == "http.response.start" and _is_serves_own(message) and not self._is_preflight():
+        if (
+            message["type"] == "http.response.start"
+            and _is_serves_own(message)
+            and not self._refuses_preflight(message)
+        ):
             self._is_replaced = True
             await self.problem(_OF_STATUS.get(message["status"], _unforeseen(message["status"])))
         elif not self._is_replaced:
@@ -74,10 +78,11 @@ class Responder:
         response = cors.readable(problems.problem(error, self._request_id, headers), self._origins)
         await response(self._scope, self._receive, self._pass)
 
-    def _is_preflight(self) -> bool:
-        """Whether CORS middleware answers the request itself, without the headers of `middleware`."""
-        names = {name.lower() for name, _ in self._scope["headers"]}
-        return bool(self._origins) and self._scope["method"] == "OPTIONS" and _ASKS_METHOD in names
+    def _refuses_preflight(self, message: Message) -> bool:
+        """Whether this is CORS middleware's refusal of a preflight (400), which lacks the headers of `middleware`."""
+        if not self._origins or message["status"] != HTTPStatus.BAD_REQUEST or self._scope["method"] != "OPTIONS":
+            return False
+        return _ASKS_METHOD in {name.lower() for name, _ in self._scope["headers"]}
 
     async def _pass(self, message: Message) -> None:
         if not self.has_started:

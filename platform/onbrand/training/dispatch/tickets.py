@@ -92,7 +92,7 @@ class DeskTickets:
         try:
             token: str | None = ray.get(self.desk.newest.remote())
         except ray.exceptions.RayError as problem:
-            raise Unavailable(f"the job's ticket desk does not answer ({type(problem).__name__})") from None
+            raise Unavailable(f"the job's ticket actor does not answer ({type(problem).__name__})") from None
         if token is None:
             raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher")
         return token
