@@ -6,9 +6,11 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 from onbrand.engine.engine import Engine
@@ -20,6 +22,33 @@ logger = logging.getLogger(__name__)
 Sink = Callable[[Event], object]
 _ENDS = Completed | Failed | Canceled
 _CLOSE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long an engine's thread takes from the end of a step to the begin of the next one, while there is work.
+
+    Args:
+        num_gaps, gap_seconds: how many such times so far, and their sum in seconds.
+    """
+
+    num_gaps: int = 0
+    gap_seconds: float = 0.0
+    _ended_at: float | None = None
+
+    def begin(self) -> None:
+        """A step begins."""
+        if self._ended_at is not None:
+            self.num_gaps += 1
+            self.gap_seconds += time.perf_counter() - self._ended_at
+
+    def end(self) -> None:
+        """A step has ended."""
+        self._ended_at = time.perf_counter()
+
+    def rest(self) -> None:
+        """There is nothing to step: the time until the next step is not counted."""
+        self._ended_at = None
 
 
 class EngineThread:
@@ -37,6 +66,7 @@ class EngineThread:
         self._stages = ThreadPoolExecutor(num_stage_threads, thread_name_prefix="stage")
         engine.use(self._stages, on_done=lambda: self._inbox.put(_look_again))
         self._sinks: dict[str, Sink] = {}
+        self._pace = Pace()
         self._closing = self._is_deaf = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -49,6 +79,10 @@ class EngineThread:
     def holdings(self) -> list[str]:
         """Routing ids of the adapters in slots."""
         return self._engine.residency.holdings()
+
+    def pace(self) -> dict[str, float]:
+        """`num_gaps` and `gap_seconds` so far (`Pace`)."""
+        return {"num_gaps": self._pace.num_gaps, "gap_seconds": self._pace.gap_seconds}
 
     async def draw(self, request: Request, on_taken: Callable[[], object] | None = None) -> AsyncIterator[Event]:
         """The request's events up to its end. Leaving early cancels it.
@@ -106,7 +140,10 @@ class EngineThread:
                 self._listen()
                 self._tell(self._engine.collect())
                 if self._engine.can_step and not self._closing:
-                    self._tell(self._engine.step())
+                    self._pace.begin()
+                    events = self._engine.step()
+                    self._pace.end()
+                    self._tell(events)
         except Exception as problem:
             frames = "".join(traceback.format_tb(problem.__traceback__))
             logger.critical("the engine's thread ends: %s\n%s", type(problem).__name__, frames)
@@ -120,6 +157,8 @@ class EngineThread:
     def _listen(self) -> None:
         """Run queued calls; wait for one if the engine has nothing to step."""
         wait = not self._engine.can_step
+        if wait:
+            self._pace.rest()
         while not self._closing:
             try:
                 self._inbox.get(block=wait)()

@@ -139,6 +139,10 @@ class GenerationRunner:
             self._active[generation_id].cancel_requested = True
         self._engine.cancel(generation_id)
 
+    def pace(self) -> dict[str, float]:
+        """The pace of the engine's thread so far; see `EngineThread.pace`."""
+        return self._engine.pace()
+
     def routing_stats(self) -> dict[str, Any]:
         """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
         in_slots, in_memory = self._engine.holdings(), self._library.holdings()[:_MEMORY_TOLD]

@@ -59,6 +59,10 @@ class EngineReplica:
         """End a generation at the next step; no effect if it is not here."""
         self._runner.cancel(generation_id)
 
+    async def pace(self) -> dict[str, float]:
+        """The pace of the engine's thread so far; see `EngineThread.pace`."""
+        return self._runner.pace()
+
     def record_routing_stats(self) -> dict[str, Any]:
         """Stats for `EngineRouter`. Serve collects them and passes them to every router."""
         return self._runner.routing_stats()
