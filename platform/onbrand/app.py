@@ -92,7 +92,7 @@ def create_app(
         client_for: makes a client of the internal routes for a ticket; None: over HTTP to `settings.system_url`.
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)
-    generation_tasks = GenerationTasks(settings, secrets, generator, client_for)
+    generation_tasks = GenerationTasks(settings, secrets, generator, client_for, db.changes.tell)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -490,7 +490,7 @@ async def test_a_ticket_opens_only_routes_of_its_kind(platform: Platform, make_b
     brand = await make_brand("kinds")
     job_id, model = await platform.train(brand, pictures(1))
     async with platform.system(brand.ticket(job_id)) as trainer:
-        for call in (trainer.start_generation(), trainer.read_model(model.id), trainer.finish_generation()):
+        for call in (trainer.start_generation(), trainer.read_model(model.id), trainer.report_generation(50)):
             with pytest.raises(errors.TicketRefused):
                 await call
     async with platform.system(brand.ticket(job_id, "generation")) as drawer:

@@ -337,7 +337,7 @@ async def test_two_dispatchers_at_once_start_each_job_once_and_no_more_than_may_
 
 
 def always_leads(dispatcher: Dispatcher):
-    async def lead(seconds: float) -> bool:
+    async def lead(session: object, seconds: float) -> bool:
         dispatcher._leads_until = time.monotonic() + 60
         return True
 

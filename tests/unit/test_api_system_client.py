@@ -90,7 +90,9 @@ def test_what_it_prints_holds_no_ticket() -> None:
 
 
 async def test_the_async_client_sends_the_same() -> None:
-    seen, handler = in_turn(httpx.ReadError("cut"), httpx.Response(201, json={"id": "x", "index": 1}))
+    seen, handler = in_turn(
+        httpx.ReadError("cut"), httpx.Response(201, json={"id": "x", "index": 1, "completed": False})
+    )
     async with AsyncSystemClient("http://test", "ticket", transport=httpx.MockTransport(handler)) as client:
         stored = await client.add_image(1, 7, b"png", "image/png", 64, 64, {"engine": "1"})
     assert stored.index == 1

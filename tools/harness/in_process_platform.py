@@ -69,6 +69,7 @@ class FakeGenerator:
             for adapter, _ in request.adapters:
                 data = await client.read_model(adapter.model_id)
                 assert hashlib.sha256(data).hexdigest() == adapter.sha256
+            await client.report_generation(50)
             yield RenderEvent("progress", {"progress": 50})
             if request.parameters.preview_every:
                 image = f"data:image/jpeg;base64,{request.generation_id}"
@@ -85,7 +86,6 @@ class FakeGenerator:
             for index in range(request.parameters.num_images):
                 await self._add(client, request, index)
                 yield RenderEvent("image", {"index": index})
-            await client.finish_generation()
         yield RenderEvent("completed", {})
 
     async def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:

@@ -1,6 +1,7 @@
-"""Server-Sent Events of a job or a generation, polled from its rows until it has ended; `Last-Event-ID` resumes.
+"""Server-Sent Events of a job or a generation until it has ended; `Last-Event-ID` resumes.
 
-No database connection is held between polls, and every poll checks the membership again.
+A stream reads the rows when the database announces a change, and now and then without one. No database connection is
+held in between, and every look checks the membership again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -17,19 +19,22 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from onbrand.api.authorization import Access, BrandCaller
-from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests
-from onbrand.services.events import AT_ONCE
+from onbrand.background.previews import previews_name
+from onbrand.db.changes import Waiter
+from onbrand.errors import InvalidInput, OnbrandError
+from onbrand.services.events import AT_ONCE, change_name
 
 ENDED = frozenset({"completed", "failed", "canceled"})
 OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The stream is over, and `Last-Event-ID` was its last."}}
-_LOOK_EVERY = 0.4
+_LOOK_SECONDS_MIN = 0.3
+"""The least time between two looks of a stream at its rows."""
 _HEARTBEAT_EVERY = 15.0
 _LONGEST = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One poll of the rows: the status is read first, then at most AT_ONCE events, so that no event is missed.
+    """One look at the rows: the status is read first, then at most AT_ONCE events, so that no event is missed.
 
     Args:
         ephemeral: (kind, data) of events that are not stored; they have no id to resume from.
@@ -57,36 +62,30 @@ async def _last_event_id(
 After = Annotated[int, Depends(_last_event_id)]
 
 
-async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> Response:
+async def stream(access: Access, subject_id: str, after: int, look: Look, close: Close | None = None) -> Response:
     """The stream, or 204 if the client has already seen its last event: `EventSource` then stops reconnecting.
 
     Args:
         close: releases what `look` holds, when the stream has ended or its client is gone.
 
     Raises:
-        NotFound: the first poll finds nothing.
+        NotFound: the first look finds nothing.
         TooManyRequests: the caller or the brand has the maximum number of streams open.
     """
-    async with access.open() as caller:
-        first = await look(caller, after)
-    if after and first.status in ENDED and not first.events:
-        if close is not None:
-            await close()
-        return Response(status_code=204)
     streams, whose = access.state.streams, (access.scope.holder, access.brand_id)
-    try:
+    async with AsyncExitStack() as opened:
+        if close is not None:
+            opened.push_async_callback(close)
+        async with access.open() as caller:
+            names = await change_name(caller.session, subject_id), previews_name(subject_id)
+            waiter = opened.enter_context(access.state.db.changes.waiter(*names))
+            first = await look(caller, after)
+        if after and first.status in ENDED and not first.events:
+            return Response(status_code=204)
         streams.open(*whose)
-    except TooManyRequests:
-        if close is not None:
-            await close()
-        raise
-
-    async def ended() -> None:
-        streams.close(*whose)
-        if close is not None:
-            await close()
-
-    return _Stream(_written(access, after, first, look), ended)
+        opened.callback(streams.close, *whose)
+        return _Stream(_written(access, after, first, look, waiter), opened.pop_all().aclose)
+    raise AssertionError("unreachable")
 
 
 class _Stream(StreamingResponse):
@@ -103,24 +102,26 @@ class _Stream(StreamingResponse):
             await self._ended()
 
 
-async def _written(access: Access, after: int, seen: Snapshot, look: Look) -> AsyncIterator[str]:
+async def _written(access: Access, after: int, seen: Snapshot, look: Look, waiter: Waiter) -> AsyncIterator[str]:
     end, heard = time.monotonic() + _LONGEST, time.monotonic()
     yield ": onbrand\n\n"
     while True:
+        looked = time.monotonic()
         for event in seen.events:
-            after, heard = event.seq, time.monotonic()
+            after, heard = event.seq, looked
             yield as_text(event.seq, event.kind, event.data)
         for kind, data in seen.ephemeral:
-            heard = time.monotonic()
+            heard = looked
             yield as_text(None, kind, data)
         is_whole = len(seen.events) < AT_ONCE
-        if is_whole and (seen.status in ENDED or time.monotonic() > end):
+        if is_whole and (seen.status in ENDED or looked > end):
             return
-        if time.monotonic() - heard > _HEARTBEAT_EVERY:
-            heard = time.monotonic()
+        if looked - heard > _HEARTBEAT_EVERY:
+            heard = looked
             yield ": waiting\n\n"
         if is_whole:
-            await asyncio.sleep(_LOOK_EVERY)
+            await waiter.wait(access.state.db.changes.patience)
+            await asyncio.sleep(looked + _LOOK_SECONDS_MIN - time.monotonic())
         try:
             async with access.open() as caller:
                 seen = await look(caller, after)

@@ -11,19 +11,21 @@ from fastapi import Request
 from onbrand.api.authorization import Access, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.idempotency import Done, Once
+from onbrand.background.generations import end_name
+from onbrand.background.previews import previews_name
+from onbrand.db.changes import Waiter
 from onbrand.errors import OnbrandError, TooManyRequests
 from onbrand.internal import generation
 from onbrand.services import brands, generation_parameters, generations
+from onbrand.services.events import change_name
 
-_LOOK_EVERY, _LISTEN_EVERY = 5.0, 0.5
+_PATIENCE_HERE, _LISTEN_EVERY = 15.0, 0.5
 """Seconds between reads of a row whose generation this process runs (its end is noticed at once), and between checks
 whether the client is still connected."""
-_LOOK_ELSEWHERE = (0.2, 2.0)
-"""The first and the longest pause between reads of a row whose generation another process runs."""
 
 
-async def begin(access: Access, body: generation_parameters.NewGeneration, once: Once) -> str:
-    """Write the row, commit and start drawing; returns the id. A repeated call returns the first call's generation."""
+async def begin(access: Access, body: generation_parameters.NewGeneration, once: Once) -> generations.Generation:
+    """Write the row, commit and start drawing; returns it. A repeated call returns the first call's generation."""
     generation_tasks = access.state.generation_tasks
     render: generation.RenderRequest | None = None
     if once.key is None:  # a repeated call with a key may have an earlier response
@@ -36,7 +38,7 @@ async def begin(access: Access, body: generation_parameters.NewGeneration, once:
             render = await generations.render_request(caller.session, generation, ticket)
     if render is not None:
         generation_tasks.start(generation.model_type, render)
-    return generation.id
+    return generation
 
 
 def _was_never_begun(access: Access, generation: generations.Generation) -> bool:
@@ -69,19 +71,26 @@ async def read(access: Access, generation_id: str) -> generations.Generation:
         return await generations.get_generation(caller.session, caller.brand_id, generation_id)
 
 
+async def names_of(access: Access, generation_id: str) -> tuple[str, str]:
+    """The names of its changes and of its previews (`onbrand.db.changes`)."""
+    async with access.open() as caller:
+        return await change_name(caller.session, generation_id), previews_name(generation_id)
+
+
 async def until_done(
-    access: Access, generation_id: str, seconds: float, request: Request, *, abandon: bool
+    access: Access, generation: generations.Generation, seconds: float, request: Request, *, abandon: bool
 ) -> generations.Generation:
     """The generation when it has ended, or its state after `seconds`.
 
     Args:
+        generation: as `begin` returned it.
         abandon: cancel it if the client disconnects; False with an Idempotency-Key, since the client may return.
     """
     try:
-        return await _look_until_done(access, generation_id, seconds, request, abandon)
+        return await _look_until_done(access, generation, seconds, request, abandon)
     except asyncio.CancelledError:
         if abandon:
-            access.state.generation_tasks.in_background(give_up(access, generation_id))
+            access.state.generation_tasks.in_background(give_up(access, generation.id))
         raise
 
 
@@ -99,34 +108,32 @@ async def cancel(access: Access, generation_id: str, once: Once) -> Done:
 
 
 async def _look_until_done(
-    access: Access, generation_id: str, seconds: float, request: Request, abandon: bool
+    access: Access, generation: generations.Generation, seconds: float, request: Request, abandon: bool
 ) -> generations.Generation:
-    end, pause = time.monotonic() + seconds, _LOOK_ELSEWHERE[0]
-    while True:
-        generation = await read(access, generation_id)
-        left = end - time.monotonic()
-        if generation.status in ENDED or left <= 0:
-            return generation
-        is_here = access.state.generation_tasks.is_running(generation_id)
-        until = min(end, time.monotonic() + (_LOOK_EVERY if is_here else pause))
-        pause = min(_LOOK_ELSEWHERE[1], 2 * pause)
-        if await _client_left(access, generation_id, until, request if abandon else None):
-            await give_up(access, generation_id)
-            return generation
+    end, tasks, changes = time.monotonic() + seconds, access.state.generation_tasks, access.state.db.changes
+    if generation.status in ENDED or seconds <= 0:
+        return generation
+    is_here = tasks.is_running(generation.id)
+    name = end_name(generation.id) if is_here else (await names_of(access, generation.id))[0]
+    with changes.waiter(name) as waiter:
+        if not tasks.is_running(generation.id):  # it may have ended before there was a waiter
+            generation = await read(access, generation.id)
+        while generation.status not in ENDED and (now := time.monotonic()) < end:
+            patience = _PATIENCE_HERE if tasks.is_running(generation.id) else changes.patience
+            if await _client_left(waiter, min(end, now + patience), request if abandon else None):
+                await give_up(access, generation.id)
+                break
+            generation = await read(access, generation.id)
+    return generation
 
 
-async def _client_left(access: Access, generation_id: str, until: float, request: Request | None) -> bool:
-    """Wait `until` then, or until the generation's task in this process ends; True if the client has disconnected."""
-    generation_tasks, is_here = access.state.generation_tasks, access.state.generation_tasks.is_running(generation_id)
+async def _client_left(waiter: Waiter, until: float, request: Request | None) -> bool:
+    """Wait for a change, or `until` then; True if the client has disconnected."""
     while (left := until - time.monotonic()) > 0:
         if request is not None and await request.is_disconnected():
             return True
-        if is_here and not generation_tasks.is_running(generation_id):
+        if await waiter.wait(min(left, _LISTEN_EVERY)):
             break
-        if is_here:
-            await generation_tasks.wait(generation_id, min(left, _LISTEN_EVERY))
-        else:
-            await asyncio.sleep(min(left, _LISTEN_EVERY))
     return False
 
 

@@ -54,9 +54,9 @@ async def create_generation(
     request: Request,
 ) -> JSONResponse:
     """Draw pictures: 201 if they are done within `Prefer: wait=N`, else 202 with the generation in progress."""
-    generation_id = await generation_lifecycle.begin(access, body, once)
-    generation = await generation_lifecycle.until_done(access, generation_id, wait, request, abandon=once.key is None)
-    headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation_id}"}
+    begun = await generation_lifecycle.begin(access, body, once)
+    generation = await generation_lifecycle.until_done(access, begun, wait, request, abandon=once.key is None)
+    headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation.id}"}
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
     status = 201 if generation.status in events.ENDED else 202
@@ -94,7 +94,7 @@ async def watch_generation(generation_id: UUID, access: ReadAccess, after: event
         previews = viewer.news(generation) if is_own else []
         return events.Snapshot(generation.status, list(seen), [("preview", preview.data) for preview in previews])
 
-    return await events.stream(access, after, look, viewer.close)
+    return await events.stream(access, str(generation_id), after, look, viewer.close)
 
 
 @router.get("/images", response_model=Listed)

@@ -163,4 +163,4 @@ async def watch_job(job_id: UUID, access: ReadAccess, after: events.After) -> Re
         seen = await jobs.events(caller.session, caller.brand_id, str(job_id), after)
         return events.Snapshot(job.status, [readable(event) for event in seen])
 
-    return await events.stream(access, after, look)
+    return await events.stream(access, str(job_id), after, look)

@@ -84,15 +84,13 @@ async def generate(
     _must_be_streamable(body)
     wanted = _as_new_generation(body, model, state.settings.families)
     try:
-        generation_id = await generation_lifecycle.begin(access, wanted, once)
+        begun = await generation_lifecycle.begin(access, wanted, once)
     except InvalidInput as problem:
         raise _named_as_openai_does(problem) from None
     if body.stream:
-        asked = StreamRequest(generation_id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
+        asked = StreamRequest(begun.id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
         return streamed(access, asked, _WAIT_SECONDS)
-    generation = await generation_lifecycle.until_done(
-        access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None
-    )
+    generation = await generation_lifecycle.until_done(access, begun, _WAIT_SECONDS, request, abandon=once.key is None)
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
         data = await _pictures(caller, generation, body.response_format or "url")

@@ -33,7 +33,8 @@ from onbrand.errors import (
 )
 from onbrand.services import generations
 
-_LOOK_EVERY = 0.3
+_LOOK_SECONDS_MIN = 0.2
+"""Pause after a change, before the rows are read."""
 _HEARTBEAT_EVERY = 15.0
 _NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 _USAGE = _NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
@@ -84,16 +85,19 @@ async def _events(access: Access, asked: StreamRequest, seconds: float) -> Async
 async def _drawn(access: Access, asked: StreamRequest, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
     """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
     num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
-    while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:
-        for preview in viewer.news(generation)[: asked.num_partial - num_shown]:
-            yield _partial(generation, asked, num_shown, preview.data)
-            num_shown, heard = num_shown + 1, time.monotonic()
-        if time.monotonic() > end:
-            raise Unavailable(f"the picture was not done within {seconds:g} s; try again")
-        if time.monotonic() - heard > _HEARTBEAT_EVERY:
-            heard = time.monotonic()
-            yield ": waiting\n\n"
-        await asyncio.sleep(_LOOK_EVERY)
+    changes, names = access.state.db.changes, await generation_lifecycle.names_of(access, asked.generation_id)
+    with changes.waiter(*names) as waiter:
+        while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:
+            for preview in viewer.news(generation)[: asked.num_partial - num_shown]:
+                yield _partial(generation, asked, num_shown, preview.data)
+                num_shown, heard = num_shown + 1, time.monotonic()
+            if time.monotonic() > end:
+                raise Unavailable(f"the picture was not done within {seconds:g} s; try again")
+            if time.monotonic() - heard > _HEARTBEAT_EVERY:
+                heard = time.monotonic()
+                yield ": waiting\n\n"
+            await waiter.wait(changes.patience)
+            await asyncio.sleep(_LOOK_SECONDS_MIN)
     if generation.status != "completed":
         raise why_none(generation)
     async with access.open() as caller:

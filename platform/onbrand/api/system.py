@@ -32,7 +32,7 @@ from onbrand.api.ticket_authorization import (
 from onbrand.config import Limits
 from onbrand.errors import InvalidInput
 from onbrand.internal.log_lines import AT_ONCE_MAX, Line
-from onbrand.internal.training import ReportResponse, RunCredentials
+from onbrand.internal.training import ReportResponse, RunCredentials, StoredImage
 from onbrand.services import continuation, generation_worker, imports, models, publication, training_worker
 from onbrand.services.data_checks import Finding
 from onbrand.storage.layout import DrawnBy
@@ -135,12 +135,12 @@ async def report(body: Report, worker: TrainingWorker) -> ReportResponse:
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
-async def add_sample(form: TrainingForm, worker: TrainingWorker, checker: FileChecker) -> None:
+async def add_sample(form: TrainingForm, worker: TrainingWorker) -> None:
     """Store a sample picture of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
     which = (facts.step, facts.index, data, content_type, facts.drawn_by)
-    await training_worker.add_sample(worker.session, worker.store, worker.ticket, *which, checker=checker)
+    await training_worker.add_sample(worker.session, worker.store, worker.ticket, *which)
 
 
 @router.post("/training/publish", status_code=201)
@@ -187,8 +187,8 @@ async def report_generation(body: Progress, worker: GenerationWorker) -> ReportR
 
 
 @router.post("/generation/images", status_code=201)
-async def add_image(form: GenerationForm, worker: GenerationWorker, checker: FileChecker, state: AppStateDep) -> Any:
-    """Store one picture."""
+async def add_image(form: GenerationForm, worker: GenerationWorker, state: AppStateDep) -> StoredImage:
+    """Store one picture; the last one completes the generation."""
     facts = _facts(ImageFacts, _json_of(form, "facts", state.settings.limits))
     data, content_type = await _file_of(form)
     stored = await generation_worker.add_image(
@@ -198,16 +198,10 @@ async def add_image(form: GenerationForm, worker: GenerationWorker, checker: Fil
         data=data,
         content_type=content_type,
         limits=state.settings.limits,
-        checker=checker,
         **facts.model_dump(),
     )
-    return as_json(stored)
-
-
-@router.post("/generation/finish", status_code=204, response_class=Response)
-async def finish_generation(worker: GenerationWorker) -> None:
-    """End the generation as completed; all its pictures are stored."""
-    await generation_worker.finish_generation(worker.session, worker.ticket)
+    completed = await generation_worker.is_completed(worker.session, worker.ticket)
+    return StoredImage(id=stored.id, index=stored.index, completed=completed)
 
 
 @router.post("/generation/fail", status_code=204, response_class=Response)

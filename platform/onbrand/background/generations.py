@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from onbrand.background.previews import Previews, Viewer, serials
+from onbrand.background.previews import Previews, Viewer, previews_name, serials
 from onbrand.brand import Ticket
 from onbrand.config import Settings
 from onbrand.errors import Conflict, EngineLost, NotFound, OnbrandError, TooManyRequests, Unavailable
-from onbrand.internal.client import AsyncSystemClient
+from onbrand.internal.client import AsyncSystemClient, connections
 from onbrand.internal.generation import Generator, RenderEvent, RenderRequest
 from onbrand.secrets_file import Secrets
 
@@ -35,8 +36,6 @@ FULL_SECONDS, AWAY_SECONDS = 600.0, 120.0
 """How long an admitted generation waits after its last event while the engine is full, and while it is away."""
 ALIVE_SECONDS = 5.0
 """Interval of a row's heartbeat until a replica has begun."""
-_REPORT_EVERY, _REPORT_EVERY_MAX, _REPORTS_PER_SECOND = 1.0, 10.0, 10
-"""Interval of progress reports: about a second for each generation, longer if many are running."""
 _PAUSE_MAX, _PAUSE_AFTER_LOSS = 20.0, 0.5
 _ENDINGS = frozenset({"completed", "failed", "canceled"})
 _UNWANTED = RenderEvent("canceled")
@@ -53,7 +52,6 @@ class Running:
     progress: int = 0
     num_lost: int = 0
     heard_at: float = field(default_factory=time.monotonic)
-    told_at: float = 0.0
     task: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,15 +61,23 @@ class GenerationTasks:
 
     Args:
         client_for: makes a client of the internal routes for a ticket.
+        tell: called with the `previews_name` of a generation that has a new preview, and the `end_name` of one whose
+            task has ended.
     """
 
     def __init__(
-        self, settings: Settings, secrets: Secrets, generator: Generator, client_for: SystemClientFor | None = None
+        self,
+        settings: Settings,
+        secrets: Secrets,
+        generator: Generator,
+        client_for: SystemClientFor | None = None,
+        tell: Callable[[str], object] = lambda name: None,
     ) -> None:
         self._secrets = secrets
         self._seconds = settings.ticket_seconds
-        self._generator = generator
-        self._client_for = client_for or (lambda ticket: AsyncSystemClient(settings.system_url, ticket))
+        self._generator, self._tell = generator, tell
+        self._http = connections(settings.system_url)
+        self._client_for = client_for or partial(AsyncSystemClient, settings.system_url, http=self._http)
         self._running: dict[str, Running] = {}
         self._refused: dict[str, tuple[float, OnbrandError]] = {}
         self._serials = serials()
@@ -123,13 +129,11 @@ class GenerationTasks:
         running.task = asyncio.create_task(
             self._render(family, request, running), name=f"generation-{request.generation_id}"
         )
-        running.task.add_done_callback(lambda _: self._running.pop(request.generation_id, None))
+        running.task.add_done_callback(lambda _: self._forget(request.generation_id))
 
-    async def wait(self, generation_id: str, seconds: float) -> None:
-        """Return when the generation's task in this process has ended or after `seconds`; at once without a task."""
-        running = self._running.get(generation_id)
-        if running is not None and running.task is not None:
-            await asyncio.wait([running.task], timeout=seconds)
+    def _forget(self, generation_id: str) -> None:
+        self._running.pop(generation_id, None)
+        self._tell(end_name(generation_id))
 
     def is_running(self, generation_id: str) -> bool:
         """Whether this process runs the generation."""
@@ -137,7 +141,7 @@ class GenerationTasks:
 
     def viewer(self) -> Viewer:
         """A viewer for one event stream; close it with the stream."""
-        return Viewer(self._generator, self._previews_here, self._serials)
+        return Viewer(self._generator, self._previews_here, self._serials, self._tell)
 
     def _previews_here(self, generation_id: str) -> Previews | None:
         running = self._running.get(generation_id)
@@ -164,6 +168,7 @@ class GenerationTasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._http.aclose()
 
     # --- one generation's task ----------------------------------------------------------------------------------
 
@@ -220,9 +225,10 @@ class GenerationTasks:
             while event is not None and event.kind not in _ENDINGS:
                 running.heard_at = time.monotonic()
                 running.previews.take(event)
+                if event.kind == "preview":
+                    self._tell(previews_name(request.generation_id))
                 if event.kind == "progress":
                     running.progress = int(event.data.get("progress", 0))
-                    await self._report(running, client)
                 event = await anext(events, None)
         if event is None:
             raise Unavailable("the engine broke off; try again", elsewhere=True)
@@ -285,17 +291,6 @@ class GenerationTasks:
             log.info("a waiting generation was not heard: %s", problem.code)
         return True
 
-    async def _report(self, running: Running, client: AsyncSystemClient) -> None:
-        """Report progress at intervals; a failed report does not stop the drawing."""
-        pause = min(_REPORT_EVERY_MAX, max(_REPORT_EVERY, len(self._running) / _REPORTS_PER_SECOND))
-        if time.monotonic() - running.told_at <= pause:
-            return
-        running.told_at = time.monotonic()
-        try:
-            await client.report_generation(running.progress)
-        except OnbrandError as problem:
-            log.info("progress was not heard: %s", problem.code)
-
     async def _fail(self, client: AsyncSystemClient, generation_id: str, code: str, reason: str) -> None:
         try:
             await client.fail_generation(code, reason)
@@ -303,6 +298,11 @@ class GenerationTasks:
             pass  # it has ended after all, or was deleted
         except OnbrandError as problem:
             log.error("generation %s could not be marked failed: %s", generation_id, problem.code)
+
+
+def end_name(generation_id: str) -> str:
+    """The name of the end of a generation's task, for waiters of this process (`onbrand.db.changes`)."""
+    return f"end of {generation_id}"
 
 
 def _full(brand_id: str, family: str) -> str:

@@ -61,10 +61,17 @@ class Viewer:
 
     Args:
         here: returns the previews of a generation that this process runs, None for any other.
+        tell: called with the `previews_name` of the generation when another process has sent a preview.
     """
 
-    def __init__(self, generator: Generator, here: Callable[[str], Previews | None], serials: Iterator[int]) -> None:
-        self._generator, self._here = generator, here
+    def __init__(
+        self,
+        generator: Generator,
+        here: Callable[[str], Previews | None],
+        serials: Iterator[int],
+        tell: Callable[[str], object],
+    ) -> None:
+        self._generator, self._here, self._tell = generator, here, tell
         self._afar = Previews(serials)
         self._listening: asyncio.Task[None] | None = None
         self._again_at = 0.0
@@ -100,8 +107,14 @@ class Viewer:
         try:
             async for event in self._generator.watch(generation.model_type, generation.id, *who):
                 self._afar.take(event)
+                self._tell(previews_name(generation.id))
         except Exception as problem:
             log.info("generation %s: no previews are heard (%s)", generation.id, type(problem).__name__)
+
+
+def previews_name(generation_id: str) -> str:
+    """The name of new previews of a generation, for waiters of this process (`onbrand.db.changes`)."""
+    return f"previews of {generation_id}"
 
 
 def serials() -> Iterator[int]:

@@ -336,6 +336,15 @@ end $$;
 
 ALTER FUNCTION private.audit_append(brand text, actor text, user_id uuid, credential text, action text, detail jsonb) OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.change_name(subject uuid) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select private.lock_key('change', subject::text)::text where private.claims() is not null
+$$;
+
+ALTER FUNCTION private.change_name(subject uuid) OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.claimed_brand_id() RETURNS text
     LANGUAGE sql STABLE
     RETURN split_part(current_setting('request.scope'::text, true), '|'::text, 4);
@@ -1193,6 +1202,28 @@ begin
 end $$;
 
 ALTER FUNCTION private.tg_add_first_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_announce_event() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform pg_catalog.pg_notify('onbrand_changes', private.lock_key('change', new.subject_id::text)::text);
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_announce_event() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_announce_queue() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform pg_catalog.pg_notify('onbrand_changes', 'queue');
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_announce_queue() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_count_bytes() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2313,6 +2344,14 @@ CREATE TRIGGER actor_is_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH
 
 CREATE TRIGGER add_first_admin AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_add_first_admin();
 
+CREATE TRIGGER announce_event AFTER INSERT ON app.job_events FOR EACH ROW EXECUTE FUNCTION private.tg_announce_event();
+
+CREATE TRIGGER announce_queue AFTER DELETE ON app.brand_users FOR EACH STATEMENT EXECUTE FUNCTION private.tg_announce_queue();
+
+CREATE TRIGGER announce_queue AFTER INSERT OR DELETE ON app.lora_training_jobs FOR EACH STATEMENT EXECUTE FUNCTION private.tg_announce_queue();
+
+CREATE TRIGGER announce_step AFTER UPDATE OF status, cancel_requested_at ON app.lora_training_jobs FOR EACH ROW WHEN (((old.status <> new.status) OR (old.cancel_requested_at IS DISTINCT FROM new.cancel_requested_at))) EXECUTE FUNCTION private.tg_announce_queue();
+
 CREATE TRIGGER asset_guard BEFORE DELETE ON app.brand_assets FOR EACH ROW EXECUTE FUNCTION app.tg_asset_guard();
 
 CREATE TRIGGER brand_immutable BEFORE UPDATE ON app.api_keys FOR EACH ROW EXECUTE FUNCTION app.tg_brand_immutable();
@@ -3166,6 +3205,9 @@ GRANT ALL ON FUNCTION private.audit_append(brand text, actor text, action text, 
 
 REVOKE ALL ON FUNCTION private.audit_append(brand text, actor text, user_id uuid, credential text, action text, detail jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION private.change_name(subject uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION private.change_name(subject uuid) TO authenticated;
+
 REVOKE ALL ON FUNCTION private.claimed_brand_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.claimed_brand_id() TO authenticated;
 GRANT ALL ON FUNCTION private.claimed_brand_id() TO brand_system;
@@ -3369,6 +3411,12 @@ GRANT ALL ON FUNCTION private.tg_actor_is_admin() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_add_first_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_add_first_admin() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_announce_event() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_announce_event() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_announce_queue() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_announce_queue() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_count_bytes() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_count_bytes() TO onbrand_owner;

@@ -22,6 +22,7 @@ from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from onbrand.brand import Scope, Ticket
+from onbrand.db.changes import Changes
 from onbrand.db.claims import STAMP, ClaimsSigner
 from onbrand.db.error_translation import LOST, translated
 from onbrand.errors import (
@@ -33,7 +34,14 @@ from onbrand.errors import (
 
 Params = Sequence[Any] | Mapping[str, Any] | None
 RollbackHook = Callable[[], Awaitable[None] | None]
-Connection = psycopg.AsyncConnection[DictRow]
+
+
+class Connection(psycopg.AsyncConnection[DictRow]):
+    """A connection of a pool, with the stamp of its transaction (`db.claims.STAMP`)."""
+
+    stamp = ""
+
+
 Pool = AsyncConnectionPool[Connection]
 
 log = logging.getLogger(__name__)
@@ -133,10 +141,11 @@ class Session:
 class Database:
     """The connection pools of a process: the web tier has no system login, the system tier no web login."""
 
-    def __init__(self, web: Pool | None, system: Pool | None, signer: ClaimsSigner) -> None:
+    def __init__(self, web: Pool | None, system: Pool | None, signer: ClaimsSigner, changes: Changes) -> None:
         self._web = web
         self._system = system
         self._signer = signer
+        self.changes = changes
 
     @classmethod
     async def open(
@@ -158,7 +167,8 @@ class Database:
             Unavailable: a database does not answer within `patience` seconds.
             ConfigurationError: the database does not accept claims that are signed with this key.
         """
-        db = cls(_pool(web_url, pool), _pool(system_url, pool), ClaimsSigner(claims_key))
+        changes = Changes(web_url or system_url)
+        db = cls(_pool(web_url, pool), _pool(system_url, pool), ClaimsSigner(claims_key), changes)
         try:
             for each in db._pools():
                 await each.open(wait=True, timeout=patience)
@@ -186,6 +196,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the pools; connections in use close when they are returned. Waits at most 5 seconds for each pool."""
+        await self.changes.close()
         for each in self._pools():
             await each.close(timeout=5)
 
@@ -221,11 +232,14 @@ class Database:
             yield session
 
 
-_BEGIN = f"begin; select {STAMP} as stamp"
-_CLEAN = (
-    "reset role; reset all; close all; unlisten *; select pg_advisory_unlock_all();"
-    " select count(*) filter (where from_sql)::integer as foreign_ones from pg_prepared_statements"
+_BEGIN = (
+    "begin isolation level read committed read write not deferrable;"
+    " reset role; reset all; close all; select pg_advisory_unlock_all();"
+    f" select {STAMP} as stamp, count(*) filter (where from_sql) as num_foreign from pg_prepared_statements"
 )
+"""Begins a transaction, without what an earlier one left on the connection: settings, cursors, locks."""
+_COMMIT = "unlisten *; commit"
+"""Commits. Channels are left here, because a transaction listens until its commit."""
 
 
 def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
@@ -233,19 +247,18 @@ def _pool(url: str | None, size: tuple[int, int]) -> Pool | None:
         return None
     return AsyncConnectionPool(
         url,
-        connection_class=psycopg.AsyncConnection[DictRow],
+        connection_class=Connection,
         kwargs={
             "row_factory": dict_row,
             "autocommit": True,
             "application_name": "onbrand",
         },
         configure=_configure,
-        reset=_reset,
         min_size=size[0],
         max_size=size[1],
         open=False,
         timeout=15,
-        check=AsyncConnectionPool.check_connection,
+        check=_begin,
     )
 
 
@@ -261,19 +274,26 @@ async def _configure(connection: Connection) -> None:
         connection.prepare_threshold = None
 
 
-async def _reset(connection: Connection) -> None:
-    """Clear settings, locks and cursors of a transaction before the connection is used again.
+async def _begin(connection: Connection) -> None:
+    """Begin a transaction in one round trip, and keep its stamp. The pool calls it, and takes another connection if it
+    fails, e.g. because the server has closed this one.
 
     Statements that psycopg prepared stay. A statement prepared in SQL is not ours and could replace one of ours, so its
-    connection is closed. The pool also closes the connection if this function fails.
+    connection is closed.
     """
-    cursor = await connection.execute(_CLEAN, prepare=False)
-    while cursor.nextset():
-        pass
-    row = await cursor.fetchone()
-    if row is None or row["foreign_ones"]:
+    try:
+        cursor = await connection.execute(_BEGIN, prepare=False)
+        while cursor.nextset():
+            pass
+        row = await cursor.fetchone()
+    except BaseException:
+        await connection.close()  # what was left on it may be the reason
+        raise
+    if row is None or row["num_foreign"]:
         log.error("a transaction left prepared statements on its connection; it is closed")
         await connection.close()
+        raise psycopg.OperationalError("the connection has prepared statements that are not ours")
+    connection.stamp = row["stamp"]
 
 
 @asynccontextmanager
@@ -281,8 +301,8 @@ async def _transaction(pool: Pool | None, login: str, identity: Identity) -> Asy
     if pool is None:
         raise ConfigurationError(f"this process holds no {login} login")
     try:
-        async with pool.connection() as connection, _begun(connection) as stamp:
-            known = replace(identity, stamp=stamp)
+        async with pool.connection() as connection, _ended(connection):
+            known = replace(identity, stamp=connection.stamp)
             await _become(connection, known)
             async with _undone_on_error(connection, known) as session:
                 yield session
@@ -309,19 +329,18 @@ def _log_lost(pool: Pool, login: str, problem: Exception) -> None:
 
 
 @asynccontextmanager
-async def _begun(connection: Connection) -> AsyncIterator[str]:
-    """Begin a transaction and yield its stamp (one round trip); commit at the end, roll back on an exception."""
-    cursor = await connection.execute(_BEGIN, prepare=False)
-    cursor.nextset()
-    row = await cursor.fetchone()
-    assert row is not None
+async def _ended(connection: Connection) -> AsyncIterator[None]:
+    """Commit at the end, roll back on an exception."""
     try:
-        yield row["stamp"]
+        yield
     except BaseException:
         if not connection.closed:
             await connection.rollback()
         raise
-    await connection.commit()
+    if connection.info.transaction_status == TransactionStatus.INERROR:
+        await connection.rollback()
+    else:
+        await connection.execute(_COMMIT, prepare=False)
 
 
 @asynccontextmanager

@@ -76,10 +76,34 @@ def failure_call(path: str, code: str, message: str) -> Call:
     return Call("POST", path, json={"code": code, "message": message})
 
 
+_TIMEOUT = httpx.Timeout(60.0)
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+"""Each call has a connection at once; as many stay open as a busy replica uses again."""
+
+
 @functools.cache
 def _trusted() -> ssl.SSLContext:
-    """The trusted CA certificates, loaded once: loading takes 50 ms, and a generation makes two clients."""
+    """The trusted CA certificates, loaded once, because loading takes 50 ms."""
     return httpx.create_ssl_context(trust_env=False)
+
+
+def _verify(url: str) -> ssl.SSLContext | bool:
+    """How a client of this address checks certificates; plain http has none."""
+    return _trusted() if url.startswith("https:") else False
+
+
+def connections(url: str, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
+    """Connections to the internal routes at `url`, which the clients of one event loop can share."""
+    return httpx.AsyncClient(
+        base_url=url, timeout=_TIMEOUT, limits=_LIMITS, transport=transport, trust_env=False, verify=_verify(url)
+    )
+
+
+def blocking_connections(url: str, transport: httpx.BaseTransport | None = None) -> httpx.Client:
+    """Connections to the internal routes at `url`, which blocking clients of all threads can share."""
+    return httpx.Client(
+        base_url=url, timeout=_TIMEOUT, limits=_LIMITS, transport=transport, trust_env=False, verify=_verify(url)
+    )
 
 
 class SystemClient:
@@ -89,6 +113,7 @@ class SystemClient:
         url: the internal routes' root, `settings.system_url`.
         token: a signed ticket; `renew` replaces it.
         patience: seconds to retry while the platform is unavailable.
+        http: keeps connections for several clients; it is not closed with this one. None: this client has its own.
 
     Every method raises the `onbrand.errors` class that the platform raised, or `Unavailable` when patience ends.
     """
@@ -99,13 +124,13 @@ class SystemClient:
         token: str,
         *,
         patience: float = PATIENCE_SECONDS,
+        http: httpx.Client | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.token = token
         self._patience = patience
-        self._http = httpx.Client(
-            base_url=url, timeout=httpx.Timeout(60.0), transport=transport, trust_env=False, verify=_trusted()
-        )
+        self._is_own = http is None
+        self._http = http or blocking_connections(url, transport)
 
     def __repr__(self) -> str:
         return f"SystemClient({str(self._http.base_url)!r})"
@@ -117,8 +142,9 @@ class SystemClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections, unless other clients share them."""
+        if self._is_own:
+            self._http.close()
 
     # training tickets
 
@@ -219,7 +245,7 @@ class SystemClient:
 
 
 class AsyncSystemClient:
-    """Asynchronous client of the internal routes: the calls of a generation's ticket."""
+    """Asynchronous client of the internal routes: the calls of a generation's ticket. Arguments: as `SystemClient`."""
 
     def __init__(
         self,
@@ -227,13 +253,13 @@ class AsyncSystemClient:
         token: str,
         *,
         patience: float = PATIENCE_SECONDS,
+        http: httpx.AsyncClient | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.token = token
         self._patience = patience
-        self._http = httpx.AsyncClient(
-            base_url=url, timeout=httpx.Timeout(60.0), transport=transport, trust_env=False, verify=_trusted()
-        )
+        self._is_own = http is None
+        self._http = http or connections(url, transport)
 
     def __repr__(self) -> str:
         return f"AsyncSystemClient({str(self._http.base_url)!r})"
@@ -245,8 +271,9 @@ class AsyncSystemClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections, unless other clients share them."""
+        if self._is_own:
+            await self._http.aclose()
 
     async def read_model(self, model_id: str) -> bytes:
         """The weights of a model that this ticket's generation uses."""
@@ -272,15 +299,11 @@ class AsyncSystemClient:
         height: int,
         receipt: Mapping[str, Any],
     ) -> StoredImage:
-        """Store picture `index`; repeating the call changes nothing."""
+        """Store picture `index`; the last one completes the generation. Repeating the call changes nothing."""
         facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
         file, form = (data, content_type), {"facts": json.dumps(facts)}
         answer = await self._json(Call("POST", "/generation/images", data=form, file=file))
         return StoredImage.model_validate(answer)
-
-    async def finish_generation(self) -> None:
-        """Set the generation to `completed`."""
-        await self._send(Call("POST", "/generation/finish"))
 
     async def fail_generation(self, code: str, message: str) -> None:
         """End the generation with a reason."""

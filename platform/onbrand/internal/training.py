@@ -106,7 +106,8 @@ class PublishedModel(InternalModel):
 
 
 class StoredImage(InternalModel):
-    """The row of a picture that `add_image` stored."""
+    """A picture that `add_image` stored, and whether all pictures of its generation are stored now."""
 
     id: str
     index: int
+    completed: bool

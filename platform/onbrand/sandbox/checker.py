@@ -29,7 +29,6 @@ from onbrand.sandbox.framing import BrokenFrame
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.sandbox.processes import Gone, WorkerKind, fork_child
 from onbrand.sandbox.replies import (
-    FactsReply,
     MarkdownReply,
     PackedReply,
     PdfReply,
@@ -41,7 +40,6 @@ from onbrand.sandbox.results import (
     CheckedWeights,
     CleanDocument,
     CleanImage,
-    ImageFacts,
     Packed,
     PictureFeatures,
     shown,
@@ -108,7 +106,7 @@ class Checker:
     def picture(self, data: bytes, name: str = "the file") -> CleanImage:
         """The picture decoded, measured and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
+        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels)
         facts, clean = self._one(PictureReply, asked, data)
         digest = hashlib.sha256(clean).hexdigest()
         known = facts.features.model_dump() | {
@@ -117,12 +115,6 @@ class Checker:
         }
         ext, size = _EXT[facts.content_type], (facts.width, facts.height)
         return CleanImage(clean, facts.content_type, ext, *size, digest, PictureFeatures(**known))
-
-    def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
-        """The facts of the picture's header; only the header is checked."""
-        _must_be_short(data, self._limits.upload_bytes, name, "files")
-        facts, _ = self._one(FactsReply, _Asked("pictures", name, "files", 0, {"facts_only": True}), data)
-        return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
 
     def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
         """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""

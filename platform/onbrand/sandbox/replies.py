@@ -6,8 +6,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from onbrand.sandbox.results import PictureFormat
-
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
 _Side = Annotated[int, Field(ge=1, le=2**20)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,18 +40,6 @@ class FeaturesReply(Reply):
         if len(self.sides) != len(self.sharpness) or self.sides != sorted(set(self.sides)):
             raise ValueError("sharpness is given at ascending sides")
         return self
-
-
-class FactsReply(Reply):
-    """A picture's header; no bytes come along."""
-
-    content_type: Literal["image/png", "image/jpeg", "image/webp"]
-    width: _Side
-    height: _Side
-    format: PictureFormat
-
-    def fits(self, given: bytes) -> bool:
-        return not given
 
 
 class PictureReply(Reply):

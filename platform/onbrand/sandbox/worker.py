@@ -125,12 +125,9 @@ def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
 
 
 def _picture(asked: Any, num_bytes: int) -> Iterator[Said]:
-    from onbrand.sandbox.images import clean_image, inspect_image
+    from onbrand.sandbox.images import clean_image
 
     data = _exactly(num_bytes)
-    if asked.facts_only:
-        yield _facts_of(inspect_image(data, asked.limits, asked.name)), b""
-        return
     clean = clean_image(data, asked.limits, asked.name, _allow_encoding)
     yield _facts_of(clean) | {"features": _facts_of(clean.features)}, clean.bytes
 
@@ -167,7 +164,7 @@ def _weights(asked: Any, num_bytes: int) -> Iterator[Said]:
 def _warm_up_pictures() -> None:
     from PIL import Image, ImageCms
 
-    from onbrand.sandbox.images import clean_image, inspect_image
+    from onbrand.sandbox.images import clean_image
 
     limits: Any = SimpleNamespace(upload_bytes=2**20, image_pixels=2**20, image_side_min=1, profile_bytes=2**20)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -176,7 +173,6 @@ def _warm_up_pictures() -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         out = io.BytesIO()
         Image.new("RGB", (80, 80)).save(out, kind, icc_profile=profile, exif=exif)
-        inspect_image(out.getvalue(), limits)
         clean_image(out.getvalue(), limits)
 
 

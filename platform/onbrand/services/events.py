@@ -44,6 +44,11 @@ async def events_of(
     return [Event.of(row) for row in rows]
 
 
+async def change_name(session: Session, subject_id: str) -> str:
+    """The name under which the database announces events of a job or generation (`onbrand.db.changes`)."""
+    return str((await session.one("select private.change_name(%s::uuid) as name", [subject_id]))["name"])
+
+
 async def append_event(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:
     """Append an event to the ticket's subject. The caller locks the subject's row, so numbers have no gaps or twins."""
     subject = {ticket.kind: ticket.job_id}

@@ -21,7 +21,7 @@ from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
 from onbrand.internal.training import ReportResponse
-from onbrand.sandbox.checker import Checker
+from onbrand.sandbox.image_headers import image_facts
 from onbrand.services.audit import write_audit_line
 from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.generations import ENDED, CutText
@@ -125,46 +125,47 @@ async def add_image(
     height: int,
     receipt: Mapping[str, Any],
     limits: Limits | None = None,
-    checker: Checker | None = None,
 ) -> Image:
-    """Store picture `index`, row and bytes; repeating an index returns the stored picture.
+    """Store picture `index`, row and bytes; the last one completes the generation. Repeating an index returns the
+    stored picture.
 
     Raises NotFound, Conflict (it is not running), TooLarge (the brand or the member has too much), UnsupportedMedia,
     InvalidInput (also for a receipt that lacks one of `RECEIPT_NAMES`), and TicketRefused for a receipt with another
     brand or other adapters than requested: such a picture is never shown.
     """
     limits = limits or Limits()
-    checker = checker or Checker(limits)
-    facts = await checker.run(checker.picture_facts, data, "the picture")
+    facts = image_facts(data)
     if (facts.content_type, facts.width, facts.height) != (content_type, width, height):
         raise InvalidInput("the picture is not of the type and size that is said of it", param="file")
-    generation = await _lock_open(session, ticket)
+    generation = await _lock(session, ticket)
     if not 0 <= index < generation["num_images"]:
         raise InvalidInput(f"index is 0 to {generation['num_images'] - 1}", param="index")
-    there = await _find_image(session, ticket, index)
-    if there is not None:
+    if (there := await _find_image(session, ticket, index)) is not None:
         return there
+    _must_be_open(generation)
     await _must_be_drawn_as_asked(session, ticket, receipt)
     if generation["status"] != "running":
         raise Conflict("the generation has not started")
     await must_not_be_full(session, ticket.brand_id, len(data), limits)
     image = await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt)
     await must_have_fitted(session, ticket.brand_id, limits)
+    if await _num_images(session, ticket) == generation["num_images"]:
+        await _end(session, ticket, "completed", None)
     return image
 
 
-async def finish_generation(session: Session, ticket: Ticket) -> None:
-    """Set it to `completed` if all its pictures are stored; repeating is allowed. Raises NotFound, Conflict."""
-    row = await _lock(session, ticket)
-    if row["status"] == "completed":
-        return
-    _must_be_open(row)
-    stored = await session.one(
+async def is_completed(session: Session, ticket: Ticket) -> bool:
+    """Whether the ticket's generation is completed. Raises NotFound."""
+    row = await session.one("select status from app.generations where id = %s", [ticket.job_id])
+    return bool(row["status"] == "completed")
+
+
+async def _num_images(session: Session, ticket: Ticket) -> int:
+    """How many pictures of the generation are stored."""
+    row = await session.one(
         "select count(*) as num from app.generated_images where generation_id = %s", [ticket.job_id]
     )
-    if stored["num"] != row["num_images"]:
-        raise Conflict(f"{stored['num']} of {row['num_images']} pictures are stored")
-    await _end(session, ticket, "completed", None)
+    return int(row["num"])
 
 
 async def fail_generation(session: Session, ticket: Ticket, code: str, message: str) -> None:

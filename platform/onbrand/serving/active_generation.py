@@ -25,6 +25,8 @@ class ActiveGeneration:
         self.progress = 0
         self._progress_due = 0.0
         self.cancel_requested = False
+        self.completed = False
+        """Whether its row is completed."""
         self.task: asyncio.Task[None] | None = None
         self._events: list[RenderEvent | None] = []
         self._previews: dict[int, int] = {}

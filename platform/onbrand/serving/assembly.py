@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 
 import torch
 
@@ -13,7 +14,7 @@ from onbrand.engine.engine import Engine
 from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
-from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.internal.client import AsyncSystemClient, SystemClient, blocking_connections, connections
 from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
@@ -38,12 +39,13 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
         compile=options.compile,
         even=_on_cpu(settings) if options.even_passes is None else options.even_passes,
     )
+    url = settings.system_url
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
     return GenerationRunner(
         EngineThread(engine),
         AdapterStore(family, files, options.host_bytes),
-        lambda ticket: AsyncSystemClient(settings.system_url, ticket),
-        lambda ticket: SystemClient(settings.system_url, ticket),
+        partial(AsyncSystemClient, url, http=connections(url)),
+        partial(SystemClient, url, http=blocking_connections(url)),
         Metrics(name),
     )
 

@@ -32,8 +32,8 @@ from onbrand.serving.metrics import Metrics
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
 
-_ATTEND_SECONDS, _ATTEND_SECONDS_MAX, _ATTEND_PER_SECOND = 3.0, 10.0, 5
-"""Seconds between reports to a drawing's row, at least and at most, and reports per second of all drawings."""
+_REPORT_SECONDS, _REPORT_SECONDS_MAX, _REPORTS_PER_SECOND = 2.0, 10.0, 4
+"""Seconds between reports to a generation's row, at least and at most, and reports per second of all generations."""
 _RENEW_BEFORE_SECONDS = 600.0
 _MEMORY_TOLD = 512
 
@@ -192,7 +192,7 @@ class GenerationRunner:
         self, active: ActiveGeneration, client: AsyncSystemClient, loads: Sequence[Future[AdapterWeights]]
     ) -> None:
         request = active.request
-        attending = asyncio.create_task(self._attend(active, client))
+        reporting = asyncio.create_task(self._report(active, client))
         try:
             work = await self._work(request, loads)
             if active.cancel_requested:
@@ -213,7 +213,7 @@ class GenerationRunner:
             broken = Unavailable("the engine broke off; try again")
             await self._ended(active, client, Failed(request.generation_id, broken))
         finally:
-            attending.cancel()
+            reporting.cancel()
 
     def _prefetched(self, request: RenderRequest) -> list[Future[AdapterWeights]]:
         """Start loading its adapters. The loads overlap with each other and with starting the generation."""
@@ -269,6 +269,7 @@ class GenerationRunner:
         kept = await client.add_image(
             picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt
         )
+        active.completed = kept.completed
         active.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
         if self._metrics is not None:
             self._metrics.count("onbrand_images_total")
@@ -276,9 +277,10 @@ class GenerationRunner:
     async def _ended(
         self, active: ActiveGeneration, client: AsyncSystemClient, event: Completed | Failed | Canceled
     ) -> None:
-        """Write the end into the row, then tell the followers and count it."""
+        """Write the end into the row, then tell the followers and count it. The last picture has completed the row."""
         if isinstance(event, Completed):
-            await client.finish_generation()
+            if not active.completed:
+                raise _elsewhere("a picture was deleted while the others were drawn; it is drawn again")
             active.tell("completed", {"progress": 100})
         elif isinstance(event, Canceled):
             await client.fail_generation("canceled", "canceled")
@@ -291,12 +293,12 @@ class GenerationRunner:
             self._metrics.count("onbrand_generations_total", outcome=outcome)
             self._metrics.observe("onbrand_generation_seconds", time.monotonic() - active.began_at, outcome=outcome)
 
-    async def _attend(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
-        """While it waits and runs: check for a cancel, renew the ticket."""
+    async def _report(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
+        """While it waits and runs: report progress and that it is alive, check for a cancel, renew the ticket."""
         expires = must_be_for(active.request)
         while True:
-            pause = max(_ATTEND_SECONDS, len(self._active) / _ATTEND_PER_SECOND)
-            await asyncio.sleep(min(_ATTEND_SECONDS_MAX, pause))
+            pause = max(_REPORT_SECONDS, len(self._active) / _REPORTS_PER_SECOND)
+            await asyncio.sleep(min(_REPORT_SECONDS_MAX, pause))
             try:
                 if expires - time.time() < _RENEW_BEFORE_SECONDS:
                     expires = float(claims_of(await client.renew())["exp"])

@@ -19,11 +19,12 @@ from typing import Literal
 
 from onbrand.brand import Ticket
 from onbrand.config import Settings
-from onbrand.db.session import Database
+from onbrand.db.changes import QUEUE
+from onbrand.db.session import Database, Session
 from onbrand.errors import Conflict, NotFound, OnbrandError
 from onbrand.secrets_file import Secrets
 from onbrand.services import job_queue, training_worker
-from onbrand.services.job_queue import QueueEntry, WaitingFor
+from onbrand.services.job_queue import Orphan, QueueEntry, WaitingFor
 from onbrand.training.dispatch.admission import Bounds, admit, is_too_large
 from onbrand.training.dispatch.providers.provider import ENDED, Capacity, Provider, ProviderStatus
 from onbrand.training.dispatch.submission import submission_that_asks
@@ -35,7 +36,8 @@ LEASE_SECONDS = 10.0
 """How long a dispatcher leads after its last tick. If it dies, no dispatcher acts for so long."""
 SETTLING_SECONDS = 60.0
 """How long a submission may take until its workers occupy their resources."""
-TICK_SECONDS = 1.0
+TICK_SECONDS, IDLE_SECONDS = 1.0, 4.0
+"""Pause between ticks while there are open jobs, and without any. A change of the queue ends it."""
 CANCEL_SECONDS = 45.0
 """Time for a worker to end a canceled job by itself, before the provider is told to stop it."""
 STALLED_SECONDS = 900.0
@@ -118,42 +120,56 @@ class Dispatcher:
     async def run(self) -> None:
         """Tick until cancelled. The next tick retries actions that failed."""
         try:
-            while True:
-                try:
-                    await self.tick()
-                except OnbrandError as problem:
-                    log.warning("the dispatcher's tick failed (%s)", problem.code)
-                except Exception as problem:
-                    log.error("the dispatcher's tick failed unexpectedly (%s)", type(problem).__name__)
-                await asyncio.sleep(self._tick_seconds)
+            with self._db.changes.waiter(QUEUE) as waiter:
+                while True:
+                    await self._tick_safely()
+                    await waiter.wait(self._tick_seconds if self._sightings else IDLE_SECONDS)
         finally:
             with suppress(OnbrandError):
                 await self.resign()
 
+    async def _tick_safely(self) -> None:
+        try:
+            await self.tick()
+        except OnbrandError as problem:
+            log.warning("the dispatcher's tick failed (%s)", problem.code)
+        except Exception as problem:
+            log.error("the dispatcher's tick failed unexpectedly (%s)", type(problem).__name__)
+
     async def resign(self) -> None:
         """Release the lease, so that another dispatcher can lead at once."""
         if self._leads:
-            await self._lead(0)
+            async with self._db.dispatch_session() as session:
+                await self._lead(session, 0)
 
     @property
     def _leads(self) -> bool:
-        """True while the lease lasts by this process's clock, which started before the database's."""
+        """True while the lease lasts by this process's clock. It was read before the call, so it ends first."""
         return time.monotonic() < self._leads_until
 
-    async def _lead(self, seconds: float) -> bool:
+    async def _lead(self, session: Session, seconds: float) -> bool:
         began = time.monotonic()
-        async with self._db.dispatch_session() as session:
-            leads = await job_queue.lead(session, self._name, seconds)
+        leads = await job_queue.lead(session, self._name, seconds)
         self._leads_until = began + seconds if leads else 0.0
         return leads
 
+    async def _read_queue(self) -> list[QueueEntry] | None:
+        """Take or renew the lead, end the jobs of removed members and read the queue, in one transaction. Returns None
+        while another dispatcher leads."""
+        async with self._db.dispatch_session() as session:
+            if not await self._lead(session, self._lease_seconds):
+                return None
+            orphans, queue = await job_queue.end_orphaned(session), await job_queue.queue(session)
+        await self._stop_orphaned(orphans)
+        return queue
+
     async def tick(self) -> None:
         """Look at every open job once and do what `decide` says. Does nothing while another dispatcher leads."""
-        if not await self._lead(self._lease_seconds):
+        entries = await self._read_queue()
+        if entries is None:
             self._sightings.clear()
             return
-        await self._end_orphaned()
-        queue = [entry for entry in await self._queue() if entry.kind == "training"]
+        queue = [entry for entry in entries if entry.kind == "training"]
         self._forget_all_but(queue)
         for job in queue:
             if job.provider not in self._providers:
@@ -222,14 +238,8 @@ class Dispatcher:
             "lower num_workers, or ask the operators for more machines",
         )
 
-    async def _queue(self) -> list[QueueEntry]:
-        async with self._db.dispatch_session() as session:
-            return await job_queue.queue(session)
-
-    async def _end_orphaned(self) -> None:
-        """End open jobs of removed members. Their tickets are refused from then on, so the workers end too."""
-        async with self._db.dispatch_session() as session:
-            orphans = await job_queue.end_orphaned(session)
+    async def _stop_orphaned(self, orphans: Iterable[Orphan]) -> None:
+        """Stop the ended jobs of removed members. Their tickets are refused from then on, so the workers end too."""
         for orphan in orphans:
             log.warning("%s %s is ended: its member was removed", orphan.kind, orphan.job_id)
             provider = self._providers.get(orphan.provider or "")
