@@ -314,7 +314,7 @@ def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
 def loss(chosen: argparse.Namespace) -> dict[str, Any]:
     """1 - (throughput with a thousand brands / throughput with one), including the loading of adapters."""
     family = load_family("sd15", base_source("sd15", {}))
-    engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, classes=(chosen.rows,))
+    engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, batch_sizes=(chosen.rows,))
     dice, serial, size = random.Random(0), count(), 2 * chosen.rows
     steps = chosen.steps or family.recommended.num_inference_steps
     with tempfile.TemporaryDirectory() as folder:

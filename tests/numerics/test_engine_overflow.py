@@ -16,7 +16,7 @@ def test_a_request_that_overflows_ends_at_once_and_is_no_picture(sd15, make_adap
     use = make_adapter(sd15, brand="brand-0").use
     huge = {name: LayerWeights(layer.a * 1e30, layer.b * 1e30) for name, layer in use.weights.layers.items()}
     wild = AdapterUse(AdapterKey("brand-0", "wild"), replace(use.weights, layers=huge))
-    engine = Engine(sd15, max_batch=4, classes=(4,))
+    engine = Engine(sd15, max_batch=4, batch_sizes=(4,))
     engine.add(request("wild", 0, adapters=(wild,), num_images=2, num_inference_steps=20, preview_every=1))
     engine.add(request("good", 1, num_inference_steps=20))
     events = engine.step()
@@ -38,7 +38,7 @@ def test_a_picture_whose_decoding_overflows_is_no_picture(sd15, monkeypatch):
         return made
 
     monkeypatch.setattr(sd15.vae, "decode", overflowing)
-    events = run(Engine(sd15, max_batch=4, classes=(4,)), [request("r", 0)])
+    events = run(Engine(sd15, max_batch=4, batch_sizes=(4,)), [request("r", 0)])
     assert [event.error.code for event in events if isinstance(event, Failed)] == ["picture_not_finite"]
     assert not [event for event in events if isinstance(event, Picture)]
 

@@ -19,7 +19,7 @@ from tools.harness.tiny_families import family_of
 
 def one_class(family, **more):
     """An engine whose passes all have 4 rows, so that pictures are comparable bit by bit."""
-    return Engine(family, max_batch=4, classes=(4,), **more)
+    return Engine(family, max_batch=4, batch_sizes=(4,), **more)
 
 
 def test_a_picture_has_the_same_bits_whoever_shares_the_batch(family, make_adapter):

@@ -21,7 +21,7 @@ from onbrand.families.family import Family
 from tests.numerics.drawing import Pictures, largest_difference, pictures, request, run
 
 NUM_SCHEDULES = int(os.environ.get("ONBRAND_TEST_SCHEDULES", "1"))
-SIZE_CLASS = 3
+BATCH_SIZE = 3
 NUM_BRANDS = 4
 RANKS = (2, 3, 8, 13, 16, 40, 64)
 TOLERANCE = 1e-5
@@ -43,7 +43,7 @@ class Schedule:
         self.versions = Counter(range(NUM_BRANDS))
 
     def play(self, num_requests: int) -> None:
-        engine = Engine(self.family, max_batch=SIZE_CLASS, classes=(SIZE_CLASS,), num_slots=2)
+        engine = Engine(self.family, max_batch=BATCH_SIZE, batch_sizes=(BATCH_SIZE,), num_slots=2)
         while len(self.requests) < num_requests or engine.has_work:
             if len(self.requests) < num_requests and self.dice.random() < 0.5:
                 self._join(engine)
@@ -105,7 +105,7 @@ class Schedule:
 
 def alone(family: Family, each: Request, size: int) -> Pictures:
     """The request's picture from an engine of its own, in passes of `size` rows."""
-    engine = Engine(family, max_batch=size, classes=(size,), num_slots=1)
+    engine = Engine(family, max_batch=size, batch_sizes=(size,), num_slots=1)
     drawn = pictures(run(engine, [replace(each, parameters=replace(each.parameters, preview_every=0))]))
     leave_the_base(engine)
     return drawn
@@ -130,7 +130,7 @@ def test_every_picture_of_any_schedule_is_the_one_drawn_alone(family, make_adapt
         told = {key: image for key, image in drawn.items() if key[0] == name}
         if name not in story.canceled:
             assert len(told) == each.parameters.num_images
-        same_class, single = alone(family, each, SIZE_CLASS), alone(family, each, 1)
+        same_class, single = alone(family, each, BATCH_SIZE), alone(family, each, 1)
         for key, image in told.items():
             assert torch.equal(image, same_class[key]), f"request {name} depends on its neighbours"
             assert largest_difference(image, single[key]) < TOLERANCE

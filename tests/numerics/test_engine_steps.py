@@ -157,8 +157,8 @@ def step_until(engine: Engine, is_reached: Callable[[list[Event]], bool]) -> lis
 def test_with_stages_every_bit_is_as_without(sd15, make_adapter, pool):
     uses = [make_adapter(sd15, seed=n, brand=f"brand-{n}").use for n in range(3)]
     requests = [request(str(n), n, num_images=2, adapters=(use,)) for n, use in enumerate(uses)]
-    inline = pictures(run(Engine(sd15, max_batch=4, classes=(4,)), requests))
-    beside = pictures(run(Engine(sd15, max_batch=4, classes=(4,), stages=pool), requests))
+    inline = pictures(run(Engine(sd15, max_batch=4, batch_sizes=(4,)), requests))
+    beside = pictures(run(Engine(sd15, max_batch=4, batch_sizes=(4,), stages=pool), requests))
     assert inline.keys() == beside.keys()
     assert all(torch.equal(inline[key], beside[key]) for key in inline)
 
@@ -171,7 +171,7 @@ def test_small_pictures_that_end_together_are_decoded_together_and_large_ones_ea
     monkeypatch.setattr("onbrand.engine.decoding._MOST_AT_ONCE", most)
     real, seen = sd15.decode, []
     monkeypatch.setattr(sd15, "decode", lambda latents: seen.append(len(latents)) or real(latents))
-    engine = Engine(sd15, max_batch=3, classes=(3,))
+    engine = Engine(sd15, max_batch=3, batch_sizes=(3,))
     first, again = [
         pictures(run(engine, [request(str(n), n, num_inference_steps=2) for n in range(3)])) for _ in range(2)
     ]

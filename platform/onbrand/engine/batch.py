@@ -1,4 +1,4 @@
-"""Jobs, their rows, the keys that decide which rows share a forward pass, and the batch size classes.
+"""Jobs, their rows, the keys that decide which rows share a forward pass, and the batch sizes.
 
 The order of service is in `onbrand.engine.fair_queue`.
 """
@@ -171,11 +171,11 @@ class Row:
         )
 
 
-def size_classes(max_batch: int) -> tuple[int, ...]:
+def default_batch_sizes(max_batch: int) -> tuple[int, ...]:
     """1, 2, 4, ... up to and with `max_batch`."""
     return (*(2**k for k in range(max_batch.bit_length()) if 2**k < max_batch), max_batch)
 
 
-def size_class(num_rows: int, classes: Sequence[int]) -> int:
-    """The smallest class that holds `num_rows`."""
-    return min(size for size in classes if size >= num_rows)
+def batch_size_for(num_rows: int, batch_sizes: Sequence[int]) -> int:
+    """The smallest batch size that holds `num_rows`."""
+    return min(size for size in batch_sizes if size >= num_rows)

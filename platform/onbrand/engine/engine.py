@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.async_stages import Stages
-from onbrand.engine.batch import Job, Prepared, Row, size_classes
+from onbrand.engine.batch import Job, Prepared, Row, default_batch_sizes
 from onbrand.engine.compilation import compile_passes
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.engine.cpu.unet_blocks import use_blocks
@@ -55,11 +55,11 @@ class Engine:
     Args:
         num_slots: adapters on the device at once, in each rank class.
         max_batch: most rows of one forward pass.
-        classes: the batch sizes in use; smaller batches are filled with dummy rows. Within one class a picture's bits
-            do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
+        batch_sizes: the sizes of forward passes; smaller batches are filled with dummy rows. Within one size an image's
+            bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
         max_waiting, max_waiting_per_brand: see `WaitingLimits`.
         stages: executor for text encoding and picture decoding; None: both run in `step`, in a fixed order.
-        even: accounts get equal numbers of rows in a pass (`FairQueue`).
+        even_passes: accounts get equal numbers of rows in a pass (`FairQueue`).
         compile: use compiled graphs, one per batch size and shape; brands and ranks cause no recompilation.
     """
 
@@ -70,18 +70,18 @@ class Engine:
         num_slots: int = 16,
         max_rank: int = 128,
         max_batch: int = 8,
-        classes: tuple[int, ...] | None = None,
+        batch_sizes: tuple[int, ...] | None = None,
         max_waiting: int = 512,
         max_waiting_per_brand: int = 128,
         stages: Executor | None = None,
         compile: bool = False,
-        even: bool = False,
+        even_passes: bool = False,
     ) -> None:
         self.family = family
         self.max_batch = max_batch
-        self.classes = classes or size_classes(max_batch)
+        self.batch_sizes = batch_sizes or default_batch_sizes(max_batch)
         self._limits = WaitingLimits(max_waiting, max_waiting_per_brand)
-        self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.classes) if compile else None)
+        self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.batch_sizes) if compile else None)
         for part in (family.denoiser, family.vae):
             use_onednn(part)
             use_blocks(part)
@@ -89,9 +89,9 @@ class Engine:
             compile_passes(family.denoiser)
         self.residency = AdapterResidency(self._slots)
         self._jobs: dict[str, Job] = {}
-        self._queue = FairQueue(max_batch, self.classes, even)
+        self._queue = FairQueue(max_batch, self.batch_sizes, even_passes)
         self._leases = Leases(self.residency, self._queue.served)
-        self._runner = ModelRunner(family, self._slots, self.classes, compiled=compile)
+        self._runner = ModelRunner(family, self._slots, self.batch_sizes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
         self._preparation = Preparation(family)
         self._canceled: list[str] = []

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
-from onbrand.engine.batch import BatchKey, Job, size_class
+from onbrand.engine.batch import BatchKey, Job, batch_size_for
 
 
 @dataclass(slots=True, eq=False)
@@ -117,13 +117,13 @@ class FairQueue:
     - Within a brand: first come, first served.
 
     Args:
-        classes: batch size classes.
-        even: a pass takes time in proportion to its rows, as on a CPU. Then no account has more rows in a pass than any
-            other with pictures to step has of these, so that small requests wait little.
+        batch_sizes: as of `Engine`.
+        even_passes: no account has more rows in a pass than any other account has images to step, so that small
+            requests wait little where the time of a pass grows with its rows, as on a CPU.
     """
 
-    def __init__(self, max_batch: int, classes: Sequence[int], even: bool = False) -> None:
-        self._max_batch, self._classes, self._even = max_batch, classes, even
+    def __init__(self, max_batch: int, batch_sizes: Sequence[int], even_passes: bool = False) -> None:
+        self._max_batch, self._batch_sizes, self._even_passes = max_batch, batch_sizes, even_passes
         self._accounts: dict[str, _Account] = {}
         self._floor = 0.0
         self._num_turns = 0
@@ -192,8 +192,8 @@ class FairQueue:
         for account in busy:
             account.served = max(account.served, self._floor)
             account.lift()
-        most = _even_rows(busy) if self._even else [self._max_batch] * len(busy)
-        turn = _Turn(busy, most, self._max_batch, self._classes, self._num_turns, admit)
+        most = _even_rows(busy) if self._even_passes else [self._max_batch] * len(busy)
+        turn = _Turn(busy, most, self._max_batch, self._batch_sizes, self._num_turns, admit)
         chosen = turn.chosen()
         if chosen:
             turn.charge_dummies()
@@ -233,11 +233,11 @@ class _Turn:
         accounts: Sequence[_Account],
         most: Sequence[int],
         max_batch: int,
-        classes: Sequence[int],
+        batch_sizes: Sequence[int],
         number: int,
         admit: Callable[[Job], bool],
     ) -> None:
-        self._accounts, self._most, self._max_batch, self._classes = accounts, most, max_batch, classes
+        self._accounts, self._most, self._max_batch, self._batch_sizes = accounts, most, max_batch, batch_sizes
         self._chosen: list[Job] = []
         self._num_rows: Counter[int] = Counter()
         self._number, self._admit = number, admit
@@ -249,7 +249,7 @@ class _Turn:
         """The jobs of the pass. Any account may fill the places that would be dummy rows."""
         self._fill(self._max_batch, self._most)
         if self._chosen:
-            size = size_class(len(self._chosen), self._classes)
+            size = batch_size_for(len(self._chosen), self._batch_sizes)
             self._fill(min(size, self._max_batch), [self._max_batch] * len(self._accounts))
         return self._chosen
 
@@ -305,7 +305,7 @@ class _Turn:
     def charge_dummies(self) -> None:
         """Charge the dummy rows to the leader: the batch was opened for it, and no other job could fill them."""
         assert self._leader is not None
-        size = size_class(len(self._chosen), self._classes)
+        size = batch_size_for(len(self._chosen), self._batch_sizes)
         account, brand, job = self._leader
         for each in (account, brand):
             each.served += (size - len(self._chosen)) * job.step_charge

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from onbrand.engine.batch import Job, Row, size_class
+from onbrand.engine.batch import Job, Row, batch_size_for
 from onbrand.engine.cpu.unet_blocks import Passes, TextKVCache
 from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.slots import Slots
@@ -50,24 +50,24 @@ class ModelRunner:
     samplers work elementwise, so a row's result does not depend on the rows handled with it.
 
     Args:
-        classes: batch size classes; missing rows are filled with dummy rows.
+        batch_sizes: as of `Engine`; missing rows are filled with dummy rows.
         compiled: passes are compiled, and compute everything at every step.
     """
 
-    def __init__(self, family: Family, slots: Slots, classes: Sequence[int], compiled: bool = False) -> None:
-        self._family, self._slots, self._classes = family, slots, classes
+    def __init__(self, family: Family, slots: Slots, batch_sizes: Sequence[int], compiled: bool = False) -> None:
+        self._family, self._slots, self._batch_sizes = family, slots, batch_sizes
         self._passes = None if compiled else Passes(family.denoiser, family.parts_before_text())
         self._company: BatchContext | None = None
         self._last_pass: torch.cuda.Event | None = None
         self._last_seen: tuple[list[Row], Tensor] | None = None
 
     def advance(self, rows: list[Row]) -> int:
-        """Step `rows`; returns the size class. When this raises, no row has changed.
+        """Step `rows`; returns the batch size. When this raises, no row has changed.
 
         Rows with non-finite latents are marked as overflowed: on a GPU one pass later, so that no pass waits for the
         check.
         """
-        size = size_class(len(rows), self._classes)
+        size = batch_size_for(len(rows), self._batch_sizes)
         latents_BCHW, denoised_BCHW = self._stepped(rows, size)
         before, self._last_seen = self._last_seen, (list(rows), self._finite_on_host(latents_BCHW))
         self._pace()

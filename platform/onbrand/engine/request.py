@@ -91,7 +91,7 @@ class Receipt:
     class.
 
     Args:
-        batch_sizes: size classes of the forward passes it took part in.
+        batch_sizes: sizes of the forward passes it took part in.
         slot_generation: generation of its adapter's slot at its last step; None without an adapter.
         cut: prompts longer than the base reads: field, tokenizer, number of tokens, and number read.
     """

@@ -32,11 +32,11 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
         num_slots=options.num_slots,
         max_rank=options.max_rank,
         max_batch=options.max_batch,
-        classes=options.batch_sizes,
+        batch_sizes=options.batch_sizes,
         max_waiting=options.max_waiting,
         max_waiting_per_brand=options.max_waiting_per_brand,
         compile=options.compile,
-        even=_on_cpu(settings) if options.even_passes is None else options.even_passes,
+        even_passes=_on_cpu(settings) if options.even_passes is None else options.even_passes,
     )
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
     return GenerationRunner(
