@@ -39,9 +39,9 @@ from onbrand.background import recovery, upload_cleanup
 from onbrand.background.generations import GenerationTasks, SystemClientFor
 from onbrand.config import Limits, Settings
 from onbrand.db.session import Database
+from onbrand.fair_turns import FairTurns
 from onbrand.internal.generation import Generator
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import FairTurns
 from onbrand.secrets_file import Secrets
 from onbrand.services.generations import recommended_of
 from onbrand.services.identity import TokenIssuer

@@ -1,6 +1,6 @@
 """Interpret the names, shapes and settings in a LoRA file of any trainer. Needs neither torch nor numpy.
 
-y += scale * up (down x) for each layer. `sandbox.weights` checks the values on upload, and `families.lora_import`
+y += scale * up (down x) for each layer. `sandbox.weights` checks the values on upload, and `families.lora_conversion`
 checks them in the importing job.
 """
 

@@ -16,7 +16,7 @@ from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.request import Plan, Receipt, Request
 from onbrand.engine.residency import Lease
 from onbrand.families.family import Conditioning, Family
-from onbrand.families.sampling import Sampler, Schedule
+from onbrand.families.samplers import Sampler, Schedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from onbrand.engine.cpu.unet_blocks import Passes, TextKVCache
 from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.slots import Slots
 from onbrand.families.family import Conditioning, Family
-from onbrand.families.sampling import Sampler, guided
+from onbrand.families.samplers import Sampler, guided
 
 
 class BatchContext:

@@ -7,7 +7,7 @@ from typing import Any
 
 from onbrand.engine.adapters import merge_adapters
 from onbrand.engine.batch import Job, Prepared
-from onbrand.engine.encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
+from onbrand.engine.prompt_encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
 from onbrand.engine.request import Plan, Request
 from onbrand.families.family import Family
 

@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from onbrand.families.sampling import Sampler, guided, sampler_for, samplers_for
+from onbrand.families.samplers import Sampler, guided, sampler_for, samplers_for
 from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths, of_pipeline
 from onbrand.families.training_config import TimestepSampling

@@ -1,7 +1,7 @@
 """Writes a published adapter with kohya's names: `lora_unet_*`, `lora_down`, `lora_up`, `alpha`. Free of torch.
 
 No arithmetic: tensors are renamed, and FLUX's layers that are one layer in the original are joined block by block.
-Written on download; stored files stay in diffusers' format. `lora_import` reads such files.
+Written on download; stored files stay in diffusers' format. `lora_conversion` reads such files.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 
 from onbrand.config import Limits
 from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.fair_turns import FairTurns, QueueOwner
 from onbrand.lora_names import ImportOptions
-from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
 from onbrand.sandbox.framing import BrokenFrame
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.sandbox.processes import Gone, WorkerKind, fork_child

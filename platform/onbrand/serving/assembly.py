@@ -17,8 +17,8 @@ from onbrand.internal.client import AsyncSystemClient, SystemClient
 from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
-from onbrand.serving.metrics import Metrics
 from onbrand.serving.options import EngineOptions
+from onbrand.serving.prometheus_metrics import Metrics
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -27,7 +27,7 @@ from onbrand.serving.active_generation import ActiveGeneration, claims_of
 from onbrand.serving.adapter_store import AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
-from onbrand.serving.metrics import Metrics
+from onbrand.serving.prometheus_metrics import Metrics
 
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")

@@ -2,7 +2,7 @@
 
 diffusers skips unknown tensors silently. This module reads a file in full or refuses it: the converted layers must add
 the same to the base's weights as the file. Layers of text encoders are dropped if the importer allows it, and counted
-and weighed. `lora_import_names` maps names to layers; `lora_kohya` writes kohya's format.
+and weighed. `lora_conversion_names` maps names to layers; `lora_kohya` writes kohya's format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from onbrand.errors import AdapterRefused
 from onbrand.families.family import Family
-from onbrand.families.lora_import_names import MISFITS, Layers, placed, refuse
+from onbrand.families.lora_conversion_names import MISFITS, Layers, placed, refuse
 from onbrand.lora_names import (
     Dropped,
     ImportOptions,

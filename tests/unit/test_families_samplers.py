@@ -11,7 +11,7 @@ from diffusers import (
 )
 
 from onbrand.errors import BaseModelRefused
-from onbrand.families.sampling import guided, sampler_for, samplers_for
+from onbrand.families.samplers import guided, sampler_for, samplers_for
 from onbrand.families.spec import SPECS
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}

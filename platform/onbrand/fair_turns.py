@@ -1,8 +1,8 @@
-"""Fair queueing for file checks: first between accounts, then between the brands of an account.
+"""A limited number of turns, granted fairly: first between accounts, then between the brands of an account.
 
-The public port uses it for client addresses too (`onbrand.api.http.front`).
-
-Like the engine's queue (`onbrand.engine.fair_queue`), but in one event loop, and measured in seconds of turns.
+File checks (`onbrand.sandbox.checker`), hashing of forms (`onbrand.app`) and the public port, there with addresses in
+place of brands (`onbrand.api.http.front`), use it. It works within one event loop and measures seconds. The engine's
+queue is another one (`onbrand.engine.fair_queue`): it decides anew at every step and measures pixels.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onbrand.serving.metrics import METRICS, Metrics
+from onbrand.serving.prometheus_metrics import METRICS, Metrics
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
 

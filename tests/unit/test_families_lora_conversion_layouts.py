@@ -15,7 +15,7 @@ from torch import nn
 from onbrand.errors import AdapterRefused
 from onbrand.families import lora
 from onbrand.families.family import draw
-from onbrand.families.lora_import import OwnLora, attached, read_foreign
+from onbrand.families.lora_conversion import OwnLora, attached, read_foreign
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.lora_names import ImportOptions
 from onbrand.training.lora_import import import_adapter

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from onbrand.errors import AdapterRefused
-from onbrand.families import lora, lora_import
+from onbrand.families import lora, lora_conversion
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.safetensors_header import must_be_plain_safetensors
 from onbrand.training.lora_import import import_adapter
@@ -270,7 +270,7 @@ def test_files_of_another_family_are_refused(sd15, flux):
 
 def test_a_layer_that_a_converter_forgets_is_noticed(sd15, monkeypatch):
     """What diffusers does to FLUX' outer layers: some keys go, and nothing is said."""
-    forget = lora_import.placed
-    monkeypatch.setattr(lora_import, "placed", lambda *given: without_one_layer(forget(*given)))
+    forget = lora_conversion.placed
+    monkeypatch.setattr(lora_conversion, "placed", lambda *given: without_one_layer(forget(*given)))
     with pytest.raises(AdapterRefused, match="got lost"):
         imported(kohya_of(sd15), sd15)

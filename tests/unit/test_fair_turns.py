@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from onbrand.errors import TooManyRequests
-from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
+from onbrand.fair_turns import FairTurns, QueueOwner
 
 
 class Files:

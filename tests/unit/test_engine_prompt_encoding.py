@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from onbrand.engine.encoding import MOST_AT_ONCE, Encoder, PromptPair
 from onbrand.engine.preparation import grouped
+from onbrand.engine.prompt_encoding import MOST_AT_ONCE, Encoder, PromptPair
 from onbrand.families.family import Conditioning
 
 
