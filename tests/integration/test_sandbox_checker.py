@@ -350,7 +350,7 @@ def test_a_child_whose_server_was_ended_or_stopped_ends_all_the_same(end: signal
     os.kill(server.pid, end)
     child.close()
     ended(child.pid)
-    end_servers(patience=0.1)
+    end_servers(timeout=0.1)
 
 
 @only_linux
@@ -481,7 +481,7 @@ def test_a_childs_end_says_why_and_a_crash_retires_its_server(
     assert (processes._servers.get("pictures") is not server) == is_crash
     assert server.is_alive
     asked = {"name": "a", "shown": "a", "param": "files", "limits": Limits().model_dump(), "facts_only": True}
-    assert len(list(a_child.answers(asked, picture(), 0))) == 1, "a neighbour suffered"
+    assert len(list(a_child.replies(asked, picture(), 0))) == 1, "a neighbour suffered"
 
 
 def test_a_child_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,7 +539,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
 def test_where_nothing_is_filtered_operators_are_told_once(
     checker: Checker, run_instead: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    processes._tell_that_nothing_is_filtered.cache_clear()
+    processes._warn_unfiltered.cache_clear()
     run_instead(PUPPET.replace("LIE", LIES["nothing"]))
     for _ in range(2):
         with pytest.raises(UnsupportedMedia):
@@ -549,7 +549,7 @@ def test_where_nothing_is_filtered_operators_are_told_once(
 
 @only_linux
 def test_here_it_is_filtered(checker: Checker, caplog: pytest.LogCaptureFixture) -> None:
-    processes._tell_that_nothing_is_filtered.cache_clear()
+    processes._warn_unfiltered.cache_clear()
     checker.picture(picture())
     assert not caplog.records
 

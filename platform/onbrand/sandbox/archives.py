@@ -105,13 +105,13 @@ def _is_left_out(entry: Entry, name: str) -> bool:
 
 
 def _must_be_plain_name(entry: Entry, name: str) -> None:
-    said = entry.path
-    if not 1 <= len(said) <= _NAME_CHARS_MAX:
+    path = entry.path
+    if not 1 <= len(path) <= _NAME_CHARS_MAX:
         _refuse(name, f"a name in it has more than {_NAME_CHARS_MAX} characters, or none", InvalidInput)
-    if found := hidden_in(said):
-        _refuse(name, f"'{printed(said)}' holds characters that cannot be seen ({found})", InvalidInput)
-    if _DRIVE.match(said) or any(part in ("", ".", "..") for part in said.removesuffix("/").split("/")):
-        _refuse(name, f"'{said}' leads out of the archive", InvalidInput)
+    if found := hidden_in(path):
+        _refuse(name, f"'{printed(path)}' holds characters that cannot be seen ({found})", InvalidInput)
+    if _DRIVE.match(path) or any(part in ("", ".", "..") for part in path.removesuffix("/").split("/")):
+        _refuse(name, f"'{path}' leads out of the archive", InvalidInput)
 
 
 def _must_be_a_file(entry: Entry, name: str) -> None:
