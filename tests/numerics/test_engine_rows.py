@@ -99,7 +99,7 @@ def test_keys_are_made_once_for_rows_that_stay_and_forgotten_with_their_request(
     finally:
         hook.remove()
     assert passes == [2, 4, 2]  # alone, with another, alone again; both branches of guidance
-    assert engine._runner._company is None
+    assert engine._runner._context is None
 
 
 def test_a_request_joins_at_the_next_step_and_leaves_when_it_is_done(sd15, make_adapter):

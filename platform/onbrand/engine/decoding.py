@@ -25,14 +25,14 @@ class Decoder:
     def pictures(self, latents_1CHW: Sequence[Tensor]) -> list[Tensor | Exception]:
         """[3, H, W] in 0..1 on the CPU for each, or its exception. All latents have one shape."""
         finite = [each for each in latents_1CHW if torch.isfinite(each).all()]
-        if self.may_be_at_once(finite):
+        if self.fits_one_batch(finite):
             drawn = iter(self._decoded(finite, latents_1CHW[0].shape))
         else:
             drawn = iter(self._decoded.one_by_one(finite))
         ids = {id(each) for each in finite}
         return [_must_be_finite(next(drawn)) if id(each) in ids else not_finite() for each in latents_1CHW]
 
-    def may_be_at_once(self, latents_1CHW: Sequence[Tensor]) -> bool:
+    def fits_one_batch(self, latents_1CHW: Sequence[Tensor]) -> bool:
         """Whether the latents are on a CPU and small enough for a batch. Otherwise, submit them one by one."""
         pixels = sum(each.shape[-2] * each.shape[-1] for each in latents_1CHW) * self._family.vae_scale**2
         return self._family.device.type == "cpu" and pixels <= _MOST_AT_ONCE

@@ -154,7 +154,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """One denoising step of one batch: drop cancelled requests, admit waiting ones, decode finished rows."""
-        events = self._leave()
+        events = self._drop_canceled()
         self._prepare_next()
         events += self.collect()
         rows, failures = self._next_rows()
@@ -164,11 +164,11 @@ class Engine:
         self._stalled = not rows
         return events + self.collect()
 
-    # --- leaving and joining ------------------------------------------------------------------------------------
+    # --- cancellation and admission -----------------------------------------------------------------------------
 
-    def _leave(self) -> list[Event]:
-        gone, self._canceled = dict.fromkeys(self._canceled), []
-        jobs = [self._jobs[request_id] for request_id in gone if request_id in self._jobs]
+    def _drop_canceled(self) -> list[Event]:
+        ids, self._canceled = dict.fromkeys(self._canceled), []
+        jobs = [self._jobs[request_id] for request_id in ids if request_id in self._jobs]
         for job in jobs:
             self._end(job)
         return [Canceled(job.request.id) for job in jobs]
@@ -177,12 +177,12 @@ class Engine:
         for jobs in grouped(self._queue.unprepared()):
             for job in jobs:
                 job.preparing = True
-            self._stages.submit(partial(self._preparation.prepare, jobs), partial(self._joined, jobs))
+            self._stages.submit(partial(self._preparation.prepare, jobs), partial(self._on_prepared, jobs))
 
-    def _joined(self, jobs: Sequence[Job], made: Future[list[Prepared | Exception]]) -> list[Event]:
-        problem = made.exception()
+    def _on_prepared(self, jobs: Sequence[Job], results: Future[list[Prepared | Exception]]) -> list[Event]:
+        problem = results.exception()
         events: list[Event] = []
-        for job, prepared in zip(jobs, [problem] * len(jobs) if problem else made.result(), strict=True):
+        for job, prepared in zip(jobs, [problem] * len(jobs) if problem else results.result(), strict=True):
             if job.ended:
                 continue
             if isinstance(prepared, Prepared):
@@ -270,8 +270,10 @@ class Engine:
             row.job.steps_done += 1
             every = row.job.request.parameters.preview_every
             if every and not row.finished and row.step % every == 0:
-                self._stages.submit(partial(self._colors.image, row.denoised_1CHW), partial(self._shown, row, row.step))
-        self._send_on([row for row in rows if row.finished])
+                self._stages.submit(
+                    partial(self._colors.image, row.denoised_1CHW), partial(self._on_preview, row, row.step)
+                )
+        self._decode_finished([row for row in rows if row.finished])
         return events + self._progress(rows)
 
     def _fail_overflowed(self) -> list[Event]:
@@ -279,14 +281,14 @@ class Engine:
         jobs = [job for job in self._jobs.values() if any(row.overflowed for row in job.rows)]
         return [self._fail(job, not_finite()) for job in jobs]
 
-    def _send_on(self, rows: list[Row]) -> None:
+    def _decode_finished(self, rows: list[Row]) -> None:
         """Decode finished rows. A job releases its lease with its last row."""
         if not rows:
             return
-        at_once = self._decoder.may_be_at_once([row.latents_1CHW for row in rows])
-        for some in [rows] if at_once else [[row] for row in rows]:
-            latents, receipts = [row.latents_1CHW for row in some], [row.receipt(self.family) for row in some]
-            self._stages.submit(partial(self._decoder.pictures, latents), partial(self._told, some, receipts))
+        is_batch = self._decoder.fits_one_batch([row.latents_1CHW for row in rows])
+        for group in [rows] if is_batch else [[row] for row in rows]:
+            latents, receipts = [row.latents_1CHW for row in group], [row.receipt(self.family) for row in group]
+            self._stages.submit(partial(self._decoder.pictures, latents), partial(self._on_decoded, group, receipts))
         for row in rows:
             job = row.job
             job.rows.remove(row)
@@ -302,17 +304,19 @@ class Engine:
             for job in jobs
         ]
 
-    def _shown(self, row: Row, step: int, image: Future[Tensor]) -> list[Event]:
+    def _on_preview(self, row: Row, step: int, image: Future[Tensor]) -> list[Event]:
         if row.job.ended or row.finished or image.exception():
             return []
         return [Preview(row.job.request.id, row.index, step, image.result())]
 
-    def _told(self, rows: list[Row], receipts: list[Receipt], images: Future[list[Tensor | Exception]]) -> list[Event]:
+    def _on_decoded(
+        self, rows: list[Row], receipts: list[Receipt], images: Future[list[Tensor | Exception]]
+    ) -> list[Event]:
         problem = images.exception()
-        found = [problem] * len(rows) if problem else images.result()
+        results = [problem] * len(rows) if problem else images.result()
         return [
             event
-            for row, receipt, image in zip(rows, receipts, found, strict=True)
+            for row, receipt, image in zip(rows, receipts, results, strict=True)
             for event in self._finished(row, receipt, image)
         ]
 

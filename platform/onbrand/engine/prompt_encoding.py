@@ -41,20 +41,20 @@ class Encoder:
             if isinstance(projection, nn.Module):  # one token per prompt: MKL rounds few rows differently from many
                 use_onednn(projection)
 
-    def branches(self, asked: Sequence[PromptPair]) -> list[Branches | Exception]:
+    def branches(self, pairs: Sequence[PromptPair]) -> list[Branches | Exception]:
         """The branches of each request, or its exception. All requests are guided, or none is."""
         with self._lock:
             if self._family.device.type == "cpu":
-                return self._encoded(asked, asked[0].guided)
-            return self._encoded.one_by_one(asked)
+                return self._encoded(pairs, pairs[0].guided)
+            return self._encoded.one_by_one(pairs)
 
-    def _encode(self, asked: Sequence[PromptPair]) -> list[Branches]:
-        prompts = [each.prompt for each in asked]
-        if not asked[0].guided:
-            found = self._family.encode_prompts(prompts)
-            return [(found.rows([n]), None) for n in range(len(asked))]
-        positive, negative = self._family.encode_pairs(prompts, [each.negative for each in asked])
-        return [(positive.rows([n]), negative.rows([n])) for n in range(len(asked))]
+    def _encode(self, pairs: Sequence[PromptPair]) -> list[Branches]:
+        prompts = [each.prompt for each in pairs]
+        if not pairs[0].guided:
+            encoded = self._family.encode_prompts(prompts)
+            return [(encoded.rows([n]), None) for n in range(len(pairs))]
+        positive, negative = self._family.encode_pairs(prompts, [each.negative for each in pairs])
+        return [(positive.rows([n]), negative.rows([n])) for n in range(len(pairs))]
 
 
 def _bits(branches: Branches) -> Iterator[Tensor]:

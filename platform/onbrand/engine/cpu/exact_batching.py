@@ -74,7 +74,7 @@ def is_moderate(x: Tensor) -> bool:
     return bool(x.abs().amax() < _MODERATE)
 
 
-def by_chance(like: Tensor, chance: torch.Generator) -> Tensor:
+def random_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """A normal random tensor of the shape and strides of `like`, so that it rounds as `like` does."""
     num = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
-    return like.new_empty(num).normal_(generator=chance).as_strided(like.shape, like.stride())
+    return like.new_empty(num).normal_(generator=generator).as_strided(like.shape, like.stride())

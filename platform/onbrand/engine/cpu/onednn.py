@@ -172,8 +172,8 @@ class Folded(_Laid):
         padded = F.pad(x, (1, 1, 1, 1))
         y = x.new_empty(len(x), conv.out_channels, 2 * height, 2 * width)
         for (a, b), part in zip(_PLACES, self._weight, strict=True):
-            seen = padded[:, :, a : a + height + 1, b : b + width + 1]
-            y[:, :, a::2, b::2] = _convolved(conv, seen, part, (0, 0))
+            window = padded[:, :, a : a + height + 1, b : b + width + 1]
+            y[:, :, a::2, b::2] = _convolved(conv, window, part, (0, 0))
         return y
 
 

@@ -277,13 +277,13 @@ class Passes:
         Args:
             copies: number of copies of the same pictures at the same steps in the pass, with different texts.
         """
-        self._say(kept, copies)
+        self._set(kept, copies)
         try:
             yield
         finally:
-            self._say(None, 1)
+            self._set(None, 1)
 
-    def _say(self, kept: TextKVCache | None, copies: int) -> None:
+    def _set(self, kept: TextKVCache | None, copies: int) -> None:
         for layer in self._crossing:
             layer.kept = kept
         for part in self._shared:
