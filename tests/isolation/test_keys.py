@@ -322,15 +322,15 @@ async def test_openais_face_refuses_a_key_without_generate(platform: Platform, a
 # the routes: what a key must be allowed stands in each signature
 
 NEEDS = {
-    authorization.ReadPermission: "read",
+    authorization.ReadCaller: "read",
     authorization.ReadAccess: "read",
-    authorization.UploadPermission: "upload",
+    authorization.UploadCaller: "upload",
     authorization.UploadAccess: "upload",
-    authorization.TrainPermission: "train",
+    authorization.TrainCaller: "train",
     authorization.TrainAccess: "train",
-    authorization.GeneratePermission: "generate",
+    authorization.GenerateCaller: "generate",
     authorization.GenerateAccess: "generate",
-    authorization.ManagePermission: "manage",
+    authorization.ManageCaller: "manage",
     authorization.Admin: "manage",
     authorization.AdminUserOnly: "manage",
 }

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData
 
-from onbrand.api.authorization import Admin, AppStateDep, ReadPermission, UploadAccess, UploadPermission, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, ReadCaller, UploadAccess, UploadCaller, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_be_short, must_have_only, read_form, too_many_files
@@ -93,26 +93,26 @@ async def upload(
 
 
 @router.get("", response_model=Listed)
-async def list_assets(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_assets(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's pictures."""
     return listed(await assets.list_assets(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{asset_id}")
-async def get_asset(asset_id: UUID, caller: ReadPermission) -> assets.Asset:
+async def get_asset(asset_id: UUID, caller: ReadCaller) -> assets.Asset:
     """One picture's row."""
     return await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
 
 
 @router.get("/{asset_id}/content")
-async def link_asset(asset_id: UUID, caller: ReadPermission) -> Link:
+async def link_asset(asset_id: UUID, caller: ReadCaller) -> Link:
     """A signed link to the picture."""
     asset = await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
     return await link_to(caller, "training-data", asset.object_name, "asset.link", {"asset_id": asset.id})
 
 
 @router.patch("/{asset_id}")
-async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadPermission) -> assets.Asset:
+async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadCaller) -> assets.Asset:
     """Add a new version of the picture's caption."""
     limits = caller.state.settings.limits
     return await assets.set_caption(

@@ -16,7 +16,7 @@ from fastapi import Depends, Header
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from onbrand.api.authorization import Access, BrandCaller
+from onbrand.api.authorization import BrandAccess, BrandCaller
 from onbrand.errors import InvalidInput, OnbrandError, TooManyRequests
 from onbrand.services.events import AT_ONCE
 
@@ -57,7 +57,7 @@ async def _last_event_id(
 After = Annotated[int, Depends(_last_event_id)]
 
 
-async def stream(access: Access, after: int, look: Look, close: Close | None = None) -> Response:
+async def stream(access: BrandAccess, after: int, look: Look, close: Close | None = None) -> Response:
     """The stream, or 204 if the client has already seen its last event: `EventSource` then stops reconnecting.
 
     Args:
@@ -103,7 +103,7 @@ class _Stream(StreamingResponse):
             await self._ended()
 
 
-async def _written(access: Access, after: int, seen: Snapshot, look: Look) -> AsyncIterator[str]:
+async def _written(access: BrandAccess, after: int, seen: Snapshot, look: Look) -> AsyncIterator[str]:
     end, heard = time.monotonic() + _LONGEST, time.monotonic()
     yield ": onbrand\n\n"
     while True:

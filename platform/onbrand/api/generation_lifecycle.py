@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from fastapi import Request
 
-from onbrand.api.authorization import Access, BrandCaller
+from onbrand.api.authorization import BrandAccess, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.idempotency import Done, Once
 from onbrand.errors import OnbrandError, TooManyRequests
@@ -22,7 +22,7 @@ _LOOK_ELSEWHERE = (0.2, 2.0)
 """The first and the longest pause between reads of a row whose generation another process runs."""
 
 
-async def begin(access: Access, body: generation_parameters.NewGeneration, once: Once) -> str:
+async def begin(access: BrandAccess, body: generation_parameters.NewGeneration, once: Once) -> str:
     """Write the row, commit and start drawing; returns the id. A repeated call returns the first call's generation."""
     generation_tasks = access.state.generation_tasks
     render: generation.RenderRequest | None = None
@@ -39,7 +39,7 @@ async def begin(access: Access, body: generation_parameters.NewGeneration, once:
     return generation.id
 
 
-def _was_never_begun(access: Access, generation: generations.Generation) -> bool:
+def _was_never_begun(access: BrandAccess, generation: generations.Generation) -> bool:
     """Whether its ingress died between commit and drawing. Drawing twice is safe: each picture is stored once.
 
     `background.recovery` recovers a generation whose heartbeats stopped.
@@ -63,14 +63,14 @@ async def _written(caller: BrandCaller, body: generation_parameters.NewGeneratio
     return made
 
 
-async def read(access: Access, generation_id: str) -> generations.Generation:
+async def read(access: BrandAccess, generation_id: str) -> generations.Generation:
     """The current state of the generation."""
     async with access.open() as caller:
         return await generations.get_generation(caller.session, caller.brand_id, generation_id)
 
 
 async def until_done(
-    access: Access, generation_id: str, seconds: float, request: Request, *, abandon: bool
+    access: BrandAccess, generation_id: str, seconds: float, request: Request, *, abandon: bool
 ) -> generations.Generation:
     """The generation when it has ended, or its state after `seconds`.
 
@@ -85,7 +85,7 @@ async def until_done(
         raise
 
 
-async def cancel(access: Access, generation_id: str, once: Once) -> Done:
+async def cancel(access: BrandAccess, generation_id: str, once: Once) -> Done:
     """Store the cancel request, then tell the engine."""
     async with access.open() as caller:
         done = await once.do(
@@ -99,7 +99,7 @@ async def cancel(access: Access, generation_id: str, once: Once) -> Done:
 
 
 async def _look_until_done(
-    access: Access, generation_id: str, seconds: float, request: Request, abandon: bool
+    access: BrandAccess, generation_id: str, seconds: float, request: Request, abandon: bool
 ) -> generations.Generation:
     end, pause = time.monotonic() + seconds, _LOOK_ELSEWHERE[0]
     while True:
@@ -115,7 +115,7 @@ async def _look_until_done(
             return generation
 
 
-async def _client_left(access: Access, generation_id: str, until: float, request: Request | None) -> bool:
+async def _client_left(access: BrandAccess, generation_id: str, until: float, request: Request | None) -> bool:
     """Wait `until` then, or until the generation's task in this process ends; True if the client has disconnected."""
     generation_tasks, is_here = access.state.generation_tasks, access.state.generation_tasks.is_running(generation_id)
     while (left := until - time.monotonic()) > 0:
@@ -130,7 +130,7 @@ async def _client_left(access: Access, generation_id: str, until: float, request
     return False
 
 
-async def give_up(access: Access, generation_id: str) -> None:
+async def give_up(access: BrandAccess, generation_id: str) -> None:
     """Cancel a generation that no client waits for."""
     with suppress(OnbrandError):  # it may have ended meanwhile
         await cancel(access, generation_id, Once(None, "", ""))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from onbrand.api import jobs as training_jobs
-from onbrand.api.authorization import Access, Admin, AppStateDep, ReadAccess, ReadPermission, TrainAccess, UserRoute
+from onbrand.api.authorization import BrandAccess, Admin, AppStateDep, ReadAccess, ReadCaller, TrainAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -103,7 +103,7 @@ async def import_model(
             return await once.answer(caller, 202, create)
 
 
-async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, access: Access) -> CheckedWeights:
+async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, access: BrandAccess) -> CheckedWeights:
     try:
         return await checker.run(checker.weights, sent, new.options)
     except AdapterRefused:
@@ -125,13 +125,13 @@ def _new_import(form: FormData) -> imports.NewImport:
 
 
 @router.get("", response_model=Listed)
-async def list_models(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_models(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's adapters."""
     return listed(await models.list_models(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{model}")
-async def get_model(model: str, caller: ReadPermission) -> models.Model:
+async def get_model(model: str, caller: ReadCaller) -> models.Model:
     """One adapter, by id or by name (`flux-lora-v2`)."""
     return await models.get_model(caller.session, caller.brand_id, model)
 

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import generation_lifecycle
-from onbrand.api.authorization import Access, AnyReader, AppStateDep, BrandCaller, TokenHolder, UserRoute
+from onbrand.api.authorization import BrandAccess, AnyReader, AppStateDep, BrandCaller, TokenHolder, UserRoute
 from onbrand.api.files import links_to
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
@@ -80,7 +80,7 @@ async def generate(
 ) -> JSONResponse | StreamingResponse:
     """Draw pictures and return them, or stream events while they are drawn."""
     brand_id, model = split_model(body.model, scope)
-    access = Access(scope, brand_id, state, "generate")
+    access = BrandAccess(scope, brand_id, state, "generate")
     _must_be_streamable(body)
     wanted = _as_new_generation(body, model, state.settings.families)
     try:
@@ -119,7 +119,7 @@ async def get_model(model: str, scope: TokenHolder, state: AppStateDep) -> dict[
         brand_id, name = split_model(model, scope)
     except InvalidInput:
         raise NotFound("there is no such model") from None
-    async with Access(scope, brand_id, state, "read").open() as member:
+    async with BrandAccess(scope, brand_id, state, "read").open() as member:
         if name in state.settings.families:
             return _described(scope, models.Reached(brand_id=brand_id, name=name, is_base=True))
         found = await models.get_model(member.session, member.brand_id, name)
@@ -211,7 +211,7 @@ def _sides(size: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-async def _must_be_completed(access: Access, generation: generations.Generation, *, abandon: bool) -> None:
+async def _must_be_completed(access: BrandAccess, generation: generations.Generation, *, abandon: bool) -> None:
     if generation.status == "completed":
         return
     if generation.status in ("failed", "canceled"):

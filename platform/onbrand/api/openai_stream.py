@@ -17,7 +17,7 @@ import anyio.to_thread
 from fastapi.responses import StreamingResponse
 
 from onbrand.api import generation_lifecycle
-from onbrand.api.authorization import Access
+from onbrand.api.authorization import BrandAccess
 from onbrand.api.events import ENDED
 from onbrand.api.problems import body as problem_body
 from onbrand.background.previews import Viewer
@@ -60,13 +60,13 @@ class StreamRequest:
         return {"background": "opaque", "quality": "auto" if self.quality == "standard" else self.quality}
 
 
-def streamed(access: Access, asked: StreamRequest, seconds: float) -> StreamingResponse:
+def streamed(access: BrandAccess, asked: StreamRequest, seconds: float) -> StreamingResponse:
     """Stream the events of a started generation for at most `seconds`."""
     text = _events(access, asked, seconds)
     return StreamingResponse(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(access: Access, asked: StreamRequest, seconds: float) -> AsyncIterator[str]:
+async def _events(access: BrandAccess, asked: StreamRequest, seconds: float) -> AsyncIterator[str]:
     viewer, has_ended = access.state.generation_tasks.viewer(), False
     try:
         async for piece in _drawn(access, asked, viewer, seconds):
@@ -81,7 +81,7 @@ async def _events(access: Access, asked: StreamRequest, seconds: float) -> Async
         await viewer.close()
 
 
-async def _drawn(access: Access, asked: StreamRequest, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
+async def _drawn(access: BrandAccess, asked: StreamRequest, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
     """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
     num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
     while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:

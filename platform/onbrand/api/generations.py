@@ -1,4 +1,4 @@
-"""Routes of generations (pictures drawn from a prompt) and of the generated pictures."""
+"""Routes of generations (requests for images) and of the generated images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from onbrand.api import events, generation_lifecycle
 from onbrand.api.authorization import (
     BrandCaller,
     GenerateAccess,
-    GeneratePermission,
+    GenerateCaller,
     ReadAccess,
-    ReadPermission,
+    ReadCaller,
     UserRoute,
 )
 from onbrand.api.files import Link, link_to
@@ -64,13 +64,13 @@ async def create_generation(
 
 
 @router.get("/generations", response_model=Listed)
-async def list_generations(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_generations(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's generations."""
     return listed(await generations.list_generations(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/generations/{generation_id}")
-async def get_generation(generation_id: UUID, caller: ReadPermission) -> generations.Generation:
+async def get_generation(generation_id: UUID, caller: ReadCaller) -> generations.Generation:
     """The current state of one generation."""
     return await generations.get_generation(caller.session, caller.brand_id, str(generation_id))
 
@@ -98,25 +98,25 @@ async def watch_generation(generation_id: UUID, access: ReadAccess, after: event
 
 
 @router.get("/images", response_model=Listed)
-async def list_images(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_images(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's generated pictures."""
     return listed(await images.list_images(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/images/{image_id}")
-async def get_image(image_id: UUID, caller: ReadPermission) -> images.Image:
+async def get_image(image_id: UUID, caller: ReadCaller) -> images.Image:
     """One picture's row, with its receipt."""
     return await images.get_image(caller.session, caller.brand_id, str(image_id))
 
 
 @router.get("/images/{image_id}/content")
-async def link_image(image_id: UUID, caller: ReadPermission) -> Link:
+async def link_image(image_id: UUID, caller: ReadCaller) -> Link:
     """A signed link to the picture."""
     image = await images.get_image(caller.session, caller.brand_id, str(image_id))
     return await link_to(caller, "generated-content", image.object_name, "image.link", {"image_id": image.id})
 
 
 @router.delete("/images/{image_id}", status_code=204, response_class=Response)
-async def delete_image(image_id: UUID, caller: GeneratePermission) -> None:
+async def delete_image(image_id: UUID, caller: GenerateCaller) -> None:
     """Delete an own picture."""
     await images.delete_image(caller.session, caller.store, caller.brand_id, str(image_id))
