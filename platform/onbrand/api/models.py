@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from onbrand.api import jobs as training_jobs
-from onbrand.api.authorization import BrandAccess, Admin, AppStateDep, ReadAccess, ReadCaller, TrainAccess, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, BrandAccess, ReadAccess, ReadCaller, TrainAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form

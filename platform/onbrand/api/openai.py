@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import generation_lifecycle
-from onbrand.api.authorization import BrandAccess, AnyReader, AppStateDep, BrandCaller, TokenHolder, UserRoute
+from onbrand.api.authorization import AnyReader, AppStateDep, BrandAccess, BrandCaller, TokenHolder, UserRoute
 from onbrand.api.files import links_to
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
