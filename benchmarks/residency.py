@@ -37,7 +37,7 @@ from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.host_cache import HostCache
-from onbrand.engine.request import Picture, Request
+from onbrand.engine.request import FinishedImage, Request
 from onbrand.engine.residency import AdapterResidency, Lease
 from onbrand.engine.slots import Slots
 from onbrand.families.bases import base_source
@@ -306,7 +306,7 @@ def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
     began, num = time.process_time(), 0
     names = [engine.add(request) for request in asked]
     while engine.has_work:
-        num += sum(isinstance(event, Picture) for event in engine.step())
+        num += sum(isinstance(event, FinishedImage) for event in engine.step())
     assert num == len(names), "a picture was lost"
     return time.process_time() - began
 

@@ -88,7 +88,7 @@ def create_app(
     """The API for users.
 
     Args:
-        generator: draws pictures; `onbrand.serving` implements it over Ray Serve.
+        generator: draws images; `onbrand.serving` implements it over Ray Serve.
         client_for: makes a client of the internal routes for a ticket; None: over HTTP to `settings.system_url`.
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)

@@ -141,7 +141,7 @@ def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderOptio
 
     Raises:
         AdapterRefused: DoRA, text-encoder layers unless they may be dropped, LyCORIS' other products, a half pair, or
-            two adapters in one file. Ignoring these silently would change the pictures.
+            two adapters in one file. Ignoring these silently would change the images.
     """
     names = header.tensors
     for name in names:

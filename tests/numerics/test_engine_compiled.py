@@ -1,4 +1,4 @@
-"""A compiled denoiser with slots draws the same pictures, and does not recompile when rows change brands.
+"""A compiled denoiser with slots draws the same images, and does not recompile when rows change brands.
 
 `ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` select the long version.
 """

@@ -1,4 +1,4 @@
-"""What a row does between noise and picture: samplers by name, previews, pauses, precision and stages."""
+"""What a row does between noise and image: samplers by name, previews, pauses, precision and stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch.nn import functional as F
 
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress
+from onbrand.engine.request import Canceled, Completed, Event, Failed, FinishedImage, Preview, Progress
 from onbrand.errors import InvalidInput
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.loading import load_family, load_pipeline
@@ -51,7 +51,7 @@ def test_rows_of_one_batch_each_have_the_sampler_they_asked_for(name):
     drawn = pictures(events)
     for n, number, sampler, steps in asked[1:]:
         assert largest_difference(drawn[n, 0], by_diffusers(name, sampler, number, steps)) < TOLERANCE
-    receipts = {event.request_id: event.receipt.sampler for event in events if isinstance(event, Picture)}
+    receipts = {event.request_id: event.receipt.sampler for event in events if isinstance(event, FinishedImage)}
     assert receipts == {"r0": family_of(name).sampler.name, "r1": "euler", "r2": "dpm++2m"}
 
 
@@ -70,7 +70,7 @@ def test_a_limit_out_of_bounds_is_refused_by_name(sd15, field, value):
 
 
 def likeness(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Correlation of all values of two pictures."""
+    """Correlation of all values of two images."""
     return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
 
 
@@ -185,7 +185,7 @@ def test_others_step_on_while_a_picture_is_decoded(sd15, pool, monkeypatch):
     engine.add(request("short", 0, num_inference_steps=1))
     engine.add(request("long", 1, num_inference_steps=6))
     events = step_until(engine, lambda told: any(isinstance(e, Progress) and e.done == 6 for e in told))
-    assert not any(isinstance(event, Picture) for event in events)
+    assert not any(isinstance(event, FinishedImage) for event in events)
     gate.open.set()
     events += run(engine)
     assert {event.request_id for event in events if isinstance(event, Completed)} == {"short", "long"}

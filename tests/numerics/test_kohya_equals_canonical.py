@@ -1,4 +1,4 @@
-"""An adapter in kohya's format equals the canonical one: plain diffusers draws the same picture with both."""
+"""An adapter in kohya's format equals the canonical one: plain diffusers draws the same image with both."""
 
 from __future__ import annotations
 

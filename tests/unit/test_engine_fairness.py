@@ -237,10 +237,10 @@ def test_of_every_brand_the_first_jobs_are_prepared_and_not_all_of_a_flood(simul
 
 def test_pictures_waiting_are_counted_by_brand_and_in_all(simulation):
     simulation.add(job("acme", num_images=3), job("globex", num_images=2))
-    counts = [simulation.queue.num_pictures(account) for account in ("acme", None, "nobody")]
+    counts = [simulation.queue.num_images(account) for account in ("acme", None, "nobody")]
     assert counts == [3, 5, 0]
     simulation.step()
-    assert simulation.queue.num_pictures() == 1
+    assert simulation.queue.num_images() == 1
 
 
 def test_brands_that_are_gone_are_forgotten(simulation):

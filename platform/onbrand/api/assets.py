@@ -1,4 +1,4 @@
-"""Routes of training pictures: upload (also zip archives) with captions, list, read, recaption, delete."""
+"""Routes of training images: upload (also zip archives) with captions, list, read, recaption, delete."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _UPLOAD_SCHEMA: dict[str, Any] = {
 
 
 class NewCaption(Input):
-    """A caption that replaces the picture's current one."""
+    """A caption that replaces the image's current one."""
 
     caption: str = Field(description="`[brand]` stands for the trigger word.")
 
@@ -76,7 +76,7 @@ UploadForm = Annotated[FormData, Depends(_form)]
 async def upload(
     form: UploadForm, access: UploadAccess, once: OnlyOnce, state: AppStateDep, checker: FileChecker
 ) -> JSONResponse:
-    """Upload pictures (PNG, JPEG, WEBP), or zip archives of pictures and their captions; all or none."""
+    """Upload images (PNG, JPEG, WEBP), or zip archives of images and their captions; all or none."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     limits = state.settings.limits
@@ -94,26 +94,26 @@ async def upload(
 
 @router.get("", response_model=Listed)
 async def list_assets(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
-    """The brand's pictures."""
+    """The brand's images."""
     return listed(await assets.list_assets(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{asset_id}")
 async def get_asset(asset_id: UUID, caller: ReadCaller) -> assets.Asset:
-    """One picture's row."""
+    """One image's row."""
     return await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
 
 
 @router.get("/{asset_id}/content")
 async def link_asset(asset_id: UUID, caller: ReadCaller) -> Link:
-    """A signed link to the picture."""
+    """A signed link to the image."""
     asset = await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
     return await link_to(caller, "training-data", asset.object_name, "asset.link", {"asset_id": asset.id})
 
 
 @router.patch("/{asset_id}")
 async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadCaller) -> assets.Asset:
-    """Add a new version of the picture's caption."""
+    """Add a new version of the image's caption."""
     limits = caller.state.settings.limits
     return await assets.set_caption(
         caller.session, caller.brand_id, caller.user_id, str(asset_id), body.caption, limits
@@ -122,7 +122,7 @@ async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadCaller) ->
 
 @router.delete("/{asset_id}", status_code=204, response_class=Response)
 async def delete_asset(asset_id: UUID, caller: Admin) -> None:
-    """Delete the picture; refused while a training job uses it."""
+    """Delete the image; refused while a training job uses it."""
     await assets.delete_asset(caller.session, caller.store, caller.brand_id, str(asset_id))
 
 
@@ -142,7 +142,7 @@ async def _uploads(form: FormData, limits: Limits) -> list[asset_checks.Upload]:
 
 
 async def _file(part: Any, limits: Limits) -> tuple[str, SentFile]:
-    """File name and file of a part: a picture or an archive, each within its own size limit. Raises TooLarge."""
+    """File name and file of a part: an image or an archive, each within its own size limit. Raises TooLarge."""
     filename, sent = await file_of(part, max(limits.zip_bytes, limits.upload_bytes), "files")
     must_be_short(filename, sent, limits.zip_bytes if is_archive(sent) else limits.upload_bytes, "files")
     return filename, sent

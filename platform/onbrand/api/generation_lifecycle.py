@@ -40,7 +40,7 @@ async def begin(access: BrandAccess, body: generation_parameters.NewGeneration, 
 
 
 def _was_never_begun(access: BrandAccess, generation: generations.Generation) -> bool:
-    """Whether its ingress died between commit and drawing. Drawing twice is safe: each picture is stored once.
+    """Whether its ingress died between commit and drawing. Drawing twice is safe: each image is stored once.
 
     `background.recovery` recovers a generation whose heartbeats stopped.
     """

@@ -53,7 +53,7 @@ async def create_generation(
     wait: WaitSeconds,
     request: Request,
 ) -> JSONResponse:
-    """Draw pictures: 201 if they are done within `Prefer: wait=N`, else 202 with the generation in progress."""
+    """Draw images: 201 if they are done within `Prefer: wait=N`, else 202 with the generation in progress."""
     generation_id = await generation_lifecycle.begin(access, body, once)
     generation = await generation_lifecycle.until_done(access, generation_id, wait, request, abandon=once.key is None)
     headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation_id}"}
@@ -99,24 +99,24 @@ async def watch_generation(generation_id: UUID, access: ReadAccess, after: event
 
 @router.get("/images", response_model=Listed)
 async def list_images(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
-    """The brand's generated pictures."""
+    """The brand's generated images."""
     return listed(await images.list_images(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/images/{image_id}")
 async def get_image(image_id: UUID, caller: ReadCaller) -> images.Image:
-    """One picture's row, with its receipt."""
+    """One image's row, with its receipt."""
     return await images.get_image(caller.session, caller.brand_id, str(image_id))
 
 
 @router.get("/images/{image_id}/content")
 async def link_image(image_id: UUID, caller: ReadCaller) -> Link:
-    """A signed link to the picture."""
+    """A signed link to the image."""
     image = await images.get_image(caller.session, caller.brand_id, str(image_id))
     return await link_to(caller, "generated-content", image.object_name, "image.link", {"image_id": image.id})
 
 
 @router.delete("/images/{image_id}", status_code=204, response_class=Response)
 async def delete_image(image_id: UUID, caller: GenerateCaller) -> None:
-    """Delete an own picture."""
+    """Delete an own image."""
     await images.delete_image(caller.session, caller.store, caller.brand_id, str(image_id))

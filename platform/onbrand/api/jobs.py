@@ -49,7 +49,7 @@ async def shown(caller: BrandCaller, job: training_job.TrainingJob) -> training_
 
 @router.post("", status_code=201, response_model=training_job.TrainingJob)
 async def create_job(body: job_validation.NewJob, caller: TrainCaller, once: OnlyOnce) -> JSONResponse:
-    """Start a fine-tuning of an adapter on pictures of the brand."""
+    """Start a fine-tuning of an adapter on images of the brand."""
 
     async def create() -> training_job.TrainingJob:
         terms = caller.state.terms
@@ -60,7 +60,7 @@ async def create_job(body: job_validation.NewJob, caller: TrainCaller, once: Onl
 
 @router.post(":check")
 async def check_job(body: job_validation.NewCheck, access: TrainAccess, state: AppStateDep) -> data_checks.CheckedData:
-    """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
+    """Check the images and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
         target, samples = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
     lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, state.settings.bases)
@@ -141,7 +141,7 @@ async def get_metrics(
 
 @router.get("/{job_id}/samples", response_model=Listed)
 async def list_samples(job_id: UUID, caller: ReadCaller, paging: Paging) -> dict[str, Any]:
-    """Links to the sample pictures: for each prompt the base's picture, then the adapter's at each sampled step."""
+    """Links to the sample images: for each prompt the base's image, then the adapter's at each sampled step."""
     page = await metrics.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
     links = await links_to(caller, [sample.key for sample in page.data], "job.link", {"job_id": str(job_id)})
     linked = [sample.model_copy(update={"url": link.url}) for sample, link in zip(page.data, links, strict=True)]

@@ -163,5 +163,5 @@ async def download_model(
 
 @router.delete("/{model}", status_code=204, response_class=Response)
 async def delete_model(model: str, caller: Admin) -> None:
-    """Delete the adapter and its weights; pictures made with it stay."""
+    """Delete the adapter and its weights; images made with it stay."""
     await models.delete_model(caller.session, caller.store, caller.brand_id, model)

@@ -78,7 +78,7 @@ class ImagesRequest(Input):
 async def generate(
     body: ImagesRequest, scope: TokenHolder, state: AppStateDep, once: OnlyOnce, request: Request
 ) -> JSONResponse | StreamingResponse:
-    """Draw pictures and return them, or stream events while they are drawn."""
+    """Draw images and return them, or stream events while they are drawn."""
     brand_id, model = split_model(body.model, scope)
     access = BrandAccess(scope, brand_id, state, "generate")
     _must_be_streamable(body)
@@ -95,7 +95,7 @@ async def generate(
     )
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
-        data = await _pictures(caller, generation, body.response_format or "url")
+        data = await _image_data(caller, generation, body.response_format or "url")
     told = {"cut": [each.model_dump() for each in generation.cut]} if generation.cut else {}
     return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data, **told})
 
@@ -221,7 +221,7 @@ async def _must_be_completed(access: BrandAccess, generation: generations.Genera
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 
-async def _pictures(
+async def _image_data(
     caller: BrandCaller, generation: generations.Generation, response_format: str
 ) -> list[dict[str, Any]]:
     keys = [image.key for image in generation.images]

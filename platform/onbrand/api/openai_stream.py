@@ -1,4 +1,4 @@
-"""OpenAI's event stream of one picture: `image_generation.partial_image`, then `image_generation.completed`.
+"""OpenAI's event stream of one image: `image_generation.partial_image`, then `image_generation.completed`.
 
 Partial images are the engine's previews (small JPEGs). A failure after the stream has begun becomes an `error` event.
 """
@@ -82,7 +82,7 @@ async def _events(access: BrandAccess, asked: StreamRequest, seconds: float) -> 
 
 
 async def _drawn(access: BrandAccess, asked: StreamRequest, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
-    """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
+    """Previews as they arrive, then the image. Raises the error of a generation that ended without an image."""
     num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
     while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:
         for preview in viewer.news(generation)[: asked.num_partial - num_shown]:

@@ -66,7 +66,7 @@ class Failure(Input):
 
 
 class SampleFacts(Input):
-    """The step, prompt index and source of a sample picture."""
+    """The step, prompt index and source of a sample image."""
 
     step: int = Field(ge=0, le=10_000_000)
     index: int = Field(ge=0, le=99)
@@ -74,7 +74,7 @@ class SampleFacts(Input):
 
 
 class ImageFacts(Input):
-    """Index, seed, size in pixels and receipt of a generated picture."""
+    """Index, seed, size in pixels and receipt of a generated image."""
 
     index: int = Field(ge=0, le=63)
     seed: int = Field(ge=0, le=2**63 - 1)
@@ -88,13 +88,13 @@ class ImageFacts(Input):
 
 @router.get("/training")
 async def read_training(worker: TrainingWorker) -> Any:
-    """The job: configuration, pictures' ids and captions."""
+    """The job: configuration, images' ids and captions."""
     return as_json(await training_worker.spec_for_worker(worker.session, worker.ticket))
 
 
 @router.get("/training/assets/{asset_id}", response_class=Response)
 async def read_asset(asset_id: UUID, worker: TrainingWorker) -> Response:
-    """The bytes of one picture of the job."""
+    """The bytes of one image of the job."""
     data, content_type = await training_worker.read_asset(worker.session, worker.store, str(asset_id))
     return Response(data, media_type=content_type)
 
@@ -136,7 +136,7 @@ async def report(body: Report, worker: TrainingWorker) -> ReportResponse:
 
 @router.post("/training/samples", status_code=204, response_class=Response)
 async def add_sample(form: TrainingForm, worker: TrainingWorker, checker: FileChecker) -> None:
-    """Store a sample picture of a training step."""
+    """Store a sample image of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
     which = (facts.step, facts.index, data, content_type, facts.drawn_by)
@@ -188,7 +188,7 @@ async def report_generation(body: Progress, worker: GenerationWorker) -> ReportR
 
 @router.post("/generation/images", status_code=201)
 async def add_image(form: GenerationForm, worker: GenerationWorker, checker: FileChecker, state: AppStateDep) -> Any:
-    """Store one picture."""
+    """Store one image."""
     facts = _facts(ImageFacts, _json_of(form, "facts", state.settings.limits))
     data, content_type = await _file_of(form)
     stored = await generation_worker.add_image(
@@ -206,7 +206,7 @@ async def add_image(form: GenerationForm, worker: GenerationWorker, checker: Fil
 
 @router.post("/generation/finish", status_code=204, response_class=Response)
 async def finish_generation(worker: GenerationWorker) -> None:
-    """End the generation as completed; all its pictures are stored."""
+    """End the generation as completed; all its images are stored."""
     await generation_worker.finish_generation(worker.session, worker.ticket)
 
 

@@ -1,6 +1,6 @@
 """Runs generations: one background task for each, from the committed row to its end.
 
-The replica that draws stores the pictures and ends the row itself, with the ticket. An admitted generation is drawn:
+The replica that draws stores the images and ends the row itself, with the ticket. An admitted generation is drawn:
 its task waits while the engine is full or away, and new generations are refused meanwhile; if a replica dies, another
 one is asked. Until a replica has begun, this task writes the row's heartbeat; if this process dies too, `recovery`
 takes over. This task marks the row failed, by the internal routes and the same ticket, only if it waited too long or

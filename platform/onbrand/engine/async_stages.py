@@ -1,4 +1,4 @@
-"""Run text encoding and picture decoding in the step itself, or in an executor beside the denoising loop."""
+"""Run text encoding and image decoding in the step itself, or in an executor beside the denoising loop."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from onbrand.engine.request import (
     Completed,
     Event,
     Failed,
-    Picture,
+    FinishedImage,
     Preview,
     Progress,
     Receipt,
@@ -58,7 +58,7 @@ class Engine:
         batch_sizes: the sizes of forward passes; smaller batches are filled with dummy rows. Within one size an image's
             bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
         max_waiting, max_waiting_per_brand: see `WaitingLimits`.
-        stages: executor for text encoding and picture decoding; None: both run in `step`, in a fixed order.
+        stages: executor for text encoding and image decoding; None: both run in `step`, in a fixed order.
         even_passes: accounts get equal numbers of rows in a pass (`FairQueue`).
         compile: use compiled graphs, one per batch size and shape; brands and ranks cause no recompilation.
     """
@@ -121,8 +121,8 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Number of pictures not yet started."""
-        return self._queue.num_pictures()
+        """Number of images not yet started."""
+        return self._queue.num_images()
 
     def add(self, request: Request) -> str:
         """Take a request; it joins at the next step. Returns its id.
@@ -217,7 +217,7 @@ class Engine:
         return rows, [self._fail(job, problem) for job, problem in problems.items()]
 
     def _rows(self, job: Job, num: int) -> list[Row]:
-        """The first `num` rows of the job; starts waiting pictures as needed."""
+        """The first `num` rows of the job; starts waiting images as needed."""
         assert job.prepared is not None
         while len(job.rows) < num:
             seed = job.request.parameters.seed + job.num_started
@@ -228,7 +228,7 @@ class Engine:
         return job.rows[:num]
 
     def _end(self, job: Job) -> None:
-        """Remove a job with its waiting pictures, rows and lease. Results still being computed are discarded."""
+        """Remove a job with its waiting images, rows and lease. Results still being computed are discarded."""
         job.ended = True
         self._jobs.pop(job.request.id, None)
         self._queue.remove(job)
@@ -247,7 +247,7 @@ class Engine:
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _retry_after(self, brand_id: str) -> int:
-        """Seconds until about half of the brand's waiting pictures would start, if only this brand were served; 1 to
+        """Seconds until about half of the brand's waiting images would start, if only this brand were served; 1 to
         60."""
         cost = sum(job.num_waiting * job.plan.cost for job in self._jobs.values() if job.brand_id == brand_id)
         return min(60, max(1, math.ceil(cost * self._seconds_per_cost / 2)))
@@ -277,7 +277,7 @@ class Engine:
         return events + self._progress(rows)
 
     def _fail_overflowed(self) -> list[Event]:
-        """End the jobs of rows with non-finite latents: no further step would make a picture of them."""
+        """End the jobs of rows with non-finite latents: no further step would make an image of them."""
         jobs = [job for job in self._jobs.values() if any(row.overflowed for row in job.rows)]
         return [self._fail(job, not_finite()) for job in jobs]
 
@@ -288,7 +288,7 @@ class Engine:
         is_batch = self._decoder.fits_one_batch([row.latents_1CHW for row in rows])
         for group in [rows] if is_batch else [[row] for row in rows]:
             latents, receipts = [row.latents_1CHW for row in group], [row.receipt(self.family) for row in group]
-            self._stages.submit(partial(self._decoder.pictures, latents), partial(self._on_decoded, group, receipts))
+            self._stages.submit(partial(self._decoder.images, latents), partial(self._on_decoded, group, receipts))
         for row in rows:
             job = row.job
             job.rows.remove(row)
@@ -326,12 +326,12 @@ class Engine:
             return []
         if isinstance(image, BaseException):
             return [self._fail(job, image)]
-        picture = Picture(job.request.id, row.index, row.seed, image, receipt)
+        finished = FinishedImage(job.request.id, row.index, row.seed, image, receipt)
         job.num_finished += 1
         if not job.finished:
-            return [picture]
+            return [finished]
         self._end(job)
-        return [picture, Completed(job.request.id)]
+        return [finished, Completed(job.request.id)]
 
 
 def _rank_class(row: Row) -> int:

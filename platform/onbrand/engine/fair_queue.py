@@ -3,7 +3,7 @@
 A ledger counts service: denoised pixels divided by the brand's weight. Each place of a batch goes to the account with
 the lowest ledger, and in it to the brand with the lowest (after Sheng et al. 2024, algorithm 4). Rows of those ahead
 pause until the others catch up. With c the ledgers, w the weights and U the work of the largest batch step, accounts a
-and b that both have pictures left out keep
+and b that both have images left out keep
 
     c_a - c_b <= U / w_a
 
@@ -41,11 +41,11 @@ class _Brand:
         return self.served, self.last_turn
 
     def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
-        """Whether it has a picture that could step but was not taken."""
+        """Whether it has an image that could step but was not taken."""
         return any(job.num_to_step > taken[job] for job in self.jobs if job not in refused)
 
     def first(self, key: BatchKey | None, taken: Counter[Job], refused: set[Job]) -> Job | None:
-        """Its oldest job with a picture to step, of `key` if one is given; else None."""
+        """Its oldest job with an image to step, of `key` if one is given; else None."""
         for job in self.jobs:
             if job.num_to_step > taken[job] and job not in refused and key in (None, job.key):
                 return job
@@ -57,7 +57,7 @@ class _Account:
     """The brands of one account, and their common ledger.
 
     Args:
-        floor: lowest ledger of its brands with pictures left out; brands below it are lifted to it.
+        floor: lowest ledger of its brands with images left out; brands below it are lifted to it.
     """
 
     served: float
@@ -71,7 +71,7 @@ class _Account:
 
     @property
     def num_to_step(self) -> int:
-        """Number of pictures of all its brands that could take part in a pass now."""
+        """Number of images of all its brands that could take part in a pass now."""
         return sum(job.num_to_step for brand in self.brands.values() for job in brand.jobs)
 
     @property
@@ -92,15 +92,15 @@ class _Account:
         kept = {name: each for name, each in self.brands.items() if each.jobs or each.served > self.floor}
         self.brands = kept
 
-    def near(self, num_pictures: int) -> Iterator[Job]:
-        """The first jobs with waiting pictures, brands in turns, until they hold `num_pictures` pictures."""
+    def near(self, num_images: int) -> Iterator[Job]:
+        """The first jobs with waiting images, brands in turns, until they hold `num_images` images."""
         lines = [
-            list(islice((job for job in brand.jobs if job.num_waiting), num_pictures))
+            list(islice((job for job in brand.jobs if job.num_waiting), num_images))
             for brand in sorted(self.busy, key=lambda brand: brand.place)
         ]
         num_found = 0
         for job in filter(None, chain.from_iterable(zip_longest(*lines))):
-            if num_found >= num_pictures:
+            if num_found >= num_images:
                 return
             num_found += job.num_waiting
             yield job
@@ -109,7 +109,7 @@ class _Account:
 class FairQueue:
     """All jobs of an engine, and the order in which they are served.
 
-    - An account that comes back, or had everything served, is lifted to the lowest ledger of those with pictures left
+    - An account that comes back, or had everything served, is lifted to the lowest ledger of those with images left
       out: none saves up credit, and none owes for service that no other wanted. The same holds among an account's
       brands.
     - A pass has one `BatchKey`: that of the account with the lowest ledger. Others of the same key fill the batch, but
@@ -160,8 +160,8 @@ class FairQueue:
         account = self._accounts.get(account_id)
         return set() if account is None else {name for name, brand in account.brands.items() if brand.jobs}
 
-    def num_pictures(self, account_id: str | None = None, brand_id: str | None = None) -> int:
-        """Number of pictures not yet started: of all accounts, of one, or of one brand of it."""
+    def num_images(self, account_id: str | None = None, brand_id: str | None = None) -> int:
+        """Number of images not yet started: of all accounts, of one, or of one brand of it."""
         accounts = self._accounts.values() if account_id is None else filter(None, [self._accounts.get(account_id)])
         return sum(
             job.num_waiting
@@ -181,10 +181,10 @@ class FairQueue:
                     yield job
 
     def next_batch(self, admit: Callable[[Job], bool]) -> list[Job]:
-        """The jobs that step a picture now, one entry per picture; all of one key.
+        """The jobs that step an image now, one entry per image; all of one key.
 
         Args:
-            admit: called once for each job before its first picture is taken; False skips the job.
+            admit: called once for each job before its first image is taken; False skips the job.
         """
         self._forget_the_idle()
         self._num_turns += 1
@@ -311,6 +311,6 @@ class _Turn:
             each.served += (size - len(self._chosen)) * job.step_charge
 
     def floor_of(self, those: Sequence[_Account] | Sequence[_Brand]) -> float:
-        """The lowest ledger of those with pictures left out; without any, the highest ledger, which makes all equal."""
+        """The lowest ledger of those with images left out; without any, the highest ledger, which makes all equal."""
         waiting = [each.served for each in those if each.has_more(self._taken, self._refused)]
         return min(waiting) if waiting else max(each.served for each in those)

@@ -187,7 +187,7 @@ def is_rounded_alike(module: nn.Module, x: Tensor, y: Tensor, subset: RowSubset,
 
 
 def _is_of_tokens(y: Tensor) -> bool:
-    """Whether a picture is laid out as tokens: the channels of one pixel are contiguous (`onednn`)."""
+    """Whether an image is laid out as tokens: the channels of one pixel are contiguous (`onednn`)."""
     return not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -18,10 +18,10 @@ class InternalModel(BaseModel):
 
 
 class TrainingAsset(InternalModel):
-    """A picture of the job; its caption already has the trigger word in place of ``[brand]``.
+    """An image of the job; its caption already has the trigger word in place of ``[brand]``.
 
     Args:
-        features: its measurements from the upload (`sandbox.results.PictureFeatures` by name).
+        features: its measurements from the upload (`sandbox.results.ImageFeatures` by name).
     """
 
     id: str
@@ -106,7 +106,7 @@ class PublishedModel(InternalModel):
 
 
 class StoredImage(InternalModel):
-    """The row of a picture that `add_image` stored."""
+    """The row of an image that `add_image` stored."""
 
     id: str
     index: int

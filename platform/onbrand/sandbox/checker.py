@@ -30,10 +30,10 @@ from onbrand.sandbox.incoming_files import SentFile
 from onbrand.sandbox.processes import Gone, WorkerKind, fork_child
 from onbrand.sandbox.replies import (
     FactsReply,
+    ImageReply,
     MarkdownReply,
     PackedReply,
     PdfReply,
-    PictureReply,
     Reply,
     WeightsReply,
 )
@@ -42,8 +42,8 @@ from onbrand.sandbox.results import (
     CleanDocument,
     CleanImage,
     ImageFacts,
+    ImageFeatures,
     Packed,
-    PictureFeatures,
     shown,
 )
 
@@ -105,35 +105,35 @@ class Checker:
         async with self._requests.take(self._whose):
             yield
 
-    def picture(self, data: bytes, name: str = "the file") -> CleanImage:
-        """The picture decoded, measured and encoded anew."""
+    def image(self, data: bytes, name: str = "the file") -> CleanImage:
+        """The image decoded, measured and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        request = _Request("pictures", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
-        facts, clean = self._one(PictureReply, request, data)
+        request = _Request("images", name, "files", 4 * self._limits.image_pixels, {"facts_only": False})
+        facts, clean = self._one(ImageReply, request, data)
         digest = hashlib.sha256(clean).hexdigest()
         known = facts.features.model_dump() | {
             "sides": tuple(facts.features.sides),
             "sharpness": tuple(facts.features.sharpness),
         }
         ext, size = _EXT[facts.content_type], (facts.width, facts.height)
-        return CleanImage(clean, facts.content_type, ext, *size, digest, PictureFeatures(**known))
+        return CleanImage(clean, facts.content_type, ext, *size, digest, ImageFeatures(**known))
 
-    def picture_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
-        """The facts of the picture's header; only the header is checked."""
+    def image_facts(self, data: bytes, name: str = "the file") -> ImageFacts:
+        """The facts of the image's header; only the header is checked."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        facts, _ = self._one(FactsReply, _Request("pictures", name, "files", 0, {"facts_only": True}), data)
+        facts, _ = self._one(FactsReply, _Request("images", name, "files", 0, {"facts_only": True}), data)
         return ImageFacts(facts.format, facts.content_type, facts.width, facts.height)
 
     def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
-        """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""
+        """The images of a zip archive with their captions; the images themselves are still to be checked."""
         _must_be_short(data, self._limits.zip_bytes, name, "files")
         left = self._limits.unpacked_bytes
         found: list[Packed] = []
-        for facts, picture in self._ask(PackedReply, _Request("zips", name, "files", self._limits.upload_bytes), data):
-            left -= len(picture)
+        for facts, image in self._ask(PackedReply, _Request("zips", name, "files", self._limits.upload_bytes), data):
+            left -= len(image)
             if left < 0 or len(found) == self._limits.zip_files:
                 raise _reader_failed(shown(name), "files")
-            found.append(Packed(facts.filename, picture, facts.caption))
+            found.append(Packed(facts.filename, image, facts.caption))
         return found
 
     def document(self, data: bytes, ext: Literal["pdf", "md"], name: str = "the document") -> CleanDocument:

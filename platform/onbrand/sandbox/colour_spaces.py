@@ -1,4 +1,4 @@
-"""The colour space that a picture's file declares, as an ICC profile.
+"""The colour space that an image's file declares, as an ICC profile.
 
 A PNG declares it by cICP, iCCP, sRGB, or gAMA and cHRM; the first of these counts (PNG, third edition, 4.3). JPEG and
 WEBP declare it by a profile, JPEG from cameras also by EXIF (DCF 2.0, 3.3.5). A file without a declaration is sRGB.
@@ -32,7 +32,7 @@ _HIGH_DYNAMIC_RANGE = (16, 18)
 
 
 def profile_of(image: Image.Image, head: PngHead | None, bytes_max: int) -> Profile | None:
-    """The profile of the picture's colours; None for sRGB.
+    """The profile of the image's colours; None for sRGB.
 
     Args:
         image: opened, with its EXIF not yet applied.

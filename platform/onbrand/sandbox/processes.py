@@ -29,7 +29,7 @@ from onbrand.visible import printed
 
 log = logging.getLogger(__name__)
 
-WorkerKind = Literal["pictures", "zips", "documents", "weights"]
+WorkerKind = Literal["images", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its limits of processor time are much lower."""
 

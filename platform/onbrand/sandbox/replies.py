@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from onbrand.sandbox.results import PictureFormat
+from onbrand.sandbox.results import ImageFormat
 
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/webp": b"RIFF"}
 _Side = Annotated[int, Field(ge=1, le=2**20)]
@@ -24,7 +24,7 @@ class Reply(BaseModel):
 
 
 class FeaturesReply(Reply):
-    """The numbers of `results.PictureFeatures`."""
+    """The numbers of `results.ImageFeatures`."""
 
     width: _Side
     height: _Side
@@ -45,19 +45,19 @@ class FeaturesReply(Reply):
 
 
 class FactsReply(Reply):
-    """A picture's header; no bytes come along."""
+    """An image's header; no bytes come along."""
 
     content_type: Literal["image/png", "image/jpeg", "image/webp"]
     width: _Side
     height: _Side
-    format: PictureFormat
+    format: ImageFormat
 
     def fits(self, given: bytes) -> bool:
         return not given
 
 
-class PictureReply(Reply):
-    """A picture that was measured and encoded anew; its bytes come along."""
+class ImageReply(Reply):
+    """An image that was measured and encoded anew; its bytes come along."""
 
     content_type: Literal["image/png", "image/jpeg", "image/webp"]
     width: _Side
@@ -69,7 +69,7 @@ class PictureReply(Reply):
 
 
 class PackedReply(Reply):
-    """One picture of an archive with its caption; its bytes come along, unchecked."""
+    """One image of an archive with its caption; its bytes come along, unchecked."""
 
     filename: Annotated[str, Field(min_length=1, max_length=300)]
     caption: Annotated[str, Field(max_length=100_000)] | None

@@ -1,6 +1,6 @@
 """The child process that reads a file from outside. It can only read its input, compute and answer.
 
-A server (`fork_server`) for one kind of file (`pictures`, `zips`, `documents`, `weights`) first reads a file that it
+A server (`fork_server`) for one kind of file (`images`, `zips`, `documents`, `weights`) first reads a file that it
 made itself, which loads all libraries. Each of its children then confines itself, can open no file from then on, and
 reads one file from outside within a limit of processor time.
 """
@@ -40,7 +40,7 @@ Reply = tuple[dict[str, Any], bytes]
 def main(kind: str) -> None:
     """Fork children for this kind of file until the input ends. A request is a child's limit of memory in bytes."""
     warm_up, answer = {
-        "pictures": (_warm_up_pictures, _picture),
+        "images": (_warm_up_images, _image),
         "zips": (_warm_up_zips, _zip),
         "documents": (_warm_up_documents, _document),
         "weights": (_warm_up_weights, _weights),
@@ -124,7 +124,7 @@ def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
     os._exit(0)
 
 
-def _picture(request: Any, num_bytes: int) -> Iterator[Reply]:
+def _image(request: Any, num_bytes: int) -> Iterator[Reply]:
     from onbrand.sandbox.images import clean_image, inspect_image
 
     data = _exactly(num_bytes)
@@ -164,7 +164,7 @@ def _weights(request: Any, num_bytes: int) -> Iterator[Reply]:
     yield _facts_of(check_weights(_exactly, num_bytes, options, allow)), b""
 
 
-def _warm_up_pictures() -> None:
+def _warm_up_images() -> None:
     from PIL import Image, ImageCms
 
     from onbrand.sandbox.images import clean_image, inspect_image

@@ -135,7 +135,7 @@ async def add_image(
     """
     limits = limits or Limits()
     checker = checker or Checker(limits)
-    facts = await checker.run(checker.picture_facts, data, "the picture")
+    facts = await checker.run(checker.image_facts, data, "the picture")
     if (facts.content_type, facts.width, facts.height) != (content_type, width, height):
         raise InvalidInput("the picture is not of the type and size that is said of it", param="file")
     generation = await _lock_open(session, ticket)

@@ -186,7 +186,7 @@ async def add_sample(
     if content_type not in _EXT or not 0 <= step <= 10**6 or not 0 <= index < 100:
         raise InvalidInput("a sample has a picture's type, a step and an index below 100", param="step")
     checker = checker or Checker(limits)
-    await checker.run(checker.picture_facts, data, "the sample")
+    await checker.run(checker.image_facts, data, "the sample")
     job = await _lock_open_job(session, ticket)
     key = sample_image(ticket.brand_id, ticket.job_id, Drawn(drawn_by, step, index), _EXT[content_type])
     url = f"{key.bucket}/{key.name}"

@@ -50,7 +50,7 @@ class ActiveGeneration:
             self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
 
     def show(self, index: int, step: int, image: str) -> None:
-        """Add a preview of picture `index`. The previous one is dropped, also for later readers."""
+        """Add a preview of image `index`. The previous one is dropped, also for later readers."""
         if (place := self._previews.get(index)) is not None:
             self._events[place] = None
         self._previews[index] = len(self._events)

@@ -28,7 +28,7 @@ class EngineThread:
     Safe to use from any event loop and thread.
 
     Args:
-        num_stage_threads: threads that encode text and decode pictures, so that no step waits for them.
+        num_stage_threads: threads that encode text and decode images, so that no step waits for them.
     """
 
     def __init__(self, engine: Engine, num_stage_threads: int = 2) -> None:

@@ -16,7 +16,7 @@ class EngineOptions(BaseModel):
 
     Args:
         num_slots: adapters on the device at once, in each rank class.
-        max_batch: most pictures in one denoising step.
+        max_batch: most images in one denoising step.
         batch_sizes: sizes of forward passes, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up to it.
             With one size alone, an image's time and bits do not depend on the number of images in its passes.
         even_passes: while several accounts have images to generate, none has more rows in a pass than another has to

@@ -35,8 +35,8 @@ class ServeGenerator:
     """Draws with the replicas of `engine-<family>`.
 
     Each call names its adapter by an opaque digest of the row that the ingress authorised, and `EngineRouter` sends it
-    to a replica with that adapter. If a replica dies, the error has `elsewhere`: another one draws the same pictures,
-    because a picture is a function of base, adapter, numbers and seed.
+    to a replica with that adapter. If a replica dies, the error has `elsewhere`: another one draws the same images,
+    because an image is a function of base, adapter, numbers and seed.
 
     Args:
         families: those that this platform serves.

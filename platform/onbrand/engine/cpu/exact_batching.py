@@ -1,6 +1,6 @@
 """Batch items only where the batched result was verified bit-identical.
 
-On a CPU a small text or picture leaves most of the processor idle: eight in one batch take half the time of eight in
+On a CPU a small text or image leaves most of the processor idle: eight in one batch take half the time of eight in
 turn. But a brand's result must not depend on other requests of the same step, and no library promises that a batch of
 eight rounds as single items do. So the first items of every number and kind are computed both ways. Later items of that
 number and kind are batched only if all results were equal, bit for bit. Rounding depends on shapes, not on data.
