@@ -209,7 +209,7 @@ class Settings(BaseSettings):
     oidc_issuer: str | None = None
     """An OpenID Connect issuer whose tokens are accepted beside our own, exactly as its tokens' `iss` says it."""
     oidc_audience: str | None = None
-    """What its tokens' `aud` must name; needed with `oidc_issuer`."""
+    """The required `aud` of its tokens; needed with `oidc_issuer`."""
     oidc_jwks_url: str | None = None
     """Where its keys are; None asks its discovery document."""
     oidc_algorithms: tuple[OidcAlgorithm, ...] = ("RS256", "ES256")

@@ -256,7 +256,7 @@ def test_a_full_queue_says_when_to_come_back(sd15):
 
 
 def test_a_queue_that_others_fill_has_room_for_a_brands_share(sd15):
-    """Who is refused hears of its own images only: how busy others are is theirs."""
+    """A refusal names the brand's own images only, and reveals nothing of other brands."""
     engine = Engine(sd15, max_batch=1, max_waiting=6)
     engine.add(request("a", 0, num_images=4))
     engine.add(request("b", 1, num_images=2))

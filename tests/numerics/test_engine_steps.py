@@ -1,4 +1,4 @@
-"""What a row does between noise and image: samplers by name, previews, pauses, precision and stages."""
+"""A row between noise and image: samplers by name, previews, pauses, precision and stages."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_what_a_stage_raises_fails_its_own_request_only(sd15, pool, monkeypatch,
 
 
 def test_prompts_that_wait_are_encoded_at_once_and_one_that_cannot_be_fails_its_own_request_only(sd15, monkeypatch):
-    """Who asked to be drawn alone is encoded alone."""
+    """An exclusive request is encoded alone."""
     real, seen = sd15.encode_prompts, []
 
     def breaks(prompts: Sequence[str]) -> Conditioning:

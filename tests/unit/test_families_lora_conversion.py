@@ -269,7 +269,7 @@ def test_files_of_another_family_are_refused(sd15, flux):
 
 
 def test_a_layer_that_a_converter_forgets_is_noticed(sd15, monkeypatch):
-    """What diffusers does to FLUX' outer layers: some keys go, and nothing is said."""
+    """As diffusers treats FLUX' outer layers: it drops some keys silently."""
     forget = lora_conversion.placed
     monkeypatch.setattr(lora_conversion, "placed", lambda *given: without_one_layer(forget(*given)))
     with pytest.raises(AdapterRefused, match="got lost"):

@@ -68,7 +68,7 @@ def saved(tensors, **metadata):
 
 
 def updates_of(state):
-    """What an imported file adds to each layer's weights."""
+    """The update that an imported file adds to each layer's weights."""
     paths = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
     pairs = {path: (state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"]) for path in paths}
     return {path: b.float().flatten(1) @ a.float().flatten(1) for path, (a, b) in pairs.items()}
@@ -149,7 +149,7 @@ def test_two_adapters_in_one_file_are_refused(sd15):
 
 
 def peft_file(tmp_path, family, alpha):
-    """What PEFT's own `save_pretrained` writes; its configuration is in another file. And the layers."""
+    """The file that PEFT's `save_pretrained` writes (its configuration is in another file), and the layers."""
     model = get_peft_model(family.denoiser, LoraConfig(r=RANK, lora_alpha=alpha, target_modules=["to_q", "conv1"]))
     generator = torch.Generator().manual_seed(3)
     for parameter in lora.trainable(model):

@@ -91,7 +91,7 @@ def test_a_sampler_equals_the_diffusers_scheduler_of_its_configuration(name, num
 )
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8, 14, 15, 20])
 def test_a_sampler_by_name_equals_diffusers_on_the_same_base(base, name, peer, num_steps, noise):
-    """What `pipeline.scheduler = Peer.from_config(pipeline.scheduler.config)` is in diffusers."""
+    """The scheduler of diffusers' `pipeline.scheduler = Peer.from_config(pipeline.scheduler.config)`."""
     own = {**schedulers(), **others()}[base]
     expected = by_diffusers(peer.from_config(own.config), noise, num_steps, 64)
     torch.testing.assert_close(drawn(samplers_for(own)[name], noise, num_steps), expected, atol=1e-5, rtol=1e-5)
