@@ -63,7 +63,7 @@ class NewCaption(Input):
 
 async def _form(request: Request, access: UploadAccess, state: AppStateDep) -> AsyncIterator[FormData]:
     async with access.open():
-        pass  # whoever may not do this is told before a byte of their form is read
+        pass  # callers without the right are refused before a byte of the form is read
     most = state.settings.limits.upload_files * asset_checks.FILES_PER_PICTURE
     async with read_form(request, most, "files") as form:
         yield form
@@ -86,8 +86,8 @@ async def upload(
         async with access.open() as caller:
 
             async def store() -> dict[str, Any]:
-                whose = (caller.brand_id, caller.user_id)
-                return all_of(await assets.store_checked(caller.session, caller.store, *whose, checked, limits))
+                owner = (caller.brand_id, caller.user_id)
+                return all_of(await assets.store_checked(caller.session, caller.store, *owner, checked, limits))
 
             return await once.answer(caller, 201, store)
 
@@ -150,20 +150,20 @@ async def _file(part: Any, limits: Limits) -> tuple[str, SentFile]:
 
 def _captions(form: FormData, num_files: int, limits: Limits) -> list[str | None]:
     """One caption (or None) per file, from a JSON list, the repeated field, or one caption for all files."""
-    said: list[Any] = [text for text in form.getlist("captions") if isinstance(text, str)]
-    if len(said) == 1 and said[0].lstrip().startswith("["):
-        found = _list_in(said[0], limits)
-        said = said if found is None else found
-    elif len(said) == 1:
-        said = said * num_files
-    if not said:
+    captions: list[Any] = [text for text in form.getlist("captions") if isinstance(text, str)]
+    if len(captions) == 1 and captions[0].lstrip().startswith("["):
+        found = _list_in(captions[0], limits)
+        captions = captions if found is None else found
+    elif len(captions) == 1:
+        captions = captions * num_files
+    if not captions:
         return [None] * num_files
-    if len(said) != num_files:
-        raise InvalidInput(f"{len(said)} captions for {num_files} files; send one for each", param="captions")
-    if not all(caption is None or isinstance(caption, str) for caption in said):
+    if len(captions) != num_files:
+        raise InvalidInput(f"{len(captions)} captions for {num_files} files; send one for each", param="captions")
+    if not all(caption is None or isinstance(caption, str) for caption in captions):
         raise InvalidInput("captions must be texts, or null for none", param="captions")
-    must_be_storable(said, "captions")
-    return said
+    must_be_storable(captions, "captions")
+    return captions
 
 
 def _shared(form: FormData, limits: Limits) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _shared(form: FormData, limits: Limits) -> dict[str, Any]:
 def _list_in(text: str, limits: Limits) -> list[Any] | None:
     """A JSON list, or None for a caption that only looks like one (`[brand] logo`)."""
     try:
-        said = parsed(text, "captions", limits.json_values, limits.json_levels)
+        captions = parsed(text, "captions", limits.json_values, limits.json_levels)
     except InvalidInput:
         return None
-    return said if isinstance(said, list) else None
+    return captions if isinstance(captions, list) else None

@@ -48,7 +48,7 @@ _SCHEMA: dict[str, Any] = {
 
 async def _form(request: Request, access: UploadAccess) -> AsyncIterator[FormData]:
     async with access.open():
-        pass  # whoever may not do this is told before a byte of their form is read
+        pass  # callers without the right are refused before a byte of the form is read
     async with read_form(request, 1, "file") as form:
         yield form
 
@@ -70,8 +70,8 @@ async def create_document(
         async with access.open() as caller:
 
             async def store() -> documents.Document:
-                whose = (caller.brand_id, caller.user_id)
-                return await documents.store_checked(caller.session, caller.store, *whose, checked, limits)
+                owner = (caller.brand_id, caller.user_id)
+                return await documents.store_checked(caller.session, caller.store, *owner, checked, limits)
 
             return await once.answer(caller, 201, store)
 

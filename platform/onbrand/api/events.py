@@ -73,16 +73,16 @@ async def stream(access: BrandAccess, after: int, look: Look, close: Close | Non
         if close is not None:
             await close()
         return Response(status_code=204)
-    streams, whose = access.state.streams, (access.scope.holder, access.brand_id)
+    streams, viewer = access.state.streams, (access.scope.holder, access.brand_id)
     try:
-        streams.open(*whose)
+        streams.open(*viewer)
     except TooManyRequests:
         if close is not None:
             await close()
         raise
 
     async def ended() -> None:
-        streams.close(*whose)
+        streams.close(*viewer)
         if close is not None:
             await close()
 
@@ -104,20 +104,20 @@ class _Stream(StreamingResponse):
 
 
 async def _written(access: BrandAccess, after: int, seen: Snapshot, look: Look) -> AsyncIterator[str]:
-    end, heard = time.monotonic() + _LONGEST, time.monotonic()
+    end, last_sent = time.monotonic() + _LONGEST, time.monotonic()
     yield ": onbrand\n\n"
     while True:
         for event in seen.events:
-            after, heard = event.seq, time.monotonic()
+            after, last_sent = event.seq, time.monotonic()
             yield as_text(event.seq, event.kind, event.data)
         for kind, data in seen.ephemeral:
-            heard = time.monotonic()
+            last_sent = time.monotonic()
             yield as_text(None, kind, data)
         is_whole = len(seen.events) < AT_ONCE
         if is_whole and (seen.status in ENDED or time.monotonic() > end):
             return
-        if time.monotonic() - heard > _HEARTBEAT_EVERY:
-            heard = time.monotonic()
+        if time.monotonic() - last_sent > _HEARTBEAT_EVERY:
+            last_sent = time.monotonic()
             yield ": waiting\n\n"
         if is_whole:
             await asyncio.sleep(_LOOK_EVERY)

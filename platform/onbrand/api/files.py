@@ -102,8 +102,8 @@ async def receive_file(
     signature: Annotated[str, Query(max_length=100)] = "",
 ) -> None:
     """Receive the file of a signed upload link once; its size and type must be as announced."""
-    said = {"type": type, "bytes": bytes, "sha256": sha256}
-    key, announced = verify_upload(bucket, name, said, expires, signature, state.secrets.links)
+    fields = {"type": type, "bytes": bytes, "sha256": sha256}
+    key, announced = verify_upload(bucket, name, fields, expires, signature, state.secrets.links)
     _must_come_as_announced(request, announced)
     draft = await anyio.to_thread.run_sync(state.store.brand(key.brand_id).receive, key)
     try:

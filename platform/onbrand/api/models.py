@@ -71,7 +71,7 @@ _IMPORT_SCHEMA: dict[str, Any] = {
 
 async def _form(request: Request, access: TrainAccess) -> AsyncIterator[FormData]:
     async with access.open():
-        pass  # whoever may not do this is told before a byte of their form is read
+        pass  # callers without the right are refused before a byte of the form is read
     async with read_form(request, 1, "file") as form:
         yield form
 
@@ -95,9 +95,9 @@ async def import_model(
         async with access.open() as caller:
 
             async def create() -> training_job.TrainingJob:
-                whose = (caller.session, caller.store, caller.brand_id, caller.user_id)
+                owner = (caller.session, caller.store, caller.brand_id, caller.user_id)
                 served, limits = state.recommended, state.settings.limits
-                job = await imports.create_import(*whose, new, data, served, limits, checked.dropped)
+                job = await imports.create_import(*owner, new, data, served, limits, checked.dropped)
                 return await training_jobs.shown(caller, job)
 
             return await once.answer(caller, 202, create)
@@ -114,12 +114,12 @@ async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, acc
 def _new_import(form: FormData) -> imports.NewImport:
     """The form's fields other than the file. Raises InvalidInput naming a missing, unknown or invalid field."""
     must_have_only(form, frozenset({"file", *imports.NewImport.model_fields}))
-    said = {name: form[name] for name in imports.NewImport.model_fields if name in form}
-    if not all(isinstance(value, str) for value in said.values()):
+    fields = {name: form[name] for name in imports.NewImport.model_fields if name in form}
+    if not all(isinstance(value, str) for value in fields.values()):
         raise InvalidInput("send one file, in the field 'file'", param="file")
-    must_be_storable(said, "body")
+    must_be_storable(fields, "body")
     try:
-        return imports.NewImport.model_validate(said)
+        return imports.NewImport.model_validate(fields)
     except ValidationError as problem:
         raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
 

@@ -88,16 +88,17 @@ async def generate(
     except InvalidInput as problem:
         raise _named_as_openai_does(problem) from None
     if body.stream:
-        asked = StreamRequest(generation_id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
-        return streamed(access, asked, _WAIT_SECONDS)
+        num_partial, quality = body.partial_images or 0, body.quality or "auto"
+        stream_request = StreamRequest(generation_id, num_partial, quality, abandon=once.key is None)
+        return streamed(access, stream_request, _WAIT_SECONDS)
     generation = await generation_lifecycle.until_done(
         access, generation_id, _WAIT_SECONDS, request, abandon=once.key is None
     )
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
         data = await _image_data(caller, generation, body.response_format or "url")
-    told = {"cut": [each.model_dump() for each in generation.cut]} if generation.cut else {}
-    return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data, **told})
+    cut = {"cut": [each.model_dump() for each in generation.cut]} if generation.cut else {}
+    return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data, **cut})
 
 
 @router.get("/models")
@@ -140,7 +141,7 @@ def _as_new_generation(
     body: ImagesRequest, model: str, families: tuple[str, ...]
 ) -> generation_parameters.NewGeneration:
     width, height = _sides(body.size)
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "prompt": body.prompt,
         **_models_of_body(body, model, families),
         "num_images": body.n,
@@ -159,7 +160,9 @@ def _as_new_generation(
         "exclusive": body.exclusive,
     }
     try:
-        return generation_parameters.NewGeneration(**{name: value for name, value in said.items() if value is not None})
+        return generation_parameters.NewGeneration(
+            **{name: value for name, value in fields.items() if value is not None}
+        )
     except ValidationError as problem:
         raise as_own_error([_in_openai_words(fault) for fault in problem.errors()]) from None
 

@@ -130,8 +130,8 @@ async def lend_credentials(
 @router.post("/training/report")
 async def report(body: Report, worker: TrainingWorker) -> ReportResponse:
     """Store progress, metrics, log lines and the heartbeat; returns whether the owner asked to cancel."""
-    said = (body.progress, body.metrics, body.lines, body.findings)
-    return await training_worker.report(worker.session, worker.ticket, *said)
+    reported = (body.progress, body.metrics, body.lines, body.findings)
+    return await training_worker.report(worker.session, worker.ticket, *reported)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
@@ -234,11 +234,11 @@ async def _file_of(form: FormData) -> tuple[bytes, str]:
     return await part.read(), plain_media_type(part.content_type or _BINARY)
 
 
-def _facts(kind: type[F], said: Any) -> F:
-    """`said` as a validated `kind`. Raises InvalidInput naming the field."""
-    must_be_storable(said, "facts")
+def _facts(kind: type[F], facts: Any) -> F:
+    """`facts` as a validated `kind`. Raises InvalidInput naming the field."""
+    must_be_storable(facts, "facts")
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(facts)
     except ValidationError as problem:
         raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
 

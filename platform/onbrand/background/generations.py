@@ -53,7 +53,7 @@ class Running:
     progress: int = 0
     num_lost: int = 0
     heard_at: float = field(default_factory=time.monotonic)
-    told_at: float = 0.0
+    reported_at: float = 0.0
     task: asyncio.Task[None] | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -258,7 +258,7 @@ class GenerationTasks:
 
     def _note(self, key: str, seconds: float, problem: OnbrandError) -> None:
         now = time.monotonic()
-        self._refused = {each: said for each, said in self._refused.items() if said[0] > now}
+        self._refused = {key: refusal for key, refusal in self._refused.items() if refusal[0] > now}
         self._refused[key] = now + seconds, problem
 
     async def _is_wanted_after(self, seconds: float, running: Running, client: AsyncSystemClient, lost: bool) -> bool:
@@ -282,19 +282,19 @@ class GenerationTasks:
         except EngineLost:
             raise
         except OnbrandError as problem:
-            log.info("a waiting generation was not heard: %s", problem.code)
+            log.info("the heartbeat of a waiting generation failed: %s", problem.code)
         return True
 
     async def _report(self, running: Running, client: AsyncSystemClient) -> None:
         """Report progress at intervals; a failed report does not stop the drawing."""
         pause = min(_REPORT_EVERY_MAX, max(_REPORT_EVERY, len(self._running) / _REPORTS_PER_SECOND))
-        if time.monotonic() - running.told_at <= pause:
+        if time.monotonic() - running.reported_at <= pause:
             return
-        running.told_at = time.monotonic()
+        running.reported_at = time.monotonic()
         try:
             await client.report_generation(running.progress)
         except OnbrandError as problem:
-            log.info("progress was not heard: %s", problem.code)
+            log.info("the report of progress failed: %s", problem.code)
 
     async def _fail(self, client: AsyncSystemClient, generation_id: str, code: str, reason: str) -> None:
         try:

@@ -101,7 +101,7 @@ class Viewer:
             async for event in self._generator.watch(generation.model_type, generation.id, *who):
                 self._afar.take(event)
         except Exception as problem:
-            log.info("generation %s: no previews are heard (%s)", generation.id, type(problem).__name__)
+            log.info("generation %s: no previews are available (%s)", generation.id, type(problem).__name__)
 
 
 def serials() -> Iterator[int]:

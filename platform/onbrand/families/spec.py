@@ -239,7 +239,7 @@ class Recommended(BaseModel):
     training: RecommendedTraining = RecommendedTraining()
 
 
-def with_family_defaults(family: str, said: dict[str, Any]) -> Recommended:
+def with_family_defaults(family: str, given: dict[str, Any]) -> Recommended:
     """`Recommended` from a base's `onbrand.json` (possibly empty), completed by the family's defaults."""
     defaults = SPECS[family].defaults  # type: ignore[index]
-    return Recommended(**defaults | {name: value for name, value in said.items() if value is not None})
+    return Recommended(**defaults | {name: value for name, value in given.items() if value is not None})

@@ -49,9 +49,9 @@ def report_call(
     findings: Sequence[Mapping[str, Any]] | None = None,
 ) -> Call:
     """The call of `SystemClient.report` and `report_findings`."""
-    said = {"progress": progress, "metrics": metrics, "lines": list(lines)}
+    report = {"progress": progress, "metrics": metrics, "lines": list(lines)}
     found = {} if findings is None else {"findings": list(findings)}
-    return Call("POST", "/training/report", json=said | found)
+    return Call("POST", "/training/report", json=report | found)
 
 
 def sample_call(step: int, index: int, data: bytes, content_type: str, drawn_by: str) -> Call:

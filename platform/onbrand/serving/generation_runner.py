@@ -122,7 +122,7 @@ class GenerationRunner:
     ) -> AsyncIterator[RenderEvent]:
         if active is not None and not active.is_of(brand_id, user_id):
             named = active.request.generation_id
-            security_log.error("generation %s: its events were asked for in another's name", named)
+            security_log.error("generation %s: its events were requested in another's name", named)
             active = None
         if active is None:
             raise NotFound("there is no such generation")
@@ -177,8 +177,8 @@ class GenerationRunner:
     async def _draw(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
         loads = self._prefetched(active.request)
         try:
-            told = await client.start_generation()
-            active.cancel_requested = active.cancel_requested or told.cancel_requested  # it may be set meanwhile
+            answer = await client.start_generation()
+            active.cancel_requested = active.cancel_requested or answer.cancel_requested  # it may be set meanwhile
             await self._draw_begun(active, client, loads)
         finally:
             for load in loads:
