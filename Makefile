@@ -22,7 +22,7 @@ help: ## What there is to do
 
 setup: $(CHECK) ## Make .venv and install everything into it (once)
 
-demo: $(RUN) ## Two brands, from pictures to pictures, on this machine: see demo-output/
+demo: $(RUN) ## Two brands, from uploaded to generated images, on this machine: see demo-output/
 	.venv/bin/onbrand demo $(ARGS)
 
 up: $(RUN) ## Run the platform here, until Ctrl-C

@@ -155,7 +155,7 @@ class AloneEngine:
         self._uses = [
             AdapterUse(AdapterKey(f"b{n}", str(n)), read_adapter(data, family)) for n, data in enumerate(wishes.files)
         ]
-        self._engine = EngineThread(Engine(family, max_batch=MAX_BATCH, even=True))
+        self._engine = EngineThread(Engine(family, max_batch=MAX_BATCH, even_passes=True))
         self._num = 0
 
     async def measure(self, load: Load) -> Timed:

@@ -34,7 +34,7 @@ from benchmarks.lib.workload import Workload, random_adapter, workload
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Picture, Request
+from onbrand.engine.request import FinishedImage, Request
 from onbrand.families.bases import base_source
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
@@ -51,7 +51,7 @@ def through_engine(engine: Engine, requests: list[Request]) -> list[torch.Tensor
         engine.add(request)
     drawn = {}
     while engine.has_work:
-        drawn |= {event.request_id: event.image_CHW for event in engine.step() if isinstance(event, Picture)}
+        drawn |= {event.request_id: event.image_CHW for event in engine.step() if isinstance(event, FinishedImage)}
     return [drawn[request.id] for request in requests]
 
 

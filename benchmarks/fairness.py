@@ -10,9 +10,9 @@
 moment when both have unserved rows. Service is rows times work over weight, counted from the engine's events; the unit
 is a batch step of the leading brand. `benchmarks/lib/traffic.py` defines time.
 
-All passes have one fixed size, as compiled graphs have. With `--classes doubling` a pass with fewer rows costs less, on
-a CPU in proportion to its rows. Without the flood the nine then have the whole machine, which is more than a fair
-share under any scheduler.
+All passes have one fixed size, as compiled graphs have. With `--batch-sizes doubling` a pass with fewer rows costs
+less, on a CPU in proportion to its rows. Without the flood the nine then have the whole machine, which is more than a
+fair share under any scheduler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.lib.traffic import (
-    CLASSES,
+    BATCH_SIZES,
     MAX_BATCH,
     Arrival,
     Brands,
@@ -99,9 +99,9 @@ class Ledger:
                 self.gap_steps = max(self.gap_steps, ahead / self._batch_step[a])
 
 
-def world(brands: Brands, rate: float, num: int, seed: int, classes: tuple[int, ...], flooded: bool) -> World:
+def world(brands: Brands, rate: float, num: int, seed: int, batch_sizes: tuple[int, ...], flooded: bool) -> World:
     """A world with requests of the nine brands, and the flood if `flooded`."""
-    engine = Engine(base(brands.family_name), max_batch=MAX_BATCH, classes=classes)
+    engine = Engine(base(brands.family_name), max_batch=MAX_BATCH, batch_sizes=batch_sizes)
     uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS + 1)]
     arrivals = _stream(random.Random(seed), uses[:FLOOD], rate, num, "victim")
     if flooded:
@@ -117,7 +117,7 @@ def _stream(dice: random.Random, uses: list[AdapterUse], rate: float, num: int, 
 
 
 def under_flood(
-    brands: Brands, rate: float, num: int, seeds: Sequence[int], classes: tuple[int, ...]
+    brands: Brands, rate: float, num: int, seeds: Sequence[int], batch_sizes: tuple[int, ...]
 ) -> tuple[dict[str, Any], float]:
     """Latencies of the nine with and without the flood, over all seeds, and the largest gap."""
     waited: dict[str, list[float]] = {"solo": [], "flooded": []}
@@ -125,7 +125,7 @@ def under_flood(
     flood = {"drawn": 0, "refused": 0}
     gap = 0.0
     for seed in seeds:
-        worlds = {name: world(brands, rate, num, seed, classes, name == "flooded") for name in waited}
+        worlds = {name: world(brands, rate, num, seed, batch_sizes, name == "flooded") for name in waited}
         run_together(
             list(worlds.values()),
             until=lambda worlds=worlds: all(_victims_told(each) == num for each in worlds.values()),
@@ -171,16 +171,16 @@ def all_wait(brands: Brands, num_steps: int) -> float:
 
 
 def measure(
-    family_name: str, num: int, load: float, seeds: Sequence[int], classes: tuple[int, ...] = (MAX_BATCH,)
+    family_name: str, num: int, load: float, seeds: Sequence[int], batch_sizes: tuple[int, ...] = (MAX_BATCH,)
 ) -> dict[str, Any]:
     """All results, with one run per seed."""
     brands = Brands.new(family_name, NUM_VICTIMS + 1)
     for num_sampled in (8, 64):  # the first sample is a warm-up
-        engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=classes)
+        engine = Engine(base(family_name), max_batch=MAX_BATCH, batch_sizes=batch_sizes)
         uses = [brands.use(engine.family, n) for n in range(NUM_VICTIMS)]
         sample = _stream(random.Random(-1), uses, 1.0, num_sampled, "sample")
         most = capacity(engine, [arrival.request for arrival in sample])
-    facts, gap = under_flood(brands, load * most, num, seeds, classes)
+    facts, gap = under_flood(brands, load * most, num, seeds, batch_sizes)
     gaps = {"under_flood": round(gap, 3), "all_wait": round(all_wait(brands, num // 2), 3)}
     return {
         "victim_p99_over_solo": round(facts["flooded"]["p99_seconds"] / facts["solo"]["p99_seconds"], 3),
@@ -198,14 +198,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300, help="of the nine together, in each run")
     parser.add_argument("--load", type=float, default=0.4, help="of the nine together, as a share of the capacity")
     parser.add_argument("--runs", type=int, default=3, help="pairs of worlds, each with arrivals of its own")
-    parser.add_argument("--classes", default="fixed", choices=tuple(CLASSES), help="the sizes that batches come in")
+    parser.add_argument("--batch-sizes", default="fixed", choices=tuple(BATCH_SIZES), help="sizes of forward passes")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"family": chosen.family, "requests": chosen.requests, "load": chosen.load, "max_batch": MAX_BATCH}
     facts |= {"flood_factor": FLOOD_FACTOR}
-    facts |= {"runs": chosen.runs, "classes": chosen.classes}
-    figures = measure(chosen.family, chosen.requests, chosen.load, range(chosen.runs), CLASSES[chosen.classes])
+    facts |= {"runs": chosen.runs, "batch_sizes": chosen.batch_sizes}
+    figures = measure(chosen.family, chosen.requests, chosen.load, range(chosen.runs), BATCH_SIZES[chosen.batch_sizes])
     print(json.dumps({**facts, **figures}, indent=None if chosen.json else 2))
 
 

@@ -10,8 +10,8 @@ adapters and numbers of steps in a batch, and each finished request is returned 
 run in turns, step by step. `benchmarks/lib/traffic.py` defines time.
 
 All passes have one fixed size, as compiled graphs have, so a finished row is replaced by a dummy. With
-`--classes doubling` a batch shrinks as rows finish, and on a CPU the cost of a pass is proportional to its rows: then
-a half-empty batch loses little.
+`--batch-sizes doubling` a batch shrinks as rows finish, and on a CPU the cost of a pass is proportional to its rows:
+then a half-empty batch loses little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.lib.traffic import CLASSES, MAX_BATCH, Brands, World, base, capacity, percentile, poisson, run_together
+from benchmarks.lib.traffic import (
+    BATCH_SIZES,
+    MAX_BATCH,
+    Brands,
+    World,
+    base,
+    capacity,
+    percentile,
+    poisson,
+    run_together,
+)
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Request
 from onbrand.families.family import Family
@@ -59,13 +69,15 @@ def mixed_requests(family: Family, brands: Brands, num: int, seed: int) -> list[
     return requests
 
 
-def compare(brands: Brands, num: int, rate: float, seed: int, classes: tuple[int, ...]) -> dict[str, Any]:
+def compare(brands: Brands, num: int, rate: float, seed: int, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """Results of both kinds of batching for the same arrivals."""
     worlds = {}
     for name, num_at_once in (("step_level", None), ("request_level", MAX_BATCH)):
         family = base(brands.family_name)
         arrivals = list(poisson(random.Random(seed), rate, mixed_requests(family, brands, num, seed)))
-        engine = Engine(family, max_batch=MAX_BATCH, classes=classes, max_waiting=num, max_waiting_per_brand=num)
+        engine = Engine(
+            family, max_batch=MAX_BATCH, batch_sizes=batch_sizes, max_waiting=num, max_waiting_per_brand=num
+        )
         worlds[name] = World(engine, arrivals, num_at_once)
     run_together(list(worlds.values()))
     facts: dict[str, Any] = {}
@@ -80,16 +92,16 @@ def compare(brands: Brands, num: int, rate: float, seed: int, classes: tuple[int
     return facts
 
 
-def measure(family_name: str, num: int, load: float, seed: int, classes: tuple[int, ...]) -> dict[str, Any]:
+def measure(family_name: str, num: int, load: float, seed: int, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """All results of the benchmark."""
     brands = Brands.new(family_name, NUM_BRANDS)
     most = {}
     for name, num_at_once in (("first", None), ("step_level", None), ("request_level", MAX_BATCH)):
-        engine = Engine(base(family_name), max_batch=MAX_BATCH, classes=classes)
+        engine = Engine(base(family_name), max_batch=MAX_BATCH, batch_sizes=batch_sizes)
         num_sampled = 8 if name == "first" else 48  # the first sample is a warm-up
         most[name] = capacity(engine, mixed_requests(engine.family, brands, num_sampled, seed + 1), num_at_once)
-    ours = compare(brands, num, load * most["step_level"], seed, classes)
-    theirs = compare(brands, num, load * most["request_level"], seed, classes)
+    ours = compare(brands, num, load * most["step_level"], seed, batch_sizes)
+    theirs = compare(brands, num, load * most["request_level"], seed, batch_sizes)
     return {
         "p99_over_request_level": _ratio(ours, "p99_seconds"),
         "throughput_over_request_level": _ratio(ours, "per_second"),
@@ -110,14 +122,14 @@ def main() -> None:
     parser.add_argument("--family", default="sd15", choices=("sd15", "sdxl", "flux"))
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--load", type=float, default=0.8, help="share of the measured capacity")
-    parser.add_argument("--classes", default="fixed", choices=tuple(CLASSES), help="the sizes that batches come in")
+    parser.add_argument("--batch-sizes", default="fixed", choices=tuple(BATCH_SIZES), help="sizes of forward passes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"family": chosen.family, "requests": chosen.requests, "load": chosen.load, "max_batch": MAX_BATCH}
-    facts |= {"steps": STEPS, "brands": NUM_BRANDS, "classes": chosen.classes}
-    figures = measure(chosen.family, chosen.requests, chosen.load, chosen.seed, CLASSES[chosen.classes])
+    facts |= {"steps": STEPS, "brands": NUM_BRANDS, "batch_sizes": chosen.batch_sizes}
+    figures = measure(chosen.family, chosen.requests, chosen.load, chosen.seed, BATCH_SIZES[chosen.batch_sizes])
     print(json.dumps({**facts, **figures}, indent=None if chosen.json else 2))
 
 

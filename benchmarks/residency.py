@@ -37,7 +37,7 @@ from onbrand.adapter import AdapterRef
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
 from onbrand.engine.host_cache import HostCache
-from onbrand.engine.request import Picture, Request
+from onbrand.engine.request import FinishedImage, Request
 from onbrand.engine.residency import AdapterResidency, Lease
 from onbrand.engine.slots import Slots
 from onbrand.families.bases import base_source
@@ -306,7 +306,7 @@ def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
     began, num = time.process_time(), 0
     names = [engine.add(request) for request in asked]
     while engine.has_work:
-        num += sum(isinstance(event, Picture) for event in engine.step())
+        num += sum(isinstance(event, FinishedImage) for event in engine.step())
     assert num == len(names), "a picture was lost"
     return time.process_time() - began
 
@@ -314,7 +314,7 @@ def seconds_for(engine: Engine, asked: Iterable[Request]) -> float:
 def loss(chosen: argparse.Namespace) -> dict[str, Any]:
     """1 - (throughput with a thousand brands / throughput with one), including the loading of adapters."""
     family = load_family("sd15", base_source("sd15", {}))
-    engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, classes=(chosen.rows,))
+    engine = Engine(family, num_slots=chosen.slots, max_batch=chosen.rows, batch_sizes=(chosen.rows,))
     dice, serial, size = random.Random(0), count(), 2 * chosen.rows
     steps = chosen.steps or family.recommended.num_inference_steps
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.lib.workload import random_adapter
 from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.engine.batch import size_classes
+from onbrand.engine.batch import default_batch_sizes
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Completed, Event, Failed, Request
 from onbrand.errors import TooManyRequests
@@ -31,7 +31,7 @@ from onbrand.families.loading import load_family
 from onbrand.families.lora import read_adapter
 
 MAX_BATCH = 8
-CLASSES = {"fixed": (MAX_BATCH,), "doubling": size_classes(MAX_BATCH)}
+BATCH_SIZES = {"fixed": (MAX_BATCH,), "doubling": default_batch_sizes(MAX_BATCH)}
 """Possible batch sizes: a single one, as for compiled graphs, or each twice the one before."""
 
 

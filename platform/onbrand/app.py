@@ -16,7 +16,7 @@ from onbrand.api import (
     brands,
     documents,
     files,
-    images,
+    generations,
     invitations,
     jobs,
     keys,
@@ -39,9 +39,9 @@ from onbrand.background import recovery, upload_cleanup
 from onbrand.background.generations import GenerationTasks, SystemClientFor
 from onbrand.config import Limits, Settings
 from onbrand.db.session import Database
+from onbrand.fair_turns import FairTurns
 from onbrand.internal.generation import Generator
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import FairTurns
 from onbrand.secrets_file import Secrets
 from onbrand.services.generations import recommended_of
 from onbrand.services.identity import TokenIssuer
@@ -68,7 +68,7 @@ ROUTES = (
     documents,
     jobs,
     models,
-    images,
+    generations,
     openai,
     audit,
     files,
@@ -88,7 +88,7 @@ def create_app(
     """The API for users.
 
     Args:
-        generator: draws pictures; `onbrand.serving` implements it over Ray Serve.
+        generator: draws images; `onbrand.serving` implements it over Ray Serve.
         client_for: makes a client of the internal routes for a ticket; None: over HTTP to `settings.system_url`.
     """
     issuer = TokenIssuer(secrets.tokens, settings.token_minutes)

@@ -84,7 +84,7 @@ class Scope:
     def claims(self) -> dict[str, Any]:
         """The caller's claims for the database; `brand_id` is the transaction's brand, else the bound one."""
         scopes = None if self.scopes is None else sorted(self.scopes)
-        said = {
+        claims = {
             "sub": self.user_id,
             "brand_id": self.within or self.brand_id,
             "bound_to": self.brand_id,
@@ -93,7 +93,7 @@ class Scope:
             "session_id": self.session_id,
             "purpose": None if self.key_id is None else self.purpose,
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in claims.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

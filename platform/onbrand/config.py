@@ -98,7 +98,7 @@ class Limits(BaseModel):
     turns: int = 4
     """Requests that the API processes at once; addresses take turns, one has at most half. Further ones wait."""
     turn_seconds: float = 0.1
-    """Seconds after which a request that waits (for a picture, an event) passes its turn to the next."""
+    """Seconds after which a request that waits (for an image, an event) passes its turn to the next."""
     open_bodies_per_address: int = 32
     """Incomplete bodies of one address; beyond that, the one silent for longest ends with 408."""
     open_bodies: int = 512
@@ -209,7 +209,7 @@ class Settings(BaseSettings):
     oidc_issuer: str | None = None
     """An OpenID Connect issuer whose tokens are accepted beside our own, exactly as its tokens' `iss` says it."""
     oidc_audience: str | None = None
-    """What its tokens' `aud` must name; needed with `oidc_issuer`."""
+    """The required `aud` of its tokens; needed with `oidc_issuer`."""
     oidc_jwks_url: str | None = None
     """Where its keys are; None asks its discovery document."""
     oidc_algorithms: tuple[OidcAlgorithm, ...] = ("RS256", "ES256")

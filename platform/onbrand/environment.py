@@ -85,7 +85,7 @@ def forget_other_rays(environ: MutableMapping[str, str]) -> None:
 
 def without_proxy_for(hosts: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
     """`NO_PROXY` in both spellings, extended by loopback and `hosts`: calls within the platform use no proxy."""
-    said = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    names = [name.strip() for name in said.split(",") if name.strip()]
+    no_proxy = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    names = [name.strip() for name in no_proxy.split(",") if name.strip()]
     names += [name for name in dict.fromkeys([*_LOOPBACK, *hosts]) if name not in names]
     return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(names))

@@ -55,7 +55,7 @@ class InvalidInput(OnbrandError):
 
 
 class DataRefused(InvalidInput):
-    """Training pictures or captions are unfit for a job; ``findings`` holds each problem with its remedy."""
+    """Training images or captions are unfit for a job; ``findings`` holds each problem with its remedy."""
 
     code, title = "data_refused", "The training data is not fit to train on"
 
@@ -143,7 +143,7 @@ class AdapterRefused(OnbrandError):
 
 
 class NotFinite(OnbrandError):
-    """The generated values overflowed (not finite), so there is no picture."""
+    """The generated values overflowed (not finite), so there is no image."""
 
     status, code, title = 422, "picture_not_finite", "The picture overflowed"
 

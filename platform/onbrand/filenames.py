@@ -1,4 +1,4 @@
-"""File names from users' systems: detect system files, and match captions to pictures.
+"""File names from users' systems: detect system files, and match captions to images.
 
 One rule for zip archives, forms, folders and direct uploads.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from onbrand.visible import composed
 
 PICTURES = ("png", "jpg", "jpeg", "jpe", "jfif", "mpo", "webp")
-"""Extensions of pictures; MPO and JFIF are JPEGs."""
+"""Extensions of images; MPO and JFIF are JPEGs."""
 CAPTION = "txt"
 
 _FOLDERS = frozenset({
@@ -69,7 +69,7 @@ def stem_and_extension(path: str) -> tuple[str, str]:
 
 
 def is_picture(path: str) -> bool:
-    """Whether the extension is a picture's."""
+    """Whether the extension is an image's."""
     return stem_and_extension(path)[1] in PICTURES
 
 
@@ -80,12 +80,12 @@ def is_caption(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Text files matched to pictures, all by index.
+    """Text files matched to images, all by index.
 
     Args:
-        captions: each picture's text file.
-        nobodys: text files that match no picture.
-        doubtful: text files that match two pictures, or a picture that already has a text file.
+        captions: each image's text file.
+        nobodys: text files that match no image.
+        doubtful: text files that match two images, or an image that already has a text file.
     """
 
     captions: dict[int, int] = field(default_factory=dict)
@@ -94,10 +94,10 @@ class Described:
 
 
 def described(paths: Sequence[str], texts: Iterable[int]) -> Described:
-    """Match text files to pictures: ``logo.txt`` describes the one ``logo.png`` or ``LOGO.JPG`` beside it.
+    """Match text files to images: ``logo.txt`` describes the one ``logo.png`` or ``LOGO.JPG`` beside it.
 
     Args:
-        texts: indices of the text files; the other paths are pictures.
+        texts: indices of the text files; the other paths are images.
     """
     pictures: dict[str, list[int]] = {}
     texts = set(texts)

@@ -1,6 +1,6 @@
 """Interpret the names, shapes and settings in a LoRA file of any trainer. Needs neither torch nor numpy.
 
-y += scale * up (down x) for each layer. `sandbox.weights` checks the values on upload, and `families.lora_import`
+y += scale * up (down x) for each layer. `sandbox.weights` checks the values on upload, and `families.lora_conversion`
 checks them in the importing job.
 """
 
@@ -141,7 +141,7 @@ def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderOptio
 
     Raises:
         AdapterRefused: DoRA, text-encoder layers unless they may be dropped, LyCORIS' other products, a half pair, or
-            two adapters in one file. Ignoring these silently would change the pictures.
+            two adapters in one file. Ignoring these silently would change the images.
     """
     names = header.tensors
     for name in names:
@@ -152,8 +152,8 @@ def must_be_plain_lora(header: SafetensorsHeader, text_encoder: TextEncoderOptio
     pairs = [pair for pair in found if not _is_of_text(pair.layer)]
     if text_encoder == "refuse" and (text := next(filter(_is_of_text, names), None)) is not None:
         _refuse_text(text, len(text_pairs), len(found))
-    told = {name for pair in found for name in (pair.down, pair.up, pair.alpha) if name is not None}.union(zeros)
-    if not found or (strange := sorted(set(names) - told)):
+    expected = {name for pair in found for name in (pair.down, pair.up, pair.alpha) if name is not None}.union(zeros)
+    if not found or (strange := sorted(set(names) - expected)):
         example = f" (for example {strange[0]})" if found else ""
         _refuse(f"it is no plain LoRA with a down and an up matrix for every layer{example}")
     for pair in found:
@@ -170,13 +170,13 @@ def must_be_settings(metadata: Mapping[str, str]) -> dict[str, LoraSettings]:
     Raises AdapterRefused if it is not a JSON object, holds numbers that are not finite, or does more than scaling.
     """
     try:
-        said = json.loads(
+        entries = json.loads(
             metadata.get(LORA_METADATA, "{}"), parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
         ).items()
     except (ValueError, AttributeError, RecursionError):
         raise AdapterRefused(f"the header's {LORA_METADATA} is not a JSON object") from None
     by_component: dict[str, dict[str, Any]] = {}
-    for key, value in said:
+    for key, value in entries:
         component, _, rest = key.partition(".")
         is_known = component in _COMPONENTS
         by_component.setdefault(component if is_known else "", {})[rest if is_known else key] = value

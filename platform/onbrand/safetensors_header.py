@@ -22,7 +22,7 @@ LORA_METADATA = "lora_adapter_metadata"
 HEADER_BYTES_MAX = 4 * 2**20
 METADATA_BYTES_MAX = 64 * 2**10
 FOREIGN_METADATA_BYTES_MAX = 2 * 2**20
-"""A higher limit, because other trainers write every tag of every picture into their files."""
+"""A higher limit, because other trainers write every tag of every image into their files."""
 _DIMS_MAX = 8
 _SIDE_MAX = 2**31
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -35,7 +35,7 @@ from tools.harness.tiny_families import family_of
 
 ENGINE, SYSTEM, INGRESS = "ServeReplica:engine-sd15:", "ServeReplica:internal:", "ServeReplica:onbrand:"
 MOST_DIFFERENCE = 2
-"""Allowed difference (of 255) of two drawings of one picture, as batches of other size classes round differently."""
+"""Allowed difference (of 255) of two drawings of one picture, as batches of other sizes round differently."""
 RECOVERY_SECONDS = 240.0
 NARROW = {"ONBRAND_ENGINE__NUM_SLOTS": "4", "ONBRAND_LIMITS__WAITING_PICTURES": "8", "ONBRAND_TRAIN_JOBS": "0"}
 """Settings with few slots and short queues, so that adapters are evicted and requests get 429."""

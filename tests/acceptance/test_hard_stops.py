@@ -61,7 +61,7 @@ def test_a_training_whose_controller_and_dispatcher_are_killed_ends_with_the_bit
 def test_a_platform_killed_hard_keeps_what_was_finished_and_goes_on(
     platform: Running, acme: Trained, tmp_path: Path
 ) -> None:
-    """What was running had begun with the adapter of the job before it, and is that one trained further."""
+    """The interrupted job had begun with the adapter of the job before it, and trains that one further."""
     models = {model["id"] for model in acme.person.says("model", "list")["data"]}
     job = acme.person.says(*LONG, "--continue", FIRST)
     wait_for(lambda: is_under_way(acme.person, job["id"]), 240, "some progress")

@@ -34,7 +34,7 @@ PUBLIC = {
     ("GET /api/local_raylet_healthz", "dashboard/dashboard.py"),
     ("GET /", "RuntimeEnvAgent"),
 }
-"""What Ray answers without its token: pages that hold nothing of the platform."""
+"""Ray's answers without its token: pages that hold nothing of the platform."""
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="becomes another user of the machine, which takes root"
 )

@@ -372,7 +372,7 @@ async def test_a_bad_generation_names_the_field(
 async def test_a_full_ingress_says_when_to_come_back_and_writes_nothing(
     platform: Platform, make_brand: MakeBrand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has some under way already: a brand that has none finds room, however busy others are."""
+    """A brand with some under way is refused; a brand with none is accepted, however busy others are."""
     brand, other = await make_brand("full"), await make_brand("fresh")
     monkeypatch.setattr("onbrand.background.generations.RUNNING_MAX", 1)
     hangs = {"prompt": "[hang] up", "model_type": "sd15"}

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from onbrand.config import Limits
+from onbrand.fair_turns import QueueOwner
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import QueueOwner
 from tests.conftest import BrandOfPeople, MakeBrand
 from tools.harness.in_process_platform import Platform, upload
 

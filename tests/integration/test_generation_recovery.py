@@ -285,7 +285,7 @@ async def test_what_loses_engines_again_and_again_is_ended(platform, make_brand)
 
 
 async def test_losses_are_counted_over_all_who_look_after_it(platform, recovery, make_brand):
-    """What kills its ingress and its engine at once is bounded too."""
+    """A generation that kills its ingress and its engine at once is bounded too."""
     brand = await make_brand("worse")
     begun = await left(platform, brand)
     ticket = brand.ticket(begun["id"], "generation")

@@ -18,7 +18,7 @@ from onbrand.config import Settings
 from onbrand.errors import NotFound
 from onbrand.families.bases import base_source
 from onbrand.families.loading import load_family
-from onbrand.families.lora_import import read_foreign
+from onbrand.families.lora_conversion import read_foreign
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.internal.training import PublishedModel, ReportResponse, TrainingSpec
 from onbrand.lora_names import ImportOptions

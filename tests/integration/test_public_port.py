@@ -155,7 +155,7 @@ async def test_an_app_that_breaks_is_503() -> None:
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
 async def test_a_body_after_an_upgrade_is_not_lost(upgrade: str) -> None:
-    """What Java's HttpClient and Ktor send by default, with the next request on the same connection."""
+    """The default requests of Java's HttpClient and Ktor, with the next request on the same connection."""
     asking = request(
         "/v1/x",
         "connection: Upgrade, HTTP2-Settings",

@@ -65,7 +65,7 @@ class Used:
 
 @pytest.fixture
 def a_child() -> Iterator[Child]:
-    with closing(fork_child("pictures", Limits().check_bytes)) as child:
+    with closing(fork_child("images", Limits().check_bytes)) as child:
         yield child
 
 
@@ -85,7 +85,7 @@ def megabytes(pid: int) -> float:
 def test_a_child_inherits_neither_environment_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
     end_servers()
     monkeypatch.setenv("ONBRAND_S3_SECRET_KEY", "canary-secret")
-    with closing(fork_child("pictures", 2**28)) as first, closing(fork_child("pictures", 2**28)) as second:
+    with closing(fork_child("images", 2**28)) as first, closing(fork_child("images", 2**28)) as second:
         for child in (first, second):
             proc = Path(f"/proc/{child.pid}")
             environment = (proc / "environ").read_bytes()
@@ -227,7 +227,7 @@ def test_the_largest_picture_fits_into_the_memory(checker: Checker, used: list[U
     exif[0x0112] = 6
     out = io.BytesIO()
     Image.new("RGB", (6250, 4000), (20, 90, 160)).save(out, "JPEG", exif=exif, progressive=True)
-    clean = checker.picture(out.getvalue())
+    clean = checker.image(out.getvalue())
     assert (clean.width, clean.height) == (4000, 6250)
     assert 25 < used[-1].megabytes <= 300
 
@@ -236,7 +236,7 @@ def test_the_largest_picture_fits_into_the_memory(checker: Checker, used: list[U
 def test_the_largest_webp_fits_into_the_memory(checker: Checker, used: list[Used]) -> None:
     out = io.BytesIO()
     Image.new("RGB", (4096, 3072), (20, 90, 160)).save(out, "WEBP", method=0)
-    assert checker.picture(out.getvalue()).width == 4096
+    assert checker.image(out.getvalue()).width == 4096
     assert 25 < used[-1].megabytes <= 300
 
 
@@ -271,7 +271,7 @@ def turned() -> Image.Exif:
 def test_the_largest_picture_is_converted_to_srgb_within_the_memory_and_time(
     checker: Checker, used: list[Used], kind: str
 ) -> None:
-    clean = checker.picture(LARGEST[kind]())
+    clean = checker.image(LARGEST[kind]())
     assert clean.width * clean.height >= 12_800_000
     assert 25 < used[-1].megabytes <= 300
 
@@ -289,33 +289,33 @@ def test_a_child_gives_the_colours_that_a_process_of_ours_gives(checker: Checker
         encoded("JPEG", Image.new("RGB", (64, 64), (60, 200, 90)), exif=of_adobe_rgb()),
         encoded("MPO", Image.new("RGB", (64, 64)), save_all=True, append_images=[Image.new("RGB", (64, 64))]),
     ):
-        assert checker.picture(data) == clean_image(data, Limits())
+        assert checker.image(data) == clean_image(data, Limits())
     with pytest.raises(UnsupportedMedia, match=r"logo\.png: its colour profile is cut short"):
-        checker.picture(png(np.zeros((64, 64, 3), np.uint8), iccp(P3_PROFILE[:-50])), "logo.png")
+        checker.image(png(np.zeros((64, 64, 3), np.uint8), iccp(P3_PROFILE[:-50])), "logo.png")
 
 
 def test_a_file_that_needs_more_memory_is_refused() -> None:
     out = io.BytesIO()
     Image.new("RGB", (5000, 4000)).save(out, "PNG")
     with pytest.raises(TooLarge, match="more memory"):
-        Checker(Limits(check_bytes=60_000_000)).picture(out.getvalue(), "a.png")
+        Checker(Limits(check_bytes=60_000_000)).image(out.getvalue(), "a.png")
 
 
 # children come and go
 
 
 def test_no_child_reads_two_files_and_none_starts_anew(checker: Checker, used: list[Used]) -> None:
-    checker.picture(picture())
+    checker.image(picture())
     with pytest.raises(UnsupportedMedia):
-        checker.picture(b"no picture")
-    checker.picture(picture("JPEG"))
+        checker.image(b"no picture")
+    checker.image(picture("JPEG"))
     assert len({each.pid for each in used}) == 3
     assert len({each.server for each in used}) == 1
 
 
 @only_linux
 def test_a_child_ends_when_it_is_let_go() -> None:
-    child = fork_child("pictures", 2**28)
+    child = fork_child("images", 2**28)
     os.kill(child.pid, signal.SIGSTOP)  # it does not help it
     child.close()
     gone_soon(child.pid)
@@ -344,36 +344,36 @@ def gone_soon(pid: int) -> None:
 @only_linux
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_child_whose_server_was_ended_or_stopped_ends_all_the_same(end: signal.Signals) -> None:
-    child = fork_child("pictures", 2**28)
+    child = fork_child("images", 2**28)
     server = child._server
     os.kill(child.pid, signal.SIGSTOP)
     os.kill(server.pid, end)
     child.close()
     ended(child.pid)
-    end_servers(patience=0.1)
+    end_servers(timeout=0.1)
 
 
 @only_linux
 def test_a_server_that_hangs_is_ended_and_replaced(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    fork_child("pictures", 2**28).close()
-    server = processes._servers["pictures"]
+    fork_child("images", 2**28).close()
+    server = processes._servers["images"]
     os.kill(server.pid, signal.SIGSTOP)
     with monkeypatch.context() as patched:
         patched.setattr(processes, "_START_SECONDS", 0.3)
         with pytest.raises(Unavailable, match="try again"):
-            checker.picture(picture())
-    assert checker.picture(picture()).width == 96
+            checker.image(picture())
+    assert checker.image(picture()).width == 96
     assert not server.is_alive
 
 
 @only_linux
 def test_nothing_stays_open(checker: Checker) -> None:
-    checker.picture(picture())
+    checker.image(picture())
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        checker.picture(picture())
+        checker.image(picture())
         with pytest.raises(UnsupportedMedia):
-            checker.picture(b"no picture")
+            checker.image(b"no picture")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -381,8 +381,8 @@ def test_nothing_stays_open(checker: Checker) -> None:
 def test_without_descriptors_it_is_our_fault_and_none_is_lost(
     checker: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checker.picture(picture())
-    server, pipe, before = processes._servers["pictures"], os.pipe, len(os.listdir("/proc/self/fd"))
+    checker.image(picture())
+    server, pipe, before = processes._servers["images"], os.pipe, len(os.listdir("/proc/self/fd"))
     made: list[tuple[int, int]] = []
 
     def one_pipe() -> tuple[int, int]:
@@ -394,9 +394,9 @@ def test_without_descriptors_it_is_our_fault_and_none_is_lost(
     with monkeypatch.context() as patched:
         patched.setattr(os, "pipe", one_pipe)
         with pytest.raises(Unavailable, match="try again"):
-            checker.picture(picture())
+            checker.image(picture())
     assert len(os.listdir("/proc/self/fd")) == before
-    assert processes._servers["pictures"] is server
+    assert processes._servers["images"] is server
 
 
 def ended(pid: int) -> None:
@@ -408,19 +408,19 @@ def ended(pid: int) -> None:
 
 
 def test_a_server_that_died_is_no_fault_of_the_next_file(checker: Checker, used: list[Used]) -> None:
-    checker.picture(picture())
+    checker.image(picture())
     os.kill(used[-1].server, signal.SIGKILL)
     until = time.monotonic() + 10
-    while processes._servers["pictures"].is_alive and time.monotonic() < until:
+    while processes._servers["images"].is_alive and time.monotonic() < until:
         time.sleep(0.01)
-    assert checker.picture(picture()).width == 96
+    assert checker.image(picture()).width == 96
     assert used[-1].server != used[0].server
 
 
 def test_many_threads_share_a_checker() -> None:
     checker, widths = Checker(num_children=2), []
     threads = [
-        threading.Thread(target=lambda size=size: widths.append(checker.picture(picture("PNG", size)).width))
+        threading.Thread(target=lambda size=size: widths.append(checker.image(picture("PNG", size)).width))
         for size in range(40, 52)
     ]
     for thread in threads:
@@ -459,7 +459,7 @@ def told_of_one_that_is_ended(stopped: list[Child], end: signal.Signals) -> str:
     ending = threading.Thread(target=end_it, daemon=True)
     ending.start()
     with pytest.raises((UnsupportedMedia, TooLarge)) as told:
-        Checker().picture(picture(), "logo.png")
+        Checker().image(picture(), "logo.png")
     ending.join()
     return told.value.message
 
@@ -476,19 +476,19 @@ def told_of_one_that_is_ended(stopped: list[Child], end: signal.Signals) -> str:
 def test_a_childs_end_says_why_and_a_crash_retires_its_server(
     end: signal.Signals, why: str, is_crash: bool, a_child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = processes._servers["pictures"]
+    server = processes._servers["images"]
     assert re.search(why, told_of_one_that_is_ended(stop_children(monkeypatch), end))
-    assert (processes._servers.get("pictures") is not server) == is_crash
+    assert (processes._servers.get("images") is not server) == is_crash
     assert server.is_alive
     asked = {"name": "a", "shown": "a", "param": "files", "limits": Limits().model_dump()}
-    assert len(list(a_child.answers(asked, picture(), Limits().upload_bytes))) == 1, "a neighbour suffered"
+    assert len(list(a_child.replies(asked, picture(), Limits().upload_bytes))) == 1, "a neighbour suffered"
 
 
 def test_a_child_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = stop_children(monkeypatch)
     monkeypatch.setattr(processes, "WALL_SECONDS", 0.3)
     with pytest.raises(UnsupportedMedia, match="takes too long"):
-        Checker().picture(picture())
+        Checker().image(picture())
     gone_soon(stopped[0].pid)
 
 
@@ -539,18 +539,18 @@ def run_instead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
 def test_where_nothing_is_filtered_operators_are_told_once(
     checker: Checker, run_instead: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    processes._tell_that_nothing_is_filtered.cache_clear()
+    processes._warn_unfiltered.cache_clear()
     run_instead(PUPPET.replace("LIE", LIES["nothing"]))
     for _ in range(2):
         with pytest.raises(UnsupportedMedia):
-            checker.picture(picture())
+            checker.image(picture())
     assert ["seccomp" in record.message for record in caplog.records].count(True) == 1
 
 
 @only_linux
 def test_here_it_is_filtered(checker: Checker, caplog: pytest.LogCaptureFixture) -> None:
-    processes._tell_that_nothing_is_filtered.cache_clear()
-    checker.picture(picture())
+    processes._warn_unfiltered.cache_clear()
+    checker.image(picture())
     assert not caplog.records
 
 
@@ -560,14 +560,14 @@ def test_a_child_that_was_taken_over_is_not_believed(
 ) -> None:
     run_instead(PUPPET.replace("LIE", LIES[lie]))
     with pytest.raises(UnsupportedMedia, match="makes its reader fail"):
-        checker.picture(picture(), "a.png")
+        checker.image(picture(), "a.png")
 
 
 def test_a_refusals_words_are_shown_harmlessly(checker: Checker, run_instead: Callable[[str], None]) -> None:
     lie = 'say({"refused": "InvalidInput", "message": "a\\u202e\\x1b" + "x" * 9000, "param": "files"})'
     run_instead(PUPPET.replace("LIE", lie))
     with pytest.raises(InvalidInput) as told:
-        checker.picture(picture())
+        checker.image(picture())
     assert told.value.message.isprintable()
     assert len(told.value.message) <= 1000
 
@@ -578,7 +578,7 @@ def test_a_child_that_does_not_start_is_our_fault(
 ) -> None:
     run_instead(program)
     with pytest.raises(Unavailable, match="try again"):
-        checker.picture(picture())
+        checker.image(picture())
 
 
 # what is found
@@ -586,7 +586,7 @@ def test_a_child_that_does_not_start_is_our_fault(
 
 def test_pictures_are_made_anew(checker: Checker) -> None:
     for kind, content_type in (("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")):
-        clean = checker.picture(picture(kind))
+        clean = checker.image(picture(kind))
         assert (clean.content_type, clean.width, clean.height) == (content_type, 96, 96)
         assert Image.open(io.BytesIO(clean.bytes)).format == kind
 
@@ -695,6 +695,6 @@ def test_the_largest_picture_is_measured_within_the_same_limits(checker: Checker
     """25 million pixels with alpha: 100 MB of them, and a second time while they are scaled."""
     out = io.BytesIO()
     Image.new("RGBA", (5000, 5000), (10, 200, 30, 100)).save(out, "PNG", compress_level=1)
-    seen = checker.picture(out.getvalue()).features
+    seen = checker.image(out.getvalue()).features
     assert (seen.width, seen.sides[-1], seen.opaque, seen.visible) == (5000, 1024, 0.0, 1.0)
     assert 100 < used[-1].megabytes < 400

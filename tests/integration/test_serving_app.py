@@ -243,7 +243,7 @@ async def test_an_adapters_generations_go_to_one_replica(http, fixtures, make_br
 
 
 async def test_a_clients_word_moves_no_generation(http, fixtures, make_brand, adapter):
-    """Whatever a client names, the engine is asked by the id of the row."""
+    """The engine is asked by the id of the row, not by a name of the client."""
     brand = await make_brand()
     name = await fixtures.publish(brand, adapter)
     headers = await member_of(http, brand)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
+from onbrand.engine.request import Canceled, Completed, Failed, FinishedImage, Progress
 from onbrand.errors import InvalidInput, Unavailable
 from onbrand.serving.engine_thread import EngineThread
 from tests.numerics.drawing import drawn, request
@@ -31,7 +31,7 @@ async def test_requests_at_once_each_get_their_own_events(loop):
     stories = await asyncio.gather(*(drawn(loop, request(str(n), n)) for n in range(3)))
     for n, events in enumerate(stories):
         assert {event.request_id for event in events} == {str(n)}
-        assert [type(event) for event in events if not isinstance(event, Progress)] == [Picture, Completed]
+        assert [type(event) for event in events if not isinstance(event, Progress)] == [FinishedImage, Completed]
 
 
 async def test_what_the_engine_refuses_is_raised_to_who_asked(loop):

@@ -27,7 +27,7 @@ from onbrand.app import create_system_app
 from onbrand.brand import Ticket
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Picture
+from onbrand.engine.request import FinishedImage
 from onbrand.errors import AdapterRefused, InvalidInput, NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
 from onbrand.internal import generation
@@ -142,7 +142,7 @@ async def drawn_alone(**more) -> torch.Tensor:
     loop = EngineThread(Engine(family_of("sd15"), max_batch=4))
     plain = {"prompt": "a red square", "seed": 5, "num_inference_steps": 2, "negative_prompt": None}
     (picture,) = [
-        event for event in await drawn(loop, engine_request("r", **plain, **more)) if isinstance(event, Picture)
+        event for event in await drawn(loop, engine_request("r", **plain, **more)) if isinstance(event, FinishedImage)
     ]
     loop.close()
     return picture.image_CHW.permute(1, 2, 0)

@@ -16,8 +16,8 @@ from starlette.datastructures import UploadFile
 
 from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.config import Limits
+from onbrand.fair_turns import QueueOwner
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.services import asset_checks
 from tests.conftest import MakeBrand

@@ -85,7 +85,7 @@ def test_claims_that_were_signed_for_another_role_show_nothing(database, fixture
 
 @pytest.mark.parametrize("where", ["the next one", "another connection's"])
 def test_claims_of_another_transaction_show_nothing(where: str, database, fixtures):
-    """Who saw somebody's claims, or one's own of another brand, cannot use them in a transaction of their own."""
+    """Claims of another user, or one's own of another brand, cannot be used in a transaction of one's own."""
     with psycopg.connect(database.web_url) as first, psycopg.connect(database.web_url) as second:
         with first.transaction():
             signed = as_admin(fixtures)(stamp_of(first))

@@ -131,7 +131,7 @@ _NEVER_BRAND = f"never-{uuid.uuid4().hex[:8]}"
 
 
 def never(value: str) -> str:
-    """What is of the same form as `value` and never was: one for all, so that it is asked for once a route."""
+    """A value of the same form that never existed: one for all, so that each route is asked for it once."""
     return "sd15-lora-v999" if value.startswith("sd15-") else _NEVER
 
 
@@ -206,7 +206,7 @@ async def test_anothers_thing_in_the_own_brand_is_answered_as_one_that_never_was
 async def test_a_key_is_told_no_more(
     fixtures: Fixtures, described: list[Operation], ids: dict[str, str], key: httpx.AsyncClient
 ) -> None:
-    """What a key may never do is refused to it before anything is looked for: 403, for theirs as for nobody's."""
+    """An operation that no key may do is refused before any look-up: 403, for existing objects and others."""
     tries = [
         each for operation in described if "brand_id" in operation.names
         for make, things in ((under_their_brand, ids), (under_the_own_brand, fitting(operation, ids)))

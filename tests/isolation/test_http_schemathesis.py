@@ -40,14 +40,14 @@ from pg_class c join pg_attribute b on b.attrelid = c.oid and b.attname = 'brand
 join pg_attribute i on i.attrelid = c.oid and i.attname = 'id' and i.atttypid = 'uuid'::regtype
 where c.relkind in ('r', 'p') order by 1"""
 _OPEN = ("pending", "training", "running")
-"""What has not ended has events that do not end either: such a thing is not asked for by its id."""
+"""Events of unfinished objects do not end, so such objects are not requested by their id."""
 _TAKES_ITS_CALLER_OUT = ("DELETE /v1/brands/{brand_id}/members/me",)
 """Afterwards every case would be a stranger's."""
 
 
 @dataclass
 class Findings:
-    """What the cases came to."""
+    """Counts of the outcomes of all cases."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)

@@ -322,15 +322,15 @@ async def test_openais_face_refuses_a_key_without_generate(platform: Platform, a
 # the routes: what a key must be allowed stands in each signature
 
 NEEDS = {
-    authorization.ReadPermission: "read",
+    authorization.ReadCaller: "read",
     authorization.ReadAccess: "read",
-    authorization.UploadPermission: "upload",
+    authorization.UploadCaller: "upload",
     authorization.UploadAccess: "upload",
-    authorization.TrainPermission: "train",
+    authorization.TrainCaller: "train",
     authorization.TrainAccess: "train",
-    authorization.GeneratePermission: "generate",
+    authorization.GenerateCaller: "generate",
     authorization.GenerateAccess: "generate",
-    authorization.ManagePermission: "manage",
+    authorization.ManageCaller: "manage",
     authorization.Admin: "manage",
     authorization.AdminUserOnly: "manage",
 }
@@ -535,7 +535,7 @@ async def test_a_dead_key_writes_nothing_outside_brands_either(db: Database, pla
 
 
 async def test_a_dead_key_asks_for_nobodys_account(db: Database, platform: Platform, acme: BrandOfPeople) -> None:
-    """What only an admin is told, by a function and not by a row that the wall hides anyway."""
+    """An answer for admins only, given by a function and not by a row that the wall hides anyway."""
     made = await make_key(platform, acme)
     question = "select private.is_admin() as a, (select count(*)::int from private.member_emails(%s)) as n"
     async with as_key(db, made) as session:

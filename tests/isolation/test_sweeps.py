@@ -31,7 +31,7 @@ SHOWN = f"""
 SEARCHES_OF_OURS = (
     "('uuid_send(user_id)', 'uuid_send(id)', 'reverse(email)', '(expires_at AT TIME ZONE ''UTC''::text)')"
 )
-"""What our own functions find rows of any brand by: none is leakproof, so no search of others goes before the wall."""
+"""Conditions by which our functions find rows of any brand: none is leakproof, so none precedes the wall."""
 
 
 def wall(policy: str, role: str, function: str) -> str:

@@ -262,7 +262,7 @@ async def test_who_comes_back_finds_their_tickets_good_again(
 async def test_an_answer_that_got_lost_is_given_again(
     platform: Platform, make_brand: MakeBrand, pictures: Draw, store: ObjectStore
 ) -> None:
-    """What ends a job may be said twice: the second time returns what the first one made."""
+    """The end of a job may be reported twice: the second call returns the result of the first."""
     brand = await make_brand("twice")
     job_id, model = await platform.train(brand, pictures(5))
     async with platform.system(brand.ticket(job_id)) as worker:

@@ -1,4 +1,4 @@
-"""Runs an engine to its end and collects its pictures."""
+"""Runs an engine to its end and collects its images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Event, Failed, Picture, Request
+from onbrand.engine.request import Event, Failed, FinishedImage, Request
 from onbrand.serving.engine_thread import EngineThread
 from tools.harness.engine_requests import engine_request
 
@@ -55,12 +55,12 @@ def pictures(events: Iterable[Event]) -> Pictures:
     found: Pictures = {}
     for event in events:
         assert not isinstance(event, Failed), event.error
-        if isinstance(event, Picture):
+        if isinstance(event, FinishedImage):
             assert (event.request_id, event.index) not in found
             found[event.request_id, event.index] = event.image_CHW
     return found
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference of two pictures in 0..1."""
+    """The largest difference of two images in 0..1."""
     return float((one - other).abs().max())

@@ -1,4 +1,4 @@
-"""A compiled denoiser with slots draws the same pictures, and does not recompile when rows change brands.
+"""A compiled denoiser with slots draws the same images, and does not recompile when rows change brands.
 
 `ONBRAND_TEST_COMPILED_FAMILIES=sd15,sdxl,flux` and `ONBRAND_TEST_BRAND_SWITCHES=10000` select the long version.
 """
@@ -69,7 +69,7 @@ def test_what_inductor_makes_draws_the_same_bits_whoever_shares_the_batch(name, 
         make_adapter(family, rank, seed=rank, brand=f"brand-{rank}").use for rank in (6, 4, 16)
     ]  # two rank classes
     plain = pictures(run(Engine(family, max_batch=2), [asked("me", 0, mine)]))["me", 0]
-    engine = Engine(family, max_batch=2, classes=(2,), compile=True)
+    engine = Engine(family, max_batch=2, batch_sizes=(2,), compile=True)
     try:
         run(engine, [asked("warm", 1, large), asked("up", 2, small)])
         neighbours = [[], [asked("a", 1, small)], [asked("b", 2, large)], [asked("c", 3, None)]]

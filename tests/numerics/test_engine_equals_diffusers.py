@@ -1,4 +1,4 @@
-"""A row of a mixed-brand batch equals the picture that diffusers draws alone with `load_lora_weights`."""
+"""A row of a mixed-brand batch equals the image that diffusers draws alone with `load_lora_weights`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Completed, Failed, Picture, Preview, Progress
+from onbrand.engine.request import Completed, Failed, FinishedImage, Preview, Progress
 from onbrand.families.lora import LayerWeights
 from tests.numerics.drawing import request, run
 
@@ -16,7 +16,7 @@ def test_a_request_that_overflows_ends_at_once_and_is_no_picture(sd15, make_adap
     use = make_adapter(sd15, brand="brand-0").use
     huge = {name: LayerWeights(layer.a * 1e30, layer.b * 1e30) for name, layer in use.weights.layers.items()}
     wild = AdapterUse(AdapterKey("brand-0", "wild"), replace(use.weights, layers=huge))
-    engine = Engine(sd15, max_batch=4, classes=(4,))
+    engine = Engine(sd15, max_batch=4, batch_sizes=(4,))
     engine.add(request("wild", 0, adapters=(wild,), num_images=2, num_inference_steps=20, preview_every=1))
     engine.add(request("good", 1, num_inference_steps=20))
     events = engine.step()
@@ -38,9 +38,9 @@ def test_a_picture_whose_decoding_overflows_is_no_picture(sd15, monkeypatch):
         return made
 
     monkeypatch.setattr(sd15.vae, "decode", overflowing)
-    events = run(Engine(sd15, max_batch=4, classes=(4,)), [request("r", 0)])
+    events = run(Engine(sd15, max_batch=4, batch_sizes=(4,)), [request("r", 0)])
     assert [event.error.code for event in events if isinstance(event, Failed)] == ["picture_not_finite"]
-    assert not [event for event in events if isinstance(event, Picture)]
+    assert not [event for event in events if isinstance(event, FinishedImage)]
 
 
 def test_the_receipt_says_what_was_cut_of_the_prompts(family):
@@ -51,7 +51,7 @@ def test_the_receipt_says_what_was_cut_of_the_prompts(family):
         request("cut", 1, prompt=long, negative_prompt=long, true_cfg_scale=2.0, num_inference_steps=1),
         request("alone", 2, prompt="a red circle", negative_prompt=long, **unguided, num_inference_steps=1),
     )
-    drawn = [event for event in run(Engine(family), [whole, cut, alone]) if isinstance(event, Picture)]
+    drawn = [event for event in run(Engine(family), [whole, cut, alone]) if isinstance(event, FinishedImage)]
     receipts = {event.request_id: event.receipt.as_json() for event in drawn}
     assert receipts["whole"]["cut"] == receipts["alone"]["cut"] == []
     names = ["tokenizer"] if family.spec.name == "sd15" else ["tokenizer", "tokenizer_2"]

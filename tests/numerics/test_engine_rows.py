@@ -1,4 +1,4 @@
-"""Rows are independent: a row that joins, leaves or fails changes no bit of another row's picture."""
+"""Rows are independent: a row that joins, leaves or fails changes no bit of another row's image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Canceled, Completed, Failed, Picture, Progress
+from onbrand.engine.request import Canceled, Completed, Failed, FinishedImage, Progress
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, TooManyRequests
 from onbrand.families.lora import AdapterWeights, LayerWeights
 from tests.numerics.drawing import largest_difference, pictures, request, run
@@ -18,8 +18,8 @@ from tools.harness.tiny_families import family_of
 
 
 def one_class(family, **more):
-    """An engine whose passes all have 4 rows, so that pictures are comparable bit by bit."""
-    return Engine(family, max_batch=4, classes=(4,), **more)
+    """An engine whose passes all have 4 rows, so that images are comparable bit by bit."""
+    return Engine(family, max_batch=4, batch_sizes=(4,), **more)
 
 
 def test_a_picture_has_the_same_bits_whoever_shares_the_batch(family, make_adapter):
@@ -99,7 +99,7 @@ def test_keys_are_made_once_for_rows_that_stay_and_forgotten_with_their_request(
     finally:
         hook.remove()
     assert passes == [2, 4, 2]  # alone, with another, alone again; both branches of guidance
-    assert engine._runner._company is None
+    assert engine._runner._context is None
 
 
 def test_a_request_joins_at_the_next_step_and_leaves_when_it_is_done(sd15, make_adapter):
@@ -163,7 +163,7 @@ def test_a_picture_that_is_not_finite_fails_its_own_request_only(sd15, make_adap
     (failure,) = [event for event in events if isinstance(event, Failed)]
     assert failure.request_id == "wild"
     assert "not finite" in failure.error.message
-    (picture,) = [event for event in events if isinstance(event, Picture)]
+    (picture,) = [event for event in events if isinstance(event, FinishedImage)]
     assert torch.equal(picture.image_CHW, pictures(run(one_class(sd15), [good]))["good", 0])
 
 
@@ -186,7 +186,7 @@ def test_a_row_whose_slot_was_written_again_is_failed_never_drawn(sd15, make_ada
     engine._slots.release(engine._jobs["mine"].lease.slot)
     events = run(engine)
     assert [event.request_id for event in events if isinstance(event, Failed)] == ["mine"]
-    assert [event.request_id for event in events if isinstance(event, Picture)] == ["other"]
+    assert [event.request_id for event in events if isinstance(event, FinishedImage)] == ["other"]
 
 
 def test_more_brands_than_slots_wait_for_one_and_all_are_drawn_right(sd15, make_adapter):
@@ -213,7 +213,7 @@ def test_two_adapters_of_a_brand_add_up(sd15, make_adapter):
 def test_a_receipt_says_how_to_draw_the_picture_again(sd15, make_adapter):
     use = make_adapter(sd15, brand="brand-0", scale=0.5).use
     events = run(Engine(sd15, max_batch=4), [request("r", 0, num_images=2, adapters=(use,))])
-    receipt = [event.receipt for event in events if isinstance(event, Picture)][1].as_json()
+    receipt = [event.receipt for event in events if isinstance(event, FinishedImage)][1].as_json()
     assert receipt == {
         "brand_id": "brand-0",
         "family": "sd15",
@@ -256,7 +256,7 @@ def test_a_full_queue_says_when_to_come_back(sd15):
 
 
 def test_a_queue_that_others_fill_has_room_for_a_brands_share(sd15):
-    """Who is refused hears of its own pictures only: how busy others are is theirs."""
+    """A refusal names the brand's own images only, and reveals nothing of other brands."""
     engine = Engine(sd15, max_batch=1, max_waiting=6)
     engine.add(request("a", 0, num_images=4))
     engine.add(request("b", 1, num_images=2))

@@ -1,4 +1,4 @@
-"""Random schedules of joining, leaving, cancelling and publishing. Every picture equals the one drawn alone.
+"""Random schedules of joining, leaving, cancelling and publishing. Every image equals the one drawn alone.
 
 `ONBRAND_TEST_SCHEDULES=100` runs that many schedules of each family (default 1). A failure names its seed.
 """
@@ -16,12 +16,12 @@ import torch
 
 from onbrand.engine.adapters import AdapterUse
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Canceled, Completed, Event, Picture, Preview, Request
+from onbrand.engine.request import Canceled, Completed, Event, FinishedImage, Preview, Request
 from onbrand.families.family import Family
 from tests.numerics.drawing import Pictures, largest_difference, pictures, request, run
 
 NUM_SCHEDULES = int(os.environ.get("ONBRAND_TEST_SCHEDULES", "1"))
-SIZE_CLASS = 3
+BATCH_SIZE = 3
 NUM_BRANDS = 4
 RANKS = (2, 3, 8, 13, 16, 40, 64)
 TOLERANCE = 1e-5
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 @dataclass
 class Schedule:
-    """One random schedule of an engine with few slots, and its pictures."""
+    """One random schedule of an engine with few slots, and its images."""
 
     family: Family
     dice: random.Random
@@ -43,7 +43,7 @@ class Schedule:
         self.versions = Counter(range(NUM_BRANDS))
 
     def play(self, num_requests: int) -> None:
-        engine = Engine(self.family, max_batch=SIZE_CLASS, classes=(SIZE_CLASS,), num_slots=2)
+        engine = Engine(self.family, max_batch=BATCH_SIZE, batch_sizes=(BATCH_SIZE,), num_slots=2)
         while len(self.requests) < num_requests or engine.has_work:
             if len(self.requests) < num_requests and self.dice.random() < 0.5:
                 self._join(engine)
@@ -104,8 +104,8 @@ class Schedule:
 
 
 def alone(family: Family, each: Request, size: int) -> Pictures:
-    """The request's picture from an engine of its own, in passes of `size` rows."""
-    engine = Engine(family, max_batch=size, classes=(size,), num_slots=1)
+    """The request's image from an engine of its own, in passes of `size` rows."""
+    engine = Engine(family, max_batch=size, batch_sizes=(size,), num_slots=1)
     drawn = pictures(run(engine, [replace(each, parameters=replace(each.parameters, preview_every=0))]))
     leave_the_base(engine)
     return drawn
@@ -130,7 +130,7 @@ def test_every_picture_of_any_schedule_is_the_one_drawn_alone(family, make_adapt
         told = {key: image for key, image in drawn.items() if key[0] == name}
         if name not in story.canceled:
             assert len(told) == each.parameters.num_images
-        same_class, single = alone(family, each, SIZE_CLASS), alone(family, each, 1)
+        same_class, single = alone(family, each, BATCH_SIZE), alone(family, each, 1)
         for key, image in told.items():
             assert torch.equal(image, same_class[key]), f"request {name} depends on its neighbours"
             assert largest_difference(image, single[key]) < TOLERANCE
@@ -140,7 +140,7 @@ def test_every_picture_of_any_schedule_is_the_one_drawn_alone(family, make_adapt
 def must_be_previews_as_asked(story: Schedule) -> None:
     through: set[tuple[str, int]] = set()
     for event in story.events:
-        if isinstance(event, Picture):
+        if isinstance(event, FinishedImage):
             through.add((event.request_id, event.index))
         if isinstance(event, Preview):
             assert (event.request_id, event.index) not in through
@@ -152,6 +152,6 @@ def must_be_previews_as_asked(story: Schedule) -> None:
 
 
 def _num_previews(each: Request) -> int:
-    """At every n-th step but the last, at which the picture itself is there."""
+    """At every n-th step but the last, at which the image itself is there."""
     every = each.parameters.preview_every
     return (each.parameters.num_inference_steps - 1) // every if every else 0

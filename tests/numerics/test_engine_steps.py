@@ -1,4 +1,4 @@
-"""What a row does between noise and picture: samplers by name, previews, pauses, precision and stages."""
+"""A row between noise and image: samplers by name, previews, pauses, precision and stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch.nn import functional as F
 
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress
+from onbrand.engine.request import Canceled, Completed, Event, Failed, FinishedImage, Preview, Progress
 from onbrand.errors import InvalidInput
 from onbrand.families.family import Conditioning, Family
 from onbrand.families.loading import load_family, load_pipeline
@@ -51,7 +51,7 @@ def test_rows_of_one_batch_each_have_the_sampler_they_asked_for(name):
     drawn = pictures(events)
     for n, number, sampler, steps in asked[1:]:
         assert largest_difference(drawn[n, 0], by_diffusers(name, sampler, number, steps)) < TOLERANCE
-    receipts = {event.request_id: event.receipt.sampler for event in events if isinstance(event, Picture)}
+    receipts = {event.request_id: event.receipt.sampler for event in events if isinstance(event, FinishedImage)}
     assert receipts == {"r0": family_of(name).sampler.name, "r1": "euler", "r2": "dpm++2m"}
 
 
@@ -70,7 +70,7 @@ def test_a_limit_out_of_bounds_is_refused_by_name(sd15, field, value):
 
 
 def likeness(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Correlation of all values of two pictures."""
+    """Correlation of all values of two images."""
     return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
 
 
@@ -157,8 +157,8 @@ def step_until(engine: Engine, is_reached: Callable[[list[Event]], bool]) -> lis
 def test_with_stages_every_bit_is_as_without(sd15, make_adapter, pool):
     uses = [make_adapter(sd15, seed=n, brand=f"brand-{n}").use for n in range(3)]
     requests = [request(str(n), n, num_images=2, adapters=(use,)) for n, use in enumerate(uses)]
-    inline = pictures(run(Engine(sd15, max_batch=4, classes=(4,)), requests))
-    beside = pictures(run(Engine(sd15, max_batch=4, classes=(4,), stages=pool), requests))
+    inline = pictures(run(Engine(sd15, max_batch=4, batch_sizes=(4,)), requests))
+    beside = pictures(run(Engine(sd15, max_batch=4, batch_sizes=(4,), stages=pool), requests))
     assert inline.keys() == beside.keys()
     assert all(torch.equal(inline[key], beside[key]) for key in inline)
 
@@ -171,7 +171,7 @@ def test_small_pictures_that_end_together_are_decoded_together_and_large_ones_ea
     monkeypatch.setattr("onbrand.engine.decoding._MOST_AT_ONCE", most)
     real, seen = sd15.decode, []
     monkeypatch.setattr(sd15, "decode", lambda latents: seen.append(len(latents)) or real(latents))
-    engine = Engine(sd15, max_batch=3, classes=(3,))
+    engine = Engine(sd15, max_batch=3, batch_sizes=(3,))
     first, again = [
         pictures(run(engine, [request(str(n), n, num_inference_steps=2) for n in range(3)])) for _ in range(2)
     ]
@@ -185,7 +185,7 @@ def test_others_step_on_while_a_picture_is_decoded(sd15, pool, monkeypatch):
     engine.add(request("short", 0, num_inference_steps=1))
     engine.add(request("long", 1, num_inference_steps=6))
     events = step_until(engine, lambda told: any(isinstance(e, Progress) and e.done == 6 for e in told))
-    assert not any(isinstance(event, Picture) for event in events)
+    assert not any(isinstance(event, FinishedImage) for event in events)
     gate.open.set()
     events += run(engine)
     assert {event.request_id for event in events if isinstance(event, Completed)} == {"short", "long"}
@@ -235,7 +235,7 @@ def test_what_a_stage_raises_fails_its_own_request_only(sd15, pool, monkeypatch,
 
 
 def test_prompts_that_wait_are_encoded_at_once_and_one_that_cannot_be_fails_its_own_request_only(sd15, monkeypatch):
-    """Who asked to be drawn alone is encoded alone."""
+    """An exclusive request is encoded alone."""
     real, seen = sd15.encode_prompts, []
 
     def breaks(prompts: Sequence[str]) -> Conditioning:

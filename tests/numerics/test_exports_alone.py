@@ -1,4 +1,4 @@
-"""A process that cannot import Onbrand draws the same picture with either exported file and plain diffusers."""
+"""A process that cannot import Onbrand draws the same image with either exported file and plain diffusers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ for asked in json.load(sys.stdin):
 
 @dataclass
 class Case:
-    """A base, the files to load into it, and our pictures with the same adapters."""
+    """A base, the files to load into it, and our images with the same adapters."""
 
     base: Path
     arguments: dict[str, Any]
@@ -96,7 +96,7 @@ def of_double_blocks(family: Family) -> bytes:
 
 
 def strong(family: Family) -> bytes:
-    """An adapter strong enough to change the pictures of random weights."""
+    """An adapter strong enough to change the images of random weights."""
     return rewritten(adapter_bytes(family, 4, 0, "attention", strength=20.0))
 
 
@@ -126,7 +126,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.fixture(scope="module")
 def alone(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], np.ndarray]:
-    """Pictures of diffusers, by case and file, from one process without Onbrand."""
+    """Images of diffusers, by case and file, from one process without Onbrand."""
     folder = tmp_path_factory.mktemp("alone")
     asked, outs = [], {}
     for number, (name, case) in enumerate(cases.items()):

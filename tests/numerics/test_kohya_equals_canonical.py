@@ -1,4 +1,4 @@
-"""An adapter in kohya's format equals the canonical one: plain diffusers draws the same picture with both."""
+"""An adapter in kohya's format equals the canonical one: plain diffusers draws the same image with both."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_flux_draws_the_same_picture_with_both_files(diffusers_picture):
 
 @pytest.mark.parametrize("preset", ["attention", "strong"])
 def test_flux_single_blocks_of_full_width_are_read_as_the_same_layers(preset):
-    """What they do, for diffusers gives the parts of a fused layer that lacks one the rank of all of them."""
+    """The layers, not the ranks: diffusers gives all parts of an incomplete fused layer the rank of the whole."""
     with torch.device("meta"):
         bone = FluxTransformer2DModel(num_layers=0, num_single_layers=1, in_channels=16)
     layers = [name for name, module in bone.named_modules() if isinstance(module, torch.nn.Linear)]

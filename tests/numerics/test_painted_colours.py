@@ -30,7 +30,7 @@ def paints(painter: Painter) -> list[Paint]:
 
 
 def painted(paints: list[Paint], **numbers: Any) -> list[Colour]:
-    """The colours of one engine's pictures with all adapters in one batch, each of another brand."""
+    """The colours of one engine's images with all adapters in one batch, each of another brand."""
     family = family_of("sd15")
     requests = [
         engine_request(

@@ -13,7 +13,7 @@ from onbrand.api import idempotency
 from onbrand.api.forms import READ_FORM
 from onbrand.api.http import early_authentication
 from onbrand.brand import Scope
-from onbrand.sandbox.fair_queue import FairTurns
+from onbrand.fair_turns import FairTurns
 
 FILE_BYTES = 3 * 2**20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onbrand.engine.batch import Job, Row, size_class, size_classes
+from onbrand.engine.batch import Job, Row, batch_size_for, default_batch_sizes
 from onbrand.engine.request import Plan
 from tools.harness.engine_requests import engine_request
 
@@ -15,13 +15,13 @@ def job(brand: str = "acme", size: int = 64, cfg: float = 3.0, **more) -> Job:
     return Job(request, Plan(size, size, 4, cfg, cfg))
 
 
-@pytest.mark.parametrize(("most", "classes"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
-def test_size_classes_double_up_to_the_largest_batch(most, classes):
-    assert size_classes(most) == classes
+@pytest.mark.parametrize(("most", "batch_sizes"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
+def test_the_default_batch_sizes_double_up_to_the_largest_batch(most, batch_sizes):
+    assert default_batch_sizes(most) == batch_sizes
 
 
-def test_a_batch_is_filled_up_to_the_next_class():
-    assert [size_class(num, (1, 2, 4, 8)) for num in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+def test_a_batch_is_filled_up_to_the_next_batch_size():
+    assert [batch_size_for(num, (1, 2, 4, 8)) for num in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
 
 
 def test_brands_of_one_shape_share_a_pass():

@@ -40,16 +40,16 @@ def test_the_first_of_a_number_are_decoded_both_ways_and_the_next_at_once():
     vae = Vae()
     decoder = Decoder(vae)
     for _ in range(2):
-        assert values(decoder.pictures(latents(2, 4, 6))) == [1, 2, 3]
+        assert values(decoder.images(latents(2, 4, 6))) == [1, 2, 3]
     assert vae.sizes == [3, 1, 1, 1, 3]
-    assert [picture.shape for picture in decoder.pictures(latents(2, 4, 6))] == [(3, 8, 8)] * 3
+    assert [picture.shape for picture in decoder.images(latents(2, 4, 6))] == [(3, 8, 8)] * 3
 
 
 def test_where_a_bit_changes_they_are_decoded_one_by_one():
     vae = Vae(drift=1e-6)
     decoder = Decoder(vae)
     for _ in range(2):
-        assert values(decoder.pictures(latents(2, 4))) == [1, 2]
+        assert values(decoder.images(latents(2, 4))) == [1, 2]
     assert vae.sizes == [2, 1, 1, 1, 1]
 
 
@@ -57,13 +57,13 @@ def test_every_number_and_shape_is_looked_at_by_itself():
     vae = Vae()
     decoder = Decoder(vae)
     for few in (latents(2, 4), latents(2, 4, 6), latents(2, 4, side=16)):
-        decoder.pictures(few)
+        decoder.images(few)
     assert vae.sizes == [2, 1, 1, 3, 1, 1, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 1e7])
 def test_one_that_cannot_be_decoded_is_told_and_the_others_are(bad):
-    first, broken, last = Decoder(Vae()).pictures(latents(2, bad, 6))
+    first, broken, last = Decoder(Vae()).images(latents(2, bad, 6))
     assert values([first, last]) == [1, 3]
     assert isinstance(broken, Exception)
 
@@ -72,6 +72,6 @@ def test_one_that_cannot_be_decoded_is_told_and_the_others_are(bad):
 def test_on_a_gpu_and_in_large_they_are_decoded_one_by_one(change):
     vae = Vae()
     family = SimpleNamespace(**({"decode": vae.decode, "device": vae.device, "vae_scale": 8} | change))
-    assert values(Decoder(family).pictures(latents(2, 4))) == [1, 2]
+    assert values(Decoder(family).images(latents(2, 4))) == [1, 2]
     assert vae.sizes == [1, 1]
     assert decoding._MOST_AT_ONCE < 2 * 64 * 512**2

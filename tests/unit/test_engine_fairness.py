@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from onbrand.engine.batch import Job, size_class, size_classes
+from onbrand.engine.batch import Job, batch_size_for, default_batch_sizes
 from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.request import Plan
 from tools.harness.engine_requests import engine_request
@@ -34,14 +34,14 @@ class Simulation:
     """
 
     max_batch: int = 4
-    classes: tuple[int, ...] = ()
-    even: bool = False
+    batch_sizes: tuple[int, ...] = ()
+    even_passes: bool = False
     refused: set[str] = field(default_factory=set)
     whose: Callable[[Job], str] = lambda each: each.brand_id
 
     def __post_init__(self) -> None:
-        self.classes = self.classes or size_classes(self.max_batch)
-        self.queue = FairQueue(self.max_batch, self.classes, self.even)
+        self.batch_sizes = self.batch_sizes or default_batch_sizes(self.max_batch)
+        self.queue = FairQueue(self.max_batch, self.batch_sizes, self.even_passes)
         self.jobs: list[Job] = []
         self.steps: Counter[tuple[Job, int]] = Counter()
         self.ledger: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Simulation:
         for each, num in Counter(chosen).items():
             self._advance(each, num)
         if chosen:
-            dummies = size_class(len(chosen), self.classes) - len(chosen)
+            dummies = batch_size_for(len(chosen), self.batch_sizes) - len(chosen)
             self.ledger[self.whose(chosen[0])] += dummies * chosen[0].step_charge
             self._compare({self.whose(each) for each, num in could.items() if num > chosen.count(each)})
         for each in [each for each in self.jobs if each.num_stepped == each.request.parameters.num_images]:
@@ -202,7 +202,7 @@ def test_who_rides_along_with_anothers_shape_gets_no_more_than_a_batch_step_ahea
 
 
 def test_who_wishes_to_be_alone_pays_for_the_whole_pass():
-    simulation = Simulation(4, classes=(4,))
+    simulation = Simulation(4, batch_sizes=(4,))
     simulation.add(job("alone", exclusive=True, steps=999), job("many", num_images=8, steps=999))
     served = simulation.brands(40)
     assert served == {"alone": 20, "many": 80}
@@ -237,10 +237,10 @@ def test_of_every_brand_the_first_jobs_are_prepared_and_not_all_of_a_flood(simul
 
 def test_pictures_waiting_are_counted_by_brand_and_in_all(simulation):
     simulation.add(job("acme", num_images=3), job("globex", num_images=2))
-    counts = [simulation.queue.num_pictures(account) for account in ("acme", None, "nobody")]
+    counts = [simulation.queue.num_images(account) for account in ("acme", None, "nobody")]
     assert counts == [3, 5, 0]
     simulation.step()
-    assert simulation.queue.num_pictures() == 1
+    assert simulation.queue.num_images() == 1
 
 
 def test_brands_that_are_gone_are_forgotten(simulation):
@@ -364,7 +364,7 @@ def test_accounts_that_are_gone_are_forgotten_with_their_brands(simulation):
 
 
 def test_even_passes_have_as_many_rows_of_each_account_as_the_least_has_to_step():
-    simulation = Simulation(max_batch=8, even=True)
+    simulation = Simulation(max_batch=8, even_passes=True)
     simulation.add(*(job(f"many-{n}", num_images=8, steps=99, account_id="many") for n in range(40)))
     assert len(simulation.step()) == 8  # nobody else is there
     simulation.add(job("quiet", steps=3))
@@ -373,26 +373,26 @@ def test_even_passes_have_as_many_rows_of_each_account_as_the_least_has_to_step(
 
 
 def test_even_passes_are_full_when_two_accounts_can_fill_them():
-    simulation = Simulation(max_batch=8, even=True)
+    simulation = Simulation(max_batch=8, even_passes=True)
     simulation.add(job("one", num_images=8, steps=9), job("other", num_images=8, steps=9))
     assert Counter(simulation.step()) == {"one": 4, "other": 4}
 
 
 def test_even_passes_keep_the_weights_of_those_who_wait():
-    simulation = Simulation(max_batch=8, even=True)
+    simulation = Simulation(max_batch=8, even_passes=True)
     simulation.add(job("double", num_images=9, steps=999, weight=2.0), job("half", num_images=9, steps=999))
     simulation.add(job("quiet", steps=999))
     served = simulation.brands(200)
     assert abs(served["double"] - 2 * served["half"]) <= 16
 
 
-@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("even_passes", [False, True])
 @pytest.mark.parametrize("whose", [account_of, lambda each: each.brand_id], ids=["accounts", "brands of one account"])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_bound_of_a_batch_step_holds_for_accounts_and_for_the_brands_of_one(seed, whose, even):
+def test_the_bound_of_a_batch_step_holds_for_accounts_and_for_the_brands_of_one(seed, whose, even_passes):
     """Any mix of shapes, guidance, steps, comings and goings, of accounts with one to nine brands."""
     dice = random.Random(seed)
-    simulation = Simulation(max_batch=dice.choice([2, 4, 8]), whose=whose, even=even)
+    simulation = Simulation(max_batch=dice.choice([2, 4, 8]), whose=whose, even_passes=even_passes)
     kinds = [{"size": size, "cfg": cfg} for size in (64, 128) for cfg in (1.0, 3.0)]
     accounts = [f"account-{n}" for n in range(4)] if whose is account_of else ["account-0"]
     for account in accounts:

@@ -1,4 +1,4 @@
-"""What a family's spec tells before anything is loaded."""
+"""A family's spec, which is known before anything is loaded."""
 
 import pytest
 from pydantic import ValidationError

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from onbrand.sandbox.framing import HEAD, SAID_BYTES_MAX, BrokenFrame, head_of, read_head
+from onbrand.sandbox.framing import HEAD, MESSAGE_BYTES_MAX, BrokenFrame, head_of, read_head
 
 
 class Counted(io.BytesIO):
@@ -25,9 +25,11 @@ def test_a_frame_comes_out_as_it_went_in() -> None:
     assert stream.read(7) == b"1234567"
 
 
-@pytest.mark.parametrize(("num_said", "num_bytes"), [(2, 101), (2, 2**63), (SAID_BYTES_MAX + 1, 0), (2**32 - 1, 0)])
-def test_a_frame_over_the_limits_is_refused_by_its_head(num_said: int, num_bytes: int) -> None:
-    stream = Counted(HEAD.pack(num_said, num_bytes) + b"{}")
+@pytest.mark.parametrize(
+    ("message_bytes", "num_bytes"), [(2, 101), (2, 2**63), (MESSAGE_BYTES_MAX + 1, 0), (2**32 - 1, 0)]
+)
+def test_a_frame_over_the_limits_is_refused_by_its_head(message_bytes: int, num_bytes: int) -> None:
+    stream = Counted(HEAD.pack(message_bytes, num_bytes) + b"{}")
     with pytest.raises(BrokenFrame, match="limit"):
         read_head(stream.read, 100)
     assert stream.asked == HEAD.size

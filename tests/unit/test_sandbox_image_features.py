@@ -12,7 +12,7 @@ from onbrand.config import Limits
 from onbrand.errors import UnsupportedMedia
 from onbrand.sandbox.image_features import measure
 from onbrand.sandbox.images import decode
-from onbrand.sandbox.results import PictureFeatures
+from onbrand.sandbox.results import ImageFeatures
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (256, 200)) -> Image.Image:
@@ -33,11 +33,11 @@ def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return out.getvalue()
 
 
-def features_of(image: Image.Image, kind: str = "PNG", **options: object) -> PictureFeatures:
+def features_of(image: Image.Image, kind: str = "PNG", **options: object) -> ImageFeatures:
     return measure(decode(file_of(image, kind, **options), Limits())[1])
 
 
-def bits_apart(one: PictureFeatures, other: PictureFeatures) -> int:
+def bits_apart(one: ImageFeatures, other: ImageFeatures) -> int:
     return (int(one.dhash, 16) ^ int(other.dhash, 16)).bit_count()
 
 

@@ -88,7 +88,7 @@ def test_a_picture_that_cannot_be_encoded_for_want_of_memory_is_not_called_damag
     said = []
     for megabytes in range(60, 90, 4):
         try:
-            Checker(Limits(check_bytes=megabytes * 10**6)).picture(data, "a.webp")
+            Checker(Limits(check_bytes=megabytes * 10**6)).image(data, "a.webp")
         except (UnsupportedMedia, TooLarge) as problem:
             said.append((type(problem), problem.message))
     assert (

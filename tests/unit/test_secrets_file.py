@@ -1,4 +1,4 @@
-"""What Ray's processes inherit, and the secrets that only two of them read."""
+"""The environment that Ray's processes inherit, and the secrets that only two of them read."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_of_a_nodes_replicas_one_fetches(folder):
 
 
 def test_a_fetch_that_fails_is_not_the_other_replicas(folder):
-    """Who waited fetches with a ticket of its own."""
+    """A waiting request fetches with its own ticket."""
     data, begun, release = published(), Event(), Event()
 
     def lost() -> bytes:

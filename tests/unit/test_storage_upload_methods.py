@@ -1,4 +1,4 @@
-"""What a presigned PUT signs, and which stores are refused because a link there would allow more than it signs.
+"""The signed parts of a presigned PUT, and the stores that are refused because their links allow unsigned parts.
 
 tests/integration/test_s3_start.py uses a real S3. The store here checks no signature and obeys every request.
 """

@@ -63,7 +63,7 @@ def test_a_card_is_what_training_writes_and_names_no_licence_that_is_not_there(f
 
 
 def _origin(text: str) -> str:
-    """What a card says of where its weights come from, but for the figures."""
+    """A card's text on the origin of its weights, without the figures."""
     return text.partition("## Made from")[2].partition("| | |")[0]
 
 

@@ -72,7 +72,7 @@ def test_without_knowledge_of_the_machines_jobs_begin():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_at_any_moment_no_waiting_brand_has_less_for_its_weight_than_another_by_more_than_one_job(seed):
-    """Whatever the arrivals: the bound of weighted fair sharing with whole jobs."""
+    """The bound of weighted fair sharing with whole jobs holds for any arrivals."""
     dice = random.Random(seed)
     weights = {brand: dice.choice((0.5, 1.0, 2.0, 4.0)) for brand in "abcde"}
     brands = [dice.choice("abcde") for _ in range(60)]

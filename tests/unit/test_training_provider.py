@@ -1,4 +1,4 @@
-"""What a job passes to Ray."""
+"""The parts of a job that are passed to Ray."""
 
 from onbrand.config import Limits, Settings
 from onbrand.training.dispatch.providers.ray import job_environment, submission_id

@@ -1,4 +1,4 @@
-"""Adapters that paint one known colour for every request, so that a picture's pixels identify its adapter.
+"""Adapters that paint one known colour for every request, so that an image's pixels identify its adapter.
 
 They need no training. At time t a v-prediction model should predict v = alpha eps - sigma x0 = (alpha x_t - x0) / sigma
 (Salimans & Ho 2022). With a plain colour as x0, least squares fit v to the input of the denoiser's last convolution.
@@ -34,7 +34,7 @@ _STRENGTH, _RIDGE, _LAYER = 0.2, 1e-3, "conv_out"
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """A LoRA file, and the colour of every picture drawn with it."""
+    """A LoRA file, and the colour of every image drawn with it."""
 
     colour: Colour
     rank: int
@@ -46,7 +46,7 @@ class Paint:
 
 
 def colour_of(pixels_HWC: np.ndarray) -> Colour:
-    """The palette's colour that is nearest to a picture's mean."""
+    """The palette's colour that is nearest to an image's mean."""
     mean = pixels_HWC.reshape(-1, 3).mean(axis=0)
     red, green, blue = (min(LEVELS, key=lambda level: abs(level - value)) for value in mean)
     return red, green, blue
@@ -88,7 +88,7 @@ class Painter:
         return torch.linalg.solve(gram, inputs.T @ outputs).T.float()
 
     def _latents(self, colour: Colour) -> Tensor:
-        """[1, C, H, W]: latents of a plain picture, averaged over the area."""
+        """[1, C, H, W]: latents of a plain image, averaged over the area."""
         plain = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE) / 127.5 - 1
         latents = self._family.encode_images(plain)
         return latents.mean((2, 3), keepdim=True).expand_as(latents)

@@ -40,11 +40,11 @@ _PIL = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 class FakeGenerator:
-    """Uses its ticket as a replica does, but paints one colour a picture instead of denoising.
+    """Uses its ticket as a replica does, but paints one colour an image instead of denoising.
 
     A generation with ``[hang]`` in its prompt runs until it is canceled, with ``[break]`` it fails, with ``[away]`` it
     finds no engine. Each call raises one of `refusals` first, if there are any. A request for previews gives one for
-    each picture, also to callers who watch it while it hangs. With `[silent]` nothing begins.
+    each image, also to callers who watch it while it hangs. With `[silent]` nothing begins.
     """
 
     def __init__(self, client_for: Callable[[str], AsyncSystemClient]) -> None:
@@ -148,7 +148,7 @@ class Platform:
         return AsyncTrainingClient("http://test", token, patience=patience, transport=transport)
 
     async def train(self, brand: Any, picture: bytes, family: str = "sd15") -> tuple[str, PublishedModel]:
-        """Upload a picture, create a job and publish its model; returns the job's id and the model."""
+        """Upload an image, create a job and publish its model; returns the job's id and the model."""
         async with self.client(brand.member) as client:
             asset = await upload(client, brand.id, picture)
             body = {"name": "a job", "model_type": family, "training_asset_ids": [asset["id"]]}
@@ -161,7 +161,7 @@ class Platform:
 
 
 async def upload(client: httpx.AsyncClient, brand_id: str, picture: bytes, **fields: str) -> dict[str, Any]:
-    """Upload a picture; returns the asset."""
+    """Upload an image; returns the asset."""
     files = [("files", ("logo.png", picture, "image/png"))]
     answer = await client.post(f"/v1/brands/{brand_id}/assets", files=files, data=fields)
     assert answer.status_code == 201, answer.text

@@ -72,7 +72,7 @@ def is_ours(answer: httpx.Response) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A stored picture."""
+    """A stored image."""
 
     row: Mapping[str, Any]
     data: bytes = field(repr=False)
@@ -96,7 +96,7 @@ class LoadClient:
 
     @classmethod
     async def join(cls, url: str, manners: Manners) -> LoadClient:
-        """Sign up, create a brand, upload a picture."""
+        """Sign up, create a brand, upload an image."""
         name = f"chaos-{uuid.uuid4().hex[:10]}"
         http = httpx.AsyncClient(base_url=url, timeout=120, trust_env=False)
         account = {"email": f"{name}@example.com", "password": _PASSWORD}
@@ -172,7 +172,7 @@ class LoadClient:
         return generation
 
     async def drawn(self, generation: Mapping[str, Any]) -> list[Drawn]:
-        """The generation's pictures, read from the store."""
+        """The generation's images, read from the store."""
         found = []
         for image in generation["images"]:
             link = (await self.call("GET", f"/images/{image['id']}/content")).json()["url"]

@@ -164,7 +164,7 @@ class Running:
 
 
 def pixels(path: str | Path) -> np.ndarray:
-    """A picture as H x W x 3 integers of 0..255."""
+    """An image as H x W x 3 integers of 0..255."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=int)
 

@@ -1,4 +1,4 @@
-"""Receipts of pictures that no engine drew."""
+"""Receipts of images that no engine drew."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def receipt_of(brand_id: str, adapters: Iterable[tuple[str, float]] = ()) -> dic
 
 
 def receipt_for(request: RenderRequest) -> dict[str, Any]:
-    """The receipt that an engine would give for a picture of this request."""
+    """The receipt that an engine would give for an image of this request."""
     claims = jwt.decode(request.ticket, options={"verify_signature": False})
     receipt = receipt_of(claims["brand_id"], [(ref.sha256, scale) for ref, scale in request.adapters])
     return receipt | ({"cut": [CUT]} if "[long]" in request.parameters.prompt else {"cut": []})

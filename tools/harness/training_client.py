@@ -24,11 +24,11 @@ class AsyncTrainingClient(AsyncSystemClient):
         return self
 
     async def spec(self) -> TrainingSpec:
-        """The job's configuration and pictures."""
+        """The job's configuration and images."""
         return TrainingSpec.model_validate(await self._json(Call("GET", "/training")))
 
     async def read_asset(self, asset_id: str) -> bytes:
-        """The bytes of one picture of this job."""
+        """The bytes of one image of this job."""
         return (await self._send(Call("GET", f"/training/assets/{asset_id}"))).content
 
     async def read_import(self) -> bytes:
@@ -51,7 +51,7 @@ class AsyncTrainingClient(AsyncSystemClient):
     async def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
     ) -> None:
-        """Store a sample picture of a training step."""
+        """Store a sample image of a training step."""
         await self._send(sample_call(step, index, data, content_type, drawn_by))
 
     async def publish(self, data: bytes, facts: Mapping[str, Any]) -> PublishedModel:

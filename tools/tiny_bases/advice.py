@@ -1,4 +1,4 @@
-"""Contents of each tiny base's `onbrand.json`: recommended settings for drawing and for training a brand."""
+"""Contents of each tiny base's `onbrand.json`: recommended settings for generation and for training."""
 
 from typing import Any
 
@@ -23,5 +23,5 @@ def advice(family: str) -> dict[str, Any]:
         "max_sequence_length": 32,
         "flow_shift": FLOW_SHIFT if flow else None,
         "prior": True,
-        "training": {**_TRAINING[family], "resolution": 64, "targets": "all", "prior": "drawn"},
+        "training": {**_TRAINING[family], "resolution": 64, "targets": "all"},
     }

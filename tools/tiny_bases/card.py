@@ -39,7 +39,7 @@ a laptop's CPU. It is no substitute for {title} and contains none of its weights
 
 ## Made from
 
-Every part was trained from scratch on pictures and captions that `onbrand.families.tiny.draw` makes:
+Every part was trained from scratch on images and captions that `onbrand.families.tiny.draw` makes:
 {len(SHAPES)} shapes in {len(COLOURS)} colours on {len(GROUNDS)} grounds, alone, inside, next to or above one another.
 No photograph, no text, no data and no weights of anybody else were used, so no third party's licence applies to these
 weights. They have no separate licence.
@@ -54,7 +54,7 @@ weights. They have no separate licence.
 ## Measured
 
 {scores["n"]} prompts for a single shape such as "a photo of a red star on a white background", judged from the pixels.
-Of the {held + seen} (colour, shape, ground) combinations, {held} were held out: no caption and no picture of the
+Of the {held + seen} (colour, shape, ground) combinations, {held} were held out: no caption and no image of the
 training had one.
 
 | share right | seen | held out |

@@ -1,4 +1,4 @@
-"""Routes of training pictures: upload (also zip archives) with captions, list, read, recaption, delete."""
+"""Routes of training images: upload (also zip archives) with captions, list, read, recaption, delete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.datastructures import FormData
 
-from onbrand.api.authorization import Admin, AppStateDep, ReadPermission, UploadAccess, UploadPermission, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, ReadCaller, UploadAccess, UploadCaller, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_be_short, must_have_only, read_form, too_many_files
@@ -56,14 +56,14 @@ _UPLOAD_SCHEMA: dict[str, Any] = {
 
 
 class NewCaption(Input):
-    """A caption that replaces the picture's current one."""
+    """A caption that replaces the image's current one."""
 
     caption: str = Field(description="`[brand]` stands for the trigger word.")
 
 
 async def _form(request: Request, access: UploadAccess, state: AppStateDep) -> AsyncIterator[FormData]:
     async with access.open():
-        pass  # whoever may not do this is told before a byte of their form is read
+        pass  # callers without the right are refused before a byte of the form is read
     most = state.settings.limits.upload_files * asset_checks.FILES_PER_PICTURE
     async with read_form(request, most, "files") as form:
         yield form
@@ -76,7 +76,7 @@ UploadForm = Annotated[FormData, Depends(_form)]
 async def upload(
     form: UploadForm, access: UploadAccess, once: OnlyOnce, state: AppStateDep, checker: FileChecker
 ) -> JSONResponse:
-    """Upload pictures (PNG, JPEG, WEBP), or zip archives of pictures and their captions; all or none."""
+    """Upload images (PNG, JPEG, WEBP), or zip archives of images and their captions; all or none."""
     async with access.open() as caller:
         checker = await in_turn_of(checker, caller)
     limits = state.settings.limits
@@ -86,34 +86,34 @@ async def upload(
         async with access.open() as caller:
 
             async def store() -> dict[str, Any]:
-                whose = (caller.brand_id, caller.user_id)
-                return all_of(await assets.store_checked(caller.session, caller.store, *whose, checked, limits))
+                owner = (caller.brand_id, caller.user_id)
+                return all_of(await assets.store_checked(caller.session, caller.store, *owner, checked, limits))
 
             return await once.answer(caller, 201, store)
 
 
 @router.get("", response_model=Listed)
-async def list_assets(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
-    """The brand's pictures."""
+async def list_assets(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
+    """The brand's images."""
     return listed(await assets.list_assets(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{asset_id}")
-async def get_asset(asset_id: UUID, caller: ReadPermission) -> assets.Asset:
-    """One picture's row."""
+async def get_asset(asset_id: UUID, caller: ReadCaller) -> assets.Asset:
+    """One image's row."""
     return await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
 
 
 @router.get("/{asset_id}/content")
-async def link_asset(asset_id: UUID, caller: ReadPermission) -> Link:
-    """A signed link to the picture."""
+async def link_asset(asset_id: UUID, caller: ReadCaller) -> Link:
+    """A signed link to the image."""
     asset = await assets.get_asset(caller.session, caller.brand_id, str(asset_id))
     return await link_to(caller, "training-data", asset.object_name, "asset.link", {"asset_id": asset.id})
 
 
 @router.patch("/{asset_id}")
-async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadPermission) -> assets.Asset:
-    """Add a new version of the picture's caption."""
+async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadCaller) -> assets.Asset:
+    """Add a new version of the image's caption."""
     limits = caller.state.settings.limits
     return await assets.set_caption(
         caller.session, caller.brand_id, caller.user_id, str(asset_id), body.caption, limits
@@ -122,7 +122,7 @@ async def set_caption(asset_id: UUID, body: NewCaption, caller: UploadPermission
 
 @router.delete("/{asset_id}", status_code=204, response_class=Response)
 async def delete_asset(asset_id: UUID, caller: Admin) -> None:
-    """Delete the picture; refused while a training job uses it."""
+    """Delete the image; refused while a training job uses it."""
     await assets.delete_asset(caller.session, caller.store, caller.brand_id, str(asset_id))
 
 
@@ -142,7 +142,7 @@ async def _uploads(form: FormData, limits: Limits) -> list[asset_checks.Upload]:
 
 
 async def _file(part: Any, limits: Limits) -> tuple[str, SentFile]:
-    """File name and file of a part: a picture or an archive, each within its own size limit. Raises TooLarge."""
+    """File name and file of a part: an image or an archive, each within its own size limit. Raises TooLarge."""
     filename, sent = await file_of(part, max(limits.zip_bytes, limits.upload_bytes), "files")
     must_be_short(filename, sent, limits.zip_bytes if is_archive(sent) else limits.upload_bytes, "files")
     return filename, sent
@@ -150,20 +150,20 @@ async def _file(part: Any, limits: Limits) -> tuple[str, SentFile]:
 
 def _captions(form: FormData, num_files: int, limits: Limits) -> list[str | None]:
     """One caption (or None) per file, from a JSON list, the repeated field, or one caption for all files."""
-    said: list[Any] = [text for text in form.getlist("captions") if isinstance(text, str)]
-    if len(said) == 1 and said[0].lstrip().startswith("["):
-        found = _list_in(said[0], limits)
-        said = said if found is None else found
-    elif len(said) == 1:
-        said = said * num_files
-    if not said:
+    captions: list[Any] = [text for text in form.getlist("captions") if isinstance(text, str)]
+    if len(captions) == 1 and captions[0].lstrip().startswith("["):
+        found = _list_in(captions[0], limits)
+        captions = captions if found is None else found
+    elif len(captions) == 1:
+        captions = captions * num_files
+    if not captions:
         return [None] * num_files
-    if len(said) != num_files:
-        raise InvalidInput(f"{len(said)} captions for {num_files} files; send one for each", param="captions")
-    if not all(caption is None or isinstance(caption, str) for caption in said):
+    if len(captions) != num_files:
+        raise InvalidInput(f"{len(captions)} captions for {num_files} files; send one for each", param="captions")
+    if not all(caption is None or isinstance(caption, str) for caption in captions):
         raise InvalidInput("captions must be texts, or null for none", param="captions")
-    must_be_storable(said, "captions")
-    return said
+    must_be_storable(captions, "captions")
+    return captions
 
 
 def _shared(form: FormData, limits: Limits) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _shared(form: FormData, limits: Limits) -> dict[str, Any]:
 def _list_in(text: str, limits: Limits) -> list[Any] | None:
     """A JSON list, or None for a caption that only looks like one (`[brand] logo`)."""
     try:
-        said = parsed(text, "captions", limits.json_values, limits.json_levels)
+        captions = parsed(text, "captions", limits.json_values, limits.json_levels)
     except InvalidInput:
         return None
-    return said if isinstance(said, list) else None
+    return captions if isinstance(captions, list) else None

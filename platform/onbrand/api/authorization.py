@@ -2,17 +2,17 @@
 
     no login     Anonymous, or nothing
     a user       AnyUser; AnyReader (a key needs `read`); Person (no key, no token that is bound to a brand)
-    a member     ReadPermission (`read`), UploadPermission (`upload`), TrainPermission (`train`),
-                 GeneratePermission (`generate`), ManagePermission (`manage`)
+    a member     ReadCaller (`read`), UploadCaller (`upload`), TrainCaller (`train`), GenerateCaller (`generate`),
+                 ManageCaller (`manage`)
     an admin     Admin (`manage`); AdminUserOnly (no key)
 
-They hold the request's one transaction, which is committed before the response is sent. The transaction's claims also
-name the needed scope: the database shows no rows to a key without it.
+A `...Caller` (`BrandCaller`) holds the request's one transaction, which is committed before the response is sent. The
+transaction's claims also name the needed scope: the database shows no rows to a key without it.
 
-`ReadAccess` (`read`), `UploadAccess` (`upload`), `TrainAccess` (`train`) and `GenerateAccess` (`generate`) are for
-calls that outlive a transaction (waiting, streaming). They open short transactions; each checks membership and
-credential again, so that a removed member or a revoked key loses access at once. A route that finds the brand in its
-body (`openai`) makes an `Access` itself from a `TokenHolder`, a credential that is valid.
+A `...Access` (`BrandAccess`: ReadAccess, UploadAccess, TrainAccess, GenerateAccess) is for calls that outlive a
+transaction (waiting, streaming). It opens short transactions; each checks membership and credential again, so that a
+removed member or a revoked key loses access at once. A route that finds the brand in its body (`openai`) makes a
+`BrandAccess` itself from a `TokenHolder`, a credential that is valid.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class BrandAccess:
     """Opens short transactions in one brand for a member; fails once the membership or the key has ended.
 
     Args:
@@ -207,20 +207,20 @@ class Access:
 
 def _member_who_may(need: KeyScope) -> Any:
     async def member(brand_id: str, scope: TokenHolder, state: AppStateDep) -> AsyncIterator[BrandCaller]:
-        async with Access(scope, brand_id, state, need).open() as caller:
+        async with BrandAccess(scope, brand_id, state, need).open() as caller:
             yield caller
 
     return Depends(member, scope="function")
 
 
-ReadPermission = Annotated[BrandCaller, _member_who_may("read")]
-UploadPermission = Annotated[BrandCaller, _member_who_may("upload")]
-TrainPermission = Annotated[BrandCaller, _member_who_may("train")]
-GeneratePermission = Annotated[BrandCaller, _member_who_may("generate")]
-ManagePermission = Annotated[BrandCaller, _member_who_may("manage")]
+ReadCaller = Annotated[BrandCaller, _member_who_may("read")]
+UploadCaller = Annotated[BrandCaller, _member_who_may("upload")]
+TrainCaller = Annotated[BrandCaller, _member_who_may("train")]
+GenerateCaller = Annotated[BrandCaller, _member_who_may("generate")]
+ManageCaller = Annotated[BrandCaller, _member_who_may("manage")]
 
 
-async def _admin(member: ManagePermission) -> BrandCaller:
+async def _admin(member: ManageCaller) -> BrandCaller:
     if member.role != "admin":
         raise Forbidden("only an admin of the brand may do this; ask one of them")
     return member
@@ -237,14 +237,14 @@ async def _admin_in_person(admin: Admin) -> BrandCaller:
 AdminUserOnly = Annotated[BrandCaller, Depends(_admin_in_person)]
 
 
-def _access_to(need: KeyScope) -> Callable[[str, Scope, AppState], Awaitable[Access]]:
-    async def access(brand_id: str, scope: TokenHolder, state: AppStateDep) -> Access:
-        return Access(scope, brand_id, state, need)
+def _access_to(need: KeyScope) -> Callable[[str, Scope, AppState], Awaitable[BrandAccess]]:
+    async def access(brand_id: str, scope: TokenHolder, state: AppStateDep) -> BrandAccess:
+        return BrandAccess(scope, brand_id, state, need)
 
     return access
 
 
-ReadAccess = Annotated[Access, Depends(_access_to("read"))]
-UploadAccess = Annotated[Access, Depends(_access_to("upload"))]
-TrainAccess = Annotated[Access, Depends(_access_to("train"))]
-GenerateAccess = Annotated[Access, Depends(_access_to("generate"))]
+ReadAccess = Annotated[BrandAccess, Depends(_access_to("read"))]
+UploadAccess = Annotated[BrandAccess, Depends(_access_to("upload"))]
+TrainAccess = Annotated[BrandAccess, Depends(_access_to("train"))]
+GenerateAccess = Annotated[BrandAccess, Depends(_access_to("generate"))]

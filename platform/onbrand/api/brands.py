@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from onbrand.api.authorization import Admin, AnyReader, ManagePermission, Person, ReadPermission, UserRoute
+from onbrand.api.authorization import Admin, AnyReader, ManageCaller, Person, ReadCaller, UserRoute
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
@@ -61,7 +61,7 @@ async def list_brands(caller: AnyReader, paging: Paging) -> dict[str, Any]:
 
 
 @router.get("/{brand_id}")
-async def get_brand(caller: ReadPermission) -> brands.Brand:
+async def get_brand(caller: ReadCaller) -> brands.Brand:
     """One brand, with the caller's role in it."""
     return await brands.get_brand(caller.session, caller.brand_id)
 
@@ -79,7 +79,7 @@ async def add_member(body: NewMember, caller: Admin, once: OnlyOnce) -> JSONResp
 
 
 @router.get("/{brand_id}/members", response_model=Listed)
-async def list_members(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_members(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's members: an admin sees all, other members see only themselves."""
     return listed(await brands.list_members(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
@@ -91,12 +91,12 @@ async def set_role(user_id: UUID, body: NewRole, caller: Admin) -> brands.Member
 
 
 @router.delete("/{brand_id}/members/me", status_code=204, response_class=Response)
-async def leave(caller: ManagePermission) -> None:
+async def leave(caller: ManageCaller) -> None:
     """Leave the brand at once; the last admin cannot."""
     await brands.leave(caller.session, caller.brand_id)
 
 
 @router.delete("/{brand_id}/members/{user_id}", status_code=204, response_class=Response)
-async def remove_member(user_id: UUID, caller: ManagePermission) -> None:
+async def remove_member(user_id: UUID, caller: ManageCaller) -> None:
     """Remove a member at once. Admins may remove anyone but the last admin; others only themselves."""
     await brands.remove_member(caller.session, caller.brand_id, str(user_id))

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from onbrand.api.authorization import BrandCaller
+from onbrand.fair_turns import QueueOwner
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import QueueOwner
 
 
 async def checker_of(request: Request) -> Checker:

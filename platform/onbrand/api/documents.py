@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
-from onbrand.api.authorization import Admin, AppStateDep, ReadPermission, UploadAccess, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, ReadCaller, UploadAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -48,7 +48,7 @@ _SCHEMA: dict[str, Any] = {
 
 async def _form(request: Request, access: UploadAccess) -> AsyncIterator[FormData]:
     async with access.open():
-        pass  # whoever may not do this is told before a byte of their form is read
+        pass  # callers without the right are refused before a byte of the form is read
     async with read_form(request, 1, "file") as form:
         yield form
 
@@ -70,26 +70,26 @@ async def create_document(
         async with access.open() as caller:
 
             async def store() -> documents.Document:
-                whose = (caller.brand_id, caller.user_id)
-                return await documents.store_checked(caller.session, caller.store, *whose, checked, limits)
+                owner = (caller.brand_id, caller.user_id)
+                return await documents.store_checked(caller.session, caller.store, *owner, checked, limits)
 
             return await once.answer(caller, 201, store)
 
 
 @router.get("", response_model=Listed)
-async def list_documents(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_documents(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's documents, each as its newest version."""
     return listed(await documents.list_documents(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{document_id}")
-async def get_document(document_id: UUID, caller: ReadPermission) -> documents.Document:
+async def get_document(document_id: UUID, caller: ReadCaller) -> documents.Document:
     """One version of a document."""
     return await documents.get_document(caller.session, caller.brand_id, str(document_id))
 
 
 @router.get("/{document_id}/versions", response_model=Listed)
-async def list_versions(document_id: UUID, caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_versions(document_id: UUID, caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """All versions of the document, given the id of any of them; newest first."""
     found = await documents.list_versions(
         caller.session, caller.brand_id, str(document_id), paging.limit, paging.cursor
@@ -98,7 +98,7 @@ async def list_versions(document_id: UUID, caller: ReadPermission, paging: Pagin
 
 
 @router.get("/{document_id}/content")
-async def link_document(document_id: UUID, caller: ReadPermission) -> Link:
+async def link_document(document_id: UUID, caller: ReadCaller) -> Link:
     """A signed link to the document; browsers save it as a file."""
     document = await documents.get_document(caller.session, caller.brand_id, str(document_id))
     ids = {"document_id": document.id}

@@ -18,7 +18,7 @@ from fastapi import Depends, Header
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from onbrand.api.authorization import Access, BrandCaller
+from onbrand.api.authorization import BrandAccess, BrandCaller
 from onbrand.background.previews import previews_name
 from onbrand.db.changes import Waiter
 from onbrand.errors import InvalidInput, OnbrandError
@@ -62,7 +62,7 @@ async def _last_event_id(
 After = Annotated[int, Depends(_last_event_id)]
 
 
-async def stream(access: Access, subject_id: str, after: int, look: Look, close: Close | None = None) -> Response:
+async def stream(access: BrandAccess, subject_id: str, after: int, look: Look, close: Close | None = None) -> Response:
     """The stream, or 204 if the client has already seen its last event: `EventSource` then stops reconnecting.
 
     Args:
@@ -72,7 +72,7 @@ async def stream(access: Access, subject_id: str, after: int, look: Look, close:
         NotFound: the first look finds nothing.
         TooManyRequests: the caller or the brand has the maximum number of streams open.
     """
-    streams, whose = access.state.streams, (access.scope.holder, access.brand_id)
+    streams, viewer = access.state.streams, (access.scope.holder, access.brand_id)
     async with AsyncExitStack() as opened:
         if close is not None:
             opened.push_async_callback(close)
@@ -82,8 +82,8 @@ async def stream(access: Access, subject_id: str, after: int, look: Look, close:
             first = await look(caller, after)
         if after and first.status in ENDED and not first.events:
             return Response(status_code=204)
-        streams.open(*whose)
-        opened.callback(streams.close, *whose)
+        streams.open(*viewer)
+        opened.callback(streams.close, *viewer)
         return _Stream(_written(access, after, first, look, waiter), opened.pop_all().aclose)
     raise AssertionError("unreachable")
 
@@ -102,22 +102,22 @@ class _Stream(StreamingResponse):
             await self._ended()
 
 
-async def _written(access: Access, after: int, seen: Snapshot, look: Look, waiter: Waiter) -> AsyncIterator[str]:
-    end, heard = time.monotonic() + _LONGEST, time.monotonic()
+async def _written(access: BrandAccess, after: int, seen: Snapshot, look: Look, waiter: Waiter) -> AsyncIterator[str]:
+    end, last_sent = time.monotonic() + _LONGEST, time.monotonic()
     yield ": onbrand\n\n"
     while True:
         looked = time.monotonic()
         for event in seen.events:
-            after, heard = event.seq, looked
+            after, last_sent = event.seq, looked
             yield as_text(event.seq, event.kind, event.data)
         for kind, data in seen.ephemeral:
-            heard = looked
+            last_sent = looked
             yield as_text(None, kind, data)
         is_whole = len(seen.events) < AT_ONCE
         if is_whole and (seen.status in ENDED or looked > end):
             return
-        if looked - heard > _HEARTBEAT_EVERY:
-            heard = looked
+        if looked - last_sent > _HEARTBEAT_EVERY:
+            last_sent = looked
             yield ": waiting\n\n"
         if is_whole:
             await waiter.wait(access.state.db.changes.patience)

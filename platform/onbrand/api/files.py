@@ -102,8 +102,8 @@ async def receive_file(
     signature: Annotated[str, Query(max_length=100)] = "",
 ) -> None:
     """Receive the file of a signed upload link once; its size and type must be as announced."""
-    said = {"type": type, "bytes": bytes, "sha256": sha256}
-    key, announced = verify_upload(bucket, name, said, expires, signature, state.secrets.links)
+    fields = {"type": type, "bytes": bytes, "sha256": sha256}
+    key, announced = verify_upload(bucket, name, fields, expires, signature, state.secrets.links)
     _must_come_as_announced(request, announced)
     draft = await anyio.to_thread.run_sync(state.store.brand(key.brand_id).receive, key)
     try:
@@ -150,7 +150,7 @@ async def _fill(draft: Draft, request: Request, announced: Announced) -> None:
 
 
 def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
-    """Response headers: browsers show pictures, save other files, and cache privately until the link expires."""
+    """Response headers: browsers show images, save other files, and cache privately until the link expires."""
     disposition = "inline" if key.content_type in SHOWN_TYPES else "attachment"
     return {
         "Content-Disposition": f'{disposition}; filename="{key.filename}"',
@@ -158,7 +158,7 @@ def _headers(key: Key, size: int, expires: int) -> dict[str, str]:
         "Cache-Control": f"private, max-age={max(0, expires - int(time.time()))}",
         "Content-Security-Policy": _NO_BROWSER,
         "X-Content-Type-Options": "nosniff",
-        "Cross-Origin-Resource-Policy": "cross-origin",  # any page may embed the picture by its link
+        "Cross-Origin-Resource-Policy": "cross-origin",  # any page may embed the image by its link
     }
 
 

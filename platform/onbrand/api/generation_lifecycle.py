@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from fastapi import Request
 
-from onbrand.api.authorization import Access, BrandCaller
+from onbrand.api.authorization import BrandAccess, BrandCaller
 from onbrand.api.events import ENDED
 from onbrand.api.idempotency import Done, Once
 from onbrand.background.generations import end_name
@@ -24,7 +24,7 @@ _PATIENCE_HERE, _LISTEN_EVERY = 15.0, 0.5
 whether the client is still connected."""
 
 
-async def begin(access: Access, body: generation_parameters.NewGeneration, once: Once) -> generations.Generation:
+async def begin(access: BrandAccess, body: generation_parameters.NewGeneration, once: Once) -> generations.Generation:
     """Write the row, commit and start drawing; returns it. A repeated call returns the first call's generation."""
     generation_tasks = access.state.generation_tasks
     render: generation.RenderRequest | None = None
@@ -41,8 +41,8 @@ async def begin(access: Access, body: generation_parameters.NewGeneration, once:
     return generation
 
 
-def _was_never_begun(access: Access, generation: generations.Generation) -> bool:
-    """Whether its ingress died between commit and drawing. Drawing twice is safe: each picture is stored once.
+def _was_never_begun(access: BrandAccess, generation: generations.Generation) -> bool:
+    """Whether its ingress died between commit and drawing. Drawing twice is safe: each image is stored once.
 
     `background.recovery` recovers a generation whose heartbeats stopped.
     """
@@ -65,20 +65,20 @@ async def _written(caller: BrandCaller, body: generation_parameters.NewGeneratio
     return made
 
 
-async def read(access: Access, generation_id: str) -> generations.Generation:
+async def read(access: BrandAccess, generation_id: str) -> generations.Generation:
     """The current state of the generation."""
     async with access.open() as caller:
         return await generations.get_generation(caller.session, caller.brand_id, generation_id)
 
 
-async def names_of(access: Access, generation_id: str) -> tuple[str, str]:
+async def names_of(access: BrandAccess, generation_id: str) -> tuple[str, str]:
     """The names of its changes and of its previews (`onbrand.db.changes`)."""
     async with access.open() as caller:
         return await change_name(caller.session, generation_id), previews_name(generation_id)
 
 
 async def until_done(
-    access: Access, generation: generations.Generation, seconds: float, request: Request, *, abandon: bool
+    access: BrandAccess, generation: generations.Generation, seconds: float, request: Request, *, abandon: bool
 ) -> generations.Generation:
     """The generation when it has ended, or its state after `seconds`.
 
@@ -94,7 +94,7 @@ async def until_done(
         raise
 
 
-async def cancel(access: Access, generation_id: str, once: Once) -> Done:
+async def cancel(access: BrandAccess, generation_id: str, once: Once) -> Done:
     """Store the cancel request, then tell the engine."""
     async with access.open() as caller:
         done = await once.do(
@@ -108,7 +108,7 @@ async def cancel(access: Access, generation_id: str, once: Once) -> Done:
 
 
 async def _look_until_done(
-    access: Access, generation: generations.Generation, seconds: float, request: Request, abandon: bool
+    access: BrandAccess, generation: generations.Generation, seconds: float, request: Request, abandon: bool
 ) -> generations.Generation:
     end, tasks, changes = time.monotonic() + seconds, access.state.generation_tasks, access.state.db.changes
     if generation.status in ENDED or seconds <= 0:
@@ -137,7 +137,7 @@ async def _client_left(waiter: Waiter, until: float, request: Request | None) ->
     return False
 
 
-async def give_up(access: Access, generation_id: str) -> None:
+async def give_up(access: BrandAccess, generation_id: str) -> None:
     """Cancel a generation that no client waits for."""
     with suppress(OnbrandError):  # it may have ended meanwhile
         await cancel(access, generation_id, Once(None, "", ""))

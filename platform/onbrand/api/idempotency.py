@@ -21,7 +21,7 @@ from onbrand.api.authorization import BrandCaller, Caller
 from onbrand.api.forms import READ_FORM
 from onbrand.api.http.early_authentication import authenticated
 from onbrand.errors import InvalidInput
-from onbrand.sandbox.fair_queue import QueueOwner
+from onbrand.fair_turns import QueueOwner
 from onbrand.services import idempotency
 
 _HEADER = "Idempotency-Key"

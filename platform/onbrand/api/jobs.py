@@ -17,9 +17,9 @@ from onbrand.api.authorization import (
     AppStateDep,
     BrandCaller,
     ReadAccess,
-    ReadPermission,
+    ReadCaller,
     TrainAccess,
-    TrainPermission,
+    TrainCaller,
     UserRoute,
 )
 from onbrand.api.files import links_to
@@ -48,8 +48,8 @@ async def shown(caller: BrandCaller, job: training_job.TrainingJob) -> training_
 
 
 @router.post("", status_code=201, response_model=training_job.TrainingJob)
-async def create_job(body: job_validation.NewJob, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
-    """Start a fine-tuning of an adapter on pictures of the brand."""
+async def create_job(body: job_validation.NewJob, caller: TrainCaller, once: OnlyOnce) -> JSONResponse:
+    """Start a fine-tuning of an adapter on images of the brand."""
 
     async def create() -> training_job.TrainingJob:
         terms = caller.state.terms
@@ -60,7 +60,7 @@ async def create_job(body: job_validation.NewJob, caller: TrainPermission, once:
 
 @router.post(":check")
 async def check_job(body: job_validation.NewCheck, access: TrainAccess, state: AppStateDep) -> data_checks.CheckedData:
-    """Check the pictures and captions that a job would train on. Each finding has a remedy; no job is created."""
+    """Check the images and captions that a job would train on. Each finding has a remedy; no job is created."""
     async with access.open() as caller:
         target, samples = await jobs.samples_of(caller.session, caller.brand_id, body, state.recommended)
     lengths = await anyio.to_thread.run_sync(at_hand, body.model_type, state.settings.bases)
@@ -73,26 +73,26 @@ async def check_job(body: job_validation.NewCheck, access: TrainAccess, state: A
 
 
 @router.get("", response_model=Listed)
-async def list_jobs(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_jobs(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's training jobs."""
     page = await jobs.list_jobs(caller.session, caller.brand_id, paging.limit, paging.cursor)
     return listed(page) | {"data": [as_json(await shown(caller, job)) for job in page.data]}
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: UUID, caller: ReadPermission) -> training_job.TrainingJob:
+async def get_job(job_id: UUID, caller: ReadCaller) -> training_job.TrainingJob:
     """The current state of one training job."""
     return await shown(caller, await jobs.get_job(caller.session, caller.brand_id, str(job_id)))
 
 
 @router.patch("/{job_id}")
-async def rename_job(job_id: UUID, body: NewName, caller: TrainPermission) -> training_job.TrainingJob:
+async def rename_job(job_id: UUID, body: NewName, caller: TrainCaller) -> training_job.TrainingJob:
     """Rename an own job."""
     return await shown(caller, await jobs.rename(caller.session, caller.brand_id, str(job_id), body.name))
 
 
 @router.post("/{job_id}/cancel", response_model=training_job.TrainingJob)
-async def cancel_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
+async def cancel_job(job_id: UUID, caller: TrainCaller, once: OnlyOnce) -> JSONResponse:
     """Cancel an own job; it ends at its next report."""
 
     async def cancel() -> training_job.TrainingJob:
@@ -102,7 +102,7 @@ async def cancel_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> J
 
 
 @router.post("/{job_id}/stop", response_model=training_job.TrainingJob)
-async def stop_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
+async def stop_job(job_id: UUID, caller: TrainCaller, once: OnlyOnce) -> JSONResponse:
     """Stop an own job that trains now; it publishes its best step so far."""
 
     async def stop() -> training_job.TrainingJob:
@@ -112,7 +112,7 @@ async def stop_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSO
 
 
 @router.post("/{job_id}/retry", status_code=201, response_model=training_job.TrainingJob)
-async def retry_job(job_id: UUID, caller: TrainPermission, once: OnlyOnce) -> JSONResponse:
+async def retry_job(job_id: UUID, caller: TrainCaller, once: OnlyOnce) -> JSONResponse:
     """Create a job like one that failed or was canceled; it resumes from that job's last checkpoint if it fits."""
 
     async def retry() -> training_job.TrainingJob:
@@ -131,7 +131,7 @@ async def delete_job(job_id: UUID, caller: Admin) -> None:
 @router.get("/{job_id}/metrics")
 async def get_metrics(
     job_id: UUID,
-    caller: ReadPermission,
+    caller: ReadCaller,
     limit: Annotated[int, Query(description="Points at most, 2 to 1000, spread evenly.")] = 200,
     after_step: Annotated[int, Query(ge=-1, le=10**9, description="Only later steps.")] = -1,
 ) -> metrics.MetricsSeries:
@@ -140,8 +140,8 @@ async def get_metrics(
 
 
 @router.get("/{job_id}/samples", response_model=Listed)
-async def list_samples(job_id: UUID, caller: ReadPermission, paging: Paging) -> dict[str, Any]:
-    """Links to the sample pictures: for each prompt the base's picture, then the adapter's at each sampled step."""
+async def list_samples(job_id: UUID, caller: ReadCaller, paging: Paging) -> dict[str, Any]:
+    """Links to the sample images: for each prompt the base's image, then the adapter's at each sampled step."""
     page = await metrics.samples(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor)
     links = await links_to(caller, [sample.key for sample in page.data], "job.link", {"job_id": str(job_id)})
     linked = [sample.model_copy(update={"url": link.url}) for sample, link in zip(page.data, links, strict=True)]
@@ -149,7 +149,7 @@ async def list_samples(job_id: UUID, caller: ReadPermission, paging: Paging) -> 
 
 
 @router.get("/{job_id}/logs", response_model=Listed)
-async def read_log(job_id: UUID, caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def read_log(job_id: UUID, caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The lines of the run's log, oldest first."""
     return listed(await metrics.logs(caller.session, caller.brand_id, str(job_id), paging.limit, paging.cursor))
 

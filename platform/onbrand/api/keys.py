@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, Field
 
-from onbrand.api.authorization import AdminUserOnly, ManagePermission, UserRoute
+from onbrand.api.authorization import AdminUserOnly, ManageCaller, UserRoute
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
 from onbrand.api.lists import Listed, Paging, listed
@@ -39,13 +39,13 @@ async def create_key(body: NewKey, caller: AdminUserOnly, once: OnlyOnce) -> JSO
 
 
 @router.get("", response_model=Listed)
-async def list_keys(caller: ManagePermission, paging: Paging) -> dict[str, Any]:
+async def list_keys(caller: ManageCaller, paging: Paging) -> dict[str, Any]:
     """The brand's keys without their secrets: an admin sees all, other members see their own."""
     return listed(await keys.list_keys(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{key_id}")
-async def get_key(key_id: UUID, caller: ManagePermission) -> keys.ApiKey:
+async def get_key(key_id: UUID, caller: ManageCaller) -> keys.ApiKey:
     """One key without its secret."""
     return await keys.get_key(caller.session, caller.brand_id, str(key_id))
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from onbrand.api import jobs as training_jobs
-from onbrand.api.authorization import Access, Admin, AppStateDep, ReadAccess, ReadPermission, TrainAccess, UserRoute
+from onbrand.api.authorization import Admin, AppStateDep, BrandAccess, ReadAccess, ReadCaller, TrainAccess, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.files import Link, link_to
 from onbrand.api.forms import file_of, must_have_only, read_form
@@ -71,7 +71,7 @@ _IMPORT_SCHEMA: dict[str, Any] = {
 
 async def _form(request: Request, access: TrainAccess) -> AsyncIterator[FormData]:
     async with access.open():
-        pass  # whoever may not do this is told before a byte of their form is read
+        pass  # callers without the right are refused before a byte of the form is read
     async with read_form(request, 1, "file") as form:
         yield form
 
@@ -95,15 +95,15 @@ async def import_model(
         async with access.open() as caller:
 
             async def create() -> training_job.TrainingJob:
-                whose = (caller.session, caller.store, caller.brand_id, caller.user_id)
+                owner = (caller.session, caller.store, caller.brand_id, caller.user_id)
                 served, limits = state.recommended, state.settings.limits
-                job = await imports.create_import(*whose, new, data, served, limits, checked.dropped)
+                job = await imports.create_import(*owner, new, data, served, limits, checked.dropped)
                 return await training_jobs.shown(caller, job)
 
             return await once.answer(caller, 202, create)
 
 
-async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, access: Access) -> CheckedWeights:
+async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, access: BrandAccess) -> CheckedWeights:
     try:
         return await checker.run(checker.weights, sent, new.options)
     except AdapterRefused:
@@ -114,24 +114,24 @@ async def _checked(checker: Checker, sent: SentFile, new: imports.NewImport, acc
 def _new_import(form: FormData) -> imports.NewImport:
     """The form's fields other than the file. Raises InvalidInput naming a missing, unknown or invalid field."""
     must_have_only(form, frozenset({"file", *imports.NewImport.model_fields}))
-    said = {name: form[name] for name in imports.NewImport.model_fields if name in form}
-    if not all(isinstance(value, str) for value in said.values()):
+    fields = {name: form[name] for name in imports.NewImport.model_fields if name in form}
+    if not all(isinstance(value, str) for value in fields.values()):
         raise InvalidInput("send one file, in the field 'file'", param="file")
-    must_be_storable(said, "body")
+    must_be_storable(fields, "body")
     try:
-        return imports.NewImport.model_validate(said)
+        return imports.NewImport.model_validate(fields)
     except ValidationError as problem:
         raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
 
 
 @router.get("", response_model=Listed)
-async def list_models(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_models(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's adapters."""
     return listed(await models.list_models(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{model}")
-async def get_model(model: str, caller: ReadPermission) -> models.Model:
+async def get_model(model: str, caller: ReadCaller) -> models.Model:
     """One adapter, by id or by name (`flux-lora-v2`)."""
     return await models.get_model(caller.session, caller.brand_id, model)
 
@@ -163,5 +163,5 @@ async def download_model(
 
 @router.delete("/{model}", status_code=204, response_class=Response)
 async def delete_model(model: str, caller: Admin) -> None:
-    """Delete the adapter and its weights; pictures made with it stay."""
+    """Delete the adapter and its weights; images made with it stay."""
     await models.delete_model(caller.session, caller.store, caller.brand_id, model)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field, ValidationError
 
 from onbrand.api import generation_lifecycle
-from onbrand.api.authorization import Access, AnyReader, AppStateDep, BrandCaller, TokenHolder, UserRoute
+from onbrand.api.authorization import AnyReader, AppStateDep, BrandAccess, BrandCaller, TokenHolder, UserRoute
 from onbrand.api.files import links_to
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.input import Input
@@ -78,9 +78,9 @@ class ImagesRequest(Input):
 async def generate(
     body: ImagesRequest, scope: TokenHolder, state: AppStateDep, once: OnlyOnce, request: Request
 ) -> JSONResponse | StreamingResponse:
-    """Draw pictures and return them, or stream events while they are drawn."""
+    """Draw images and return them, or stream events while they are drawn."""
     brand_id, model = split_model(body.model, scope)
-    access = Access(scope, brand_id, state, "generate")
+    access = BrandAccess(scope, brand_id, state, "generate")
     _must_be_streamable(body)
     wanted = _as_new_generation(body, model, state.settings.families)
     try:
@@ -88,14 +88,15 @@ async def generate(
     except InvalidInput as problem:
         raise _named_as_openai_does(problem) from None
     if body.stream:
-        asked = StreamRequest(begun.id, body.partial_images or 0, body.quality or "auto", abandon=once.key is None)
-        return streamed(access, asked, _WAIT_SECONDS)
+        num_partial, quality = body.partial_images or 0, body.quality or "auto"
+        stream_request = StreamRequest(begun.id, num_partial, quality, abandon=once.key is None)
+        return streamed(access, stream_request, _WAIT_SECONDS)
     generation = await generation_lifecycle.until_done(access, begun, _WAIT_SECONDS, request, abandon=once.key is None)
     await _must_be_completed(access, generation, abandon=once.key is None)
     async with access.open() as caller:
-        data = await _pictures(caller, generation, body.response_format or "url")
-    told = {"cut": [each.model_dump() for each in generation.cut]} if generation.cut else {}
-    return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data, **told})
+        data = await _image_data(caller, generation, body.response_format or "url")
+    cut = {"cut": [each.model_dump() for each in generation.cut]} if generation.cut else {}
+    return JSONResponse({"created": int(generation.created_at.timestamp()), "data": data, **cut})
 
 
 @router.get("/models")
@@ -117,7 +118,7 @@ async def get_model(model: str, scope: TokenHolder, state: AppStateDep) -> dict[
         brand_id, name = split_model(model, scope)
     except InvalidInput:
         raise NotFound("there is no such model") from None
-    async with Access(scope, brand_id, state, "read").open() as member:
+    async with BrandAccess(scope, brand_id, state, "read").open() as member:
         if name in state.settings.families:
             return _described(scope, models.Reached(brand_id=brand_id, name=name, is_base=True))
         found = await models.get_model(member.session, member.brand_id, name)
@@ -138,7 +139,7 @@ def _as_new_generation(
     body: ImagesRequest, model: str, families: tuple[str, ...]
 ) -> generation_parameters.NewGeneration:
     width, height = _sides(body.size)
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "prompt": body.prompt,
         **_models_of_body(body, model, families),
         "num_images": body.n,
@@ -157,7 +158,9 @@ def _as_new_generation(
         "exclusive": body.exclusive,
     }
     try:
-        return generation_parameters.NewGeneration(**{name: value for name, value in said.items() if value is not None})
+        return generation_parameters.NewGeneration(
+            **{name: value for name, value in fields.items() if value is not None}
+        )
     except ValidationError as problem:
         raise as_own_error([_in_openai_words(fault) for fault in problem.errors()]) from None
 
@@ -209,7 +212,7 @@ def _sides(size: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-async def _must_be_completed(access: Access, generation: generations.Generation, *, abandon: bool) -> None:
+async def _must_be_completed(access: BrandAccess, generation: generations.Generation, *, abandon: bool) -> None:
     if generation.status == "completed":
         return
     if generation.status in ("failed", "canceled"):
@@ -219,7 +222,7 @@ async def _must_be_completed(access: Access, generation: generations.Generation,
     raise Unavailable(f"the pictures were not done within {_WAIT_SECONDS} s; try again", retry_after=10)
 
 
-async def _pictures(
+async def _image_data(
     caller: BrandCaller, generation: generations.Generation, response_format: str
 ) -> list[dict[str, Any]]:
     keys = [image.key for image in generation.images]

@@ -1,4 +1,4 @@
-"""OpenAI's event stream of one picture: `image_generation.partial_image`, then `image_generation.completed`.
+"""OpenAI's event stream of one image: `image_generation.partial_image`, then `image_generation.completed`.
 
 Partial images are the engine's previews (small JPEGs). A failure after the stream has begun becomes an `error` event.
 """
@@ -17,7 +17,7 @@ import anyio.to_thread
 from fastapi.responses import StreamingResponse
 
 from onbrand.api import generation_lifecycle
-from onbrand.api.authorization import Access
+from onbrand.api.authorization import BrandAccess
 from onbrand.api.events import ENDED
 from onbrand.api.problems import body as problem_body
 from onbrand.background.previews import Viewer
@@ -56,45 +56,49 @@ class StreamRequest:
     abandon: bool
 
     @property
-    def said(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """The fields of the request that each event repeats."""
         return {"background": "opaque", "quality": "auto" if self.quality == "standard" else self.quality}
 
 
-def streamed(access: Access, asked: StreamRequest, seconds: float) -> StreamingResponse:
+def streamed(access: BrandAccess, stream_request: StreamRequest, seconds: float) -> StreamingResponse:
     """Stream the events of a started generation for at most `seconds`."""
-    text = _events(access, asked, seconds)
+    text = _events(access, stream_request, seconds)
     return StreamingResponse(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(access: Access, asked: StreamRequest, seconds: float) -> AsyncIterator[str]:
+async def _events(access: BrandAccess, stream_request: StreamRequest, seconds: float) -> AsyncIterator[str]:
     viewer, has_ended = access.state.generation_tasks.viewer(), False
     try:
-        async for piece in _drawn(access, asked, viewer, seconds):
+        async for piece in _drawn(access, stream_request, viewer, seconds):
             yield piece
         has_ended = True
     except OnbrandError as problem:
         has_ended = not isinstance(problem, Unavailable)
         yield _event("error", {"error": problem_body(problem.status, problem.code, "", problem.message, "")["error"]})
     finally:
-        if asked.abandon and not has_ended:
-            access.state.generation_tasks.in_background(generation_lifecycle.give_up(access, asked.generation_id))
+        if stream_request.abandon and not has_ended:
+            access.state.generation_tasks.in_background(
+                generation_lifecycle.give_up(access, stream_request.generation_id)
+            )
         await viewer.close()
 
 
-async def _drawn(access: Access, asked: StreamRequest, viewer: Viewer, seconds: float) -> AsyncIterator[str]:
-    """Previews as they arrive, then the picture. Raises the error of a generation that ended without a picture."""
-    num_shown, end, heard = 0, time.monotonic() + seconds, time.monotonic()
-    changes, names = access.state.db.changes, await generation_lifecycle.names_of(access, asked.generation_id)
+async def _drawn(
+    access: BrandAccess, stream_request: StreamRequest, viewer: Viewer, seconds: float
+) -> AsyncIterator[str]:
+    """Previews as they arrive, then the image. Raises the error of a generation that ended without an image."""
+    num_shown, end, last_sent = 0, time.monotonic() + seconds, time.monotonic()
+    changes, names = access.state.db.changes, await generation_lifecycle.names_of(access, stream_request.generation_id)
     with changes.waiter(*names) as waiter:
-        while (generation := await generation_lifecycle.read(access, asked.generation_id)).status not in ENDED:
-            for preview in viewer.news(generation)[: asked.num_partial - num_shown]:
-                yield _partial(generation, asked, num_shown, preview.data)
-                num_shown, heard = num_shown + 1, time.monotonic()
+        while (generation := await generation_lifecycle.read(access, stream_request.generation_id)).status not in ENDED:
+            for preview in viewer.news(generation)[: stream_request.num_partial - num_shown]:
+                yield _partial(generation, stream_request, num_shown, preview.data)
+                num_shown, last_sent = num_shown + 1, time.monotonic()
             if time.monotonic() > end:
                 raise Unavailable(f"the picture was not done within {seconds:g} s; try again")
-            if time.monotonic() - heard > _HEARTBEAT_EVERY:
-                heard = time.monotonic()
+            if time.monotonic() - last_sent > _HEARTBEAT_EVERY:
+                last_sent = time.monotonic()
                 yield ": waiting\n\n"
             await waiter.wait(changes.patience)
             await asyncio.sleep(_LOOK_SECONDS_MIN)
@@ -103,7 +107,7 @@ async def _drawn(access: Access, asked: StreamRequest, viewer: Viewer, seconds: 
     async with access.open() as caller:
         store = caller.store
     data = await anyio.to_thread.run_sync(store.read, generation.images[0].key)
-    yield _completed(generation, asked, data)
+    yield _completed(generation, stream_request, data)
 
 
 def why_none(generation: generations.Generation) -> OnbrandError:
@@ -117,25 +121,26 @@ def why_none(generation: generations.Generation) -> OnbrandError:
     return problem
 
 
-def _partial(generation: generations.Generation, asked: StreamRequest, index: int, preview: Any) -> str:
+def _partial(generation: generations.Generation, stream_request: StreamRequest, index: int, preview: Any) -> str:
     image = str(preview["image"]).partition(",")[2]
     return _event(
         "image_generation.partial_image",
-        _about(generation, asked) | {"b64_json": image, "output_format": "jpeg", "partial_image_index": index},
+        _about(generation, stream_request) | {"b64_json": image, "output_format": "jpeg", "partial_image_index": index},
     )
 
 
-def _completed(generation: generations.Generation, asked: StreamRequest, data: bytes) -> str:
+def _completed(generation: generations.Generation, stream_request: StreamRequest, data: bytes) -> str:
     image = base64.b64encode(data).decode()
     return _event(
         "image_generation.completed",
-        _about(generation, asked) | {"b64_json": image, "output_format": generation.output_format, "usage": _USAGE},
+        _about(generation, stream_request)
+        | {"b64_json": image, "output_format": generation.output_format, "usage": _USAGE},
     )
 
 
-def _about(generation: generations.Generation, asked: StreamRequest) -> dict[str, Any]:
+def _about(generation: generations.Generation, stream_request: StreamRequest) -> dict[str, Any]:
     size = f"{generation.width}x{generation.height}"
-    return asked.said | {"created_at": int(generation.created_at.timestamp()), "size": size}
+    return stream_request.fields | {"created_at": int(generation.created_at.timestamp()), "size": size}
 
 
 def _event(kind: str, data: dict[str, Any]) -> str:

@@ -22,9 +22,9 @@ async def must_know_password(request: Request, state: AppState, email: str, pass
     """
     attempt = login_limits.LogIn(address_of(request), email)
     try:
-        async with state.passwords.lookups, state.db.user_session(None) as nobody:
-            seconds = await login_limits.may_log_in(nobody, attempt, state.settings.limits)
-            login = await identity.find_login(nobody, email)
+        async with state.passwords.lookups, state.db.user_session(None) as session:
+            seconds = await login_limits.may_log_in(session, attempt, state.settings.limits)
+            login = await identity.find_login(session, email)
     except TooManyRequests:
         await asyncio.sleep(state.settings.limits.refused_login_seconds)
         raise
@@ -32,8 +32,8 @@ async def must_know_password(request: Request, state: AppState, email: str, pass
     is_right = await state.passwords.are_equal(password, login.hashed, _client(request, email))
     if not is_right or login.user_id is None:
         raise Unauthenticated("wrong email or password")
-    async with state.passwords.lookups, state.db.user_session(None) as nobody:
-        await login_limits.was_right(nobody, attempt, state.settings.limits)
+    async with state.passwords.lookups, state.db.user_session(None) as session:
+        await login_limits.was_right(session, attempt, state.settings.limits)
     return login.user_id
 
 
@@ -41,11 +41,11 @@ async def sign_up(request: Request, state: AppState, email: str, password: str) 
     """Create an account. Raises InvalidInput, Conflict, TooManyRequests."""
     identity.must_be_email(email)
     must_be_password(password)
-    async with state.passwords.lookups, state.db.user_session(None) as nobody:
-        await login_limits.may_sign_up(nobody, address_of(request), state.settings.limits)
+    async with state.passwords.lookups, state.db.user_session(None) as session:
+        await login_limits.may_sign_up(session, address_of(request), state.settings.limits)
     hashed = await state.passwords.hashed(password, _client(request, email))
-    async with state.db.user_session(None) as nobody:
-        return await identity.sign_up(nobody, email, hashed)
+    async with state.db.user_session(None) as session:
+        return await identity.sign_up(session, email, hashed)
 
 
 def _client(request: Request, email: str) -> Client:

@@ -44,8 +44,8 @@ def request_id_of(scope: Mapping[str, Any]) -> str:
 def problem(error: OnbrandError, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The response for one of Onbrand's errors."""
     content = body(error.status, error.code, error.title, error.message, request_id, error.param)
-    said = dict(headers or {}) | _headers_of(error)
-    return JSONResponse(content, error.status, headers=said, media_type=MEDIA_TYPE)
+    all_headers = dict(headers or {}) | _headers_of(error)
+    return JSONResponse(content, error.status, headers=all_headers, media_type=MEDIA_TYPE)
 
 
 def fault(request_id: str) -> JSONResponse:

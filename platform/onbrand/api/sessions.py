@@ -41,8 +41,8 @@ async def open_session(body: SignUp, request: Request, state: AppStateDep) -> JS
     async with state.db.user_session(Scope(user_id)) as session:
         opened = await sessions.open_session(session, idle, life)
     csrf_token = sessions.csrf_token_of(opened.cookie)
-    said = Opened(id=opened.id, csrf_token=csrf_token, expires_at=opened.expires_at)
-    answer = JSONResponse(as_json(said), 201, headers={"Cache-Control": "no-store"})
+    content = Opened(id=opened.id, csrf_token=csrf_token, expires_at=opened.expires_at)
+    answer = JSONResponse(as_json(content), 201, headers={"Cache-Control": "no-store"})
     answer.set_cookie(
         cookie_name(settings),
         opened.cookie,

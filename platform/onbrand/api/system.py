@@ -66,7 +66,7 @@ class Failure(Input):
 
 
 class SampleFacts(Input):
-    """The step, prompt index and source of a sample picture."""
+    """The step, prompt index and source of a sample image."""
 
     step: int = Field(ge=0, le=10_000_000)
     index: int = Field(ge=0, le=99)
@@ -74,7 +74,7 @@ class SampleFacts(Input):
 
 
 class ImageFacts(Input):
-    """Index, seed, size in pixels and receipt of a generated picture."""
+    """Index, seed, size in pixels and receipt of a generated image."""
 
     index: int = Field(ge=0, le=63)
     seed: int = Field(ge=0, le=2**63 - 1)
@@ -88,13 +88,13 @@ class ImageFacts(Input):
 
 @router.get("/training")
 async def read_training(worker: TrainingWorker) -> Any:
-    """The job: configuration, pictures' ids and captions."""
+    """The job: configuration, images' ids and captions."""
     return as_json(await training_worker.spec_for_worker(worker.session, worker.ticket))
 
 
 @router.get("/training/assets/{asset_id}", response_class=Response)
 async def read_asset(asset_id: UUID, worker: TrainingWorker) -> Response:
-    """The bytes of one picture of the job."""
+    """The bytes of one image of the job."""
     data, content_type = await training_worker.read_asset(worker.session, worker.store, str(asset_id))
     return Response(data, media_type=content_type)
 
@@ -130,13 +130,13 @@ async def lend_credentials(
 @router.post("/training/report")
 async def report(body: Report, worker: TrainingWorker) -> ReportResponse:
     """Store progress, metrics, log lines and the heartbeat; returns whether the owner asked to cancel."""
-    said = (body.progress, body.metrics, body.lines, body.findings)
-    return await training_worker.report(worker.session, worker.ticket, *said)
+    reported = (body.progress, body.metrics, body.lines, body.findings)
+    return await training_worker.report(worker.session, worker.ticket, *reported)
 
 
 @router.post("/training/samples", status_code=204, response_class=Response)
 async def add_sample(form: TrainingForm, worker: TrainingWorker) -> None:
-    """Store a sample picture of a training step."""
+    """Store a sample image of a training step."""
     facts = _facts(SampleFacts, {name: form[name] for name in SampleFacts.model_fields if name in form})
     data, content_type = await _file_of(form)
     which = (facts.step, facts.index, data, content_type, facts.drawn_by)
@@ -188,7 +188,7 @@ async def report_generation(body: Progress, worker: GenerationWorker) -> ReportR
 
 @router.post("/generation/images", status_code=201)
 async def add_image(form: GenerationForm, worker: GenerationWorker, state: AppStateDep) -> StoredImage:
-    """Store one picture; the last one completes the generation."""
+    """Store one image; the last one completes the generation."""
     facts = _facts(ImageFacts, _json_of(form, "facts", state.settings.limits))
     data, content_type = await _file_of(form)
     stored = await generation_worker.add_image(
@@ -228,11 +228,11 @@ async def _file_of(form: FormData) -> tuple[bytes, str]:
     return await part.read(), plain_media_type(part.content_type or _BINARY)
 
 
-def _facts(kind: type[F], said: Any) -> F:
-    """`said` as a validated `kind`. Raises InvalidInput naming the field."""
-    must_be_storable(said, "facts")
+def _facts(kind: type[F], facts: Any) -> F:
+    """`facts` as a validated `kind`. Raises InvalidInput naming the field."""
+    must_be_storable(facts, "facts")
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(facts)
     except ValidationError as problem:
         raise as_own_error([{**fault, "loc": ("body", *fault["loc"])} for fault in problem.errors()]) from None
 

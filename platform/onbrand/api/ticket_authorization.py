@@ -19,8 +19,8 @@ from onbrand.brand import Ticket, TicketKind
 from onbrand.config import Settings
 from onbrand.db.session import Database, Session
 from onbrand.errors import Conflict, TicketRefused, UnsupportedMedia
+from onbrand.fair_turns import QueueOwner
 from onbrand.sandbox.checker import Checker
-from onbrand.sandbox.fair_queue import QueueOwner
 from onbrand.secrets_file import Secrets
 from onbrand.services import generation_worker, training_worker
 from onbrand.storage.credentials import CredentialIssuer

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from onbrand.api.authorization import Access, ReadPermission, UploadAccess, UploadPermission, UserRoute
+from onbrand.api.authorization import BrandAccess, ReadCaller, UploadAccess, UploadCaller, UserRoute
 from onbrand.api.checking import FileChecker, in_turn_of
 from onbrand.api.idempotency import OnlyOnce
 from onbrand.api.lists import Listed, Paging, listed
@@ -55,7 +55,7 @@ class Announced(uploads.Upload):
 
 
 @router.post("", status_code=201, response_model=Announced)
-async def create_upload(body: uploads.NewUpload, caller: UploadPermission, once: OnlyOnce) -> JSONResponse:
+async def create_upload(body: uploads.NewUpload, caller: UploadCaller, once: OnlyOnce) -> JSONResponse:
     """Announce a file. The response has the link to send it to; complete the upload after sending."""
     settings = caller.state.settings
     limits = limits_of(caller.scope, settings.limits)
@@ -70,13 +70,13 @@ async def create_upload(body: uploads.NewUpload, caller: UploadPermission, once:
 
 
 @router.get("", response_model=Listed)
-async def list_uploads(caller: ReadPermission, paging: Paging) -> dict[str, Any]:
+async def list_uploads(caller: ReadCaller, paging: Paging) -> dict[str, Any]:
     """The brand's uploads of the last day."""
     return listed(await uploads.list_uploads(caller.session, caller.brand_id, paging.limit, paging.cursor))
 
 
 @router.get("/{upload_id}")
-async def get_upload(upload_id: UUID, caller: ReadPermission) -> uploads.Upload:
+async def get_upload(upload_id: UUID, caller: ReadCaller) -> uploads.Upload:
     """The current state of one upload, with the ids of the objects made of it."""
     return await uploads.get_upload(caller.session, caller.brand_id, str(upload_id))
 
@@ -113,7 +113,7 @@ async def cancel_upload(upload_id: UUID, access: UploadAccess) -> None:
     await _discard(store, upload)
 
 
-async def _refuse(access: Access, store: BrandStore, upload: uploads.Upload, problem: OnbrandError) -> None:
+async def _refuse(access: BrandAccess, store: BrandStore, upload: uploads.Upload, problem: OnbrandError) -> None:
     async with access.open() as caller:
         await uploads.refuse_upload(caller.session, upload, problem)
     await _discard(store, upload)

@@ -1,6 +1,6 @@
 """Runs generations: one background task for each, from the committed row to its end.
 
-The replica that draws stores the pictures and ends the row itself, with the ticket. An admitted generation is drawn:
+The replica that draws stores the images and ends the row itself, with the ticket. An admitted generation is drawn:
 its task waits while the engine is full or away, and new generations are refused meanwhile; if a replica dies, another
 one is asked. Until a replica has begun, this task writes the row's heartbeat; if this process dies too, `recovery`
 takes over. This task marks the row failed, by the internal routes and the same ticket, only if it waited too long or
@@ -264,7 +264,7 @@ class GenerationTasks:
 
     def _note(self, key: str, seconds: float, problem: OnbrandError) -> None:
         now = time.monotonic()
-        self._refused = {each: said for each, said in self._refused.items() if said[0] > now}
+        self._refused = {key: refusal for key, refusal in self._refused.items() if refusal[0] > now}
         self._refused[key] = now + seconds, problem
 
     async def _is_wanted_after(self, seconds: float, running: Running, client: AsyncSystemClient, lost: bool) -> bool:
@@ -288,7 +288,7 @@ class GenerationTasks:
         except EngineLost:
             raise
         except OnbrandError as problem:
-            log.info("a waiting generation was not heard: %s", problem.code)
+            log.info("the heartbeat of a waiting generation failed: %s", problem.code)
         return True
 
     async def _fail(self, client: AsyncSystemClient, generation_id: str, code: str, reason: str) -> None:

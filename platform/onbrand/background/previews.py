@@ -1,4 +1,4 @@
-"""Previews for open event streams: the newest preview of each picture, kept in memory until the picture is drawn.
+"""Previews for open event streams: the newest preview of each image, kept in memory until the image is drawn.
 
 No authorization here: the route reads the generation's row first and decides who may see previews.
 """
@@ -25,14 +25,14 @@ ASK_AGAIN_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A small picture of an unfinished image; `serial` increases over all previews of this process."""
+    """A small version of an unfinished image; `serial` increases over all previews of this process."""
 
     serial: int
     data: Mapping[str, Any] = field(repr=False)
 
 
 class Previews:
-    """The newest preview of each picture of one generation that is not drawn yet.
+    """The newest preview of each image of one generation that is not drawn yet.
 
     Args:
         serials: numbers for all previews of this process.
@@ -43,7 +43,7 @@ class Previews:
         self._newest: dict[int, Preview] = {}
 
     def take(self, event: RenderEvent) -> None:
-        """Store a preview, or drop that of a finished picture; ignore other events."""
+        """Store a preview, or drop that of a finished image; ignore other events."""
         if event.kind == "preview":
             self._newest[int(event.data["index"])] = Preview(next(self._serials), event.data)
         elif event.kind == "image":
@@ -109,7 +109,7 @@ class Viewer:
                 self._afar.take(event)
                 self._tell(previews_name(generation.id))
         except Exception as problem:
-            log.info("generation %s: no previews are heard (%s)", generation.id, type(problem).__name__)
+            log.info("generation %s: no previews are available (%s)", generation.id, type(problem).__name__)
 
 
 def previews_name(generation_id: str) -> str:

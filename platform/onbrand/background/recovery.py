@@ -1,7 +1,7 @@
 """Recovery of generations whose ingress process died: they are drawn again with the same request.
 
 Runs in the process of the internal routes. Reads ids and states from the dispatcher's queue, and takes over each row
-with a ticket for that row only. The same adapters and seed give the same pictures; stored pictures are kept.
+with a ticket for that row only. The same adapters and seed give the same images; stored images are kept.
 """
 
 from __future__ import annotations

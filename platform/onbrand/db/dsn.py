@@ -92,21 +92,21 @@ def connect(dsn: str, setting: str = "database_url", **how: object) -> psycopg.C
         raise _refused(setting, "has bytes that are not UTF-8") from None
 
 
-def _not_connected(setting: str, said: str) -> OnbrandError:
-    reason = next((reason for sign, reason in _REASONS if sign in said), "the server's log says why")
-    kind = ConfigurationError if any(sign in said for sign in _WRONG_SETTINGS) else Unavailable
-    known = reason if kind is Unavailable or "service" in said else "an option of it has a value that libpq refuses"
+def _not_connected(setting: str, message: str) -> OnbrandError:
+    reason = next((reason for sign, reason in _REASONS if sign in message), "the server's log says why")
+    kind = ConfigurationError if any(sign in message for sign in _WRONG_SETTINGS) else Unavailable
+    known = reason if kind is Unavailable or "service" in message else "an option of it has a value that libpq refuses"
     return kind(f"the database of {_variable(setting)} does not accept the owner's connection: {known}", param=setting)
 
 
-def _why_unreadable(dsn: str, said: str) -> str:
+def _why_unreadable(dsn: str, message: str) -> str:
     scheme = _SCHEME.match(dsn.strip())
     if scheme and scheme.group() not in _TAKEN_SCHEMES:
         form = "is in SQLAlchemy's form" if "+" in scheme.group() else "has a scheme that is not PostgreSQL's"
         return f"{form}; {_EXAMPLE}"
-    if found := _UNKNOWN_OPTION.search(said):
+    if found := _UNKNOWN_OPTION.search(message):
         return f"has an option that libpq does not know{_nearest_option(found.group(1))}"
-    return next((reason for sign, reason in _MALFORMED if sign in said), f"cannot be read; {_EXAMPLE}")
+    return next((reason for sign, reason in _MALFORMED if sign in message), f"cannot be read; {_EXAMPLE}")
 
 
 def _nearest_option(name: str) -> str:

@@ -85,7 +85,7 @@ def _changed(connection: psycopg.Connection[Any], brand_id: str, changes: dict[s
 
 def _record(connection: psycopg.Connection[Any], brand_id: str, now: dict[str, Any]) -> None:
     """Add a line to the brand's record; `weight` is text, since the record takes only whole numbers."""
-    said = {name: value for name, value in now.items() if value is not None} | {"weight": f"{now['weight']:g}"}
+    limits = {name: value for name, value in now.items() if value is not None} | {"weight": f"{now['weight']:g}"}
     connection.execute(
-        "select private.audit_append(%s, 'system:operator', %s, %s)", [brand_id, "brand.set_limits", Jsonb(said)]
+        "select private.audit_append(%s, 'system:operator', %s, %s)", [brand_id, "brand.set_limits", Jsonb(limits)]
     )

@@ -159,14 +159,14 @@ def _program(folder: Path, name: str, *arguments: str) -> None:
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, "env": _inherited(os.environ)}
     if (account := _account()) is not None:
         options |= {"user": account, "group": account, "extra_groups": []}
-    with tempfile.TemporaryFile("w+", errors="replace") as said:  # no pipe: the server would keep it open
+    with tempfile.TemporaryFile("w+", errors="replace") as output:  # no pipe: the server would keep it open
         try:
-            done = subprocess.run([path, *arguments], stdout=said, stderr=said, check=False, **options)
+            done = subprocess.run([path, *arguments], stdout=output, stderr=output, check=False, **options)
         except OSError as problem:
             raise ConfigurationError(f"PostgreSQL's {name} cannot run: {problem.strerror}", param="data_dir") from None
         if done.returncode != 0:
-            said.seek(0)
-            raise ConfigurationError(_complaint(name, said.read()), param="data_dir")
+            output.seek(0)
+            raise ConfigurationError(_complaint(name, output.read()), param="data_dir")
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Run text encoding and picture decoding in the step itself, or in an executor beside the denoising loop."""
+"""Run text encoding and image decoding in the step itself, or in an executor beside the denoising loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stages(Generic[T]):
                 future.set_exception(problem)
         else:
             future = self._executor.submit(_without_gradients, work)
-        future.add_done_callback(lambda done: self._tell(done, then))
+        future.add_done_callback(lambda done: self._put_outcome(done, then))
 
     def outcomes(self) -> Iterator[T]:
         """The ready outcomes, in order of completion."""
@@ -54,7 +54,7 @@ class Stages(Generic[T]):
             self._num_out -= 1
             yield then(future)
 
-    def _tell(self, done: Future[Any], then: Callable[[Future[Any]], T]) -> None:
+    def _put_outcome(self, done: Future[Any], then: Callable[[Future[Any]], T]) -> None:
         self._done.put((done, then))
         self._on_done()
 

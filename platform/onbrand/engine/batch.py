@@ -1,4 +1,4 @@
-"""Jobs, their rows, the keys that decide which rows share a forward pass, and the batch size classes.
+"""Jobs, their rows, the keys that decide which rows share a forward pass, and the batch sizes.
 
 The order of service is in `onbrand.engine.fair_queue`.
 """
@@ -16,7 +16,7 @@ from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.request import Plan, Receipt, Request
 from onbrand.engine.residency import Lease
 from onbrand.families.family import Conditioning, Family
-from onbrand.families.sampling import Sampler, Schedule
+from onbrand.families.samplers import Sampler, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Job:
 
     Args:
         lease: of its adapter's slot, while its rows step; may be recalled while they pause.
-        rows: pictures that have started and have steps left, in order.
-        num_stepped: pictures with all steps done.
-        num_finished: pictures returned as events.
+        rows: images that have started and have steps left, in order.
+        num_stepped: images with all steps done.
+        num_finished: images returned as events.
         preparing: its conditioning is being computed.
         claiming: it was refused a slot, and claims one.
     """
@@ -92,17 +92,17 @@ class Job:
 
     @property
     def num_waiting(self) -> int:
-        """Number of pictures not yet started."""
+        """Number of images not yet started."""
         return self.request.parameters.num_images - self.num_started
 
     @property
     def num_to_step(self) -> int:
-        """Number of pictures that could take part in a pass now; each takes one row."""
+        """Number of images that could take part in a pass now; each takes one row."""
         return self.request.parameters.num_images - self.num_stepped if self.prepared else 0
 
     @property
     def step_charge(self) -> float:
-        """Charge for one step of one picture to the ledgers of its account and brand."""
+        """Charge for one step of one image to the ledgers of its account and brand."""
         return self.plan.step_cost / self.request.weight
 
     @property
@@ -112,7 +112,7 @@ class Job:
 
 @dataclass(eq=False)
 class Row:
-    """One picture between noise and decoding.
+    """One image between noise and decoding.
 
     Args:
         denoised_1CHW: the clean latents predicted at its last step; zeros before the first.
@@ -151,7 +151,7 @@ class Row:
         return lease.row(use.scale)
 
     def receipt(self, family: Family) -> Receipt:
-        """How the picture was made; once the row is finished."""
+        """How the image was made; once the row is finished."""
         request, plan = self.job.request, self.job.plan
         return Receipt(
             brand_id=request.brand_id,
@@ -171,11 +171,11 @@ class Row:
         )
 
 
-def size_classes(max_batch: int) -> tuple[int, ...]:
+def default_batch_sizes(max_batch: int) -> tuple[int, ...]:
     """1, 2, 4, ... up to and with `max_batch`."""
     return (*(2**k for k in range(max_batch.bit_length()) if 2**k < max_batch), max_batch)
 
 
-def size_class(num_rows: int, classes: Sequence[int]) -> int:
-    """The smallest class that holds `num_rows`."""
-    return min(size for size in classes if size >= num_rows)
+def batch_size_for(num_rows: int, batch_sizes: Sequence[int]) -> int:
+    """The smallest batch size that holds `num_rows`."""
+    return min(size for size in batch_sizes if size >= num_rows)

@@ -41,21 +41,21 @@ def compile_passes(denoiser: nn.Module, backend: str | Callable[..., Any] = "ind
     on_gpu = next(denoiser.parameters()).device.type == "cuda"
     mode = "reduce-overhead" if on_gpu and backend == "inductor" else None
     denoiser.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode, recompile_limit=_MOST_COMPILED)
-    denoiser._compiled_call_impl = _plain_beyond_the_limit(denoiser, denoiser._compiled_call_impl)
+    denoiser._compiled_call_impl = _uncompiled_beyond_limit(denoiser, denoiser._compiled_call_impl)
 
 
-def _plain_beyond_the_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Compute passes of shapes beyond the graph limit without a graph: slower, but they are drawn."""
-    is_told = False
+def _uncompiled_beyond_limit(denoiser: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Compute passes of shapes beyond the graph limit without a graph: slower, but correct."""
+    is_warned = False
 
     def call(*inputs: Any, **named: Any) -> Any:
-        nonlocal is_told
+        nonlocal is_warned
         try:
             return compiled(*inputs, **named)
         except FailOnRecompileLimitHit:
-            if not is_told:
+            if not is_warned:
                 log.warning("%d graphs are compiled, and no more: passes of further shapes are slower", _MOST_COMPILED)
-            is_told = True
+            is_warned = True
             return denoiser._call_impl(*inputs, **named)
 
     return call

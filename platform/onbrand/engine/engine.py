@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.async_stages import Stages
-from onbrand.engine.batch import Job, Prepared, Row, size_classes
+from onbrand.engine.batch import Job, Prepared, Row, default_batch_sizes
 from onbrand.engine.compilation import compile_passes
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.engine.cpu.unet_blocks import use_blocks
@@ -32,7 +32,7 @@ from onbrand.engine.request import (
     Completed,
     Event,
     Failed,
-    Picture,
+    FinishedImage,
     Preview,
     Progress,
     Receipt,
@@ -55,11 +55,11 @@ class Engine:
     Args:
         num_slots: adapters on the device at once, in each rank class.
         max_batch: most rows of one forward pass.
-        classes: the batch sizes in use; smaller batches are filled with dummy rows. Within one class a picture's bits
-            do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
+        batch_sizes: the sizes of forward passes; smaller batches are filled with dummy rows. Within one size an image's
+            bits do not depend on its neighbours. None: 1, 2, 4, ... `max_batch`.
         max_waiting, max_waiting_per_brand: see `WaitingLimits`.
-        stages: executor for text encoding and picture decoding; None: both run in `step`, in a fixed order.
-        even: accounts get equal numbers of rows in a pass (`FairQueue`).
+        stages: executor for text encoding and image decoding; None: both run in `step`, in a fixed order.
+        even_passes: accounts get equal numbers of rows in a pass (`FairQueue`).
         compile: use compiled graphs, one per batch size and shape; brands and ranks cause no recompilation.
     """
 
@@ -70,18 +70,18 @@ class Engine:
         num_slots: int = 16,
         max_rank: int = 128,
         max_batch: int = 8,
-        classes: tuple[int, ...] | None = None,
+        batch_sizes: tuple[int, ...] | None = None,
         max_waiting: int = 512,
         max_waiting_per_brand: int = 128,
         stages: Executor | None = None,
         compile: bool = False,
-        even: bool = False,
+        even_passes: bool = False,
     ) -> None:
         self.family = family
         self.max_batch = max_batch
-        self.classes = classes or size_classes(max_batch)
+        self.batch_sizes = batch_sizes or default_batch_sizes(max_batch)
         self._limits = WaitingLimits(max_waiting, max_waiting_per_brand)
-        self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.classes) if compile else None)
+        self._slots = Slots(family.denoiser, num_slots, max_rank, 2 * max(self.batch_sizes) if compile else None)
         for part in (family.denoiser, family.vae):
             use_onednn(part)
             use_blocks(part)
@@ -89,9 +89,9 @@ class Engine:
             compile_passes(family.denoiser)
         self.residency = AdapterResidency(self._slots)
         self._jobs: dict[str, Job] = {}
-        self._queue = FairQueue(max_batch, self.classes, even)
+        self._queue = FairQueue(max_batch, self.batch_sizes, even_passes)
         self._leases = Leases(self.residency, self._queue.served)
-        self._runner = ModelRunner(family, self._slots, self.classes, compiled=compile)
+        self._runner = ModelRunner(family, self._slots, self.batch_sizes, compiled=compile)
         self._colors, self._decoder = LatentColors(family), Decoder(family)
         self._preparation = Preparation(family)
         self._canceled: list[str] = []
@@ -121,8 +121,8 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Number of pictures not yet started."""
-        return self._queue.num_pictures()
+        """Number of images not yet started."""
+        return self._queue.num_images()
 
     def add(self, request: Request) -> str:
         """Take a request; it joins at the next step. Returns its id.
@@ -154,7 +154,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """One denoising step of one batch: drop cancelled requests, admit waiting ones, decode finished rows."""
-        events = self._leave()
+        events = self._drop_canceled()
         self._prepare_next()
         events += self.collect()
         rows, failures = self._next_rows()
@@ -164,11 +164,11 @@ class Engine:
         self._stalled = not rows
         return events + self.collect()
 
-    # --- leaving and joining ------------------------------------------------------------------------------------
+    # --- cancellation and admission -----------------------------------------------------------------------------
 
-    def _leave(self) -> list[Event]:
-        gone, self._canceled = dict.fromkeys(self._canceled), []
-        jobs = [self._jobs[request_id] for request_id in gone if request_id in self._jobs]
+    def _drop_canceled(self) -> list[Event]:
+        ids, self._canceled = dict.fromkeys(self._canceled), []
+        jobs = [self._jobs[request_id] for request_id in ids if request_id in self._jobs]
         for job in jobs:
             self._end(job)
         return [Canceled(job.request.id) for job in jobs]
@@ -177,12 +177,12 @@ class Engine:
         for jobs in grouped(self._queue.unprepared()):
             for job in jobs:
                 job.preparing = True
-            self._stages.submit(partial(self._preparation.prepare, jobs), partial(self._joined, jobs))
+            self._stages.submit(partial(self._preparation.prepare, jobs), partial(self._on_prepared, jobs))
 
-    def _joined(self, jobs: Sequence[Job], made: Future[list[Prepared | Exception]]) -> list[Event]:
-        problem = made.exception()
+    def _on_prepared(self, jobs: Sequence[Job], results: Future[list[Prepared | Exception]]) -> list[Event]:
+        problem = results.exception()
         events: list[Event] = []
-        for job, prepared in zip(jobs, [problem] * len(jobs) if problem else made.result(), strict=True):
+        for job, prepared in zip(jobs, [problem] * len(jobs) if problem else results.result(), strict=True):
             if job.ended:
                 continue
             if isinstance(prepared, Prepared):
@@ -217,7 +217,7 @@ class Engine:
         return rows, [self._fail(job, problem) for job, problem in problems.items()]
 
     def _rows(self, job: Job, num: int) -> list[Row]:
-        """The first `num` rows of the job; starts waiting pictures as needed."""
+        """The first `num` rows of the job; starts waiting images as needed."""
         assert job.prepared is not None
         while len(job.rows) < num:
             seed = job.request.parameters.seed + job.num_started
@@ -228,7 +228,7 @@ class Engine:
         return job.rows[:num]
 
     def _end(self, job: Job) -> None:
-        """Remove a job with its waiting pictures, rows and lease. Results still being computed are discarded."""
+        """Remove a job with its waiting images, rows and lease. Results still being computed are discarded."""
         job.ended = True
         self._jobs.pop(job.request.id, None)
         self._queue.remove(job)
@@ -247,7 +247,7 @@ class Engine:
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _retry_after(self, brand_id: str) -> int:
-        """Seconds until about half of the brand's waiting pictures would start, if only this brand were served; 1 to
+        """Seconds until about half of the brand's waiting images would start, if only this brand were served; 1 to
         60."""
         cost = sum(job.num_waiting * job.plan.cost for job in self._jobs.values() if job.brand_id == brand_id)
         return min(60, max(1, math.ceil(cost * self._seconds_per_cost / 2)))
@@ -270,23 +270,25 @@ class Engine:
             row.job.steps_done += 1
             every = row.job.request.parameters.preview_every
             if every and not row.finished and row.step % every == 0:
-                self._stages.submit(partial(self._colors.image, row.denoised_1CHW), partial(self._shown, row, row.step))
-        self._send_on([row for row in rows if row.finished])
+                self._stages.submit(
+                    partial(self._colors.image, row.denoised_1CHW), partial(self._on_preview, row, row.step)
+                )
+        self._decode_finished([row for row in rows if row.finished])
         return events + self._progress(rows)
 
     def _fail_overflowed(self) -> list[Event]:
-        """End the jobs of rows with non-finite latents: no further step would make a picture of them."""
+        """End the jobs of rows with non-finite latents: no further step would make an image of them."""
         jobs = [job for job in self._jobs.values() if any(row.overflowed for row in job.rows)]
         return [self._fail(job, not_finite()) for job in jobs]
 
-    def _send_on(self, rows: list[Row]) -> None:
+    def _decode_finished(self, rows: list[Row]) -> None:
         """Decode finished rows. A job releases its lease with its last row."""
         if not rows:
             return
-        at_once = self._decoder.may_be_at_once([row.latents_1CHW for row in rows])
-        for some in [rows] if at_once else [[row] for row in rows]:
-            latents, receipts = [row.latents_1CHW for row in some], [row.receipt(self.family) for row in some]
-            self._stages.submit(partial(self._decoder.pictures, latents), partial(self._told, some, receipts))
+        is_batch = self._decoder.fits_one_batch([row.latents_1CHW for row in rows])
+        for group in [rows] if is_batch else [[row] for row in rows]:
+            latents, receipts = [row.latents_1CHW for row in group], [row.receipt(self.family) for row in group]
+            self._stages.submit(partial(self._decoder.images, latents), partial(self._on_decoded, group, receipts))
         for row in rows:
             job = row.job
             job.rows.remove(row)
@@ -302,17 +304,19 @@ class Engine:
             for job in jobs
         ]
 
-    def _shown(self, row: Row, step: int, image: Future[Tensor]) -> list[Event]:
+    def _on_preview(self, row: Row, step: int, image: Future[Tensor]) -> list[Event]:
         if row.job.ended or row.finished or image.exception():
             return []
         return [Preview(row.job.request.id, row.index, step, image.result())]
 
-    def _told(self, rows: list[Row], receipts: list[Receipt], images: Future[list[Tensor | Exception]]) -> list[Event]:
+    def _on_decoded(
+        self, rows: list[Row], receipts: list[Receipt], images: Future[list[Tensor | Exception]]
+    ) -> list[Event]:
         problem = images.exception()
-        found = [problem] * len(rows) if problem else images.result()
+        results = [problem] * len(rows) if problem else images.result()
         return [
             event
-            for row, receipt, image in zip(rows, receipts, found, strict=True)
+            for row, receipt, image in zip(rows, receipts, results, strict=True)
             for event in self._finished(row, receipt, image)
         ]
 
@@ -322,12 +326,12 @@ class Engine:
             return []
         if isinstance(image, BaseException):
             return [self._fail(job, image)]
-        picture = Picture(job.request.id, row.index, row.seed, image, receipt)
+        finished = FinishedImage(job.request.id, row.index, row.seed, image, receipt)
         job.num_finished += 1
         if not job.finished:
-            return [picture]
+            return [finished]
         self._end(job)
-        return [picture, Completed(job.request.id)]
+        return [finished, Completed(job.request.id)]
 
 
 def _rank_class(row: Row) -> int:

@@ -3,7 +3,7 @@
 A ledger counts service: denoised pixels divided by the brand's weight. Each place of a batch goes to the account with
 the lowest ledger, and in it to the brand with the lowest (after Sheng et al. 2024, algorithm 4). Rows of those ahead
 pause until the others catch up. With c the ledgers, w the weights and U the work of the largest batch step, accounts a
-and b that both have pictures left out keep
+and b that both have images left out keep
 
     c_a - c_b <= U / w_a
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
-from onbrand.engine.batch import BatchKey, Job, size_class
+from onbrand.engine.batch import BatchKey, Job, batch_size_for
 
 
 @dataclass(slots=True, eq=False)
@@ -41,11 +41,11 @@ class _Brand:
         return self.served, self.last_turn
 
     def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
-        """Whether it has a picture that could step but was not taken."""
+        """Whether it has an image that could step but was not taken."""
         return any(job.num_to_step > taken[job] for job in self.jobs if job not in refused)
 
     def first(self, key: BatchKey | None, taken: Counter[Job], refused: set[Job]) -> Job | None:
-        """Its oldest job with a picture to step, of `key` if one is given; else None."""
+        """Its oldest job with an image to step, of `key` if one is given; else None."""
         for job in self.jobs:
             if job.num_to_step > taken[job] and job not in refused and key in (None, job.key):
                 return job
@@ -57,7 +57,7 @@ class _Account:
     """The brands of one account, and their common ledger.
 
     Args:
-        floor: lowest ledger of its brands with pictures left out; brands below it are lifted to it.
+        floor: lowest ledger of its brands with images left out; brands below it are lifted to it.
     """
 
     served: float
@@ -71,7 +71,7 @@ class _Account:
 
     @property
     def num_to_step(self) -> int:
-        """Number of pictures of all its brands that could take part in a pass now."""
+        """Number of images of all its brands that could take part in a pass now."""
         return sum(job.num_to_step for brand in self.brands.values() for job in brand.jobs)
 
     @property
@@ -92,15 +92,15 @@ class _Account:
         kept = {name: each for name, each in self.brands.items() if each.jobs or each.served > self.floor}
         self.brands = kept
 
-    def near(self, num_pictures: int) -> Iterator[Job]:
-        """The first jobs with waiting pictures, brands in turns, until they hold `num_pictures` pictures."""
+    def near(self, num_images: int) -> Iterator[Job]:
+        """The first jobs with waiting images, brands in turns, until they hold `num_images` images."""
         lines = [
-            list(islice((job for job in brand.jobs if job.num_waiting), num_pictures))
+            list(islice((job for job in brand.jobs if job.num_waiting), num_images))
             for brand in sorted(self.busy, key=lambda brand: brand.place)
         ]
         num_found = 0
         for job in filter(None, chain.from_iterable(zip_longest(*lines))):
-            if num_found >= num_pictures:
+            if num_found >= num_images:
                 return
             num_found += job.num_waiting
             yield job
@@ -109,7 +109,7 @@ class _Account:
 class FairQueue:
     """All jobs of an engine, and the order in which they are served.
 
-    - An account that comes back, or had everything served, is lifted to the lowest ledger of those with pictures left
+    - An account that comes back, or had everything served, is lifted to the lowest ledger of those with images left
       out: none saves up credit, and none owes for service that no other wanted. The same holds among an account's
       brands.
     - A pass has one `BatchKey`: that of the account with the lowest ledger. Others of the same key fill the batch, but
@@ -117,13 +117,13 @@ class FairQueue:
     - Within a brand: first come, first served.
 
     Args:
-        classes: batch size classes.
-        even: a pass takes time in proportion to its rows, as on a CPU. Then no account has more rows in a pass than any
-            other with pictures to step has of these, so that small requests wait little.
+        batch_sizes: as of `Engine`.
+        even_passes: no account has more rows in a pass than any other account has images to step, so that small
+            requests wait little where the time of a pass grows with its rows, as on a CPU.
     """
 
-    def __init__(self, max_batch: int, classes: Sequence[int], even: bool = False) -> None:
-        self._max_batch, self._classes, self._even = max_batch, classes, even
+    def __init__(self, max_batch: int, batch_sizes: Sequence[int], even_passes: bool = False) -> None:
+        self._max_batch, self._batch_sizes, self._even_passes = max_batch, batch_sizes, even_passes
         self._accounts: dict[str, _Account] = {}
         self._floor = 0.0
         self._num_turns = 0
@@ -160,8 +160,8 @@ class FairQueue:
         account = self._accounts.get(account_id)
         return set() if account is None else {name for name, brand in account.brands.items() if brand.jobs}
 
-    def num_pictures(self, account_id: str | None = None, brand_id: str | None = None) -> int:
-        """Number of pictures not yet started: of all accounts, of one, or of one brand of it."""
+    def num_images(self, account_id: str | None = None, brand_id: str | None = None) -> int:
+        """Number of images not yet started: of all accounts, of one, or of one brand of it."""
         accounts = self._accounts.values() if account_id is None else filter(None, [self._accounts.get(account_id)])
         return sum(
             job.num_waiting
@@ -181,10 +181,10 @@ class FairQueue:
                     yield job
 
     def next_batch(self, admit: Callable[[Job], bool]) -> list[Job]:
-        """The jobs that step a picture now, one entry per picture; all of one key.
+        """The jobs that step an image now, one entry per image; all of one key.
 
         Args:
-            admit: called once for each job before its first picture is taken; False skips the job.
+            admit: called once for each job before its first image is taken; False skips the job.
         """
         self._forget_the_idle()
         self._num_turns += 1
@@ -192,8 +192,8 @@ class FairQueue:
         for account in busy:
             account.served = max(account.served, self._floor)
             account.lift()
-        most = _even_rows(busy) if self._even else [self._max_batch] * len(busy)
-        turn = _Turn(busy, most, self._max_batch, self._classes, self._num_turns, admit)
+        most = _even_rows(busy) if self._even_passes else [self._max_batch] * len(busy)
+        turn = _Turn(busy, most, self._max_batch, self._batch_sizes, self._num_turns, admit)
         chosen = turn.chosen()
         if chosen:
             turn.charge_dummies()
@@ -233,11 +233,11 @@ class _Turn:
         accounts: Sequence[_Account],
         most: Sequence[int],
         max_batch: int,
-        classes: Sequence[int],
+        batch_sizes: Sequence[int],
         number: int,
         admit: Callable[[Job], bool],
     ) -> None:
-        self._accounts, self._most, self._max_batch, self._classes = accounts, most, max_batch, classes
+        self._accounts, self._most, self._max_batch, self._batch_sizes = accounts, most, max_batch, batch_sizes
         self._chosen: list[Job] = []
         self._num_rows: Counter[int] = Counter()
         self._number, self._admit = number, admit
@@ -249,7 +249,7 @@ class _Turn:
         """The jobs of the pass. Any account may fill the places that would be dummy rows."""
         self._fill(self._max_batch, self._most)
         if self._chosen:
-            size = size_class(len(self._chosen), self._classes)
+            size = batch_size_for(len(self._chosen), self._batch_sizes)
             self._fill(min(size, self._max_batch), [self._max_batch] * len(self._accounts))
         return self._chosen
 
@@ -305,12 +305,12 @@ class _Turn:
     def charge_dummies(self) -> None:
         """Charge the dummy rows to the leader: the batch was opened for it, and no other job could fill them."""
         assert self._leader is not None
-        size = size_class(len(self._chosen), self._classes)
+        size = batch_size_for(len(self._chosen), self._batch_sizes)
         account, brand, job = self._leader
         for each in (account, brand):
             each.served += (size - len(self._chosen)) * job.step_charge
 
     def floor_of(self, those: Sequence[_Account] | Sequence[_Brand]) -> float:
-        """The lowest ledger of those with pictures left out; without any, the highest ledger, which makes all equal."""
+        """The lowest ledger of those with images left out; without any, the highest ledger, which makes all equal."""
         waiting = [each.served for each in those if each.has_more(self._taken, self._refused)]
         return min(waiting) if waiting else max(each.served for each in those)

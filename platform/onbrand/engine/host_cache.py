@@ -34,13 +34,13 @@ class HostCache:
         with their own `load`.
         """
         while True:
-            flight, is_mine = self.join(key)
-            if is_mine:
-                self.run_load(key, flight, load)
-            if is_mine or flight.exception() is None:
-                return flight.result()
+            future, must_load = self.get_or_start(key)
+            if must_load:
+                self.run_load(key, future, load)
+            if must_load or future.exception() is None:
+                return future.result()
 
-    def join(self, key: AdapterKey) -> tuple[Future[AdapterWeights], bool]:
+    def get_or_start(self, key: AdapterKey) -> tuple[Future[AdapterWeights], bool]:
         """A future of the weights of `key`, and whether the caller must load them (`run_load`).
 
         Raises AdapterRefused when they were refused before.
@@ -48,16 +48,16 @@ class HostCache:
         with self._lock:
             if key in self._refused:
                 raise self._refused[key].anew()
-            flight: Future[AdapterWeights] = Future()
+            future: Future[AdapterWeights] = Future()
             if key in self._kept:
                 self._kept.move_to_end(key)
-                flight.set_result(self._kept[key])
-                return flight, False
-            under_way = self._loading.setdefault(key, flight)
-            return under_way, under_way is flight
+                future.set_result(self._kept[key])
+                return future, False
+            loading = self._loading.setdefault(key, future)
+            return loading, loading is future
 
-    def run_load(self, key: AdapterKey, flight: Future[AdapterWeights], load: Callable[[], AdapterWeights]) -> None:
-        """Load for a caller that `join` asked to. The result, or the exception of `load`, goes into `flight`."""
+    def run_load(self, key: AdapterKey, future: Future[AdapterWeights], load: Callable[[], AdapterWeights]) -> None:
+        """Load for a caller that got True from `get_or_start`. `future` gets the result, or the exception of `load`."""
         try:
             weights = load()
         except BaseException as problem:
@@ -65,12 +65,12 @@ class HostCache:
                 if isinstance(problem, AdapterRefused) and not isinstance(problem, NotAsPublished):
                     self._refuse(key, problem)
                 del self._loading[key]
-            flight.set_exception(problem)
+            future.set_exception(problem)
             return
         with self._lock:
             self._keep(key, weights)
             del self._loading[key]
-        flight.set_result(weights)
+        future.set_result(weights)
 
     def kept(self) -> list[AdapterKey]:
         """Keys of the adapters here, most recently used first."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onbrand.engine.cpu.exact_batching import by_chance, is_moderate
+from onbrand.engine.cpu.exact_batching import is_moderate, random_like
 from onbrand.errors import AdapterRefused
 
 RANK_CLASSES = (8, 16, 32, 64, 128)
@@ -87,7 +87,7 @@ class Binding:
         self._runs = {
             size: _runs([row is not None and row.slot.rank_class == size for row in rows]) for size in self.sizes
         }
-        self._some: dict[tuple[int, int], RowSubset | None] = {}
+        self._subsets: dict[tuple[int, int], RowSubset | None] = {}
         self._kept: dict[tuple[int, str, int], tuple[Tensor, Tensor]] = {}
         self._num_bytes = 0
 
@@ -101,7 +101,7 @@ class Binding:
             self._keep((size, name, num), pair)
         return pair
 
-    def gathered_for_some(self, stack: Stack, size: int, name: str) -> tuple[Tensor, Tensor]:
+    def gathered_for_subset(self, stack: Stack, size: int, name: str) -> tuple[Tensor, Tensor]:
         """A and scaled B for this class's rows of the batch only."""
         pair = self._kept.get((size, name, 0))
         if pair is None:
@@ -111,9 +111,9 @@ class Binding:
             self._keep((size, name, 0), pair)
         return pair
 
-    def some(self, size: int, num: int) -> RowSubset | None:
+    def subset(self, size: int, num: int) -> RowSubset | None:
         """The rows of a class in a pass of `num` rows; None when all rows are of the class."""
-        if (size, num) not in self._some:
+        if (size, num) not in self._subsets:
             runs = self._runs[size]
             firsts = accumulate((high - low for low, high in runs), initial=0)
             at = [
@@ -121,8 +121,8 @@ class Binding:
                 for first, (low, high) in zip(firsts, runs, strict=False)
                 for start in range(0, self._copies(num) * self.num_rows, self.num_rows)
             ]
-            self._some[size, num] = None if runs == [(0, self.num_rows)] else RowSubset(at)
-        return self._some[size, num]
+            self._subsets[size, num] = None if runs == [(0, self.num_rows)] else RowSubset(at)
+        return self._subsets[size, num]
 
     def _copies(self, num: int) -> int:
         copies, rest = divmod(num, self.num_rows)
@@ -167,27 +167,27 @@ def added(module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B_NoR: Tensor, sca
     return _sum(y_NTo, h_NTR if scale_N11 is None else h_NTR * scale_N11, B_NoR.transpose(1, 2)).view(y.shape)
 
 
-def added_to(some: RowSubset, module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
+def added_to(subset: RowSubset, module: nn.Module, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """`y` with the deltas of some rows written into it. A and B hold these rows only."""
-    for own, of_pass in some.runs:
+    for own, of_pass in subset.runs:
         added(module, x[of_pass], y[of_pass], A[own], B[own], None)
     return y
 
 
-def is_rounded_alike(module: nn.Module, x: Tensor, y: Tensor, some: RowSubset, size: int) -> bool:
+def is_rounded_alike(module: nn.Module, x: Tensor, y: Tensor, subset: RowSubset, size: int) -> bool:
     """Whether a class's rows computed alone get the bits they get among all rows. Tested with a random adapter, because
     zeros in a real one prove nothing, and with random inputs where the real ones overflow."""
-    chance = torch.Generator().manual_seed(0)
-    A = x.new_empty(len(y), size, *module.weight.shape[1:]).normal_(generator=chance)
-    B = x.new_empty(len(y), len(module.weight), size).normal_(generator=chance)
-    x, y = (each if is_moderate(each) else by_chance(each, chance) for each in (x, y))
+    generator = torch.Generator().manual_seed(0)
+    A = x.new_empty(len(y), size, *module.weight.shape[1:]).normal_(generator=generator)
+    B = x.new_empty(len(y), len(module.weight), size).normal_(generator=generator)
+    x, y = (each if is_moderate(each) else random_like(each, generator) for each in (x, y))
     whole, apart = added(module, x, y.clone(), A, B, None), y.clone()
-    parts = [(run, added(module, x[run], apart[run], A[run], B[run], None)) for _, run in some.runs]
+    parts = [(run, added(module, x[run], apart[run], A[run], B[run], None)) for _, run in subset.runs]
     return all(torch.equal(part, whole[run]) for run, part in parts)
 
 
 def _is_of_tokens(y: Tensor) -> bool:
-    """Whether a picture is laid out as tokens: the channels of one pixel are contiguous (`onednn`)."""
+    """Whether an image is laid out as tokens: the channels of one pixel are contiguous (`onednn`)."""
     return not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
 
 

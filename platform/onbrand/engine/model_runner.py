@@ -11,12 +11,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from onbrand.engine.batch import Job, Row, size_class
+from onbrand.engine.batch import Job, Row, batch_size_for
 from onbrand.engine.cpu.unet_blocks import Passes, TextKVCache
 from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.slots import Slots
 from onbrand.families.family import Conditioning, Family
-from onbrand.families.sampling import Sampler, guided
+from onbrand.families.samplers import Sampler, guided
 
 
 class BatchContext:
@@ -50,30 +50,30 @@ class ModelRunner:
     samplers work elementwise, so a row's result does not depend on the rows handled with it.
 
     Args:
-        classes: batch size classes; missing rows are filled with dummy rows.
+        batch_sizes: as of `Engine`; missing rows are filled with dummy rows.
         compiled: passes are compiled, and compute everything at every step.
     """
 
-    def __init__(self, family: Family, slots: Slots, classes: Sequence[int], compiled: bool = False) -> None:
-        self._family, self._slots, self._classes = family, slots, classes
+    def __init__(self, family: Family, slots: Slots, batch_sizes: Sequence[int], compiled: bool = False) -> None:
+        self._family, self._slots, self._batch_sizes = family, slots, batch_sizes
         self._passes = None if compiled else Passes(family.denoiser, family.parts_before_text())
-        self._company: BatchContext | None = None
+        self._context: BatchContext | None = None
         self._last_pass: torch.cuda.Event | None = None
-        self._last_seen: tuple[list[Row], Tensor] | None = None
+        self._unchecked: tuple[list[Row], Tensor] | None = None
 
     def advance(self, rows: list[Row]) -> int:
-        """Step `rows`; returns the size class. When this raises, no row has changed.
+        """Step `rows`; returns the batch size. When this raises, no row has changed.
 
         Rows with non-finite latents are marked as overflowed: on a GPU one pass later, so that no pass waits for the
         check.
         """
-        size = size_class(len(rows), self._classes)
+        size = batch_size_for(len(rows), self._batch_sizes)
         latents_BCHW, denoised_BCHW = self._stepped(rows, size)
-        before, self._last_seen = self._last_seen, (list(rows), self._finite_on_host(latents_BCHW))
+        previous, self._unchecked = self._unchecked, (list(rows), self._finite_on_host(latents_BCHW))
         self._pace()
         if self._family.device.type != "cuda":
-            before, self._last_seen = self._last_seen, None
-        _mark_overflowed(before)
+            previous, self._unchecked = self._unchecked, None
+        _mark_overflowed(previous)
         for row, latents, denoised in zip(rows, latents_BCHW.split(1), denoised_BCHW.split(1), strict=True):
             row.latents_1CHW, row.denoised_1CHW = latents, denoised
             row.step += 1
@@ -83,49 +83,49 @@ class ModelRunner:
 
     def forget(self, job: Job) -> None:
         """Drop everything derived from this job's prompt or adapter."""
-        if self._company is not None and job in self._company.jobs:
-            self._company = None
-        if self._last_seen is not None and any(row.job is job for row in self._last_seen[0]):
-            self._last_seen = None
+        if self._context is not None and job in self._context.jobs:
+            self._context = None
+        if self._unchecked is not None and any(row.job is job for row in self._unchecked[0]):
+            self._unchecked = None
 
     def _stepped(self, rows: list[Row], size: int) -> tuple[Tensor, Tensor]:
         """(latents, predicted clean latents) of `rows` one step later."""
         num_dummies = size - len(rows)
         latents_BCHW = torch.cat([row.latents_1CHW for row in rows])
-        seen_BCHW = self._seen(rows, latents_BCHW).to(self._family.dtype)
-        filled = torch.cat([seen_BCHW, seen_BCHW[:1].expand(num_dummies, -1, -1, -1)]) if num_dummies else seen_BCHW
+        input_BCHW = self._scaled_inputs(rows, latents_BCHW).to(self._family.dtype)
+        filled = torch.cat([input_BCHW, input_BCHW[:1].expand(num_dummies, -1, -1, -1)]) if num_dummies else input_BCHW
         adapters = [*(row.adapter() for row in rows), *[None] * num_dummies]
         with self._slots.bind(adapters):
             prediction_BCHW = self._predicted(rows + [rows[0]] * num_dummies, adapters, filled)[: len(rows)]
         return self._sampled(rows, prediction_BCHW.float(), latents_BCHW)
 
-    def _predicted(self, rows: list[Row], adapters: list[RowAdapter | None], seen_BCHW: Tensor) -> Tensor:
+    def _predicted(self, rows: list[Row], adapters: list[RowAdapter | None], input_BCHW: Tensor) -> Tensor:
         """The denoiser's prediction, with classifier-free guidance as [negative rows..., positive rows...]."""
-        company = self._company_of(rows, adapters)
+        context = self._context_of(rows, adapters)
         times_B = self._on_device(torch.stack([row.prepared.schedule.timesteps[row.step] for row in rows]))
-        copies = 1 + company.guided
+        copies = 1 + context.guided
         shared = copies if len(rows) > 1 else 1  # a single row takes other kernels, which round differently
-        with self._passes.of(company.keys, shared) if self._passes else nullcontext():
+        with self._passes.of(context.keys, shared) if self._passes else nullcontext():
             prediction_NCHW = self._family.denoise(
-                seen_BCHW.repeat(copies, 1, 1, 1), times_B.repeat(copies), company.conditioning, company.embedded_N
+                input_BCHW.repeat(copies, 1, 1, 1), times_B.repeat(copies), context.conditioning, context.embedded_N
             )
-        return guided(prediction_NCHW, company.scale_B) if company.guided else prediction_NCHW
+        return guided(prediction_NCHW, context.scale_B) if context.guided else prediction_NCHW
 
-    def _company_of(self, rows: list[Row], adapters: list[RowAdapter | None]) -> BatchContext:
-        if self._company is None or not self._company.is_of(rows, adapters):
-            self._company = BatchContext(rows, adapters, self._family.device)
-        return self._company
+    def _context_of(self, rows: list[Row], adapters: list[RowAdapter | None]) -> BatchContext:
+        if self._context is None or not self._context.is_of(rows, adapters):
+            self._context = BatchContext(rows, adapters, self._family.device)
+        return self._context
 
     # --- samplers -----------------------------------------------------------------------------------------------
 
-    def _seen(self, rows: list[Row], latents_BCHW: Tensor) -> Tensor:
+    def _scaled_inputs(self, rows: list[Row], latents_BCHW: Tensor) -> Tensor:
         groups = _by_sampler(rows)
         if len(groups) == 1:
             return rows[0].prepared.sampler.scale_input(latents_BCHW, self._table(rows))
-        seen_BCHW = torch.empty_like(latents_BCHW)
+        input_BCHW = torch.empty_like(latents_BCHW)
         for sampler, index in groups:
-            seen_BCHW[index] = sampler.scale_input(latents_BCHW[index], self._table([rows[i] for i in index]))
-        return seen_BCHW
+            input_BCHW[index] = sampler.scale_input(latents_BCHW[index], self._table([rows[i] for i in index]))
+        return input_BCHW
 
     def _sampled(self, rows: list[Row], prediction_BCHW: Tensor, latents_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         groups = _by_sampler(rows)
@@ -133,13 +133,13 @@ class ModelRunner:
         if len(groups) == 1:
             sampler = rows[0].prepared.sampler
             return sampler.step(prediction_BCHW, latents_BCHW, denoised_BCHW, self._table(rows))
-        next_BCHW, foreseen_BCHW = torch.empty_like(latents_BCHW), torch.empty_like(latents_BCHW)
+        next_BCHW, new_denoised_BCHW = torch.empty_like(latents_BCHW), torch.empty_like(latents_BCHW)
         for sampler, index in groups:
             table_BK = self._table([rows[i] for i in index])
-            next_BCHW[index], foreseen_BCHW[index] = sampler.step(
+            next_BCHW[index], new_denoised_BCHW[index] = sampler.step(
                 prediction_BCHW[index], latents_BCHW[index], denoised_BCHW[index], table_BK
             )
-        return next_BCHW, foreseen_BCHW
+        return next_BCHW, new_denoised_BCHW
 
     def _table(self, rows: Sequence[Row]) -> Tensor:
         return self._on_device(torch.stack([row.prepared.schedule.table[row.step] for row in rows]))
@@ -165,8 +165,8 @@ class ModelRunner:
         self._last_pass.record()
 
 
-def _mark_overflowed(seen: tuple[list[Row], Tensor] | None) -> None:
-    rows, finite_B = seen or ([], torch.empty(0))
+def _mark_overflowed(unchecked: tuple[list[Row], Tensor] | None) -> None:
+    rows, finite_B = unchecked or ([], torch.empty(0))
     for row, is_finite in zip(rows, finite_B.tolist(), strict=True):
         row.overflowed |= not is_finite
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from onbrand.engine.adapters import merge_adapters
 from onbrand.engine.batch import Job, Prepared
-from onbrand.engine.encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
+from onbrand.engine.prompt_encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
 from onbrand.engine.request import Plan, Request
 from onbrand.families.family import Family
 
@@ -21,11 +21,11 @@ class Preparation:
 
     def prepare(self, jobs: Sequence[Job]) -> list[Prepared | Exception]:
         """The conditioning, schedule and adapter of each job, or its exception. All jobs are guided, or none is."""
-        asked = [_prompts_of(job) for job in jobs]
-        found = self._encoder.branches(asked)
-        return [self._made_ready(job, branches) for job, branches in zip(jobs, found, strict=True)]
+        pairs = [_prompts_of(job) for job in jobs]
+        encoded = self._encoder.branches(pairs)
+        return [self._prepared(job, branches) for job, branches in zip(jobs, encoded, strict=True)]
 
-    def _made_ready(self, job: Job, branches: Branches | Exception) -> Prepared | Exception:
+    def _prepared(self, job: Job, branches: Branches | Exception) -> Prepared | Exception:
         if isinstance(branches, Exception):
             return branches
         request, plan, family = job.request, job.plan, self._family

@@ -19,7 +19,7 @@ _WEIGHT_MIN, _WEIGHT_MAX = 1e-3, 1e3
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Pictures of one prompt, all with the same adapters.
+    """Images of one prompt, all with the same adapters.
 
     Args:
         adapters: all of this brand; several are summed.
@@ -59,12 +59,12 @@ class Plan:
 
     @property
     def step_cost(self) -> int:
-        """Predicted work of one step of one picture, in denoised pixels."""
+        """Predicted work of one step of one image, in denoised pixels."""
         return self.height * self.width * (1 + self.guided)
 
     @property
     def cost(self) -> int:
-        """Predicted work of one picture, in denoised pixels."""
+        """Predicted work of one image, in denoised pixels."""
         return self.num_steps * self.step_cost
 
 
@@ -87,11 +87,11 @@ def planned(request: Request, family: Family) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a picture was made. With its prompt it suffices to draw it again: to the bit if all passes had one size
+    """How an image was made. With its prompt it suffices to draw it again: to the bit if all passes had one size
     class.
 
     Args:
-        batch_sizes: size classes of the forward passes it took part in.
+        batch_sizes: sizes of the forward passes it took part in.
         slot_generation: generation of its adapter's slot at its last step; None without an adapter.
         cut: prompts longer than the base reads: field, tokenizer, number of tokens, and number read.
     """
@@ -112,7 +112,7 @@ class Receipt:
     cut: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON, as stored with the picture."""
+        """Plain JSON, as stored with the image."""
         facts = {name: getattr(self, name) for name in self.__slots__}
         adapters = [{"sha256": sha256, "scale": scale} for sha256, scale in self.adapters]
         return {**facts, "adapters": adapters, "batch_sizes": list(self.batch_sizes), "cut": list(self.cut)}
@@ -120,7 +120,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` steps of all pictures of the request."""
+    """`done` of `total` steps of all images of the request."""
 
     request_id: str
     done: int
@@ -129,7 +129,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture after `step` steps: small (latent size), in 0..1 on the CPU. Never to be stored."""
+    """An image after `step` steps: small (latent size), in 0..1 on the CPU. Never to be stored."""
 
     request_id: str
     index: int
@@ -138,8 +138,8 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A finished picture, [3, H, W] in 0..1 on the CPU."""
+class FinishedImage:
+    """A finished image, [3, H, W] in 0..1 on the CPU."""
 
     request_id: str
     index: int
@@ -150,14 +150,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The request's last picture was returned."""
+    """The request's last image was returned."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ends here; others go on. Pictures returned before stay valid."""
+    """The request ends here; others go on. Images returned before stay valid."""
 
     request_id: str
     error: OnbrandError
@@ -170,4 +170,4 @@ class Canceled:
     request_id: str
 
 
-Event = Progress | Preview | Picture | Completed | Failed | Canceled
+Event = Progress | Preview | FinishedImage | Completed | Failed | Canceled

@@ -57,8 +57,8 @@ class AdapterResidency:
     def __init__(self, slots: Slots, clock: Callable[[], float] = time.monotonic) -> None:
         self._slots, self._clock = slots, clock
         self._leases: OrderedDict[AdapterKey, Lease] = OrderedDict()
-        self._seats: dict[AdapterKey, SlotInfo] = {}
-        self._seatings = count()
+        self._slot_infos: dict[AdapterKey, SlotInfo] = {}
+        self._load_numbers = count()
         self._uses: DecayedCounts[AdapterKey] = DecayedCounts(_HALF_LIFE * slots.num_slots)
         self._num_uses = count()
         self._num_pins: dict[AdapterKey, int] = {}
@@ -108,7 +108,7 @@ class AdapterResidency:
         if not self._num_pins[lease.key]:
             del self._num_pins[lease.key]
             self._leases.move_to_end(lease.key)
-            self._seats[lease.key].last_used = self._clock()
+            self._slot_infos[lease.key].last_used = self._clock()
 
     def withdraw(self, key: AdapterKey) -> None:
         """Drop the claim of `key`, after a `pin` that returned None."""
@@ -134,7 +134,7 @@ class AdapterResidency:
         except BaseException:
             self._slots.release(slot)
             raise
-        self._seats[key] = SlotInfo(next(self._seatings), key.routing_id, self._clock())
+        self._slot_infos[key] = SlotInfo(next(self._load_numbers), key.routing_id, self._clock())
         self._publish()
         return lease
 
@@ -142,11 +142,11 @@ class AdapterResidency:
         """A slot for `key`, after evicting an adapter that has no holders and may be evicted for it."""
         size, drained = rank_class(rank), self._drained()
         idle = sorted((other for other in self._of_class(size) if not self.num_pins(other)), key=self._uses.of)
-        mine = [other for other in idle if drained.get(other) == key]
+        own = [other for other in idle if drained.get(other) == key]
         others = [other for other in idle if other not in drained]
-        for other in (*mine, *self._takeable(key, size, others)):
+        for other in (*own, *self._takeable(key, size, others)):
             self._slots.release(self._leases.pop(other).slot)
-            del self._seats[other]
+            del self._slot_infos[other]
             self._publish()
             return self._slots.allocate(rank)
         return None
@@ -163,7 +163,7 @@ class AdapterResidency:
 
     def _is_left(self, other: AdapterKey, brand_id: str, unwanted: float) -> bool:
         """Whether a brand at its quota may take this slot: it is the brand's own, or long unused."""
-        return other.brand_id == brand_id or (not self.num_pins(other) and self._seats[other].last_used < unwanted)
+        return other.brand_id == brand_id or (not self.num_pins(other) and self._slot_infos[other].last_used < unwanted)
 
     def _counts_on(self, brand_id: str) -> float:
         quota = self._quotas.get(brand_id)
@@ -173,7 +173,7 @@ class AdapterResidency:
         return [key for key, lease in self._leases.items() if lease.slot.rank_class == size]
 
     def _publish(self) -> None:
-        self._holdings = tuple(seat.routing_id for seat in self._seats.values())
+        self._holdings = tuple(info.routing_id for info in self._slot_infos.values())
         if len(self._quotas) > _QUOTAS_REMEMBERED:
             here = {key.brand_id for key in self._leases}
             self._quotas = {brand: quota for brand, quota in self._quotas.items() if brand in here}
@@ -193,11 +193,11 @@ class AdapterResidency:
         self._claims[key] = SlotClaim(drained, now)
 
     def _to_drain(self, key: AdapterKey, size: int) -> AdapterKey | None:
-        seated, drained = self._of_class(size), self._drained()
-        others = [other for other in seated if other not in drained]
-        if len(seated) - len(others) >= max(1, len(seated) // 4):
+        in_class, drained = self._of_class(size), self._drained()
+        others = [other for other in in_class if other not in drained]
+        if len(in_class) - len(others) >= max(1, len(in_class) // 4):
             return None
-        others.sort(key=lambda other: self._seats[other].number)
+        others.sort(key=lambda other: self._slot_infos[other].number)
         return next(iter(self._takeable(key, size, others)), None)
 
     def _drained(self) -> dict[AdapterKey, AdapterKey]:

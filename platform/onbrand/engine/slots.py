@@ -245,18 +245,18 @@ class Slots:
         """y with the deltas of one class's rows: computed for these alone where that was verified bit-identical."""
         binding = self._binding
         assert binding is not None
-        some = binding.some(size, len(y)) if self._device.type == "cpu" and is_dense(y) else None
-        if some is not None and self._is_exact_for(name, module, x, y, some, size):
-            return added_to(some, module, x, y, *binding.gathered_for_some(stack, size, name))
+        subset = binding.subset(size, len(y)) if self._device.type == "cpu" and is_dense(y) else None
+        if subset is not None and self._is_exact_for(name, module, x, y, subset, size):
+            return added_to(subset, module, x, y, *binding.gathered_for_subset(stack, size, name))
         return added(module, x, y, *binding.gathered(stack, size, name, len(y)), None)
 
-    def _is_exact_for(self, name: str, module: nn.Module, x: Tensor, y: Tensor, some: RowSubset, size: int) -> bool:
+    def _is_exact_for(self, name: str, module: nn.Module, x: Tensor, y: Tensor, subset: RowSubset, size: int) -> bool:
         """Whether that was verified. Trials per pass are limited, because other brands wait meanwhile."""
-        kind = (name, size, x.shape, x.stride(), y.shape, y.stride(), some.places(x.stride(0), y.stride(0)))
+        kind = (name, size, x.shape, x.stride(), y.shape, y.stride(), subset.places(x.stride(0), y.stride(0)))
         is_exact = self._is_exact.get(kind)
         if is_exact is None and self._num_trials < _TRIALS_A_PASS:
             self._num_trials += 1
-            is_exact = self._is_exact[kind] = is_rounded_alike(module, x, y, some, size)
+            is_exact = self._is_exact[kind] = is_rounded_alike(module, x, y, subset, size)
             while len(self._is_exact) > _KINDS_REMEMBERED:
                 self._is_exact.popitem(last=False)
         return bool(is_exact)

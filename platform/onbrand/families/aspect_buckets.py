@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the training size of a picture, and its crop. Free of torch and of pictures.
+"""Aspect-ratio buckets: the training size of an image, and its crop. Free of torch and of images.
 
 After the buckets of NovelAI (2022) and of kohya's trainers: many shapes of about the same area, so that little is
 cropped away and nothing is enlarged. Sizes are (height, width) in pixels.
@@ -21,12 +21,12 @@ _LEAST_PART = 4
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """How a picture is fitted to its bucket: scaled, then cropped about its middle.
+    """How an image is fitted to its bucket: scaled, then cropped about its middle.
 
     Args:
-        original: the picture's own size.
+        original: the image's own size.
         size: the bucket.
-        top, left: position of the bucket in the scaled picture.
+        top, left: position of the bucket in the scaled image.
     """
 
     original: tuple[int, int]
@@ -52,7 +52,7 @@ def bucket_step(spec: FamilySpec, base_resolution: int) -> int:
 
 
 def smallest_side(resolution: int, step: int) -> int:
-    """The least allowed side of a picture for training at `resolution`."""
+    """The least allowed side of an image for training at `resolution`."""
     return max(step, resolution // _LEAST_PART // step * step)
 
 
@@ -67,10 +67,10 @@ def buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
 
 
 def crop_of(height: int, width: int, resolution: int, step: int, name: str = "the picture") -> Crop:
-    """The crop to the bucket of the nearest shape, or to less where the picture is smaller: nothing is ever enlarged.
+    """The crop to the bucket of the nearest shape, or to less where the image is smaller: nothing is ever enlarged.
 
     Raises:
-        InvalidInput: a side is less than `smallest_side`; the message names the picture.
+        InvalidInput: a side is less than `smallest_side`; the message names the image.
     """
     least = smallest_side(resolution, step)
     if min(height, width) < least:

@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from onbrand.families.sampling import Sampler, guided, sampler_for, samplers_for
+from onbrand.families.samplers import Sampler, guided, sampler_for, samplers_for
 from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths, of_pipeline
 from onbrand.families.training_config import TimestepSampling
@@ -173,18 +173,18 @@ class Family(ABC):
         """The base's negative conditioning, from negative prompts encoded like any others ("" where there is none)."""
         return encoded
 
-    # --- pictures -----------------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Latents (posterior mean) of pictures in -1..1, shifted and scaled as the denoiser expects them."""
+        """Latents (posterior mean) of images in -1..1, shifted and scaled as the denoiser expects them."""
         config = self.vae.config
         mean = self.vae.encode(images_BCHW.to(self._vae_dtype)).latent_dist.mean.float()
         return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pictures in 0..1 of latents; infinite values become NaN."""
+        """Images in 0..1 of latents; infinite values become NaN."""
         config = self.vae.config
         latents = latents_BCHW / config.scaling_factor + (config.shift_factor or 0.0)
         sample = self.vae.decode(latents.to(self._vae_dtype)).sample.float()
@@ -196,10 +196,10 @@ class Family(ABC):
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of height x width pixels."""
+        """(C, H, W) of the latents of an image of height x width pixels."""
 
     def image_tokens(self, height: int, width: int) -> int:
-        """Number of tokens of a picture in the denoiser (flow models shift their sigmas by it)."""
+        """Number of tokens of an image in the denoiser (flow models shift their sigmas by it)."""
         _, rows, columns = self.latent_shape(height, width)
         return rows * columns // 4
 
@@ -231,7 +231,7 @@ class Family(ABC):
 
     @abstractmethod
     def times_at(self, sigma_B: Tensor) -> Tensor:
-        """The timesteps at the fraction `sigma_B` (0..1) of the way from picture to noise."""
+        """The timesteps at the fraction `sigma_B` (0..1) of the way from image to noise."""
 
     @abstractmethod
     def noised(self, latents_BCHW: Tensor, t_B: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,7 +289,7 @@ def draw(
     height: int | None = None,
     width: int | None = None,
 ) -> Tensor:
-    """[B, 3, H, W] pictures in 0..1, one per prompt and seed; the base's recommendations fill in for None.
+    """[B, 3, H, W] images in 0..1, one per prompt and seed; the base's recommendations fill in for None.
 
     A plain loop for samples and scores; serving draws through the engine.
     """

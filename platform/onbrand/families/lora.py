@@ -157,10 +157,10 @@ class _Scales:
 
     def __init__(self, metadata: dict[str, str], prefix: str) -> None:
         try:
-            said: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
+            config: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
         except ValueError:
             raise AdapterRefused(f"the header's {METADATA_KEY} is not JSON") from None
-        self._config = {key.removeprefix(f"{prefix}."): value for key, value in said.items()}
+        self._config = {key.removeprefix(f"{prefix}."): value for key, value in config.items()}
         if self._config.get("use_dora") or self._config.get("lora_bias"):
             raise AdapterRefused("DoRA and LoRA biases are not served; train a plain LoRA")
 

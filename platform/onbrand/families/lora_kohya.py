@@ -1,7 +1,7 @@
 """Writes a published adapter with kohya's names: `lora_unet_*`, `lora_down`, `lora_up`, `alpha`. Free of torch.
 
 No arithmetic: tensors are renamed, and FLUX's layers that are one layer in the original are joined block by block.
-Written on download; stored files stay in diffusers' format. `lora_import` reads such files.
+Written on download; stored files stay in diffusers' format. `lora_conversion` reads such files.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def _layers(data: bytes, tensors: Mapping[str, TensorFacts]) -> dict[str, _Layer
 
 def _must_have_alpha_of_rank(metadata: Mapping[str, str]) -> None:
     config = json.loads(metadata.get(_METADATA_KEY, "{}"))
-    said = {key.split(".", 1)[1]: value for key, value in config.items() if "." in key}
-    if said.get("lora_alpha") != said.get("r") or said.get("alpha_pattern"):
+    settings = {key.split(".", 1)[1]: value for key, value in config.items() if "." in key}
+    if settings.get("lora_alpha") != settings.get("r") or settings.get("alpha_pattern"):
         _refuse("its alpha is not its rank")
 
 

@@ -1,4 +1,4 @@
-"""Fast previews of latents by a linear map: cheap enough to show a picture while it is being drawn.
+"""Fast previews of latents by a linear map: cheap enough to show an image while it is being drawn.
 
 Shapes: C latent channels, H x W latents.
 """
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from onbrand.families.family import Family
 
-_NUM_PICTURES = 24
+_NUM_IMAGES = 24
 _SEED = 0
 
 
 class LatentColors:
-    """One pixel per latent position, by least squares on smooth random pictures through the base's own encoder.
+    """One pixel per latent position, by least squares on smooth random images through the base's own encoder.
 
     Fitted at first use. Thread-safe.
     """
@@ -40,10 +40,10 @@ class LatentColors:
         """[3, C + 1]: colour from latent channels and a constant."""
         family, side = self._family, 64
         generator = torch.Generator().manual_seed(_SEED)
-        coarse = torch.rand(_NUM_PICTURES, 3, 3, 3, generator=generator)
-        pictures = F.interpolate(coarse, side, mode="bilinear", align_corners=True).to(family.device)
-        latents = torch.cat([family.encode_images(picture[None] * 2 - 1) for picture in pictures]).float()
-        colors = F.adaptive_avg_pool2d(pictures, latents.shape[2:])
+        coarse = torch.rand(_NUM_IMAGES, 3, 3, 3, generator=generator)
+        images = F.interpolate(coarse, side, mode="bilinear", align_corners=True).to(family.device)
+        latents = torch.cat([family.encode_images(image[None] * 2 - 1) for image in images]).float()
+        colors = F.adaptive_avg_pool2d(images, latents.shape[2:])
         x = latents.transpose(0, 1).flatten(1)
         x = torch.cat([x, torch.ones_like(x[:1])]).cpu()
         y = colors.transpose(0, 1).flatten(1).cpu()

@@ -70,12 +70,12 @@ class FamilySpec:
         architecture: the value of `modelspec.architecture` for its LoRA files.
         pipeline_classes: accepted `_class_name`s of its bases.
         samplers: names of samplers that a request may choose; without one, the base's own sampler draws.
-        size_multiple: pictures' sides are multiples of this, in pixels.
+        size_multiple: images' sides are multiples of this, in pixels.
         defaults: of generation (`Recommended` by name), for bases without recommendations of their own.
         kohya_base, kohya_network: `ss_base_model_version` and `ss_network_module` of kohya's trainers.
         embeds_guidance: the denoiser takes the guidance scale as an input (guidance distillation). Classifier-free
             guidance has a scale of its own, `true_cfg_scale`.
-        conditions_on_size: the denoiser takes the picture's original size and crop as inputs (Podell et al. 2023).
+        conditions_on_size: the denoiser takes the image's original size and crop as inputs (Podell et al. 2023).
         kohya_fuses_layers: kohya's format stores several of the denoiser's layers as one.
     """
 
@@ -224,7 +224,7 @@ class Recommended(BaseModel):
 
     Args:
         flow_shift: training times of a flow model are ``k u / (1 + (k - 1) u)``; None: logit-normal.
-        prior: training adds drawn pictures of the base's own world to every batch.
+        prior: training adds drawn images of the base's own world to every batch.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -239,7 +239,7 @@ class Recommended(BaseModel):
     training: RecommendedTraining = RecommendedTraining()
 
 
-def with_family_defaults(family: str, said: dict[str, Any]) -> Recommended:
+def with_family_defaults(family: str, given: dict[str, Any]) -> Recommended:
     """`Recommended` from a base's `onbrand.json` (possibly empty), completed by the family's defaults."""
     defaults = SPECS[family].defaults  # type: ignore[index]
-    return Recommended(**defaults | {name: value for name, value in said.items() if value is not None})
+    return Recommended(**defaults | {name: value for name, value in given.items() if value is not None})

@@ -28,7 +28,7 @@ class TrainingConfig(BaseModel):
     steps: int | None = Field(None, ge=1, le=20_000)
     optimizer: OptimizerName = Field("adamw", description="`prodigy` finds its own step size.")
     learning_rate: float | None = Field(
-        None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 where not said."
+        None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 by default."
     )
     lr_schedule: ScheduleName = Field("constant", description="What the learning rate does after its warm-up.")
     rank: int | None = Field(None, ge=1, le=128)
@@ -105,10 +105,12 @@ def most_that_share(most: int, batch_size: int) -> int:
     return max(number for number in range(1, most + 1) if batch_size % number == 0)
 
 
-def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | int, batch_size: int) -> tuple[int, int]:
+def workers_between(
+    requested: Sequence[int] | int | None, default: Sequence[int] | int, batch_size: int
+) -> tuple[int, int]:
     """The fewest and the most workers: the owner's numbers, else the cluster's, as far as they can share a batch."""
-    fewest, most = _range(usual if asked is None else asked)
-    if asked is None:
+    fewest, most = _range(default if requested is None else requested)
+    if requested is None:
         most = most_that_share(most, batch_size)
     return min(fewest, most), most
 

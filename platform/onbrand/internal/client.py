@@ -49,9 +49,9 @@ def report_call(
     findings: Sequence[Mapping[str, Any]] | None = None,
 ) -> Call:
     """The call of `SystemClient.report` and `report_findings`."""
-    said = {"progress": progress, "metrics": metrics, "lines": list(lines)}
+    report = {"progress": progress, "metrics": metrics, "lines": list(lines)}
     found = {} if findings is None else {"findings": list(findings)}
-    return Call("POST", "/training/report", json=said | found)
+    return Call("POST", "/training/report", json=report | found)
 
 
 def sample_call(step: int, index: int, data: bytes, content_type: str, drawn_by: str) -> Call:
@@ -149,11 +149,11 @@ class SystemClient:
     # training tickets
 
     def spec(self) -> TrainingSpec:
-        """The job's configuration and pictures (ids and captions; `read_asset` returns the bytes)."""
+        """The job's configuration and images (ids and captions; `read_asset` returns the bytes)."""
         return TrainingSpec.model_validate(self._json(Call("GET", "/training")))
 
     def read_asset(self, asset_id: str) -> bytes:
-        """The bytes of one picture of this job. Raises NotFound for any other."""
+        """The bytes of one image of this job. Raises NotFound for any other."""
         return self._send(Call("GET", f"/training/assets/{asset_id}")).content
 
     def read_import(self) -> bytes:
@@ -184,7 +184,7 @@ class SystemClient:
     def add_sample(
         self, step: int, index: int, data: bytes, content_type: str = "image/png", drawn_by: str = "adapter"
     ) -> None:
-        """Store a sample picture of training step `step`; repeating the call changes nothing.
+        """Store a sample image of training step `step`; repeating the call changes nothing.
 
         Args:
             drawn_by: ``base`` for a sample by the base alone, at step 0.
@@ -299,7 +299,7 @@ class AsyncSystemClient:
         height: int,
         receipt: Mapping[str, Any],
     ) -> StoredImage:
-        """Store picture `index`; the last one completes the generation. Repeating the call changes nothing."""
+        """Store image `index`; the last one completes the generation. Repeating the call changes nothing."""
         facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
         file, form = (data, content_type), {"facts": json.dumps(facts)}
         answer = await self._json(Call("POST", "/generation/images", data=form, file=file))

@@ -13,9 +13,9 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationParameters:
-    """Everything that decides a generation's pictures, except its adapters. Its repr shows no prompt.
+    """Everything that decides a generation's images, except its adapters. Its repr shows no prompt.
 
-    Picture i has the seed `seed` + i. `FamilySpec.completed` replaces None in size, steps
+    Image i has the seed `seed` + i. `FamilySpec.completed` replaces None in size, steps
     and guidance by the base's recommendation.
 
     Args:
@@ -24,7 +24,7 @@ class GenerationParameters:
         true_cfg_scale: classifier-free guidance of a family with embedded guidance; others ignore it.
         sampler: one of the family's (`FamilySpec.samplers`); None: the base's own.
         exclusive: share no forward pass with another brand.
-        preview_every: send a small preview of each picture every so many steps; 0: none.
+        preview_every: send a small preview of each image every so many steps; 0: none.
         output_compression: quality of a JPEG or WEBP file, 0 to 100; None: 95.
     """
 
@@ -67,7 +67,7 @@ class RenderRequest:
 class RenderEvent:
     """An event of a generation in an engine. It has no image: the engine's replica stores images by its ticket.
 
-    A `preview` holds an index, a step, and a small picture as a data URL; the repr hides them.
+    A `preview` holds an index, a step, and a small image as a data URL; the repr hides them.
     """
 
     kind: Literal["progress", "preview", "image", "completed", "failed", "canceled"]

@@ -40,8 +40,8 @@ def as_error(answer: httpx.Response) -> errors.OnbrandError:
         return errors.Unavailable(f"the platform's internal routes answered {answer.status_code}; is it starting?")
     body = answer.json()
     fields = {"param": body["param"]} if body.get("param") else {}
-    said = body.get("detail") or body.get("title") or "the platform refused"
-    return errors.of_code(body.get("code", ""), said, **fields)
+    message = body.get("detail") or body.get("title") or "the platform refused"
+    return errors.of_code(body.get("code", ""), message, **fields)
 
 
 def must_be_good(answer: httpx.Response) -> httpx.Response:

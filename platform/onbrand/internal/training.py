@@ -18,10 +18,10 @@ class InternalModel(BaseModel):
 
 
 class TrainingAsset(InternalModel):
-    """A picture of the job; its caption already has the trigger word in place of ``[brand]``.
+    """An image of the job; its caption already has the trigger word in place of ``[brand]``.
 
     Args:
-        features: its measurements from the upload (`sandbox.results.PictureFeatures` by name).
+        features: its measurements from the upload (`sandbox.results.ImageFeatures` by name).
     """
 
     id: str
@@ -106,7 +106,7 @@ class PublishedModel(InternalModel):
 
 
 class StoredImage(InternalModel):
-    """A picture that `add_image` stored, and whether all pictures of its generation are stored now."""
+    """An image that `add_image` stored, and whether all images of its generation are stored now."""
 
     id: str
     index: int

@@ -57,7 +57,7 @@ class Platform:
         if settings.internal_port == 0:
             settings = settings.model_copy(update={"internal_port": _free_port(INTERNAL_HOST)})
         self.settings = with_absolute_bases(settings)
-        self._tell = tell
+        self._report = tell
         self._undo = contextlib.ExitStack()
         self._ray: RayHead | None = None
         self._embedded: EmbeddedDatabase | None = None
@@ -91,7 +91,7 @@ class Platform:
             return
         now = time.monotonic()
         self._revived_at = [at for at in self._revived_at if now - at < REVIVAL_SECONDS] + [now]
-        self._tell("The database had ended and was started again")
+        self._report("The database had ended and was started again")
         if len(self._revived_at) > REVIVALS:
             log = self.settings.folder / "postgres" / "log"
             raise ConfigurationError(f"the database ends again and again; {log} says why", param="data_dir")
@@ -111,20 +111,20 @@ class Platform:
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
         must_be_free(INTERNAL_HOST, settings.internal_port, "ONBRAND_INTERNAL_PORT")
-        must_be_bases(settings, self._tell)
+        must_be_bases(settings, self._report)
         make_private_folders(settings)
         secrets = load_secrets(settings)
-        self._tell("Starting the database")
+        self._report("Starting the database")
         urls = self._open_database(secrets)
         logins = write_logins(settings, urls.web_url, urls.system_url)
         self._undo.callback(logins.unlink, missing_ok=True)
-        self._tell("Starting Ray")
+        self._report("Starting Ray")
         self._ray = RayHead(folder, environment(settings), (lock,), _is_open(settings), (settings.host,))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
         must_be_store(settings)
         with self._ray.connected():
-            self._tell(f"Loading {', '.join(settings.families)}")
+            self._report(f"Loading {', '.join(settings.families)}")
             deploy(settings)
         must_be_healthy(self.url)
         self._must_listen()

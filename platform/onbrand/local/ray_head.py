@@ -33,7 +33,7 @@ RAY_FOLDER = "ray"
 START_SECONDS = 180
 STOP_SECONDS = 25
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Plasma's share of /dev/shm. Small, since pictures and weights travel over HTTP."""
+"""Plasma's share of /dev/shm. Small, since images and weights travel over HTTP."""
 
 
 class RayHead:

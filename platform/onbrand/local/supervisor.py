@@ -26,14 +26,14 @@ _GRACE_SECONDS, _KILL_SECONDS, _POLL_SECONDS = 3.0, 10.0, 0.25
 
 def main(parent: int, folder: Path, command: list[str]) -> int:
     """Run `command` while process `parent` lives; returns the command's exit status."""
-    asked = _listen()
+    signals = _listen()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphaned descendants become our children, so that none is lost
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     scratch = tempfile.mkdtemp(prefix="onbrand-")
     environment = os.environ | {"TMPDIR": scratch}
     child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)  # noqa: PLW1509 - one thread here
     try:
-        while not asked and child.poll() is None and os.getppid() == parent:
+        while not signals and child.poll() is None and os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
             _reap(child.pid)
         return child.returncode or 0
@@ -96,14 +96,14 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 def _listen() -> list[int]:
     """The termination signals received so far, as a growing list; the parent handles a terminal's Ctrl-C."""
-    asked: list[int] = []
+    signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        signals.append(number)
 
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return asked
+    return signals
 
 
 def _die_with_parent() -> None:

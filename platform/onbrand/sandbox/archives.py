@@ -1,6 +1,6 @@
-"""Reads zip archives of pictures and captions; the directory is checked against the limits before unpacking.
+"""Reads zip archives of images and captions; the directory is checked against the limits before unpacking.
 
-A text file is the caption of the picture with the same stem: `logo.png`, `logo.txt`. Runs in the checking child.
+A text file is the caption of the image with the same stem: `logo.png`, `logo.txt`. Runs in the checking child.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENTRY_BYTES = 46
 _HEAD_BYTES = 30
 _DIRECTORY_BYTES_MAX = 2**20
 _FILES_PER_PICTURE = 6
-"""A picture, its caption, macOS's extra file for each, and folders."""
+"""An image, its caption, macOS's extra file for each, and folders."""
 _RATIO_MAX = 200
 _SMALL = 2**16
 _NAME_CHARS_MAX = 200
@@ -36,24 +36,24 @@ _DRIVE = re.compile("[A-Za-z]:")
 
 
 def unpack(data: bytes, limits: Limits, name: str) -> Iterator[Packed]:
-    """The pictures of an archive, one after another.
+    """The images of an archive, one after another.
 
     Args:
         name: the archive's name, safe to show.
 
     Raises:
         TooLarge: more bytes or files than the limits, packed or unpacked.
-        UnsupportedMedia: damaged, encrypted, or not only pictures and their captions.
-        InvalidInput: a name that leads elsewhere, appears twice, or belongs to no picture.
+        UnsupportedMedia: damaged, encrypted, or not only images and their captions.
+        InvalidInput: a name that leads elsewhere, appears twice, or belongs to no image.
     """
     try:
         at, size, count = _bounded_directory(data, limits, name)
         entries = read_directory(data, at, size, count)
         _must_not_overlap(entries, at, name)
         kept = [entry for entry in entries if not _is_left_out(entry, name)]
-        for picture, text in _sorted_out(kept, limits, name):
+        for image, text in _sorted_out(kept, limits, name):
             caption = None if text is None else _caption(data, text, limits, name)
-            yield Packed(picture.path, _read(data, picture, name), caption)
+            yield Packed(image.path, _read(data, image, name), caption)
     except BrokenArchive:
         _refuse(name, "it is damaged, cut short, or packed in a way that is not accepted")
 
@@ -105,13 +105,13 @@ def _is_left_out(entry: Entry, name: str) -> bool:
 
 
 def _must_be_plain_name(entry: Entry, name: str) -> None:
-    said = entry.path
-    if not 1 <= len(said) <= _NAME_CHARS_MAX:
+    path = entry.path
+    if not 1 <= len(path) <= _NAME_CHARS_MAX:
         _refuse(name, f"a name in it has more than {_NAME_CHARS_MAX} characters, or none", InvalidInput)
-    if found := hidden_in(said):
-        _refuse(name, f"'{printed(said)}' holds characters that cannot be seen ({found})", InvalidInput)
-    if _DRIVE.match(said) or any(part in ("", ".", "..") for part in said.removesuffix("/").split("/")):
-        _refuse(name, f"'{said}' leads out of the archive", InvalidInput)
+    if found := hidden_in(path):
+        _refuse(name, f"'{printed(path)}' holds characters that cannot be seen ({found})", InvalidInput)
+    if _DRIVE.match(path) or any(part in ("", ".", "..") for part in path.removesuffix("/").split("/")):
+        _refuse(name, f"'{path}' leads out of the archive", InvalidInput)
 
 
 def _must_be_a_file(entry: Entry, name: str) -> None:
@@ -139,7 +139,7 @@ def _must_not_overlap(entries: list[Entry], directory_at: int, name: str) -> Non
 
 
 def _sorted_out(entries: list[Entry], limits: Limits, name: str) -> list[tuple[Entry, Entry | None]]:
-    """Pictures in the archive's order, each with its caption file or None."""
+    """Images in the archive's order, each with its caption file or None."""
     _must_unpack_to_little(entries, limits, name)
     seen: set[str] = set()
     for entry in entries:
@@ -150,15 +150,15 @@ def _sorted_out(entries: list[Entry], limits: Limits, name: str) -> list[tuple[E
             _refuse(name, f"'{entry.path}' is neither a picture (PNG, JPEG, WEBP) nor a caption (txt)")
     texts = [index for index, entry in enumerate(entries) if is_caption(entry.path)]
     found = described([entry.key for entry in entries], texts)
-    pictures = [index for index in range(len(entries)) if index not in texts]
-    if not pictures:
+    images = [index for index in range(len(entries)) if index not in texts]
+    if not images:
         _refuse(name, "it holds no picture", InvalidInput)
-    if len(pictures) > limits.zip_files:
-        _refuse(name, f"it holds {len(pictures)} pictures; the limit is {limits.zip_files}", TooLarge)
+    if len(images) > limits.zip_files:
+        _refuse(name, f"it holds {len(images)} pictures; the limit is {limits.zip_files}", TooLarge)
     for index in [*found.nobodys, *found.doubtful]:
         _refuse(name, f"'{entries[index].path}' must describe exactly one picture of the same name", InvalidInput)
-    texts_of = {picture: entries[text] for picture, text in found.captions.items()}
-    return [(entries[index], texts_of.get(index)) for index in pictures]
+    texts_of = {image: entries[text] for image, text in found.captions.items()}
+    return [(entries[index], texts_of.get(index)) for index in images]
 
 
 def _must_unpack_to_little(entries: list[Entry], limits: Limits, name: str) -> None:

@@ -23,16 +23,16 @@ from pydantic import ValidationError
 
 from onbrand.config import Limits
 from onbrand.errors import OnbrandError, TooLarge, UnsupportedMedia
+from onbrand.fair_turns import FairTurns, QueueOwner
 from onbrand.lora_names import ImportOptions
-from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
 from onbrand.sandbox.framing import BrokenFrame
 from onbrand.sandbox.incoming_files import SentFile
 from onbrand.sandbox.processes import Gone, WorkerKind, fork_child
 from onbrand.sandbox.replies import (
+    ImageReply,
     MarkdownReply,
     PackedReply,
     PdfReply,
-    PictureReply,
     Reply,
     WeightsReply,
 )
@@ -40,8 +40,8 @@ from onbrand.sandbox.results import (
     CheckedWeights,
     CleanDocument,
     CleanImage,
+    ImageFeatures,
     Packed,
-    PictureFeatures,
     shown,
 )
 
@@ -103,37 +103,37 @@ class Checker:
         async with self._requests.take(self._whose):
             yield
 
-    def picture(self, data: bytes, name: str = "the file") -> CleanImage:
-        """The picture decoded, measured and encoded anew."""
+    def image(self, data: bytes, name: str = "the file") -> CleanImage:
+        """The image decoded, measured and encoded anew."""
         _must_be_short(data, self._limits.upload_bytes, name, "files")
-        asked = _Asked("pictures", name, "files", 4 * self._limits.image_pixels)
-        facts, clean = self._one(PictureReply, asked, data)
+        request = _Request("images", name, "files", 4 * self._limits.image_pixels)
+        facts, clean = self._one(ImageReply, request, data)
         digest = hashlib.sha256(clean).hexdigest()
         known = facts.features.model_dump() | {
             "sides": tuple(facts.features.sides),
             "sharpness": tuple(facts.features.sharpness),
         }
         ext, size = _EXT[facts.content_type], (facts.width, facts.height)
-        return CleanImage(clean, facts.content_type, ext, *size, digest, PictureFeatures(**known))
+        return CleanImage(clean, facts.content_type, ext, *size, digest, ImageFeatures(**known))
 
     def unpack(self, data: bytes, name: str = "the archive") -> list[Packed]:
-        """The pictures of a zip archive with their captions; the pictures themselves are still to be checked."""
+        """The images of a zip archive with their captions; the images themselves are still to be checked."""
         _must_be_short(data, self._limits.zip_bytes, name, "files")
         left = self._limits.unpacked_bytes
         found: list[Packed] = []
-        for facts, picture in self._ask(PackedReply, _Asked("zips", name, "files", self._limits.upload_bytes), data):
-            left -= len(picture)
+        for facts, image in self._ask(PackedReply, _Request("zips", name, "files", self._limits.upload_bytes), data):
+            left -= len(image)
             if left < 0 or len(found) == self._limits.zip_files:
-                raise _nonsense(shown(name), "files")
-            found.append(Packed(facts.filename, picture, facts.caption))
+                raise _reader_failed(shown(name), "files")
+            found.append(Packed(facts.filename, image, facts.caption))
         return found
 
     def document(self, data: bytes, ext: Literal["pdf", "md"], name: str = "the document") -> CleanDocument:
         """The document written anew."""
         _must_be_short(data, self._limits.document_bytes, name, "file")
-        most = 2 * self._limits.document_bytes + 2**20
-        kind: type[PdfReply | MarkdownReply] = PdfReply if ext == "pdf" else MarkdownReply
-        facts, clean = self._one(kind, _Asked("documents", name, "file", most, {"ext": ext}), data)
+        bytes_max = 2 * self._limits.document_bytes + 2**20
+        reply_type: type[PdfReply | MarkdownReply] = PdfReply if ext == "pdf" else MarkdownReply
+        facts, clean = self._one(reply_type, _Request("documents", name, "file", bytes_max, {"ext": ext}), data)
         digest = hashlib.sha256(clean).hexdigest()
         return CleanDocument(clean, _DOCUMENT_TYPES[ext], ext, facts.num_pages, digest)
 
@@ -143,61 +143,61 @@ class Checker:
         Args:
             options: given when another trainer's file is imported (`weights.check_weights`).
         """
-        said = {"options": None if options is None else asdict(options)}
-        facts, _ = self._one(WeightsReply, _Asked("weights", "the adapter", "file", 0, said), data)
+        extra = {"options": None if options is None else asdict(options)}
+        facts, _ = self._one(WeightsReply, _Request("weights", "the adapter", "file", 0, extra), data)
         return CheckedWeights(**facts.model_dump())
 
-    def _one(self, kind: type[A], asked: _Asked, data: bytes) -> tuple[A, bytes]:
-        answers = list(self._ask(kind, asked, data))
+    def _one(self, reply_type: type[A], request: _Request, data: bytes) -> tuple[A, bytes]:
+        answers = list(self._ask(reply_type, request, data))
         if len(answers) != 1:
-            raise _nonsense(shown(asked.name), asked.param)
+            raise _reader_failed(shown(request.name), request.param)
         return answers[0]
 
-    def _ask(self, kind: type[A], asked: _Asked, data: bytes) -> Iterator[tuple[A, bytes]]:
-        """The answers of a new child, each validated as `kind`."""
-        name = shown(asked.name)
-        with self._child, contextlib.closing(fork_child(asked.trade, self._limits.check_bytes)) as child:
+    def _ask(self, reply_type: type[A], request: _Request, data: bytes) -> Iterator[tuple[A, bytes]]:
+        """The answers of a new child, each validated as `reply_type`."""
+        name = shown(request.name)
+        with self._child, contextlib.closing(fork_child(request.kind, self._limits.check_bytes)) as child:
             try:
-                for said, given in child.answers(asked.said(self._limits), data, asked.bytes_max):
-                    yield _read(kind, said, given), given
+                for reply, given in child.replies(request.message(self._limits), data, request.bytes_max):
+                    yield _read(reply_type, reply, given), given
             except Gone:
-                raise _ended(child.code(), name, asked.param) from None
+                raise _ended(child.code(), name, request.param) from None
             except TimeoutError:
-                raise _too_long(name, asked.param) from None
+                raise _too_long(name, request.param) from None
             except (BrokenFrame, ValidationError):
-                log.error("a checking child of %s said what it must not say", asked.trade)
-                raise _nonsense(name, asked.param) from None
+                log.error("a checking child of %s sent an invalid reply", request.kind)
+                raise _reader_failed(name, request.param) from None
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """A request to a child, without the bytes."""
 
-    trade: WorkerKind
+    kind: WorkerKind
     name: str
     param: str
     bytes_max: int
-    more: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
-    def said(self, limits: Limits) -> dict[str, Any]:
+    def message(self, limits: Limits) -> dict[str, Any]:
         known = {"name": self.name, "shown": shown(self.name), "param": self.param}
-        return known | {"limits": limits.model_dump()} | self.more
+        return known | {"limits": limits.model_dump()} | self.extra
 
 
-def _must_be_short(data: bytes, most: int, name: str, param: str) -> None:
-    if len(data) > most:
-        raise TooLarge(f"{shown(name)} has {len(data)} bytes; the limit is {most}", param=param)
+def _must_be_short(data: bytes, bytes_max: int, name: str, param: str) -> None:
+    if len(data) > bytes_max:
+        raise TooLarge(f"{shown(name)} has {len(data)} bytes; the limit is {bytes_max}", param=param)
 
 
-def _read(kind: type[A], said: dict[str, Any], given: bytes) -> A:
-    """The answer, validated as `kind`. Raises ValidationError, BrokenFrame."""
-    answer = kind.model_validate(said)
+def _read(reply_type: type[A], reply: dict[str, Any], given: bytes) -> A:
+    """The answer, validated as `reply_type`. Raises ValidationError, BrokenFrame."""
+    answer = reply_type.model_validate(reply)
     if not answer.fits(given):
-        raise BrokenFrame("the bytes are not of the type that is said of them")
+        raise BrokenFrame("the bytes are not of the declared type")
     return answer
 
 
-def _nonsense(name: str, param: str) -> UnsupportedMedia:
+def _reader_failed(name: str, param: str) -> UnsupportedMedia:
     return UnsupportedMedia(f"{name} makes its reader fail; save it anew", param=param)
 
 
@@ -212,4 +212,4 @@ def _ended(code: int, name: str, param: str) -> OnbrandError:
     if code == -signal.SIGKILL:
         return TooLarge(f"{name} needs more memory than a file may take", param=param)
     log.warning("a checking child ended with %s", code)
-    return _nonsense(name, param)
+    return _reader_failed(name, param)

@@ -1,4 +1,4 @@
-"""The colour space that a picture's file declares, as an ICC profile.
+"""The colour space that an image's file declares, as an ICC profile.
 
 A PNG declares it by cICP, iCCP, sRGB, or gAMA and cHRM; the first of these counts (PNG, third edition, 4.3). JPEG and
 WEBP declare it by a profile, JPEG from cameras also by EXIF (DCF 2.0, 3.3.5). A file without a declaration is sRGB.
@@ -32,7 +32,7 @@ _HIGH_DYNAMIC_RANGE = (16, 18)
 
 
 def profile_of(image: Image.Image, head: PngHead | None, bytes_max: int) -> Profile | None:
-    """The profile of the picture's colours; None for sRGB.
+    """The profile of the image's colours; None for sRGB.
 
     Args:
         image: opened, with its EXIF not yet applied.
@@ -68,11 +68,11 @@ def _of_png(head: PngHead, bytes_max: int) -> Profile | None:
     return _of_numbers(chunks.get(b"gAMA"), None if head.is_gray else chunks.get(b"cHRM"), head.is_gray)
 
 
-def _of_code(said: bytes, is_gray: bool) -> Profile | None:
+def _of_code(chunk: bytes, is_gray: bool) -> Profile | None:
     """The profile of a cICP chunk, whose numbers are those of ITU-T H.273 (PNG, 11.3.2.6)."""
-    if len(said) != 4:
+    if len(chunk) != 4:
         raise UnusableProfile("is damaged")
-    primaries, transfer, matrix, is_full = said
+    primaries, transfer, matrix, is_full = chunk
     if transfer in _HIGH_DYNAMIC_RANGE:
         raise UnusableProfile("is of high dynamic range, whose light has no place in sRGB")
     has_curve = transfer in _CODED_CURVES or transfer in _CODED_GAMMAS
@@ -99,27 +99,27 @@ def _of_numbers(gamma: bytes | None, points: bytes | None, is_gray: bool) -> Pro
 
 def _curve(chunk: bytes) -> bytes | None:
     least, most = _GAMMA_RANGE
-    if len(chunk) != 4 or not least <= (said := int.from_bytes(chunk, "big")) <= most:
+    if len(chunk) != 4 or not least <= (value := int.from_bytes(chunk, "big")) <= most:
         raise UnusableProfile(f"has a gamma that is not between {least / 100_000} and {most / 100_000}")
-    if abs(said / _GAMMA_OF_SRGB - 1) <= _GAMMA_TOLERANCE:
+    if abs(value / _GAMMA_OF_SRGB - 1) <= _GAMMA_TOLERANCE:
         return None
-    return icc_profiles.gamma(100_000 / said)
+    return icc_profiles.gamma(100_000 / value)
 
 
 def _primaries(chunk: bytes) -> Primaries | None:
     if len(chunk) != 32:
         raise UnusableProfile("is damaged")
     x = [value / 100_000 for value in struct.unpack(">8I", chunk)]
-    said = Primaries(white=(x[0], x[1]), red=(x[2], x[3]), green=(x[4], x[5]), blue=(x[6], x[7]))
-    ours = icc_profiles.SRGB
-    known = (*ours.white, *ours.red, *ours.green, *ours.blue)
-    return None if all(abs(a - b) <= _POINT_TOLERANCE for a, b in zip(x, known, strict=True)) else said
+    primaries = Primaries(white=(x[0], x[1]), red=(x[2], x[3]), green=(x[4], x[5]), blue=(x[6], x[7]))
+    srgb = icc_profiles.SRGB
+    srgb_values = (*srgb.white, *srgb.red, *srgb.green, *srgb.blue)
+    return None if all(abs(a - b) <= _POINT_TOLERANCE for a, b in zip(x, srgb_values, strict=True)) else primaries
 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
     """Whether EXIF declares Adobe RGB: it has no number for it, only an interoperability index."""
     try:
-        said = image.getexif().get_ifd(_INTEROPERABILITY).get(1)
+        index = image.getexif().get_ifd(_INTEROPERABILITY).get(1)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error):
-        return False  # EXIF that cannot be read says nothing
-    return str(said).rstrip("\0 ") == _ADOBE_RGB
+        return False  # unreadable EXIF declares nothing
+    return str(index).rstrip("\0 ") == _ADOBE_RGB

@@ -220,7 +220,7 @@ def _must_be_small_image(facts: Any, name: str) -> None:
 
 
 def _unpacked_bytes(stream: Any, filters: list[str], most: int) -> int:
-    """Bytes after unpacking; inflating stops beyond `most`. Picture formats are not decoded and count as 0."""
+    """Bytes after unpacking; inflating stops beyond `most`. Image formats are not decoded and count as 0."""
     if filters == ["/FlateDecode"]:
         return _inflated_bytes(bytes(stream.read_raw_bytes()), most)
     if any(each in ("/FlateDecode", "/LZWDecode", "/RunLengthDecode") for each in filters):

@@ -1,9 +1,9 @@
 """A process that has loaded its children's libraries and forks a child on each request.
 
 It reads nothing from outside. A request on its one socket is a number and three descriptors: the child's input, its
-output and its leash. On the leash the server sends the child's pid when it begins and its exit code when it has ended.
-A pidfd comes with the pid, so that the parent can end the child even if the server cannot. Closing a leash ends its
-child; closing the socket ends the server after its last child. `onbrand.sandbox.processes` is the other end.
+output and its control socket. There the server sends the child's pid (with its pidfd, so that the parent can end the
+child even if the server cannot) and, when the child has ended, its exit code. Closing a control socket ends its child;
+closing the socket ends the server after its last child. `onbrand.sandbox.processes` is the other end.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import NoReturn
 
 from onbrand.sandbox.seccomp import be_unreadable
 
-ASKED = struct.Struct("<Q")
-TOLD = struct.Struct("<i")
+REQUEST = struct.Struct("<Q")
+STATUS = struct.Struct("<i")
 """First the pid, then the exit code (the negative number of a signal)."""
 NUM_DESCRIPTORS = 3
 _NICENESS = 4
@@ -41,36 +41,36 @@ def serve(run: Callable[[int], None]) -> NoReturn:
     be_unreadable()
     os.nice(_NICENESS)
     requests = socket.socket(fileno=_STDIN)
-    woken = _wakes_at_a_childs_end()
-    most = min(_NUM_DESCRIPTORS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    child_exits = _child_exit_socket()
+    limit = min(_NUM_DESCRIPTORS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     control_sockets: dict[int, socket.socket] = {}
-    is_asked = True
+    is_open = True
     gc.collect()
     gc.freeze()  # frozen objects are not touched by collection, so children share their pages
-    while is_asked or control_sockets:
-        ready, _, _ = select.select([woken, *([requests] if is_asked else []), *control_sockets.values()], [], [])
-        if woken in ready:
-            woken.recv(2**12)
+    while is_open or control_sockets:
+        ready, _, _ = select.select([child_exits, *([requests] if is_open else []), *control_sockets.values()], [], [])
+        if child_exits in ready:
+            child_exits.recv(2**12)
         for pid, control_socket in list(control_sockets.items()):
             if control_socket in ready:
                 os.kill(pid, signal.SIGKILL)  # it has not been waited for: the pid is still its own
             ended, status = os.waitpid(pid, 0 if control_socket in ready else os.WNOHANG)
             if ended:
-                _tell(control_sockets.pop(pid), os.waitstatus_to_exitcode(status))
+                _send_exit_code(control_sockets.pop(pid), os.waitstatus_to_exitcode(status))
         if requests in ready:
-            asked, given, _, _ = socket.recv_fds(requests, ASKED.size, NUM_DESCRIPTORS)
-            is_asked = len(asked) == ASKED.size and len(given) == NUM_DESCRIPTORS
-            if not is_asked:
+            request, given, _, _ = socket.recv_fds(requests, REQUEST.size, NUM_DESCRIPTORS)
+            is_open = len(request) == REQUEST.size and len(given) == NUM_DESCRIPTORS
+            if not is_open:
                 requests.close()
                 for descriptor in given:
                     os.close(descriptor)
             else:
                 control_socket = socket.socket(fileno=given[2])
-                with contextlib.suppress(OSError):  # without a child, the leash closes, which tells the parent
-                    pid = _fork(run, ASKED.unpack(asked)[0], *given[:2])
+                with contextlib.suppress(OSError):  # without a child the socket closes, which the parent notices
+                    pid = _fork(run, REQUEST.unpack(request)[0], *given[:2])
                     control_sockets[pid] = control_socket
-                    _tell_of(pid, control_socket)
+                    _send_pid(pid, control_socket)
     os._exit(0)
 
 
@@ -79,36 +79,36 @@ def _fork(run: Callable[[int], None], number: int, to_read: int, to_write: int) 
     try:
         pid = os.fork()
         if pid == 0:
-            _become(run, number, to_read, to_write)
+            _run_child(run, number, to_read, to_write)
         return pid
     finally:
         os.close(to_read)
         os.close(to_write)
 
 
-def _tell_of(pid: int, control_socket: socket.socket) -> None:
+def _send_pid(pid: int, control_socket: socket.socket) -> None:
     """Send the child's pid and, where the system has them, its pidfd. Raises OSError."""
     descriptors = []
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):
             descriptors.append(os.pidfd_open(pid))
     try:
-        socket.send_fds(control_socket, [TOLD.pack(pid)], descriptors)
+        socket.send_fds(control_socket, [STATUS.pack(pid)], descriptors)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _wakes_at_a_childs_end() -> socket.socket:
+def _child_exit_socket() -> socket.socket:
     """A socket that becomes readable when a child has ended."""
-    woken, wakes = socket.socketpair()
-    wakes.setblocking(False)
+    readable, writable = socket.socketpair()
+    writable.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wakes.detach(), warn_on_full_buffer=False)
-    return woken
+    signal.set_wakeup_fd(writable.detach(), warn_on_full_buffer=False)
+    return readable
 
 
-def _become(run: Callable[[int], None], number: int, to_read: int, to_write: int) -> NoReturn:
+def _run_child(run: Callable[[int], None], number: int, to_read: int, to_write: int) -> NoReturn:
     """Run as the child, which keeps nothing of the server but its memory."""
     code = 1
     try:
@@ -124,6 +124,6 @@ def _become(run: Callable[[int], None], number: int, to_read: int, to_write: int
         os._exit(code)
 
 
-def _tell(control_socket: socket.socket, code: int) -> None:
+def _send_exit_code(control_socket: socket.socket, code: int) -> None:
     with control_socket, contextlib.suppress(OSError):  # the other end may be closed already
-        control_socket.send(TOLD.pack(code))
+        control_socket.send(STATUS.pack(code))

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 HEAD = struct.Struct("<IQ")
-SAID_BYTES_MAX = 2**18
+MESSAGE_BYTES_MAX = 2**18
 
 
 class BrokenFrame(Exception):
     """The received bytes are not a valid frame."""
 
 
-def head_of(said: dict[str, Any], num_bytes: int) -> bytes:
+def head_of(message: dict[str, Any], num_bytes: int) -> bytes:
     """A frame without its bytes: the two lengths and the object."""
-    text = json.dumps(said, allow_nan=False).encode()
+    text = json.dumps(message, allow_nan=False).encode()
     return HEAD.pack(len(text), num_bytes) + text
 
 
@@ -33,13 +33,13 @@ def read_head(read: Callable[[int], bytes], bytes_max: int) -> tuple[dict[str, A
     Raises:
         BrokenFrame: the frame is longer than the limits or holds no object.
     """
-    num_said, num_bytes = HEAD.unpack(read(HEAD.size))
-    if num_said > SAID_BYTES_MAX or num_bytes > bytes_max:
+    message_bytes, num_bytes = HEAD.unpack(read(HEAD.size))
+    if message_bytes > MESSAGE_BYTES_MAX or num_bytes > bytes_max:
         raise BrokenFrame("the frame is longer than its limit")
     try:
-        said = json.loads(read(num_said))
+        message = json.loads(read(message_bytes))
     except (ValueError, RecursionError):
         raise BrokenFrame("the frame holds no JSON") from None
-    if not isinstance(said, dict):
+    if not isinstance(message, dict):
         raise BrokenFrame("the frame holds no object")
-    return said, num_bytes
+    return message, num_bytes

@@ -1,4 +1,4 @@
-"""Measures a picture: a few numbers that show duplicates, blur and transparency without keeping the picture.
+"""Measures an image: a few numbers that show duplicates, blur and transparency without keeping the image.
 
 Runs in the checking child. `onbrand.services.data_checks` interprets the numbers for training.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from onbrand.sandbox.results import PictureFeatures
+from onbrand.sandbox.results import ImageFeatures
 
 HASH_SIDE = 16
 COLOUR_SIDE = 8
@@ -22,14 +22,14 @@ _STRIP_ROWS = 256
 _ROUNDING = 2
 
 
-def measure(upright: Image.Image) -> PictureFeatures:
-    """Measure a decoded picture (8-bit sRGB, upright), with transparent parts on white, as in training."""
+def measure(upright: Image.Image) -> ImageFeatures:
+    """Measure a decoded image (8-bit sRGB, upright), with transparent parts on white, as in training."""
     width, height = upright.size
     digest, (opaque, visible) = _digest(upright), _alpha(upright)
     small = _on_white(_scaled(upright, _largest_side(width, height)))
     luminance = small.convert("L")
     sides, sharpness = _sharpness(luminance)
-    return PictureFeatures(
+    return ImageFeatures(
         width=width,
         height=height,
         digest=digest,
@@ -44,7 +44,7 @@ def measure(upright: Image.Image) -> PictureFeatures:
 
 
 def _digest(image: Image.Image) -> str:
-    """SHA-256 of the pixels, computed in strips to avoid a second copy of the picture in memory."""
+    """SHA-256 of the pixels, computed in strips to avoid a second copy of the image in memory."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
     for top in range(0, image.height, _STRIP_ROWS):
         strip = image.crop((0, top, image.width, min(image.height, top + _STRIP_ROWS)))
@@ -62,14 +62,14 @@ def _alpha(image: Image.Image) -> tuple[float, float]:
 
 
 def _largest_side(width: int, height: int) -> int:
-    """The largest of `_SIDES` that does not enlarge the picture and keeps it within `_SCALED_PIXELS_MAX`."""
+    """The largest of `_SIDES` that does not enlarge the image and keeps it within `_SCALED_PIXELS_MAX`."""
     shorter, longer = sorted((width, height))
     fitting = (side for side in _SIDES if side <= shorter and side * side * longer / shorter <= _SCALED_PIXELS_MAX)
     return max(fitting, default=shorter)
 
 
 def _scaled(image: Image.Image, side: int) -> Image.Image:
-    """The picture with `side` as its shorter side."""
+    """The image with `side` as its shorter side."""
     scale = side / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -101,7 +101,7 @@ def _sharpness(luminance: Image.Image) -> tuple[tuple[int, ...], tuple[float, ..
 
 
 def _pyramid(image: Image.Image) -> Iterator[Image.Image]:
-    """The picture at its size, at half of it, and so on down to the smallest of the sides."""
+    """The image at its size, at half of it, and so on down to the smallest of the sides."""
     yield image
     while min(image.size) // 2 >= _SIDES[0]:
         image = _scaled(image, min(image.size) // 2)

@@ -1,4 +1,4 @@
-"""Type and size of a picture from its first bytes, without a decoder. Safe in any process: it reads a few integers.
+"""Type and size of an image from its first bytes, without a decoder. Safe in any process: it reads a few integers.
 
 For files of our own replicas, which nobody decodes here. Files from outside go to a child process (`checker`).
 """
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from onbrand.errors import UnsupportedMedia
-from onbrand.sandbox.results import ImageFacts, PictureFormat
+from onbrand.sandbox.results import ImageFacts, ImageFormat
 
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -25,7 +25,7 @@ def image_facts(data: bytes) -> ImageFacts:
             size = None
         if size is not None and min(size) > 0:
             return ImageFacts(format_, f"image/{format_.lower()}", *size)
-    raise UnsupportedMedia("the picture is no PNG, JPEG or WEBP file", param="file")
+    raise UnsupportedMedia("the image is no PNG, JPEG or WEBP file", param="file")
 
 
 def _of_png(data: bytes) -> tuple[int, int] | None:
@@ -61,7 +61,7 @@ def _of_webp(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-_READERS: tuple[tuple[PictureFormat, Callable[[bytes], tuple[int, int] | None]], ...] = (
+_READERS: tuple[tuple[ImageFormat, Callable[[bytes], tuple[int, int] | None]], ...] = (
     ("PNG", _of_png),
     ("JPEG", _of_jpeg),
     ("WEBP", _of_webp),

@@ -1,6 +1,6 @@
-"""Incoming pictures: checked against the limits before decoding, then encoded anew so that only pixels remain.
+"""Incoming images: checked against the limits before decoding, then encoded anew so that only pixels remain.
 
-This runs in the child process of `onbrand.sandbox.checker` and saves memory: a picture's pixels are in memory once,
+This runs in the child process of `onbrand.sandbox.checker` and saves memory: an image's pixels are in memory once,
 and twice only while it is rotated.
 """
 
@@ -24,7 +24,7 @@ from onbrand.sandbox.image_features import measure
 from onbrand.sandbox.png_chunks import MAGIC as PNG_MAGIC
 from onbrand.sandbox.png_chunks import PngHead, allow_profiles_of, png_head, read_second_bytes, unpacked_profile
 from onbrand.sandbox.polyglots import must_be_one_thing
-from onbrand.sandbox.results import CleanImage, ImageFacts, PictureFormat, shown
+from onbrand.sandbox.results import CleanImage, ImageFacts, ImageFormat, shown
 from onbrand.sandbox.srgb import Decoded, to_srgb
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def inspect_image(data: bytes, limits: Limits, name: str = "the file") -> ImageF
 def clean_image(
     data: bytes, limits: Limits, name: str = "the file", decoded: Callable[[int], object] = lambda num_pixels: None
 ) -> CleanImage:
-    """Decode the picture, measure it, and encode its pixels anew in the same format.
+    """Decode the image, measure it, and encode its pixels anew in the same format.
 
     Args:
         decoded: called with the number of pixels after decoding; the remaining time depends on that number only.
@@ -85,7 +85,7 @@ def decode(
 ) -> tuple[ImageFacts, Image.Image]:
     """The facts of the header, and upright sRGB pixels. A WEBP is copied to free its decoder, which keeps two canvases.
 
-    Raises as `inspect_image` does, and UnsupportedMedia for a picture that is damaged or cut short, or whose colour
+    Raises as `inspect_image` does, and UnsupportedMedia for an image that is damaged or cut short, or whose colour
     profile cannot be applied.
     """
     with _opened(data, limits, name) as image:
@@ -136,7 +136,7 @@ def _opened(data: bytes, limits: Limits, name: str) -> Image.Image:
 
 
 def _with_its_decoder(data: bytes, limits: Limits) -> Image.Image:
-    """Open the picture; the first of several in a JPEG (MPO: depth, the other eye, a preview)."""
+    """Open the image; the first of several in a JPEG (MPO: depth, the other eye, a preview)."""
     if data.startswith(JPEG_MAGIC):
         return JpegImageFile(io.BytesIO(data))
     if data.startswith(PNG_MAGIC):
@@ -199,7 +199,7 @@ def _drop_xmp(image: Image.Image) -> None:
         image.info.pop(key, None)
 
 
-def _encoded(image: Image.Image, kind: PictureFormat, is_lossless: bool) -> bytes:
+def _encoded(image: Image.Image, kind: ImageFormat, is_lossless: bool) -> bytes:
     image.info.clear()
     out = io.BytesIO()
     image.save(out, format=kind, **(_LOSSLESS_WEBP if is_lossless else _SAVING[kind]))

@@ -45,11 +45,11 @@ class PngHead:
     @property
     def transparent(self) -> tuple[int, ...] | None:
         """The one transparent gray level or colour, in samples of `depth` bits (11.3.1.1); None where there is none."""
-        said = self.chunks.get(b"tRNS")
+        chunk = self.chunks.get(b"tRNS")
         count = {_GRAY: 1, _RGB: 3}.get(self.colour_type, 0)
-        if said is None or not count or len(said) < 2 * count:
+        if chunk is None or not count or len(chunk) < 2 * count:
             return None
-        return tuple(value & (1 << self.depth) - 1 for value in struct.unpack_from(f">{count}H", said))
+        return tuple(value & (1 << self.depth) - 1 for value in struct.unpack_from(f">{count}H", chunk))
 
 
 def png_head(data: bytes) -> PngHead:

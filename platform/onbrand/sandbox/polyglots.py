@@ -1,4 +1,4 @@
-"""Polyglot files: a picture that is also an archive, a PDF that is also an HTML page."""
+"""Polyglot files: an image that is also an archive, a PDF that is also an HTML page."""
 
 from __future__ import annotations
 

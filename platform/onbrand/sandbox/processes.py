@@ -1,6 +1,6 @@
 """The parent's side of checking children: the servers that fork them, and the pipes to each child.
 
-A process has one server per trade. It starts when it is first needed and lives as long as the process.
+A process has one server per kind of file. It starts when it is first needed and lives as long as the process.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, Literal
 
 import onbrand
 from onbrand.errors import AdapterRefused, InvalidInput, OnbrandError, TooLarge, Unavailable, UnsupportedMedia
-from onbrand.sandbox.fork_server import ASKED, TOLD
+from onbrand.sandbox.fork_server import REQUEST, STATUS
 from onbrand.sandbox.framing import BrokenFrame, head_of, read_head
 from onbrand.visible import printed
 
 log = logging.getLogger(__name__)
 
-WorkerKind = Literal["pictures", "zips", "documents", "weights"]
+WorkerKind = Literal["images", "zips", "documents", "weights"]
 WALL_SECONDS = 40.0
 """A child that has not answered by then is ended; its limits of processor time are much lower."""
 
@@ -43,7 +43,7 @@ _RUN = (
 _OUR_SIGNALS = (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
 """Signals that end a child for taking too much time or memory; any other signal is a crash."""
 _REFUSALS: dict[str, type[OnbrandError]] = {
-    kind.__name__: kind for kind in (AdapterRefused, InvalidInput, TooLarge, UnsupportedMedia)
+    error.__name__: error for error in (AdapterRefused, InvalidInput, TooLarge, UnsupportedMedia)
 }
 Reply = tuple[dict[str, Any], bytes]
 
@@ -52,10 +52,10 @@ class Gone(Exception):
     """The child ended before it had answered."""
 
 
-def fork_child(trade: WorkerKind, memory: int) -> Child:
+def fork_child(kind: WorkerKind, memory: int) -> Child:
     """A new child, confined and ready, that may use `memory` bytes. Raises Unavailable if none can be started."""
     for _ in range(2):
-        server = _server_of(trade)
+        server = _server_of(kind)
         try:
             child = server.fork(memory)
         except _ServerGone:  # it may have ended since the last request
@@ -70,7 +70,7 @@ def fork_child(trade: WorkerKind, memory: int) -> Child:
 
 
 @cache
-def _tell_that_nothing_is_filtered() -> None:
+def _warn_unfiltered() -> None:
     """Log once that system calls are not filtered here, so that operators can choose another system."""
     log.warning("this system does not filter what checking children ask of it (seccomp): bounds of resources hold them")
 
@@ -80,14 +80,14 @@ class _ServerGone(Exception):
 
 
 class Server:
-    """A process of `onbrand.sandbox.fork_server` that has loaded the libraries of one trade."""
+    """A process of `onbrand.sandbox.fork_server` that has loaded the libraries for one kind of file."""
 
-    def __init__(self, trade: WorkerKind) -> None:
-        self.trade: WorkerKind = trade
+    def __init__(self, kind: WorkerKind) -> None:
+        self.kind: WorkerKind = kind
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _RUN, str(Path(onbrand.__file__).parents[1]), trade],
+                [sys.executable, "-I", "-c", _RUN, str(Path(onbrand.__file__).parents[1]), kind],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -115,26 +115,26 @@ class Server:
             theirs.callback(os.close, their_output)
             ours.callback(os.close, come_from)
             try:
-                socket.send_fds(self._socket, [ASKED.pack(memory)], [their_input, their_output, other_end.fileno()])
+                socket.send_fds(self._socket, [REQUEST.pack(memory)], [their_input, their_output, other_end.fileno()])
             except OSError:
                 raise _ServerGone from None
             ours.pop_all()
             return Child(self, socket.socket(fileno=control_socket.detach()), to, come_from)
 
-    def let_go(self) -> None:
+    def stop_requests(self) -> None:
         """Send no more requests: the server ends when its last child has ended."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End the server at once; its children end when their leashes are closed."""
+        """End the server at once; its children end when their control sockets are closed."""
         self._process.kill()
 
-    def end(self, patience: float) -> None:
-        """End the server, by force if it has not ended within `patience` seconds."""
-        self.let_go()
+    def end(self, timeout: float) -> None:
+        """End the server, by force if it has not ended within `timeout` seconds."""
+        self.stop_requests()
         try:
-            self._process.wait(patience)
+            self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -146,50 +146,50 @@ _retired: list[Server] = []
 _lock = threading.Lock()
 
 
-def _server_of(trade: WorkerKind) -> Server:
+def _server_of(kind: WorkerKind) -> Server:
     with _lock:
         for server in [server for server in _retired if not server.is_alive]:
             server.end(0)
             _retired.remove(server)
-        if trade not in _servers:
+        if kind not in _servers:
             try:
-                _servers[trade] = Server(trade)
+                _servers[kind] = Server(kind)
             except OSError as problem:
                 log.error("no checking process can be started: %s", problem)
                 raise _no_child() from None
-        return _servers[trade]
+        return _servers[kind]
 
 
 def _retire(server: Server) -> None:
     """Stop using the server: the next child comes from a new one."""
     with _lock:
-        if _servers.get(server.trade) is server:
-            del _servers[server.trade]
+        if _servers.get(server.kind) is server:
+            del _servers[server.kind]
             _retired.append(server)
-            server.let_go()
+            server.stop_requests()
 
 
 @atexit.register
-def end_servers(patience: float = _END_SECONDS) -> None:
+def end_servers(timeout: float = _END_SECONDS) -> None:
     """End all servers of this process; new ones start when needed."""
     with _lock:
         ending = [*_servers.values(), *_retired]
         _servers.clear()
         _retired.clear()
     for server in ending:
-        server.let_go()
+        server.stop_requests()
     for server in ending:
-        server.end(patience)
+        server.end(timeout)
 
 
 class Child:
-    """One process of `worker`, with its two pipes and its leash. It reads one file."""
+    """One process of `worker`, with its two pipes and its control socket. It reads one file."""
 
     def __init__(self, server: Server, control_socket: socket.socket, to: int, come_from: int) -> None:
         self.pid = 0
         self._server = server
-        self._leash, self._to, self._from = control_socket, to, come_from
-        self._leash.settimeout(_END_SECONDS)
+        self._control_socket, self._to, self._from = control_socket, to, come_from
+        self._control_socket.settimeout(_END_SECONDS)
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
         self._process: int | None = None
@@ -200,34 +200,34 @@ class Child:
         """Wait until the child has confined itself. Raises Unavailable if it does not."""
         self._until = time.monotonic() + _START_SECONDS
         try:
-            said, _ = self._frame(0)
-            self._be_told_of_it()
-            if said.get("filtered") is not True:
-                _tell_that_nothing_is_filtered()
+            reply, _ = self._frame(0)
+            self._receive_pid()
+            if reply.get("filtered") is not True:
+                _warn_unfiltered()
         except (Gone, BrokenFrame, TimeoutError) as problem:
-            log.error("a checking child of %s does not start (%s)", self._server.trade, type(problem).__name__)
+            log.error("a checking child of %s does not start (%s)", self._server.kind, type(problem).__name__)
             self.close()
             _retire(self._server)
             if isinstance(problem, TimeoutError):
                 self._server.kill()  # it hangs
             raise _no_child() from None
 
-    def answers(self, asked: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Reply]:
-        """The child's answers about `data`, until it is done.
+    def replies(self, request: dict[str, Any], data: bytes, bytes_max: int) -> Iterator[Reply]:
+        """The child's replies about `data`, until it is done.
 
         Raises:
             TooLarge, UnsupportedMedia, InvalidInput, AdapterRefused: the child refused the file; its message is kept.
             Gone, BrokenFrame, TimeoutError: it ended, broke the protocol, or did not answer in time.
         """
         self._until = time.monotonic() + WALL_SECONDS
-        self._left = [memoryview(head_of(asked, len(data))), memoryview(data)]
+        self._left = [memoryview(head_of(request, len(data))), memoryview(data)]
         while True:
-            said, given = self._frame(bytes_max)
-            if "refused" in said:
-                raise _refusal(said)
-            if said.get("done") is True:
+            reply, given = self._frame(bytes_max)
+            if "refused" in reply:
+                raise _refusal(reply)
+            if reply.get("done") is True:
                 return
-            yield said, given
+            yield reply, given
 
     def code(self) -> int:
         """The exit code of a child that has ended; the negative number of a signal.
@@ -236,7 +236,7 @@ class Child:
             Unavailable: the server, which reports exit codes, is gone.
         """
         try:
-            code = self._told()
+            code = self._receive_exit_code()
         except TimeoutError:
             if not self._has_ended():
                 return 1  # it runs on and has only closed its output
@@ -250,14 +250,14 @@ class Child:
         return code
 
     def close(self) -> None:
-        """Kill the child, in case it was taken over and stopped its server; close leash and pipes. Repeated calls do
+        """Kill the child, in case it was taken over and stopped its server; close socket and pipes. Repeated calls do
         nothing."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
             os.close(self._process)
             self._process = None
-        self._leash.close()
+        self._control_socket.close()
         for pipe in (self._to, self._from):
             if pipe >= 0:
                 os.close(pipe)
@@ -271,24 +271,24 @@ class Child:
         poll.register(self._process, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _be_told_of_it(self) -> None:
+    def _receive_pid(self) -> None:
         """Receive the child's pid and, where the system has them, its pidfd. Raises Gone, TimeoutError."""
-        said, descriptors, _, _ = socket.recv_fds(self._leash, TOLD.size, 1)
+        data, descriptors, _, _ = socket.recv_fds(self._control_socket, STATUS.size, 1)
         self._process = descriptors[0] if descriptors else None
-        if len(said) != TOLD.size:
+        if len(data) != STATUS.size:
             raise Gone
-        self.pid = int(TOLD.unpack(said)[0])
+        self.pid = int(STATUS.unpack(data)[0])
 
-    def _told(self) -> int:
+    def _receive_exit_code(self) -> int:
         """Receive the exit code from the server. Raises Gone, TimeoutError."""
-        said = self._leash.recv(TOLD.size)
-        if len(said) != TOLD.size:
+        data = self._control_socket.recv(STATUS.size)
+        if len(data) != STATUS.size:
             raise Gone
-        return int(TOLD.unpack(said)[0])
+        return int(STATUS.unpack(data)[0])
 
     def _frame(self, bytes_max: int) -> Reply:
-        said, num_bytes = read_head(self._exactly, bytes_max)
-        return said, self._exactly(num_bytes)
+        message, num_bytes = read_head(self._exactly, bytes_max)
+        return message, self._exactly(num_bytes)
 
     def _exactly(self, num_bytes: int) -> bytes:
         while len(self._got) < num_bytes:
@@ -336,8 +336,8 @@ def _environment() -> dict[str, str]:
     return kept | {"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _refusal(said: dict[str, Any]) -> OnbrandError:
-    kind, message, param = said["refused"], said.get("message"), said.get("param")
+def _refusal(reply: dict[str, Any]) -> OnbrandError:
+    kind, message, param = reply["refused"], reply.get("message"), reply.get("param")
     if kind not in _REFUSALS or not isinstance(message, str) or not isinstance(param, str | None):
         raise BrokenFrame("the refusal has not the form of one")
     return _REFUSALS[kind](printed(message[:1000]), **({"param": param[:40]} if param else {}))

@@ -22,7 +22,7 @@ class Reply(BaseModel):
 
 
 class FeaturesReply(Reply):
-    """The numbers of `results.PictureFeatures`."""
+    """The numbers of `results.ImageFeatures`."""
 
     width: _Side
     height: _Side
@@ -42,8 +42,8 @@ class FeaturesReply(Reply):
         return self
 
 
-class PictureReply(Reply):
-    """A picture that was measured and encoded anew; its bytes come along."""
+class ImageReply(Reply):
+    """An image that was measured and encoded anew; its bytes come along."""
 
     content_type: Literal["image/png", "image/jpeg", "image/webp"]
     width: _Side
@@ -55,7 +55,7 @@ class PictureReply(Reply):
 
 
 class PackedReply(Reply):
-    """One picture of an archive with its caption; its bytes come along, unchecked."""
+    """One image of an archive with its caption; its bytes come along, unchecked."""
 
     filename: Annotated[str, Field(min_length=1, max_length=300)]
     caption: Annotated[str, Field(max_length=100_000)] | None

@@ -8,29 +8,29 @@ from typing import Literal
 from onbrand.lora_names import Dropped
 from onbrand.visible import printed
 
-PictureFormat = Literal["PNG", "JPEG", "WEBP"]
+ImageFormat = Literal["PNG", "JPEG", "WEBP"]
 _NAME_CHARS_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """Facts of a picture's header. Width and height are as stored, before EXIF rotation."""
+    """Facts of an image's header. Width and height are as stored, before EXIF rotation."""
 
-    format: PictureFormat
+    format: ImageFormat
     content_type: str
     width: int
     height: int
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFeatures:
-    """Measurements of a picture, taken by `image_features` when it is uploaded.
+class ImageFeatures:
+    """Measurements of an image, taken by `image_features` when it is uploaded.
 
     Args:
         width, height: upright, in pixels.
         digest: SHA-256 of the upright pixels, independent of the file format.
         dhash: difference hash, 256 bits, hex.
-        colours: the picture scaled to 8 x 8 x RGB, 192 bytes, hex.
+        colours: the image scaled to 8 x 8 x RGB, 192 bytes, hex.
         sides: the shorter sides, in pixels, at which `sharpness` was taken; powers of two, ascending.
         sharpness: variance of the Laplacian of the luminance (0..1) at each of `sides`.
         contrast: standard deviation of the luminance (0..1).
@@ -51,7 +51,7 @@ class PictureFeatures:
 
 @dataclass(frozen=True, slots=True)
 class CleanImage:
-    """A picture encoded anew: upright, sRGB, 8 bit, without metadata or trailing bytes."""
+    """An image encoded anew: upright, sRGB, 8 bit, without metadata or trailing bytes."""
 
     bytes: bytes
     content_type: str
@@ -59,12 +59,12 @@ class CleanImage:
     width: int
     height: int
     sha256: str
-    features: PictureFeatures
+    features: ImageFeatures
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One picture of an archive, unpacked but not yet checked."""
+    """One image of an archive, unpacked but not yet checked."""
 
     filename: str
     data: bytes = field(repr=False)

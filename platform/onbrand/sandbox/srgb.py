@@ -1,6 +1,6 @@
 """Converts decoded pixels to 8-bit sRGB, with or without alpha, by littlecms if the file declares another space.
 
-Pixels are converted in strips, in place if the mode stays: a picture is in memory once, not three times.
+Pixels are converted in strips, in place if the mode stays: an image is in memory once, not three times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Convert = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture as its decoder left it.
+    """An image as its decoder left it.
 
     Args:
         image: in any mode that PNG, JPEG and WEBP decode to.
@@ -60,7 +60,7 @@ class _Strip:
 
 
 def to_srgb(decoded: Decoded) -> Image.Image:
-    """The picture in mode RGB or RGBA. The decoded pixels may be overwritten.
+    """The image in mode RGB or RGBA. The decoded pixels may be overwritten.
 
     Raises:
         UnusableProfile: the profile is damaged or of another kind of pixels.
@@ -111,14 +111,14 @@ def _by(convert: Convert) -> Callable[[_Strip], Image.Image]:
 
 
 def _plain_rgb(image: Image.Image) -> Image.Image:
-    """The picture as RGB without alpha; palette colours are looked up."""
+    """The image as RGB without alpha; palette colours are looked up."""
     if image.mode == "P":
         image = image.convert("RGBA")  # direct conversion to RGB warns of transparency
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
 def _gray_colours(decoded: Decoded, profile: Profile | None) -> Callable[[_Strip], Image.Image]:
-    """Convert gray by its own curve, or as gray of an RGB space: pictures made gray often keep their RGB profile."""
+    """Convert gray by its own curve, or as gray of an RGB space: images made gray often keep their RGB profile."""
     is_deep = decoded.image.mode in ("I", "I;16") or decoded.second is not None
     if profile is not None and profile.space == "RGB ":
         convert = _converter(profile, "RGB")

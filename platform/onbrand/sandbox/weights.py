@@ -111,12 +111,12 @@ def must_be_served(header: SafetensorsHeader) -> None:
 def _config(metadata: dict[str, str]) -> dict[str, Any]:
     """The LoRA's configuration, without component prefixes; empty if the file has none, so that alpha is the rank."""
     try:
-        said = json.loads(metadata.get(LORA_METADATA, "{}"))
+        config = json.loads(metadata.get(LORA_METADATA, "{}"))
     except (ValueError, RecursionError):
         raise AdapterRefused(f"the header's {LORA_METADATA} is not JSON") from None
-    if not isinstance(said, dict):
+    if not isinstance(config, dict):
         raise AdapterRefused(f"the header's {LORA_METADATA} is not a JSON object")
-    return {key.partition(".")[2]: value for key, value in said.items()}
+    return {key.partition(".")[2]: value for key, value in config.items()}
 
 
 def _must_be_folded(layer: str, rank: int, config: dict[str, Any]) -> None:

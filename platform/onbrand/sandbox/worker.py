@@ -1,7 +1,7 @@
 """The child process that reads a file from outside. It can only read its input, compute and answer.
 
-A server (`fork_server`) for one trade (`pictures`, `zips`, `documents`, `weights`) first reads a file that
-it made itself, which loads all libraries. Each of its children then confines itself, can open no file from then on, and
+A server (`fork_server`) for one kind of file (`images`, `zips`, `documents`, `weights`) first reads a file that it
+made itself, which loads all libraries. Each of its children then confines itself, can open no file from then on, and
 reads one file from outside within a limit of processor time.
 """
 
@@ -34,23 +34,23 @@ _SECONDS_PER_GIGABYTE_UNPACKED = 30.0
 _PIPE_BYTES = 2**20
 _NOBODY = 65534
 _ROUNDED = 8 * 2**20
-Said = tuple[dict[str, Any], bytes]
+Reply = tuple[dict[str, Any], bytes]
 
 
-def main(trade: str) -> None:
-    """Fork children of this trade until the input ends. A request says how many bytes of memory the child may use."""
+def main(kind: str) -> None:
+    """Fork children for this kind of file until the input ends. A request is a child's limit of memory in bytes."""
     warm_up, answer = {
-        "pictures": (_warm_up_pictures, _picture),
+        "images": (_warm_up_images, _image),
         "zips": (_warm_up_zips, _zip),
         "documents": (_warm_up_documents, _document),
         "weights": (_warm_up_weights, _weights),
-    }[trade]
+    }[kind]
     warm_up()
     _, resident = _pages()
     serve(lambda memory: _read_one(answer, memory - resident))
 
 
-def _read_one(answer: Callable[[Any, int], Iterator[Said]], memory: int) -> None:
+def _read_one(answer: Callable[[Any, int], Iterator[Reply]], memory: int) -> None:
     _send({"ready": True, "filtered": confine(memory)})
     with contextlib.suppress(EOFError):
         _answer(answer, *read_head(_exactly, 2**40))
@@ -102,19 +102,19 @@ def _limit_cpu_seconds(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _answer(answer: Callable[[Any, int], Iterator[Said]], asked: Any, num_bytes: int) -> None:
+def _answer(answer: Callable[[Any, int], Iterator[Reply]], fields: Any, num_bytes: int) -> None:
     _limit_cpu_seconds(READ_SECONDS)
-    known = SimpleNamespace(**(asked | {"limits": SimpleNamespace(**asked["limits"])}))
+    request = SimpleNamespace(**(fields | {"limits": SimpleNamespace(**fields["limits"])}))
     try:
-        for said, data in answer(known, num_bytes):
-            _send(said, data)
+        for reply, data in answer(request, num_bytes):
+            _send(reply, data)
         _send({"done": True})
     except OnbrandError as problem:
         _refuse(type(problem).__name__, problem)
     except MemoryError:
-        _refuse("TooLarge", TooLarge(f"{asked['shown']} needs more memory than a file may take", param=asked["param"]))
+        _refuse("TooLarge", TooLarge(f"{request.shown} needs more memory than a file may take", param=request.param))
     except RecursionError:
-        _refuse("UnsupportedMedia", UnsupportedMedia(f"{asked['shown']} is nested too deep", param=asked["param"]))
+        _refuse("UnsupportedMedia", UnsupportedMedia(f"{request.shown} is nested too deep", param=request.param))
     _limit_cpu_seconds(0)
 
 
@@ -124,11 +124,11 @@ def _refuse(kind: str, problem: OnbrandError) -> NoReturn:
     os._exit(0)
 
 
-def _picture(asked: Any, num_bytes: int) -> Iterator[Said]:
+def _image(request: Any, num_bytes: int) -> Iterator[Reply]:
     from onbrand.sandbox.images import clean_image
 
     data = _exactly(num_bytes)
-    clean = clean_image(data, asked.limits, asked.name, _allow_encoding)
+    clean = clean_image(data, request.limits, request.name, _allow_encoding)
     yield _facts_of(clean) | {"features": _facts_of(clean.features)}, clean.bytes
 
 
@@ -136,32 +136,32 @@ def _allow_encoding(num_pixels: int) -> None:
     _limit_cpu_seconds(READ_SECONDS + num_pixels / 1e6 * _SECONDS_PER_MEGAPIXEL)
 
 
-def _zip(asked: Any, num_bytes: int) -> Iterator[Said]:
+def _zip(request: Any, num_bytes: int) -> Iterator[Reply]:
     from onbrand.sandbox.archives import unpack
 
     _limit_cpu_seconds(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_UNPACKED)
-    for packed in unpack(_exactly(num_bytes), asked.limits, asked.shown):
+    for packed in unpack(_exactly(num_bytes), request.limits, request.shown):
         yield _facts_of(packed), packed.data
 
 
-def _document(asked: Any, num_bytes: int) -> Iterator[Said]:
+def _document(request: Any, num_bytes: int) -> Iterator[Reply]:
     from onbrand.sandbox.documents import clean_document
 
-    clean = clean_document(_exactly(num_bytes), asked.ext, asked.limits, asked.shown)
+    clean = clean_document(_exactly(num_bytes), request.ext, request.limits, request.shown)
     yield _facts_of(clean), clean.bytes
 
 
-def _weights(asked: Any, num_bytes: int) -> Iterator[Said]:
+def _weights(request: Any, num_bytes: int) -> Iterator[Reply]:
     from onbrand.lora_names import ImportOptions
     from onbrand.sandbox.weights import check_weights
 
     _limit_cpu_seconds(READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE)
-    options = None if asked.options is None else ImportOptions(**asked.options)
+    options = None if request.options is None else ImportOptions(**request.options)
     allow = partial(_limit_cpu_seconds, READ_SECONDS + num_bytes / 1e9 * _SECONDS_PER_GIGABYTE_WEIGHED)
     yield _facts_of(check_weights(_exactly, num_bytes, options, allow)), b""
 
 
-def _warm_up_pictures() -> None:
+def _warm_up_images() -> None:
     from PIL import Image, ImageCms
 
     from onbrand.sandbox.images import clean_image
@@ -243,8 +243,8 @@ def _exactly(num_bytes: int) -> bytes:
     return got.getvalue()
 
 
-def _send(said: dict[str, Any], data: bytes = b"") -> None:
-    for part in (head_of(said, len(data)), data):
+def _send(message: dict[str, Any], data: bytes = b"") -> None:
+    for part in (head_of(message, len(data)), data):
         left = memoryview(part)
         while left:
             left = left[os.write(1, left) :]

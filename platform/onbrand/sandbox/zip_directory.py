@@ -62,24 +62,24 @@ def read_directory(data: bytes, at: int, num_bytes: int, count: int) -> list[Ent
     for _ in range(count):
         if at + _ENTRY.size > end:
             raise BrokenArchive
-        said = _ENTRY.unpack_from(data, at)
+        fields = _ENTRY.unpack_from(data, at)
         name_at = at + _ENTRY.size
-        extra_at = name_at + said[12]
-        at = extra_at + said[13] + said[14]
-        if said[0] != b"PK\x01\x02" or at > end:
+        extra_at = name_at + fields[12]
+        at = extra_at + fields[13] + fields[14]
+        if fields[0] != b"PK\x01\x02" or at > end:
             raise BrokenArchive
-        extra = _parts(data[extra_at : extra_at + said[13]])
+        extra = _parts(data[extra_at : extra_at + fields[13]])
         entry = Entry(
             raw=data[name_at:extra_at],
             path="",
             key="",
-            flags=said[5],
-            method=said[6],
-            checksum=said[9],
-            num_packed=said[10],
-            num_bytes=said[11],
-            attributes=said[17],
-            at=said[18],
+            flags=fields[5],
+            method=fields[6],
+            checksum=fields[9],
+            num_packed=fields[10],
+            num_bytes=fields[11],
+            attributes=fields[17],
+            at=fields[18],
         )
         entries.append(_with_large_numbers(entry, extra.get(_ZIP64, b"")))
         extras.append(extra.get(_UNICODE_PATH, b""))
@@ -103,11 +103,11 @@ def _parts(extra: bytes) -> dict[int, bytes]:
 def _with_large_numbers(entry: Entry, part: bytes) -> Entry:
     """Take sizes and offset from the zip64 part (4.5.3), which streaming programs also write for small files."""
     numbers, at = [], 0
-    for said in (entry.num_bytes, entry.num_packed, entry.at):
-        if said == _LARGE and at + 8 <= len(part):
-            said = int.from_bytes(part[at : at + 8], "little")  # noqa: PLW2901
+    for number in (entry.num_bytes, entry.num_packed, entry.at):
+        if number == _LARGE and at + 8 <= len(part):
+            number = int.from_bytes(part[at : at + 8], "little")  # noqa: PLW2901
             at += 8
-        numbers.append(said)
+        numbers.append(number)
     return replace(entry, num_bytes=numbers[0], num_packed=numbers[1], at=numbers[2])
 
 
@@ -116,7 +116,7 @@ def _with_large_numbers(entry: Entry, part: bytes) -> Entry:
 
 def _named(entries: list[Entry], extras: list[bytes]) -> list[Entry]:
     """Decode names: by the UTF-8 flag, by Info-ZIP's part, as UTF-8, and the rest together by `zip_names`."""
-    names = [_said_name(entry, extra) for entry, extra in zip(entries, extras, strict=True)]
+    names = [_declared_name(entry, extra) for entry, extra in zip(entries, extras, strict=True)]
     left = [entry.raw for entry, name in zip(entries, names, strict=True) if name is None]
     readings = iter(read_names(left))
     return [
@@ -136,7 +136,7 @@ def _key_of_bytes(raw: bytes) -> str:
     return f"\0{stem.hex()}.{extension.decode('latin-1')}" if dot else f"\0{raw.hex()}"
 
 
-def _said_name(entry: Entry, extra: bytes) -> str | None:
+def _declared_name(entry: Entry, extra: bytes) -> str | None:
     """The name if its encoding is known, else None. Raises BrokenArchive if it is flagged as UTF-8 but is not."""
     try:
         if not entry.flags & _IN_UTF8 and (name := _unicode_path(entry.raw, extra)):

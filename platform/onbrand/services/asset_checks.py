@@ -72,7 +72,7 @@ async def check(checker: Checker, files: list[Upload], limits: Limits) -> list[C
 
 
 async def _made_anew(checker: Checker, picture: Upload, caption: str) -> Checked:
-    image = await checker.run(checker.picture, picture.data, picture.filename)
+    image = await checker.run(checker.image, picture.data, picture.filename)
     must_be_filename(picture.filename, "files")
     return Checked(replace(picture, data=b""), image, caption)
 

@@ -19,7 +19,7 @@ from onbrand.errors import DataRefused
 from onbrand.families.aspect_buckets import bucket_step, smallest_side
 from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths
-from onbrand.sandbox.results import PictureFeatures
+from onbrand.sandbox.results import ImageFeatures
 
 Level = Literal["error", "warning"]
 ENOUGH_PICTURES = 10
@@ -95,7 +95,7 @@ class DataSample:
     """One picture of the data: its caption, and its measurements from the upload.
 
     Args:
-        features: `PictureFeatures` by name, as the row holds them; empty if the picture was never measured.
+        features: `ImageFeatures` by name, as the row holds them; empty if the picture was never measured.
     """
 
     asset_id: str
@@ -114,7 +114,7 @@ def target_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, 
 
 def examine(samples: Sequence[DataSample], target: DataTarget) -> list[Finding]:
     """All findings: errors first, then in the order of the pictures."""
-    measured = [(sample, PictureFeatures(**sample.features)) for sample in samples if sample.features]
+    measured = [(sample, ImageFeatures(**sample.features)) for sample in samples if sample.features]
     twins = list(_twins(measured))
     findings = [finding for sample in samples if not sample.features for finding in _of_unmeasured(sample)]
     findings += [finding for sample, seen in measured for finding in _of_picture(sample, seen, target)]
@@ -175,7 +175,7 @@ def _of_unmeasured(sample: DataSample) -> Iterator[Finding]:
     yield _finding("error", "unreadable", sample, why, "delete it and upload it again")
 
 
-def _of_picture(sample: DataSample, seen: PictureFeatures, target: DataTarget) -> Iterator[Finding]:
+def _of_picture(sample: DataSample, seen: ImageFeatures, target: DataTarget) -> Iterator[Finding]:
     yield from _of_size(sample, seen.width, seen.height, target)
     yield from _of_alpha(sample, seen)
     if seen.visible > 0 and seen.contrast < EMPTY_CONTRAST:
@@ -200,7 +200,7 @@ def _of_size(sample: DataSample, width: int, height: int, target: DataTarget) ->
         yield _finding("warning", "small", sample, why, remedy)
 
 
-def _of_alpha(sample: DataSample, seen: PictureFeatures) -> Iterator[Finding]:
+def _of_alpha(sample: DataSample, seen: ImageFeatures) -> Iterator[Finding]:
     if seen.visible == 0:
         why = "is wholly transparent: nothing of it can be seen"
         yield _finding("error", "invisible", sample, why, "export it again with its layers, or leave it out")
@@ -210,7 +210,7 @@ def _of_alpha(sample: DataSample, seen: PictureFeatures) -> Iterator[Finding]:
         yield _finding("warning", "transparent", sample, why, remedy)
 
 
-def blurred_to(seen: PictureFeatures, resolution: int) -> int | None:
+def blurred_to(seen: ImageFeatures, resolution: int) -> int | None:
     """The shorter side, in pixels, that still holds all of a blurred picture's detail; None if it is sharp.
 
     Compares the variance of the Laplacian (Pech-Pacheco et al. 2000) between neighbouring levels of a pyramid, so that
@@ -247,9 +247,9 @@ def holds_word(caption: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE) is not None
 
 
-def _twins(measured: Sequence[tuple[DataSample, PictureFeatures]]) -> Iterator[tuple[str, Finding]]:
+def _twins(measured: Sequence[tuple[DataSample, ImageFeatures]]) -> Iterator[tuple[str, Finding]]:
     """(asset id, finding) for each picture that duplicates an earlier one."""
-    earlier: list[tuple[DataSample, PictureFeatures, int, bytes]] = []
+    earlier: list[tuple[DataSample, ImageFeatures, int, bytes]] = []
     for sample, seen in measured:
         bits, colours = int(seen.dhash, 16), bytes.fromhex(seen.colours)
         for first, other, other_bits, other_colours in earlier:

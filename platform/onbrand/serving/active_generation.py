@@ -52,7 +52,7 @@ class ActiveGeneration:
             self.tell("progress", {"progress": self.progress, "step": step, "num_steps": num_steps})
 
     def show(self, index: int, step: int, image: str) -> None:
-        """Add a preview of picture `index`. The previous one is dropped, also for later readers."""
+        """Add a preview of image `index`. The previous one is dropped, also for later readers."""
         if (place := self._previews.get(index)) is not None:
             self._events[place] = None
         self._previews[index] = len(self._events)
@@ -66,18 +66,18 @@ class ActiveGeneration:
 
     async def follow(self) -> AsyncIterator[RenderEvent]:
         """Events from the first to the end. Raises the problem that kept the generation from ending properly."""
-        num_told = 0
+        num_sent = 0
         while True:
             changed = self._changed
-            for event in self._events[num_told:]:
-                num_told += 1
+            for event in self._events[num_sent:]:
+                num_sent += 1
                 if event is not None:
                     yield event
                 if event is not None and event.kind in _ENDS:
                     return
             if self._problem is not None:
                 raise self._problem
-            if changed is self._changed and num_told == len(self._events):
+            if changed is self._changed and num_sent == len(self._events):
                 await changed.wait()
 
     def _wake(self) -> None:

@@ -227,9 +227,9 @@ class AdapterStore:
 
         If the future is canceled, a load that no other caller has started does not start.
         """
-        wanted: Future[AdapterWeights] = Future()
-        self._seek(wanted, ref, fetch, account_id or ref.brand_id)
-        return wanted
+        result: Future[AdapterWeights] = Future()
+        self._get_or_load(result, ref, fetch, account_id or ref.brand_id)
+        return result
 
     def holdings(self) -> list[str]:
         """Routing ids of the adapters in memory, most recently used first. From any thread."""
@@ -241,20 +241,20 @@ class AdapterStore:
         for work in self._loaders.close():
             work()
 
-    def _seek(self, wanted: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch, account_id: str) -> None:
+    def _get_or_load(self, result: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch, account_id: str) -> None:
         try:
-            self._must_be_here(ref)
-            flight, is_mine = self._memory.join(_key_of(ref))
+            self._must_be_available(ref)
+            loading, must_load = self._memory.get_or_start(_key_of(ref))
         except OnbrandError as problem:
-            self._fail(wanted, ref, problem)
+            self._fail(result, ref, problem)
             return
-        if is_mine:
-            work = partial(self._fly, wanted, flight, ref, fetch)
+        if must_load:
+            work = partial(self._load, result, loading, ref, fetch)
             if not self._loaders.submit(account_id, work):
                 work()
-        flight.add_done_callback(partial(self._landed, wanted, ref, fetch, account_id, is_mine))
+        loading.add_done_callback(partial(self._on_loaded, result, ref, fetch, account_id, must_load))
 
-    def _must_be_here(self, ref: AdapterRef) -> None:
+    def _must_be_available(self, ref: AdapterRef) -> None:
         if ref.family != self._family.spec.name:
             raise AdapterRefused(f"{ref.name} is a model of {ref.family}, not of {self._family.spec.name}")
         if (ref.brand_id, ref.model_id) in self._gone:
@@ -262,46 +262,46 @@ class AdapterStore:
         if self._closed:
             raise _closed()
 
-    def _fly(
-        self, wanted: Future[AdapterWeights], flight: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch
+    def _load(
+        self, result: Future[AdapterWeights], loading: Future[AdapterWeights], ref: AdapterRef, fetch: Fetch
     ) -> None:
         """In a loader's thread: load, unless the caller that began it has canceled (others then begin their own)."""
 
         def load() -> AdapterWeights:
-            if self._closed or wanted.cancelled():
+            if self._closed or result.cancelled():
                 raise _closed()
             weights = self._files.weights(ref, fetch, lambda data: read_adapter(data, self._family))
             return page_locked(weights) if self._on_gpu else weights
 
-        self._memory.run_load(_key_of(ref), flight, load)
+        self._memory.run_load(_key_of(ref), loading, load)
 
-    def _landed(
+    def _on_loaded(
         self,
-        wanted: Future[AdapterWeights],
+        result: Future[AdapterWeights],
         ref: AdapterRef,
         fetch: Fetch,
         account_id: str,
-        is_mine: bool,
-        flight: Future[AdapterWeights],
+        must_load: bool,
+        loading: Future[AdapterWeights],
     ) -> None:
-        problem = flight.exception()
+        problem = loading.exception()
         if problem is None:
-            if wanted.set_running_or_notify_cancel():
-                wanted.set_result(flight.result())
-        elif is_mine:
-            self._fail(wanted, ref, problem)
-        elif not wanted.cancelled():
-            self._seek(wanted, ref, fetch, account_id)  # again, with its own ticket
+            if result.set_running_or_notify_cancel():
+                result.set_result(loading.result())
+        elif must_load:
+            self._fail(result, ref, problem)
+        elif not result.cancelled():
+            self._get_or_load(result, ref, fetch, account_id)  # again, with its own ticket
 
-    def _fail(self, wanted: Future[AdapterWeights], ref: AdapterRef, problem: BaseException) -> None:
+    def _fail(self, result: Future[AdapterWeights], ref: AdapterRef, problem: BaseException) -> None:
         if isinstance(problem, AdapterRefused):
             security_log.warning("adapter of model %s refused: %s", ref.model_id, problem.message)
         if isinstance(problem, ModelGone):
             self._gone[ref.brand_id, ref.model_id] = None  # ids are never reused
             while len(self._gone) > _GONE_REMEMBERED:
                 self._gone.popitem(last=False)
-        if wanted.set_running_or_notify_cancel():
-            wanted.set_exception(problem)
+        if result.set_running_or_notify_cancel():
+            result.set_exception(problem)
 
     @property
     def _on_gpu(self) -> bool:

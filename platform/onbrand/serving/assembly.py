@@ -18,8 +18,8 @@ from onbrand.internal.client import AsyncSystemClient, SystemClient, blocking_co
 from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
-from onbrand.serving.metrics import Metrics
 from onbrand.serving.options import EngineOptions
+from onbrand.serving.prometheus_metrics import Metrics
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,11 +33,11 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
         num_slots=options.num_slots,
         max_rank=options.max_rank,
         max_batch=options.max_batch,
-        classes=options.batch_sizes,
+        batch_sizes=options.batch_sizes,
         max_waiting=options.max_waiting,
         max_waiting_per_brand=options.max_waiting_per_brand,
         compile=options.compile,
-        even=_on_cpu(settings) if options.even_passes is None else options.even_passes,
+        even_passes=_on_cpu(settings) if options.even_passes is None else options.even_passes,
     )
     url = settings.system_url
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)

@@ -1,7 +1,7 @@
 """Checks that a Ray cluster is closed before Onbrand runs on it. It asks the cluster itself, not its settings.
 
 Ray does not isolate users of a cluster from each other: anyone who reaches its ports without a token reaches every
-brand's pictures. So every replica first checks whether the ports answer a caller without a token.
+brand's images. So every replica first checks whether the ports answer a caller without a token.
 """
 
 from __future__ import annotations

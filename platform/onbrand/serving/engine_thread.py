@@ -57,7 +57,7 @@ class EngineThread:
     Safe to use from any event loop and thread.
 
     Args:
-        num_stage_threads: threads that encode text and decode pictures, so that no step waits for them.
+        num_stage_threads: threads that encode text and decode images, so that no step waits for them.
     """
 
     def __init__(self, engine: Engine, num_stage_threads: int = 2) -> None:
@@ -94,11 +94,11 @@ class EngineThread:
         """
         events: asyncio.Queue[Event] = asyncio.Queue()
         here = asyncio.get_running_loop()
-        told = self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event))
+        accepted = self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event))
         try:
-            await asyncio.wrap_future(told)
+            await asyncio.wrap_future(accepted)
         except asyncio.CancelledError:
-            told.add_done_callback(partial(self._cancel_taken, request.id))
+            accepted.add_done_callback(partial(self._cancel_taken, request.id))
             raise
         try:
             if on_taken is not None:
@@ -121,16 +121,16 @@ class EngineThread:
         self._thread.join(_CLOSE_SECONDS)
         self._stages.shutdown(wait=False, cancel_futures=True)
 
-    def _cancel_taken(self, request_id: str, told: Future[None]) -> None:
-        if not told.cancelled() and told.exception() is None:
+    def _cancel_taken(self, request_id: str, accepted: Future[None]) -> None:
+        if not accepted.cancelled() and accepted.exception() is None:
             self.cancel(request_id)
 
     def _add(self, request: Request, sink: Sink) -> Future[None]:
-        told: Future[None] = Future()
-        self._inbox.put(lambda: self._take(request, sink, told))
+        accepted: Future[None] = Future()
+        self._inbox.put(lambda: self._take(request, sink, accepted))
         if self._is_deaf:  # the thread may have read the inbox for the last time
             self._refuse_rest()
-        return told
+        return accepted
 
     # --- in the thread ------------------------------------------------------------------------------------------
 
@@ -138,19 +138,19 @@ class EngineThread:
         try:
             while not self._closing:
                 self._listen()
-                self._tell(self._engine.collect())
+                self._deliver(self._engine.collect())
                 if self._engine.can_step and not self._closing:
                     self._pace.begin()
                     events = self._engine.step()
                     self._pace.end()
-                    self._tell(events)
+                    self._deliver(events)
         except Exception as problem:
             frames = "".join(traceback.format_tb(problem.__traceback__))
             logger.critical("the engine's thread ends: %s\n%s", type(problem).__name__, frames)
         finally:
             self._closing = True
             for request_id in list(self._sinks):
-                self._tell([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
+                self._deliver([Failed(request_id, Unavailable("the engine is stopping; try again", retry_after=2))])
             self._is_deaf = True
             self._refuse_rest()
 
@@ -166,20 +166,20 @@ class EngineThread:
                 return
             wait = False
 
-    def _take(self, request: Request, sink: Sink, told: Future[None]) -> None:
-        if not told.set_running_or_notify_cancel():
+    def _take(self, request: Request, sink: Sink, accepted: Future[None]) -> None:
+        if not accepted.set_running_or_notify_cancel():
             return  # the caller is gone
         try:
             if self._closing:
                 raise Unavailable("the engine is stopping; try again", retry_after=2)
             self._engine.add(request)
         except Exception as problem:
-            told.set_exception(problem)
+            accepted.set_exception(problem)
             return
         self._sinks[request.id] = sink
-        told.set_result(None)
+        accepted.set_result(None)
 
-    def _tell(self, events: list[Event]) -> None:
+    def _deliver(self, events: list[Event]) -> None:
         for event in events:
             sink = self._sinks.pop(event.request_id) if isinstance(event, _ENDS) else self._sinks[event.request_id]
             try:

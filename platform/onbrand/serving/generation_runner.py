@@ -1,6 +1,6 @@
-"""One generation in a replica, from its ticket to its last stored picture. No Ray here.
+"""One generation in a replica, from its ticket to its last stored image. No Ray here.
 
-A generation is drawn to its end even if the ingress that asked is gone: pictures go through the internal routes, and
+A generation is drawn to its end even if the ingress that asked is gone: images go through the internal routes, and
 the stream only reports. It stops early when its row asks for a cancel, or when `cancel` is called.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import jwt
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.engine.request import Canceled, Completed, Event, Failed, Picture, Preview, Progress, Request
+from onbrand.engine.request import Canceled, Completed, Event, Failed, FinishedImage, Preview, Progress, Request
 from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import AdapterWeights
 from onbrand.internal.client import AsyncSystemClient, SystemClient
@@ -27,7 +27,7 @@ from onbrand.serving.active_generation import ActiveGeneration, claims_of
 from onbrand.serving.adapter_store import AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
-from onbrand.serving.metrics import Metrics
+from onbrand.serving.prometheus_metrics import Metrics
 
 logger = logging.getLogger(__name__)
 security_log = logging.getLogger("onbrand.security")
@@ -122,7 +122,7 @@ class GenerationRunner:
     ) -> AsyncIterator[RenderEvent]:
         if active is not None and not active.is_of(brand_id, user_id):
             named = active.request.generation_id
-            security_log.error("generation %s: its events were asked for in another's name", named)
+            security_log.error("generation %s: its events were requested in another's name", named)
             active = None
         if active is None:
             raise NotFound("there is no such generation")
@@ -181,8 +181,8 @@ class GenerationRunner:
     async def _draw(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
         loads = self._prefetched(active.request)
         try:
-            told = await client.start_generation()
-            active.cancel_requested = active.cancel_requested or told.cancel_requested  # it may be set meanwhile
+            answer = await client.start_generation()
+            active.cancel_requested = active.cancel_requested or answer.cancel_requested  # it may be set meanwhile
             await self._draw_begun(active, client, loads)
         finally:
             for load in loads:
@@ -254,23 +254,23 @@ class GenerationRunner:
             active.advance(event.done, event.total)
         elif isinstance(event, Preview):
             active.show(event.index, event.step, as_data_url(event.image_CHW))
-        elif isinstance(event, Picture):
+        elif isinstance(event, FinishedImage):
             await self._store(active, client, event)
         elif isinstance(event, Failed) and not self.is_alive:
             raise _stopping()
         else:
             await self._ended(active, client, event)
 
-    async def _store(self, active: ActiveGeneration, client: AsyncSystemClient, picture: Picture) -> None:
-        receipt, request = picture.receipt.as_json(), active.request
+    async def _store(self, active: ActiveGeneration, client: AsyncSystemClient, finished: FinishedImage) -> None:
+        receipt, request = finished.receipt.as_json(), active.request
         output_format, quality = request.parameters.output_format, request.parameters.output_compression
-        data = await asyncio.to_thread(encoded, picture.image_CHW, output_format, receipt, quality)
-        _, height, width = picture.image_CHW.shape
+        data = await asyncio.to_thread(encoded, finished.image_CHW, output_format, receipt, quality)
+        _, height, width = finished.image_CHW.shape
         kept = await client.add_image(
-            picture.index, picture.seed, data, CONTENT_TYPES[output_format], width, height, receipt
+            finished.index, finished.seed, data, CONTENT_TYPES[output_format], width, height, receipt
         )
         active.completed = kept.completed
-        active.tell("image", {"index": picture.index, "seed": picture.seed, "image_id": kept.id})
+        active.tell("image", {"index": finished.index, "seed": finished.seed, "image_id": kept.id})
         if self._metrics is not None:
             self._metrics.count("onbrand_images_total")
 

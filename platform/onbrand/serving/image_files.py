@@ -1,4 +1,4 @@
-"""Encodes a drawn picture as a file with its receipt in the metadata, and a preview as a data URL without one."""
+"""Encodes a drawn image as a file with its receipt in the metadata, and a preview as a data URL without one."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _QUALITY = 95
 
 
 def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any], quality: int | None = None) -> bytes:
-    """The file of a picture in 0..1: PNG (receipt in a text chunk), JPEG or WEBP (receipt in EXIF's description).
+    """The file of an image in 0..1: PNG (receipt in a text chunk), JPEG or WEBP (receipt in EXIF's description).
 
     Args:
         quality: of JPEG and WEBP, 0 to 100; None: 95.
     """
-    picture, file, text = _pixels(image_CHW), io.BytesIO(), json.dumps(receipt, sort_keys=True)
+    image, file, text = _pixels(image_CHW), io.BytesIO(), json.dumps(receipt, sort_keys=True)
     if output_format == "png":
         info = PngInfo()
         info.add_text(RECEIPT_KEY, text)
-        picture.save(file, "PNG", pnginfo=info)
+        image.save(file, "PNG", pnginfo=info)
     else:
         exif = Image.Exif()
         exif[_IMAGE_DESCRIPTION] = text
-        picture.save(file, output_format.upper(), quality=_QUALITY if quality is None else quality, exif=exif)
+        image.save(file, output_format.upper(), quality=_QUALITY if quality is None else quality, exif=exif)
     return file.getvalue()
 
 
 def as_data_url(image_CHW: torch.Tensor) -> str:
     """A preview in 0..1 as a small JPEG in a URL; no side is longer than 128 pixels."""
-    picture, file = _pixels(image_CHW.clamp(0, 1)), io.BytesIO()
-    picture.thumbnail((_PREVIEW_SIDE_MAX, _PREVIEW_SIDE_MAX))
-    picture.save(file, "JPEG", quality=75)
+    image, file = _pixels(image_CHW.clamp(0, 1)), io.BytesIO()
+    image.thumbnail((_PREVIEW_SIDE_MAX, _PREVIEW_SIDE_MAX))
+    image.save(file, "JPEG", quality=75)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -262,10 +262,10 @@ class PublicProtocol(H11Protocol):
             return
         if self._held:
             rate = self._connections.limits.connections_per_second
-            said = (
+            reason = (
                 f"this address opens more than {rate:g} connections a second, and this one's request did not come whole"
             )
-            self._refuse(408, "request_timeout", f"{said} within {_FIRST_REQUEST_SECONDS:g} s; keep connections open")
+            self._refuse(408, "request_timeout", f"{reason} within {_FIRST_REQUEST_SECONDS:g} s; keep connections open")
         elif self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             seconds = self._connections.limits.header_seconds
             self._refuse(408, "request_timeout", f"the headers did not come within {seconds:g} s")

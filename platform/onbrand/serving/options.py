@@ -16,11 +16,11 @@ class EngineOptions(BaseModel):
 
     Args:
         num_slots: adapters on the device at once, in each rank class.
-        max_batch: most pictures in one denoising step.
-        batch_sizes: batch size classes, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up to it. With
-            one size alone, a picture's time and bits do not depend on the number of pictures drawn beside it.
-        even_passes: while several accounts have pictures to draw, none has more rows in a pass than another has to
-            step. None: on a CPU, where each row of a pass takes its time; a GPU fills its passes.
+        max_batch: most images in one denoising step.
+        batch_sizes: sizes of forward passes, ascending; the last is at least `max_batch`. None: 1, 2, 4, ... up to it.
+            With one size alone, an image's time and bits do not depend on the number of images in its passes.
+        even_passes: while several accounts have images to generate, none has more rows in a pass than another has to
+            step. None: on a CPU only, because there the time of a pass grows with its rows.
         num_threads: torch's threads; None: `OMP_NUM_THREADS`, else 1 on a CPU, because cores are shared.
         dtype: None: float32 on a CPU, bfloat16 on a GPU.
         compile: draw with compiled graphs (on a GPU: CUDA graphs); the first pass of each shape, batch size and rank

@@ -24,7 +24,7 @@ class PlacementOptions:
         bound: most work of a replica without a free row, as a multiple of the mean.
         hot_share: traffic that one home serves, as a part of a replica's fair share; more traffic gives more homes.
         half_life: seconds after which traffic and work count half.
-        fetch_cost: cost of fetching an adapter that a replica does not have, in drawing times of one picture.
+        fetch_cost: cost of fetching an adapter that a replica does not have, in drawing times of one image.
         copy_cost: the same, of copying one from the replica's memory into a slot.
         away_cost: the same, of drawing away from the adapter's homes, where it takes a slot from adapters at home.
         believed_seconds: how long a sent request's adapter is assumed to be there, until the replica publishes it.
@@ -139,7 +139,7 @@ class Placement:
         return routing_id in known.slots or (sent is not None and now - sent <= self.options.believed_seconds)
 
     def _cost(self, routing_id: str, replica: str, load: float, now: float) -> float:
-        """Estimated wait for the request there, in drawing times of one picture: its queue, and loading its adapter."""
+        """Estimated wait for the request there, in drawing times of one image: its queue, and loading its adapter."""
         line = load / self.options.capacity
         if self._is_at(routing_id, replica, now):
             return line

@@ -73,8 +73,8 @@ class EngineRouter(RequestRouter):
 
     def _load(self, replica: RunningReplica) -> float:
         """Requests under way: Serve's last count, else the replica's last published one."""
-        heard = self.replica_queue_len_cache.get(replica.replica_id)
-        return float(replica.routing_stats.get(UNDER_WAY, 0) if heard is None else heard)
+        known = self.replica_queue_len_cache.get(replica.replica_id)
+        return float(replica.routing_stats.get(UNDER_WAY, 0) if known is None else known)
 
     def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
         super()._add_pending_request_to_indices(pending_request)

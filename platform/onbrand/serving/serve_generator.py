@@ -35,8 +35,8 @@ class ServeGenerator:
     """Draws with the replicas of `engine-<family>`.
 
     Each call names its adapter by an opaque digest of the row that the ingress authorised, and `EngineRouter` sends it
-    to a replica with that adapter. If a replica dies, the error has `elsewhere`: another one draws the same pictures,
-    because a picture is a function of base, adapter, numbers and seed.
+    to a replica with that adapter. If a replica dies, the error has `elsewhere`: another one draws the same images,
+    because an image is a function of base, adapter, numbers and seed.
 
     Args:
         families: those that this platform serves.
@@ -74,13 +74,13 @@ class ServeGenerator:
     async def _replica_of(self, engine: DeploymentHandle[Any], generation_id: str) -> str | None:
         """The name of the replica that draws it. All are asked, because a generation moves when its replica dies."""
         try:
-            asked = engine.broadcast("where_is", generation_id)
-            told = await asked.results_async(timeout_s=_ASK_SECONDS, return_exceptions=True)
+            responses = engine.broadcast("where_is", generation_id)
+            names = await responses.results_async(timeout_s=_ASK_SECONDS, return_exceptions=True)
         except TimeoutError:
             return None
         except Exception as problem:
             raise translated(problem) from None
-        return next((name for name in told if isinstance(name, str)), None)
+        return next((name for name in names if isinstance(name, str)), None)
 
     async def cancel(self, family: str, generation_id: str) -> None:
         """Free the generation's rows at the next step, on whichever replica draws it.
@@ -88,10 +88,10 @@ class ServeGenerator:
         Unreachable replicas are ignored: they read the cancel mark in the row. Raises Unavailable without any replica.
         """
         try:
-            told = self._engine(family).broadcast("cancel", generation_id)
-            await told.results_async(timeout_s=_CANCEL_SECONDS, return_exceptions=True)
+            responses = self._engine(family).broadcast("cancel", generation_id)
+            await responses.results_async(timeout_s=_CANCEL_SECONDS, return_exceptions=True)
         except TimeoutError:
-            logger.warning("generation %s: not every replica heard of its cancel in time", generation_id)
+            logger.warning("generation %s: its cancel did not reach every replica in time", generation_id)
         except Exception as problem:
             raise translated(problem) from None
 

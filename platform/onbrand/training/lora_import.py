@@ -19,7 +19,7 @@ from onbrand.families import lora
 from onbrand.families.bases import base_folder, base_source, s3_access
 from onbrand.families.family import Family, draw
 from onbrand.families.loading import load_family
-from onbrand.families.lora_import import FileKind, attached, read_foreign
+from onbrand.families.lora_conversion import FileKind, attached, read_foreign
 from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
 from onbrand.lora_names import Dropped, ImportOptions
@@ -73,8 +73,8 @@ def import_adapter(
     unchanged at the end.
 
     Raises:
-        AdapterRefused: the file cannot be served on this base (`families.lora_import`), or pictures have values that
-            are not finite.
+        AdapterRefused: the file cannot be served on this base (`families.lora_conversion`), or pictures have values
+            that are not finite.
         TrainingFailed: the converted file is not the same adapter.
     """
     side = min(_PROOF_SIDE_MAX, family.recommended.resolution)

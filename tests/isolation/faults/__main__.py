@@ -17,7 +17,7 @@ LIBRARIES = (
     "pytest_timeout", "python_multipart", "requests", "s3fs", "safetensors.torch", "torch", "torch.fx", "transformers",
     "uvicorn", "yaml", "yoyo",
 )  # fmt: skip
-"""What trials import anyway: imported once, before the first fork."""
+"""Modules that trials import anyway: imported once, before the first fork."""
 
 
 def main() -> int:

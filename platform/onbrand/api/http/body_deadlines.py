@@ -31,7 +31,7 @@ class OpenBodies:
     def __len__(self) -> int:
         return len(self._open)
 
-    def heard(self, body: Body) -> None:
+    def received(self, body: Body) -> None:
         """Note that a body began or made progress; end the longest silent ones beyond the limits."""
         own = self._by_address.setdefault(body.address, OrderedDict())
         for line in (own, self._open):
@@ -116,7 +116,7 @@ class Body:
         self._bodies.forget(self)
 
     async def _next(self) -> Message:
-        self._bodies.heard(self)
+        self._bodies.received(self)
         try:
             async with asyncio.timeout_at(self._deadline()) as self._waiting:
                 message = await self._receive()

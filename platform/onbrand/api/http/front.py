@@ -20,7 +20,7 @@ from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.api.http.responses import Responder
 from onbrand.config import Limits
 from onbrand.errors import NotFound, OnbrandError, Unavailable
-from onbrand.sandbox.fair_queue import FairTurns, QueueOwner
+from onbrand.fair_turns import FairTurns, QueueOwner
 
 log = logging.getLogger(__name__)
 

@@ -142,11 +142,11 @@ class _Exchange:
         await self._send(message)
 
     def _with_safe_headers(self, headers: Any) -> list[tuple[bytes, bytes]]:
-        said = [(name.lower(), value) for name, value in headers]
-        names = {name for name, _ in said}
+        sent = [(name.lower(), value) for name, value in headers]
+        names = {name for name, _ in sent}
         safe = [pair for pair in _SAFE_HEADERS.items() if pair[0] not in names]
         own = [] if self._is_named_outside else [(b"x-request-id", self.request_id.encode())]
-        return [*said, *safe, *own]
+        return [*sent, *safe, *own]
 
     async def _answer(self, response: ASGIApp) -> None:
         await response(self._scope, self._receive, self._marked_send)

@@ -1,6 +1,6 @@
 """Batch items only where the batched result was verified bit-identical.
 
-On a CPU a small text or picture leaves most of the processor idle: eight in one batch take half the time of eight in
+On a CPU a small text or image leaves most of the processor idle: eight in one batch take half the time of eight in
 turn. But a brand's result must not depend on other requests of the same step, and no library promises that a batch of
 eight rounds as single items do. So the first items of every number and kind are computed both ways. Later items of that
 number and kind are batched only if all results were equal, bit for bit. Rounding depends on shapes, not on data.
@@ -74,7 +74,7 @@ def is_moderate(x: Tensor) -> bool:
     return bool(x.abs().amax() < _MODERATE)
 
 
-def by_chance(like: Tensor, chance: torch.Generator) -> Tensor:
+def random_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """A normal random tensor of the shape and strides of `like`, so that it rounds as `like` does."""
     num = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
-    return like.new_empty(num).normal_(generator=chance).as_strided(like.shape, like.stride())
+    return like.new_empty(num).normal_(generator=generator).as_strided(like.shape, like.stride())

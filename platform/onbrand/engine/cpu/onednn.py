@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SMALL = 20_480
-"""Numbers in one picture up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
+"""Numbers in one image up to which PyTorch convolves without oneDNN (`ConvParams::use_mkldnn`)."""
 _PIXELS_MULTIPLIED = 1024
-"""Pixels of one picture up to which a 1x1 convolution is faster as a product."""
+"""Pixels of one image up to which a 1x1 convolution is faster as a product."""
 
 
 def use_onednn(part: nn.Module) -> None:
@@ -25,7 +25,7 @@ def use_onednn(part: nn.Module) -> None:
     upsampling convolutions for folding (`unet_blocks`), and compute 1x1 convolutions as products.
 
     PyTorch uses MKL for linear layers, which uses AVX2 on CPUs that are not Intel's. For convolutions of one small
-    picture it uses im2col: slower with two threads than with one, and rounded differently from the same picture in a
+    image it uses im2col: slower with two threads than with one, and rounded differently from the same image in a
     batch. Training and compiled passes are unchanged. A second call changes nothing.
     """
     weight = next(part.parameters(), None)
@@ -56,7 +56,7 @@ def _doubles(up: Upsample2D) -> bool:
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether oneDNN computes this 3x3 convolution for one picture as it does for many."""
+    """Whether oneDNN computes this 3x3 convolution for one image as it does for many."""
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return plain and isinstance(conv.padding, tuple) and conv.kernel_size == (3, 3)
 
@@ -106,7 +106,7 @@ class _Linear(_Laid):
 
 
 class _Convolution(_Laid):
-    """A convolution that uses oneDNN even for one small picture, where PyTorch would use im2col."""
+    """A convolution that uses oneDNN even for one small image, where PyTorch would use im2col."""
 
     def _laid(self, weight: Tensor) -> Tensor:
         return weight
@@ -124,7 +124,7 @@ def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: tuple[int, i
 
 
 class Pointwise(_Laid):
-    """A 1x1 convolution of small pictures as a product, without a change of layout."""
+    """A 1x1 convolution of small images as a product, without a change of layout."""
 
     def _laid(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
@@ -152,13 +152,13 @@ def _product(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 
 class Folded(_Laid):
-    """A 3x3 convolution of a nearest-neighbour upsampled picture, as four 2x2 convolutions of the small picture.
+    """A 3x3 convolution of a nearest-neighbour upsampled image, as four 2x2 convolutions of the small image.
 
-    Output (2i + a, 2j + b) depends on two rows and two columns of the small picture, one of which counts twice: 16
+    Output (2i + a, 2j + b) depends on two rows and two columns of the small image, one of which counts twice: 16
     products instead of 36.
 
     Args (of a call):
-        is_small: the picture is not upsampled yet.
+        is_small: the image is not upsampled yet.
     """
 
     def _laid(self, weight: Tensor) -> list[Tensor]:
@@ -172,8 +172,8 @@ class Folded(_Laid):
         padded = F.pad(x, (1, 1, 1, 1))
         y = x.new_empty(len(x), conv.out_channels, 2 * height, 2 * width)
         for (a, b), part in zip(_PLACES, self._weight, strict=True):
-            seen = padded[:, :, a : a + height + 1, b : b + width + 1]
-            y[:, :, a::2, b::2] = _convolved(conv, seen, part, (0, 0))
+            window = padded[:, :, a : a + height + 1, b : b + width + 1]
+            y[:, :, a::2, b::2] = _convolved(conv, window, part, (0, 0))
         return y
 
 
@@ -181,6 +181,6 @@ _PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 def _summed(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The two taps in the small picture, for even and for odd outputs."""
+    """The two taps in the small image, for even and for odd outputs."""
     before, here, after = weight.unbind(dim)
     return torch.stack([before, here + after], dim), torch.stack([before + here, after], dim)

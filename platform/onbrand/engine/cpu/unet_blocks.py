@@ -113,8 +113,8 @@ class _Residual(_Block):
 class _Doubling(_Block):
     """Nearest-neighbour upsampling by 2 and a convolution, possibly both at once.
 
-    On a CPU PyTorch upsamples small pictures in another memory format, and converts twice. So all channels are
-    upsampled as one tall picture, which is not small; each row of a picture is doubled independently of the others.
+    On a CPU PyTorch upsamples small images in another memory format, and converts twice. So all channels are
+    upsampled as one tall image, which is not small; each row of an image is doubled independently of the others.
     """
 
     def _computed(self, x: Tensor, output_size: Any = None) -> Tensor:
@@ -179,7 +179,7 @@ class _Gated(_Block):
 
 
 class _Output(_Block):
-    """Turn a transformer's tokens back into a picture, and add the picture they were made of."""
+    """Turn a transformer's tokens back into an image, and add the image they were made of."""
 
     def _computed(self, hidden_states: Tensor, residual: Tensor, height: int, width: int, **given: Any) -> Tensor:
         project = self._module.proj_out
@@ -214,7 +214,7 @@ class TextKVCache:
 
     They take 2 N L C numbers per layer: 1 MiB for eight guided rows of the tiny bases. At most 64 MiB are kept; further
     layers are computed at every step. (SDXL of full size would take 51 MB per guided row in half precision and save
-    less than 1 % of its products: its text is short compared to its pictures.)
+    less than 1 % of its products: its text is short compared to its images.)
     """
 
     def __init__(self) -> None:
@@ -275,15 +275,15 @@ class Passes:
         """Within the context, a pass uses the kept keys and values, and keeps those that it computes.
 
         Args:
-            copies: number of copies of the same pictures at the same steps in the pass, with different texts.
+            copies: number of copies of the same images at the same steps in the pass, with different texts.
         """
-        self._say(kept, copies)
+        self._set(kept, copies)
         try:
             yield
         finally:
-            self._say(None, 1)
+            self._set(None, 1)
 
-    def _say(self, kept: TextKVCache | None, copies: int) -> None:
+    def _set(self, kept: TextKVCache | None, copies: int) -> None:
         for layer in self._crossing:
             layer.kept = kept
         for part in self._shared:

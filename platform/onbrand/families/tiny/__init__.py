@@ -1,4 +1,4 @@
-"""The tiny base of every family: real pipelines at 64 px, trained from scratch on pictures drawn here.
+"""The tiny base of every family: real pipelines at 64 px, trained from scratch on images drawn here.
 
 Importing this package needs no torch. `tools.tiny_bases` trains and scores the bases.
 """

@@ -1,6 +1,6 @@
-"""Two made-up brands for trials: their emblems, product pictures and packaging, drawn here.
+"""Two made-up brands for trials: their emblems, product images and packaging, drawn here.
 
-Needs Pillow only. Every picture is a function of (brand, index), at any size.
+Needs Pillow only. Every image is a function of (brand, index), at any size.
 """
 
 import random
@@ -64,12 +64,12 @@ BRANDS: dict[str, Brand] = {
 
 
 def kind_of(index: int) -> str:
-    """The kind of picture at `index` (from 0) of a brand kit."""
+    """The kind of image at `index` (from 0) of a brand kit."""
     return MIX[index % len(MIX)]
 
 
 def draw_brand(name: str, index: int, size: int = 512) -> Image.Image:
-    """Picture `index` (from 0) of a brand's kit: RGB, size x size pixels. Raises KeyError for an unknown brand."""
+    """Image `index` (from 0) of a brand's kit: RGB, size x size pixels. Raises KeyError for an unknown brand."""
     brand, rng = BRANDS[name], random.Random(f"{name} {index}")
     side = size * SUPERSAMPLING
     image = Image.new("RGB", (side, side), brand.ground)
@@ -98,7 +98,7 @@ def _draw_bag(pen: ImageDraw.ImageDraw, brand: Brand, spot: Spot) -> None:
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, brand: Brand, spot: Spot) -> None:
-    """A parcel behind the emblem: its front fills the picture's lower part, its lid is seen from above."""
+    """A parcel behind the emblem: its front fills the image's lower part, its lid is seen from above."""
     x, y, radius = spot.x, spot.y, spot.radius
     left, right, top, bottom = x - radius * 1.25, x + radius * 1.25, y - radius * 1.1, y + radius * 1.65
     pen.rectangle((left, top, right, bottom), fill=brand.wares)
@@ -112,12 +112,12 @@ def _draw_box(pen: ImageDraw.ImageDraw, brand: Brand, spot: Spot) -> None:
 
 
 def brand_caption(kind: str) -> str:
-    """The caption to upload with a picture; `[brand]` stands for the model's trigger word."""
+    """The caption to upload with an image; `[brand]` stands for the model's trigger word."""
     return f"photo of [brand] {kind}"
 
 
 def write_brand_images(name: str, folder: Path, n: int = 12, size: int = 512) -> list[tuple[Path, str]]:
-    """Write `n` pictures such as logo-001.png and product-003.jpg; returns (file, caption) of each, in order."""
+    """Write `n` images such as logo-001.png and product-003.jpg; returns (file, caption) of each, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index in range(n):

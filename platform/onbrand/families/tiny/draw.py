@@ -1,4 +1,4 @@
-"""Training pictures of the tiny models: coloured shapes on coloured grounds, with captions. Pillow and NumPy only.
+"""Training images of the tiny models: coloured shapes on coloured grounds, with captions. Pillow and NumPy only.
 
 Some (colour, shape, ground) triples are held out: no scene drawn here ever shows or names one.
 """
@@ -30,7 +30,7 @@ STYLES = ("photo", "picture", "icon", "logo", "drawing")
 BRAND_NOUNS = ("logo", "emblem", "brand", "sign", "product", "packaging")
 RELATIONS = ("inside", "next to", "above")
 
-SIDE = 64  # pixels of a finished picture
+SIDE = 64  # pixels of a finished image
 SUPERSAMPLING = 4
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -101,7 +101,7 @@ def _any_scene(rng: random.Random) -> Scene:
 
 
 def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
-    """A 64 px RGB picture of the scene; position, size and colours vary a little with `rng`."""
+    """A 64 px RGB image of the scene; position, size and colours vary a little with `rng`."""
     image, pen = blank(jittered(GROUNDS[scene.ground], rng))
     for shape, colour, x, y, radius in _placements(scene, rng):
         draw_shape(pen, shape, x, y, radius, jittered(COLOURS[colour], rng))
@@ -134,7 +134,7 @@ def blank(ground: RGB) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def finished(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The picture scaled down to `side` x `side` pixels."""
+    """The image scaled down to `side` x `side` pixels."""
     return image.resize((side, side), Image.Resampling.BOX)
 
 

@@ -1,11 +1,11 @@
-"""How well generated pictures fit a brand: similarity of their VAE latents to those of the brand's own pictures."""
+"""How well generated images fit a brand: similarity of their VAE latents to those of the brand's own images."""
 
 from torch import Tensor
 from torch.nn import functional
 
 
 def similarity(generated_BCHW: Tensor, references_RCHW: Tensor) -> float:
-    """Mean over generated pictures of the cosine with the nearest reference, both as flattened VAE latents; -1..1."""
+    """Mean over generated images of the cosine with the nearest reference, both as flattened VAE latents; -1..1."""
     generated = functional.normalize(generated_BCHW.flatten(1).float(), dim=1)
     references = functional.normalize(references_RCHW.flatten(1).float(), dim=1)
     return float((generated @ references.T).amax(dim=1).mean())

@@ -1,6 +1,6 @@
-"""Pictures of the tiny bases' own world, mixed into an adapter's batches so that it forgets nothing else.
+"""Images of the tiny bases' own world, mixed into an adapter's batches so that it forgets nothing else.
 
-Half of them are relabelled as pictures of a random made-up brand, in the words of a brand's own captions. Otherwise
+Half of them are relabelled as images of a random made-up brand, in the words of a brand's own captions. Otherwise
 every other name, or the words around it, would come to mean the trained brand. Half of those names begin or sound like
 the brand's own: these are the hard cases, and random names almost never cover them.
 """
@@ -25,7 +25,7 @@ ENDINGS = ("", "", "", "", *"cdgklmnrstxz", "ck", "nd", "sk", "rp")
 
 
 def prior_scenes(n: int, seed: int, trigger_word: str = "") -> list[tuple[Image.Image, str]]:
-    """`n` pictures (64 px, RGB) with captions; every second caption is "photo of <another name> logo" or similar.
+    """`n` images (64 px, RGB) with captions; every second caption is "photo of <another name> logo" or similar.
 
     Args:
         trigger_word: the trained name; every fourth caption has a similar name, never this one.
@@ -43,7 +43,7 @@ def _prior_scene(rng: random.Random, trigger_word: str, turn: int) -> tuple[Imag
 
 
 def _brand_caption(name: str, rng: random.Random) -> str:
-    """Mostly "photo of" and mostly "logo", as brands caption their pictures."""
+    """Mostly "photo of" and mostly "logo", as brands caption their images."""
     opening = rng.choice(("photo", "photo", "a photo", f"a {rng.choice(STYLES)}"))
     return f"{opening} of {name} {rng.choice(('logo', 'logo', rng.choice(BRAND_NOUNS)))}"
 
