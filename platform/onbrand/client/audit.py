@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onbrand.client import accounts, objects
+from onbrand.client import objects
 from onbrand.client.audit_chain import Head, Verdict, check_chain
-from onbrand.client.resource import BrandLike, Resource, brand_path
-
-__all__ = ["AuditEvents"]
+from onbrand.client.resource import BrandLike, Resource, brand_id_of, brand_path
 
 
 class AuditEvents(Resource):
@@ -21,6 +19,6 @@ class AuditEvents(Resource):
 
     def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
         """Read the whole record and verify its hash chain locally; it must contain `head` of an earlier verdict."""
-        brand_id = brand.id if isinstance(brand, accounts.Brand) else brand
+        brand_id = brand_id_of(brand)
         anchor = Head.parse(head) if isinstance(head, str) else head
         return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)

@@ -15,8 +15,6 @@ from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
 
-__all__ = ["Onbrand"]
-
 BrandLike = str | accounts.Brand
 _ANSWER_WITHIN = 30
 _NAMED_BRANDS = 10
@@ -40,7 +38,7 @@ class Onbrand:
     >>> generation = client.generate_image(brand, "photo of [brand] logo on a billboard", model="flux-lora-v1")
     >>> generation.images[0].download("billboard.png")
 
-    Raises the exceptions of `onbrand.client.errors`; that module's docstring shows their hierarchy.
+    Raises the exceptions of `onbrand.client.errors`.
     """
 
     def __init__(

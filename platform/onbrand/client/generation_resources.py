@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from onbrand.client import objects
-from onbrand.client.resource import BrandLike, Resource, brand_path, given
+from onbrand.client.resource import BrandLike, BrandResource, FileResource, brand_path, given
 
 
-class Generations(Resource):
+class Generations(BrandResource[objects.Generation]):
     """Generations."""
+
+    kind, name = objects.Generation, "generations"
 
     def create(
         self,
@@ -69,9 +71,6 @@ class Generations(Resource):
             output_format=output_format,
             output_compression=output_compression,
         )
-        return self._begin(brand, body, wait_seconds, idempotency_key)
-
-    def _begin(self, brand: BrandLike, body: Any, wait_seconds: int, idempotency_key: str | None) -> objects.Generation:
         return self._post(
             objects.Generation,
             brand_path(brand, "generations"),
@@ -81,30 +80,14 @@ class Generations(Resource):
             timeout=wait_seconds + 60.0,
         )
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Generation]:
-        return self._pages(objects.Generation, brand_path(brand, "generations"))
-
-    def get(self, brand: BrandLike, generation_id: str) -> objects.Generation:
-        return self._get(objects.Generation, brand_path(brand, "generations", generation_id))
-
     def cancel(self, brand: BrandLike, generation_id: str) -> objects.Generation:
-        return self._post(objects.Generation, brand_path(brand, "generations", generation_id, "cancel"))
+        return self._do(brand, generation_id, "cancel")
 
     def events(self, brand: BrandLike, generation_id: str, after: int | None = None) -> Iterator[objects.Event]:
         return self._events(brand_path(brand, "generations", generation_id, "events"), after)
 
 
-class Images(Resource):
+class Images(FileResource[objects.Image]):
     """Generated pictures."""
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Image]:
-        return self._pages(objects.Image, brand_path(brand, "images"))
-
-    def get(self, brand: BrandLike, image_id: str) -> objects.Image:
-        return self._get(objects.Image, brand_path(brand, "images", image_id))
-
-    def link(self, brand: BrandLike, image_id: str) -> objects.Link:
-        return self._get(objects.Link, brand_path(brand, "images", image_id, "content"))
-
-    def delete(self, brand: BrandLike, image_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "images", image_id))
+    kind, name = objects.Image, "images"

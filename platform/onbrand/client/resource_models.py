@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -37,11 +38,18 @@ class Attached(ApiModel):
         return self._client
 
 
-class Waitable(Attached):
-    """A job or generation on the platform, which ends as completed, failed or canceled."""
+class Owned(Attached):
+    """An object of a brand, and the member who made it."""
 
     id: str
     brand_id: str
+    user_id: str | None = None
+    created_at: datetime | None = None
+
+
+class Waitable(Owned):
+    """A job or generation on the platform, which ends as completed, failed or canceled."""
+
     status: str
     progress: int = 0
     error: dict[str, Any] | None = None
