@@ -7,7 +7,6 @@ run then detects a record that lost lines at its end or was rewritten as a whole
 from __future__ import annotations
 
 import json
-import os
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +17,7 @@ from onbrand.cli.exits import FAILED, USAGE, Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect, credentials_path
 from onbrand.cli.output import AsJson, show, show_rows
 from onbrand.cli.owner import owner_of
+from onbrand.folders import write_private
 
 if TYPE_CHECKING:
     from onbrand.client import Head, Verdict
@@ -53,7 +53,8 @@ def verify(
     if head is not None and database and brand is None:
         raise Refused("--head is of one brand; name it with --brand", USAGE, "usage")
     place, found = _from_database(brand, head, data_dir) if database else _over_http(brand, head)
-    _keep_heads({f"{place}#{each.brand_id}": str(each.head) for each in found if each.holds and each.head is not None})
+    heads = {f"{place}#{each.brand_id}": str(each.head) for each in found if each.holds and each.head is not None}
+    write_private(heads_path(), json.dumps(_kept_heads() | heads, indent=1) + "\n")
     if broken := [each for each in found if not each.holds]:
         said = "; ".join(f"{each.brand_id}: {each.fault}" for each in broken)
         raise Refused(f"the record does not hold: {said}", FAILED, "record_broken")
@@ -115,12 +116,3 @@ def _kept_heads() -> dict[str, str]:
     except ValueError:
         raise Refused(f"{heads_path()} is not readable; repair it, or give --head", FAILED, "file") from None
     return {str(name): str(head) for name, head in kept.items()}
-
-
-def _keep_heads(heads: dict[str, str]) -> None:
-    """Replace the file atomically; entries of other records stay."""
-    path = heads_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(_kept_heads() | heads, indent=1) + "\n")
-    draft.replace(path)

@@ -25,7 +25,7 @@ def add_end(app: typer.Typer, resource: str, verb: str, argument: str, help: str
 
     Args:
         argument: how the help names the id, e.g. ``IMAGE_ID``.
-        noun: what the answer calls the object, with a space after it; nothing but its id by default.
+        noun: precedes the id in the answer, with a space after it.
     """
 
     @app.command(verb, help=help)

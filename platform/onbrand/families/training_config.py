@@ -100,16 +100,11 @@ class TrainingConfig(BaseModel):
         return prompts
 
 
-def most_that_share(most: int, batch_size: int) -> int:
-    """The largest number of workers, up to `most`, that can share a batch equally."""
-    return max(number for number in range(1, most + 1) if batch_size % number == 0)
-
-
 def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | int, batch_size: int) -> tuple[int, int]:
     """The fewest and the most workers: the owner's numbers, else the cluster's, as far as they can share a batch."""
     fewest, most = _range(usual if asked is None else asked)
     if asked is None:
-        most = most_that_share(most, batch_size)
+        most = max(number for number in range(1, most + 1) if batch_size % number == 0)
     return min(fewest, most), most
 
 

@@ -73,25 +73,6 @@ class UploadLink:
     fields: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class LinkSigner:
-    """Makes and checks links with one secret for one address."""
-
-    secret: str
-    base_url: str
-
-    def __repr__(self) -> str:
-        return f"LinkSigner({self.base_url!r})"
-
-    def sign(self, key: Key, method: str, seconds: int) -> str:
-        """A link to `key` that lasts `seconds`."""
-        return sign_link(key, method, seconds, self.secret, self.base_url)
-
-    def sign_upload(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
-        """A link that accepts the announced bytes for `key` for `seconds`."""
-        return sign_upload(key, announced, seconds, self.secret, self.base_url)
-
-
 def sign_link(key: Key, method: str, seconds: int, secret: str, base_url: str) -> str:
     """``{base_url}/v1/files/{bucket}/{name}?expires=...&signature=...``, good for one method."""
     expires = str(int(time.time()) + must_be_link_seconds(seconds))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from onbrand.config import Settings
 from onbrand.errors import AdapterRefused, Canceled, Conflict, NotFound, OnbrandError
 from onbrand.families import lora
-from onbrand.families.bases import base_folder, base_source, s3_access
+from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family, draw
 from onbrand.families.loading import load_family
 from onbrand.families.lora_import import FileKind, attached, read_foreign
@@ -131,7 +130,14 @@ def import_worker(tickets: TicketSource) -> Outcome:
 def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> Outcome:
     spec = client.spec()
     with Heartbeat(client, settings.ticket_seconds / 3, tickets.newest) as heartbeat:
-        family = load_family(spec.model_type, _base(settings, spec), dtype=_dtype(settings), device=_device(settings))
+        on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+        family = load_family(
+            spec.model_type,
+            base_source(spec.model_type, settings.bases),
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            device="cuda" if on_gpu else "cpu",
+            storage_options=s3_access(settings),
+        )
         title = f"{spec.brand_id} {spec.model_type} LoRA"
         imported = import_adapter(_read(client), family, _trigger_word(spec), title, _options(spec))
         if heartbeat.gone:
@@ -163,16 +169,3 @@ def _options(spec: TrainingSpec) -> ImportOptions:
 
 def _trigger_word(spec: TrainingSpec) -> str:
     return str(spec.training_config.get("trigger_word") or spec.brand_id)
-
-
-def _base(settings: Settings, spec: TrainingSpec) -> Path:
-    source = base_source(spec.model_type, settings.bases)
-    return base_folder(spec.model_type, source, storage_options=s3_access(settings))
-
-
-def _device(settings: Settings) -> str:
-    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _dtype(settings: Settings) -> torch.dtype:
-    return torch.bfloat16 if _device(settings) == "cuda" else torch.float32

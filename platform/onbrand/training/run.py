@@ -27,7 +27,7 @@ from onbrand.training.data.encoding import encode
 from onbrand.training.export import export, proof_picture
 from onbrand.training.memory.estimate import Allowance, admit_together
 from onbrand.training.memory.quantization import quantize
-from onbrand.training.ray.collectives import Collectives, ProcessGroup, SingleWorker
+from onbrand.training.ray.collectives import Collectives, ProcessGroup
 from onbrand.training.ray.heartbeat import Heartbeat
 from onbrand.training.ray.preemption import PreemptionWatcher
 from onbrand.training.recipes import PLACEHOLDER, Plan
@@ -73,7 +73,7 @@ class Run:
     def _trainer(self, cache: Path, num_workers: int) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        collectives = ProcessGroup(device) if num_workers > 1 else SingleWorker()
+        collectives = ProcessGroup(device) if num_workers > 1 else Collectives()
         self.admission = admit_together(self.plan, self.folder, dtype, self.allowance, device, collectives)
         savings = self.admission.savings
         if self.admission.steps_down:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from onbrand.errors import DataRefused, NotFound
 from onbrand.families.family import Conditioning
+from onbrand.internal.client import SystemClient
+from onbrand.internal.training import TrainingAsset
 
 NUM_PRIOR_PICTURES = 512
 NUM_WORDINGS = 8
@@ -29,23 +31,6 @@ NUM_WORDINGS = 8
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PRIOR_SEED = 20_000
 _FEWEST_TO_HOLD_OUT, _HELD_OUT_PART, _MOST_HELD_OUT = 8, 6, 4
-
-
-class AssetFacts(Protocol):
-    """One picture in the ticket's specification."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def sha256(self) -> str | None: ...
-
-
-class AssetReader(Protocol):
-    """Source of the pictures' bytes: `onbrand.internal.client.SystemClient`."""
-
-    def read_asset(self, asset_id: str) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -154,7 +139,7 @@ class JobPictures(Sequence[Picture]):
     A lookup raises DataRefused with the asset's id if the stored bytes are gone, or are not those that were uploaded.
     """
 
-    def __init__(self, client: AssetReader, assets: Sequence[AssetFacts]) -> None:
+    def __init__(self, client: SystemClient, assets: Sequence[TrainingAsset]) -> None:
         self._client, self._assets = client, assets
 
     def __len__(self) -> int:
@@ -170,7 +155,7 @@ class JobPictures(Sequence[Picture]):
         asset = self._assets[place]
         return Picture(_decoded(self._read(asset), asset.id), asset.caption, asset.id)
 
-    def _read(self, asset: AssetFacts) -> bytes:
+    def _read(self, asset: TrainingAsset) -> bytes:
         try:
             data = self._client.read_asset(asset.id)
         except NotFound:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
+from onbrand.folders import write_private
 from onbrand.internal.training import TrainingSpec
 from onbrand.training.dispatch.tickets import ticket_folder
 
@@ -77,11 +78,8 @@ def _seen(look: Callable[[], TrainingSpec]) -> TrainingSpec | None:
 @contextlib.contextmanager
 def asking(folder: Path, submission: str) -> Iterator[None]:
     """Offer the submission to the dispatcher inside the block, by a note that is written atomically, mode 0600."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft, note = folder / f".{_NOTE}.{os.getpid()}", folder / _NOTE
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(submission)
-    draft.replace(note)
+    note = folder / _NOTE
+    write_private(note, submission)
     try:
         yield
     finally:

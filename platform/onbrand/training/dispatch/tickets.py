@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import TicketRefused, Unavailable
+from onbrand.folders import write_private
 from onbrand.storage.runs import must_be_job_id, run_folder, runs_bucket
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
-
-__all__ = ["DeskTickets", "FileTickets", "TicketSource", "must_be_job_id", "read_ticket", "remove_ticket"]
 
 
 def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
@@ -34,12 +33,7 @@ def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
 
 def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> None:
     """Write `token` for the workers atomically, mode 0600; replaces an older one."""
-    folder = ticket_folder(settings, brand_id, job_id)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    draft = f"{folder}/.ticket.{secrets.token_hex(8)}"
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(token)
-    os.replace(draft, f"{folder}/ticket")
+    write_private(Path(ticket_folder(settings, brand_id, job_id)) / "ticket", token)
 
 
 def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
@@ -54,14 +48,6 @@ def remove_ticket(settings: Settings, brand_id: str, job_id: str) -> None:
         os.unlink(f"{folder}/ticket")
     with contextlib.suppress(OSError):  # not empty if it holds checkpoints
         os.rmdir(folder)
-
-
-class TicketSource(Protocol):
-    """Source of the job's ticket for its processes. It holds no ticket itself, so it can be sent to other processes."""
-
-    def newest(self) -> str:
-        """The newest token. Raises TicketRefused if there is none (any more), or Unavailable."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +82,10 @@ class DeskTickets:
         if token is None:
             raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher")
         return token
+
+
+TicketSource = FileTickets | DeskTickets
+"""Source of the job's ticket for its processes. It holds no ticket itself, so it can be sent to other processes."""
 
 
 class TicketActor:

@@ -63,7 +63,8 @@ class RayProvider:
 
     @cached_property
     def _client(self) -> JobSubmissionClient:
-        return JobSubmissionClient(self._address or _own_cluster())
+        own_cluster = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+        return JobSubmissionClient(self._address or own_cluster)
 
     @_answers
     def submit(self, ticket: Ticket, attempt: int) -> str:
@@ -127,10 +128,6 @@ class RayProvider:
 
 def _module(brand_id: str, job_id: str) -> str:
     return f"-m onbrand.training.job --brand {brand_id} --job {job_id}"
-
-
-def _own_cluster() -> str | None:
-    return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
 
 
 def job_environment(settings: Settings) -> dict[str, str]:
