@@ -60,10 +60,6 @@ class RequestRefused(OnbrandClientError):
         self.request_id = request_id
         self.retry_after = retry_after
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.message, self.status, self.code, self.param, self.request_id, self.retry_after)
-        return (type(self), fields)
-
 
 class NotLoggedIn(RequestRefused):
     """401: the token is missing, invalid or expired."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -84,20 +84,13 @@ class Waitable(Owned):
             if progress is not None and (every_look or told != (now.status, now.progress)):
                 progress(now)
                 told = (now.status, now.progress)
+            if now.status == "completed":
+                return now
             if now.done:
-                return _must_be_completed(now)
+                reason = (now.error or {}).get("message") or "no reason was given"
+                raise JobFailed(f"{type(now).__name__} {now.id} {now.status}: {reason}", now)
             if end is not None and time.monotonic() >= end:
                 raise WaitTimeout(f"{type(self).__name__} {self.id} is still {now.status} after {timeout} s")
             time.sleep(delay)
             delay = min(_LONGEST_POLL, delay * 1.3)
             now = now.refresh()
-
-
-_W = TypeVar("_W", bound=Waitable)
-
-
-def _must_be_completed(job: _W) -> _W:
-    if job.status == "completed":
-        return job
-    reason = (job.error or {}).get("message") or "no reason was given"
-    raise JobFailed(f"{type(job).__name__} {job.id} {job.status}: {reason}", job)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,17 +263,13 @@ class Trainer:
             validation_loss,
         )
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Use the averaged weights inside the block; then restore the trained weights bit for bit."""
-        with self._having(self.average):
-            yield
+        return self._having(self.average)
 
-    @contextmanager
-    def published(self) -> Iterator[None]:
+    def published(self) -> AbstractContextManager[None]:
         """Like `averaged`, with the weights to publish: the best step's average; without validation, the last one's."""
-        with self._having(self.average if self.best is None else self.best):
-            yield
+        return self._having(self.average if self.best is None else self.best)
 
     @property
     def published_step(self) -> int:

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 import torch
@@ -145,13 +144,7 @@ class JobPictures(Sequence[Picture]):
     def __len__(self) -> int:
         return len(self._assets)
 
-    @overload
-    def __getitem__(self, place: int) -> Picture: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Picture]: ...
-    def __getitem__(self, place: int | slice) -> Picture | list[Picture]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(len(self))[place]]
+    def __getitem__(self, place: int) -> Picture:  # type: ignore[override]  # no slices are taken
         asset = self._assets[place]
         return Picture(_decoded(self._read(asset), asset.id), asset.caption, asset.id)
 

@@ -27,8 +27,8 @@ from onbrand.services import job_queue, training_worker
 from onbrand.services.job_queue import QueueEntry, WaitingFor
 from onbrand.training.dispatch.admission import Bounds, admit, is_too_large
 from onbrand.training.dispatch.providers.provider import ENDED, Capacity, Provider, ProviderStatus
-from onbrand.training.dispatch.submission import submission_that_asks
-from onbrand.training.dispatch.tickets import remove_ticket, write_ticket
+from onbrand.training.dispatch.submission import wanted
+from onbrand.training.dispatch.tickets import remove_ticket, ticket_folder, write_ticket
 
 MAX_REQUEUES = 3
 MAX_ATTEMPTS = 1 + MAX_REQUEUES
@@ -282,7 +282,7 @@ class Dispatcher:
 
     def _submission(self, job: QueueEntry, ticket: Ticket, attempt: int) -> str:
         """A new submission; for the first attempt, a manual submission of this job that already waits, if any."""
-        asks = submission_that_asks(self._settings, job.brand_id, job.job_id) if attempt == 1 else None
+        asks = wanted(ticket_folder(self._settings, job.brand_id, job.job_id)) if attempt == 1 else None
         if asks is not None and self._provider(job).is_of(ticket, asks):
             return asks
         return self._provider(job).submit(ticket, attempt)

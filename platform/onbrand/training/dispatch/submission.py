@@ -53,7 +53,7 @@ def must_be_our_turn(
     """
     is_own = submission.startswith(f"onbrand-{job_id}-")
     end = time.monotonic() + (OWN_PATIENCE_SECONDS if is_own else patience)
-    folder = Path(ticket_folder(settings, brand_id, job_id))
+    folder = ticket_folder(settings, brand_id, job_id)
     with contextlib.nullcontext() if is_own else asking(folder, submission):
         while time.monotonic() < end:
             spec = _seen(look)
@@ -90,14 +90,9 @@ def asking(folder: Path, submission: str) -> Iterator[None]:
 
 
 def wanted(folder: Path) -> str | None:
-    """The submission in the note, if there is a valid one."""
+    """The submission in the note, if any. Only its id is known; nothing about it is verified yet."""
     try:
         said = (folder / _NOTE).read_text()
     except OSError:
         return None
     return said if _SUBMISSION.fullmatch(said) else None
-
-
-def submission_that_asks(settings: Settings, brand_id: str, job_id: str) -> str | None:
-    """The submission in the note of this job, if any. Only its id is known; nothing about it is verified yet."""
-    return wanted(Path(ticket_folder(settings, brand_id, job_id)))

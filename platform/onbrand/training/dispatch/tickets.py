@@ -6,7 +6,6 @@ Never through the environment, the command line or Ray's metadata, as the dashbo
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +20,19 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 
-def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
+def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> Path:
     """Folder of the ticket: the run's folder, which every node sees; with runs on S3, one on the dispatcher's disk.
 
     Only the platform has keys for the runs' bucket, so a worker could not read a ticket there.
     """
     if runs_bucket(settings) is None:
-        return str(run_folder(settings, brand_id, job_id))
-    return str(settings.folder / "tickets" / must_be_brand_id(brand_id) / must_be_job_id(job_id))
+        return run_folder(settings, brand_id, job_id)
+    return settings.folder / "tickets" / must_be_brand_id(brand_id) / must_be_job_id(job_id)
 
 
 def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> None:
     """Write `token` for the workers atomically, mode 0600; replaces an older one."""
-    write_private(Path(ticket_folder(settings, brand_id, job_id)) / "ticket", token)
+    write_private(ticket_folder(settings, brand_id, job_id) / "ticket", token)
 
 
 def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
@@ -44,23 +43,21 @@ def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
 def remove_ticket(settings: Settings, brand_id: str, job_id: str) -> None:
     """Remove the ticket of a job that has ended, if it is there."""
     folder = ticket_folder(settings, brand_id, job_id)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{folder}/ticket")
+    (folder / "ticket").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty if it holds checkpoints
-        os.rmdir(folder)
+        folder.rmdir()
 
 
 @dataclass(frozen=True, slots=True)
 class FileTickets:
     """Reads the ticket's file in `folder`."""
 
-    folder: str
+    folder: Path
 
     def newest(self) -> str:
         """The token in the file. Raises TicketRefused if there is no file."""
         try:
-            with open(f"{self.folder}/ticket") as file:
-                return file.read()
+            return (self.folder / "ticket").read_text()
         except FileNotFoundError:
             raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher") from None
 
@@ -94,7 +91,7 @@ class TicketActor:
     It has no name, so other processes cannot look it up.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._file = FileTickets(folder)
 
     def newest(self) -> str | None:

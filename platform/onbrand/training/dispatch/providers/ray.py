@@ -18,7 +18,7 @@ from onbrand.config import Settings
 from onbrand.errors import Unavailable
 from onbrand.storage.runs import must_be_job_id, runs_bucket
 from onbrand.training.dispatch.capacity import capacity
-from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
+from onbrand.training.dispatch.providers.provider import Capacity, Provider, ProviderStatus
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +52,7 @@ def _answers(call: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-class RayProvider:
+class RayProvider(Provider):
     """Submits jobs to the Ray cluster that this process belongs to, or to the one at `address`."""
 
     name = "ray"
@@ -68,7 +68,6 @@ class RayProvider:
 
     @_answers
     def submit(self, ticket: Ticket, attempt: int) -> str:
-        """Start the attempt and return its submission id; starts nothing if it was submitted before."""
         brand, job = must_be_brand_id(ticket.brand_id), must_be_job_id(ticket.job_id)
         wanted = submission_id(job, attempt)
         try:
@@ -94,7 +93,6 @@ class RayProvider:
         return info.entrypoint.strip().endswith(ours) and _STATUS.get(info.status) in ("pending", "running")
 
     def capacity(self) -> Capacity | None:
-        """Room for workers in the cluster; None outside of a cluster."""
         return capacity(self._settings)
 
     def _where(self) -> dict[str, float] | None:
@@ -108,7 +106,6 @@ class RayProvider:
 
     @_answers
     def status(self, provider_job_id: str) -> ProviderStatus:
-        """State of the submission; `lost` if Ray does not know it."""
         try:
             return _STATUS.get(self._client.get_job_status(provider_job_id), "running")
         except RuntimeError as problem:
@@ -118,7 +115,6 @@ class RayProvider:
 
     @_answers
     def stop(self, provider_job_id: str) -> None:
-        """Ask Ray to stop the submission; does nothing if Ray does not know it."""
         try:
             self._client.stop_job(provider_job_id)
         except RuntimeError as problem:
