@@ -1,6 +1,7 @@
-"""Commands that are alike for all kinds of a brand's objects: listing them, and ending one of them."""
+"""Commands that are alike for all kinds of a brand's objects: to list them, and to save or end one of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,3 +36,19 @@ def add_end(app: typer.Typer, resource: str, verb: str, argument: str, help: str
         client = connect()
         getattr(getattr(client, resource), verb)(chosen_brand(client, brand), id)
         show({"id": id, _DONE[verb]: True}, f"{_DONE[verb].capitalize()} {noun}{id}.", as_json)
+
+
+def add_download(app: typer.Typer, resource: str, argument: str, noun: str) -> None:
+    """Add the command `download`, which saves the file of one object, e.g. a ``picture``."""
+    out_help = f"A file, or a folder that keeps the {noun}'s name."
+
+    @app.command(help=f"Save a {noun}.")
+    def download(
+        id: Annotated[str, typer.Argument(metavar=argument, help=f"The {noun}'s id.")],
+        out: Annotated[Path, typer.Option(help=out_help)] = Path("."),
+        brand: BrandOption = None,
+        as_json: AsJson = False,
+    ) -> None:
+        client = connect()
+        path = getattr(client, resource).get(chosen_brand(client, brand), id).download(out)
+        show({"id": id, "path": str(path)}, f"Saved {path}.", as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onbrand.cli.brand_commands import add_end, add_list
+from onbrand.cli.brand_commands import add_download, add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 
@@ -16,6 +16,7 @@ DocumentId = Annotated[str, typer.Argument(help="The id of one of its versions."
 _COLUMNS = ("id", "name", "version", "title", "num_pages", "bytes", "created_at")
 
 add_list(app, "documents", _COLUMNS, "The brand's documents, each as its newest version.")
+add_download(app, "documents", "DOCUMENT_ID", "document")
 add_end(app, "documents", "delete", "DOCUMENT_ID", "Delete one version of a document (admins only).")
 
 
@@ -37,16 +38,3 @@ def versions(document_id: DocumentId, brand: BrandOption = None, as_json: AsJson
     """All versions of a document, newest first."""
     client = connect()
     show_rows(client.documents.versions(chosen_brand(client, brand), document_id), _COLUMNS, as_json)
-
-
-@app.command()
-def download(
-    document_id: DocumentId,
-    out: Annotated[Path, typer.Option(help="A file, or a folder that keeps the document's name.")] = Path("."),
-    brand: BrandOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Save a document."""
-    client = connect()
-    path = client.documents.get(chosen_brand(client, brand), document_id).download(out)
-    show({"id": document_id, "path": str(path)}, f"Saved {path}.", as_json)

@@ -140,11 +140,7 @@ class LocalBackend(FsspecBackend):
                 f"the object folder {self.folder} cannot be written: {problem.fields['remedy']}", param="storage_url"
             ) from None
         must_be_closed_to_others(self.folder, "storage_url")
-        self._sweep_drafts()
-
-    def _sweep_drafts(self) -> None:
-        """Remove drafts of processes that died while writing; younger drafts may still be in use."""
-        for draft in (self.folder / _DRAFTS).iterdir():
+        for draft in (self.folder / _DRAFTS).iterdir():  # of processes that died; younger ones may still be in use
             if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS_MAX:
                 draft.unlink(missing_ok=True)
 

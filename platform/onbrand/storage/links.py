@@ -42,8 +42,7 @@ class Announced:
         bytes: exact size.
         sha256: hash of the bytes, hex; None accepts any.
 
-    Raises:
-        InvalidInput: a field has not the form of one.
+    Raises InvalidInput: a field has not the form of one.
     """
 
     content_type: str
@@ -83,8 +82,7 @@ def sign_link(key: Key, method: str, seconds: int, secret: str, base_url: str) -
 def verify_link(bucket: str, name: str, method: str, expires: str, signature: str, secret: str) -> Key:
     """The key that the link opens.
 
-    Raises:
-        Unauthenticated: forged, altered, for another method, or expired; the message does not say which.
+    Raises Unauthenticated: forged, altered, for another method, or expired; the message does not say which.
     """
     _must_be_genuine(_signature(bucket, name, method, expires, secret), signature, expires)
     try:
@@ -111,8 +109,7 @@ def verify_upload(
     Args:
         said: the link's `type`, `bytes` and `sha256`, as they stand in it.
 
-    Raises:
-        Unauthenticated: as in `verify_link`; also for a download link.
+    Raises Unauthenticated: as in `verify_link`; also for a download link.
     """
     parts = [said.get(part, "") for part in ("type", "bytes", "sha256")]
     _must_be_genuine(_signature(bucket, name, "PUT", expires, secret, *parts), signature, expires)

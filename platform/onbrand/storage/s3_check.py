@@ -45,10 +45,6 @@ def must_be(fact: bool, otherwise: str) -> None:
         raise StorageError(otherwise, remedy=otherwise)
 
 
-def _write(store: S3Backend, bucket: Bucket, name: str) -> None:
-    store.write(bucket, name, _DATA, "text/plain")
-
-
 def _read(store: S3Backend, bucket: Bucket, name: str) -> None:
     must_be(store.read(bucket, name) == _DATA, "it gave other bytes than were written")
     must_be(store.size(bucket, name) == len(_DATA), "it says another size than was written")
@@ -86,7 +82,7 @@ def _delete(store: S3Backend, bucket: Bucket, name: str) -> None:
 
 
 _STEPS: tuple[tuple[str, str, Callable[[S3Backend, Bucket, str], None]], ...] = (
-    ("writing an object", "give the key s3:PutObject", _write),
+    ("writing an object", "give the key s3:PutObject", lambda store, *where: store.write(*where, _DATA, "text/plain")),
     ("reading an object", "give the key s3:GetObject", _read),
     ("listing by prefix", "give the key s3:ListBucket", _list),
     ("getting an object by a presigned link", "let ONBRAND_S3_ENDPOINT be an address that callers reach too", _link),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from onbrand.config import Settings
-from onbrand.errors import AdapterRefused, Canceled, Conflict, NotFound, OnbrandError
+from onbrand.errors import AdapterRefused, Canceled, NotFound
 from onbrand.families import lora
 from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family, draw
@@ -33,7 +33,7 @@ from onbrand.training.export import (
     must_be_same_tensors,
 )
 from onbrand.training.ray.heartbeat import Heartbeat
-from onbrand.training.ray.worker import PASSING, Outcome
+from onbrand.training.ray.worker import Outcome, connect, ended
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -110,24 +110,11 @@ def _must_be_drawable(is_finite: bool, family: Family) -> None:
 def import_worker(tickets: TicketSource) -> Outcome:
     """The task on the cluster: fetch the file by ticket, import it, publish it, and write the outcome to the row."""
     settings = Settings()
-    with SystemClient(settings.system_url, tickets.newest()) as client:
-        try:
-            return _import(settings, client, tickets)
-        except Canceled:
-            client.canceled()
-            return "canceled"
-        except (NotFound, Conflict):
-            return "gone"
-        except PASSING:
-            raise
-        except OnbrandError as problem:
-            if isinstance(problem, AdapterRefused):
-                security_log.warning("the file of an import was refused")
-            client.fail(problem.code, problem.message)
-            return "failed"
+    with connect(settings, tickets) as client:
+        return ended(client, lambda: _import(settings, client, tickets))
 
 
-def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> Outcome:
+def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> None:
     spec = client.spec()
     with Heartbeat(client, settings.ticket_seconds / 3, tickets.newest) as heartbeat:
         on_gpu = settings.device != "cpu" and torch.cuda.is_available()
@@ -139,7 +126,11 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
             storage_options=s3_access(settings),
         )
         title = f"{spec.brand_id} {spec.model_type} LoRA"
-        imported = import_adapter(_read(client), family, _trigger_word(spec), title, _options(spec))
+        try:
+            imported = import_adapter(_read(client), family, _trigger_word(spec), title, _options(spec))
+        except AdapterRefused:
+            security_log.warning("the file of an import was refused")
+            raise
         if heartbeat.gone:
             raise NotFound("the job is not there any more, or has ended")
         if heartbeat.stop:
@@ -151,7 +142,6 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
         "metrics": imported.metrics(),
     }
     client.publish(imported.data, facts)
-    return "completed"
 
 
 def _read(client: SystemClient) -> bytes:

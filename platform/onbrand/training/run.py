@@ -122,7 +122,10 @@ class Run:
                 self._checkpoint()
             if leaving:
                 self._say("leaving", step=self.trainer.step)
-        self._say_why_done()
+        if self.trainer.step < self.plan.steps:
+            self._say("ended_early", step=self.trainer.step, best_step=self.trainer.published_step)
+        else:
+            self._say("trained", steps=self.trainer.step)
 
     def _should_end(self) -> bool:
         """True if the owner stops the job or the job is gone. An early finish is ignored before the first step."""
@@ -171,12 +174,6 @@ class Run:
     def _say(self, code: str, **facts: float | str) -> None:
         if self.heartbeat is not None:
             self.heartbeat.say(code, **facts)
-
-    def _say_why_done(self) -> None:
-        if self.trainer.step < self.plan.steps:
-            self._say("ended_early", step=self.trainer.step, best_step=self.trainer.published_step)
-        else:
-            self._say("trained", steps=self.trainer.step)
 
     def _is_due(self, every: int) -> bool:
         return self.trainer.step % every == 0 or self.trainer.done

@@ -41,8 +41,7 @@ def encode(
         pictures: only the worker that encodes a picture looks it up.
         resolutions: each picture is encoded in its bucket for each of them, but only once per bucket.
 
-    Raises:
-        InvalidInput: there is no picture, or one is smaller than `smallest_side`.
+    Raises InvalidInput: there is no picture, or one is smaller than `smallest_side`.
     """
     if not len(pictures):
         raise InvalidInput("the job has no pictures; give it at least one", param="training_asset_ids")

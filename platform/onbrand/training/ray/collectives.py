@@ -56,8 +56,7 @@ def shared(collectives: Collectives, things: Sequence[T], make: Callable[[T], Te
     Args:
         things: the same on every worker; only the worker that processes an item looks it up.
 
-    Raises:
-        OnbrandError: the error of the lowest rank whose `make` failed; raised on every worker.
+    Raises OnbrandError: the error of the lowest rank whose `make` failed; raised on every worker.
     """
     own = range(collectives.rank, len(things), collectives.num_workers)
     if collectives.num_workers == 1:

@@ -49,7 +49,8 @@ def train_worker(tickets: TicketSource, config: Mapping[str, str]) -> Outcome:
     """
     settings, steps_down = Settings(), int(config.get("steps_down", 0))
     with connect(settings, tickets) as client:
-        return _ending(client, lambda: _train(settings, client, tickets, steps_down))
+        speaks = ray.train.get_context().get_world_rank() == 0
+        return ended(client, lambda: _train(settings, client, tickets, steps_down), speaks)
 
 
 def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
@@ -57,12 +58,15 @@ def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
     return SystemClient(settings.system_url, tickets.newest())
 
 
-def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
-    """Train and return this rank's outcome. Only rank 0 writes to the row."""
-    speaks = ray.train.get_context().get_world_rank() == 0
+def ended(client: SystemClient, work: Callable[[], None], speaks: bool = True) -> Outcome:
+    """Do the job's work and return its outcome.
+
+    Args:
+        speaks: write the outcome to the job's row.
+    """
     try:
         try:
-            train()
+            work()
             return "completed"
         except Canceled:
             if speaks:

@@ -29,7 +29,6 @@ _STATUS: dict[JobStatus, ProviderStatus] = {
     JobStatus.FAILED: "failed",
     JobStatus.STOPPED: "stopped",
 }
-_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 STOP_SECONDS = 30
 """How long Ray waits after SIGINT before it kills a job; its own default (SIGTERM, 3 s) leaves Train no time."""
 
@@ -134,7 +133,9 @@ def job_environment(settings: Settings) -> dict[str, str]:
         "RAY_TRAIN_V2_ENABLED": 1,
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.2,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 300,
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(_WATCHER, str(int(settings.device != "cpu"))),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", int(settings.device != "cpu")
+        ),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "ONBRAND_DATA_DIR": settings.folder,
         "ONBRAND_RUN_STORAGE": settings.runs_url,
