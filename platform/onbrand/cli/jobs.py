@@ -33,26 +33,15 @@ def get(
     show_job(follow(job, as_json) if wait else job, as_json)
 
 
-@app.command()
-def cancel(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Cancel a job."""
-    client = connect()
-    show_job(client.training_jobs.cancel(chosen_brand(client, brand), job_id), as_json)
+def _add(verb: str, help: str) -> None:
+    @app.command(verb, help=help)
+    def act(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+        client = connect()
+        show_job(getattr(client.training_jobs, verb)(chosen_brand(client, brand), job_id), as_json)
 
 
-@app.command()
-def stop(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Stop a training job now, and publish its best step so far."""
-    client = connect()
-    show_job(client.training_jobs.stop(chosen_brand(client, brand), job_id), as_json)
-
-
-@app.command()
-def retry(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Retry a failed or canceled job as a new one, which resumes from the last checkpoint if it fits."""
-    client = connect()
-    show_job(client.training_jobs.retry(chosen_brand(client, brand), job_id), as_json)
-
-
+_add("cancel", "Cancel a job.")
+_add("stop", "Stop a training job now, and publish its best step so far.")
+_add("retry", "Retry a failed or canceled job as a new one, which resumes from the last checkpoint if it fits.")
 for _command in (monitor.metrics, monitor.samples, monitor.logs):
     app.command()(_command)

@@ -92,7 +92,7 @@ class BrandResource(Resource, Generic[A]):
     name: str
 
     def list(self, brand: BrandLike) -> Iterator[A]:
-        """All of the brand, newest first."""
+        """All of the brand."""
         return self._pages(self.kind, brand_path(brand, self.name))
 
     def get(self, brand: BrandLike, id: str) -> A:
