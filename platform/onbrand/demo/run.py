@@ -28,8 +28,6 @@ FEWEST_TRIES = 8
 """The minimum number of cross-brand access attempts in a valid report."""
 REPORT = "report.json"
 
-Tell = Callable[[str], object]
-
 
 def run_demo(
     model_type: FamilyName,
