@@ -1,4 +1,7 @@
-"""Commands that are alike for all kinds of a brand's objects: to list them, and to save or end one of them."""
+"""Commands that are alike for all kinds of a brand's objects: to list them, and to save or end one of them.
+
+Annotations are evaluated here (no `from __future__ import annotations`): typer reads those that name local variables.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
