@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import accounts, audit, generation_resources, members, monitor, objects, resources, uploads
+from onbrand.client import accounts, generation_resources, members, monitor, objects, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
@@ -67,7 +67,7 @@ class Onbrand:
         self.images = generation_resources.Images(self)
         self.documents = resources.Documents(self)
         self.uploads = uploads.Uploads(self)
-        self.audit_events = audit.AuditEvents(self)
+        self.audit_events = resources.AuditEvents(self)
 
     def __repr__(self) -> str:
         return f"Onbrand({self.base_url!r})"

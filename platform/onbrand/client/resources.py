@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onbrand.client import accounts, monitor, objects
+from onbrand.client.audit_chain import Head, Verdict, check_chain
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
 from onbrand.client.resource import BrandLike, BrandResource, FileResource, Resource, brand_id_of, brand_path, given
 
@@ -251,3 +252,18 @@ class Models(FileResource[objects.Model]):
         """Save the adapter with kohya's layer names to the file `path`, or as `name` into the folder `path`."""
         source = f"{brand_path(brand, 'models', model, 'download')}?format=kohya"
         return save_at(path, name, self._transport.content(source))
+
+
+class AuditEvents(Resource):
+    """The audit record of a brand."""
+
+    def list(self, brand: BrandLike, *, oldest_first: bool = False) -> Iterator[objects.AuditEvent]:
+        """The brand's record, for its admins; newest first by default."""
+        order = "asc" if oldest_first else None
+        return self._pages(objects.AuditEvent, brand_path(brand, "audit-events"), 100, order=order)
+
+    def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
+        """Read the whole record and verify its hash chain locally; it must contain `head` of an earlier verdict."""
+        brand_id = brand_id_of(brand)
+        anchor = Head.parse(head) if isinstance(head, str) else head
+        return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)
