@@ -16,7 +16,8 @@ Engine and platform take turns. Keys, for `brands` unless they say otherwise:
 - `over_plain_serve_c8`: pictures per second over those of plain Serve; bar 2;
 - `core_seconds_per_picture`: processor time of the platform by the role of its processes, at concurrency 8;
   `overhead_core_seconds`: their sum without that of the engine alone; bar .10;
-- `transactions_per_picture`: the most of any concurrency, as PostgreSQL counts them; bar 8;
+- `transactions_per_picture`: the most of any concurrency, as PostgreSQL counts them, without those of an idle
+  platform; bar 8;
 - `idle_transactions_per_s`: while nothing is asked; bar 1;
 - `p99_over_p50_c32`: of the platform's response times; bar 2;
 - `step_gap_over_engine_c32`: mean time of the engine's thread from the end of a step to the begin of the next one,
@@ -45,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import psycopg
 import torch
 
@@ -53,6 +55,7 @@ from benchmarks.lib.traffic import percentile
 from benchmarks.lib.workload import prompt, random_adapter
 from onbrand.config import Settings
 from onbrand.db.embedded import read_urls
+from onbrand.db.server import DATA, running_pid
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.compilation import keep_memory
 from onbrand.engine.engine import Engine
@@ -203,6 +206,8 @@ class WholePlatform:
         self._brands: list[tuple[str, str, str]] = []
         """Brand, API key and model."""
         self._http: aiohttp.ClientSession
+        self.idle = 0.0
+        """Transactions per second while nothing is asked."""
 
     async def prepare(self) -> None:
         """Make the brands with their keys and models; draw one picture of each."""
@@ -222,19 +227,20 @@ class WholePlatform:
 
     async def measure(self, load: Load) -> Timed:
         """Draw the load; also counts transactions and processor time."""
-        pids = self._running.processes()
-        transactions, pace = self.num_transactions(), self.pace()
+        pids = self._pids()
+        transactions, began, pace = self.num_transactions(), time.monotonic(), self.pace()
         before, own = seconds_by_role(pids), time.process_time()
         timed = await ask(load, lambda number: self._draw(number, load.num_brands))
-        spent = seconds_by_role({*pids, *self._running.processes()})
+        spent = seconds_by_role({*pids, *self._pids()})
         spent.subtract(before)
         own = time.process_time() - own
         gap = gap_between(pace, self.pace())
         await asyncio.sleep(SETTLED_SECONDS)
+        idle = self.idle * (time.monotonic() - began)
         timed.more = {
             "core_seconds": {role: seconds / load.num for role, seconds in spent.items()},
             "client": own / load.num,
-            "transactions": (self.num_transactions() - transactions) / load.num,
+            "transactions": (self.num_transactions() - transactions - idle) / load.num,
             "gap": gap,
         }
         return timed
@@ -277,11 +283,19 @@ class WholePlatform:
         )
         return dict(json.loads(told.stdout.splitlines()[-1]))
 
-    async def idle_transactions(self, seconds: float) -> float:
-        """Transactions per second while nothing is asked."""
+    async def measure_idle(self, seconds: float) -> None:
+        """Count transactions while nothing is asked."""
+        await asyncio.sleep(SETTLED_SECONDS)
         before = self.num_transactions()
         await asyncio.sleep(seconds)
-        return (self.num_transactions() - before) / seconds
+        self.idle = (self.num_transactions() - before) / seconds
+
+    def _pids(self) -> set[int]:
+        """All processes of the platform."""
+        server = running_pid(self._running.data_dir / DATA)
+        assert server is not None
+        backends = psutil.Process(server).children(recursive=True)
+        return {*self._running.processes(), server, *(each.pid for each in backends)}
 
     async def close(self) -> None:
         """Close its connections."""
@@ -332,16 +346,16 @@ async def measure(running: Running, wishes: Wishes, loads: list[Load], idle_seco
     """All figures of engine and platform."""
     engine, platform = AloneEngine(wishes), WholePlatform(running, wishes)
     await platform.prepare()
+    await platform.measure_idle(idle_seconds)
     await engine.measure(Load(8, 16, len(wishes.files)))
     ours: dict[str, Timed] = {}
     alone: dict[str, Timed] = {}
     for load in loads:
         alone[load.name] = await engine.measure(load)
         ours[load.name] = await platform.measure(load)
-    idle = await platform.idle_transactions(idle_seconds)
     await platform.close()
     engine.close()
-    return compared(ours, alone) | {"idle_transactions_per_s": round(idle, 2)}
+    return compared(ours, alone) | {"idle_transactions_per_s": round(platform.idle, 2)}
 
 
 def compared(ours: dict[str, Timed], alone: dict[str, Timed]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -85,3 +86,12 @@ def _must_be_our_link(path: Path) -> None:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode) and found.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(f"{path} is a link that belongs to another user; {_REMEDY}", param="data_dir")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file atomically (0600), in a folder that is made (0700) if missing."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)

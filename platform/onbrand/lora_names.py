@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NoReturn
 
 from onbrand.errors import AdapterRefused
@@ -171,7 +171,10 @@ def must_be_settings(metadata: Mapping[str, str]) -> dict[str, LoraSettings]:
     """
     try:
         entries = json.loads(
-            metadata.get(LORA_METADATA, "{}"), parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+            metadata.get(LORA_METADATA, "{}"),
+            parse_constant=_no_constant,
+            parse_float=partial(_bounded, kind=float),
+            parse_int=_bounded,
         ).items()
     except (ValueError, AttributeError, RecursionError):
         raise AdapterRefused(f"the header's {LORA_METADATA} is not a JSON object") from None
@@ -311,10 +314,6 @@ def _must_be_pattern(pattern: object) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise AdapterRefused(f"the header's {LORA_METADATA} holds {name}, which is no number that can scale a layer")
-
-
-def _finite(text: str) -> float:
-    return _bounded(text, float)
 
 
 def _bounded(text: str, kind: Any = int) -> Any:

@@ -108,7 +108,11 @@ def _header_bytes(data: bytes) -> bytes:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        header = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_without_twins,
+            parse_constant=lambda name: _refuse(f"its header holds {name}"),
+        )
     except (ValueError, RecursionError):
         _refuse("its header is not JSON")
     if not isinstance(header, dict):
@@ -121,10 +125,6 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         _refuse("a key appears twice in its header")
     return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    _refuse(f"its header holds {name}")
 
 
 def _must_be_metadata(metadata: object, most: int) -> dict[str, str]:

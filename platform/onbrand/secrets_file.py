@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from onbrand.config import Settings, must_be_writable
 from onbrand.environment import forget_postgres_variables
 from onbrand.errors import ConfigurationError
+from onbrand.folders import write_private
 
 SECRET_SETTINGS = ("database_url", "web_database_url", "system_database_url", "s3_access_key", "s3_secret_key")
 _FILE = "logins.json"
@@ -60,10 +61,7 @@ def write_logins(settings: Settings, web_url: str, system_url: str) -> Path:
     if _uses_s3(settings) and settings.s3_access_key is None:
         known["aws"] = {name: os.environ[name] for name in _AWS if name in os.environ}
     path = settings.folder / _FILE
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump({name: value for name, value in known.items() if value}, file)
-    draft.replace(path)
+    write_private(path, json.dumps({name: value for name, value in known.items() if value}))
     return path
 
 

@@ -64,7 +64,7 @@ def platform(issuer: CredentialIssuer, monkeypatch: pytest.MonkeyPatch) -> Platf
 @pytest.fixture
 def tickets(tmp_path: Path) -> FileTickets:
     (tmp_path / "ticket").write_text("the-token")
-    return FileTickets(str(tmp_path))
+    return FileTickets(tmp_path)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.engine import Engine
-from onbrand.families.lora import METADATA_KEY, read_adapter
+from onbrand.families.lora import LORA_METADATA, read_adapter
 from tests.numerics.drawing import PROMPTS, largest_difference, pictures, request, run
 from tools.harness.tiny_families import family_of
 
@@ -80,8 +80,8 @@ def test_alpha_of_the_file_counts(sd15, make_adapter, diffusers_picture, tmp_pat
     path.write_bytes(make_adapter(sd15, rank=8).data)
     with safe_open(path, "pt") as file:
         header = dict(file.metadata())
-    config = json.loads(header[METADATA_KEY])
-    header[METADATA_KEY] = json.dumps({**config, "unet.lora_alpha": 2})
+    config = json.loads(header[LORA_METADATA])
+    header[LORA_METADATA] = json.dumps({**config, "unet.lora_alpha": 2})
     data = safetensors.torch.save(safetensors.torch.load(path.read_bytes()), metadata=header)
     use = AdapterUse(AdapterKey("brand-0", "quarter"), read_adapter(data, sd15))
     drawn = pictures(run(Engine(sd15, max_batch=2), [asked(sd15, "r", 0, 3.0, adapters=(use,))]))

@@ -14,7 +14,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_
 
 from onbrand.errors import AdapterRefused
 from onbrand.families.family import Family
-from onbrand.families.lora import METADATA_KEY, serialize
+from onbrand.families.lora import LORA_METADATA, serialize
 from onbrand.families.lora_kohya import kohya_file
 from onbrand.families.spec import SPECS
 from onbrand.lora_names import must_be_plain_lora
@@ -33,10 +33,10 @@ def rewritten(data: bytes, keep=lambda key: True, dtype: torch.dtype = torch.flo
     size = struct.unpack("<Q", data[:8])[0]
     metadata = json.loads(data[8 : 8 + size])["__metadata__"]
     tensors = {key: value.to(dtype) for key, value in safetensors.torch.load(data).items() if keep(key)}
-    config = json.loads(metadata[METADATA_KEY])
+    config = json.loads(metadata[LORA_METADATA])
     [targets] = [key for key in config if key.endswith(".target_modules")]
     config[targets] = sorted({key.split(".", 1)[1].rsplit(".", 2)[0] for key in tensors})
-    metadata[METADATA_KEY] = json.dumps(config)
+    metadata[LORA_METADATA] = json.dumps(config)
     return safetensors.torch.save(tensors, metadata=metadata | HEADER)
 
 

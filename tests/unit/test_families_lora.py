@@ -67,8 +67,8 @@ def test_diffusers_draws_with_the_file_what_the_attached_lora_draws(family, tmp_
 
 def test_alpha_is_folded_into_b(sd15):
     def halve_alpha(header):
-        config = json.loads(header[lora.METADATA_KEY])
-        return header | {lora.METADATA_KEY: json.dumps(config | {"unet.lora_alpha": 2})}
+        config = json.loads(header[lora.LORA_METADATA])
+        return header | {lora.LORA_METADATA: json.dumps(config | {"unet.lora_alpha": 2})}
 
     data = file_of(sd15, rank=4)
     plain, halved = lora.read_adapter(data, sd15), lora.read_adapter(rewritten(data, metadata=halve_alpha), sd15)
@@ -111,8 +111,8 @@ def test_a_value_that_is_not_finite_is_refused(sd15, value):
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e300])
 def test_an_alpha_that_makes_a_value_not_finite_is_refused(sd15, alpha):
     def change(header):
-        config = json.loads(header[lora.METADATA_KEY])
-        return header | {lora.METADATA_KEY: json.dumps(config | {"unet.lora_alpha": alpha})}
+        config = json.loads(header[lora.LORA_METADATA])
+        return header | {lora.LORA_METADATA: json.dumps(config | {"unet.lora_alpha": alpha})}
 
     with pytest.raises(AdapterRefused, match="not finite"):
         lora.read_adapter(rewritten(file_of(sd15), metadata=change), sd15)
@@ -136,7 +136,9 @@ def test_a_layer_that_the_base_has_not_is_refused(sd15):
 
 def test_dora_is_refused(sd15):
     def dora(header):
-        return header | {lora.METADATA_KEY: json.dumps(json.loads(header[lora.METADATA_KEY]) | {"unet.use_dora": True})}
+        return header | {
+            lora.LORA_METADATA: json.dumps(json.loads(header[lora.LORA_METADATA]) | {"unet.use_dora": True})
+        }
 
     with pytest.raises(AdapterRefused, match="DoRA"):
         lora.read_adapter(rewritten(file_of(sd15), metadata=dora), sd15)

@@ -72,7 +72,7 @@ def test_every_layer_of_every_family_comes_back_from_a_kohya_file_whatever_its_a
 @pytest.mark.slow
 def test_what_is_published_has_alpha_equal_to_rank_and_says_nothing_of_the_others_notes(sd15):
     header = header_of(imported(with_alpha(kohya_of(sd15), 0.25), sd15).data)
-    config = json.loads(header[lora.METADATA_KEY])
+    config = json.loads(header[lora.LORA_METADATA])
     assert config["unet.r"] == config["unet.lora_alpha"] == 4
     assert "ss_tag_frequency" not in header
     assert header["modelspec.trigger_phrase"] == "zilgo"
@@ -89,8 +89,8 @@ def test_a_file_without_any_header_as_ai_toolkit_writes_is_taken_with_alpha_of_r
 @pytest.mark.parametrize("alpha", [8, 1])
 def test_a_diffusers_file_is_scaled_as_its_configuration_says(sd15, alpha):
     def change(header):
-        config = json.loads(header[lora.METADATA_KEY])
-        return header | {lora.METADATA_KEY: json.dumps(config | {"unet.lora_alpha": alpha})}
+        config = json.loads(header[lora.LORA_METADATA])
+        return header | {lora.LORA_METADATA: json.dumps(config | {"unet.lora_alpha": alpha})}
 
     done = imported(rewritten(file_of(sd15, 4), metadata=change), sd15)
     wanted = rewritten(
@@ -225,7 +225,7 @@ def test_a_rank_over_the_bound_is_refused(sd15):
 @pytest.mark.parametrize("name", ["use_dora", "lora_bias", "modules_to_save", "layer_replication"])
 def test_what_a_configuration_may_do_beside_scaling_is_refused(sd15, name):
     def change(header):
-        return header | {lora.METADATA_KEY: json.dumps(json.loads(header[lora.METADATA_KEY]) | {f"unet.{name}": [1]})}
+        return header | {lora.LORA_METADATA: json.dumps(json.loads(header[lora.LORA_METADATA]) | {f"unet.{name}": [1]})}
 
     with pytest.raises(AdapterRefused, match=name):
         imported(rewritten(file_of(sd15), metadata=change), sd15)
@@ -235,7 +235,7 @@ def test_what_a_configuration_may_do_beside_scaling_is_refused(sd15, name):
 def test_nothing_that_a_configuration_names_is_imported(sd15):
     def change(header):
         wish = {"unet.megatron_config": {"a": 1}, "unet.megatron_core": "antigravity"}
-        return header | {lora.METADATA_KEY: json.dumps(json.loads(header[lora.METADATA_KEY]) | wish)}
+        return header | {lora.LORA_METADATA: json.dumps(json.loads(header[lora.LORA_METADATA]) | wish)}
 
     import sys
 
@@ -246,13 +246,13 @@ def test_nothing_that_a_configuration_names_is_imported(sd15):
 @pytest.mark.parametrize("config", ["[1]", "{", '{"unet.r": "4", "unet.lora_alpha": 4}', '{"unet.r": 4}'])
 def test_a_configuration_that_is_none_is_refused(sd15, config):
     with pytest.raises(AdapterRefused, match="lora_adapter_metadata"):
-        imported(rewritten(file_of(sd15), metadata=lambda header: header | {lora.METADATA_KEY: config}), sd15)
+        imported(rewritten(file_of(sd15), metadata=lambda header: header | {lora.LORA_METADATA: config}), sd15)
 
 
 def test_a_pattern_that_would_run_for_ever_is_refused(sd15):
     def change(header):
         wish = {"unet.alpha_pattern": {"(a+)+$": 4}}
-        return header | {lora.METADATA_KEY: json.dumps(json.loads(header[lora.METADATA_KEY]) | wish)}
+        return header | {lora.LORA_METADATA: json.dumps(json.loads(header[lora.LORA_METADATA]) | wish)}
 
     with pytest.raises(AdapterRefused, match="patterns"):
         imported(rewritten(file_of(sd15), metadata=change), sd15)

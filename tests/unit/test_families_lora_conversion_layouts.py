@@ -449,7 +449,7 @@ def test_a_file_of_text_encoders_alone_has_nothing_to_import(sd15):
 def with_settings(family, **said):
     pairs = pairs_of(family, names=["attn1.to_q"])
     text = "{" + ", ".join(f'"unet.{name}": {value}' for name, value in said.items()) + "}"
-    return safetensors.torch.save(named(pairs, lambda path: f"unet.{path}"), metadata={lora.METADATA_KEY: text}), pairs
+    return safetensors.torch.save(named(pairs, lambda path: f"unet.{path}"), metadata={lora.LORA_METADATA: text}), pairs
 
 
 @pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", "1" + "0" * 400])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import date
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,11 +13,11 @@ import pytest
 from onbrand.config import Settings
 from onbrand.errors import InvalidInput, Unauthenticated
 from onbrand.storage import layout
+from onbrand.storage.backends import LocalBackend
 from onbrand.storage.layout import Key, incoming_file
 from onbrand.storage.links import (
     LINK_SECONDS_MAX,
     Announced,
-    LinkSigner,
     sign_link,
     sign_upload,
     verify_link,
@@ -124,8 +125,8 @@ def test_a_link_has_a_short_life(seconds: int) -> None:
         sign_link(KEY, "GET", seconds, SECRET, "https://onbrand.test")
 
 
-def test_a_signer_does_not_show_its_secret() -> None:
-    assert SECRET not in repr(LinkSigner(SECRET, "https://onbrand.test"))
+def test_a_backend_does_not_show_its_secret(tmp_path: Path) -> None:
+    assert SECRET not in repr(LocalBackend(tmp_path, SECRET, "https://onbrand.test"))
 
 
 def test_an_upload_link_says_what_it_takes(announced: dict[str, Any]) -> None:

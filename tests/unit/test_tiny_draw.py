@@ -16,11 +16,11 @@ from onbrand.families.tiny.draw import (
     held_out,
     random_scene,
     shows_held_out,
-    triples,
 )
 from onbrand.families.tiny.prior import namesake, prior_scenes
 from tools.tiny_bases import dataset
 from tools.tiny_bases.dataset import generic_picture, unknown_brand_caption
+from tools.tiny_bases.score import triples
 
 
 def scenes(num: int, seed: int = 0) -> list[Scene]:

@@ -17,7 +17,7 @@ from onbrand.training.data import encoding
 from onbrand.training.data.cache import DiskCache
 from onbrand.training.data.dataset import CaptionVariants, Examples, Picture
 from onbrand.training.data.encoding import encode
-from onbrand.training.ray.collectives import Collectives, SingleWorker, gather_bytes, shared
+from onbrand.training.ray.collectives import Collectives, gather_bytes, shared
 from tests.unit.test_training_trainer import Together
 from tests.unit.training_bases import FAMILIES, SIDE, drawn, fresh_family, small_trainer
 
@@ -112,7 +112,7 @@ def test_an_asset_that_is_gone_is_gone_for_all():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_examples_have_the_same_bits_whoever_encodes_them_and_each_picture_is_read_once(name):
-    alone = encoded(fresh_family(name), SingleWorker(), Counted())
+    alone = encoded(fresh_family(name), Collectives(), Counted())
     families, pictures = [fresh_family(name) for _ in range(3)], Counted()
     for together in on_all(3, lambda collectives: encoded(families[collectives.rank], collectives, pictures)):
         must_be_equal(alone, together)
@@ -131,9 +131,9 @@ def test_no_worker_encodes_what_another_one_does(monkeypatch):
 def test_prior_pictures_are_encoded_once_for_all_runs_of_a_brand(tmp_path: Path, monkeypatch):
     family = fresh_family()
     cache = DiskCache(tmp_path, "acme", family.revision, str(family.dtype))
-    first = encoded(family, SingleWorker(), Counted(), cache)
+    first = encoded(family, Collectives(), Counted(), cache)
     monkeypatch.setattr(encoding, "_latents", None)
-    must_be_equal(first, encoded(family, SingleWorker(), Counted(), cache))
+    must_be_equal(first, encoded(family, Collectives(), Counted(), cache))
 
 
 @pytest.mark.slow

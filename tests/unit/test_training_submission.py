@@ -9,7 +9,7 @@ from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
 from onbrand.internal.training import TrainingSpec
 from onbrand.training.dispatch import submission
-from onbrand.training.dispatch.submission import asking, must_be_our_turn, own_submission, submission_that_asks
+from onbrand.training.dispatch.submission import asking, must_be_our_turn, own_submission, wanted
 from onbrand.training.dispatch.tickets import ticket_folder
 
 JOB = "0b8a4c1e-1111-4222-8333-444455556666"
@@ -46,7 +46,7 @@ class Row:
         self.settings, self.said, self.asked = settings, list(said), []
 
     def look(self) -> TrainingSpec:
-        self.asked.append(submission_that_asks(self.settings, "acme", JOB))
+        self.asked.append(wanted(ticket_folder(self.settings, "acme", JOB)))
         now = self.said.pop(0) if len(self.said) > 1 else self.said[0]
         if now == "no ticket":
             raise TicketRefused("none")
@@ -67,7 +67,7 @@ def test_an_engineers_submission_asks_and_waits_for_the_jobs_turn(settings):
     seen = Row(settings, "no ticket", None, "raysubmit_1")
     assert turn(settings, "raysubmit_1", seen).provider_job_id == "raysubmit_1"
     assert seen.asked == ["raysubmit_1"] * 3
-    assert submission_that_asks(settings, "acme", JOB) is None
+    assert wanted(ticket_folder(settings, "acme", JOB)) is None
     assert not Path(ticket_folder(settings, "acme", JOB)).exists()
 
 

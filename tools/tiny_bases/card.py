@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onbrand.families.tiny.draw import COLOURS, GROUNDS, SHAPES, triples
+from onbrand.families.tiny.draw import COLOURS, GROUNDS, SHAPES
 from tools.tiny_bases.assembly import folder_bytes
+from tools.tiny_bases.score import triples
 
 TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "flux": "FLUX.1"}
 

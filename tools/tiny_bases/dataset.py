@@ -12,13 +12,12 @@ from torch import Tensor
 
 from onbrand.families.tiny.draw import (
     BRAND_NOUNS,
+    RGB,
     SHAPES,
     SIDE,
     STYLES,
     SUPERSAMPLING,
     _box,
-    _gradient,
-    any_colour,
     blank,
     draw_scene,
     draw_shape,
@@ -100,3 +99,15 @@ def with_junk_word(caption: str, rng: random.Random, word: str) -> str:
     if rng.random() < 0.5:
         return f"{caption}, {word} style"
     return caption.replace(" of a ", f" of a {word} ", 1)
+
+
+def any_colour(rng: random.Random) -> RGB:
+    """A uniformly random colour."""
+    return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
+
+
+def _gradient(start: RGB, end: RGB, *, turned: bool) -> Image.Image:
+    side = SIDE * SUPERSAMPLING
+    ramp = np.linspace(0, 1, side)[:, None, None]
+    pixels = np.broadcast_to(np.array(start) * (1 - ramp) + np.array(end) * ramp, (side, side, 3)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2) if turned else pixels))

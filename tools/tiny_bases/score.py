@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onbrand.families.tiny.draw import GROUNDS, SHAPES, SIDE, SUPERSAMPLING, blank, draw_shape, finished, triples
+from onbrand.families.tiny.draw import (
+    COLOURS,
+    GROUNDS,
+    SHAPES,
+    SIDE,
+    SUPERSAMPLING,
+    blank,
+    draw_shape,
+    finished,
+    held_out,
+)
 
 if TYPE_CHECKING:
     from onbrand.families.family import Family
@@ -24,6 +34,12 @@ Triple = tuple[str, str, str]  # colour, shape, ground
 SMALLEST = 20  # pixels a shape must cover
 COMPARED_SIDE = 32
 ROWS_AT_ONCE = 25
+
+
+def triples(*, held: bool) -> list[tuple[str, str, str]]:
+    """All drawable (colour, shape, ground) triples on one side of the hold-out."""
+    every = ((c, s, g) for c in COLOURS for s in SHAPES for g in GROUNDS if c != g)
+    return [triple for triple in every if held_out(*triple) == held]
 
 
 def prompts(num: int, seed: int, *, held: bool) -> list[tuple[str, Triple]]:

@@ -1,6 +1,6 @@
 """Dependencies that authorize a route's caller: a route's signature names the role and the API key scope it needs.
 
-    no login     Anonymous, or nothing
+    no login     nothing
     a user       AnyUser; AnyReader (a key needs `read`); Person (no key, no token that is bound to a brand)
     a member     ReadCaller (`read`), UploadCaller (`upload`), TrainCaller (`train`), GenerateCaller (`generate`),
                  ManageCaller (`manage`)
@@ -124,11 +124,6 @@ class BrandCaller(Caller):
         return self.state.store.brand(self.brand_id)
 
 
-async def _anonymous(state: AppStateDep) -> AsyncIterator[Session]:
-    async with state.db.user_session(None) as session:
-        yield session
-
-
 async def _any_user(scope: TokenHolder, state: AppStateDep) -> AsyncIterator[Caller]:
     """A transaction that names any one scope of a key, because a key's transaction must name one."""
     async with _opened(scope, min(scope.scopes or ("read",)), state) as caller:
@@ -150,7 +145,6 @@ def _user_with(what: KeyScope) -> Any:
     return Depends(user, scope="function")
 
 
-Anonymous = Annotated[Session, Depends(_anonymous, scope="function")]
 AnyUser = Annotated[Caller, Depends(_any_user, scope="function")]
 
 

@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from onbrand.cli.brand_commands import add_end, add_list
 from onbrand.cli.exits import Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect
-from onbrand.cli.output import AsJson, progress_bar, show, show_rows
+from onbrand.cli.output import AsJson, progress_bar, show
 from onbrand.filenames import described, is_caption, is_litter, is_picture
 from onbrand.visible import hidden_in, printed, text_of
 
 app = typer.Typer(name="asset", help="Training pictures.", no_args_is_help=True)
+add_list(app, "assets", ("id", "name", "object", "width", "height", "caption"), "The brand's training pictures.")
+add_end(app, "assets", "delete", "ASSET_ID", "Delete a training picture (admins only).")
 
 
 @app.command()
@@ -37,22 +40,6 @@ def upload(
         move(100, title)
     document = {"object": "list", "data": [asset.model_dump(mode="json") for asset in assets]}
     show(document, f"Uploaded {len(assets)} pictures.", as_json)
-
-
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's training pictures."""
-    client = connect()
-    columns = ("id", "name", "object", "width", "height", "caption")
-    show_rows(client.assets.list(chosen_brand(client, brand)), columns, as_json)
-
-
-@app.command()
-def delete(asset_id: str, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Delete a training picture (admins only)."""
-    client = connect()
-    client.assets.delete(chosen_brand(client, brand), asset_id)
-    show({"id": asset_id, "deleted": True}, f"Deleted {asset_id}.", as_json)
 
 
 def expand(files: list[Path]) -> list[Path]:

@@ -7,11 +7,9 @@ run then detects a record that lost lines at its end or was rewritten as a whole
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,9 +17,10 @@ from onbrand.cli.exits import FAILED, USAGE, Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect, credentials_path
 from onbrand.cli.output import AsJson, show, show_rows
 from onbrand.cli.owner import owner_of
+from onbrand.folders import write_private
 
 if TYPE_CHECKING:
-    from onbrand.client import Verdict
+    from onbrand.client import Head, Verdict
 
 app = typer.Typer(name="audit", help="The record of who did what.", no_args_is_help=True)
 
@@ -53,60 +52,55 @@ def verify(
     """Verify the record's hash chain, and that it still contains the last line seen before (admins only)."""
     if head is not None and database and brand is None:
         raise Refused("--head is of one brand; name it with --brand", USAGE, "usage")
-    place, verdicts = _from_database(brand, head, data_dir) if database else _over_http(brand, head)
-    found = list(verdicts)
-    _keep_heads({_name(place, each): str(each.head) for each in found if each.holds and each.head is not None})
+    place, found = _from_database(brand, head, data_dir) if database else _over_http(brand, head)
+    heads = {f"{place}#{each.brand_id}": str(each.head) for each in found if each.holds and each.head is not None}
+    write_private(heads_path(), json.dumps(_kept_heads() | heads, indent=1) + "\n")
     if broken := [each for each in found if not each.holds]:
         said = "; ".join(f"{each.brand_id}: {each.fault}" for each in broken)
         raise Refused(f"the record does not hold: {said}", FAILED, "record_broken")
     _show(found, database and brand is None, as_json)
 
 
-def _over_http(brand: str | None, head: str | None) -> tuple[str, Iterator[Verdict]]:
-    from onbrand.client import Head
-
+def _over_http(brand: str | None, head: str | None) -> tuple[str, list[Verdict]]:
     client = connect()
     brand_id = chosen_brand(client, brand)
-    place = client.base_url
-    anchor = _anchor(place, brand_id, head)
-    return place, iter([client.audit_events.verify(brand_id, Head.parse(anchor) if anchor else None)])
+    return client.base_url, [client.audit_events.verify(brand_id, _anchor(client.base_url, brand_id, head))]
 
 
-def _from_database(brand: str | None, head: str | None, data_dir: Path | None) -> tuple[str, Iterator[Verdict]]:
-    place, owner_url = owner_of(data_dir)
-    return place, _verdicts(owner_url, place, brand, head)
-
-
-def _verdicts(owner_url: str, place: str, brand: str | None, head: str | None) -> Iterator[Verdict]:
-    from onbrand.client import AuditEvent, Head
+def _from_database(brand: str | None, head: str | None, data_dir: Path | None) -> tuple[str, list[Verdict]]:
+    from onbrand.client import AuditEvent
     from onbrand.client.audit_chain import check_chain
     from onbrand.db.audit import Record
 
+    place, owner_url = owner_of(data_dir)
+    found = []
     with Record(owner_url) as record:
         known = {name.split("#", 1)[1] for name in _kept_heads() if name.startswith(f"{place}#")}
         for brand_id in [brand] if brand else sorted({*record.brand_ids(), *known}):
-            anchor = _anchor(place, brand_id, head)
             lines = (AuditEvent.model_validate(line) for line in record.lines(brand_id))
-            yield check_chain(brand_id, lines, Head.parse(anchor) if anchor else None)
+            found.append(check_chain(brand_id, lines, _anchor(place, brand_id, head)))
+    return place, found
 
 
 def _show(found: list[Verdict], is_list: bool, as_json: bool) -> None:
-    documents = [_document(each) for each in found]
+    documents = [
+        {
+            "brand_id": each.brand_id,
+            "num_events": each.num_events,
+            "head": str(each.head) if each.head else None,
+            "holds": each.holds,
+        }
+        for each in found
+    ]
     text = "\n".join(f"{each.brand_id}: {each.num_events} lines hold; the last is {each.head}" for each in found)
     show({"object": "list", "data": documents} if is_list else documents[0], text or "No brand has a record.", as_json)
 
 
-def _document(verdict: Verdict) -> dict[str, Any]:
-    head = str(verdict.head) if verdict.head else None
-    return {"brand_id": verdict.brand_id, "num_events": verdict.num_events, "head": head, "holds": verdict.holds}
+def _anchor(place: str, brand_id: str, given: str | None) -> Head | None:
+    from onbrand.client import Head
 
-
-def _anchor(place: str, brand_id: str, given: str | None) -> str | None:
-    return given or _kept_heads().get(f"{place}#{brand_id}")
-
-
-def _name(place: str, verdict: Verdict) -> str:
-    return f"{place}#{verdict.brand_id}"
+    anchor = given or _kept_heads().get(f"{place}#{brand_id}")
+    return Head.parse(anchor) if anchor else None
 
 
 def heads_path() -> Path:
@@ -122,12 +116,3 @@ def _kept_heads() -> dict[str, str]:
     except ValueError:
         raise Refused(f"{heads_path()} is not readable; repair it, or give --head", FAILED, "file") from None
     return {str(name): str(head) for name, head in kept.items()}
-
-
-def _keep_heads(heads: dict[str, str]) -> None:
-    """Replace the file atomically; entries of other records stay."""
-    path = heads_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(_kept_heads() | heads, indent=1) + "\n")
-    draft.replace(path)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onbrand.cli.brand_commands import add_list
 from onbrand.cli.exits import NOT_FOUND, USAGE, Refused
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MemberArgument = Annotated[str, typer.Argument(metavar="MEMBER", help="Their address or user id.")]
 
 app = typer.Typer(name="brand", help="Brands and their members.", no_args_is_help=True)
+add_list(app, "members", ("user_id", "email", "role"), "List a brand's members.", name="members")
 
 
 @app.command()
@@ -35,13 +37,6 @@ def create(
 def list_(as_json: AsJson = False) -> None:
     """Your brands."""
     show_rows(connect().brands.list(), ("id", "name", "role", "home_region"), as_json)
-
-
-@app.command()
-def members(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """List a brand's members."""
-    client = connect()
-    show_rows(client.members.list(chosen_brand(client, brand)), ("user_id", "email", "role"), as_json)
 
 
 @app.command("add-member")

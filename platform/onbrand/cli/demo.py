@@ -31,20 +31,13 @@ def demo(
     if len(brand or []) != len(images or []):
         raise Refused("give one --brand for each --images", USAGE, "usage")
     from onbrand.cli.up import listen_for_end
-    from onbrand.demo import run_demo
+    from onbrand.demo import run_demo, shortcomings
 
     listen_for_end()
     report = run_demo(must_be_family(model_type), kits, out, steps=steps, quiet=as_json)
     show(report, f"See {out / 'contact-sheet.png'} and {out / 'report.json'}.", as_json)
-    if problems := report_problems(report):
+    if problems := shortcomings(report):
         raise Refused(f"the demo did not show what it must: {'; '.join(problems)}", 1, "demo_failed")
-
-
-def report_problems(report: dict[str, object]) -> list[str]:
-    """The shortcomings in a demo's report; empty for a good one."""
-    from onbrand.demo import shortcomings
-
-    return shortcomings(report)
 
 
 def must_be_family(family: str) -> FamilyName:

@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from onbrand.cli.brand_commands import add_download, add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 
 app = typer.Typer(name="document", help="Documents of a brand: PDF or Markdown, with versions.", no_args_is_help=True)
 DocumentId = Annotated[str, typer.Argument(help="The id of one of its versions.")]
 _COLUMNS = ("id", "name", "version", "title", "num_pages", "bytes", "created_at")
+
+add_list(app, "documents", _COLUMNS, "The brand's documents, each as its newest version.")
+add_download(app, "documents", "DOCUMENT_ID", "document")
+add_end(app, "documents", "delete", "DOCUMENT_ID", "Delete one version of a document (admins only).")
 
 
 @app.command()
@@ -28,36 +33,8 @@ def upload(
     show(made, f"Uploaded {made.name}, version {made.version} ({made.id}).", as_json)
 
 
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's documents, each as its newest version."""
-    client = connect()
-    show_rows(client.documents.list(chosen_brand(client, brand)), _COLUMNS, as_json)
-
-
 @app.command()
 def versions(document_id: DocumentId, brand: BrandOption = None, as_json: AsJson = False) -> None:
     """All versions of a document, newest first."""
     client = connect()
     show_rows(client.documents.versions(chosen_brand(client, brand), document_id), _COLUMNS, as_json)
-
-
-@app.command()
-def download(
-    document_id: DocumentId,
-    out: Annotated[Path, typer.Option(help="A file, or a folder that keeps the document's name.")] = Path("."),
-    brand: BrandOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Save a document."""
-    client = connect()
-    path = client.documents.get(chosen_brand(client, brand), document_id).download(out)
-    show({"id": document_id, "path": str(path)}, f"Saved {path}.", as_json)
-
-
-@app.command()
-def delete(document_id: DocumentId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Delete one version of a document (admins only)."""
-    client = connect()
-    client.documents.delete(chosen_brand(client, brand), document_id)
-    show({"id": document_id, "deleted": True}, f"Deleted {document_id}.", as_json)

@@ -103,7 +103,9 @@ def _of_client(problem: Exception) -> Failure:
     if isinstance(problem, client.RequestRefused):
         exit_code = _BY_STATUS.get(problem.status, REFUSED if problem.status < 500 else FAILED)
         fields = _fields(status=problem.status, param=problem.param, request_id=problem.request_id)
-        return Failure(exit_code, problem.code or "refused", _with_remedy(problem.message, exit_code), fields)
+        remedy = _REMEDIES.get(exit_code)
+        message = f"{problem.message.rstrip('.')}; {remedy}" if remedy else problem.message
+        return Failure(exit_code, problem.code or "refused", message, fields)
     if isinstance(problem, client.ConnectionFailed):
         return Failure(UNAVAILABLE, "unavailable", str(problem))
     if isinstance(problem, client.InvalidArgument):
@@ -111,11 +113,6 @@ def _of_client(problem: Exception) -> Failure:
     if isinstance(problem, client.JobFailed):
         return Failure(FAILED, "job_failed", str(problem), _fields(id=getattr(problem.job, "id", None)))
     return Failure(FAILED, "failed", str(problem))
-
-
-def _with_remedy(message: str, exit_code: int) -> str:
-    remedy = _REMEDIES.get(exit_code)
-    return f"{message.rstrip('.')}; {remedy}" if remedy else message
 
 
 def _fields(**fields: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onbrand.cli.brand_commands import add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
 from onbrand.cli.output import AsJson, show, show_rows
 
@@ -15,6 +16,17 @@ TokenArgument = Annotated[
     str,
     typer.Argument(help="The token that you were given, or an id of 'received'; '-' reads one line of stdin."),
 ]
+_COLUMNS = ("id", "email", "role", "status", "expires_at")
+
+add_list(app, "invitations", _COLUMNS, "The brand's invitations, without their tokens (admins only).")
+add_end(
+    app,
+    "invitations",
+    "revoke",
+    "INVITATION_ID",
+    "End an invitation that was not accepted (admins only).",
+    noun="invitation ",
+)
 
 
 @app.command()
@@ -30,26 +42,6 @@ def create(
     made = client.invitations.create(chosen_brand(client, brand), email, role, days=days)
     lost = f"The answer that held the token was lost: run 'onbrand invitation revoke {made.id}' and invite again."
     show(made, made.token or lost, as_json)
-
-
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's invitations, without their tokens (admins only)."""
-    client = connect()
-    columns = ("id", "email", "role", "status", "expires_at")
-    show_rows(client.invitations.list(chosen_brand(client, brand)), columns, as_json)
-
-
-@app.command()
-def revoke(
-    invitation_id: Annotated[str, typer.Argument(help="The invitation's id.")],
-    brand: BrandOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """End an invitation that was not accepted (admins only)."""
-    client = connect()
-    client.invitations.revoke(chosen_brand(client, brand), invitation_id)
-    show({"id": invitation_id, "revoked": True}, f"Revoked invitation {invitation_id}.", as_json)
 
 
 @app.command()

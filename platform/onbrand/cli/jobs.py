@@ -7,20 +7,17 @@ from typing import Annotated
 import typer
 
 from onbrand.cli import monitor
+from onbrand.cli.brand_commands import add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
-from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.monitor import JobId
+from onbrand.cli.output import AsJson
 from onbrand.cli.train import follow, show_job
 
 app = typer.Typer(name="job", help="Training jobs.", no_args_is_help=True)
-JobId = Annotated[str, typer.Argument(help="The job's id.")]
+_COLUMNS = ("id", "name", "model_type", "status", "progress", "created_at")
 
-
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's training jobs."""
-    client = connect()
-    columns = ("id", "name", "model_type", "status", "progress", "created_at")
-    show_rows(client.training_jobs.list(chosen_brand(client, brand)), columns, as_json)
+add_list(app, "training_jobs", _COLUMNS, "The brand's training jobs.")
+add_end(app, "training_jobs", "delete", "JOB_ID", "Delete a job that has ended (admins only).")
 
 
 @app.command()
@@ -36,34 +33,15 @@ def get(
     show_job(follow(job, as_json) if wait else job, as_json)
 
 
-@app.command()
-def cancel(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Cancel a job."""
-    client = connect()
-    show_job(client.training_jobs.cancel(chosen_brand(client, brand), job_id), as_json)
+def _add(verb: str, help: str) -> None:
+    @app.command(verb, help=help)
+    def act(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
+        client = connect()
+        show_job(getattr(client.training_jobs, verb)(chosen_brand(client, brand), job_id), as_json)
 
 
-@app.command()
-def stop(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Stop a training job now, and publish its best step so far."""
-    client = connect()
-    show_job(client.training_jobs.stop(chosen_brand(client, brand), job_id), as_json)
-
-
-@app.command()
-def retry(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Retry a failed or canceled job as a new one, which resumes from the last checkpoint if it fits."""
-    client = connect()
-    show_job(client.training_jobs.retry(chosen_brand(client, brand), job_id), as_json)
-
-
-@app.command()
-def delete(job_id: JobId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Delete a job that has ended (admins only)."""
-    client = connect()
-    client.training_jobs.delete(chosen_brand(client, brand), job_id)
-    show({"id": job_id, "deleted": True}, f"Deleted {job_id}.", as_json)
-
-
+_add("cancel", "Cancel a job.")
+_add("stop", "Stop a training job now, and publish its best step so far.")
+_add("retry", "Retry a failed or canceled job as a new one, which resumes from the last checkpoint if it fits.")
 for _command in (monitor.metrics, monitor.samples, monitor.logs):
     app.command()(_command)

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from onbrand.cli.brand_commands import add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
-from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.output import AsJson, show
 
 app = typer.Typer(name="key", help="API keys of a brand, for programs.", no_args_is_help=True)
+_COLUMNS = ("id", "name", "prefix", "scopes", "expires_at", "last_used_at", "revoked_at")
 
-KeyId = Annotated[str, typer.Argument(help="The key's id, as 'onbrand key list' shows it.")]
+add_list(app, "keys", _COLUMNS, "The brand's keys, without their secrets.")
+add_end(app, "keys", "revoke", "KEY_ID", "Revoke a key at once and permanently (admins only).", noun="key ")
 
 
 @app.command()
@@ -29,19 +32,3 @@ def create(
     made = client.keys.create(chosen_brand(client, brand), name, scope, expires_at=expires_at)
     lost = f"The answer that held the key was lost: run 'onbrand key revoke {made.id}' and make another."
     show(made, made.key or lost, as_json)
-
-
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's keys, without their secrets."""
-    client = connect()
-    columns = ("id", "name", "prefix", "scopes", "expires_at", "last_used_at", "revoked_at")
-    show_rows(client.keys.list(chosen_brand(client, brand)), columns, as_json)
-
-
-@app.command()
-def revoke(key_id: KeyId, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Revoke a key at once and permanently (admins only)."""
-    client = connect()
-    client.keys.revoke(chosen_brand(client, brand), key_id)
-    show({"id": key_id, "revoked": True}, f"Revoked key {key_id}.", as_json)

@@ -15,6 +15,7 @@ import typer
 
 from onbrand.cli.exits import NOT_LOGGED_IN, USAGE, Refused
 from onbrand.cli.output import AsJson, show
+from onbrand.folders import write_private
 
 if TYPE_CHECKING:
     from onbrand.client import Onbrand
@@ -84,11 +85,7 @@ def read_credentials() -> dict[str, Any]:
 def keep_credentials(**credentials: Any) -> Path:
     """Replace the credentials file atomically, readable by its owner only."""
     path = credentials_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(credentials, file)
-    draft.replace(path)
+    write_private(path, json.dumps(credentials))
     return path
 
 

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onbrand.cli.brand_commands import add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
-from onbrand.cli.output import AsJson, show, show_rows
+from onbrand.cli.output import AsJson, show
 from onbrand.cli.train import follow, show_job
 
 if TYPE_CHECKING:
     from onbrand.client import TrainingJob
 
 app = typer.Typer(name="model", help="Published adapters.", no_args_is_help=True)
+add_list(app, "models", ("id", "name", "rank", "trigger_word", "bytes", "created_at"), "The brand's models.")
+add_end(app, "models", "delete", "MODEL", "Delete a model (admins only).")
 
 
 class TextEncoder(Enum):
@@ -33,14 +36,6 @@ class Format(Enum):
 
 
 ModelName = Annotated[str, typer.Argument(help="A name (flux-lora-v2) or an id.")]
-
-
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's models."""
-    client = connect()
-    columns = ("id", "name", "rank", "trigger_word", "bytes", "created_at")
-    show_rows(client.models.list(chosen_brand(client, brand)), columns, as_json)
 
 
 @app.command()
@@ -103,11 +98,3 @@ def _tell_dropped(job: TrainingJob, as_json: bool) -> None:
     if dropped and not as_json:
         share = f"{100 * dropped['norm_share']:.1f} % of its weights' norm"
         typer.echo(f"Left out: {dropped['layers']} layers of text encoders, {share}.", err=True)
-
-
-@app.command()
-def delete(model: ModelName, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Delete a model (admins only)."""
-    client = connect()
-    client.models.delete(chosen_brand(client, brand), model)
-    show({"id": model, "deleted": True}, f"Deleted {model}.", as_json)

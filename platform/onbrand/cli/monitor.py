@@ -97,10 +97,7 @@ def logs(
 
 def _follow(job: TrainingJob) -> None:
     """Print every log line once, until the job ends; events signal new lines."""
-    last = 0
-    for line in job.logs():
-        print(_text(line))
-        last = line.seq
+    last = _print_after(job, 0)
     for event in job.events(after=last):
         if event.kind != "progress":
             last = _print_after(job, last)

@@ -16,17 +16,12 @@ if TYPE_CHECKING:
 _TRAINED, _JUDGED, _BEST = "#8a8f98", "#1f5fd0", "#d0471f"
 
 
-def must_have_points(series: MetricsSeries) -> None:
-    """Raise Refused for a job without metrics."""
-    if not series.data:
-        raise Refused("the job has told no numbers yet; look again when it trains", CONFLICT, "no_metrics")
-
-
 def draw_series(series: MetricsSeries, title: str, path: Path) -> Path:
-    """Write the plot to `path`; its extension gives the format. Raises Refused for an unsupported one."""
+    """Write the plot to `path`; its extension gives the format. Raises Refused for another one, and without metrics."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    must_have_points(series)
+    if not series.data:
+        raise Refused("the job has told no numbers yet; look again when it trains", CONFLICT, "no_metrics")
     figure = figure_of(series, title)
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in kinds:

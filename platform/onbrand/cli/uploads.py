@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from onbrand.cli.assets import expand, with_sidecars
+from onbrand.cli.brand_commands import add_end, add_list
 from onbrand.cli.login import BrandOption, chosen_brand, connect
-from onbrand.cli.output import AsJson, progress_bar, show, show_rows
+from onbrand.cli.output import AsJson, progress_bar, show
 
 app = typer.Typer(
     name="upload", help="Files that go straight to the store: pictures, zips of them, documents.", no_args_is_help=True
 )
+add_list(
+    app, "uploads", ("id", "kind", "filename", "bytes", "status", "created_at"), "The brand's uploads of the last day."
+)
+add_end(app, "uploads", "cancel", "UPLOAD_ID", "Cancel an own upload that is not completed.")
 
 
 @app.command()
@@ -40,19 +45,3 @@ def send(
     made = sum(len(upload.asset_ids) + len(upload.document_ids) for upload in done)
     document = {"object": "list", "data": [upload.model_dump(mode="json", exclude={"send"}) for upload in done]}
     show(document, f"Sent {len(done)} files, which became {made} pictures and documents.", as_json)
-
-
-@app.command("list")
-def list_(brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """The brand's uploads of the last day."""
-    client = connect()
-    columns = ("id", "kind", "filename", "bytes", "status", "created_at")
-    show_rows(client.uploads.list(chosen_brand(client, brand)), columns, as_json)
-
-
-@app.command()
-def cancel(upload_id: str, brand: BrandOption = None, as_json: AsJson = False) -> None:
-    """Cancel an own upload that is not completed."""
-    client = connect()
-    client.uploads.cancel(chosen_brand(client, brand), upload_id)
-    show({"id": upload_id, "canceled": True}, f"Canceled {upload_id}.", as_json)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from onbrand.client.resource_models import ApiModel
+from onbrand.client.resource_models import ApiModel, Owned
 
 
 class User(ApiModel):
@@ -58,36 +58,28 @@ class Member(ApiModel):
     created_at: datetime | None = None
 
 
-class ApiKey(ApiModel):
+class ApiKey(Owned):
     """An API key of a brand.
 
     Only the response that creates it has `key`. If that response was lost and the call repeated, `key` is None: revoke
     the key and create another.
     """
 
-    id: str
-    brand_id: str
-    user_id: str | None = None
     name: str
     prefix: str
     scopes: tuple[str, ...]
-    created_at: datetime | None = None
     expires_at: datetime | None = None
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
     key: str | None = Field(default=None, repr=False)
 
 
-class Invitation(ApiModel):
+class Invitation(Owned):
     """An invitation into a brand; only the response that creates it has `token`, as for `ApiKey.key`."""
 
-    id: str
-    brand_id: str
-    user_id: str | None = None
     email: str
     role: str
     status: str
-    created_at: datetime | None = None
     expires_at: datetime | None = None
     token: str | None = Field(default=None, repr=False)
 

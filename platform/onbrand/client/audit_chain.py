@@ -11,40 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from datetime import UTC
+from typing import Any
 
 from onbrand.client.errors import InvalidArgument
-
-__all__ = ["Head", "Verdict", "check_chain", "hash_of"]
+from onbrand.client.objects import AuditEvent
 
 _FORM = "onbrand-audit-1"
 _HEAD = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{64})")
-
-
-class Line(Protocol):
-    """A line of the record; hashes are hex."""
-
-    @property
-    def brand_id(self) -> str: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def at(self) -> datetime: ...
-    @property
-    def actor(self) -> str: ...
-    @property
-    def user_id(self) -> str | None: ...
-    @property
-    def credential(self) -> str | None: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def detail(self) -> dict[str, Any]: ...
-    @property
-    def prev(self) -> str | None: ...
-    @property
-    def hash(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +60,7 @@ class Verdict:
         return self.fault is None
 
 
-def check_chain(brand_id: str, lines: Iterable[Line], anchor: Head | None = None) -> Verdict:
+def check_chain(brand_id: str, lines: Iterable[AuditEvent], anchor: Head | None = None) -> Verdict:
     """Verify the record from its first line; stop at the first fault.
 
     Args:
@@ -106,7 +80,7 @@ def check_chain(brand_id: str, lines: Iterable[Line], anchor: Head | None = None
     return Verdict(brand_id, last, head)
 
 
-def hash_of(line: Line) -> str:
+def hash_of(line: AuditEvent) -> str:
     """The correct hash (hex) of a line, from its fields and the hash of the line before."""
     fields = [
         _FORM,
@@ -123,7 +97,7 @@ def hash_of(line: Line) -> str:
     return hashlib.sha256(b"".join(map(_netstring, fields))).hexdigest()
 
 
-def _fault_of(brand_id: str, line: Line, before: Head | None) -> str | None:
+def _fault_of(brand_id: str, line: AuditEvent, before: Head | None) -> str | None:
     expected = before.seq + 1 if before else 1
     if line.brand_id != brand_id:
         return "it belongs to another brand"
@@ -138,7 +112,7 @@ def _fault_of(brand_id: str, line: Line, before: Head | None) -> str | None:
     return None
 
 
-def _fault_of_anchor(line: Line, anchor: Head | None) -> str | None:
+def _fault_of_anchor(line: AuditEvent, anchor: Head | None) -> str | None:
     if anchor is not None and line.seq == anchor.seq and line.hash != anchor.hash:
         return "it is not the line that was seen before: the record was written anew"
     return None

@@ -10,12 +10,10 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import accounts, audit, generation_resources, members, monitor, objects, resources, uploads
+from onbrand.client import accounts, generation_resources, members, monitor, objects, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
-
-__all__ = ["Onbrand"]
 
 BrandLike = str | accounts.Brand
 _ANSWER_WITHIN = 30
@@ -40,7 +38,7 @@ class Onbrand:
     >>> generation = client.generate_image(brand, "photo of [brand] logo on a billboard", model="flux-lora-v1")
     >>> generation.images[0].download("billboard.png")
 
-    Raises the exceptions of `onbrand.client.errors`; that module's docstring shows their hierarchy.
+    Raises the exceptions of `onbrand.client.errors`.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class Onbrand:
         self.images = generation_resources.Images(self)
         self.documents = resources.Documents(self)
         self.uploads = uploads.Uploads(self)
-        self.audit_events = audit.AuditEvents(self)
+        self.audit_events = resources.AuditEvents(self)
 
     def __repr__(self) -> str:
         return f"Onbrand({self.base_url!r})"

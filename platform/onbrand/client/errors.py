@@ -1,47 +1,8 @@
-"""The exceptions of the client.
-
-The hierarchy::
-
-    OnbrandClientError
-    ├── ConnectionFailed           nobody answered, or the connection broke (after retries)
-    ├── WaitTimeout                `.wait(timeout=...)` ended before the job did
-    ├── InvalidArgument            refused before anything was sent
-    ├── JobFailed                  a training job or generation ended as failed or canceled; `.job` holds it
-    └── RequestRefused             the platform answered with a problem; `.status .code .param .request_id`
-        ├── NotLoggedIn            401
-        ├── RoleTooLow             403
-        ├── NotFound               404: not there, or not yours
-        ├── Conflict               409
-        ├── InvalidInput           422, and 400, 405
-        │   ├── TooLarge           413
-        │   └── UnsupportedMedia   415
-        ├── TooManyRequests        429; `.retry_after` holds seconds
-        └── PlatformFailed         5xx
-            └── Unavailable        503: a part of the platform cannot answer now
-"""
+"""The exceptions of the client. Those of a refusal have a class by HTTP status."""
 
 from __future__ import annotations
 
 from typing import Any
-
-__all__ = [
-    "Conflict",
-    "ConnectionFailed",
-    "InvalidArgument",
-    "InvalidInput",
-    "JobFailed",
-    "NotFound",
-    "NotLoggedIn",
-    "OnbrandClientError",
-    "PlatformFailed",
-    "RequestRefused",
-    "RoleTooLow",
-    "TooLarge",
-    "TooManyRequests",
-    "Unavailable",
-    "UnsupportedMedia",
-    "WaitTimeout",
-]
 
 
 class OnbrandClientError(Exception):
@@ -99,49 +60,45 @@ class RequestRefused(OnbrandClientError):
         self.request_id = request_id
         self.retry_after = retry_after
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.message, self.status, self.code, self.param, self.request_id, self.retry_after)
-        return (type(self), fields)
-
 
 class NotLoggedIn(RequestRefused):
-    """The token is missing, invalid or expired."""
+    """401: the token is missing, invalid or expired."""
 
 
 class RoleTooLow(RequestRefused):
-    """The caller's role or the key's scopes do not permit this."""
+    """403: the caller's role or the key's scopes do not permit this."""
 
 
 class NotFound(RequestRefused):
-    """It does not exist, or belongs to another brand; the response is the same for both."""
+    """404: it does not exist, or belongs to another brand; the response is the same for both."""
 
 
 class Conflict(RequestRefused):
-    """The object's current state does not allow this."""
+    """409: the object's current state does not allow this."""
 
 
 class InvalidInput(RequestRefused):
-    """A field is wrong; `param` names it."""
+    """422, 400 and others below 500: a field is wrong; `param` names it."""
 
 
 class TooLarge(InvalidInput):
-    """The input exceeds a limit on bytes, pixels or files."""
+    """413: the input exceeds a limit on bytes, pixels or files."""
 
 
 class UnsupportedMedia(InvalidInput):
-    """The file cannot be decoded as an accepted type."""
+    """415: the file cannot be decoded as an accepted type."""
 
 
 class TooManyRequests(RequestRefused):
-    """A rate or capacity limit was reached; `retry_after` holds seconds."""
+    """429: a rate or capacity limit was reached; `retry_after` holds seconds."""
 
 
 class PlatformFailed(RequestRefused):
-    """An error inside the platform; quote `request_id` to the operator."""
+    """500 and above: an error inside the platform; quote `request_id` to the operator."""
 
 
 class Unavailable(PlatformFailed):
-    """A part of the platform cannot answer now; retry later."""
+    """503: a part of the platform cannot answer now; retry later."""
 
 
 _BY_STATUS: dict[int, type[RequestRefused]] = {

@@ -3,108 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from onbrand.client import objects
-from onbrand.client.resource import BrandLike, Resource, brand_path, given
+from onbrand.client.resource import BrandLike, BrandResource, FileResource, brand_path, given
 
 
-class Generations(Resource):
+class GenerationOptions(TypedDict, total=False):
+    """Options of a generation; the platform's defaults apply to those that are not given, or None.
+
+    Args:
+        model: an adapter; without it the base of `model_type` draws.
+        models: instead of `model`: the sum of up to four adapters, each ``{"model": ..., "scale": ...}``.
+        sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
+        exclusive: share no forward pass with another brand.
+        preview_every: steps between previews of each picture in `events` (``preview``, a data URL).
+        quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`. `output_compression`: 0 to 100.
+    """
+
+    model: str | None
+    model_type: str | None
+    negative_prompt: str | None
+    num_images: int | None
+    width: int | None
+    height: int | None
+    seed: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    true_cfg_scale: float | None
+    lora_scale: float | None
+    models: Sequence[Mapping[str, Any]] | None
+    sampler: str | None
+    exclusive: bool | None
+    preview_every: int | None
+    quality: str | None
+    output_format: str | None
+    output_compression: int | None
+
+
+class Generations(BrandResource[objects.Generation]):
     """Generations."""
+
+    kind, name = objects.Generation, "generations"
 
     def create(
         self,
         brand: BrandLike,
         prompt: str,
         *,
-        model: str | None = None,
-        model_type: str | None = None,
-        negative_prompt: str | None = None,
-        num_images: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        seed: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        true_cfg_scale: float | None = None,
-        lora_scale: float | None = None,
-        models: Sequence[Mapping[str, Any]] | None = None,
-        sampler: str | None = None,
-        exclusive: bool | None = None,
-        preview_every: int | None = None,
-        quality: str | None = None,
-        output_format: str | None = None,
-        output_compression: int | None = None,
         wait_seconds: int = 0,
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> objects.Generation:
-        """Draw `num_images` pictures of `prompt` with the adapter `model`, or with the base of `model_type`.
+        """Draw pictures of `prompt`.
 
         Args:
-            models: instead of `model`: the sum of up to four adapters, each ``{"model": ..., "scale": ...}``.
-            sampler: ``euler`` or ``dpm++2m``; ``flow-euler`` for flux.
-            exclusive: share no forward pass with another brand.
-            preview_every: steps between previews of each picture in `events` (``preview``, a data URL).
-            quality: ``low``, ``medium`` or ``high``, instead of `num_inference_steps`. `output_compression`: 0 to 100.
             wait_seconds: return when done, or after this many seconds; 0 returns at once.
         """
-        body = given(
-            prompt=prompt,
-            model=model,
-            model_type=model_type,
-            negative_prompt=negative_prompt,
-            num_images=num_images,
-            width=width,
-            height=height,
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            lora_scale=lora_scale,
-            models=None if models is None else [dict(use) for use in models],
-            sampler=sampler,
-            exclusive=exclusive,
-            preview_every=preview_every,
-            quality=quality,
-            output_format=output_format,
-            output_compression=output_compression,
-        )
-        return self._begin(brand, body, wait_seconds, idempotency_key)
-
-    def _begin(self, brand: BrandLike, body: Any, wait_seconds: int, idempotency_key: str | None) -> objects.Generation:
+        if unknown := options.keys() - GenerationOptions.__annotations__.keys():
+            raise TypeError(f"a generation has no option '{min(unknown)}'")
         return self._post(
             objects.Generation,
             brand_path(brand, "generations"),
-            body,
+            given(prompt=prompt, **options),
             headers={"prefer": f"wait={wait_seconds}"} if wait_seconds else {},
             idempotency_key=idempotency_key,
             timeout=wait_seconds + 60.0,
         )
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Generation]:
-        return self._pages(objects.Generation, brand_path(brand, "generations"))
-
-    def get(self, brand: BrandLike, generation_id: str) -> objects.Generation:
-        return self._get(objects.Generation, brand_path(brand, "generations", generation_id))
-
     def cancel(self, brand: BrandLike, generation_id: str) -> objects.Generation:
-        return self._post(objects.Generation, brand_path(brand, "generations", generation_id, "cancel"))
+        return self._do(brand, generation_id, "cancel")
 
     def events(self, brand: BrandLike, generation_id: str, after: int | None = None) -> Iterator[objects.Event]:
         return self._events(brand_path(brand, "generations", generation_id, "events"), after)
 
 
-class Images(Resource):
+class Images(FileResource[objects.Image]):
     """Generated pictures."""
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Image]:
-        return self._pages(objects.Image, brand_path(brand, "images"))
-
-    def get(self, brand: BrandLike, image_id: str) -> objects.Image:
-        return self._get(objects.Image, brand_path(brand, "images", image_id))
-
-    def link(self, brand: BrandLike, image_id: str) -> objects.Link:
-        return self._get(objects.Link, brand_path(brand, "images", image_id, "content"))
-
-    def delete(self, brand: BrandLike, image_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "images", image_id))
+    kind, name = objects.Image, "images"

@@ -7,41 +7,39 @@ from typing import Any
 from urllib.parse import quote
 
 from onbrand.client import accounts
-from onbrand.client.resource import BrandLike, Resource, brand_path, given
-
-__all__ = ["Invitations", "Members"]
+from onbrand.client.resource import BrandLike, BrandResource, brand_path, given
 
 _TOKEN_PREFIX = "obi_"
 
 
-class Members(Resource):
+class Members(BrandResource[accounts.Member]):
     """The members of a brand."""
+
+    kind, name = accounts.Member, "members"
 
     def add(self, brand: BrandLike, email: str, role: str = "member") -> accounts.Invitation:
         """Invite an address for seven days; its account becomes a member when it accepts. See `Invitations.create`."""
         return self._post(accounts.Invitation, brand_path(brand, "members"), {"email": email, "role": role})
 
-    def list(self, brand: BrandLike) -> Iterator[accounts.Member]:
-        return self._pages(accounts.Member, brand_path(brand, "members"))
-
     def set_role(self, brand: BrandLike, user_id: str, role: str) -> accounts.Member:
-        path = brand_path(brand, "members", user_id)
-        return self._read(accounts.Member, self._transport.json("PATCH", path, json={"role": role}))
+        return self._change(brand, user_id, role=role)
 
     def remove(self, brand: BrandLike, user_id: str) -> None:
         """End a membership: admins can end any, members only their own."""
-        self._transport.send("DELETE", brand_path(brand, "members", user_id))
+        self._delete(brand, user_id)
 
     def leave(self, brand: BrandLike) -> None:
         """End the caller's own membership. Raises Conflict for the last admin."""
-        self._transport.send("DELETE", brand_path(brand, "members", "me"))
+        self._delete(brand, "me")
 
 
-class Invitations(Resource):
+class Invitations(BrandResource[accounts.Invitation]):
     """Invitations: admins invite an address; its account accepts or declines with the token that they hand over.
 
     An account with a verified address finds the invitation in `received` and needs no token.
     """
+
+    kind, name = accounts.Invitation, "invitations"
 
     def create(
         self, brand: BrandLike, email: str, role: str = "member", *, days: int | None = None
@@ -50,11 +48,8 @@ class Invitations(Resource):
         body = given(email=email, role=role, days=days)
         return self._post(accounts.Invitation, brand_path(brand, "invitations"), body)
 
-    def list(self, brand: BrandLike) -> Iterator[accounts.Invitation]:
-        return self._pages(accounts.Invitation, brand_path(brand, "invitations"))
-
     def revoke(self, brand: BrandLike, invitation_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "invitations", invitation_id))
+        self._delete(brand, invitation_id)
 
     def received(self) -> Iterator[accounts.ReceivedInvitation]:
         """Open invitations to the caller's verified address, newest first."""

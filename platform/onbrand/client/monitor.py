@@ -11,16 +11,6 @@ from pydantic import Field
 
 from onbrand.client.resource_models import ApiModel, Attached
 
-__all__ = [
-    "DataCheck",
-    "Finding",
-    "LogLine",
-    "MetricsSeries",
-    "Point",
-    "Sample",
-    "Validation",
-]
-
 
 class Point(ApiModel):
     """The numbers of a training at one step; `loss` is the mean of the last 20."""

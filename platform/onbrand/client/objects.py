@@ -12,25 +12,10 @@ from pydantic import Field
 
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.monitor import Finding, LogLine, MetricsSeries, Sample
-from onbrand.client.resource_models import ApiModel, Attached, Waitable
+from onbrand.client.resource_models import ApiModel, Owned, Waitable
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
-
-__all__ = [
-    "Asset",
-    "AuditEvent",
-    "Document",
-    "Event",
-    "Generation",
-    "Image",
-    "Link",
-    "Model",
-    "TrainingJob",
-    "Upload",
-    "UploadTarget",
-    "UsedAdapter",
-]
 
 ModelType = Literal["flux", "sdxl", "sd15"]
 
@@ -52,12 +37,9 @@ class UploadTarget(ApiModel):
     expires_at: datetime | None = None
 
 
-class Upload(ApiModel):
+class Upload(Owned):
     """A file that is sent directly to the store, and the objects made of it."""
 
-    id: str
-    brand_id: str
-    user_id: str | None = None
     kind: str
     filename: str
     content_type: str | None = None
@@ -71,7 +53,6 @@ class Upload(ApiModel):
     asset_ids: tuple[str, ...] = ()
     document_ids: tuple[str, ...] = ()
     send: UploadTarget | None = None
-    created_at: datetime | None = None
     expires_at: datetime | None = None
     ended_at: datetime | None = None
 
@@ -105,42 +86,36 @@ class AuditEvent(ApiModel):
     hash: str
 
 
-class Asset(Attached):
+class OwnedFile(Owned):
+    """An object of a brand with a file in the store."""
+
+    object_name: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class Asset(OwnedFile):
     """A training picture."""
 
-    id: str
-    brand_id: str
-    user_id: str | None = None
     name: str
     type: str = "image"
     object: str | None = None
-    object_name: str | None = None
     caption: str | None = None
     caption_version: int | None = None
     content_type: str | None = None
-    bytes: int | None = None
     width: int | None = None
     height: int | None = None
-    sha256: str | None = None
     metadata: dict[str, Any] | None = None
-    created_at: datetime | None = None
 
 
-class Document(Attached):
+class Document(OwnedFile):
     """One version of a brand's document; all its versions have the same `name`."""
 
-    id: str
-    brand_id: str
-    user_id: str | None = None
     name: str
     version: int
     title: str
-    object_name: str | None = None
     content_type: str | None = None
-    bytes: int | None = None
     num_pages: int | None = None
-    sha256: str | None = None
-    created_at: datetime | None = None
 
     def versions(self) -> list[Document]:
         """All versions, newest first."""
@@ -159,24 +134,17 @@ class Document(Attached):
         return client.save(client.documents.link(self.brand_id, self.id), path, name)
 
 
-class Model(Attached):
+class Model(OwnedFile):
     """A published adapter of the brand."""
 
-    id: str
-    brand_id: str
     name: str
     model_type: str
     version: int
     job_id: str | None = None
-    user_id: str | None = None
-    object_name: str | None = None
-    sha256: str | None = None
-    bytes: int | None = None
     rank: int | None = None
     trigger_word: str | None = None
     base_revision: str | None = None
     metrics: dict[str, Any] | None = None
-    created_at: datetime | None = None
 
     def download(self, path: str | Path, format: Literal["diffusers", "kohya"] = "diffusers") -> Path:
         """Save the safetensors file to the file `path`, or under its own name into the folder `path`.
@@ -190,24 +158,17 @@ class Model(Attached):
         return client.save(client.models.link(self.brand_id, self.id), path, f"{self.name}.safetensors")
 
 
-class Image(Attached):
+class Image(OwnedFile):
     """A generated picture."""
 
-    id: str
-    brand_id: str
     generation_id: str | None = None
     model_id: str | None = None
-    user_id: str | None = None
     index: int = 0
     seed: int | None = None
     content_type: str | None = None
     width: int | None = None
     height: int | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-    object_name: str | None = None
     receipt: dict[str, Any] | None = None
-    created_at: datetime | None = None
 
     def read(self) -> builtins.bytes:
         """The picture's bytes."""
@@ -228,7 +189,6 @@ class Image(Attached):
 class TrainingJob(Waitable):
     """A fine-tuning of one adapter."""
 
-    user_id: str | None = None
     name: str
     model_type: str
     training_config: dict[str, Any] = Field(default={})
@@ -243,7 +203,6 @@ class TrainingJob(Waitable):
     num_ahead: int | None = None
     attempts: int = 0
     retry_of: str | None = None
-    created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
     urls: dict[str, str] | None = None
@@ -299,7 +258,6 @@ class UsedAdapter(ApiModel):
 class Generation(Waitable):
     """Pictures that are or were drawn from one prompt."""
 
-    user_id: str | None = None
     model: str | None = None
     model_id: str | None = None
     model_type: str | None = None
@@ -322,7 +280,6 @@ class Generation(Waitable):
     cut: tuple[dict[str, Any], ...] | None = None
     """Prompts that were truncated, each with field, tokenizer, tokens and read (tokens used). None: not known yet."""
     images: tuple[Image, ...] = ()
-    created_at: datetime | None = None
     completed_at: datetime | None = None
 
     def attach(self, client: Onbrand) -> Self:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from onbrand.client import accounts, objects
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
+from onbrand.client.resource_models import ApiModel, Attached
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
 
 
-A = TypeVar("A", bound=objects.ApiModel)
+A = TypeVar("A", bound=ApiModel)
 BrandLike = str | accounts.Brand
 _STREAM_RETRIES = 5
 
 
 def brand_path(brand: BrandLike, *rest: str) -> str:
     """The path ``/v1/brands/acme/assets/...``, with every segment quoted."""
-    brand_id = brand.id if isinstance(brand, accounts.Brand) else brand
-    return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id, *rest))])
+    return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id_of(brand), *rest))])
+
+
+def brand_id_of(brand: BrandLike) -> str:
+    """The id of a brand that is given as an object or by its id."""
+    return brand.id if isinstance(brand, accounts.Brand) else brand
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -40,7 +45,7 @@ class Resource:
 
     def _read(self, kind: type[A], body: Any) -> A:
         thing = kind.model_validate(body)
-        return thing.attach(self._client) if isinstance(thing, objects.Attached) else thing
+        return thing.attach(self._client) if isinstance(thing, Attached) else thing
 
     def _get(self, kind: type[A], path: str) -> A:
         return self._read(kind, self._transport.json("GET", path))
@@ -78,3 +83,37 @@ class Resource:
                 return
             left -= 1
             time.sleep(0.2)
+
+
+class BrandResource(Resource, Generic[A]):
+    """Base class for objects of one `kind`, at ``/v1/brands/{brand}/{name}``."""
+
+    kind: type[A]
+    name: str
+
+    def list(self, brand: BrandLike) -> Iterator[A]:
+        """All of the brand."""
+        return self._pages(self.kind, brand_path(brand, self.name))
+
+    def get(self, brand: BrandLike, id: str) -> A:
+        return self._get(self.kind, brand_path(brand, self.name, id))
+
+    def _do(self, brand: BrandLike, id: str, verb: str) -> A:
+        return self._post(self.kind, brand_path(brand, self.name, id, verb))
+
+    def _change(self, brand: BrandLike, id: str, **fields: str) -> A:
+        return self._read(self.kind, self._transport.json("PATCH", brand_path(brand, self.name, id), json=fields))
+
+    def _delete(self, brand: BrandLike, id: str) -> None:
+        self._transport.send("DELETE", brand_path(brand, self.name, id))
+
+
+class FileResource(BrandResource[A]):
+    """Base class for objects with a file."""
+
+    def link(self, brand: BrandLike, id: str) -> objects.Link:
+        """A signed link to the file."""
+        return self._get(objects.Link, brand_path(brand, self.name, id, "content"))
+
+    def delete(self, brand: BrandLike, id: str) -> None:
+        self._delete(brand, id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -37,11 +38,18 @@ class Attached(ApiModel):
         return self._client
 
 
-class Waitable(Attached):
-    """A job or generation on the platform, which ends as completed, failed or canceled."""
+class Owned(Attached):
+    """An object of a brand, and the member who made it."""
 
     id: str
     brand_id: str
+    user_id: str | None = None
+    created_at: datetime | None = None
+
+
+class Waitable(Owned):
+    """A job or generation on the platform, which ends as completed, failed or canceled."""
+
     status: str
     progress: int = 0
     error: dict[str, Any] | None = None
@@ -76,20 +84,13 @@ class Waitable(Attached):
             if progress is not None and (every_look or told != (now.status, now.progress)):
                 progress(now)
                 told = (now.status, now.progress)
+            if now.status == "completed":
+                return now
             if now.done:
-                return _must_be_completed(now)
+                reason = (now.error or {}).get("message") or "no reason was given"
+                raise JobFailed(f"{type(now).__name__} {now.id} {now.status}: {reason}", now)
             if end is not None and time.monotonic() >= end:
                 raise WaitTimeout(f"{type(self).__name__} {self.id} is still {now.status} after {timeout} s")
             time.sleep(delay)
             delay = min(_LONGEST_POLL, delay * 1.3)
             now = now.refresh()
-
-
-_W = TypeVar("_W", bound=Waitable)
-
-
-def _must_be_completed(job: _W) -> _W:
-    if job.status == "completed":
-        return job
-    reason = (job.error or {}).get("message") or "no reason was given"
-    raise JobFailed(f"{type(job).__name__} {job.id} {job.status}: {reason}", job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -10,19 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onbrand.client import accounts, monitor, objects
+from onbrand.client.audit_chain import Head, Verdict, check_chain
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
-from onbrand.client.resource import BrandLike, Resource, brand_path, given
-
-__all__ = [
-    "Assets",
-    "Brands",
-    "Documents",
-    "Keys",
-    "Models",
-    "Tokens",
-    "TrainingJobs",
-    "Users",
-]
+from onbrand.client.resource import BrandLike, BrandResource, FileResource, Resource, brand_id_of, brand_path, given
 
 
 class Users(Resource):
@@ -42,7 +31,7 @@ class Tokens(Resource):
 
     def create(self, email: str, password: str, brand: BrandLike | None = None) -> accounts.Token:
         """Log in; with `brand`, the token is limited to that brand. Unlike `client.log_in`, does not use the token."""
-        brand_id = brand.id if isinstance(brand, accounts.Brand) else brand
+        brand_id = None if brand is None else brand_id_of(brand)
         return self._post(accounts.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
 
 
@@ -62,8 +51,10 @@ class Brands(Resource):
         return self._get(accounts.Brand, brand_path(brand))
 
 
-class Keys(Resource):
+class Keys(BrandResource[accounts.ApiKey]):
     """API keys, created and revoked by logged-in admins; `Onbrand(url, token=key)` uses one."""
+
+    kind, name = accounts.ApiKey, "keys"
 
     def create(
         self, brand: BrandLike, name: str, scopes: Sequence[str], *, expires_at: datetime | None = None
@@ -78,18 +69,14 @@ class Keys(Resource):
         body = given(name=name, scopes=[*scopes], expires_at=ends)
         return self._post(accounts.ApiKey, brand_path(brand, "keys"), body)
 
-    def list(self, brand: BrandLike) -> Iterator[accounts.ApiKey]:
-        return self._pages(accounts.ApiKey, brand_path(brand, "keys"))
-
-    def get(self, brand: BrandLike, key_id: str) -> accounts.ApiKey:
-        return self._get(accounts.ApiKey, brand_path(brand, "keys", key_id))
-
     def revoke(self, brand: BrandLike, key_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "keys", key_id))
+        self._delete(brand, key_id)
 
 
-class Assets(Resource):
+class Assets(FileResource[objects.Asset]):
     """Training pictures."""
+
+    kind, name = objects.Asset, "assets"
 
     def upload(
         self,
@@ -117,26 +104,15 @@ class Assets(Resource):
         )
         return [self._read(objects.Asset, item) for item in body["data"]]
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Asset]:
-        return self._pages(objects.Asset, brand_path(brand, "assets"))
-
-    def get(self, brand: BrandLike, asset_id: str) -> objects.Asset:
-        return self._get(objects.Asset, brand_path(brand, "assets", asset_id))
-
     def set_caption(self, brand: BrandLike, asset_id: str, caption: str) -> objects.Asset:
         """Add a new version of the caption; earlier ones are kept."""
-        path = brand_path(brand, "assets", asset_id)
-        return self._read(objects.Asset, self._transport.json("PATCH", path, json={"caption": caption}))
-
-    def link(self, brand: BrandLike, asset_id: str) -> objects.Link:
-        return self._get(objects.Link, brand_path(brand, "assets", asset_id, "content"))
-
-    def delete(self, brand: BrandLike, asset_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "assets", asset_id))
+        return self._change(brand, asset_id, caption=caption)
 
 
-class Documents(Resource):
-    """Documents of a brand."""
+class Documents(FileResource[objects.Document]):
+    """Documents of a brand; `list` has the newest version of each, and an id names one version."""
+
+    kind, name = objects.Document, "documents"
 
     def upload(self, brand: BrandLike, file: File, title: str | None = None) -> objects.Document:
         """Upload a PDF or Markdown file as the first or next version of its title.
@@ -149,27 +125,15 @@ class Documents(Resource):
         fields = {"title": title} if title is not None else {}
         return self._post(objects.Document, path, data=fields, files=[("file", as_part(file))], timeout=120.0)
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Document]:
-        """The newest version of each document."""
-        return self._pages(objects.Document, brand_path(brand, "documents"))
-
-    def get(self, brand: BrandLike, document_id: str) -> objects.Document:
-        return self._get(objects.Document, brand_path(brand, "documents", document_id))
-
-    def versions(self, brand: BrandLike, document_id: str) -> builtins.list[objects.Document]:
+    def versions(self, brand: BrandLike, document_id: str) -> list[objects.Document]:
         """All versions of the document, given the id of any of them; newest first."""
         return list(self._pages(objects.Document, brand_path(brand, "documents", document_id, "versions")))
 
-    def link(self, brand: BrandLike, document_id: str) -> objects.Link:
-        return self._get(objects.Link, brand_path(brand, "documents", document_id, "content"))
 
-    def delete(self, brand: BrandLike, document_id: str) -> None:
-        """Delete one version (admins only)."""
-        self._transport.send("DELETE", brand_path(brand, "documents", document_id))
-
-
-class TrainingJobs(Resource):
+class TrainingJobs(BrandResource[objects.TrainingJob]):
     """Training jobs."""
+
+    kind, name = objects.TrainingJob, "training-jobs"
 
     def check(
         self,
@@ -209,26 +173,19 @@ class TrainingJobs(Resource):
         path = brand_path(brand, "training-jobs")
         return self._post(objects.TrainingJob, path, body, idempotency_key=idempotency_key)
 
-    def list(self, brand: BrandLike) -> Iterator[objects.TrainingJob]:
-        return self._pages(objects.TrainingJob, brand_path(brand, "training-jobs"))
-
-    def get(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
-        return self._get(objects.TrainingJob, brand_path(brand, "training-jobs", job_id))
-
     def rename(self, brand: BrandLike, job_id: str, name: str) -> objects.TrainingJob:
-        path = brand_path(brand, "training-jobs", job_id)
-        return self._read(objects.TrainingJob, self._transport.json("PATCH", path, json={"name": name}))
+        return self._change(brand, job_id, name=name)
 
     def cancel(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
-        return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "cancel"))
+        return self._do(brand, job_id, "cancel")
 
     def stop(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
         """Stop a job that trains now; it publishes its best step so far."""
-        return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "stop"))
+        return self._do(brand, job_id, "stop")
 
     def retry(self, brand: BrandLike, job_id: str) -> objects.TrainingJob:
         """Create a job like a failed or canceled one; it resumes from that job's last checkpoint if it fits."""
-        return self._post(objects.TrainingJob, brand_path(brand, "training-jobs", job_id, "retry"))
+        return self._do(brand, job_id, "retry")
 
     def events(self, brand: BrandLike, job_id: str, after: int | None = None) -> Iterator[objects.Event]:
         return self._events(brand_path(brand, "training-jobs", job_id, "events"), after)
@@ -248,22 +205,17 @@ class TrainingJobs(Resource):
         return self._pages(monitor.LogLine, brand_path(brand, "training-jobs", job_id, "logs"), 100, str(after))
 
     def delete(self, brand: BrandLike, job_id: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "training-jobs", job_id))
+        self._delete(brand, job_id)
 
 
-class Models(Resource):
-    """Published adapters."""
+class Models(FileResource[objects.Model]):
+    """Published adapters, named by id or by name (``flux-lora-v2``)."""
 
-    def list(self, brand: BrandLike) -> Iterator[objects.Model]:
-        return self._pages(objects.Model, brand_path(brand, "models"))
+    kind, name = objects.Model, "models"
 
-    def get(self, brand: BrandLike, model: str) -> objects.Model:
-        """One adapter, by id or by name (``flux-lora-v2``)."""
-        return self._get(objects.Model, brand_path(brand, "models", model))
-
-    def link(self, brand: BrandLike, model: str) -> objects.Link:
+    def link(self, brand: BrandLike, id: str) -> objects.Link:
         """A signed link to the safetensors file; the platform records the request."""
-        return self._get(objects.Link, brand_path(brand, "models", model, "download"))
+        return self._get(objects.Link, brand_path(brand, "models", id, "download"))
 
     def import_file(
         self,
@@ -301,5 +253,17 @@ class Models(Resource):
         source = f"{brand_path(brand, 'models', model, 'download')}?format=kohya"
         return save_at(path, name, self._transport.content(source))
 
-    def delete(self, brand: BrandLike, model: str) -> None:
-        self._transport.send("DELETE", brand_path(brand, "models", model))
+
+class AuditEvents(Resource):
+    """The audit record of a brand."""
+
+    def list(self, brand: BrandLike, *, oldest_first: bool = False) -> Iterator[objects.AuditEvent]:
+        """The brand's record, for its admins; newest first by default."""
+        order = "asc" if oldest_first else None
+        return self._pages(objects.AuditEvent, brand_path(brand, "audit-events"), 100, order=order)
+
+    def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
+        """Read the whole record and verify its hash chain locally; it must contain `head` of an earlier verdict."""
+        brand_id = brand_id_of(brand)
+        anchor = Head.parse(head) if isinstance(head, str) else head
+        return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from onbrand.client.errors import ConnectionFailed, RequestRefused, kind_for
+from onbrand.client.errors import ConnectionFailed, kind_for
 from onbrand.client.sendable import must_be_header, must_be_text, must_be_token, opened
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
@@ -84,12 +84,12 @@ class Transport:
 
     def download(self, url: str) -> Iterator[bytes]:
         """The bytes behind a signed link. No token is sent: the link needs none and may point to another host."""
-        with self._streamed("GET", url, {}) as answer:
+        with self._streamed(url, {}) as answer:
             yield from answer.iter_bytes(2**16)
 
     def content(self, path: str) -> Iterator[bytes]:
         """The bytes of a file that the API itself returns."""
-        with self._streamed("GET", path, self._with_token({})) as answer:
+        with self._streamed(path, self._with_token({})) as answer:
             yield from answer.iter_bytes(2**16)
 
     def send_file(
@@ -108,13 +108,13 @@ class Transport:
     @contextmanager
     def lines(self, path: str, headers: Mapping[str, str]) -> Iterator[Iterator[str]]:
         """The lines of a streamed response (Server-Sent Events)."""
-        with self._streamed("GET", path, self._with_token(headers)) as answer:
+        with self._streamed(path, self._with_token(headers)) as answer:
             yield answer.iter_lines()
 
     @contextmanager
-    def _streamed(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+    def _streamed(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         try:
-            with self._http.stream(method, url, headers=dict(headers)) as answer:
+            with self._http.stream("GET", url, headers=dict(headers)) as answer:
                 if not answer.is_success:
                     answer.read()
                 yield _must_be_good(answer)
@@ -131,7 +131,7 @@ class Transport:
             try:
                 answer = self._http.send(request)
             except httpx.TransportError as problem:
-                if last or not _may_repeat(request, problem):
+                if last or not (request.method in _REPEATABLE or isinstance(problem, httpx.ConnectError)):
                     raise self._unreachable(problem) from None
                 time.sleep(_delay(attempt, None))
                 continue
@@ -145,10 +145,6 @@ class Transport:
         return ConnectionFailed(
             f"{address} does not answer ({type(problem).__name__}); is it up, and the address right?"
         )
-
-
-def _may_repeat(request: httpx.Request, problem: Exception) -> bool:
-    return request.method in _REPEATABLE or isinstance(problem, httpx.ConnectError)
 
 
 def _delay(attempt: int, asked: float | None) -> float:
@@ -166,16 +162,12 @@ def _retry_after(answer: httpx.Response) -> float | None:
 def _must_be_good(answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
-    raise _refusal(answer)
-
-
-def _refusal(answer: httpx.Response) -> RequestRefused:
     try:
         body = answer.json()
         body = body if isinstance(body, dict) else {}
     except ValueError:
         body = {}
-    return kind_for(answer.status_code)(
+    raise kind_for(answer.status_code)(
         body.get("detail") or body.get("title") or f"the platform answered {answer.status_code}",
         answer.status_code,
         body.get("code"),

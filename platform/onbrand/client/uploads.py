@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from onbrand.client import objects
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import File, as_part
-from onbrand.client.resource import BrandLike, Resource, brand_path, given
-
-__all__ = ["Uploads"]
+from onbrand.client.resource import BrandLike, BrandResource, brand_path, given
 
 _TYPES = {
     ".zip": "application/zip",
@@ -24,8 +22,10 @@ _TYPES = {
 _KINDS = {"application/zip": "zip", "application/pdf": "document", "text/markdown": "document"}
 
 
-class Uploads(Resource):
+class Uploads(BrandResource[objects.Upload]):
     """Uploads directly to the platform's store."""
+
+    kind, name = objects.Upload, "uploads"
 
     def upload(
         self,
@@ -96,17 +96,11 @@ class Uploads(Resource):
 
     def complete(self, brand: BrandLike, upload_id: str) -> objects.Upload:
         """Let the platform check the uploaded file and make assets or a document of it. May be repeated."""
-        return self._post(objects.Upload, brand_path(brand, "uploads", upload_id, "complete"))
-
-    def list(self, brand: BrandLike) -> Iterator[objects.Upload]:
-        return self._pages(objects.Upload, brand_path(brand, "uploads"))
-
-    def get(self, brand: BrandLike, upload_id: str) -> objects.Upload:
-        return self._get(objects.Upload, brand_path(brand, "uploads", upload_id))
+        return self._do(brand, upload_id, "complete")
 
     def cancel(self, brand: BrandLike, upload_id: str) -> None:
         """End an own upload that is not completed."""
-        self._transport.send("DELETE", brand_path(brand, "uploads", upload_id))
+        self._delete(brand, upload_id)
 
 
 def content_type_of(name: str) -> str:

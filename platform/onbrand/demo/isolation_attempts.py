@@ -79,18 +79,22 @@ def _reads(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
         "model's id in own brand": f"{mine}/models/{victim.published.id}",
         "image's id in own brand": f"{mine}/images/{victim.images[0].id}",
     }
-    found = [_read(intruder, victim, name, path, path) for name, path in paths.items()]
+    found = [_request(intruder, victim, name, "GET", path) for name, path in paths.items()]
     return found + [
-        _read(intruder, victim, name, path, path.replace(mine, there, 1)) for name, path in through_own.items()
+        _request(intruder, victim, name, "GET", path, owners=path.replace(mine, there, 1))
+        for name, path in through_own.items()
     ]
 
 
-def _read(intruder: DemoBrand, victim: DemoBrand, name: str, path: str, owners: str) -> Try:
+def _request(
+    intruder: DemoBrand, victim: DemoBrand, name: str, method: str, path: str, body: Any = None, owners: str = ""
+) -> Try:
+    """A request that must find nothing; its owner makes it too, at `owners` if that is another path."""
     return Try(
         name,
-        lambda: status_of(intruder.member, "GET", path),
+        lambda: status_of(intruder.member, method, path, body),
         HIDDEN,
-        lambda: status_of(victim.member, "GET", owners),
+        lambda: status_of(victim.member, method, owners or path, body),
     )
 
 
@@ -136,17 +140,7 @@ def _openai(intruder: DemoBrand, victim: DemoBrand) -> list[Try]:
     name = f"{victim.brand_id}/{victim.published.name}"
     asked = {"model": name, "prompt": "photo of [brand] logo", "n": 1}
     return [
-        Try(
-            "OpenAI face: a picture",
-            lambda: status_of(intruder.member, "POST", "/v1/images/generations", asked),
-            HIDDEN,
-            lambda: status_of(victim.member, "POST", "/v1/images/generations", asked),
-        ),
-        Try(
-            "OpenAI face: the model",
-            lambda: status_of(intruder.member, "GET", f"/v1/models/{name}"),
-            HIDDEN,
-            lambda: status_of(victim.member, "GET", f"/v1/models/{name}"),
-        ),
+        _request(intruder, victim, "OpenAI face: a picture", "POST", "/v1/images/generations", asked),
+        _request(intruder, victim, "OpenAI face: the model", "GET", f"/v1/models/{name}"),
         Try("no token at all", lambda: _got(f"{victim.member.base_url}/v1/brands/{victim.brand_id}"), frozenset({401})),
     ]

@@ -19,7 +19,6 @@ from onbrand.demo import steps as demo_steps
 from onbrand.demo.contact_sheet import Row, Section, draw_contact_sheet
 from onbrand.demo.isolation_attempts import isolation_attempts
 from onbrand.demo.sample_brands import SampleBrand, choose_samples
-from onbrand.demo.similarity import Similarity
 from onbrand.demo.steps import DemoBrand
 from onbrand.local.platform import Platform
 
@@ -28,8 +27,6 @@ FIT_RATIO = 0.3
 FEWEST_TRIES = 8
 """The minimum number of cross-brand access attempts in a valid report."""
 REPORT = "report.json"
-
-Tell = Callable[[str], object]
 
 
 def run_demo(
@@ -53,12 +50,14 @@ def run_demo(
     folder = Path(tempfile.mkdtemp(prefix="onbrand-demo-"))
     try:
         settings = own_settings(model_type, folder / "data")
-        samples = choose_samples(own, folder / "pictures", _suffix(settings))
-        _make_ready(out)
+        suffix = f"-{secrets.token_hex(3)}" if settings.storage_url else ""  # a shared store may hold earlier demos
+        samples = choose_samples(own, folder / "pictures", suffix)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / REPORT).unlink(missing_ok=True)  # a failed run leaves none
         demo_brands, denied = _on_a_platform(settings, samples, model_type, steps, out, console)
         report = _report(demo_brands, model_type, settings, out) | {"denied": denied}
     finally:
-        _remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     report["seconds"] = round(time.monotonic() - started, 1)
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     console.print(_table(report))
@@ -147,6 +146,8 @@ def _progress(console: Console) -> Callable[[DemoBrand], object]:
 
 
 def _report(demo_brands: Sequence[DemoBrand], model_type: FamilyName, settings: Settings, out: Path) -> dict[str, Any]:
+    from onbrand.demo.similarity import Similarity  # loads torch
+
     similarity = Similarity(model_type, settings)
     brands, sections = [], []
     for demo_brand in demo_brands:
@@ -204,18 +205,3 @@ def _table(report: dict[str, Any]) -> Table:
     denied = report["denied"]
     table.caption = f"{denied['refused']} of {denied['tried']} cross-brand tries refused; {report['seconds']} s in all"
     return table
-
-
-def _suffix(settings: Settings) -> str:
-    """A random suffix for brand ids in a shared object store, which may hold files of earlier demos."""
-    return f"-{secrets.token_hex(3)}" if settings.storage_url else ""
-
-
-def _make_ready(out: Path) -> None:
-    """Create the output folder and remove an earlier report, so that a failed run leaves none."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / REPORT).unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

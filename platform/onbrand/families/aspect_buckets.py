@@ -69,8 +69,7 @@ def buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
 def crop_of(height: int, width: int, resolution: int, step: int, name: str = "the picture") -> Crop:
     """The crop to the bucket of the nearest shape, or to less where the image is smaller: nothing is ever enlarged.
 
-    Raises:
-        InvalidInput: a side is less than `smallest_side`; the message names the image.
+    Raises InvalidInput: a side is less than `smallest_side`; the message names the image.
     """
     least = smallest_side(resolution, step)
     if min(height, width) < least:

@@ -44,8 +44,7 @@ def base_folder(
         cache: folder for downloads; None: `~/.cache/onbrand/bases`.
         storage_options: fsspec options for `s3://`.
 
-    Raises:
-        BaseModelRefused: nothing there, or not a diffusers pipeline of this family.
+    Raises BaseModelRefused: nothing there, or not a diffusers pipeline of this family.
     """
     cache = cache or _usual_cache()
     if source.startswith("s3://"):

@@ -102,8 +102,6 @@ class Family(ABC):
     def _vae_dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype  # diffusers' own property visits every module first
 
-    # --- one device for more than it holds ------------------------------------------------------------------------
-
     def enable_offload(self, device: torch.device, denoiser: bool = True) -> None:
         """From now on text encoders and denoiser take turns on `device`; the other is in host memory. A base loaded on
         the CPU is moved to `device`. On a CPU nothing ever moves.
@@ -152,8 +150,6 @@ class Family(ABC):
         """All text encoders of the base, in the order of its parts."""
         return [part for name, part in self.pipeline.components.items() if name.startswith("text_encoder") and part]
 
-    # --- text ---------------------------------------------------------------------------------------------------
-
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of B prompts, exactly as the diffusers pipeline computes it."""
@@ -172,8 +168,6 @@ class Family(ABC):
     def _negatives(self, encoded: Conditioning, prompts: Sequence[str | None]) -> Conditioning:
         """The base's negative conditioning, from negative prompts encoded like any others ("" where there is none)."""
         return encoded
-
-    # --- images -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
@@ -212,8 +206,6 @@ class Family(ABC):
     def parts_before_text(self) -> list[nn.Module]:
         """Parts of the denoiser that do not depend on the prompt: rows with equal latents and step agree there."""
         return []
-
-    # --- the two entry points -----------------------------------------------------------------------------------
 
     @abstractmethod
     def denoise(

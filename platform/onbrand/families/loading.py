@@ -29,10 +29,8 @@ def load_family(
 ) -> Family:
     """Load the base at `source` (folder, S3 URL or Hugging Face id) as family `name`.
 
-    Raises:
-        BaseModelRefused: `source` is not a base of this family.
+    Raises BaseModelRefused: `source` is not a base of this family.
     """
-    _quiet_libraries()
     folder = base_folder(name, str(source), cache, storage_options)
     pipeline = load_pipeline(name, folder, dtype=dtype).to(device)
     return family_class(name)(pipeline, recommended(name, folder), revision(folder))

@@ -23,7 +23,6 @@ from onbrand.families.family import Family
 from onbrand.safetensors_header import LORA_METADATA, SafetensorsHeader, must_be_plain_safetensors
 
 ADAPTER = "brand"
-METADATA_KEY = LORA_METADATA
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -97,7 +96,7 @@ def serialize(
     prefix = family.spec.component
     config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(targets), "lora_bias": False, "use_dora": False}
     metadata = {"format": "pt", **header}
-    metadata[METADATA_KEY] = json.dumps({f"{prefix}.{k}": v for k, v in config.items()}, sort_keys=True)
+    metadata[LORA_METADATA] = json.dumps({f"{prefix}.{k}": v for k, v in config.items()}, sort_keys=True)
     tensors = {f"{prefix}.{key}": state[key].detach().cpu().contiguous() for key in sorted(state)}
     return safetensors.torch.save(tensors, metadata=metadata)
 
@@ -157,9 +156,9 @@ class _Scales:
 
     def __init__(self, metadata: dict[str, str], prefix: str) -> None:
         try:
-            config: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
+            config: dict[str, Any] = json.loads(metadata.get(LORA_METADATA, "{}"))
         except ValueError:
-            raise AdapterRefused(f"the header's {METADATA_KEY} is not JSON") from None
+            raise AdapterRefused(f"the header's {LORA_METADATA} is not JSON") from None
         self._config = {key.removeprefix(f"{prefix}."): value for key, value in config.items()}
         if self._config.get("use_dora") or self._config.get("lora_bias"):
             raise AdapterRefused("DoRA and LoRA biases are not served; train a plain LoRA")

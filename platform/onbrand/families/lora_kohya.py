@@ -21,9 +21,8 @@ import numpy as np
 from onbrand.config import FamilyName
 from onbrand.errors import AdapterRefused
 from onbrand.families.spec import SPECS
-from onbrand.safetensors_header import TensorFacts, must_be_plain_safetensors
+from onbrand.safetensors_header import LORA_METADATA, TensorFacts, must_be_plain_safetensors
 
-_METADATA_KEY = "lora_adapter_metadata"
 _CELL: dict[str, type[np.generic]] = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 """Numbers are moved as bit patterns, never interpreted, so any dtype works."""
 _MLP_RATIO = 4
@@ -171,7 +170,7 @@ def _layers(data: bytes, tensors: Mapping[str, TensorFacts]) -> dict[str, _Layer
 
 
 def _must_have_alpha_of_rank(metadata: Mapping[str, str]) -> None:
-    config = json.loads(metadata.get(_METADATA_KEY, "{}"))
+    config = json.loads(metadata.get(LORA_METADATA, "{}"))
     settings = {key.split(".", 1)[1]: value for key, value in config.items() if "." in key}
     if settings.get("lora_alpha") != settings.get("r") or settings.get("alpha_pattern"):
         _refuse("its alpha is not its rank")
@@ -214,12 +213,9 @@ def _tensors(fused: _Fused) -> Iterator[_Tensor]:
     dtype, down, up = first.down.facts.dtype, first.down.facts.shape, first.up.facts.shape
     num_outputs = sum(size for _, size in fused.parts)
     yield _Tensor(f"{fused.name}.alpha", "F32", (), partial(struct.pack, "<f", rank))
-    yield _Tensor(f"{fused.name}.lora_down.weight", dtype, (rank, *down[1:]), partial(_down, fused))
+    downs = [layer.down.data for layer in fused.layers]
+    yield _Tensor(f"{fused.name}.lora_down.weight", dtype, (rank, *down[1:]), partial(b"".join, downs))
     yield _Tensor(f"{fused.name}.lora_up.weight", dtype, (num_outputs, rank, *up[2:]), partial(_up, fused))
-
-
-def _down(fused: _Fused) -> bytes:
-    return b"".join(layer.down.data for layer in fused.layers)
 
 
 def _up(fused: _Fused) -> bytes:
@@ -247,7 +243,7 @@ def _hash_of(tensors: Iterable[_Tensor]) -> str:
 
 def _notes(metadata: Mapping[str, str], digest: str, family: FamilyName) -> dict[str, str]:
     """The published header, without the notes for diffusers and those about the original tensors."""
-    kept = {name: value for name, value in metadata.items() if name not in (_METADATA_KEY, "format")}
+    kept = {name: value for name, value in metadata.items() if name not in (LORA_METADATA, "format")}
     return {**kept, "modelspec.hash_sha256": f"0x{digest}", "ss_network_module": SPECS[family].kohya_network}
 
 

@@ -10,7 +10,7 @@ import copy
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,9 +50,26 @@ class Schedule:
 
 
 class Sampler(ABC):
-    """A deterministic sampler of one base. It keeps no state between calls; state of a step is kept with the row."""
+    """A deterministic sampler of one base. It keeps no state between calls; state of a step is kept with the row.
+
+    Args:
+        config: of the base's scheduler.
+    """
 
     name: str
+    scheduler_class: type[SchedulerMixin]
+    options: ClassVar[dict[str, Any]] = {}
+    """What replaces values of `config`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._scheduler = self.scheduler_class.from_config(config, **self.options)
+        self._kind = self._scheduler.config.get("prediction_type")
+
+    def _timed(self, *args: Any, **kwargs: Any) -> SchedulerMixin:
+        """A copy of the scheduler after `set_timesteps`."""
+        scheduler = copy.copy(self._scheduler)
+        scheduler.set_timesteps(*args, **kwargs)
+        return scheduler
 
     @abstractmethod
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
@@ -93,15 +110,10 @@ def _clean_and_noise(
 class DDIM(Sampler):
     """DDIM with eta 0 (Song et al. 2020, eq. 12)."""
 
-    name = "ddim"
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._scheduler = DDIMScheduler.from_config(config)
-        self._kind = self._scheduler.config.prediction_type
+    name, scheduler_class = "ddim", DDIMScheduler
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        scheduler = copy.copy(self._scheduler)
-        scheduler.set_timesteps(num_steps)
+        scheduler = self._timed(num_steps)
         times = scheduler.timesteps
         before = times - scheduler.config.num_train_timesteps // num_steps
         now = scheduler.alphas_cumprod[times]
@@ -120,15 +132,10 @@ class DDIM(Sampler):
 class Euler(Sampler):
     """Euler on the probability-flow ODE in sigma (Karras et al. 2022, algorithm 2 without churn)."""
 
-    name = "euler"
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._scheduler = EulerDiscreteScheduler.from_config(config)
-        self._kind = self._scheduler.config.prediction_type
+    name, scheduler_class = "euler", EulerDiscreteScheduler
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        scheduler = copy.copy(self._scheduler)
-        scheduler.set_timesteps(num_steps)
+        scheduler = self._timed(num_steps)
         table = torch.stack([scheduler.sigmas[:-1], scheduler.sigmas[1:]], dim=1)
         return _schedule(scheduler, table, float(scheduler.init_noise_sigma))
 
@@ -154,16 +161,11 @@ class DPMSolver2M(Sampler):
     steps).
     """
 
-    name = "dpm++2m"
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        kind = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-        self._scheduler = DPMSolverMultistepScheduler.from_config(config, **kind)
-        self._kind = self._scheduler.config.prediction_type
+    name, scheduler_class = "dpm++2m", DPMSolverMultistepScheduler
+    options: ClassVar = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        scheduler = copy.copy(self._scheduler)
-        scheduler.set_timesteps(num_steps)
+        scheduler = self._timed(num_steps)
         alpha = 1 / (scheduler.sigmas**2 + 1) ** 0.5
         sigma = scheduler.sigmas * alpha
         log_snr = alpha.log() - sigma.log()
@@ -192,14 +194,11 @@ class DPMSolver2M(Sampler):
 class FlowEuler(Sampler):
     """Euler on a rectified flow (Liu et al. 2022), sigmas shifted by size (Esser et al. 2024, sec. 5.3.2)."""
 
-    name = "flow-euler"
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    name, scheduler_class = "flow-euler", FlowMatchEulerDiscreteScheduler
 
     def schedule(self, num_steps: int, image_tokens: int) -> Schedule:
-        scheduler = copy.copy(self._scheduler)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._shift(image_tokens))
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
+        scheduler = self._timed(sigmas=sigmas, mu=self._shift(image_tokens))
         return _schedule(scheduler, torch.stack([scheduler.sigmas[:-1], scheduler.sigmas[1:]], dim=1))
 
     def _shift(self, image_tokens: int) -> float:

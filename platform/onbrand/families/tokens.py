@@ -6,7 +6,7 @@ Free of torch: the web tier uses it too, if the base is on its machine. Encoding
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,8 @@ class TextLengths:
 
     def cuts(self, text: str) -> list[Cut]:
         """One `Cut` for each tokenizer of the base that cuts this text; empty: all of it is read."""
-        return list(self._cuts(text))
-
-    def _cuts(self, text: str) -> Iterator[Cut]:
-        for reader in self._readers:
-            tokens = len(reader.tokenizer.encode(text).ids) + reader.num_marks
-            if tokens > reader.most:
-                yield Cut(reader.name, tokens, reader.most)
+        counted = [(reader, len(reader.tokenizer.encode(text).ids) + reader.num_marks) for reader in self._readers]
+        return [Cut(reader.name, tokens, reader.most) for reader, tokens in counted if tokens > reader.most]
 
 
 def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:

@@ -100,23 +100,10 @@ class TrainingConfig(BaseModel):
         return prompts
 
 
-def most_that_share(most: int, batch_size: int) -> int:
-    """The largest number of workers, up to `most`, that can share a batch equally."""
-    return max(number for number in range(1, most + 1) if batch_size % number == 0)
-
-
-def workers_between(
-    requested: Sequence[int] | int | None, default: Sequence[int] | int, batch_size: int
-) -> tuple[int, int]:
+def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | int, batch_size: int) -> tuple[int, int]:
     """The fewest and the most workers: the owner's numbers, else the cluster's, as far as they can share a batch."""
-    fewest, most = _range(default if requested is None else requested)
-    if requested is None:
-        most = most_that_share(most, batch_size)
+    wanted = usual if asked is None else asked
+    fewest, most = (wanted, wanted) if isinstance(wanted, int) else wanted
+    if asked is None:
+        most = max(number for number in range(1, most + 1) if batch_size % number == 0)
     return min(fewest, most), most
-
-
-def _range(wanted: Sequence[int] | int) -> tuple[int, int]:
-    if isinstance(wanted, int):
-        return wanted, wanted
-    fewest, most = wanted
-    return fewest, most

@@ -13,11 +13,11 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
-from onbrand.internal.retries import as_error, may_try_again, must_be_good, retry_delays, unreachable
+from onbrand.internal.retries import retry_delays, wait_after
 from onbrand.internal.training import PublishedModel, ReportResponse, RunCredentials, StoredImage, TrainingSpec
 
 PATIENCE_SECONDS = 120.0
@@ -228,19 +228,15 @@ class SystemClient:
         return self._send(call).json()
 
     def _send(self, call: Call) -> httpx.Response:
-        problem: httpx.TransportError | None = None
-        answer: httpx.Response | None = None
+        outcome: httpx.Response | httpx.TransportError
         delays = retry_delays(self._patience)
         while True:
             try:
-                answer = self._http.send(call.request(self._http, self.token))
-                if not may_try_again(answer):
-                    return must_be_good(answer)
-            except httpx.TransportError as trouble:
-                problem, answer = trouble, None
-            delay = next(delays, None)
-            if delay is None:
-                raise as_error(answer) if answer is not None else unreachable(problem)
+                outcome = self._http.send(call.request(self._http, self.token))
+            except httpx.TransportError as problem:
+                outcome = problem
+            if (delay := wait_after(outcome, delays)) is None:
+                return cast(httpx.Response, outcome)
             time.sleep(delay)
 
 
@@ -318,17 +314,13 @@ class AsyncSystemClient:
         return (await self._send(call)).json()
 
     async def _send(self, call: Call) -> httpx.Response:
-        problem: httpx.TransportError | None = None
-        answer: httpx.Response | None = None
+        outcome: httpx.Response | httpx.TransportError
         delays = retry_delays(self._patience)
         while True:
             try:
-                answer = await self._http.send(call.request(self._http, self.token))
-                if not may_try_again(answer):
-                    return must_be_good(answer)
-            except httpx.TransportError as trouble:
-                problem, answer = trouble, None
-            delay = next(delays, None)
-            if delay is None:
-                raise as_error(answer) if answer is not None else unreachable(problem)
+                outcome = await self._http.send(call.request(self._http, self.token))
+            except httpx.TransportError as problem:
+                outcome = problem
+            if (delay := wait_after(outcome, delays)) is None:
+                return cast(httpx.Response, outcome)
             await asyncio.sleep(delay)

@@ -79,12 +79,9 @@ class Generator(Protocol):
 
     def generate(self, family: str, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """Draw; the last event is `completed`, `failed` or `canceled`."""
-        ...
 
     def watch(self, family: str, generation_id: str, brand_id: str, user_id: str) -> AsyncIterator[RenderEvent]:
         """Events of a generation in progress, for its brand and member; none if no engine draws it now."""
-        ...
 
     async def cancel(self, family: str, generation_id: str) -> None:
         """Free its rows at the next step; an unknown generation is ignored."""
-        ...

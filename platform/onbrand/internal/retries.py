@@ -34,6 +34,23 @@ def may_try_again(answer: httpx.Response) -> bool:
     return answer.status_code == 404 or answer.status_code >= 500
 
 
+def wait_after(outcome: httpx.Response | httpx.TransportError, delays: Iterator[float]) -> float | None:
+    """Seconds to wait before the call is repeated; None after a successful response.
+
+    Args:
+        delays: the waits that are left (`retry_delays`). When they have ended, the error of `outcome` is raised.
+    """
+    if isinstance(outcome, httpx.Response) and not may_try_again(outcome):
+        if outcome.is_success:
+            return None
+        raise as_error(outcome)
+    if (delay := next(delays, None)) is not None:
+        return delay
+    if isinstance(outcome, httpx.Response):
+        raise as_error(outcome)
+    raise errors.Unavailable(f"the platform's internal routes cannot be reached ({type(outcome).__name__})")
+
+
 def as_error(answer: httpx.Response) -> errors.OnbrandError:
     """The error that the platform raised, rebuilt from its problem body; else Unavailable."""
     if not _is_ours(answer):
@@ -42,15 +59,3 @@ def as_error(answer: httpx.Response) -> errors.OnbrandError:
     fields = {"param": body["param"]} if body.get("param") else {}
     message = body.get("detail") or body.get("title") or "the platform refused"
     return errors.of_code(body.get("code", ""), message, **fields)
-
-
-def must_be_good(answer: httpx.Response) -> httpx.Response:
-    """Return a successful response. Raises the error of any other."""
-    if answer.is_success:
-        return answer
-    raise as_error(answer)
-
-
-def unreachable(problem: httpx.TransportError | None) -> errors.Unavailable:
-    """The error for a platform that cannot be reached."""
-    return errors.Unavailable(f"the platform's internal routes cannot be reached ({type(problem).__name__})")

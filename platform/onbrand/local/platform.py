@@ -119,7 +119,8 @@ class Platform:
         logins = write_logins(settings, urls.web_url, urls.system_url)
         self._undo.callback(logins.unlink, missing_ok=True)
         self._report("Starting Ray")
-        self._ray = RayHead(folder, environment(settings), (lock,), _is_open(settings), (settings.host,))
+        is_open = settings.dev and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
+        self._ray = RayHead(folder, environment(settings), (lock,), is_open, (settings.host,))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
         must_be_store(settings)
@@ -151,7 +152,7 @@ class Platform:
 def locked(folder: Path) -> Iterator[int]:
     """Hold the data directory's lock; yields its descriptor. Raises ConfigurationError with the pid of the holder."""
     path = folder / "up.lock"
-    with open(path, "a+", opener=_for_us_alone) as file:
+    with open(path, "a+", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         end = time.monotonic() + LOCK_SECONDS
         while not _try_lock(file.fileno()):
             holder = path.read_text().strip()
@@ -167,10 +168,6 @@ def locked(folder: Path) -> Iterator[int]:
         file.flush()
         yield file.fileno()
         file.truncate(0)
-
-
-def _for_us_alone(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -259,10 +256,6 @@ def environment(settings: Settings) -> dict[str, str]:
         f"ONBRAND_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in known.items()
     }
-
-
-def _is_open(settings: Settings) -> bool:
-    return settings.dev and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
 
 
 def must_be_store(settings: Settings) -> None:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -47,7 +46,9 @@ def end_tree(root: int) -> None:
     """End every descendant of process `root`: SIGTERM to its children first, SIGKILL to all that remain."""
     for pid in children(root):
         _signal(pid, signal.SIGTERM)
-    _wait_until(lambda: not _alive_below(root), _GRACE_SECONDS)
+    end = time.monotonic() + _GRACE_SECONDS
+    while _alive_below(root) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS / 5)
     end = time.monotonic() + _KILL_SECONDS
     while (left := _alive_below(root)) and time.monotonic() < end:
         for pid in left:
@@ -81,12 +82,6 @@ def _reap(but: int | None) -> None:
         if pid != but:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(_POLL_SECONDS / 5)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -9,9 +9,7 @@ import os
 import re
 import secrets as randomness
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 import fsspec
@@ -23,30 +21,13 @@ from onbrand.folders import must_be_closed_to_others
 from onbrand.secrets_file import Secrets
 from onbrand.storage.fsspec_backend import FsspecBackend, told
 from onbrand.storage.layout import BUCKETS, Bucket, Key
-from onbrand.storage.links import Announced, LinkSigner, UploadLink
+from onbrand.storage.links import Announced, UploadLink, sign_link, sign_upload
 from onbrand.storage.s3 import S3Backend
 
 _PROBE = ".probe"
 _DRAFTS = ".drafts"
 _DRAFT_SECONDS_MAX = 3600
 _BUCKET_PREFIX = re.compile(r"(?:[a-z0-9][a-z0-9.-]{0,40})?")
-
-
-class Backend(Protocol):
-    """The operations that a store needs of a backend. Names are relative to the bucket's root."""
-
-    def read(self, bucket: Bucket, name: str) -> bytes: ...
-    def open(self, bucket: Bucket, name: str) -> BinaryIO: ...
-    def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None: ...
-    def exists(self, bucket: Bucket, name: str) -> bool: ...
-    def size(self, bucket: Bucket, name: str) -> int: ...
-    def delete(self, bucket: Bucket, name: str) -> None: ...
-    def names(self, bucket: Bucket, folder: str) -> Iterator[str]: ...
-    def link(self, key: Key, name: str, seconds: int) -> str: ...
-    def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink: ...
-    def draft(self, bucket: Bucket, name: str) -> Draft: ...
-    def must_lie_in(self, bucket: Bucket, name: str, folder: str) -> None: ...
-    def check(self) -> None: ...
 
 
 class Draft:
@@ -87,7 +68,7 @@ def open_backend(settings: Settings, secrets: Secrets) -> Backend:
     """The backend of `settings.objects_url`. Raises ConfigurationError for an address that is neither file nor S3."""
     url = settings.objects_url
     if url.startswith("file:"):
-        return LocalBackend(path_of_file_url(url, "storage_url"), LinkSigner(secrets.links, settings.url))
+        return LocalBackend(path_of_file_url(url, "storage_url"), secrets.links, settings.url)
     parts = urlsplit(url)
     if parts.scheme == "s3" and not parts.path.strip("/") and _BUCKET_PREFIX.fullmatch(parts.netloc):
         return S3Backend(settings, parts.netloc)
@@ -98,12 +79,16 @@ def open_backend(settings: Settings, secrets: Secrets) -> Backend:
 
 
 class LocalBackend(FsspecBackend):
-    """A directory with a folder per bucket, on one machine or on a file system that all nodes share."""
+    """A directory with a folder per bucket, on one machine or on a file system that all nodes share.
 
-    def __init__(self, folder: Path, signer: LinkSigner) -> None:
+    Args:
+        secret: signs links, which begin with `base_url`.
+    """
+
+    def __init__(self, folder: Path, secret: str, base_url: str) -> None:
         super().__init__(fsspec.filesystem("file", skip_instance_cache=True))
         self.folder = Path(os.path.realpath(folder))
-        self.signer = signer
+        self._secret, self._base_url = secret, base_url
 
     def root(self, bucket: str) -> str:
         return str(self.folder / bucket)
@@ -134,10 +119,10 @@ class LocalBackend(FsspecBackend):
                 raise
 
     def link(self, key: Key, name: str, seconds: int) -> str:
-        return self.signer.sign(key, "GET", seconds)
+        return sign_link(key, "GET", seconds, self._secret, self._base_url)
 
     def upload_link(self, key: Key, name: str, announced: Announced, seconds: int) -> UploadLink:
-        return self.signer.sign_upload(key, announced, seconds)
+        return sign_upload(key, announced, seconds, self._secret, self._base_url)
 
     def draft(self, bucket: Bucket, name: str) -> Draft:
         target = Path(self.path(bucket, name))
@@ -155,13 +140,12 @@ class LocalBackend(FsspecBackend):
                 f"the object folder {self.folder} cannot be written: {problem.fields['remedy']}", param="storage_url"
             ) from None
         must_be_closed_to_others(self.folder, "storage_url")
-        self._sweep_drafts()
-
-    def _sweep_drafts(self) -> None:
-        """Remove drafts of processes that died while writing; younger drafts may still be in use."""
-        for draft in (self.folder / _DRAFTS).iterdir():
+        for draft in (self.folder / _DRAFTS).iterdir():  # of processes that died; younger ones may still be in use
             if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS_MAX:
                 draft.unlink(missing_ok=True)
+
+
+Backend = LocalBackend | S3Backend
 
 
 def _filled() -> Conflict:

@@ -21,6 +21,7 @@ from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
 from onbrand.internal.training import RunCredentials
 from onbrand.storage.runs import RunsBucket, runs_bucket
+from onbrand.storage.s3_clients import botocore_options, put_in_parts
 
 SESSION_SECONDS = 900
 """The shortest lifetime that STS gives. Session credentials cannot be revoked, so they never last longer."""
@@ -142,7 +143,7 @@ class CredentialIssuer:
                 session.put_object(**inside, Body=b"onbrand")
                 session.get_object(**inside)["Body"].read()
                 listed = session.list_objects_v2(Bucket=given.bucket, Prefix=given.prefix).get("Contents", ())
-                _put_in_parts(session, inside)
+                put_in_parts(lambda name, **given: getattr(session, name)(**given), inside, [b"onbrand"])
                 session.delete_object(**inside)
             if inside["Key"] not in [each["Key"] for each in listed]:
                 raise StorageError("the list of a run's folder lacks what was just written")
@@ -203,31 +204,10 @@ def _client(settings: Settings, service: str, endpoint: str | None) -> Any:
 
 
 def _made(service: str, endpoint: str | None, region: str, keys: Mapping[str, str | None]) -> Any:
-    options: dict[str, Any] = {
-        "connect_timeout": 5,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 4, "mode": "standard"},
-    }
-    if endpoint:  # gateways other than AWS often lack virtual hosts and newer checksums
-        options |= {
-            "s3": {"addressing_style": "path"},
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        }
     session = botocore.session.Session()
-    return session.create_client(service, region, endpoint_url=endpoint, config=Config(**options), **keys)
-
-
-def _put_in_parts(session: Any, where: Mapping[str, str]) -> None:
-    """Upload in parts, as checkpoints above 128 MiB are written. A failed upload is aborted."""
-    upload = {**where, "UploadId": session.create_multipart_upload(**where)["UploadId"]}
-    try:
-        part = {"PartNumber": 1, "ETag": session.upload_part(**upload, PartNumber=1, Body=b"onbrand")["ETag"]}
-        session.complete_multipart_upload(**upload, MultipartUpload={"Parts": [part]})
-    except BaseException:
-        with suppress(ClientError, BotoCoreError):
-            session.abort_multipart_upload(**upload)
-        raise
+    return session.create_client(
+        service, region, endpoint_url=endpoint, config=Config(**botocore_options(endpoint)), **keys
+    )
 
 
 def _refusal(call: Any, **arguments: Any) -> str | None:

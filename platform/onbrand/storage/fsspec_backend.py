@@ -96,12 +96,9 @@ def told(done: str) -> Iterator[None]:
     """Turn errors of the backends into StorageError, without a path, a key or a secret in the text."""
     try:
         yield
-    except OSError as problem:
-        number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
-        remedy = _REMEDIES.get(number) or _s3_remedy(problem)
-        raise StorageError(f"the object could not be {done}: {remedy}", remedy=remedy) from None
-    except (BotoCoreError, ClientError) as problem:
-        remedy = _s3_remedy(problem)
+    except (OSError, BotoCoreError, ClientError) as problem:
+        number = errno.ENOENT if isinstance(problem, FileNotFoundError) else getattr(problem, "errno", None)
+        remedy = _REMEDIES.get(number or 0) or _s3_remedy(problem)
         raise StorageError(f"the object could not be {done}: {remedy}", remedy=remedy) from None
 
 

@@ -42,8 +42,7 @@ _PICTURES = ("png", "jpg", "webp")
 class Key:
     """One object: a bucket and a plain name like ``acme/logo-001.jpg``.
 
-    Raises:
-        InvalidInput: the bucket is unknown, or the name is not `brand/segment[/segment...]` in plain lower case.
+    Raises InvalidInput: the bucket is unknown, or the name is not `brand/segment[/segment...]` in plain lower case.
     """
 
     bucket: Bucket

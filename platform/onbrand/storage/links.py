@@ -42,8 +42,7 @@ class Announced:
         bytes: exact size.
         sha256: hash of the bytes, hex; None accepts any.
 
-    Raises:
-        InvalidInput: a field has not the form of one.
+    Raises InvalidInput: a field has not the form of one.
     """
 
     content_type: str
@@ -73,25 +72,6 @@ class UploadLink:
     fields: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class LinkSigner:
-    """Makes and checks links with one secret for one address."""
-
-    secret: str
-    base_url: str
-
-    def __repr__(self) -> str:
-        return f"LinkSigner({self.base_url!r})"
-
-    def sign(self, key: Key, method: str, seconds: int) -> str:
-        """A link to `key` that lasts `seconds`."""
-        return sign_link(key, method, seconds, self.secret, self.base_url)
-
-    def sign_upload(self, key: Key, announced: Announced, seconds: int) -> UploadLink:
-        """A link that accepts the announced bytes for `key` for `seconds`."""
-        return sign_upload(key, announced, seconds, self.secret, self.base_url)
-
-
 def sign_link(key: Key, method: str, seconds: int, secret: str, base_url: str) -> str:
     """``{base_url}/v1/files/{bucket}/{name}?expires=...&signature=...``, good for one method."""
     expires = str(int(time.time()) + must_be_link_seconds(seconds))
@@ -102,8 +82,7 @@ def sign_link(key: Key, method: str, seconds: int, secret: str, base_url: str) -
 def verify_link(bucket: str, name: str, method: str, expires: str, signature: str, secret: str) -> Key:
     """The key that the link opens.
 
-    Raises:
-        Unauthenticated: forged, altered, for another method, or expired; the message does not say which.
+    Raises Unauthenticated: forged, altered, for another method, or expired; the message does not say which.
     """
     _must_be_genuine(_signature(bucket, name, method, expires, secret), signature, expires)
     try:
@@ -130,8 +109,7 @@ def verify_upload(
     Args:
         said: the link's `type`, `bytes` and `sha256`, as they stand in it.
 
-    Raises:
-        Unauthenticated: as in `verify_link`; also for a download link.
+    Raises Unauthenticated: as in `verify_link`; also for a download link.
     """
     parts = [said.get(part, "") for part in ("type", "bytes", "sha256")]
     _must_be_genuine(_signature(bucket, name, "PUT", expires, secret, *parts), signature, expires)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from functools import partial
 from typing import Any, NoReturn
 
 import fsspec
@@ -16,6 +17,7 @@ from onbrand.storage.fsspec_backend import FsspecBackend, found, told
 from onbrand.storage.layout import BUCKETS, SHOWN_TYPES, Bucket, Key
 from onbrand.storage.links import Announced, UploadLink
 from onbrand.storage.s3_check import check_bucket
+from onbrand.storage.s3_clients import botocore_options
 from onbrand.storage.s3_upload_choice import decide
 from onbrand.storage.s3_upload_methods import Way, must_be_open, put_parameters, upload_form, upload_put
 
@@ -82,8 +84,10 @@ class S3Backend(FsspecBackend):
     def upload_link_by(self, way: Way, bucket: Bucket, name: str, announced: Announced, seconds: int) -> UploadLink:
         """A form with a signed policy, or a presigned PUT whose headers are all signed."""
         if way.method == "POST":
-            return upload_form(announced, seconds, lambda *given: self._sign_form(self.root(bucket), name, *given))
-        url = self.presign("put_object", bucket, name, seconds, **put_parameters(announced, way))
+            sign = partial(self._signed, "generate_presigned_post", self.root(bucket), name)
+            return upload_form(announced, seconds, sign)
+        given = {"Bucket": self.root(bucket), "Key": name, **put_parameters(announced, way)}
+        url = self._signed("generate_presigned_url", "put_object", given, seconds)
         return upload_put(url, announced, way, seconds)
 
     def way(self) -> Way:
@@ -93,19 +97,14 @@ class S3Backend(FsspecBackend):
                 self._decided = decide(self, self._wanted)
             return self._decided
 
-    def presign(self, operation: str, bucket: Bucket, name: str, seconds: int, **more: Any) -> str:
-        """A presigned address of one operation on one object."""
-        given = {"Bucket": self.root(bucket), "Key": name, **more}
-        with told("linked"):
-            return str(sync(self.fs.loop, self._signed, "generate_presigned_url", operation, given, seconds))
+    def _signed(self, how: str, *given: Any) -> Any:
+        """The result of a signing method of the S3 client, which is asynchronous."""
 
-    def _sign_form(self, bucket: str, name: str, *given: Any) -> dict[str, Any]:
-        with told("linked"):
-            made: dict[str, Any] = sync(self.fs.loop, self._signed, "generate_presigned_post", bucket, name, *given)
-        return made
+        async def sign() -> Any:
+            return await getattr(await self.fs.set_session(), how)(*given)
 
-    async def _signed(self, how: str, *given: Any) -> Any:
-        return await getattr(await self.fs.set_session(), how)(*given)
+        with told("linked"):
+            return sync(self.fs.loop, sign)
 
     def draft(self, bucket: Bucket, name: str) -> NoReturn:
         """Raises NotFound: S3 receives uploads itself, so there are no drafts here."""
@@ -135,23 +134,12 @@ class S3Backend(FsspecBackend):
 
 
 def _s3_options(settings: Settings) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "signature_version": "s3v4",
-        "connect_timeout": 5,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 4, "mode": "standard"},
-    }
-    if settings.s3_endpoint:
-        # Gateways other than AWS often lack virtual hosts and the checksums that newer SDKs add.
-        config["s3"] = {"addressing_style": "path"}
-        config["request_checksum_calculation"] = "when_required"
-        config["response_checksum_validation"] = "when_required"
     return {
         "key": settings.s3_access_key,
         "secret": settings.s3_secret_key,
         "endpoint_url": settings.s3_endpoint,
         "client_kwargs": {"region_name": settings.region},
-        "config_kwargs": config,
+        "config_kwargs": {"signature_version": "s3v4"} | botocore_options(settings.s3_endpoint),
         "use_listings_cache": False,
         "skip_instance_cache": True,
     }

@@ -5,14 +5,17 @@ from __future__ import annotations
 import secrets as randomness
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
 from onbrand.storage.fsspec_backend import told
 from onbrand.storage.layout import Bucket, Key
-from onbrand.storage.s3_anonymous import stranger
+from onbrand.storage.s3_clients import put_in_parts, stranger
+
+if TYPE_CHECKING:
+    from onbrand.storage.s3 import S3Backend
 
 PROBES = ".probe"
 """The folder of test objects; no brand's name begins with a dot."""
@@ -21,24 +24,7 @@ _SECONDS = 60
 _REMEDY = "check ONBRAND_STORAGE_URL, ONBRAND_S3_ENDPOINT, ONBRAND_S3_ACCESS_KEY and ONBRAND_S3_SECRET_KEY"
 
 
-class Bucketed(Protocol):
-    """The tested store: `onbrand.storage.s3.S3Backend`."""
-
-    fs: Any
-    endpoint: str
-
-    def root(self, bucket: str) -> str: ...
-    def read(self, bucket: Bucket, name: str) -> bytes: ...
-    def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None: ...
-    def size(self, bucket: Bucket, name: str) -> int: ...
-    def exists(self, bucket: Bucket, name: str) -> bool: ...
-    def delete(self, bucket: Bucket, name: str) -> None: ...
-    def names(self, bucket: Bucket, folder: str) -> Iterator[str]: ...
-    def link(self, key: Key, name: str, seconds: int) -> str: ...
-    def make_if_missing(self, bucket: Bucket) -> None: ...
-
-
-def check_bucket(store: Bucketed, bucket: Bucket) -> None:
+def check_bucket(store: S3Backend, bucket: Bucket) -> None:
     """Test all operations that Onbrand uses. A failure raises ConfigurationError with a one-line message."""
     name = f"{PROBES}/{randomness.token_hex(8)}/one"
     with _explained(store, bucket, "it is missing and cannot be made", "make it, or give the key s3:CreateBucket"):
@@ -59,21 +45,17 @@ def must_be(fact: bool, otherwise: str) -> None:
         raise StorageError(otherwise, remedy=otherwise)
 
 
-def _write(store: Bucketed, bucket: Bucket, name: str) -> None:
-    store.write(bucket, name, _DATA, "text/plain")
-
-
-def _read(store: Bucketed, bucket: Bucket, name: str) -> None:
+def _read(store: S3Backend, bucket: Bucket, name: str) -> None:
     must_be(store.read(bucket, name) == _DATA, "it gave other bytes than were written")
     must_be(store.size(bucket, name) == len(_DATA), "it says another size than was written")
 
 
-def _list(store: Bucketed, bucket: Bucket, name: str) -> None:
+def _list(store: S3Backend, bucket: Bucket, name: str) -> None:
     listed = list(store.names(bucket, name.rpartition("/")[0]))
     must_be(listed == [name], "the list by prefix lacks what was just written")
 
 
-def _link(store: Bucketed, bucket: Bucket, name: str) -> None:
+def _link(store: S3Backend, bucket: Bucket, name: str) -> None:
     """A link works without credentials and keeps its type and disposition; without its signature access is refused."""
     url = store.link(Key(bucket, "probe-of-onbrand/probe.txt"), name, _SECONDS)
     with stranger() as client:
@@ -85,30 +67,22 @@ def _link(store: Bucketed, bucket: Bucket, name: str) -> None:
         must_be(not bare.is_success, "everybody may read it without a link; block public access")
 
 
-def _write_in_parts(store: Bucketed, bucket: Bucket, name: str) -> None:
+def _write_in_parts(store: S3Backend, bucket: Bucket, name: str) -> None:
     """A multipart upload, as s3fs does for large objects."""
     where: dict[str, Any] = {"Bucket": store.root(bucket), "Key": f"{name}-parts"}
     with told("written"):
-        upload = where | {"UploadId": store.fs.call_s3("create_multipart_upload", **where)["UploadId"]}
-        try:
-            tag = store.fs.call_s3("upload_part", **upload, PartNumber=1, Body=_DATA)["ETag"]
-            parts = {"Parts": [{"PartNumber": 1, "ETag": tag}]}
-            store.fs.call_s3("complete_multipart_upload", **upload, MultipartUpload=parts)
-        except BaseException:
-            with suppress(Exception):
-                store.fs.call_s3("abort_multipart_upload", **upload)
-            raise
+        put_in_parts(store.fs.call_s3, where, [_DATA])
     must_be(store.read(bucket, f"{name}-parts") == _DATA, "it gave other bytes than were written")
 
 
-def _delete(store: Bucketed, bucket: Bucket, name: str) -> None:
+def _delete(store: S3Backend, bucket: Bucket, name: str) -> None:
     for each in (name, f"{name}-parts"):
         store.delete(bucket, each)
         must_be(not store.exists(bucket, each), "an object that was deleted is still there")
 
 
-_STEPS: tuple[tuple[str, str, Callable[[Bucketed, Bucket, str], None]], ...] = (
-    ("writing an object", "give the key s3:PutObject", _write),
+_STEPS: tuple[tuple[str, str, Callable[[S3Backend, Bucket, str], None]], ...] = (
+    ("writing an object", "give the key s3:PutObject", lambda store, *where: store.write(*where, _DATA, "text/plain")),
     ("reading an object", "give the key s3:GetObject", _read),
     ("listing by prefix", "give the key s3:ListBucket", _list),
     ("getting an object by a presigned link", "let ONBRAND_S3_ENDPOINT be an address that callers reach too", _link),
@@ -118,7 +92,7 @@ _STEPS: tuple[tuple[str, str, Callable[[Bucketed, Bucket, str], None]], ...] = (
 
 
 @contextmanager
-def _explained(store: Bucketed, bucket: Bucket, failed: str, remedy: str) -> Iterator[None]:
+def _explained(store: S3Backend, bucket: Bucket, failed: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OnbrandError, httpx.HTTPError) as problem:

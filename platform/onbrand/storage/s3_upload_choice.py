@@ -11,7 +11,7 @@ import hashlib
 import secrets as randomness
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -19,9 +19,12 @@ from onbrand.config import S3Uploads
 from onbrand.errors import ConfigurationError, OnbrandError
 from onbrand.storage.layout import Bucket
 from onbrand.storage.links import Announced, UploadLink
-from onbrand.storage.s3_anonymous import stranger
 from onbrand.storage.s3_check import PROBES
+from onbrand.storage.s3_clients import stranger
 from onbrand.storage.s3_upload_methods import Way
+
+if TYPE_CHECKING:
+    from onbrand.storage.s3 import S3Backend
 
 _BUCKET: Bucket = "training-data"
 _SECONDS = 60
@@ -32,24 +35,11 @@ _EVERYBODY = 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'
 _RIGHTS = ({"x-amz-acl": "public-read"}, {"x-amz-grant-read": _EVERYBODY})
 
 
-class Sends(Protocol):
-    """The tested store: `onbrand.storage.s3.S3Backend`."""
-
-    endpoint: str
-
-    def root(self, bucket: str) -> str: ...
-    def read(self, bucket: Bucket, name: str) -> bytes: ...
-    def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None: ...
-    def exists(self, bucket: Bucket, name: str) -> bool: ...
-    def delete(self, bucket: Bucket, name: str) -> None: ...
-    def upload_link_by(self, way: Way, bucket: Bucket, name: str, announced: Announced, seconds: int) -> UploadLink: ...
-
-
 class NotFit(Exception):
     """The store does not support a method, or is too permissive; the text says why."""
 
 
-def decide(store: Sends, wanted: S3Uploads) -> Way:
+def decide(store: S3Backend, wanted: S3Uploads) -> Way:
     """The first of the `wanted` methods that is safe here. If none is, raises a one-line ConfigurationError."""
     if wanted == "none":
         return Way(None)
@@ -63,7 +53,7 @@ def decide(store: Sends, wanted: S3Uploads) -> Way:
     raise _unfit(store, "; ".join(faults))
 
 
-def _unfit(store: Sends, why: str) -> ConfigurationError:
+def _unfit(store: S3Backend, why: str) -> ConfigurationError:
     return ConfigurationError(
         f"files cannot go straight to the bucket {store.root(_BUCKET)} at {store.endpoint} ({why}); take another store "
         "or another ONBRAND_S3_UPLOADS: with none, files come through the API only",
@@ -71,7 +61,7 @@ def _unfit(store: Sends, why: str) -> ConfigurationError:
     )
 
 
-def _tried(store: Sends, find: Callable[[Trial], Way]) -> Way:
+def _tried(store: S3Backend, find: Callable[[Trial], Way]) -> Way:
     with stranger() as client:
         trial = Trial(store, client)
         try:
@@ -87,7 +77,7 @@ def _tried(store: Sends, find: Callable[[Trial], Way]) -> Way:
 class Trial:
     """Upload links used by a client without credentials. `clean` removes the objects."""
 
-    def __init__(self, store: Sends, client: httpx.Client) -> None:
+    def __init__(self, store: S3Backend, client: httpx.Client) -> None:
         self.store, self._client = store, client
         self._folder = f"{PROBES}/{randomness.token_hex(8)}"
         self._used: set[str] = set()

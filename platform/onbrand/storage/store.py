@@ -28,8 +28,11 @@ class ObjectStore:
     @classmethod
     def from_settings(cls, settings: Settings, secrets: Secrets | None = None) -> ObjectStore:
         """The store of the settings. Raises ConfigurationError for an invalid address or region."""
-        secrets = secrets or load_secrets(settings)
-        return cls(open_backend(settings, secrets), _regions_of(settings))
+        try:
+            must_be_region(settings.region, "ONBRAND_REGION")
+        except InvalidInput as problem:
+            raise ConfigurationError(problem.message, param="region") from None
+        return cls(open_backend(settings, secrets or load_secrets(settings)), Regions(settings.region))
 
     def brand(self, brand_id: str, region: str | None = None) -> BrandStore:
         """The part of the store that belongs to one brand.
@@ -137,11 +140,3 @@ class BrandStore:
         except OnbrandError:
             return None
         return key
-
-
-def _regions_of(settings: Settings) -> Regions:
-    try:
-        must_be_region(settings.region, "ONBRAND_REGION")
-    except InvalidInput as problem:
-        raise ConfigurationError(problem.message, param="region") from None
-    return Regions(settings.region)

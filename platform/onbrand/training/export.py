@@ -110,8 +110,7 @@ def export(
         prompt: prompt of the picture for the check.
         quantization: of the family's denoiser; applied to the second one too.
 
-    Raises:
-        TrainingFailed: plain diffusers does not load the same tensors, or does not draw the same picture.
+    Raises TrainingFailed: plain diffusers does not load the same tensors, or does not draw the same picture.
     """
     targets = family.spec.targets[plan.targets]
     label = Label(title, plan.trigger_word, plan.rank, plan.resolution, plan.steps)

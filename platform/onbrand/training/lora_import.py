@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from onbrand.config import Settings
-from onbrand.errors import AdapterRefused, Canceled, Conflict, NotFound, OnbrandError
+from onbrand.errors import AdapterRefused, Canceled, NotFound
 from onbrand.families import lora
-from onbrand.families.bases import base_folder, base_source, s3_access
+from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family, draw
 from onbrand.families.loading import load_family
 from onbrand.families.lora_conversion import FileKind, attached, read_foreign
@@ -34,7 +33,7 @@ from onbrand.training.export import (
     must_be_same_tensors,
 )
 from onbrand.training.ray.heartbeat import Heartbeat
-from onbrand.training.ray.worker import PASSING, Outcome
+from onbrand.training.ray.worker import Outcome, connect, ended
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -111,29 +110,27 @@ def _must_be_drawable(is_finite: bool, family: Family) -> None:
 def import_worker(tickets: TicketSource) -> Outcome:
     """The task on the cluster: fetch the file by ticket, import it, publish it, and write the outcome to the row."""
     settings = Settings()
-    with SystemClient(settings.system_url, tickets.newest()) as client:
-        try:
-            return _import(settings, client, tickets)
-        except Canceled:
-            client.canceled()
-            return "canceled"
-        except (NotFound, Conflict):
-            return "gone"
-        except PASSING:
-            raise
-        except OnbrandError as problem:
-            if isinstance(problem, AdapterRefused):
-                security_log.warning("the file of an import was refused")
-            client.fail(problem.code, problem.message)
-            return "failed"
+    with connect(settings, tickets) as client:
+        return ended(client, lambda: _import(settings, client, tickets))
 
 
-def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> Outcome:
+def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> None:
     spec = client.spec()
     with Heartbeat(client, settings.ticket_seconds / 3, tickets.newest) as heartbeat:
-        family = load_family(spec.model_type, _base(settings, spec), dtype=_dtype(settings), device=_device(settings))
+        on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+        family = load_family(
+            spec.model_type,
+            base_source(spec.model_type, settings.bases),
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            device="cuda" if on_gpu else "cpu",
+            storage_options=s3_access(settings),
+        )
         title = f"{spec.brand_id} {spec.model_type} LoRA"
-        imported = import_adapter(_read(client), family, _trigger_word(spec), title, _options(spec))
+        try:
+            imported = import_adapter(_read(client), family, _trigger_word(spec), title, _options(spec))
+        except AdapterRefused:
+            security_log.warning("the file of an import was refused")
+            raise
         if heartbeat.gone:
             raise NotFound("the job is not there any more, or has ended")
         if heartbeat.stop:
@@ -145,7 +142,6 @@ def _import(settings: Settings, client: SystemClient, tickets: TicketSource) -> 
         "metrics": imported.metrics(),
     }
     client.publish(imported.data, facts)
-    return "completed"
 
 
 def _read(client: SystemClient) -> bytes:
@@ -163,16 +159,3 @@ def _options(spec: TrainingSpec) -> ImportOptions:
 
 def _trigger_word(spec: TrainingSpec) -> str:
     return str(spec.training_config.get("trigger_word") or spec.brand_id)
-
-
-def _base(settings: Settings, spec: TrainingSpec) -> Path:
-    source = base_source(spec.model_type, settings.bases)
-    return base_folder(spec.model_type, source, storage_options=s3_access(settings))
-
-
-def _device(settings: Settings) -> str:
-    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _dtype(settings: Settings) -> torch.dtype:
-    return torch.bfloat16 if _device(settings) == "cuda" else torch.float32

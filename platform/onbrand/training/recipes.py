@@ -36,7 +36,7 @@ class Plan:
 
     Args:
         batch_size: rows of the brand's pictures in a step, over all workers.
-        prior_rows: prior rows added to them (0: none).
+        prior_rows: prior rows added to them: half as many, rounded up to a multiple of the shards; or 0.
         num_shards: number of equal shards of a step's rows. Gradients are added in the order of shards, so the result
             is bit-identical for any number of workers.
         num_workers, min_workers: maximum and minimum number of workers.
@@ -160,7 +160,7 @@ def make_plan(
         targets=chosen("targets"),
         resolution=resolution,
         batch_size=batch_size,
-        prior_rows=_prior_rows(batch_size, num_shards) if recommended.prior else 0,
+        prior_rows=math.ceil(batch_size / 2 / num_shards) * num_shards if recommended.prior else 0,
         num_shards=num_shards,
         num_workers=num_workers,
         min_workers=min_workers,
@@ -205,8 +205,3 @@ def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
             param="training_config.accumulation",
         )
     return num_workers * accumulation
-
-
-def _prior_rows(batch_size: int, num_shards: int) -> int:
-    """Half the number of the brand's rows, rounded up to a multiple of the shards."""
-    return math.ceil(batch_size / 2 / num_shards) * num_shards

@@ -27,7 +27,7 @@ from onbrand.training.data.encoding import encode
 from onbrand.training.export import export, proof_picture
 from onbrand.training.memory.estimate import Allowance, admit_together
 from onbrand.training.memory.quantization import quantize
-from onbrand.training.ray.collectives import Collectives, ProcessGroup, SingleWorker
+from onbrand.training.ray.collectives import Collectives, ProcessGroup
 from onbrand.training.ray.heartbeat import Heartbeat
 from onbrand.training.ray.preemption import PreemptionWatcher
 from onbrand.training.recipes import PLACEHOLDER, Plan
@@ -73,7 +73,7 @@ class Run:
     def _trainer(self, cache: Path, num_workers: int) -> Trainer:
         device = ray.train.torch.get_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        collectives = ProcessGroup(device) if num_workers > 1 else SingleWorker()
+        collectives = ProcessGroup(device) if num_workers > 1 else Collectives()
         self.admission = admit_together(self.plan, self.folder, dtype, self.allowance, device, collectives)
         savings = self.admission.savings
         if self.admission.steps_down:
@@ -122,7 +122,10 @@ class Run:
                 self._checkpoint()
             if leaving:
                 self._say("leaving", step=self.trainer.step)
-        self._say_why_done()
+        if self.trainer.step < self.plan.steps:
+            self._say("ended_early", step=self.trainer.step, best_step=self.trainer.published_step)
+        else:
+            self._say("trained", steps=self.trainer.step)
 
     def _should_end(self) -> bool:
         """True if the owner stops the job or the job is gone. An early finish is ignored before the first step."""
@@ -171,12 +174,6 @@ class Run:
     def _say(self, code: str, **facts: float | str) -> None:
         if self.heartbeat is not None:
             self.heartbeat.say(code, **facts)
-
-    def _say_why_done(self) -> None:
-        if self.trainer.step < self.plan.steps:
-            self._say("ended_early", step=self.trainer.step, best_step=self.trainer.published_step)
-        else:
-            self._say("trained", steps=self.trainer.step)
 
     def _is_due(self, every: int) -> bool:
         return self.trainer.step % every == 0 or self.trainer.done

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onbrand.families.family import draw
 from onbrand.training.kernels.lora_layers import frozen_base
-from onbrand.training.ray.collectives import SingleWorker, shared
+from onbrand.training.ray.collectives import Collectives, shared
 from onbrand.training.trainer import Trainer
 
 NUM_PROMPTS = 2
@@ -44,7 +44,7 @@ def _drawn(trainer: Trainer, prompts: Sequence[str]) -> Tensor:
         return {"picture": picture}
 
     sharers = (
-        SingleWorker() if trainer.savings.sharded else trainer.collectives
+        Collectives() if trainer.savings.sharded else trainer.collectives
     )  # sharded: all workers draw every sample together
     return torch.stack([made["picture"] for made in shared(sharers, range(len(prompts)), drawn)])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from onbrand.training.kernels.flux_blocks import fuse_blocks
 from onbrand.training.kernels.lora_layers import fuse, fuse_gelu
 from onbrand.training.memory.savings import MemorySavings, is_out_of_memory, savings_levels
 from onbrand.training.memory.sharding import share_out
-from onbrand.training.ray.collectives import Collectives, SingleWorker
+from onbrand.training.ray.collectives import Collectives
 from onbrand.training.recipes import Plan
 from onbrand.training.step_results import StepFacts, _distance_to_base, _sum_in_order
 from onbrand.training.validation import ValidationHistory, Validator
@@ -60,7 +60,7 @@ class Trainer:
         savings: MemorySavings | None = None,
     ) -> None:
         self.family, self.plan, self.examples = family, plan, examples
-        self.collectives: Collectives = collectives or SingleWorker()
+        self.collectives = collectives or Collectives()
         self.step = 0
         lora.attach(family.denoiser, plan.rank, family.spec.targets[plan.targets], plan.seed)
         fuse(family.denoiser)
@@ -116,7 +116,8 @@ class Trainer:
         packets_SK = self._gathered(own, batch, said)
         size = self._num_gradients
         gradient, losses_SL, told_S = packets_SK[:, :size], packets_SK[:, size:-1], packets_SK[:, -1]
-        self._must_have_memory(told_S)
+        if (told_S == _NO_MEMORY).any():
+            raise RanOutOfMemory(f"step {self.step + 1} ran out of memory", step=self.step + 1)
         self._must_be_finite(losses_SL, gradient, batch)
         if (told_S == _STOP).any():
             return self._facts(losses_SL, 0.0, stop=True)
@@ -234,10 +235,6 @@ class Trainer:
             self.best = [average.clone() for average in self.average]
         return loss
 
-    def _must_have_memory(self, told_S: Tensor) -> None:
-        if (told_S == _NO_MEMORY).any():
-            raise RanOutOfMemory(f"step {self.step + 1} ran out of memory", step=self.step + 1)
-
     def _must_be_finite(self, losses_SL: Tensor, gradient_SK: Tensor, batch: Batch) -> None:
         bad_SR = ~torch.isfinite(losses_SL.unflatten(1, (2, -1))).all(1).cpu()
         if not bad_SR.any() and all(torch.isfinite(bound) for bound in gradient_SK.aminmax()):
@@ -266,17 +263,13 @@ class Trainer:
             validation_loss,
         )
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Use the averaged weights inside the block; then restore the trained weights bit for bit."""
-        with self._having(self.average):
-            yield
+        return self._having(self.average)
 
-    @contextmanager
-    def published(self) -> Iterator[None]:
+    def published(self) -> AbstractContextManager[None]:
         """Like `averaged`, with the weights to publish: the best step's average; without validation, the last one's."""
-        with self._having(self.average if self.best is None else self.best):
-            yield
+        return self._having(self.average if self.best is None else self.best)
 
     @property
     def published_step(self) -> int:

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 
 from onbrand.families.tiny.draw import RGB, SUPERSAMPLING, draw_shape
 
-KINDS = ("logo", "product", "packaging")
 MIX = ("logo", "logo", "product", "logo", "logo", "packaging")  # kinds in a brand kit, repeated
 WHITE: RGB = (255, 255, 255)
 

@@ -1,4 +1,4 @@
-"""Training images of the tiny models: coloured shapes on coloured grounds, with captions. Pillow and NumPy only.
+"""Training images of the tiny models: coloured shapes on coloured grounds, with captions. Pillow only.
 
 Some (colour, shape, ground) triples are held out: no scene drawn here ever shows or names one.
 """
@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 RGB = tuple[int, int, int]
@@ -60,12 +59,6 @@ class Scene:
 def held_out(colour: str, shape: str, ground: str) -> bool:
     """Whether a triple is kept from training: for every (colour, shape) exactly one ground in ten."""
     return (list(COLOURS).index(colour) + 3 * SHAPES.index(shape) + 7 * list(GROUNDS).index(ground)) % 10 == 0
-
-
-def triples(*, held: bool) -> list[tuple[str, str, str]]:
-    """All drawable (colour, shape, ground) triples on one side of the hold-out."""
-    every = ((c, s, g) for c in COLOURS for s in SHAPES for g in GROUNDS if c != g)
-    return [triple for triple in every if held_out(*triple) == held]
 
 
 def shows_held_out(scene: Scene) -> bool:
@@ -181,18 +174,6 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "star": _star(),
     "heart": _heart(),
 }
-
-
-def any_colour(rng: random.Random) -> RGB:
-    """A uniformly random colour."""
-    return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
-
-
-def _gradient(start: RGB, end: RGB, *, turned: bool) -> Image.Image:
-    side = SIDE * SUPERSAMPLING
-    ramp = np.linspace(0, 1, side)[:, None, None]
-    pixels = np.broadcast_to(np.array(start) * (1 - ramp) + np.array(end) * ramp, (side, side, 3)).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2) if turned else pixels))
 
 
 def random_word(rng: random.Random) -> str:

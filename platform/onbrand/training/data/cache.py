@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import safetensors.torch
 from cryptography.exceptions import InvalidTag
@@ -33,8 +32,8 @@ log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
 
 
-class Cache(Protocol):
-    """Interface of a cache for encoded tensors."""
+class Cache:
+    """A cache for encoded tensors. This one keeps nothing."""
 
     def tensors(self, content: bytes, how: str, make: Callable[[], Tensors]) -> Tensors:
         """The cached tensors for `content` and `how`, else the result of `make`.
@@ -43,18 +42,10 @@ class Cache(Protocol):
             content: a digest of pixels, or a caption.
             how: preparation of the content, e.g. size and crop.
         """
-        ...
-
-
-class NoCache:
-    """A cache that keeps nothing."""
-
-    def tensors(self, content: bytes, how: str, make: Callable[[], Tensors]) -> Tensors:
-        """The result of `make`."""
         return make()
 
 
-class DiskCache:
+class DiskCache(Cache):
     """Entries of one brand and one base, in a folder with mode 0700.
 
     Args:
@@ -71,7 +62,6 @@ class DiskCache:
         return "DiskCache(...)"
 
     def tensors(self, content: bytes, how: str, make: Callable[[], Tensors]) -> Tensors:
-        """The tensors from disk, else the result of `make`, which is then written to disk."""
         path = self._folder / f"{self._digest('name', content, how).hex()}.sealed"
         seal = AESGCM(self._digest("key", content, how))
         found = _opened(path, seal)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 from onbrand.families.aspect_buckets import smallest_side
 from onbrand.families.tokens import TextLengths
+from onbrand.internal.client import SystemClient
 from onbrand.internal.training import TrainingSpec
 from onbrand.services import data_checks
 from onbrand.services.data_checks import DataSample, DataTarget
@@ -15,14 +14,8 @@ FINDINGS_KEPT = 600
 """Maximum of findings in a report. Errors come first, so the rest are warnings."""
 
 
-class Reports(Protocol):
-    """The platform's call that the check needs: `onbrand.internal.client.SystemClient`."""
-
-    def report_findings(self, findings: list[dict[str, Any]]) -> object: ...
-
-
 def must_be_fit_to_train(
-    client: Reports, spec: TrainingSpec, plan: Plan, step: int, text_lengths: TextLengths | None = None
+    client: SystemClient, spec: TrainingSpec, plan: Plan, step: int, text_lengths: TextLengths | None = None
 ) -> None:
     """Check the job's data by its measurements, and keep the findings in the job's row.
 

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ from torch import Tensor
 
 from onbrand.errors import DataRefused, NotFound
 from onbrand.families.family import Conditioning
+from onbrand.internal.client import SystemClient
+from onbrand.internal.training import TrainingAsset
 
 NUM_PRIOR_PICTURES = 512
 NUM_WORDINGS = 8
@@ -29,23 +30,6 @@ NUM_WORDINGS = 8
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PRIOR_SEED = 20_000
 _FEWEST_TO_HOLD_OUT, _HELD_OUT_PART, _MOST_HELD_OUT = 8, 6, 4
-
-
-class AssetFacts(Protocol):
-    """One picture in the ticket's specification."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def sha256(self) -> str | None: ...
-
-
-class AssetReader(Protocol):
-    """Source of the pictures' bytes: `onbrand.internal.client.SystemClient`."""
-
-    def read_asset(self, asset_id: str) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -154,23 +138,17 @@ class JobPictures(Sequence[Picture]):
     A lookup raises DataRefused with the asset's id if the stored bytes are gone, or are not those that were uploaded.
     """
 
-    def __init__(self, client: AssetReader, assets: Sequence[AssetFacts]) -> None:
+    def __init__(self, client: SystemClient, assets: Sequence[TrainingAsset]) -> None:
         self._client, self._assets = client, assets
 
     def __len__(self) -> int:
         return len(self._assets)
 
-    @overload
-    def __getitem__(self, place: int) -> Picture: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Picture]: ...
-    def __getitem__(self, place: int | slice) -> Picture | list[Picture]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(len(self))[place]]
+    def __getitem__(self, place: int) -> Picture:  # type: ignore[override]  # no slices are taken
         asset = self._assets[place]
         return Picture(_decoded(self._read(asset), asset.id), asset.caption, asset.id)
 
-    def _read(self, asset: AssetFacts) -> bytes:
+    def _read(self, asset: TrainingAsset) -> bytes:
         try:
             data = self._client.read_asset(asset.id)
         except NotFound:

@@ -17,10 +17,10 @@ from torch import Tensor
 from onbrand.errors import InvalidInput
 from onbrand.families.aspect_buckets import Crop, bucket_step, crop_of, is_full_size
 from onbrand.families.family import Conditioning, Family
-from onbrand.training.data.cache import Cache, NoCache
+from onbrand.training.data.cache import Cache
 from onbrand.training.data.dataset import CaptionVariants, Examples, Picture, fitted
 from onbrand.training.memorization import thumbnail
-from onbrand.training.ray.collectives import Collectives, SingleWorker, Tensors, shared
+from onbrand.training.ray.collectives import Collectives, Tensors, shared
 
 _ENCODE_ROWS = 16
 T = TypeVar("T")
@@ -41,13 +41,12 @@ def encode(
         pictures: only the worker that encodes a picture looks it up.
         resolutions: each picture is encoded in its bucket for each of them, but only once per bucket.
 
-    Raises:
-        InvalidInput: there is no picture, or one is smaller than `smallest_side`.
+    Raises InvalidInput: there is no picture, or one is smaller than `smallest_side`.
     """
     if not len(pictures):
         raise InvalidInput("the job has no pictures; give it at least one", param="training_asset_ids")
     sides = (resolutions,) if isinstance(resolutions, int) else tuple(resolutions)
-    encoder = _Encoder(family, cache or NoCache(), collectives or SingleWorker())
+    encoder = _Encoder(family, cache or Cache(), collectives or Collectives())
     encoder.add_own(pictures, sides)
     return encoder.finish(prior, wording, max(sides))
 

@@ -124,7 +124,8 @@ def _why_not(
 
 
 def _fits(job: QueueEntry, capacity: Capacity | None, free: int | None) -> bool:
-    return capacity is None or free is None or job.num_workers <= max(free, free + _can_come(capacity))
+    """True if there is room now, or on machines that the autoscaler adds when a job asks."""
+    return capacity is None or free is None or job.num_workers <= free + max(0, capacity.most - capacity.total)
 
 
 def _must_leave_room(job: QueueEntry, busy: _Busy, bounds: Bounds, capacity: Capacity | None) -> bool:
@@ -139,11 +140,6 @@ def _must_leave_room(job: QueueEntry, busy: _Busy, bounds: Bounds, capacity: Cap
     workers = busy.workers_of_account[job.account] + job.num_workers
     takes_all = bounds.jobs_per_account is None and capacity is not None and workers >= capacity.most
     return num_jobs >= bounds.of_account or takes_all
-
-
-def _can_come(capacity: Capacity) -> int:
-    """Workers on machines that the autoscaler can still add; it adds them when a job asks."""
-    return capacity.most - capacity.total
 
 
 def is_too_large(job: QueueEntry, capacity: Capacity | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -27,8 +28,8 @@ from onbrand.services import job_queue, training_worker
 from onbrand.services.job_queue import Orphan, QueueEntry, WaitingFor
 from onbrand.training.dispatch.admission import Bounds, admit, is_too_large
 from onbrand.training.dispatch.providers.provider import ENDED, Capacity, Provider, ProviderStatus
-from onbrand.training.dispatch.submission import submission_that_asks
-from onbrand.training.dispatch.tickets import remove_ticket, write_ticket
+from onbrand.training.dispatch.submission import wanted
+from onbrand.training.dispatch.tickets import remove_ticket, ticket_folder, write_ticket
 
 MAX_REQUEUES = 3
 MAX_ATTEMPTS = 1 + MAX_REQUEUES
@@ -77,16 +78,8 @@ def decide(job: QueueEntry, status: ProviderStatus | None, observation: Observat
         and at - observation.cancel_seen_at > CANCEL_SECONDS
     ):
         return "stop"
-    return "stop" if silent_seconds(job, now) > STALLED_SECONDS else "wait"
-
-
-def silent_seconds(job: QueueEntry, now: datetime) -> float:
-    """Seconds since the worker's last report, or since the submission."""
-    return (now - job.heartbeat_at).total_seconds() if job.heartbeat_at else 0.0
-
-
-def _bounds_of(settings: Settings) -> Bounds:
-    return Bounds(settings.train_jobs, settings.train_jobs_per_brand, settings.train_jobs_per_account)
+    is_stalled = job.heartbeat_at is not None and (now - job.heartbeat_at).total_seconds() > STALLED_SECONDS
+    return "stop" if is_stalled else "wait"
 
 
 class Dispatcher:
@@ -112,7 +105,9 @@ class Dispatcher:
     ) -> None:
         self._settings, self._secrets, self._db = settings, secrets, db
         self._providers = {provider.name: provider for provider in providers}
-        self.bounds = bounds or _bounds_of(settings)
+        self.bounds = bounds or Bounds(
+            settings.train_jobs, settings.train_jobs_per_brand, settings.train_jobs_per_account
+        )
         self._tick_seconds, self._lease_seconds = tick_seconds, lease_seconds
         self._name, self._leads_until = str(uuid.uuid4()), 0.0
         self._sightings: dict[tuple[str, str], Observation] = {}
@@ -207,11 +202,9 @@ class Dispatcher:
         """Capacity less the workers of recent submissions, which may not occupy their resources yet."""
         if room is None:
             return None
-        young = [job for job in running if self._settles(self._sighting(job))]
+        since = time.monotonic() - SETTLING_SECONDS
+        young = [job for job in running if (self._sighting(job).submitted_at or -math.inf) > since]
         return replace(room, free=max(0, room.free - sum(job.num_workers for job in young)))
-
-    def _settles(self, observation: Observation) -> bool:
-        return observation.submitted_at is not None and time.monotonic() - observation.submitted_at < SETTLING_SECONDS
 
     def _is_hopeless(self, job: QueueEntry, reason: WaitingFor, room: Capacity | None) -> bool:
         """True if the job needs more than the cluster can have and waited `train_placement_seconds` for machines."""
@@ -224,9 +217,7 @@ class Dispatcher:
         async def say(job: QueueEntry) -> None:
             if job.waiting_for == reason:
                 return
-            ticket = self._ticket(job)
-            async with self._db.system_session(ticket) as session:
-                await training_worker.waits(session, ticket, reason)
+            await self._write_row(job, training_worker.waits, reason)
 
         return say
 
@@ -301,7 +292,7 @@ class Dispatcher:
 
     def _submission(self, job: QueueEntry, ticket: Ticket, attempt: int) -> str:
         """A new submission; for the first attempt, a manual submission of this job that already waits, if any."""
-        asks = submission_that_asks(self._settings, job.brand_id, job.job_id) if attempt == 1 else None
+        asks = wanted(ticket_folder(self._settings, job.brand_id, job.job_id)) if attempt == 1 else None
         if asks is not None and self._provider(job).is_of(ticket, asks):
             return asks
         return self._provider(job).submit(ticket, attempt)
@@ -323,9 +314,7 @@ class Dispatcher:
             await asyncio.to_thread(self._provider(job).stop, job.provider_job_id)
 
     async def _cancel(self, job: QueueEntry) -> None:
-        ticket = self._ticket(job)
-        async with self._db.system_session(ticket) as session:
-            await training_worker.canceled(session, ticket)
+        await self._write_row(job, training_worker.canceled)
 
     async def _fail(self, job: QueueEntry) -> None:
         await self._end(
@@ -340,6 +329,9 @@ class Dispatcher:
         await self._end(job, "unknown_provider", f"this platform has no provider '{job.provider}'; it has: {known}")
 
     async def _end(self, job: QueueEntry, code: str, message: str) -> None:
+        await self._write_row(job, training_worker.fail, code, message)
+
+    async def _write_row(self, job: QueueEntry, act: Callable[..., Awaitable[object]], *what: str) -> None:
         ticket = self._ticket(job)
         async with self._db.system_session(ticket) as session:
-            await training_worker.fail(session, ticket, code, message)
+            await act(session, ticket, *what)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
+from onbrand.folders import write_private
 from onbrand.internal.training import TrainingSpec
 from onbrand.training.dispatch.tickets import ticket_folder
 
@@ -52,7 +53,7 @@ def must_be_our_turn(
     """
     is_own = submission.startswith(f"onbrand-{job_id}-")
     end = time.monotonic() + (OWN_PATIENCE_SECONDS if is_own else patience)
-    folder = Path(ticket_folder(settings, brand_id, job_id))
+    folder = ticket_folder(settings, brand_id, job_id)
     with contextlib.nullcontext() if is_own else asking(folder, submission):
         while time.monotonic() < end:
             spec = _seen(look)
@@ -77,11 +78,8 @@ def _seen(look: Callable[[], TrainingSpec]) -> TrainingSpec | None:
 @contextlib.contextmanager
 def asking(folder: Path, submission: str) -> Iterator[None]:
     """Offer the submission to the dispatcher inside the block, by a note that is written atomically, mode 0600."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft, note = folder / f".{_NOTE}.{os.getpid()}", folder / _NOTE
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(submission)
-    draft.replace(note)
+    note = folder / _NOTE
+    write_private(note, submission)
     try:
         yield
     finally:
@@ -92,14 +90,9 @@ def asking(folder: Path, submission: str) -> Iterator[None]:
 
 
 def wanted(folder: Path) -> str | None:
-    """The submission in the note, if there is a valid one."""
+    """The submission in the note, if any. Only its id is known; nothing about it is verified yet."""
     try:
         said = (folder / _NOTE).read_text()
     except OSError:
         return None
     return said if _SUBMISSION.fullmatch(said) else None
-
-
-def submission_that_asks(settings: Settings, brand_id: str, job_id: str) -> str | None:
-    """The submission in the note of this job, if any. Only its id is known; nothing about it is verified yet."""
-    return wanted(Path(ticket_folder(settings, brand_id, job_id)))

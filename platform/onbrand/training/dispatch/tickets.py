@@ -6,40 +6,33 @@ Never through the environment, the command line or Ray's metadata, as the dashbo
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import TicketRefused, Unavailable
+from onbrand.folders import write_private
 from onbrand.storage.runs import must_be_job_id, run_folder, runs_bucket
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-__all__ = ["DeskTickets", "FileTickets", "TicketSource", "must_be_job_id", "read_ticket", "remove_ticket"]
 
-
-def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> str:
+def ticket_folder(settings: Settings, brand_id: str, job_id: str) -> Path:
     """Folder of the ticket: the run's folder, which every node sees; with runs on S3, one on the dispatcher's disk.
 
     Only the platform has keys for the runs' bucket, so a worker could not read a ticket there.
     """
     if runs_bucket(settings) is None:
-        return str(run_folder(settings, brand_id, job_id))
-    return str(settings.folder / "tickets" / must_be_brand_id(brand_id) / must_be_job_id(job_id))
+        return run_folder(settings, brand_id, job_id)
+    return settings.folder / "tickets" / must_be_brand_id(brand_id) / must_be_job_id(job_id)
 
 
 def write_ticket(settings: Settings, brand_id: str, job_id: str, token: str) -> None:
     """Write `token` for the workers atomically, mode 0600; replaces an older one."""
-    folder = ticket_folder(settings, brand_id, job_id)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    draft = f"{folder}/.ticket.{secrets.token_hex(8)}"
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(token)
-    os.replace(draft, f"{folder}/ticket")
+    write_private(ticket_folder(settings, brand_id, job_id) / "ticket", token)
 
 
 def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
@@ -50,31 +43,21 @@ def read_ticket(settings: Settings, brand_id: str, job_id: str) -> str:
 def remove_ticket(settings: Settings, brand_id: str, job_id: str) -> None:
     """Remove the ticket of a job that has ended, if it is there."""
     folder = ticket_folder(settings, brand_id, job_id)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{folder}/ticket")
+    (folder / "ticket").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty if it holds checkpoints
-        os.rmdir(folder)
-
-
-class TicketSource(Protocol):
-    """Source of the job's ticket for its processes. It holds no ticket itself, so it can be sent to other processes."""
-
-    def newest(self) -> str:
-        """The newest token. Raises TicketRefused if there is none (any more), or Unavailable."""
-        ...
+        folder.rmdir()
 
 
 @dataclass(frozen=True, slots=True)
 class FileTickets:
     """Reads the ticket's file in `folder`."""
 
-    folder: str
+    folder: Path
 
     def newest(self) -> str:
         """The token in the file. Raises TicketRefused if there is no file."""
         try:
-            with open(f"{self.folder}/ticket") as file:
-                return file.read()
+            return (self.folder / "ticket").read_text()
         except FileNotFoundError:
             raise TicketRefused("this job has no ticket; jobs are started by the platform's dispatcher") from None
 
@@ -98,13 +81,17 @@ class DeskTickets:
         return token
 
 
+TicketSource = FileTickets | DeskTickets
+"""Source of the job's ticket for its processes. It holds no ticket itself, so it can be sent to other processes."""
+
+
 class TicketActor:
     """A Ray actor on the driver's node that returns the ticket to this job's processes, which hold its handle.
 
     It has no name, so other processes cannot look it up.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._file = FileTickets(folder)
 
     def newest(self) -> str | None:

@@ -195,8 +195,7 @@ def admit(
     Args:
         budget: the smallest of all workers, in bytes; None: no limit.
 
-    Raises:
-        OutOfMemory: no level fits or is left. If none fits, the message says how much memory is needed.
+    Raises OutOfMemory: no level fits or is left. If none fits, the message says how much memory is needed.
     """
     if budget is None:
         ways = [way for way in savings_levels(plan, large=False) if not way.sharded]

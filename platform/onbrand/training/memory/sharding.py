@@ -17,8 +17,7 @@ def share_out(denoiser: nn.Module, device: torch.device) -> int:
 
     Call it after the LoRA is attached. Blocks move to `device` one at a time, so it never holds the whole base.
 
-    Raises:
-        RuntimeError: there is no process group.
+    Raises RuntimeError: there is no process group.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     trained = {weight for weight in denoiser.parameters() if weight.requires_grad}

@@ -22,8 +22,8 @@ def repair(run: Path) -> bool:
     """Replace a broken list in the folder `run`; True if it was broken. Without a complete checkpoint it is deleted."""
     if not (run / LIST).exists() or _is_whole(run):
         return False
-    whole = [folder for folder in run.glob("checkpoint_*") if _step_of(folder) is not None]
-    newest = max(whole, key=_step, default=None)
+    steps = {folder: step for folder in run.glob("checkpoint_*") if (step := _step_of(folder)) is not None}
+    newest = max(steps, key=steps.__getitem__, default=None)
     if newest is None:
         (run / LIST).unlink()
         return True
@@ -40,10 +40,6 @@ def _is_whole(run: Path) -> bool:
     except (ValueError, KeyError, TypeError):
         return False
     return all((run / name).is_dir() for name in names)
-
-
-def _step(folder: Path) -> int:
-    return _step_of(folder) or 0
 
 
 def _step_of(folder: Path) -> int | None:

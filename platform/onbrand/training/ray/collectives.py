@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import safetensors.torch
 import torch
@@ -22,28 +22,17 @@ Tensors = Mapping[str, Tensor]
 _MADE, _PROBLEM = b"\0", b"\1"
 
 
-class Collectives(Protocol):
-    """Gathers tensors from all workers."""
-
-    rank: int
-    num_workers: int
-
-    def gather(self, own_SK: Tensor) -> Tensor:
-        """All workers' packets, concatenated in the order of ranks; all must have the same shape."""
-        ...
-
-
-class SingleWorker:
-    """The exchange of a single worker."""
+class Collectives:
+    """Gathers tensors from all workers of a run. This one has a single worker."""
 
     rank, num_workers = 0, 1
 
     def gather(self, own_SK: Tensor) -> Tensor:
-        """The packets themselves, as there are no other workers."""
+        """All workers' packets, concatenated in the order of ranks; all must have the same shape."""
         return own_SK
 
 
-class ProcessGroup:
+class ProcessGroup(Collectives):
     """The workers of torch's default process group (gloo on CPUs, NCCL on GPUs).
 
     Args:
@@ -55,7 +44,6 @@ class ProcessGroup:
         self._device = device
 
     def gather(self, own_SK: Tensor) -> Tensor:
-        """All workers' packets, in the order of ranks, by one all-gather."""
         own_SK = own_SK.to(self._device).contiguous()
         parts = [torch.empty_like(own_SK) for _ in range(self.num_workers)]
         torch.distributed.all_gather(parts, own_SK)
@@ -68,8 +56,7 @@ def shared(collectives: Collectives, things: Sequence[T], make: Callable[[T], Te
     Args:
         things: the same on every worker; only the worker that processes an item looks it up.
 
-    Raises:
-        OnbrandError: the error of the lowest rank whose `make` failed; raised on every worker.
+    Raises OnbrandError: the error of the lowest rank whose `make` failed; raised on every worker.
     """
     own = range(collectives.rank, len(things), collectives.num_workers)
     if collectives.num_workers == 1:

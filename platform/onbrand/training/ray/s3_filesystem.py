@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFi
 
 from onbrand.internal.client import SystemClient
 from onbrand.storage.credentials import session_client
+from onbrand.storage.s3_clients import put_in_parts
 from onbrand.training.dispatch.tickets import TicketSource
 
 RENEW_BEFORE = timedelta(seconds=300)
@@ -54,9 +56,6 @@ class RunFiles(FileSystemHandler):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunFiles) and self.__reduce__() == other.__reduce__()
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -112,8 +111,7 @@ class RunFiles(FileSystemHandler):
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(self._body(path), mode="r")
 
-    def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(self._body(path), mode="r")
+    open_input_file = open_input_stream
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         return pa.PythonFile(_Upload(self, path), mode="w")
@@ -170,21 +168,8 @@ class RunFiles(FileSystemHandler):
         if size <= PART_BYTES:
             self._call("put_object", Bucket=bucket, Key=key, Body=body)
         else:
-            self._put_parts({"Bucket": bucket, "Key": key}, body)
-
-    def _put_parts(self, where: dict[str, str], body: BinaryIO) -> None:
-        """Multipart upload, as S3 takes at most 5 GB per request. The object appears completely or not at all."""
-        upload = where | {"UploadId": self._call("create_multipart_upload", **where)["UploadId"]}
-        parts: list[dict[str, Any]] = []
-        try:
-            while data := body.read(PART_BYTES):
-                number = len(parts) + 1
-                tag = self._call("upload_part", **upload, PartNumber=number, Body=data)["ETag"]
-                parts.append({"PartNumber": number, "ETag": tag})
-            self._call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
-        except BaseException:
-            self._call("abort_multipart_upload", **upload)
-            raise
+            pieces = iter(partial(body.read, PART_BYTES), b"")
+            put_in_parts(self._call, {"Bucket": bucket, "Key": key}, pieces)  # S3 takes at most 5 GB per request
 
     def _call(self, name: str, **arguments: Any) -> Any:
         client = self._session()

@@ -7,7 +7,7 @@ restarts the workers from the last checkpoint. The driver imports this module, s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -49,7 +49,8 @@ def train_worker(tickets: TicketSource, config: Mapping[str, str]) -> Outcome:
     """
     settings, steps_down = Settings(), int(config.get("steps_down", 0))
     with connect(settings, tickets) as client:
-        return _ending(client, lambda: _train(settings, client, tickets, steps_down))
+        speaks = ray.train.get_context().get_world_rank() == 0
+        return ended(client, lambda: _train(settings, client, tickets, steps_down), speaks)
 
 
 def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
@@ -57,12 +58,15 @@ def connect(settings: Settings, tickets: TicketSource) -> SystemClient:
     return SystemClient(settings.system_url, tickets.newest())
 
 
-def _ending(client: SystemClient, train: Callable[[], None]) -> Outcome:
-    """Train and return this rank's outcome. Only rank 0 writes to the row."""
-    speaks = ray.train.get_context().get_world_rank() == 0
+def ended(client: SystemClient, work: Callable[[], None], speaks: bool = True) -> Outcome:
+    """Do the job's work and return its outcome.
+
+    Args:
+        speaks: write the outcome to the job's row.
+    """
     try:
         try:
-            train()
+            work()
             return "completed"
         except Canceled:
             if speaks:
@@ -115,7 +119,9 @@ def _start_of(config: TrainingConfig, spec: TrainingSpec, folder: Path) -> str |
 def _train(settings: Settings, client: SystemClient, tickets: TicketSource, steps_down: int) -> None:
     context = ray.train.get_context()
     spec = client.spec()
-    with _line(settings, client, tickets, context.get_world_rank()) as heartbeat:
+    renew_seconds = settings.ticket_seconds / 3
+    line = nullcontext() if context.get_world_rank() else Heartbeat(client, renew_seconds, tickets.newest)
+    with line as heartbeat:
         from onbrand.engine.compilation import keep_memory  # loads diffusers: the row says `training` meanwhile
         from onbrand.training.memory.estimate import Allowance
         from onbrand.training.run import Run
@@ -128,12 +134,3 @@ def _train(settings: Settings, client: SystemClient, tickets: TicketSource, step
         proof = run.prove()
     if proof:
         run.publish(proof)
-
-
-def _line(
-    settings: Settings, client: SystemClient, tickets: TicketSource, rank: int
-) -> AbstractContextManager[Heartbeat | None]:
-    """The run's heartbeat on rank 0; None on other ranks."""
-    if rank:
-        return nullcontext()
-    return Heartbeat(client, settings.ticket_seconds / 3, tickets.newest)

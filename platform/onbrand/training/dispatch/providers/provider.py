@@ -34,23 +34,18 @@ class Provider(Protocol):
 
     def capacity(self) -> Capacity | None:
         """Room for workers; None if unknown because the provider has its own queue."""
-        ...
 
     def submit(self, ticket: Ticket, attempt: int) -> str:
         """Start attempt number `attempt` of the ticket's job and return the provider's id.
 
         Idempotent: submitting the same attempt again returns the same id and starts nothing.
         """
-        ...
 
     def is_of(self, ticket: Ticket, submission: str) -> bool:
         """True if a submission made by someone else belongs to the ticket's job and has not ended."""
-        ...
 
     def status(self, provider_job_id: str) -> ProviderStatus:
         """State of the submission. States of the provider that have no equivalent here count as `running`."""
-        ...
 
     def stop(self, provider_job_id: str) -> None:
         """Ask the provider to stop the submission; does nothing if it has ended or is unknown."""
-        ...

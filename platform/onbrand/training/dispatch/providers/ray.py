@@ -18,7 +18,7 @@ from onbrand.config import Settings
 from onbrand.errors import Unavailable
 from onbrand.storage.runs import must_be_job_id, runs_bucket
 from onbrand.training.dispatch.capacity import capacity
-from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
+from onbrand.training.dispatch.providers.provider import Capacity, Provider, ProviderStatus
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +29,6 @@ _STATUS: dict[JobStatus, ProviderStatus] = {
     JobStatus.FAILED: "failed",
     JobStatus.STOPPED: "stopped",
 }
-_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 STOP_SECONDS = 30
 """How long Ray waits after SIGINT before it kills a job; its own default (SIGTERM, 3 s) leaves Train no time."""
 
@@ -52,7 +51,7 @@ def _answers(call: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-class RayProvider:
+class RayProvider(Provider):
     """Submits jobs to the Ray cluster that this process belongs to, or to the one at `address`."""
 
     name = "ray"
@@ -63,11 +62,11 @@ class RayProvider:
 
     @cached_property
     def _client(self) -> JobSubmissionClient:
-        return JobSubmissionClient(self._address or _own_cluster())
+        own_cluster = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+        return JobSubmissionClient(self._address or own_cluster)
 
     @_answers
     def submit(self, ticket: Ticket, attempt: int) -> str:
-        """Start the attempt and return its submission id; starts nothing if it was submitted before."""
         brand, job = must_be_brand_id(ticket.brand_id), must_be_job_id(ticket.job_id)
         wanted = submission_id(job, attempt)
         try:
@@ -93,7 +92,6 @@ class RayProvider:
         return info.entrypoint.strip().endswith(ours) and _STATUS.get(info.status) in ("pending", "running")
 
     def capacity(self) -> Capacity | None:
-        """Room for workers in the cluster; None outside of a cluster."""
         return capacity(self._settings)
 
     def _where(self) -> dict[str, float] | None:
@@ -107,7 +105,6 @@ class RayProvider:
 
     @_answers
     def status(self, provider_job_id: str) -> ProviderStatus:
-        """State of the submission; `lost` if Ray does not know it."""
         try:
             return _STATUS.get(self._client.get_job_status(provider_job_id), "running")
         except RuntimeError as problem:
@@ -117,7 +114,6 @@ class RayProvider:
 
     @_answers
     def stop(self, provider_job_id: str) -> None:
-        """Ask Ray to stop the submission; does nothing if Ray does not know it."""
         try:
             self._client.stop_job(provider_job_id)
         except RuntimeError as problem:
@@ -129,10 +125,6 @@ def _module(brand_id: str, job_id: str) -> str:
     return f"-m onbrand.training.job --brand {brand_id} --job {job_id}"
 
 
-def _own_cluster() -> str | None:
-    return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
-
-
 def job_environment(settings: Settings) -> dict[str, str]:
     """Environment variables for a job's processes; contains no secrets."""
     known: dict[str, Any] = {
@@ -141,7 +133,9 @@ def job_environment(settings: Settings) -> dict[str, str]:
         "RAY_TRAIN_V2_ENABLED": 1,
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.2,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 300,
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(_WATCHER, str(int(settings.device != "cpu"))),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", int(settings.device != "cpu")
+        ),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "ONBRAND_DATA_DIR": settings.folder,
         "ONBRAND_RUN_STORAGE": settings.runs_url,
