@@ -31,7 +31,8 @@ from onbrand.engine.request import FinishedImage
 from onbrand.errors import AdapterRefused, InvalidInput, NotFound, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import read_adapter
 from onbrand.internal import generation
-from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.internal.async_client import AsyncSystemClient
+from onbrand.internal.client import SystemClient
 from onbrand.internal.generation import RenderRequest
 from onbrand.services import generation_worker, generations, images, models
 from onbrand.serving.active_generation import ActiveGeneration

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from onbrand.internal.client import AsyncSystemClient
+from onbrand.internal.async_client import AsyncSystemClient
 from onbrand.internal.generation import RenderRequest
 from tests.conftest import BrandOfPeople
 from tools.harness.in_process_platform import FakeGenerator, Platform, upload, weights

@@ -10,7 +10,9 @@ import pytest
 
 from onbrand import errors
 from onbrand.api import problems
-from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.internal.async_client import AsyncSystemClient
+from onbrand.internal.client import SystemClient
+from tools.harness.httpx_connections import HttpxConnections
 
 
 def answer_of(error: errors.OnbrandError) -> httpx.Response:
@@ -93,7 +95,9 @@ async def test_the_async_client_sends_the_same() -> None:
     seen, handler = in_turn(
         httpx.ReadError("cut"), httpx.Response(201, json={"id": "x", "index": 1, "completed": False})
     )
-    async with AsyncSystemClient("http://test", "ticket", transport=httpx.MockTransport(handler)) as client:
+    async with AsyncSystemClient(
+        "http://test", "ticket", http=HttpxConnections(httpx.MockTransport(handler))
+    ) as client:
         stored = await client.add_image(1, 7, b"png", "image/png", 64, 64, {"engine": "1"})
     assert stored.index == 1
     assert seen[0].url.path == "/v1/generation/images"

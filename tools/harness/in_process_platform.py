@@ -27,12 +27,13 @@ from onbrand.brand import Ticket
 from onbrand.config import Settings
 from onbrand.db.session import Database
 from onbrand.errors import OnbrandError, Unavailable
-from onbrand.internal.client import AsyncSystemClient
+from onbrand.internal.async_client import AsyncSystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.internal.training import PublishedModel
 from onbrand.secrets_file import Secrets
 from onbrand.services.identity import TokenIssuer
 from onbrand.storage.store import ObjectStore
+from tools.harness.httpx_connections import HttpxConnections
 from tools.harness.receipts import receipt_for
 from tools.harness.training_client import AsyncTrainingClient
 
@@ -144,8 +145,8 @@ class Platform:
     def system(self, ticket: Ticket | str, patience: float = 0.0) -> AsyncTrainingClient:
         """A worker's client of the internal routes."""
         token = ticket if isinstance(ticket, str) else ticket.sign(self.secrets.tickets)
-        transport = httpx.ASGITransport(self.system_app)
-        return AsyncTrainingClient("http://test", token, patience=patience, transport=transport)
+        http = HttpxConnections(httpx.ASGITransport(self.system_app))
+        return AsyncTrainingClient("http://test", token, patience=patience, http=http)
 
     async def train(self, brand: Any, picture: bytes, family: str = "sd15") -> tuple[str, PublishedModel]:
         """Upload an image, create a job and publish its model; returns the job's id and the model."""
@@ -213,8 +214,10 @@ async def serving(
         store = ObjectStore.from_settings(known, secrets)
         system_app = create_system_app(known, secrets, db, store)
 
+        http = HttpxConnections(httpx.ASGITransport(system_app))
+
         def client_for(ticket: str) -> AsyncSystemClient:
-            return AsyncSystemClient("http://test", ticket, patience=2, transport=httpx.ASGITransport(system_app))
+            return AsyncSystemClient("http://test", ticket, patience=2, http=http)
 
         generator = paints(client_for)
         app = create_app(known, secrets, db, store, generator, client_for=client_for)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onbrand.internal.async_client import AsyncSystemClient
 from onbrand.internal.client import (
-    AsyncSystemClient,
     Call,
     credentials_of,
     failure_call,

@@ -25,7 +25,7 @@ from onbrand.background.previews import Previews, Viewer, previews_name, serials
 from onbrand.brand import Ticket
 from onbrand.config import Settings
 from onbrand.errors import Conflict, EngineLost, NotFound, OnbrandError, TooManyRequests, Unavailable
-from onbrand.internal.client import AsyncSystemClient, connections
+from onbrand.internal.async_client import AiohttpConnections, AsyncSystemClient
 from onbrand.internal.generation import Generator, RenderEvent, RenderRequest
 from onbrand.secrets_file import Secrets
 
@@ -76,7 +76,7 @@ class GenerationTasks:
         self._secrets = secrets
         self._seconds = settings.ticket_seconds
         self._generator, self._tell = generator, tell
-        self._http = connections(settings.system_url)
+        self._http = AiohttpConnections(settings.system_url)
         self._client_for = client_for or partial(AsyncSystemClient, settings.system_url, http=self._http)
         self._running: dict[str, Running] = {}
         self._refused: dict[str, tuple[float, OnbrandError]] = {}
@@ -168,7 +168,7 @@ class GenerationTasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._http.aclose()
+        await self._http.close()
 
     # --- one generation's task ----------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ it and the row policies check it again. A restart of a System replica delays a c
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import ssl
@@ -18,14 +17,14 @@ from typing import Any, cast
 import httpx
 
 from onbrand.internal.retries import retry_delays, wait_after
-from onbrand.internal.training import PublishedModel, ReportResponse, RunCredentials, StoredImage, TrainingSpec
+from onbrand.internal.training import PublishedModel, ReportResponse, RunCredentials, TrainingSpec
 
 PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request as data, so that the sync and the async client send exactly the same."""
+    """One request as data, for the blocking and the asynchronous client (`async_client`)."""
 
     method: str
     path: str
@@ -76,7 +75,7 @@ def failure_call(path: str, code: str, message: str) -> Call:
     return Call("POST", path, json={"code": code, "message": message})
 
 
-_TIMEOUT = httpx.Timeout(60.0)
+TIMEOUT_SECONDS = 60.0
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 """Each call has a connection at once; as many stay open as a busy replica uses again."""
 
@@ -92,17 +91,10 @@ def _verify(url: str) -> ssl.SSLContext | bool:
     return _trusted() if url.startswith("https:") else False
 
 
-def connections(url: str, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
-    """Connections to the internal routes at `url`, which the clients of one event loop can share."""
-    return httpx.AsyncClient(
-        base_url=url, timeout=_TIMEOUT, limits=_LIMITS, transport=transport, trust_env=False, verify=_verify(url)
-    )
-
-
-def blocking_connections(url: str, transport: httpx.BaseTransport | None = None) -> httpx.Client:
-    """Connections to the internal routes at `url`, which blocking clients of all threads can share."""
+def connections(url: str, transport: httpx.BaseTransport | None = None) -> httpx.Client:
+    """Connections to the internal routes at `url`, which the blocking clients of all threads can share."""
     return httpx.Client(
-        base_url=url, timeout=_TIMEOUT, limits=_LIMITS, transport=transport, trust_env=False, verify=_verify(url)
+        base_url=url, timeout=TIMEOUT_SECONDS, limits=_LIMITS, transport=transport, trust_env=False, verify=_verify(url)
     )
 
 
@@ -130,7 +122,7 @@ class SystemClient:
         self.token = token
         self._patience = patience
         self._is_own = http is None
-        self._http = http or blocking_connections(url, transport)
+        self._http = http or connections(url, transport)
 
     def __repr__(self) -> str:
         return f"SystemClient({str(self._http.base_url)!r})"
@@ -238,89 +230,3 @@ class SystemClient:
             if (delay := wait_after(outcome, delays)) is None:
                 return cast(httpx.Response, outcome)
             time.sleep(delay)
-
-
-class AsyncSystemClient:
-    """Asynchronous client of the internal routes: the calls of a generation's ticket. Arguments: as `SystemClient`."""
-
-    def __init__(
-        self,
-        url: str,
-        token: str,
-        *,
-        patience: float = PATIENCE_SECONDS,
-        http: httpx.AsyncClient | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self.token = token
-        self._patience = patience
-        self._is_own = http is None
-        self._http = http or connections(url, transport)
-
-    def __repr__(self) -> str:
-        return f"AsyncSystemClient({str(self._http.base_url)!r})"
-
-    async def __aenter__(self) -> AsyncSystemClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections, unless other clients share them."""
-        if self._is_own:
-            await self._http.aclose()
-
-    async def read_model(self, model_id: str) -> bytes:
-        """The weights of a model that this ticket's generation uses."""
-        return (await self._send(Call("GET", f"/models/{model_id}/weights"))).content
-
-    async def start_generation(self) -> ReportResponse:
-        """Set the generation to `running`."""
-        return ReportResponse.model_validate(await self._json(Call("POST", "/generation/start")))
-
-    async def report_generation(self, progress: int, lost: bool = False) -> ReportResponse:
-        """Report progress and the heartbeat, or that an engine was lost."""
-        return ReportResponse.model_validate(
-            await self._json(Call("POST", "/generation/report", json={"progress": progress, "lost": lost}))
-        )
-
-    async def add_image(
-        self,
-        index: int,
-        seed: int,
-        data: bytes,
-        content_type: str,
-        width: int,
-        height: int,
-        receipt: Mapping[str, Any],
-    ) -> StoredImage:
-        """Store image `index`; the last one completes the generation. Repeating the call changes nothing."""
-        facts = {"index": index, "seed": seed, "width": width, "height": height, "receipt": receipt}
-        file, form = (data, content_type), {"facts": json.dumps(facts)}
-        answer = await self._json(Call("POST", "/generation/images", data=form, file=file))
-        return StoredImage.model_validate(answer)
-
-    async def fail_generation(self, code: str, message: str) -> None:
-        """End the generation with a reason."""
-        await self._send(failure_call("/generation/fail", code, message))
-
-    async def renew(self) -> str:
-        """Get a new ticket with the same rights; this client uses it from now on."""
-        self.token = str((await self._json(Call("POST", "/ticket:renew")))["ticket"])
-        return self.token
-
-    async def _json(self, call: Call) -> Any:
-        return (await self._send(call)).json()
-
-    async def _send(self, call: Call) -> httpx.Response:
-        outcome: httpx.Response | httpx.TransportError
-        delays = retry_delays(self._patience)
-        while True:
-            try:
-                outcome = await self._http.send(call.request(self._http, self.token))
-            except httpx.TransportError as problem:
-                outcome = problem
-            if (delay := wait_after(outcome, delays)) is None:
-                return cast(httpx.Response, outcome)
-            await asyncio.sleep(delay)

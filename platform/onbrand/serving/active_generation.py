@@ -23,7 +23,7 @@ class ActiveGeneration:
         self.request = request
         self.began_at = time.monotonic()
         self.progress = 0
-        self._progress_due = 0.0
+        self._progress_due = self.began_at + _PROGRESS_SECONDS
         self.cancel_requested = False
         self.completed = False
         """Whether its row is completed."""
@@ -85,7 +85,7 @@ class ActiveGeneration:
         self._changed = asyncio.Event()
 
 
-_PROGRESS_SECONDS = 0.25
+_PROGRESS_SECONDS = 2.0
 
 
 def claims_of(ticket: str) -> dict[str, Any]:

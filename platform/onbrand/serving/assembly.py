@@ -14,7 +14,8 @@ from onbrand.engine.engine import Engine
 from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
-from onbrand.internal.client import AsyncSystemClient, SystemClient, blocking_connections, connections
+from onbrand.internal.async_client import AiohttpConnections, AsyncSystemClient
+from onbrand.internal.client import SystemClient, connections
 from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
@@ -44,8 +45,8 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
     return GenerationRunner(
         EngineThread(engine),
         AdapterStore(family, files, options.host_bytes),
-        partial(AsyncSystemClient, url, http=connections(url)),
-        partial(SystemClient, url, http=blocking_connections(url)),
+        partial(AsyncSystemClient, url, http=AiohttpConnections(url)),
+        partial(SystemClient, url, http=connections(url)),
         Metrics(name),
     )
 

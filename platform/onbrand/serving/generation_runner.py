@@ -21,7 +21,8 @@ from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.engine.request import Canceled, Completed, Event, Failed, FinishedImage, Preview, Progress, Request
 from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
 from onbrand.families.lora import AdapterWeights
-from onbrand.internal.client import AsyncSystemClient, SystemClient
+from onbrand.internal.async_client import AsyncSystemClient
+from onbrand.internal.client import SystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
 from onbrand.serving.active_generation import ActiveGeneration, claims_of
 from onbrand.serving.adapter_store import AdapterStore
@@ -270,7 +271,8 @@ class GenerationRunner:
             finished.index, finished.seed, data, CONTENT_TYPES[output_format], width, height, receipt
         )
         active.completed = kept.completed
-        active.tell("image", {"index": finished.index, "seed": finished.seed, "image_id": kept.id})
+        if request.parameters.preview_every:  # it replaces the preview; other followers wait for the end
+            active.tell("image", {"index": finished.index, "seed": finished.seed, "image_id": kept.id})
         if self._metrics is not None:
             self._metrics.count("onbrand_images_total")
 
