@@ -115,7 +115,7 @@ async def test_a_generation_ends_completed_with_its_pictures_stored(fixtures, re
     asked = await fixtures.ask(brand, model=await fixtures.publish(brand, adapter), num_images=3)
     events = await told(renderer, asked)
     row = await fixtures.row(brand, asked)
-    assert kinds(events) == ["image", "image", "image", "completed"]
+    assert kinds(events) == ["completed"]
     assert (row.status, row.progress, [(image.index, image.seed) for image in row.images]) == (
         "completed",
         100,
@@ -369,7 +369,7 @@ async def test_a_bad_file_is_refused_with_its_reason_and_disturbs_no_slot(
     assert [record for record in caplog.records if record.name == "onbrand.security" and reason in record.message]
     assert engine.residency.holdings() == held
     again = await fixtures.ask(good, model=name)
-    assert kinds(await told(renderer, again)) == ["image", "completed"]
+    assert kinds(await told(renderer, again)) == ["completed"]
     ours = [(await fixtures.row(good, each)).images[0].receipt for each in (first, again)]
     assert ours[0]["slot_generation"] == ours[1]["slot_generation"]
     await renderer.close()
@@ -531,7 +531,7 @@ async def test_what_a_closing_replica_breaks_off_another_one_finishes(fixtures, 
             pass
     assert told_off.value.fields["elsewhere"]
     assert (await fixtures.row(brand, asked)).status == "running"
-    assert kinds(await told(other, asked)) == ["image", "completed"]
+    assert kinds(await told(other, asked)) == ["completed"]
 
 
 async def test_what_an_engine_that_breaks_leaves_another_one_finishes(
@@ -553,7 +553,7 @@ async def test_what_an_engine_that_breaks_leaves_another_one_finishes(
     assert told_off.value.fields["elsewhere"]
     assert [(await fixtures.row(brand, each)).status for each in (asked, late)] == ["running", "pending"]
     for each in (asked, late):
-        assert kinds(await told(other, each)) == ["image", "completed"]
+        assert kinds(await told(other, each)) == ["completed"]
 
 
 async def test_a_brand_that_asks_for_too_much_is_told_when_to_come_back(fixtures, renderer, make_brand):
