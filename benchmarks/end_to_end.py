@@ -41,7 +41,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,11 @@ class AloneEngine:
 
     async def measure(self, load: Load) -> Timed:
         """Draw the load."""
-        before, processor = self._engine.pace(), time.process_time()
+        before, processor = replace(self._engine.pace), time.process_time()
         timed = await ask(load, lambda number: self._draw(number, load.num_brands))
         timed.more = {
             "core_seconds": (time.process_time() - processor) / load.num,
-            "gap": gap_between(before, self._engine.pace()),
+            "gap": gap_between(asdict(before), asdict(self._engine.pace)),
         }
         return timed
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from tools.harness.platform_process import command_line
 
 ROLES = {
-    "ServeReplica:engine-": "engine",
+    "onbrand.serving.engine_child": "engine",
+    "ServeReplica:engine-": "replica",
     "ServeReplica:onbrand": "ingress",
     "ServeReplica:internal": "system",
     "Proxy": "proxy",

@@ -155,3 +155,9 @@ def _ticket_of(claims: dict[str, Any]) -> Ticket:
         raise ValueError
     job_id, member = str(UUID(claims["job_id"])), str(UUID(claims["sub"]))
     return Ticket(must_be_brand_id(claims["brand_id"]), job_id, member, claims["kind"], int(claims["exp"]))
+
+
+def claims_of(ticket: str) -> dict[str, Any]:
+    """The claims of a ticket, without a check of its signature: the platform checks it at every call."""
+    claims: dict[str, Any] = jwt.decode(ticket, options={"verify_signature": False})
+    return claims

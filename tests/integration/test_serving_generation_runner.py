@@ -41,6 +41,7 @@ from onbrand.serving.assembly import quiet_libraries
 from onbrand.serving.engine_thread import EngineThread
 from onbrand.serving.generation_runner import GenerationRunner
 from onbrand.serving.image_files import RECEIPT_KEY
+from onbrand.serving.local_engine import LocalEngine
 from tests.integration.serving_fixtures import ServingFixtures
 from tests.numerics.drawing import drawn
 from tests.numerics.drawing import request as engine_request
@@ -70,12 +71,12 @@ async def internal_url(settings, secrets, db, store) -> AsyncIterator[str]:
 
 def replica(internal_url: str, folder: Path, engine: Engine | None = None) -> GenerationRunner:
     family = family_of("sd15")
-    return GenerationRunner(
+    local = LocalEngine(
         EngineThread(engine or Engine(family, max_batch=4, max_waiting_per_brand=4)),
         AdapterStore(family, AdapterFiles(folder, 2**30), 2**30),
-        lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5),
         lambda ticket: SystemClient(internal_url, ticket, patience=5),
     )
+    return GenerationRunner(local, lambda ticket: AsyncSystemClient(internal_url, ticket, patience=5))
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -542,7 +543,7 @@ async def test_what_an_engine_that_breaks_leaves_another_one_finishes(
     asked, late = await fixtures.ask(brand, num_inference_steps=20), await fixtures.ask(brand)
     stream = renderer.generate(asked)
     await anext(stream)
-    monkeypatch.setattr(renderer._engine._engine, "step", lambda: 1 / 0)
+    monkeypatch.setattr(renderer._engine.thread._engine, "step", lambda: 1 / 0)
     with pytest.raises(Unavailable) as told_off:
         async for _ in stream:
             pass

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Literal
 
-import jwt
-
+from onbrand.brand import claims_of
 from onbrand.errors import OnbrandError
 from onbrand.internal.generation import RenderEvent, RenderRequest
 
@@ -86,9 +85,3 @@ class ActiveGeneration:
 
 
 _PROGRESS_SECONDS = 2.0
-
-
-def claims_of(ticket: str) -> dict[str, Any]:
-    """The claims of a ticket, without a check of its signature: the platform checks it at every call."""
-    claims: dict[str, Any] = jwt.decode(ticket, options={"verify_signature": False})
-    return claims

@@ -1,4 +1,4 @@
-"""Assembles a replica: base, engine, thread, adapters. Separate from `generator`, so that deploying loads no torch."""
+"""Assembles an engine with its base, thread and adapters, in its own process (`engine_child`)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from onbrand.engine.engine import Engine
 from onbrand.families.bases import base_source, s3_access
 from onbrand.families.family import Family
 from onbrand.families.loading import load_family
-from onbrand.internal.async_client import AiohttpConnections, AsyncSystemClient
 from onbrand.internal.client import SystemClient, connections
 from onbrand.serving.adapter_store import AdapterFiles, AdapterStore
 from onbrand.serving.engine_thread import EngineThread
-from onbrand.serving.generation_runner import GenerationRunner
+from onbrand.serving.local_engine import LocalEngine
 from onbrand.serving.options import EngineOptions
-from onbrand.serving.prometheus_metrics import Metrics
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> GenerationRunner:
-    """A generation runner over the configured base of a family, its engine running. Raises BaseModelRefused."""
+def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> LocalEngine:
+    """The engine of the configured base of a family, running. Raises BaseModelRefused."""
     quiet_libraries()
     family = load(name, options, settings)
     engine = Engine(
@@ -42,13 +40,8 @@ def assemble(name: FamilyName, options: EngineOptions, settings: Settings) -> Ge
     )
     url = settings.system_url
     files = AdapterFiles(settings.folder / "cache" / "adapters", options.disk_bytes)
-    return GenerationRunner(
-        EngineThread(engine),
-        AdapterStore(family, files, options.host_bytes),
-        partial(AsyncSystemClient, url, http=AiohttpConnections(url)),
-        partial(SystemClient, url, http=connections(url)),
-        Metrics(name),
-    )
+    client_for = partial(SystemClient, url, http=connections(url))
+    return LocalEngine(EngineThread(engine), AdapterStore(family, files, options.host_bytes), client_for)
 
 
 def load(name: FamilyName, options: EngineOptions, settings: Settings) -> Family:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from onbrand.engine.engine import Engine
-from onbrand.engine.request import Canceled, Completed, Event, Failed, Request
+from onbrand.engine.request import Canceled, Completed, Event, Failed, Progress, Request
 from onbrand.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,21 @@ class Pace:
         self._ended_at = None
 
 
+class _Sink:
+    """Passes a request's events on, and progress at intervals."""
+
+    def __init__(self, put: Sink, progress_seconds: float) -> None:
+        self._put, self._seconds, self._due = put, progress_seconds, 0.0
+
+    def __call__(self, event: Event) -> object:
+        if isinstance(event, Progress) and self._seconds:
+            now = time.monotonic()
+            if now < self._due:
+                return None
+            self._due = now + self._seconds
+        return self._put(event)
+
+
 class EngineThread:
     """Steps an engine in one thread while there is work. No other thread uses the engine.
 
@@ -66,7 +81,7 @@ class EngineThread:
         self._stages = ThreadPoolExecutor(num_stage_threads, thread_name_prefix="stage")
         engine.use(self._stages, on_done=lambda: self._inbox.put(_look_again))
         self._sinks: dict[str, Sink] = {}
-        self._pace = Pace()
+        self.pace = Pace()
         self._closing = self._is_deaf = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -80,21 +95,21 @@ class EngineThread:
         """Routing ids of the adapters in slots."""
         return self._engine.residency.holdings()
 
-    def pace(self) -> dict[str, float]:
-        """`num_gaps` and `gap_seconds` so far (`Pace`)."""
-        return {"num_gaps": self._pace.num_gaps, "gap_seconds": self._pace.gap_seconds}
-
-    async def draw(self, request: Request, on_taken: Callable[[], object] | None = None) -> AsyncIterator[Event]:
+    async def draw(
+        self, request: Request, on_taken: Callable[[], object] | None = None, progress_seconds: float = 0.0
+    ) -> AsyncIterator[Event]:
         """The request's events up to its end. Leaving early cancels it.
 
         Args:
             on_taken: called once the engine has accepted the request, however long the request then waits.
+            progress_seconds: the least time between two `Progress` events; those between are dropped in the thread.
 
         Raises the errors of `Engine.add`; Unavailable when the loop is closing.
         """
         events: asyncio.Queue[Event] = asyncio.Queue()
         here = asyncio.get_running_loop()
-        accepted = self._add(request, lambda event: here.call_soon_threadsafe(events.put_nowait, event))
+        sink = _Sink(lambda event: here.call_soon_threadsafe(events.put_nowait, event), progress_seconds)
+        accepted = self._add(request, sink)
         try:
             await asyncio.wrap_future(accepted)
         except asyncio.CancelledError:
@@ -140,9 +155,9 @@ class EngineThread:
                 self._listen()
                 self._deliver(self._engine.collect())
                 if self._engine.can_step and not self._closing:
-                    self._pace.begin()
+                    self.pace.begin()
                     events = self._engine.step()
-                    self._pace.end()
+                    self.pace.end()
                     self._deliver(events)
         except Exception as problem:
             frames = "".join(traceback.format_tb(problem.__traceback__))
@@ -158,7 +173,7 @@ class EngineThread:
         """Run queued calls; wait for one if the engine has nothing to step."""
         wait = not self._engine.can_step
         if wait:
-            self._pace.rest()
+            self.pace.rest()
         while not self._closing:
             try:
                 self._inbox.get(block=wait)()

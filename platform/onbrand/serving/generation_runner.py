@@ -9,24 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, aclosing
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from typing import Any
 
 import jwt
 
-from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.engine.request import Canceled, Completed, Event, Failed, FinishedImage, Preview, Progress, Request
-from onbrand.errors import Conflict, ModelGone, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
-from onbrand.families.lora import AdapterWeights
+from onbrand.brand import claims_of
+from onbrand.errors import Conflict, NotFound, OnbrandError, TicketRefused, TooManyRequests, Unavailable
 from onbrand.internal.async_client import AsyncSystemClient
-from onbrand.internal.client import SystemClient
 from onbrand.internal.generation import RenderEvent, RenderRequest
-from onbrand.serving.active_generation import ActiveGeneration, claims_of
-from onbrand.serving.adapter_store import AdapterStore
-from onbrand.serving.engine_thread import EngineThread
+from onbrand.serving.active_generation import ActiveGeneration
+from onbrand.serving.drawing import (
+    LAST,
+    Canceled,
+    Completed,
+    Drawing,
+    DrawingEngine,
+    DrawingEvent,
+    Drawn,
+    EngineStats,
+    Failed,
+    Previewed,
+    Progressed,
+    Taken,
+)
 from onbrand.serving.image_files import CONTENT_TYPES, as_data_url, encoded
 from onbrand.serving.prometheus_metrics import Metrics
 
@@ -36,10 +43,8 @@ security_log = logging.getLogger("onbrand.security")
 _REPORT_SECONDS, _REPORT_SECONDS_MAX, _REPORTS_PER_SECOND = 2.0, 10.0, 4
 """Seconds between reports to a generation's row, at least and at most, and reports per second of all generations."""
 _RENEW_BEFORE_SECONDS = 600.0
-_MEMORY_TOLD = 512
 
 ClientFor = Callable[[str], AsyncSystemClient]
-BlockingClientFor = Callable[[str], AbstractContextManager[SystemClient]]
 
 
 def must_be_for(request: RenderRequest) -> float:
@@ -74,21 +79,17 @@ class GenerationRunner:
 
     Args:
         client_for: makes a client of the internal routes for a ticket.
-        blocking_client_for: the same, for the threads that load adapters.
         metrics: None: none are kept.
     """
 
     def __init__(
         self,
-        engine: EngineThread,
-        library: AdapterStore,
+        engine: DrawingEngine,
         client_for: ClientFor,
-        blocking_client_for: BlockingClientFor,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics
-        self._engine, self._library = engine, library
-        self._client_for, self._blocking_client_for = client_for, blocking_client_for
+        self._engine, self._client_for = engine, client_for
         self._active: dict[str, ActiveGeneration] = {}
         self._closing = False
 
@@ -140,28 +141,27 @@ class GenerationRunner:
             self._active[generation_id].cancel_requested = True
         self._engine.cancel(generation_id)
 
-    def pace(self) -> dict[str, float]:
-        """The pace of the engine's thread so far; see `EngineThread.pace`."""
-        return self._engine.pace()
+    def engine_stats(self) -> EngineStats:
+        """What the engine holds, and its pace."""
+        return self._engine.stats()
 
     def routing_stats(self) -> dict[str, Any]:
         """Stats for routers: adapters in slots and in memory, by routing id, and number of generations under way."""
-        in_slots, in_memory = self._engine.holdings(), self._library.holdings()[:_MEMORY_TOLD]
+        held = self._engine.stats()
         if self._metrics is not None:
-            self._metrics.set("onbrand_adapters_in_slots", len(in_slots))
+            self._metrics.set("onbrand_adapters_in_slots", len(held.slots))
             self._metrics.set("onbrand_generations_active", len(self._active))
-        return {"slots": in_slots, "memory": in_memory, "under_way": len(self._active)}
+        return {"slots": list(held.slots), "memory": list(held.memory), "under_way": len(self._active)}
 
     @property
     def is_alive(self) -> bool:
-        """False once the engine's thread ends or is closing: other replicas then take over its generations."""
+        """False once the engine has ended or is closing: other replicas then take over its generations."""
         return self._engine.is_alive and not self._closing
 
     async def close(self) -> None:
         """Stop all generations. Their rows stay running; the callers' error refers them to another replica."""
         self._closing = True
-        await asyncio.to_thread(self._engine.close)
-        self._library.close()
+        await self._engine.close()
         tasks = [active.task for active in self._active.values() if active.task]
         if tasks:
             await asyncio.wait(tasks, timeout=10)
@@ -180,99 +180,60 @@ class GenerationRunner:
             del self._active[request.generation_id]
 
     async def _draw(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
-        loads = self._prefetched(active.request)
-        try:
-            answer = await client.start_generation()
-            active.cancel_requested = active.cancel_requested or answer.cancel_requested  # it may be set meanwhile
-            await self._draw_begun(active, client, loads)
-        finally:
-            for load in loads:
-                load.cancel()
-
-    async def _draw_begun(
-        self, active: ActiveGeneration, client: AsyncSystemClient, loads: Sequence[Future[AdapterWeights]]
-    ) -> None:
-        request = active.request
+        """Draw, and start the row at the same time; nothing is stored or told before the platform has accepted it."""
         reporting = asyncio.create_task(self._report(active, client))
+        with closing(self._engine.draw(active.request)) as drawing:
+            try:
+                answer = await client.start_generation()
+                if active.cancel_requested or answer.cancel_requested:
+                    await self._ended(active, client, Canceled())
+                else:
+                    await self._follow(active, client, drawing)
+            finally:
+                reporting.cancel()
+
+    async def _follow(self, active: ActiveGeneration, client: AsyncSystemClient, drawing: Drawing) -> None:
         try:
-            work = await self._work(request, loads)
-            if active.cancel_requested:
-                await self._ended(active, client, Canceled(request.generation_id))
-                return
-            begun = partial(active.tell, "progress", {"progress": 0})
-            async with aclosing(self._engine.draw(work, on_taken=begun)) as events:  # type: ignore[type-var]
-                async for event in events:
-                    await self._pass_on(active, client, event)
+            while not await self._pass_on(active, client, await drawing.next()):
+                pass
         except TooManyRequests:
             raise
         except OnbrandError as problem:
             if not self.is_alive:
                 raise _stopping() from None
-            await self._ended(active, client, Failed(request.generation_id, problem))
+            await self._ended(active, client, Failed(problem))
         except Exception as problem:
-            logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
-            broken = Unavailable("the engine broke off; try again")
-            await self._ended(active, client, Failed(request.generation_id, broken))
-        finally:
-            reporting.cancel()
+            logger.error("generation %s broke off: %s", active.request.generation_id, type(problem).__name__)
+            await self._ended(active, client, Failed(Unavailable("the engine broke off; try again")))
 
-    def _prefetched(self, request: RenderRequest) -> list[Future[AdapterWeights]]:
-        """Start loading its adapters. The loads overlap with each other and with starting the generation."""
-        fetch = self._fetched
-        return [
-            self._library.prefetch(ref, partial(fetch, request.ticket, ref.model_id), request.account_id)
-            for ref, _ in request.adapters
-        ]
+    async def _pass_on(self, active: ActiveGeneration, client: AsyncSystemClient, event: DrawingEvent) -> bool:
+        """Handle an event; whether it was the last one."""
+        match event:
+            case Taken():
+                active.tell("progress", {"progress": 0})
+            case Progressed():
+                active.advance(event.done, event.total)
+            case Previewed():
+                active.show(event.index, event.step, await asyncio.to_thread(as_data_url, event.pixels))
+            case Drawn():
+                await self._store(active, client, event)
+            case Failed() if not self.is_alive:
+                raise _stopping()
+            case Completed() | Failed() | Canceled():
+                await self._ended(active, client, event)
+        return isinstance(event, LAST)
 
-    async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> Request:
-        """The engine's request, with its adapters in host memory."""
-        weights = await asyncio.gather(*map(asyncio.wrap_future, loads))
-        adapters = tuple(
-            AdapterUse(AdapterKey(ref.brand_id, ref.sha256), each, scale)
-            for (ref, scale), each in zip(request.adapters, weights, strict=True)
-        )
-        return Request(
-            id=request.generation_id,
-            brand_id=claims_of(request.ticket)["brand_id"],
-            parameters=request.parameters,
-            adapters=adapters,
-            weight=request.weight,
-            slot_quota=request.slot_quota,
-            account_id=request.account_id,
-        )
-
-    def _fetched(self, ticket: str, model_id: str) -> bytes:
-        """The file's bytes. Raises ModelGone when the model is gone but its generation is not."""
-        with self._blocking_client_for(ticket) as client:
-            try:
-                return client.read_model(model_id)
-            except NotFound:
-                client.renew()
-                raise ModelGone("there is no such model any more") from None
-
-    async def _pass_on(self, active: ActiveGeneration, client: AsyncSystemClient, event: Event) -> None:
-        if isinstance(event, Progress):
-            active.advance(event.done, event.total)
-        elif isinstance(event, Preview):
-            active.show(event.index, event.step, as_data_url(event.image_CHW))
-        elif isinstance(event, FinishedImage):
-            await self._store(active, client, event)
-        elif isinstance(event, Failed) and not self.is_alive:
-            raise _stopping()
-        else:
-            await self._ended(active, client, event)
-
-    async def _store(self, active: ActiveGeneration, client: AsyncSystemClient, finished: FinishedImage) -> None:
-        receipt, request = finished.receipt.as_json(), active.request
+    async def _store(self, active: ActiveGeneration, client: AsyncSystemClient, drawn: Drawn) -> None:
+        request, pixels = active.request, drawn.pixels
         output_format, quality = request.parameters.output_format, request.parameters.output_compression
-        data = await asyncio.to_thread(encoded, finished.image_CHW, output_format, receipt, quality)
-        _, height, width = finished.image_CHW.shape
+        data = await asyncio.to_thread(encoded, pixels, output_format, drawn.receipt, quality)
+        content_type = CONTENT_TYPES[output_format]
         kept = await client.add_image(
-            finished.index, finished.seed, data, CONTENT_TYPES[output_format], width, height, receipt
+            drawn.index, drawn.seed, data, content_type, pixels.width, pixels.height, drawn.receipt
         )
         active.completed = kept.completed
         if request.parameters.preview_every:  # it replaces the preview; other followers wait for the end
-            active.tell("image", {"index": finished.index, "seed": finished.seed, "image_id": kept.id})
+            active.tell("image", {"index": drawn.index, "seed": drawn.seed, "image_id": kept.id})
         if self._metrics is not None:
             self._metrics.count("onbrand_images_total")
 

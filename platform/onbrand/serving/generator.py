@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onbrand.config import FamilyName, Settings
 from onbrand.errors import Unavailable
-from onbrand.serving.options import EngineOptions
 
 if TYPE_CHECKING:
     from onbrand.internal.generation import RenderEvent, RenderRequest
-
-
-_NICENESS = 4
-"""Drawing on a CPU yields to the API and the database, which share its cores and need little of them."""
 
 
 class EngineReplica:
@@ -26,16 +22,22 @@ class EngineReplica:
         settings: the platform's, without secrets: a replica needs none.
     """
 
-    def __init__(self, family: FamilyName, options: dict[str, Any], settings: dict[str, Any]) -> None:
-        from onbrand.serving.assembly import assemble
+    async def __init__(  # type: ignore[misc]
+        self, family: FamilyName, options: dict[str, Any], settings: dict[str, Any]
+    ) -> None:
+        from onbrand.internal.async_client import AiohttpConnections, AsyncSystemClient
         from onbrand.serving.cluster_security import must_be_closed
+        from onbrand.serving.engine_process import EngineProcess
+        from onbrand.serving.generation_runner import GenerationRunner
         from onbrand.serving.ports import listen_on_the_nodes_address
+        from onbrand.serving.prometheus_metrics import Metrics
 
         listen_on_the_nodes_address()
-        must_be_closed(Settings(**settings))
-        if not options.get("num_gpus"):
-            os.nice(_NICENESS)
-        self._runner = assemble(family, EngineOptions.model_validate(options), Settings(**settings))
+        known = Settings(**settings)
+        await asyncio.to_thread(must_be_closed, known)
+        client_for = partial(AsyncSystemClient, known.system_url, http=AiohttpConnections(known.system_url))
+        engine = await EngineProcess.start(family, options, settings)
+        self._runner = GenerationRunner(engine, client_for, Metrics(family))
 
     async def generate(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """The generation's events up to its end; see `GenerationRunner.generate`."""
@@ -60,8 +62,9 @@ class EngineReplica:
         self._runner.cancel(generation_id)
 
     async def pace(self) -> dict[str, float]:
-        """The pace of the engine's thread so far; see `EngineThread.pace`."""
-        return self._runner.pace()
+        """The pace of the engine's thread so far: `num_gaps` and `gap_seconds` of `engine_thread.Pace`."""
+        stats = self._runner.engine_stats()
+        return {"num_gaps": stats.num_gaps, "gap_seconds": stats.gap_seconds}
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Stats for `EngineRouter`. Serve collects them and passes them to every router."""

@@ -7,9 +7,10 @@ import io
 import json
 from typing import Any
 
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from onbrand.serving.drawing import Pixels
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 RECEIPT_KEY = "onbrand:receipt"
@@ -18,13 +19,13 @@ _PREVIEW_SIDE_MAX = 128
 _QUALITY = 95
 
 
-def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any], quality: int | None = None) -> bytes:
-    """The file of an image in 0..1: PNG (receipt in a text chunk), JPEG or WEBP (receipt in EXIF's description).
+def encoded(pixels: Pixels, output_format: str, receipt: dict[str, Any], quality: int | None = None) -> bytes:
+    """The file of an image: PNG (receipt in a text chunk), JPEG or WEBP (receipt in EXIF's description).
 
     Args:
         quality: of JPEG and WEBP, 0 to 100; None: 95.
     """
-    image, file, text = _pixels(image_CHW), io.BytesIO(), json.dumps(receipt, sort_keys=True)
+    image, file, text = _image(pixels), io.BytesIO(), json.dumps(receipt, sort_keys=True)
     if output_format == "png":
         info = PngInfo()
         info.add_text(RECEIPT_KEY, text)
@@ -36,13 +37,13 @@ def encoded(image_CHW: torch.Tensor, output_format: str, receipt: dict[str, Any]
     return file.getvalue()
 
 
-def as_data_url(image_CHW: torch.Tensor) -> str:
-    """A preview in 0..1 as a small JPEG in a URL; no side is longer than 128 pixels."""
-    image, file = _pixels(image_CHW.clamp(0, 1)), io.BytesIO()
+def as_data_url(pixels: Pixels) -> str:
+    """A preview as a small JPEG in a URL; no side is longer than 128 pixels."""
+    image, file = _image(pixels), io.BytesIO()
     image.thumbnail((_PREVIEW_SIDE_MAX, _PREVIEW_SIDE_MAX))
     image.save(file, "JPEG", quality=75)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _pixels(image_CHW: torch.Tensor) -> Image.Image:
-    return Image.fromarray((image_CHW.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy())
+def _image(pixels: Pixels) -> Image.Image:
+    return Image.frombytes("RGB", (pixels.width, pixels.height), pixels.data)

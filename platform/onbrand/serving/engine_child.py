@@ -1,0 +1,117 @@
+"""The engine's process: `python -m onbrand.serving.engine_child DESCRIPTOR`, started by `engine_process`.
+
+It draws and loads adapters, and does nothing else: the thread that steps the engine shares its interpreter with no
+HTTP, no encoding of files and no Ray. It ends with its replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from contextlib import closing
+from typing import Any
+
+from onbrand.config import Settings
+from onbrand.errors import OnbrandError
+from onbrand.serving.drawing import LAST, Refused
+from onbrand.serving.engine_frames import (
+    Channel,
+    error_fields,
+    request_of,
+    send_event,
+    stats_fields,
+)
+from onbrand.serving.local_engine import LocalEngine
+from onbrand.serving.options import EngineOptions
+
+_STATS_SECONDS = 0.5
+_NICENESS = 4
+"""Drawing on a CPU yields to the API and the database, which share its cores and need little of them."""
+
+
+class Child:
+    """Serves one replica.
+
+    Args:
+        channel: to the replica.
+    """
+
+    def __init__(self, channel: Channel, engine: LocalEngine) -> None:
+        self._channel, self._engine = channel, engine
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Draw until the replica closes the channel or asks to end."""
+        telling = asyncio.create_task(self._tell_stats())
+        while (received := await self._channel.receive()) is not None:
+            message, _ = received
+            if message["kind"] == "draw":
+                self._start(message)
+            elif message["kind"] == "cancel":
+                self._engine.cancel(message["id"])
+            else:
+                break
+        else:
+            os._exit(0)  # the replica is gone: nobody waits for the step in progress
+        telling.cancel()
+        await self._engine.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, message: dict[str, Any]) -> None:
+        task = asyncio.create_task(self._draw(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _draw(self, message: dict[str, Any]) -> None:
+        request = request_of(message)
+        with closing(self._engine.draw(request)) as drawing:
+            event = None
+            while not isinstance(event, LAST):
+                try:
+                    event = await drawing.next()
+                except OnbrandError as problem:
+                    event = Refused(problem)
+                send_event(self._channel, message["number"], event)
+
+    async def _tell_stats(self) -> None:
+        """Tell the replica what the engine holds, when it has changed; end if the engine's thread has ended."""
+        before = None
+        while self._engine.is_alive:
+            if (stats := self._engine.stats()) != before:
+                self._channel.send("stats", **stats_fields(stats))
+                before = stats
+            await asyncio.sleep(_STATS_SECONDS)
+        self._channel.send("ended")
+
+
+async def main(descriptor: int) -> None:
+    """Load the base that the first message names, say so, and draw."""
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=descriptor), limit=2**20)
+    channel = Channel(reader, writer)
+    received = await channel.receive()
+    if received is None:
+        return
+    from onbrand.serving.assembly import assemble
+
+    given, _ = received
+    options = EngineOptions.model_validate(given["options"])
+    if not options.num_gpus:
+        os.nice(_NICENESS)
+    try:
+        engine = await asyncio.to_thread(assemble, given["family"], options, Settings(**given["settings"]))
+    except OnbrandError as problem:
+        channel.send("failed", error=error_fields(problem))
+        await writer.drain()
+        return
+    channel.send("ready")
+    await Child(channel, engine).run()
+    await writer.drain()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s -- %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    asyncio.run(main(int(sys.argv[1])))
