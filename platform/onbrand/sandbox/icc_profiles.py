@@ -7,11 +7,9 @@ Formats: ICC.1:2022 (clauses 7 and 10). Adaptation to D50: Bradford's, as in Ann
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 Space = Literal["GRAY", "RGB ", "CMYK"]
 Point = tuple[float, float]
@@ -24,8 +22,8 @@ _SPACES: dict[bytes, Space] = {b"GRAY": "GRAY", b"RGB ": "RGB ", b"CMYK": "CMYK"
 _PARTS_OF_MATRICES = (b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC")
 _D50 = (0.9642, 1.0, 0.8249)
 _D65: Point = (0.3127, 0.3290)
-_BRADFORD = np.array([(0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296)])
-_FROM_CONES = np.linalg.inv(_BRADFORD)
+_BRADFORD = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
+Matrix = Sequence[Sequence[float]]
 
 
 class UnusableProfile(Exception):
@@ -96,7 +94,8 @@ def gray_profile(curve: bytes) -> Profile:
 
 def rgb_profile(primaries: Primaries, curve: bytes) -> Profile:
     """An RGB profile with this tone curve for each channel. Raises UnusableProfile if the primaries span no space."""
-    tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(_xyz, _to_d50(primaries).T), strict=True))
+    columns = zip(*_to_d50(primaries), strict=True)
+    tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(_xyz, columns), strict=True))
     return _made("RGB ", {b"wtpt": _xyz(_D50)} | tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
 
 
@@ -130,7 +129,7 @@ def _fixed(value: float) -> bytes:
     return struct.pack(">i", round(value * 65536))
 
 
-def _xyz(values: Iterable[float]) -> bytes:
+def _xyz(values: Sequence[float]) -> bytes:
     return b"XYZ \0\0\0\0" + b"".join(map(_fixed, values))
 
 
@@ -147,14 +146,16 @@ def _made(space: Space, tags: Mapping[bytes, bytes]) -> Profile:
     return Profile(data, space, tags)
 
 
-def _to_d50(primaries: Primaries) -> np.ndarray:
-    """The [3, 3] matrix from linear RGB to XYZ with white D50. Raises UnusableProfile if it would be singular."""
-    columns = np.array([_of_point(point) for point in (primaries.red, primaries.green, primaries.blue)]).T
-    white = np.array(_of_point(primaries.white))
-    if abs(np.linalg.det(columns)) < 1e-6:
-        raise UnusableProfile("names colours that span no space")
-    cones = (_BRADFORD @ _D50) / (_BRADFORD @ white)
-    return _FROM_CONES @ (cones[:, None] * _BRADFORD) @ (columns * np.linalg.solve(columns, white))
+def _to_d50(primaries: Primaries) -> Matrix:
+    """The matrix from linear RGB to XYZ with white D50."""
+    columns = [_of_point(point) for point in (primaries.red, primaries.green, primaries.blue)]
+    white = _of_point(primaries.white)
+    matrix = list(zip(*columns, strict=True))
+    scale = _times(_inverse(matrix), white)
+    scaled = [[value * factor for value, factor in zip(row, scale, strict=True)] for row in matrix]
+    cones = [d / s for d, s in zip(_times(_BRADFORD, _D50), _times(_BRADFORD, white), strict=True)]
+    adapted = [[value * cones[index] for value in row] for index, row in enumerate(_BRADFORD)]
+    return _product(_product(_inverse(_BRADFORD), adapted), scaled)
 
 
 def _of_point(point: Point) -> tuple[float, float, float]:
@@ -162,3 +163,27 @@ def _of_point(point: Point) -> tuple[float, float, float]:
     if not (0 < x < 1 and 0 < y <= 1 and x + y <= 1):
         raise UnusableProfile("names colours that are none")
     return x / y, 1.0, (1 - x - y) / y
+
+
+def _times(matrix: Matrix, vector: Sequence[float]) -> list[float]:
+    return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
+
+
+def _product(left: Matrix, right: Matrix) -> Matrix:
+    return [
+        [sum(a * b for a, b in zip(row, column, strict=True)) for column in zip(*right, strict=True)] for row in left
+    ]
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    """The inverse of a 3 x 3 matrix, by its adjugate. Raises UnusableProfile if it is singular."""
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    adjugate = (
+        (e * i - f * h, c * h - b * i, b * f - c * e),
+        (f * g - d * i, a * i - c * g, c * d - a * f),
+        (d * h - e * g, b * g - a * h, a * e - b * d),
+    )
+    determinant = a * adjugate[0][0] + b * adjugate[1][0] + c * adjugate[2][0]
+    if abs(determinant) < 1e-6:
+        raise UnusableProfile("names colours that span no space")
+    return [[value / determinant for value in row] for row in adjugate]

@@ -33,7 +33,7 @@ from onbrand.training.export import (
     must_be_same_tensors,
 )
 from onbrand.training.ray.heartbeat import Heartbeat
-from onbrand.training.ray.worker import Outcome, connect, ended
+from onbrand.training.ray.worker import Outcome, ended
 
 security_log = logging.getLogger("onbrand.security")
 
@@ -110,7 +110,7 @@ def _must_be_drawable(is_finite: bool, family: Family) -> None:
 def import_worker(tickets: TicketSource) -> Outcome:
     """The task on the cluster: fetch the file by ticket, import it, publish it, and write the outcome to the row."""
     settings = Settings()
-    with connect(settings, tickets) as client:
+    with SystemClient(settings.system_url, tickets.newest()) as client:
         return ended(client, lambda: _import(settings, client, tickets))
 
 
