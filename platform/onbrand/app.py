@@ -35,6 +35,7 @@ from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.api.http.refusal_cache import Refusals
 from onbrand.api.http.stream_limits import OpenStreams
+from onbrand.api.known_keys import KnownKeys
 from onbrand.background import recovery, upload_cleanup
 from onbrand.background.generations import GenerationTasks, SystemClientFor
 from onbrand.config import Limits, Settings
@@ -112,6 +113,7 @@ def create_app(
         Passwords(settings.limits),
         OpenStreams(settings.limits),
         Refusals(),
+        KnownKeys(db),
         oidc,
     )
     _share_out(app, settings.limits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field
+
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Limits
 from onbrand.db.session import Session
@@ -18,7 +20,7 @@ from onbrand.visible import must_be_visible
 Role = Literal["member", "admin"]
 
 _BRAND = """
-select b.id, b.name, b.home_region, bu.role, b.created_at
+select b.id, b.name, b.home_region, bu.role, b.created_at, b.user_id as account_id
 from app.brands b join app.brand_users bu on bu.brand_id = b.id and bu.user_id = private.uid()
 """
 _MEMBER = """
@@ -36,6 +38,8 @@ class Brand(Row):
     home_region: str
     role: Role
     created_at: datetime
+    account_id: str = Field(exclude=True)
+    """The account that created the brand; all brands of an account share its limits."""
 
 
 class Member(Row):
@@ -98,12 +102,6 @@ async def get_brand(session: Session, brand_id: str) -> Brand:
     """One of the caller's brands. Raises NotFound."""
     row = await session.maybe(f"{_BRAND} where b.id = %s", [brand_id])
     return Brand.of(must_be_there(row, "brand"))
-
-
-async def account_of(session: Session, brand_id: str) -> str:
-    """The account that created the brand; all brands of an account share its limits. Raises NotFound."""
-    row = await session.maybe("select user_id from app.brands where id = %s", [brand_id])
-    return str(must_be_there(row, "brand")["user_id"])
 
 
 async def must_be_admin(session: Session, brand_id: str, verb: str) -> None:
