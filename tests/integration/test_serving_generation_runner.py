@@ -228,7 +228,7 @@ async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(fixtures, make_
     honest = receipt_of(brand.id, [(hashlib.sha256(adapter).hexdigest(), 1.0)])
     async with fixtures.db.system_session(ticket) as session:
         await generation_worker.start_generation(session, ticket)
-    async def add(receipt: dict[str, object]) -> images.Image:
+
     async def add(receipt: dict[str, object]) -> images.Image:
         async with fixtures.db.system_session(ticket) as session:
             stored = fixtures.store.brand(brand.id)

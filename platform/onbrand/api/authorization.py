@@ -175,8 +175,8 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
     """
     if caller.scope.brand_id in (None, brand_id):  # 403 in the own brand; another brand is 404 below
         caller.must_be_allowed(need)
-    brand = await brands.get_brand(caller.session, brand_id)
-    return BrandCaller(caller.scope, caller.session, caller.state, brand.id, brand.role, brand.account_id)
+    member = await brands.membership_of(caller.session, brand_id)
+    return BrandCaller(caller.scope, caller.session, caller.state, member.brand_id, member.role, member.account_id)
 
 
 @dataclass(frozen=True, slots=True)

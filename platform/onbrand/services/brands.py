@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
-
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Limits
 from onbrand.db.session import Session
@@ -20,7 +18,7 @@ from onbrand.visible import must_be_visible
 Role = Literal["member", "admin"]
 
 _BRAND = """
-select b.id, b.name, b.home_region, bu.role, b.created_at, b.user_id as account_id
+select b.id, b.name, b.home_region, bu.role, b.created_at
 from app.brands b join app.brand_users bu on bu.brand_id = b.id and bu.user_id = private.uid()
 """
 _MEMBER = """
@@ -38,8 +36,14 @@ class Brand(Row):
     home_region: str
     role: Role
     created_at: datetime
-    account_id: str = Field(exclude=True)
-    """The account that created the brand; all brands of an account share its limits."""
+
+
+class Membership(Row):
+    """The caller's role in a brand, and the account that created it; all brands of an account share its limits."""
+
+    brand_id: str
+    role: Role
+    account_id: str
 
 
 class Member(Row):
@@ -102,6 +106,16 @@ async def get_brand(session: Session, brand_id: str) -> Brand:
     """One of the caller's brands. Raises NotFound."""
     row = await session.maybe(f"{_BRAND} where b.id = %s", [brand_id])
     return Brand.of(must_be_there(row, "brand"))
+
+
+async def membership_of(session: Session, brand_id: str) -> Membership:
+    """The caller's membership. Raises NotFound."""
+    row = await session.maybe(
+        "select b.id as brand_id, bu.role, b.user_id as account_id from app.brands b"
+        " join app.brand_users bu on bu.brand_id = b.id and bu.user_id = private.uid() where b.id = %s",
+        [brand_id],
+    )
+    return Membership.of(must_be_there(row, "brand"))
 
 
 async def must_be_admin(session: Session, brand_id: str, verb: str) -> None:
