@@ -101,7 +101,6 @@ def create_app(
         await generation_tasks.close()
 
     app = _bare_app(lifespan=lifespan)
-    oidc = OidcIssuer.from_settings(settings)
     app.state.onbrand = AppState(
         settings,
         secrets,
@@ -114,7 +113,7 @@ def create_app(
         OpenStreams(settings.limits),
         Refusals(),
         KnownKeys(db),
-        oidc,
+        OidcIssuer.from_settings(settings),
     )
     _share_out(app, settings.limits)
     for each in ROUTES:

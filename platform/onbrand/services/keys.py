@@ -101,7 +101,7 @@ async def revoke_key(session: Session, brand_id: str, key_id: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KeyCredential:
-    """What the database knows a key by: its id, and the SHA-256 of its secret."""
+    """A key's id and the SHA-256 of its secret, as the database stores them."""
 
     key_id: str
     sha256: str = field(repr=False)

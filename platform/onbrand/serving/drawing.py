@@ -1,4 +1,4 @@
-"""What a replica asks of its engine, and what it is told. The engine is in this process (`local_engine`) or, as in
+"""The interface between a replica and its engine: requests in, events out. The engine is in this process (`local_engine`) or, as in
 every replica, in a child of it (`engine_process`). No torch here.
 """
 
@@ -130,7 +130,7 @@ class DrawingEngine(Protocol):
         ...
 
     def stats(self) -> EngineStats:
-        """What it holds, and its pace."""
+        """Its adapters and its pace."""
         ...
 
     async def close(self) -> None:
