@@ -1,5 +1,6 @@
-"""The interface between a replica and its engine: requests in, events out. The engine is in this process (`local_engine`) or, as in
-every replica, in a child of it (`engine_process`). No torch here.
+"""The interface between a replica and its engine: requests in, events out. No torch here.
+
+The engine is in this process (`local_engine`) or, as in every replica, in a child of it (`engine_process`).
 """
 
 from __future__ import annotations
