@@ -23,7 +23,7 @@ class KnownKeys:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._found: OrderedDict[KeyCredential, tuple[float, Scope]] = OrderedDict()
+        self._found: OrderedDict[str, tuple[KeyCredential, float, Scope]] = OrderedDict()
 
     async def scope_of(self, token: str, in_brand: bool) -> Scope:
         """The scope of a key. Raises Unauthenticated.
@@ -32,21 +32,19 @@ class KnownKeys:
             in_brand: the request will open a transaction in a brand; otherwise the database is asked.
         """
         credential = keys.credential_of(token)
-        until, scope = self._found.get(credential, (0.0, None))
-        if scope is None or not in_brand or time.monotonic() >= until:
+        known, until, scope = self._found.get(credential.key_id, (None, 0.0, None))
+        if scope is None or known != credential or not in_brand or time.monotonic() >= until:
             scope = await self._ask(credential)
-            self._found[credential] = time.monotonic() + SECONDS, scope
-            self._found.move_to_end(credential)
+            self._found[credential.key_id] = credential, time.monotonic() + SECONDS, scope
+            self._found.move_to_end(credential.key_id)
             if len(self._found) > _KEYS_MAX:
                 self._found.popitem(last=False)
         return scope
 
     async def must_be_valid(self, key_id: str) -> None:
         """Ask the database about a key again. Raises Unauthenticated."""
-        credential = next((each for each in self._found if each.key_id == key_id), None)
-        if credential is not None:
-            del self._found[credential]
-            await self._ask(credential)
+        if (known := self._found.pop(key_id, None)) is not None:
+            await self._ask(known[0])
 
     async def _ask(self, credential: KeyCredential) -> Scope:
         async with self._db.user_session(None) as session:
