@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from onbrand.families.samplers import Sampler, guided, sampler_for, samplers_for
+from onbrand.families.samplers import Sampler, guided, own_sampler, selectable_samplers
 from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths, of_pipeline
 from onbrand.families.training_config import TimestepSampling
@@ -80,8 +80,8 @@ class Family(ABC):
         self.revision = base_revision
         self.denoiser: nn.Module = getattr(pipeline, self.spec.component)
         self.vae = pipeline.vae
-        self.sampler: Sampler = sampler_for(pipeline.scheduler)
-        self.samplers: dict[str, Sampler] = samplers_for(pipeline.scheduler)
+        self.sampler: Sampler = own_sampler(pipeline.scheduler)
+        self.samplers: dict[str, Sampler] = selectable_samplers(pipeline.scheduler)
         self.vae_scale: int = pipeline.vae_scale_factor
         self._turns_on: torch.device | None = None
         self._denoiser_moves = True
