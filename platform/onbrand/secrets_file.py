@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from onbrand.addresses import is_s3
 from onbrand.config import Settings, must_be_writable
 from onbrand.environment import forget_postgres_variables
 from onbrand.errors import ConfigurationError
@@ -93,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _uses_s3(settings: Settings) -> bool:
-    return settings.objects_url.startswith("s3://") or settings.runs_url.startswith("s3://")
+    return is_s3(settings.objects_url) or is_s3(settings.runs_url)
 
 
 class Secrets(BaseModel):

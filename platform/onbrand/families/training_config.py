@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from onbrand.config import NumWorkers
-from onbrand.families.spec import TargetPreset
+from onbrand.families.spec import RANK_MAX, TargetPreset
 from onbrand.visible import hidden_in
 
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
@@ -31,7 +31,7 @@ class TrainingConfig(BaseModel):
         None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 by default."
     )
     lr_schedule: ScheduleName = Field("constant", description="What the learning rate does after its warm-up.")
-    rank: int | None = Field(None, ge=1, le=128)
+    rank: int | None = Field(None, ge=1, le=RANK_MAX)
     resolution: int | None = Field(None, ge=64, le=2048, multiple_of=64)
     batch_size: int | None = Field(None, ge=1, le=64)
     accumulation: int | None = Field(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onbrand.brand import Ticket
 from onbrand.db.session import Session
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
+from onbrand.families.spec import RANK_MAX
 from onbrand.sandbox.checker import Checker
 from onbrand.services.events import append_event, must_be_finite
 from onbrand.services.imports import drop_import
@@ -28,7 +29,7 @@ class PublishFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(ge=1, le=128)
+    rank: int = Field(ge=1, le=RANK_MAX)
     trigger_word: str = Field(min_length=1, max_length=100)
     base_revision: str = Field(min_length=1, max_length=200)
     metrics: dict[str, Any] = Field(default_factory=dict)

@@ -17,6 +17,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from onbrand.addresses import is_s3
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
 from onbrand.internal.training import RunCredentials
@@ -65,7 +66,7 @@ class CredentialIssuer:
         return cls(
             runs,
             settings.s3_role_arn,
-            assets if settings.objects_url.startswith("s3://") else None,
+            assets if is_s3(settings.objects_url) else None,
             settings.region,
             settings.s3_endpoint,
             _client(settings, "sts", settings.s3_sts_endpoint or settings.s3_endpoint),
