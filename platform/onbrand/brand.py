@@ -37,6 +37,11 @@ def must_be_brand_id(text: str, param: str = "brand_id") -> str:
     return text
 
 
+def with_trigger_word(text: str, word: str) -> str:
+    """The caption or prompt with `word` in place of each `[brand]`."""
+    return text.replace("[brand]", word)
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """A user, and the restrictions of their credential. A credential never grants more than its user has.

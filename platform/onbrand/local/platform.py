@@ -111,7 +111,7 @@ class Platform:
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
         must_be_free(INTERNAL_HOST, settings.internal_port, "ONBRAND_INTERNAL_PORT")
-        must_be_bases(settings, self._report)
+        fetch_bases(settings, self._report)
         make_private_folders(settings)
         secrets = load_secrets(settings)
         self._report("Starting the database")
@@ -123,11 +123,11 @@ class Platform:
         self._ray = RayHead(folder, environment(settings), (lock,), is_open, (settings.host,))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
-        must_be_store(settings)
+        check_object_store(settings)
         with self._ray.connected():
             self._report(f"Loading {', '.join(settings.families)}")
             deploy(settings)
-        must_be_healthy(self.url)
+        wait_until_healthy(self.url)
         self._must_listen()
 
     def _must_listen(self) -> None:
@@ -234,7 +234,7 @@ def _why_not(problem: OSError, host: str, port: int, said_with: str = "--port or
     return f"cannot listen on {host} port {port} ({problem.strerror}); choose others with --host and --port"
 
 
-def must_be_bases(settings: Settings, tell: Callable[[str], object]) -> None:
+def fetch_bases(settings: Settings, tell: Callable[[str], object]) -> None:
     """Fetch remote bases into the cache. Raises BaseModelRefused if the base of a family is not available."""
     from onbrand.families.bases import base_folder, base_source, folder_at_hand, s3_access
 
@@ -258,8 +258,8 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def must_be_store(settings: Settings) -> None:
-    """Raise ConfigurationError or StorageError if the object store, or the runs' place on S3, is not writable."""
+def check_object_store(settings: Settings) -> None:
+    """Try the object store, and the runs' place on S3. Raises ConfigurationError or StorageError if it cannot write."""
     from onbrand.storage.credentials import CredentialIssuer
     from onbrand.storage.store import ObjectStore
 
@@ -301,7 +301,7 @@ def _why_not_deployed() -> OnbrandError:
     return ConfigurationError("a part of the platform did not start; the logs of Ray Serve say why")
 
 
-def must_be_healthy(url: str) -> None:
+def wait_until_healthy(url: str) -> None:
     """Wait until the ingress answers. Raises ConfigurationError if it does not."""
     import httpx
 

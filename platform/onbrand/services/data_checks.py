@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from onbrand.brand import with_trigger_word
 from onbrand.errors import DataRefused
 from onbrand.families.aspect_buckets import bucket_step, smallest_side
 from onbrand.families.spec import FamilySpec, Recommended
@@ -226,7 +227,7 @@ def blurred_to(seen: ImageFeatures, resolution: int) -> int | None:
 
 def _of_caption(sample: DataSample, target: DataTarget) -> Iterator[Finding]:
     """Owners write the trigger word in prompts: an adapter learns nothing about it if the caption lacks it."""
-    caption = sample.caption.replace("[brand]", target.trigger_word).strip()
+    caption = with_trigger_word(sample.caption, target.trigger_word).strip()
     if not caption:
         why = "has no caption"
         yield _finding("error", "no_caption", sample, why, "describe it, with '[brand]' for the brand")

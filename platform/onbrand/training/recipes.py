@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from onbrand.brand import with_trigger_word
 from onbrand.config import FamilyName
 from onbrand.errors import InvalidInput
 from onbrand.families.spec import FamilySpec, Recommended, TargetPreset
@@ -22,7 +23,6 @@ from onbrand.families.training_config import (
     workers_between,
 )
 
-PLACEHOLDER = "[brand]"
 LONGEST_STRETCH = 100
 """Default maximum of steps between checkpoints."""
 NUM_VALIDATIONS = 12
@@ -167,7 +167,7 @@ def make_plan(
         trigger_word=word,
         checkpoint_every=config.checkpoint_every or min(LONGEST_STRETCH, math.ceil(steps / 4)),
         sample_every=config.sample_every or math.ceil(steps / 2),
-        sample_prompts=tuple(prompt.replace(PLACEHOLDER, word) for prompt in config.sample_prompts),
+        sample_prompts=tuple(with_trigger_word(prompt, word) for prompt in config.sample_prompts),
         validate_every=config.validate_every or math.ceil(steps / NUM_VALIDATIONS),
         more_resolutions=() if said else tuple(side for side in spec.recipe.more_resolutions if side < resolution),
         min_snr_gamma=config.min_snr_gamma or None,

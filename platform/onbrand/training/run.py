@@ -30,7 +30,7 @@ from onbrand.training.memory.quantization import quantize
 from onbrand.training.ray.collectives import Collectives, ProcessGroup
 from onbrand.training.ray.heartbeat import Heartbeat
 from onbrand.training.ray.preemption import PreemptionWatcher
-from onbrand.training.recipes import PLACEHOLDER, Plan
+from onbrand.training.recipes import Plan
 from onbrand.training.step_results import StepFacts, must_share
 from onbrand.training.trainer import Trainer
 
@@ -288,7 +288,7 @@ class Run:
         metrics |= {name: value for name, value in self._verdict().items() if value is not None}
         facts = {
             "rank": plan.rank,
-            "trigger_word": plan.trigger_word.replace(PLACEHOLDER, self.spec.brand_id),
+            "trigger_word": plan.trigger_word,
             "base_revision": self.trainer.family.revision,
             "metrics": metrics,
         }

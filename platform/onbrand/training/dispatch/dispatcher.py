@@ -27,7 +27,7 @@ from onbrand.secrets_file import Secrets
 from onbrand.services import job_queue, training_worker
 from onbrand.services.job_queue import Orphan, QueueEntry, WaitingFor
 from onbrand.training.dispatch.admission import Bounds, admit, is_too_large
-from onbrand.training.dispatch.providers.provider import ENDED, Capacity, Provider, ProviderStatus
+from onbrand.training.dispatch.providers.provider import PROVIDER_ENDED, Capacity, Provider, ProviderStatus
 from onbrand.training.dispatch.submission import wanted
 from onbrand.training.dispatch.tickets import remove_ticket, ticket_folder, write_ticket
 
@@ -66,11 +66,11 @@ def decide(job: QueueEntry, status: ProviderStatus | None, observation: Observat
         status: the provider's status of its submission; None if it has none.
         at, now: the monotonic and the wall clock.
     """
-    if status is None or (status in ENDED and observation.ended_before):
+    if status is None or (status in PROVIDER_ENDED and observation.ended_before):
         if job.cancel_requested:
             return "cancel"
         return "submit" if job.attempts < MAX_ATTEMPTS else "fail"
-    if status in ENDED:
+    if status in PROVIDER_ENDED:
         return "wait"
     if (
         job.cancel_requested
@@ -253,7 +253,7 @@ class Dispatcher:
         return self._sightings.setdefault((job.brand_id, job.job_id), Observation())
 
     def _note(self, job: QueueEntry, status: ProviderStatus | None, observation: Observation) -> None:
-        observation.ended_before = status in ENDED
+        observation.ended_before = status in PROVIDER_ENDED
         if job.cancel_requested and observation.cancel_seen_at is None:
             observation.cancel_seen_at = time.monotonic()
 
