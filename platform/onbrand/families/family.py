@@ -107,7 +107,7 @@ class Family(ABC):
         the CPU is moved to `device`. On a CPU nothing ever moves.
 
         Args:
-            denoiser: False: it takes no part; the caller places it.
+            denoiser: whether the denoiser takes turns; if not, the caller places it.
         """
         self._turns_on, self._denoiser_moves = device, denoiser
         self.vae.to(device)

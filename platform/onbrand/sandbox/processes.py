@@ -250,8 +250,8 @@ class Child:
         return code
 
     def close(self) -> None:
-        """Kill the child, in case it was taken over and stopped its server; close socket and pipes. Repeated calls do
-        nothing."""
+        """Kill the child and close socket and pipes. The server cannot be asked: a child that was taken over may have
+        stopped it. Repeated calls do nothing."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)

@@ -41,9 +41,9 @@ class Plan:
             is bit-identical for any number of workers.
         num_workers, min_workers: maximum and minimum number of workers.
         resolution: of samples, and the largest in training; `more_resolutions` are the others.
-        gradient_checkpointing: None: decided by the base's size and the device. It changes memory, not bits.
+        gradient_checkpointing: if None, decided by the base's size and the device. It changes memory, not bits.
         quantization: of the frozen base; None: decided by the device's memory.
-        min_snr_gamma: None: all timesteps have equal weight.
+        min_snr_gamma: if None, all timesteps have equal weight.
         prior_weight: weight of the error against the frozen base on captions without the trigger word (0: none).
         held_out: number of held-out pictures; None: decided by the number of pictures.
         patience: validations without a new best before the run ends early; 0: it never ends early.
@@ -109,9 +109,9 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Settings that must be equal to continue a checkpoint. Excludes workers, samples, checkpoints and memory."""
-        shown = {"num_workers", "min_workers", "checkpoint_every", "sample_every", "sample_prompts"}
-        thrifty = {"gradient_checkpointing", "quantization"}
-        return {name: value for name, value in asdict(self).items() if name not in shown | thrifty}
+        progress = {"num_workers", "min_workers", "checkpoint_every", "sample_every", "sample_prompts"}
+        memory = {"gradient_checkpointing", "quantization"}
+        return {name: value for name, value in asdict(self).items() if name not in progress | memory}
 
 
 _AS_CONFIGURED = (
