@@ -46,7 +46,7 @@ from onbrand.errors import Conflict, OnbrandError
 from onbrand.families.family import Family
 from onbrand.families.preview import LatentColors
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -243,7 +243,7 @@ class Engine:
         if isinstance(problem, OnbrandError):
             return Failed(job.request.id, problem)
         frames = "".join(traceback.format_tb(problem.__traceback__))
-        logger.error("request %s failed: %s\n%s", job.request.id, type(problem).__name__, frames)
+        log.error("request %s failed: %s\n%s", job.request.id, type(problem).__name__, frames)
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _retry_after(self, brand_id: str) -> int:

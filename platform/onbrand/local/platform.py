@@ -78,9 +78,9 @@ class Platform:
         return http_url(self.settings.host, self.settings.port)
 
     @property
-    def running(self) -> bool:
+    def is_alive(self) -> bool:
         """False once Ray has ended by itself."""
-        return self._ray is not None and self._ray.running
+        return self._ray is not None and self._ray.is_alive
 
     def restart_if_dead(self) -> None:
         """Restart an embedded database that ended by itself; calls in between were answered with 503, none is lost.
@@ -184,7 +184,7 @@ def _is_alive(pid: str) -> bool:
     except (ValueError, ProcessLookupError):
         return False
     except PermissionError:
-        return True
+        pass  # another user's process
     return True
 
 

@@ -111,7 +111,7 @@ class RayHead:
                     ray.shutdown()
 
     @property
-    def running(self) -> bool:
+    def is_alive(self) -> bool:
         return self._keeper is not None and self._keeper.poll() is None
 
     def listens_at(self, port: int) -> bool:
@@ -135,7 +135,7 @@ class RayHead:
 
     def _wait_for_address(self) -> str:
         end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self.running:
+        while time.monotonic() < end and self.is_alive:
             if address := self._address():
                 return address
             time.sleep(0.1)
