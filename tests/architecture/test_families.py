@@ -48,7 +48,7 @@ def test_the_commands_help_names_every_family(module: str) -> None:
     "place",
     [
         "platform/onbrand/cli/generate.py",
-        "platform/onbrand/client/generation_resources.py",
+        "platform/onbrand/client/generations.py",
         "docs/api.md",
         "docs/engine.md",
     ],

@@ -11,7 +11,15 @@ from typing import Any, Literal
 from onbrand.client import accounts, monitor, objects
 from onbrand.client.audit_chain import Head, Verdict, check_chain
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
-from onbrand.client.resource import BrandLike, BrandResource, FileResource, Resource, brand_id_of, brand_path, given
+from onbrand.client.resource_bases import (
+    BrandLike,
+    BrandResource,
+    FileResource,
+    Resource,
+    brand_id_of,
+    brand_path,
+    given,
+)
 
 
 class Users(Resource):

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from onbrand.client import accounts, objects
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
-from onbrand.client.resource_models import ApiModel, Attached
+from onbrand.client.object_bases import ApiModel, Attached
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand

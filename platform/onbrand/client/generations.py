@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from onbrand.client import objects
-from onbrand.client.resource import BrandLike, BrandResource, FileResource, brand_path, given
+from onbrand.client.resource_bases import BrandLike, BrandResource, FileResource, brand_path, given
 
 
 class GenerationOptions(TypedDict, total=False):
