@@ -106,10 +106,10 @@ class DataSample:
     name: str | None = None
 
 
-def target_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> DataTarget:
-    """The aim of a job with this (checked) configuration, on a base of this family with this advice."""
-    resolution = config.get("resolution") or advice.training.resolution or advice.resolution
-    least = smallest_side(resolution, bucket_step(spec, advice.resolution))
+def target_of(spec: FamilySpec, config: Mapping[str, Any], recommended: Recommended, brand_id: str) -> DataTarget:
+    """The aim of a job with this (checked) configuration, on a base of this family."""
+    resolution = config.get("resolution") or recommended.training.resolution or recommended.resolution
+    least = smallest_side(resolution, bucket_step(spec, recommended.resolution))
     return DataTarget(resolution, config.get("trigger_word") or brand_id, least)
 
 

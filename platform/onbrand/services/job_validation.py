@@ -1,4 +1,4 @@
-"""Terms of a new training job: the bases' advice, the brand's limits, and all checks of its configuration and data
+"""Terms of a new training job (recommendations of bases, limits of the brand), and checks of its configuration and data
 that need no file. The driver makes all checks again (`training.data.checks`).
 """
 
@@ -31,7 +31,7 @@ class Terms:
     """A platform's terms for training jobs.
 
     Args:
-        recommended: advice of each served base; empty: unknown here, and not checked.
+        recommended: of each served base; if empty, they are unknown here and not checked.
         train_workers: workers of a job that does not set them, or their minimum and maximum.
     """
 
@@ -50,8 +50,8 @@ def num_workers_of(model_type: str, config: Mapping[str, Any], terms: Terms) -> 
         return workers_between(config.get("num_workers"), 1, 1)[0]
     if family not in terms.recommended:
         raise InvalidInput(f"{family} is not served here; served: {', '.join(terms.recommended)}", param="model_type")
-    advice = terms.recommended[family].training
-    batch_size = int(config.get("batch_size") or advice.batch_size or SPECS[family].recipe.batch_size)
+    recommended = terms.recommended[family].training
+    batch_size = int(config.get("batch_size") or recommended.batch_size or SPECS[family].recipe.batch_size)
     fewest, most = workers_between(config.get("num_workers"), terms.train_workers, batch_size)
     _must_share(batch_size, most, config.get("accumulation"))
     return fewest

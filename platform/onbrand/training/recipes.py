@@ -1,5 +1,5 @@
-"""The complete, frozen plan of a fine-tune. The owner's settings override the base's advice, which overrides the
-family's recipe.
+"""The complete, frozen plan of a fine-tune. The owner's settings override the base's recommendations, and these override
+the family's recipe.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _first_set(sources: Sequence[object], name: str) -> Any:
 
 
 def _learning_rate(config: TrainingConfig, usual: float) -> float:
-    """Learning rate; for Prodigy, a factor of its own estimate, so the advice for other optimizers does not apply."""
+    """Learning rate; for Prodigy a factor of its own estimate, so that recommendations do not apply."""
     return (config.learning_rate or _PRODIGY_FACTOR) if config.optimizer == "prodigy" else usual
 
 

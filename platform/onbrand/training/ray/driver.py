@@ -22,8 +22,8 @@ from onbrand.addresses import file_url
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Conflict, NotFound, OnbrandError, Unavailable
+from onbrand.families import bases
 from onbrand.families.aspect_buckets import bucket_step
-from onbrand.families.bases import recommended
 from onbrand.families.spec import SPECS
 from onbrand.families.tokens import of_folder
 from onbrand.internal.client import SystemClient
@@ -89,8 +89,8 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
                 return import_file(client, settings, brand_id, job_id)
             plan, folder = read_plan(settings, spec)
             family = SPECS[plan.family]
-            advice = recommended(family.name, folder)
-            step, lengths = bucket_step(family, advice.resolution), of_folder(folder, advice)
+            recommended = bases.recommended(family.name, folder)
+            step, lengths = bucket_step(family, recommended.resolution), of_folder(folder, recommended)
             must_be_fit_to_train(client, spec, plan, step, lengths)
             return fit_within_memory(client, partial(fit, settings, plan, brand_id, job_id, spec.run))
         except (NotFound, Conflict):
