@@ -11,15 +11,7 @@ from typing import Any, Literal
 from onbrand.client import accounts, monitor, objects
 from onbrand.client.audit_chain import Head, Verdict, check_chain
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
-from onbrand.client.resource_bases import (
-    BrandLike,
-    BrandResource,
-    FileResource,
-    Resource,
-    brand_id_of,
-    brand_path,
-    given,
-)
+from onbrand.client.resource_bases import BrandLike, BrandResource, FileResource, Resource, brand_path, given, id_of
 
 
 class Users(Resource):
@@ -39,7 +31,7 @@ class Tokens(Resource):
 
     def create(self, email: str, password: str, brand: BrandLike | None = None) -> accounts.Token:
         """Log in; with `brand`, the token is limited to that brand. Unlike `client.log_in`, does not use the token."""
-        brand_id = None if brand is None else brand_id_of(brand)
+        brand_id = None if brand is None else id_of(brand)
         return self._post(accounts.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
 
 
@@ -272,6 +264,6 @@ class AuditEvents(Resource):
 
     def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
         """Read the whole record and verify its hash chain locally; it must contain `head` of an earlier verdict."""
-        brand_id = brand_id_of(brand)
+        brand_id = id_of(brand)
         anchor = Head.parse(head) if isinstance(head, str) else head
         return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)

@@ -179,13 +179,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass  # another user's process
-    return True
+    return pid.isdecimal() and Path("/proc", pid).exists()
 
 
 def _free_port(host: str) -> int:

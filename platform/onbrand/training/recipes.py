@@ -1,5 +1,5 @@
-"""The complete, frozen plan of a fine-tune. The owner's settings override the base's recommendations, and these override
-the family's recipe.
+"""The complete, frozen plan of a fine-tune: the owner's settings, else what the base recommends, else the family's
+recipe.
 """
 
 from __future__ import annotations

@@ -59,29 +59,22 @@ class Observation:
     submitted_at: float | None = None
 
 
-def decide(
-    job: QueueEntry, status: ProviderStatus | None, observation: Observation, at: float, now: datetime
-) -> Action:
+def decide(job: QueueEntry, status: ProviderStatus | None, seen: Observation, at: float, now: datetime) -> Action:
     """The next action for a job.
 
     Args:
         status: the provider's status of its submission; None if it has none.
         at, now: the monotonic and the wall clock.
     """
-    if status is None or (status in PROVIDER_ENDED and observation.ended_before):
+    if status is None or (status in PROVIDER_ENDED and seen.ended_before):
         if job.cancel_requested:
             return "cancel"
         return "submit" if job.attempts < MAX_ATTEMPTS else "fail"
     if status in PROVIDER_ENDED:
         return "wait"
-    if (
-        job.cancel_requested
-        and observation.cancel_seen_at is not None
-        and at - observation.cancel_seen_at > CANCEL_SECONDS
-    ):
-        return "stop"
+    is_overdue = seen.cancel_seen_at is not None and at - seen.cancel_seen_at > CANCEL_SECONDS
     is_stalled = job.heartbeat_at is not None and (now - job.heartbeat_at).total_seconds() > STALLED_SECONDS
-    return "stop" if is_stalled else "wait"
+    return "stop" if is_overdue or is_stalled else "wait"
 
 
 class Dispatcher:
@@ -198,9 +191,8 @@ class Dispatcher:
                 if self._leads:
                     await self._guarded(job, self._submit)
             for job, reason in turns.wait:
-                await self._guarded(
-                    job, self._give_up if self._is_hopeless(job, reason, room) else self._tell_reason(reason)
-                )
+                act = self._give_up if self._is_hopeless(job, reason, room) else self._tell_reason(reason)
+                await self._guarded(job, act)
             running = running + turns.begin
 
     def _without_recent_submissions(self, room: Capacity | None, running: list[QueueEntry]) -> Capacity | None:
