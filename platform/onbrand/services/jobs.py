@@ -32,7 +32,6 @@ from onbrand.services.job_validation import (
     _assets_missing,
     _must_be_asset_ids,
     checked_config,
-    must_be_name,
     must_look_fit,
     num_workers_of,
 )
@@ -42,6 +41,7 @@ from onbrand.services.storage_quota import must_not_be_full
 from onbrand.services.training_job import TrainingJob
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
+from onbrand.visible import must_be_name
 
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja

@@ -12,7 +12,6 @@ from typing import Any
 
 from onbrand.brand import with_trigger_word
 from onbrand.config import FamilyName
-from onbrand.errors import InvalidInput
 from onbrand.families.spec import FamilySpec, Recommended, TargetPreset
 from onbrand.families.training_config import (
     OptimizerName,
@@ -20,6 +19,7 @@ from onbrand.families.training_config import (
     ScheduleName,
     TimestepSampling,
     TrainingConfig,
+    must_share_batch,
     workers_between,
 )
 
@@ -148,7 +148,8 @@ def make_plan(
     said = config.resolution or recommended.training.resolution
     resolution = said or recommended.resolution
     spec.must_be_size(resolution, "resolution")
-    min_workers, num_workers = _workers(config.num_workers, train_workers, batch_size)
+    min_workers, num_workers = workers_between(config.num_workers, train_workers, batch_size)
+    must_share_batch(batch_size, num_workers, config.accumulation)
     num_shards = _shards(num_workers, config.accumulation, batch_size)
     word = config.trigger_word or brand_id
     return Plan(
@@ -185,23 +186,9 @@ def _learning_rate(config: TrainingConfig, usual: float) -> float:
     return (config.learning_rate or _PRODIGY_FACTOR) if config.optimizer == "prodigy" else usual
 
 
-def _workers(asked: int | tuple[int, int] | None, usual: int | tuple[int, int], batch_size: int) -> tuple[int, int]:
-    fewest, most = workers_between(asked, usual, batch_size)
-    if batch_size % most:
-        raise InvalidInput(
-            f"num_workers must divide batch_size ({batch_size}); {most} does not", param="training_config.num_workers"
-        )
-    return fewest, most
-
-
 def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
     """Number of shards: workers times accumulation. The default is one per worker, but two for one worker and an even
     batch, so that runs with one and two workers are bit-identical."""
     if accumulation is None:
         return 2 if num_workers == 1 and batch_size % 2 == 0 else num_workers
-    if batch_size % (num_workers * accumulation):
-        raise InvalidInput(
-            f"accumulation times workers ({accumulation} x {num_workers}) must divide batch_size ({batch_size})",
-            param="training_config.accumulation",
-        )
     return num_workers * accumulation
