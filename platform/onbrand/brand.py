@@ -1,4 +1,4 @@
-"""Access scope of a call: brand ids, the user's scope, and the system's ticket for one job."""
+"""Access scope of a call: brand ids, the user's scope, and the system's ticket for one job or generation."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
 from onbrand.internal.training import TrainingSpec
 from onbrand.training.dispatch import submission
-from onbrand.training.dispatch.submission import manual_submission, must_be_our_turn, offered, own_submission
+from onbrand.training.dispatch.submission import manual_submission, offered, own_submission, wait_until_named
 from onbrand.training.dispatch.tickets import ticket_folder
 
 JOB = "0b8a4c1e-1111-4222-8333-444455556666"
@@ -54,7 +54,7 @@ class Row:
 
 
 def turn(settings: Settings, submission: str, seen: Row, patience: float = 30.0) -> TrainingSpec:
-    return must_be_our_turn(settings, "acme", JOB, submission, seen.look, patience)
+    return wait_until_named(settings, "acme", JOB, submission, seen.look, patience)
 
 
 def test_the_dispatchers_driver_waits_until_its_row_is_written(settings):
@@ -86,7 +86,7 @@ def test_an_ended_jobs_driver_ends(settings):
         raise Conflict("the job is canceled already")
 
     with pytest.raises(Conflict, match="canceled already"):
-        must_be_our_turn(settings, "acme", JOB, OWN, look, 30.0)
+        wait_until_named(settings, "acme", JOB, OWN, look, 30.0)
 
 
 def test_a_note_is_only_ours_and_holds_a_name_or_says_nothing(tmp_path):

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onbrand.addresses import http_url, is_url
-from onbrand.config import Settings, must_be_writable, must_have_space
+from onbrand.config import Settings, make_writable, must_have_space
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
-from onbrand.folders import PRIVATE_FOLDERS, must_be_closed_to_others, must_be_private
+from onbrand.folders import PRIVATE_FOLDERS, make_private, must_be_closed_to_others
 from onbrand.local.ray_head import RayHead, family_of, free_ports
 from onbrand.secrets_file import SECRET_SETTINGS, Secrets, load_secrets, write_logins
 from onbrand.storage.runs import runs_folder
@@ -102,8 +102,8 @@ class Platform:
         from onbrand.serving.cluster_security import must_be_closed_environment
         from onbrand.serving.options import EngineOptions
 
-        settings, folder = self.settings, must_be_writable(self.settings.folder)
-        must_be_private(folder, group=server_group())
+        settings, folder = self.settings, make_writable(self.settings.folder)
+        make_private(folder, group=server_group())
         must_have_space(folder)
         must_be_closed_environment(settings)
         EngineOptions.checked(settings.engine)
@@ -204,7 +204,7 @@ def make_private_folders(settings: Settings) -> None:
         if name in used:
             folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.exists():
-            must_be_private(folder, is_inner=True)
+            make_private(folder, is_inner=True)
     if (shared := runs_folder(settings)) is not None and shared.exists():
         must_be_closed_to_others(shared, "run_storage")
 

@@ -64,7 +64,7 @@ def fork_child(kind: WorkerKind, memory: int) -> Child:
         except OSError as problem:
             log.error("a checking child cannot be reached: %s", problem)
             raise _no_child() from None
-        child.must_be_ready()
+        child.wait_until_ready()
         return child
     raise _no_child()
 
@@ -196,7 +196,7 @@ class Child:
         self._left: list[memoryview] = []
         self._got = bytearray()
 
-    def must_be_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until the child has confined itself. Raises Unavailable if it does not."""
         self._until = time.monotonic() + _START_SECONDS
         try:

@@ -38,7 +38,7 @@ def own_submission() -> str:
     return submission
 
 
-def must_be_our_turn(
+def wait_until_named(
     settings: Settings, brand_id: str, job_id: str, submission: str, look: Callable[[], TrainingSpec], patience: float
 ) -> TrainingSpec:
     """Wait until the job's row names this submission; returns the job's specification.
