@@ -42,7 +42,7 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class Generations(BrandResource[objects.Generation]):
-    """Generations."""
+    """Requests for pictures, with their events."""
 
     kind, name = objects.Generation, "generations"
 

@@ -15,7 +15,7 @@ from onbrand.client.resource_bases import BrandLike, BrandResource, FileResource
 
 
 class Users(Resource):
-    """Accounts."""
+    """Sign-up, and the account of the client's token."""
 
     def create(self, email: str, password: str) -> accounts.User:
         """Sign up."""
@@ -27,7 +27,7 @@ class Users(Resource):
 
 
 class Tokens(Resource):
-    """Bearer tokens."""
+    """Bearer tokens, which are made from an address and a password."""
 
     def create(self, email: str, password: str, brand: BrandLike | None = None) -> accounts.Token:
         """Log in; with `brand`, the token is limited to that brand. Unlike `client.log_in`, does not use the token."""
@@ -131,7 +131,7 @@ class Documents(FileResource[objects.Document]):
 
 
 class TrainingJobs(BrandResource[objects.TrainingJob]):
-    """Training jobs."""
+    """Training jobs: check the data, create, follow, stop and retry."""
 
     kind, name = objects.TrainingJob, "training-jobs"
 

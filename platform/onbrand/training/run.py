@@ -129,9 +129,8 @@ class Run:
 
     def _should_end(self) -> bool:
         """True if the owner stops the job or the job is gone. An early finish is ignored before the first step."""
-        if self.heartbeat is None:
-            return False
-        return self.heartbeat.stop or (self.heartbeat.finish_requested and self.trainer.step > 0)
+        line = self.heartbeat
+        return line is not None and (line.stop or (line.finish_requested and self.trainer.step > 0))
 
     def _should_publish(self) -> bool:
         """After a stop: whether the owner asked to finish early with a result, rather than to cancel.
