@@ -35,6 +35,7 @@ from onbrand.api.http.bytes_in_progress import BytesInProgress
 from onbrand.api.http.concurrency_limits import ConcurrencyLimits
 from onbrand.api.http.refusal_cache import Refusals
 from onbrand.api.http.stream_limits import OpenStreams
+from onbrand.api.known_keys import KnownKeys
 from onbrand.background import recovery, upload_cleanup
 from onbrand.background.generations import GenerationTasks, SystemClientFor
 from onbrand.config import Limits, Settings
@@ -100,7 +101,6 @@ def create_app(
         await generation_tasks.close()
 
     app = _bare_app(lifespan=lifespan)
-    oidc = OidcIssuer.from_settings(settings)
     app.state.onbrand = AppState(
         settings,
         secrets,
@@ -112,7 +112,8 @@ def create_app(
         Passwords(settings.limits),
         OpenStreams(settings.limits),
         Refusals(),
-        oidc,
+        KnownKeys(db),
+        OidcIssuer.from_settings(settings),
     )
     _share_out(app, settings.limits)
     for each in ROUTES:

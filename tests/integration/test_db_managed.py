@@ -66,7 +66,7 @@ async def test_a_platform_runs_on_it(managed: DatabaseUrls, secrets: Secrets) ->
         assert [member.role for member in (await brands.list_members(session, "acme")).data] == ["admin"]
     async with db.user_session(None) as session:
         assert made.key is not None
-        assert (await keys.scope_of(session, made.key)).brand_id == "acme"
+        assert (await keys.scope_of(session, keys.credential_of(made.key))).brand_id == "acme"
     async with db.dispatch_session() as session:
         assert await session.all("select * from private.queue()") == []
     await db.close()

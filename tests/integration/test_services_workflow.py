@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import pytest
 
@@ -81,11 +82,12 @@ class Story:
         ticket, picture = self.brand.ticket(generation_id, "generation"), self.pictures(index)
         receipt = receipt_of(self.brand.id, adapters)
         async with self.db.system_session(ticket) as session:
-            if not await generation_worker.is_completed(session, ticket):
+            with suppress(Conflict):  # it has ended already
                 await generation_worker.start_generation(session, ticket)
-            return await generation_worker.add_image(
+            added = await generation_worker.add_image(
                 session, self.store, ticket, index, 7, picture, "image/png", 64, 64, receipt
             )
+            return added.image
 
     def as_user(self, person=None):
         return self.db.user_session((person or self.brand.member).scope)

@@ -232,9 +232,10 @@ async def test_a_picture_that_was_not_drawn_as_asked_is_not_kept(fixtures, make_
     async def add(receipt: dict[str, object]) -> images.Image:
         async with fixtures.db.system_session(ticket) as session:
             stored = fixtures.store.brand(brand.id)
-            return await generation_worker.add_image(
+            added = await generation_worker.add_image(
                 session, stored, ticket, 0, 5, fixtures.pictures(1), "image/png", 64, 64, receipt
             )
+            return added.image
 
     with pytest.raises(TicketRefused):
         await add(honest | lie)

@@ -167,9 +167,10 @@ async def fixtures(database, db, store, make_brand, make_user, pictures, secrets
     drawing = acme.ticket(drawn.id, "generation")
     async with db.system_session(drawing) as session:
         await generation_worker.start_generation(session, drawing)
-        image = await generation_worker.add_image(
+        added = await generation_worker.add_image(
             session, bytes_of, drawing, *_a_picture(acme.id, model.sha256, pictures(7))
         )
+        image = added.image
     set_limits(database.owner_url, acme.id, {"weight": 2.0})
     ids = {
         "brand": acme.id, "other_brand": globex.id, "asset": asset.id, "free_asset": free.id, "job": pending,

@@ -261,9 +261,8 @@ async def _draw(fixtures: Fixtures, num_images: int, fails: bool) -> tuple[str, 
 
 async def add_image(fixtures: Fixtures, session: Any, ticket: Ticket, index: int) -> str:
     """A stored picture of the ticket's generation."""
-    store, checker = fixtures.platform.store.brand(fixtures.acme.id), fixtures.platform.system_app.state.checker
-    picture = fixtures.picture()
+    store, picture = fixtures.platform.store.brand(fixtures.acme.id), fixtures.picture()
     made = await generation_worker.add_image(
-        session, store, ticket, index, index, picture, "image/png", 64, 64, receipt_of(ticket.brand_id), checker=checker
+        session, store, ticket, index, index, picture, "image/png", 64, 64, receipt_of(ticket.brand_id)
     )
-    return made.id
+    return made.image.id

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from onbrand.services import generation_parameters, generation_worker, generations, training_worker
 from tests.conftest import MakeBrand, MakeUser
 from tests.isolation.check_counter import CheckCounter
-from tests.isolation.fixtures import Draw, Fixtures, add_image, build_fixtures
+from tests.isolation.fixtures import Draw, Fixtures, build_fixtures
 from tools.harness.in_process_platform import Platform, upload, weights
 
 HERE = Path(__file__).parent
@@ -223,10 +223,6 @@ async def _prepare(fixtures: Fixtures, row: dict[str, Any]) -> None:
         async with fixtures.client("member") as client:
             answer = await client.post(f"/v1/brands/{fixtures.acme.id}/training-jobs", json=body)
         fixtures.things["job"] = answer.json()["id"]
-    if "drawn" in row:
-        ticket = fixtures.acme.ticket(fixtures.things["generation"], "generation")
-        async with fixtures.platform.db.system_session(ticket) as session:
-            await add_image(fixtures, session, ticket, 1)
 
 
 async def _draw_with_the_model(fixtures: Fixtures) -> str:

@@ -16,7 +16,7 @@ KEY = Scope(PERSON.user_id, "acme", "0b3d4a3e-9f1c-4a66-8e5a-0c6f1d9c2b11", froz
 
 
 def caller(role: str = "admin", scope: Scope = PERSON) -> BrandCaller:
-    return BrandCaller(scope, NOTHING, NOTHING, "acme", role)
+    return BrandCaller(scope, NOTHING, NOTHING, "acme", role, PERSON.user_id)
 
 
 async def test_an_admin_is_let_through() -> None:

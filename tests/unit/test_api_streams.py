@@ -12,6 +12,7 @@ from onbrand.api import events
 from onbrand.api.http.stream_limits import OpenStreams
 from onbrand.brand import Scope
 from onbrand.config import Limits
+from onbrand.db.changes import Changes
 from onbrand.errors import TooManyRequests
 
 FEW = Limits(streams_per_caller=2, streams_per_brand=3)
@@ -56,7 +57,11 @@ class Membership:
     """A membership without a database; the stream needs nothing else."""
 
     def __init__(self, streams: OpenStreams) -> None:
-        self.scope, self.brand_id, self.state = Scope("ada"), "acme", SimpleNamespace(streams=streams)
+        state = SimpleNamespace(streams=streams, db=SimpleNamespace(changes=Changes(None)))
+        self.scope, self.brand_id, self.state, self.session = Scope("ada"), "acme", state, self
+
+    async def one(self, statement: str, params: Any) -> dict[str, str]:
+        return {"name": "a change"}
 
     def open(self) -> Any:
         return self
@@ -76,7 +81,7 @@ async def opened(streams: OpenStreams, closed: list[str]) -> Any:
     async def close() -> None:
         closed.append("closed")
 
-    return await events.stream(Membership(streams), 0, look, close)  # type: ignore[arg-type]
+    return await events.stream(Membership(streams), "an id", 0, look, close)  # type: ignore[arg-type]
 
 
 async def test_a_stream_whose_reader_goes_away_is_counted_no_more(streams: OpenStreams) -> None:

@@ -30,7 +30,7 @@ async def scope_of(request: Request, state: AppState) -> Scope:
     Raises Unauthenticated, CrossSiteRefused.
     """
     if "authorization" in request.headers:
-        return await _of_token(bearer_of(request), state)
+        return await _of_token(request, bearer_of(request), state)
     cookie = cookie_of(request, state.settings)
     if cookie is None:
         raise _nothing_sent()
@@ -71,10 +71,9 @@ def must_not_be_another_site(request: Request, settings: Settings) -> None:
         raise CrossSiteRefused("this request comes from another site; ask from our own page")
 
 
-async def _of_token(token: str, state: AppState) -> Scope:
+async def _of_token(request: Request, token: str, state: AppState) -> Scope:
     if token.startswith(keys.PREFIX):
-        async with state.db.user_session(None) as session:
-            return await keys.scope_of(session, token)
+        return await state.known_keys.scope_of(token, in_brand="brand_id" in request.path_params)
     if state.oidc is not None and state.oidc.claims_to_be_from(token):
         who = await state.oidc.verify(token)
         async with state.db.user_session(None) as session:

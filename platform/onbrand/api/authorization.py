@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from onbrand.api.http.early_authentication import authenticated
+from onbrand.api.known_keys import KnownKeys
 from onbrand.api.route import Route
 from onbrand.brand import KeyScope, Scope, must_be_brand_id
 from onbrand.config import FamilyName, Settings
@@ -60,6 +61,7 @@ class AppState:
     passwords: Passwords
     streams: OpenStreams
     refusals: Refusals
+    known_keys: KnownKeys
     oidc: OidcIssuer | None = None
 
     def __repr__(self) -> str:
@@ -117,6 +119,8 @@ class BrandCaller(Caller):
 
     brand_id: str
     role: str
+    account_id: str
+    """The account that created the brand."""
 
     @property
     def store(self) -> BrandStore:
@@ -171,8 +175,8 @@ async def in_brand(caller: Caller, brand_id: str, need: KeyScope) -> BrandCaller
     """
     if caller.scope.brand_id in (None, brand_id):  # 403 in the own brand; another brand is 404 below
         caller.must_be_allowed(need)
-    brand = await brands.get_brand(caller.session, brand_id)
-    return BrandCaller(caller.scope, caller.session, caller.state, brand.id, brand.role)
+    member = await brands.membership_of(caller.session, brand_id)
+    return BrandCaller(caller.scope, caller.session, caller.state, member.brand_id, member.role, member.account_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,16 @@ class BrandAccess:
         except InvalidInput:
             raise NotFound("there is no such brand") from None
         async with _opened(scope, self.need, self.state) as caller:
-            yield await in_brand(caller, self.brand_id, self.need)
+            try:
+                member = await in_brand(caller, self.brand_id, self.need)
+            except NotFound:
+                member = None
+            if member is not None:
+                yield member
+        if member is None:
+            if scope.key_id is not None:
+                await self.state.known_keys.must_be_valid(scope.key_id)
+            raise NotFound("there is no such brand")
 
 
 def _member_who_may(need: KeyScope) -> Any:

@@ -23,5 +23,4 @@ FileChecker = Annotated[Checker, Depends(checker_of)]
 
 async def in_turn_of(checker: Checker, caller: BrandCaller) -> Checker:
     """The checker with the queue of the caller's brand, grouped under the account that created the brand."""
-    row = await caller.session.one("select user_id from app.brands where id = %s", [caller.brand_id])
-    return checker.on_behalf_of(QueueOwner(caller.brand_id, str(row["user_id"])))
+    return checker.on_behalf_of(QueueOwner(caller.brand_id, caller.account_id))

@@ -16,7 +16,7 @@ from onbrand.background.previews import previews_name
 from onbrand.db.changes import Waiter
 from onbrand.errors import OnbrandError, TooManyRequests
 from onbrand.internal import generation
-from onbrand.services import brands, generation_parameters, generations
+from onbrand.services import generation_parameters, generations
 from onbrand.services.events import change_name
 
 _PATIENCE_HERE, _LISTEN_EVERY = 15.0, 0.5
@@ -30,9 +30,12 @@ async def begin(access: BrandAccess, body: generation_parameters.NewGeneration, 
     render: generation.RenderRequest | None = None
     if once.key is None:  # a repeated call with a key may have an earlier response
         access.state.refusals.must_not_be_refused(access.scope.user_id, access.brand_id, body.num_images)
+    made: list[generations.Generation] = []
     async with access.open() as caller:
-        done = await once.do(caller, 202, lambda: _written(caller, body))
-        generation = await generations.get_generation(caller.session, caller.brand_id, str(done.body["id"]))
+        done = await once.do(caller, 202, lambda: _written(caller, body, made))
+        generation = (
+            made[0] if made else await generations.get_generation(caller.session, caller.brand_id, str(done.body["id"]))
+        )
         if done.is_fresh or _was_never_begun(access, generation):
             ticket = generation_tasks.ticket_for(caller.brand_id, generation.id, caller.user_id)
             render = await generations.render_request(caller.session, generation, ticket)
@@ -50,9 +53,11 @@ def _was_never_begun(access: BrandAccess, generation: generations.Generation) ->
     return is_new and not access.state.generation_tasks.is_running(generation.id)
 
 
-async def _written(caller: BrandCaller, body: generation_parameters.NewGeneration) -> generations.Generation:
-    state = caller.state
-    account_id = await brands.account_of(caller.session, caller.brand_id)
+async def _written(
+    caller: BrandCaller, body: generation_parameters.NewGeneration, out: list[generations.Generation]
+) -> generations.Generation:
+    """Write the row, and add it to `out`."""
+    state, account_id = caller.state, caller.account_id
     state.generation_tasks.must_have_room(caller.brand_id, account_id)
     try:
         made = await generations.create_generation(
@@ -62,6 +67,7 @@ async def _written(caller: BrandCaller, body: generation_parameters.NewGeneratio
         state.refusals.note(caller.user_id, caller.brand_id, account_id, body.num_images, problem)
         raise
     state.generation_tasks.must_have_room_for(caller.brand_id, made.model_type)
+    out.append(made)
     return made
 
 

@@ -200,8 +200,7 @@ async def add_image(form: GenerationForm, worker: GenerationWorker, state: AppSt
         limits=state.settings.limits,
         **facts.model_dump(),
     )
-    completed = await generation_worker.is_completed(worker.session, worker.ticket)
-    return StoredImage(id=stored.id, index=stored.index, completed=completed)
+    return StoredImage(id=stored.image.id, index=stored.image.index, completed=stored.completed)
 
 
 @router.post("/generation/fail", status_code=204, response_class=Response)

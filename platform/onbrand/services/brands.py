@@ -38,6 +38,14 @@ class Brand(Row):
     created_at: datetime
 
 
+class Membership(Row):
+    """The caller's role in a brand, and the account that created it; all brands of an account share its limits."""
+
+    brand_id: str
+    role: Role
+    account_id: str
+
+
 class Member(Row):
     """A membership."""
 
@@ -100,10 +108,14 @@ async def get_brand(session: Session, brand_id: str) -> Brand:
     return Brand.of(must_be_there(row, "brand"))
 
 
-async def account_of(session: Session, brand_id: str) -> str:
-    """The account that created the brand; all brands of an account share its limits. Raises NotFound."""
-    row = await session.maybe("select user_id from app.brands where id = %s", [brand_id])
-    return str(must_be_there(row, "brand")["user_id"])
+async def membership_of(session: Session, brand_id: str) -> Membership:
+    """The caller's membership. Raises NotFound."""
+    row = await session.maybe(
+        "select b.id as brand_id, bu.role, b.user_id as account_id from app.brands b"
+        " join app.brand_users bu on bu.brand_id = b.id and bu.user_id = private.uid() where b.id = %s",
+        [brand_id],
+    )
+    return Membership.of(must_be_there(row, "brand"))
 
 
 async def must_be_admin(session: Session, brand_id: str, verb: str) -> None:

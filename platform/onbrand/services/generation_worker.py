@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -113,6 +114,14 @@ async def _keep(session: Session, ticket: Ticket, row: Mapping[str, Any], lost: 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AddedImage:
+    """A stored image, and whether all images of its generation are stored."""
+
+    image: Image
+    completed: bool
+
+
 async def add_image(
     session: Session,
     store: BrandStore,
@@ -125,7 +134,7 @@ async def add_image(
     height: int,
     receipt: Mapping[str, Any],
     limits: Limits | None = None,
-) -> Image:
+) -> AddedImage:
     """Store picture `index`, row and bytes; the last one completes the generation. Repeating an index returns the
     stored picture.
 
@@ -141,7 +150,7 @@ async def add_image(
     if not 0 <= index < generation["num_images"]:
         raise InvalidInput(f"index is 0 to {generation['num_images'] - 1}", param="index")
     if (there := await _find_image(session, ticket, index)) is not None:
-        return there
+        return AddedImage(there, generation["status"] == "completed")
     _must_be_open(generation)
     await _must_be_drawn_as_asked(session, ticket, receipt)
     if generation["status"] != "running":
@@ -149,23 +158,13 @@ async def add_image(
     await must_not_be_full(session, ticket.brand_id, len(data), limits)
     image = await _insert_image(session, store, ticket, generation, index, seed, data, facts, receipt)
     await must_have_fitted(session, ticket.brand_id, limits)
-    if await _num_images(session, ticket) == generation["num_images"]:
-        await _end(session, ticket, "completed", None)
-    return image
-
-
-async def is_completed(session: Session, ticket: Ticket) -> bool:
-    """Whether the ticket's generation is completed. Raises NotFound."""
-    row = await session.one("select status from app.generations where id = %s", [ticket.job_id])
-    return bool(row["status"] == "completed")
-
-
-async def _num_images(session: Session, ticket: Ticket) -> int:
-    """How many pictures of the generation are stored."""
-    row = await session.one(
+    stored = await session.one(
         "select count(*) as num from app.generated_images where generation_id = %s", [ticket.job_id]
     )
-    return int(row["num"])
+    completes = bool(stored["num"] == generation["num_images"])
+    if completes:
+        await _end(session, ticket, "completed", None)
+    return AddedImage(image, completes)
 
 
 async def fail_generation(session: Session, ticket: Ticket, code: str, message: str) -> None:

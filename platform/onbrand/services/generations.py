@@ -19,10 +19,10 @@ from onbrand.internal.generation import GenerationParameters, OutputFormat, Rend
 from onbrand.services.audit import write_audit_line
 from onbrand.services.events import ENDED_STATES as ENDED
 from onbrand.services.events import Event, events_of
-from onbrand.services.generation_parameters import Adapters, NewGeneration, adapters_of, decided
+from onbrand.services.generation_parameters import NewGeneration, adapters_of, decided
 from onbrand.services.images import _IMAGE, Image
 from onbrand.services.limits import limits_of, must_have_room
-from onbrand.services.models import adapter_ref, get_model
+from onbrand.services.models import Model, adapter_ref, get_model
 from onbrand.services.pagination import Page, R, Row, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_not_be_full
 
@@ -142,23 +142,27 @@ async def create_generation(
     await must_have_room(session, brand_id, parameters.num_images, limits)
     async with forbidden_as_not_found("brand"):
         await must_not_be_full(session, brand_id, parameters.num_images, limits)
-        row = await session.one(f"insert into app.generations ({columns}) values ({slots}) returning id", values)
-    await _use(session, brand_id, row["id"], adapters)
+        row = await session.one(
+            f"insert into app.generations ({columns}) values ({slots}) returning *, model_name as model", values
+        )
+    used = [await _use(session, brand_id, row["id"], index, *each) for index, each in enumerate(adapters)]
     about = {"generation_id": row["id"], "model_id": values["model_id"], "num_images": parameters.num_images}
     if len(adapters) > 1:
         about["model_ids"] = [model.id for model, _ in adapters]
     await write_audit_line(session, brand_id, "generation.create", about)
-    return await get_generation(session, brand_id, row["id"])
+    return _whole(Generation.of(row), used, [])
 
 
-async def _use(session: Session, brand_id: str, generation_id: str, adapters: Adapters) -> None:
-    """Store the generation's adapters."""
-    for index, (model, scale) in enumerate(adapters):
-        await session.run(
-            "insert into app.generation_adapters (brand_id, generation_id, index, model_id, model_name, sha256, scale)"
-            " values (%s, %s, %s, %s, %s, %s, %s)",
-            [brand_id, generation_id, index, model.id, model.name, model.sha256, scale],
-        )
+async def _use(
+    session: Session, brand_id: str, generation_id: str, index: int, model: Model, scale: float
+) -> UsedAdapter:
+    """Store an adapter of the generation."""
+    row = await session.one(
+        "insert into app.generation_adapters (brand_id, generation_id, index, model_id, model_name, sha256, scale)"
+        " values (%s, %s, %s, %s, %s, %s, %s) returning model_id, model_name as model, sha256, scale",
+        [brand_id, generation_id, index, model.id, model.name, model.sha256, scale],
+    )
+    return UsedAdapter.of(row)
 
 
 async def render_request(session: Session, generation: Generation, ticket: str) -> RenderRequest:

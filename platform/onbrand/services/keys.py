@@ -9,6 +9,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pydantic import Field
@@ -98,18 +99,37 @@ async def revoke_key(session: Session, brand_id: str, key_id: str) -> None:
         await audit.write_audit_line(session, brand_id, "key.revoke", {"key_id": key_id})
 
 
-async def scope_of(session: Session, token: str) -> Scope:
+@dataclass(frozen=True, slots=True)
+class KeyCredential:
+    """A key's id and the SHA-256 of its secret, as the database stores them."""
+
+    key_id: str
+    sha256: str = field(repr=False)
+
+
+def credential_of(token: str) -> KeyCredential:
+    """The credential of a key as its holder sends it. Raises Unauthenticated for anything else."""
+    parts = _TOKEN.fullmatch(token)
+    if not parts:
+        raise _unknown()
+    return KeyCredential(known_id(parts[1], "key"), _hash_of(parts[2]))
+
+
+async def scope_of(session: Session, credential: KeyCredential) -> Scope:
     """The scope of a key; `session` is anonymous (`anon`).
 
     Raises Unauthenticated for a key that is invalid, was revoked, has expired, or whose maker left the brand.
     """
-    parts = _TOKEN.fullmatch(token)
-    row = parts and await session.maybe(
-        "select brand_id, user_id, scopes from private.find_key(%s, %s)", [parts[1], _hash_of(parts[2])]
+    row = await session.maybe(
+        "select brand_id, user_id, scopes from private.find_key(%s, %s)", [credential.key_id, credential.sha256]
     )
-    if not parts or not row:
-        raise Unauthenticated("this key is unknown, revoked or expired; ask an admin of the brand for another")
-    return Scope(row["user_id"], row["brand_id"], known_id(parts[1], "key"), frozenset(row["scopes"]))
+    if row is None:
+        raise _unknown()
+    return Scope(row["user_id"], row["brand_id"], credential.key_id, frozenset(row["scopes"]))
+
+
+def _unknown() -> Unauthenticated:
+    return Unauthenticated("this key is unknown, revoked or expired; ask an admin of the brand for another")
 
 
 def must_be_in_person(scope: Scope, verb: str) -> None:

@@ -1,5 +1,6 @@
-"""What a replica asks of its engine, and what it is told. The engine is in this process (`local_engine`) or, as in
-every replica, in a child of it (`engine_process`). No torch here.
+"""The interface between a replica and its engine: requests in, events out. No torch here.
+
+The engine is in this process (`local_engine`) or, as in every replica, in a child of it (`engine_process`).
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class DrawingEngine(Protocol):
         ...
 
     def stats(self) -> EngineStats:
-        """What it holds, and its pace."""
+        """Its adapters and its pace."""
         ...
 
     async def close(self) -> None:

@@ -79,7 +79,7 @@ class EngineProcess:
         self._channel.send("cancel", id=generation_id)
 
     def stats(self) -> EngineStats:
-        """What it held, and its pace, at most a second ago."""
+        """Its adapters and its pace, at most a second ago."""
         return self._stats
 
     async def close(self) -> None:

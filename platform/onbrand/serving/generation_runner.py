@@ -142,7 +142,7 @@ class GenerationRunner:
         self._engine.cancel(generation_id)
 
     def engine_stats(self) -> EngineStats:
-        """What the engine holds, and its pace."""
+        """The engine's adapters and pace."""
         return self._engine.stats()
 
     def routing_stats(self) -> dict[str, Any]:

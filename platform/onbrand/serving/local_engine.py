@@ -69,7 +69,7 @@ class LocalEngine:
         self.thread.cancel(generation_id)
 
     def stats(self) -> EngineStats:
-        """What it holds, and its pace."""
+        """Its adapters and its pace."""
         pace = self.thread.pace
         memory = self.adapters.holdings()[:_MEMORY_MAX]
         return EngineStats(tuple(self.thread.holdings()), tuple(memory), pace.num_gaps, pace.gap_seconds)
