@@ -84,7 +84,7 @@ async def test_one_archive_at_a_time_is_unpacked(picture: Callable[[], bytes]) -
     checker = Noting()
     files = [asset_checks.Upload(f"{n}.zip", sent(packed(picture(), picture()))) for n in range(2)]
     assert len(await asset_checks.check(checker, files, Limits())) == 4
-    assert checker.order == ["unpack", "picture", "picture"] * 2
+    assert checker.order == ["unpack", "image", "image"] * 2
 
 
 @pytest.fixture
