@@ -44,9 +44,11 @@ def knows_the_database(libraries: set[str]) -> bool:
 def test_engines_and_training_workers_load_no_database_driver(platform: Running, acme: Trained) -> None:
     """They ran a training and a generation before; the driver's extension module would be mapped by now."""
     found = [(command_line(pid), mapped_files(pid)) for pid in platform.processes()]
-    engines = [files for name, files in found if "ServeReplica:engine-sd15" in name]
-    assert len(engines) == 2
-    assert any("libtorch" in file for file in engines[0])
+    replicas = [files for name, files in found if "ServeReplica:engine-sd15" in name]
+    engines = [files for name, files in found if "onbrand.serving.engine_child" in name]
+    assert len(replicas) == len(engines) == 2
+    assert all(any("libtorch" in file for file in files) for files in engines)
+    assert not any("libtorch" in file for files in replicas for file in files), "the engine's process alone draws"
     assert any("libtorch" in file for file in acme.worker_libraries)
-    assert not any(map(knows_the_database, [*engines, acme.worker_libraries]))
+    assert not any(map(knows_the_database, [*replicas, *engines, acme.worker_libraries]))
     assert any(knows_the_database(files) for name, files in found if "ServeReplica:internal" in name)

@@ -11,7 +11,7 @@ import pytest
 from onbrand.db.changes import QUEUE, Changes
 from onbrand.db.session import Database
 from onbrand.services import generation_worker
-from onbrand.services.events import change_name
+from onbrand.services.events import change_names
 
 SOON = 3.0
 
@@ -31,7 +31,7 @@ async def test_an_event_of_a_generation_wakes_those_who_wait_for_it_and_nobody_e
     brand = await make_brand()
     here, elsewhere = [await create_generation(brand) for _ in range(2)]
     async with db.user_session(brand.member.scope) as session:
-        names = [await change_name(session, each) for each in (here, elsewhere)]
+        names = [(await change_names(session, each))[0] for each in (here, elsewhere)]
     with db.changes.waiter(names[0]) as waiter, db.changes.waiter(names[1]) as other:
         await hearing(db.changes)
         await waiter.wait(0.1)
@@ -47,12 +47,12 @@ async def test_a_name_shows_no_id_and_only_signed_claims_get_one(db: Database, d
     brand = await make_brand()
     subject = "0f1e2d3c-0000-4000-8000-000000000001"
     async with db.user_session(brand.member.scope) as session:
-        name = await change_name(session, subject)
-    assert name.lstrip("-").isdigit()
+        names = await change_names(session, subject)
+    assert all(name.lstrip("-").isdigit() for name in names)
     with psycopg.connect(database.web_url) as stolen:
         stolen.execute("set role authenticated")
-        row = stolen.execute("select private.change_name(%s::uuid)", [subject]).fetchone()
-    assert row == (None,)
+        row = stolen.execute("select private.change_name(%s::uuid), private.credentials_name()", [subject]).fetchone()
+    assert row == (None, None)
 
 
 async def test_what_is_announced_names_no_brand_no_id_and_no_kind(

@@ -159,7 +159,7 @@ async def _make_things(fixtures: Fixtures) -> None:
         upload_id = await _sent(client, acme.id, fixtures.picture())
         document_id = await _document(client, acme.id)
     model_id = await _train(fixtures, ended, trained)
-    going, image_id = await _draw(fixtures, num_images=2, fails=False)
+    going, image_id = await _draw(fixtures, num_images=3, fails=False)
     gone, _ = await _draw(fixtures, num_images=1, fails=True)
     key, invitation = await _credentials(fixtures, email)
     fixtures.things.update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 
 import anyio
@@ -290,12 +291,15 @@ def test_no_column_holds_a_list_of_ids(owner):
     assert rows == []
 
 
-def test_nothing_is_sent_by_notify(owner):
+def test_what_is_sent_by_notify_is_a_digest_or_a_fixed_word(owner):
+    """Any login may listen. `tests/integration/test_db_changes.py` listens, too."""
     rows = owner.execute(
-        "select oid::regprocedure from pg_proc where prosrc ~* 'pg_notify|notify ' and pronamespace in"
+        "select prosrc from pg_proc where prosrc ~* 'pg_notify|notify ' and pronamespace in"
         " (select oid from pg_namespace where nspname in ('app', 'private', 'storage', 'audit', 'identity'))"
     ).fetchall()
-    assert rows == []
+    sent = [argument for (source,) in rows for argument in re.findall(r"pg_notify\('onbrand_changes', (.*)\);", source)]
+    assert len(sent) == len(rows) > 0
+    assert all(re.fullmatch(r"'[a-z]+'|private\.lock_key\('[a-z]+', [a-z_.:]+\)::text", each) for each in sent)
 
 
 @pytest.mark.parametrize(

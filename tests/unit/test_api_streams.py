@@ -61,7 +61,7 @@ class Membership:
         self.scope, self.brand_id, self.state, self.session = Scope("ada"), "acme", state, self
 
     async def one(self, statement: str, params: Any) -> dict[str, str]:
-        return {"name": "a change"}
+        return {"subject": "a change", "brand": "its credentials"}
 
     def open(self) -> Any:
         return self

@@ -22,7 +22,7 @@ from onbrand.api.authorization import BrandAccess, BrandCaller
 from onbrand.background.previews import previews_name
 from onbrand.db.changes import Waiter
 from onbrand.errors import InvalidInput, OnbrandError
-from onbrand.services.events import AT_ONCE, change_name
+from onbrand.services.events import AT_ONCE, change_names
 
 ENDED = frozenset({"completed", "failed", "canceled"})
 OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The stream is over, and `Last-Event-ID` was its last."}}
@@ -77,7 +77,7 @@ async def stream(access: BrandAccess, subject_id: str, after: int, look: Look, c
         if close is not None:
             opened.push_async_callback(close)
         async with access.open() as caller:
-            names = await change_name(caller.session, subject_id), previews_name(subject_id)
+            names = *await change_names(caller.session, subject_id), previews_name(subject_id)
             waiter = opened.enter_context(access.state.db.changes.waiter(*names))
             first = await look(caller, after)
         if after and first.status in ENDED and not first.events:

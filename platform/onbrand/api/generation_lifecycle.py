@@ -17,7 +17,7 @@ from onbrand.db.changes import Waiter
 from onbrand.errors import OnbrandError, TooManyRequests
 from onbrand.internal import generation
 from onbrand.services import generation_parameters, generations
-from onbrand.services.events import change_name
+from onbrand.services.events import change_names
 
 _PATIENCE_HERE, _LISTEN_EVERY = 15.0, 0.5
 """Seconds between reads of a row whose generation this process runs (its end is noticed at once), and between checks
@@ -77,10 +77,10 @@ async def read(access: BrandAccess, generation_id: str) -> generations.Generatio
         return await generations.get_generation(caller.session, caller.brand_id, generation_id)
 
 
-async def names_of(access: BrandAccess, generation_id: str) -> tuple[str, str]:
-    """The names of its changes and of its previews (`onbrand.db.changes`)."""
+async def names_of(access: BrandAccess, generation_id: str) -> tuple[str, ...]:
+    """The names of its changes, of its brand's credentials, and of its previews (`onbrand.db.changes`)."""
     async with access.open() as caller:
-        return await change_name(caller.session, generation_id), previews_name(generation_id)
+        return *await change_names(caller.session, generation_id), previews_name(generation_id)
 
 
 async def until_done(
@@ -120,8 +120,8 @@ async def _look_until_done(
     if generation.status in ENDED or seconds <= 0:
         return generation
     is_here = tasks.is_running(generation.id)
-    name = end_name(generation.id) if is_here else (await names_of(access, generation.id))[0]
-    with changes.waiter(name) as waiter:
+    names = (end_name(generation.id),) if is_here else await names_of(access, generation.id)
+    with changes.waiter(*names) as waiter:
         if not tasks.is_running(generation.id):  # it may have ended before there was a waiter
             generation = await read(access, generation.id)
         while generation.status not in ENDED and (now := time.monotonic()) < end:

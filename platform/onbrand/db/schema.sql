@@ -375,6 +375,15 @@ end $$;
 
 ALTER FUNCTION private.claims() OWNER TO onbrand_definer;
 
+CREATE FUNCTION private.credentials_name() RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+  select private.lock_key('credentials', private.claimed_brand_id())::text where private.claims() is not null
+$$;
+
+ALTER FUNCTION private.credentials_name() OWNER TO onbrand_definer;
+
 CREATE FUNCTION private.ctx(name text) RETURNS text
     LANGUAGE sql STABLE
     RETURN (private.claims() ->> name);
@@ -1202,6 +1211,17 @@ begin
 end $$;
 
 ALTER FUNCTION private.tg_add_first_admin() OWNER TO onbrand_definer;
+
+CREATE FUNCTION private.tg_announce_credentials() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+  perform pg_catalog.pg_notify('onbrand_changes', private.lock_key('credentials', old.brand_id)::text);
+  return null;
+end $$;
+
+ALTER FUNCTION private.tg_announce_credentials() OWNER TO onbrand_definer;
 
 CREATE FUNCTION private.tg_announce_event() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2344,6 +2364,10 @@ CREATE TRIGGER actor_is_admin AFTER DELETE OR UPDATE ON app.brand_users FOR EACH
 
 CREATE TRIGGER add_first_admin AFTER INSERT ON app.brands FOR EACH ROW EXECUTE FUNCTION private.tg_add_first_admin();
 
+CREATE TRIGGER announce_credentials AFTER UPDATE OF revoked_at ON app.api_keys FOR EACH ROW EXECUTE FUNCTION private.tg_announce_credentials();
+
+CREATE TRIGGER announce_credentials AFTER DELETE ON app.brand_users FOR EACH ROW EXECUTE FUNCTION private.tg_announce_credentials();
+
 CREATE TRIGGER announce_event AFTER INSERT ON app.job_events FOR EACH ROW EXECUTE FUNCTION private.tg_announce_event();
 
 CREATE TRIGGER announce_queue AFTER DELETE ON app.brand_users FOR EACH STATEMENT EXECUTE FUNCTION private.tg_announce_queue();
@@ -3231,6 +3255,9 @@ GRANT ALL ON FUNCTION private.claims() TO onbrand_dispatcher;
 GRANT ALL ON FUNCTION private.claims() TO onbrand_owner;
 GRANT ALL ON FUNCTION private.claims() TO onbrand_identity;
 
+REVOKE ALL ON FUNCTION private.credentials_name() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.credentials_name() TO authenticated;
+
 REVOKE ALL ON FUNCTION private.ctx(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION private.ctx(name text) TO authenticated;
 GRANT ALL ON FUNCTION private.ctx(name text) TO brand_system;
@@ -3411,6 +3438,9 @@ GRANT ALL ON FUNCTION private.tg_actor_is_admin() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_add_first_admin() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_add_first_admin() TO onbrand_owner;
+
+REVOKE ALL ON FUNCTION private.tg_announce_credentials() FROM PUBLIC;
+GRANT ALL ON FUNCTION private.tg_announce_credentials() TO onbrand_owner;
 
 REVOKE ALL ON FUNCTION private.tg_announce_event() FROM PUBLIC;
 GRANT ALL ON FUNCTION private.tg_announce_event() TO onbrand_owner;

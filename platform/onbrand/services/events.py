@@ -46,9 +46,13 @@ async def events_of(
     return [Event.of(row) for row in rows]
 
 
-async def change_name(session: Session, subject_id: str) -> str:
-    """The name under which the database announces events of a job or generation (`onbrand.db.changes`)."""
-    return str((await session.one("select private.change_name(%s::uuid) as name", [subject_id]))["name"])
+async def change_names(session: Session, subject_id: str) -> tuple[str, str]:
+    """The names under which the database announces events of a job or generation, and ended memberships and revoked
+    keys of its brand (`onbrand.db.changes`)."""
+    row = await session.one(
+        "select private.change_name(%s::uuid) as subject, private.credentials_name() as brand", [subject_id]
+    )
+    return str(row["subject"]), str(row["brand"])
 
 
 async def append_event(session: Session, ticket: Ticket, kind: str, data: Mapping[str, Any]) -> None:

@@ -338,7 +338,7 @@ def _texts() -> list[tuple]:
         "nothing to read": (b" \n\t\n", "empty"),
         "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "UTF-8"),
         "2 MB": (b"a" * 2 * 2**20, "limit for Markdown"),
-        "50,000 brackets": (b"[[" * 50_000, "too long|nested"),
+        "200,000 brackets": (b"[[" * 200_000, "too long|nested"),
         "50,000 quotes": (b">" * 50_000 + b"<b>", "too long|nested|HTML"),
         "600 lists": (b"".join(b" " * (2 * i) + b"- a\n" for i in range(600)), "too long|nested|HTML"),
     }

@@ -16,6 +16,19 @@ begin
   return null;
 end $$;
 
+-- The name under which ended memberships and revoked keys of the transaction's brand are announced.
+create function private.credentials_name() returns text
+language sql stable security definer set search_path = '' as $$
+  select private.lock_key('credentials', private.claimed_brand_id())::text where private.claims() is not null
+$$;
+
+create function private.tg_announce_credentials() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform pg_catalog.pg_notify('onbrand_changes', private.lock_key('credentials', old.brand_id)::text);
+  return null;
+end $$;
+
 create function private.tg_announce_queue() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
@@ -25,8 +38,9 @@ end $$;
 
 reset role;
 
-grant execute on function private.change_name(uuid) to authenticated;
-grant execute on function private.tg_announce_event(), private.tg_announce_queue() to onbrand_owner;
+grant execute on function private.change_name(uuid), private.credentials_name() to authenticated;
+grant execute on function private.tg_announce_event(), private.tg_announce_queue(), private.tg_announce_credentials()
+  to onbrand_owner;
 
 set role onbrand_owner;
 
@@ -40,5 +54,9 @@ create trigger announce_step after update of status, cancel_requested_at on app.
   execute function private.tg_announce_queue();
 create trigger announce_queue after delete on app.brand_users
   for each statement execute function private.tg_announce_queue();
+create trigger announce_credentials after delete on app.brand_users
+  for each row execute function private.tg_announce_credentials();
+create trigger announce_credentials after update of revoked_at on app.api_keys
+  for each row execute function private.tg_announce_credentials();
 
 reset role;
