@@ -34,7 +34,7 @@ test: $(TEST) ## All tests, against a real PostgreSQL and a real object store
 quick: $(TEST) ## Unit and architecture tests without the slow ones, and a few of the rest: under three minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --no-loadscope-reorder -m "not slow" $(QUICK) $(ARGS)
 
-check: $(CHECK) ## Style, types and floors
+check: $(CHECK) ## Style, types and layers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy

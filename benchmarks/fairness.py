@@ -41,7 +41,7 @@ from benchmarks.lib.traffic import (
     run_together,
 )
 from onbrand.engine.adapters import AdapterUse
-from onbrand.engine.batch import Job
+from onbrand.engine.batch import EngineJob
 from onbrand.engine.engine import Engine
 from onbrand.engine.request import Event, Progress, Request
 from tools.harness.engine_requests import engine_request
@@ -69,7 +69,7 @@ class Ledger:
         self._served: Counter[str] = Counter()
         self._since: dict[tuple[str, str], float] = {}
         self._batch_step: dict[str, float] = {}
-        self._could: dict[str, tuple[Job, int]] = {}
+        self._could: dict[str, tuple[EngineJob, int]] = {}
         self._done: Counter[str] = Counter()
 
     def before(self, engine: Engine) -> None:

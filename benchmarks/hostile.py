@@ -117,7 +117,7 @@ class Watch:
         self._pids: list[int] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
-        self._first = Child.must_be_ready
+        self._first = Child.wait_until_ready
 
     def __enter__(self) -> Watch:
         first, pids = self._first, self._pids
@@ -126,12 +126,12 @@ class Watch:
             first(child)
             pids.append(child.pid)
 
-        Child.must_be_ready = noted  # type: ignore[method-assign]
+        Child.wait_until_ready = noted  # type: ignore[method-assign]
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        Child.must_be_ready = self._first  # type: ignore[method-assign]
+        Child.wait_until_ready = self._first  # type: ignore[method-assign]
         self._ended.set()
         self._thread.join()
 

@@ -11,7 +11,7 @@
 - `seconds_of_a_step`: of our loop and of theirs, by part.
 
 Both sides: LoRA on the attention, gaussian, alpha = rank, AdamW, clip 1; rank and batch of the family's recipe,
-learning rate and steps of the base's advice; no prior pictures. The scripts use their default constant learning rate;
+the base's learning rate and steps; no prior pictures. The scripts use their default constant learning rate;
 ours follows a job's schedule (`--schedule`). Ours holds out a sixth of the pictures; the other side trains on all. The
 plain loop (`training_plain.py`) is its own process, and both sides run in turns of some steps, so that a busy machine
 slows both. A script (`training_script.py`) runs to its end twice, and the time to start is subtracted. Ours uses a
@@ -58,7 +58,7 @@ _JUDGE_SEED = 77
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--family", choices=FAMILIES, default="sd15")
-    options.add_argument("--steps", type=int, help="instead of the base's advice")
+    options.add_argument("--steps", type=int, help="instead of the base's recommendation")
     options.add_argument("--batch", type=int, help="instead of the family's recipe")
     options.add_argument("--side", type=int, default=1024, help="pixels of the uploaded pictures")
     options.add_argument("--resolution", type=int, help="trained at; default: the base's own")

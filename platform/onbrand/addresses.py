@@ -21,6 +21,11 @@ def is_url(place: str) -> bool:
     return bool(_SCHEME.match(place))
 
 
+def is_s3(place: str) -> bool:
+    """Whether a place is on S3."""
+    return place.startswith("s3://")
+
+
 def file_url(path: Path) -> str:
     """The `file://` URL of an absolute path; characters that are special in URLs are quoted."""
     return path.as_uri()

@@ -1,4 +1,4 @@
-"""Access scope of a call: brand ids, the user's scope, and the system's ticket for one job."""
+"""Access scope of a call: brand ids, the user's scope, and the system's ticket for one job or generation."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def must_be_brand_id(text: str, param: str = "brand_id") -> str:
     if LOOKS_LIKE_REGION.match(text):
         raise InvalidInput(f"{param} must not begin like a region name ('{text[:3]}')", param=param)
     return text
+
+
+def with_trigger_word(text: str, word: str) -> str:
+    """The caption or prompt with `word` in place of each `[brand]`."""
+    return text.replace("[brand]", word)
 
 
 @dataclass(frozen=True, slots=True)

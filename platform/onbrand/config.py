@@ -309,7 +309,7 @@ class Settings(BaseSettings):
         return self.run_storage or str(self.folder / "runs")
 
 
-def must_be_writable(folder: Path) -> Path:
+def make_writable(folder: Path) -> Path:
     """Create `folder` (0700) and prove that files can be written in it. Raises ConfigurationError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

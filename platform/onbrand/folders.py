@@ -17,7 +17,7 @@ _OTHERS_WRITE = stat.S_IWOTH
 _REMEDY = "choose another with ONBRAND_DATA_DIR"
 
 
-def must_be_private(folder: Path, *, group: int | None = None, is_inner: bool = False) -> Path:
+def make_private(folder: Path, *, group: int | None = None, is_inner: bool = False) -> Path:
     """Make an existing folder 0700 and return it.
 
     Args:

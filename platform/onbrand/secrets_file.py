@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from onbrand.config import Settings, must_be_writable
+from onbrand.addresses import is_s3
+from onbrand.config import Settings, make_writable
 from onbrand.environment import forget_postgres_variables
 from onbrand.errors import ConfigurationError
 from onbrand.folders import write_private
@@ -93,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _uses_s3(settings: Settings) -> bool:
-    return settings.objects_url.startswith("s3://") or settings.runs_url.startswith("s3://")
+    return is_s3(settings.objects_url) or is_s3(settings.runs_url)
 
 
 class Secrets(BaseModel):
@@ -118,7 +119,7 @@ def load_secrets(settings: Settings) -> Secrets:
 
     Raises ConfigurationError if the file does not hold secrets.
     """
-    path = must_be_writable(settings.folder) / "secrets.json"
+    path = make_writable(settings.folder) / "secrets.json"
     if not path.exists():
         with contextlib.suppress(FileExistsError):
             os.link(draft := _draft_of(path, {}), path)

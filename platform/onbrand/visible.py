@@ -37,6 +37,15 @@ def must_be_visible(text: str, what: str, param: str, lines: bool = False) -> No
         raise InvalidInput(f"{what} holds characters that cannot be seen ({found}); leave them out", param=param)
 
 
+def must_be_name(name: str) -> str:
+    """The name of a brand, a key or a job, stripped. Raises InvalidInput."""
+    name = name.strip()
+    if not 1 <= len(name) <= 200:
+        raise InvalidInput("name must have 1 to 200 characters", param="name")
+    must_be_visible(name, "name", "name")
+    return name
+
+
 def printed(text: str) -> str:
     """The text on one line, safe for a message or a log line: ``?`` replaces refused characters and line ends."""
     return _BREAKING.sub("?", _LINE_ENDS.sub("?", _HIDING.sub("?", text)))

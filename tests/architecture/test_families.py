@@ -44,6 +44,21 @@ def test_the_commands_help_names_every_family(module: str) -> None:
     assert sorted(FAMILIES) in [sorted(each) for each in lists]
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "platform/onbrand/cli/generate.py",
+        "platform/onbrand/client/generations.py",
+        "docs/api.md",
+        "docs/engine.md",
+    ],
+)
+def test_each_list_of_samplers_names_every_one(place: str) -> None:
+    text = (PACKAGE.parents[1] / place).read_text()
+    names = {name for spec in SPECS.values() for name in spec.samplers}
+    assert [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w+-])", text)] == []
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tiny_flavour_can_be_made(family: str) -> None:
     assert new_denoiser(family) is not None

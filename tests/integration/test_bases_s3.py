@@ -12,7 +12,7 @@ from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused
 from onbrand.families import bases
 from onbrand.families.tiny import tiny_base
-from onbrand.local.platform import must_be_bases
+from onbrand.local.platform import fetch_bases
 from onbrand.services.generations import recommended_of
 from tests.s3.ceph import CephS3
 
@@ -68,8 +68,8 @@ def test_fetching_is_told_before_it_takes_its_time(
         s3_endpoint=endpoint, s3_access_key=access["key"], s3_secret_key=access["secret"],
     )  # fmt: skip
     told: list[str] = []
-    must_be_bases(settings, told.append)
-    must_be_bases(settings, told.append)
+    fetch_bases(settings, told.append)
+    fetch_bases(settings, told.append)
     assert told == [f"Fetching the base of sd15: {source}"]
 
 

@@ -436,14 +436,14 @@ def test_many_threads_share_a_checker() -> None:
 def stop_children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
     """From now on, stop each sandbox process before its first request, and add it to the list."""
     stopped: list[Child] = []
-    be_ready = Child.must_be_ready
+    be_ready = Child.wait_until_ready
 
     def noted(child: Child) -> None:
         be_ready(child)
         os.kill(child.pid, signal.SIGSTOP)
         stopped.append(child)
 
-    monkeypatch.setattr(Child, "must_be_ready", noted)
+    monkeypatch.setattr(Child, "wait_until_ready", noted)
     return stopped
 
 

@@ -24,7 +24,7 @@ from onbrand.secrets_file import Secrets
 from onbrand.services import assets, imports, logs
 from onbrand.storage.store import ObjectStore
 from onbrand.training.dispatch.providers.ray import job_environment, submission_id
-from onbrand.training.dispatch.submission import wanted
+from onbrand.training.dispatch.submission import manual_submission
 from onbrand.training.dispatch.tickets import ticket_folder
 from tests.integration.training_cluster import (
     CONFIG,
@@ -181,7 +181,7 @@ def submitted_by_hand(cluster: Cluster, brand_id: str, job_id: str) -> str:
 
 async def until_it_asks(cluster: Cluster, brand_id: str, job_id: str, submission: str) -> None:
     async with asyncio.timeout(120):
-        while wanted(ticket_folder(cluster.settings, brand_id, job_id)) != submission:  # noqa: ASYNC110 - another process
+        while manual_submission(ticket_folder(cluster.settings, brand_id, job_id)) != submission:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.2)
 
 

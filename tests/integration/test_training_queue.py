@@ -30,7 +30,7 @@ from onbrand.services import (
 from onbrand.training.dispatch.admission import Bounds
 from onbrand.training.dispatch.dispatcher import MAX_ATTEMPTS, Dispatcher
 from onbrand.training.dispatch.providers.provider import Capacity, ProviderStatus
-from onbrand.training.dispatch.submission import asking
+from onbrand.training.dispatch.submission import offered
 from onbrand.training.dispatch.tickets import read_ticket, ticket_folder
 from tests.integration.training_queue import fail_all_open_jobs
 from tests.stored_assets import store_assets
@@ -432,7 +432,7 @@ async def test_a_submission_that_somebody_made_of_a_pending_job_becomes_its_firs
 ):
     brand, job_id = await create()
     folder = Path(ticket_folder(settings_here, brand.id, job_id))
-    with asking(folder, "raysubmit_1"):
+    with offered(folder, "raysubmit_1"):
         ray.strangers["raysubmit_1"] = job_id
         await dispatcher.tick()
     job = await row(brand, job_id)
@@ -445,7 +445,7 @@ async def test_a_submission_that_somebody_made_of_a_pending_job_becomes_its_firs
 
 async def test_a_note_that_names_another_jobs_submission_changes_nothing(dispatcher, create, row, ray, settings_here):
     brand, job_id = await create()
-    with asking(Path(ticket_folder(settings_here, brand.id, job_id)), "raysubmit_2"):
+    with offered(Path(ticket_folder(settings_here, brand.id, job_id)), "raysubmit_2"):
         ray.strangers["raysubmit_2"] = "another"
         await dispatcher.tick()
     assert (await row(brand, job_id)).provider_job_id == f"{job_id}-1"

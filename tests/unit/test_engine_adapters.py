@@ -313,7 +313,7 @@ def test_whatever_happens_slots_and_leases_agree():
                 case _:
                     residency.withdraw(dice.choice(keys))
             assert {lease.key for lease in held} <= set(residency.resident)
-            assert all(residency._slots.generation(lease.slot) == lease.generation for lease in held)
+            assert all(residency._slots.version(lease.slot) == lease.version for lease in held)
             places = [lease.slot for lease in residency._leases.values()]
             assert len(places) == len(set(places)) <= residency._slots.num_slots
             assert sum(residency.num_pins(each) for each in keys) == len(held)

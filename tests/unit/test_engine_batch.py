@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onbrand.engine.batch import Job, Row, batch_size_for, default_batch_sizes
+from onbrand.engine.batch import EngineJob, Row, batch_size_for, default_batch_sizes
 from onbrand.engine.request import Plan
 from tools.harness.engine_requests import engine_request
 
 
-def job(brand: str = "acme", size: int = 64, cfg: float = 3.0, **more) -> Job:
+def job(brand: str = "acme", size: int = 64, cfg: float = 3.0, **more) -> EngineJob:
     request = engine_request(f"{brand}-request", brand, "a secret prompt", 0, **more)
-    return Job(request, Plan(size, size, 4, cfg, cfg))
+    return EngineJob(request, Plan(size, size, 4, cfg, cfg))
 
 
 @pytest.mark.parametrize(("most", "batch_sizes"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])

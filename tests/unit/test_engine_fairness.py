@@ -10,16 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from onbrand.engine.batch import Job, batch_size_for, default_batch_sizes
+from onbrand.engine.batch import EngineJob, batch_size_for, default_batch_sizes
 from onbrand.engine.fair_queue import FairQueue
 from onbrand.engine.request import Plan
 from tools.harness.engine_requests import engine_request
 
 
-def job(brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more) -> Job:
+def job(
+    brand: str = "acme", num_images: int = 1, size: int = 64, cfg: float = 3.0, steps: int = 4, **more
+) -> EngineJob:
     """A job that can step, as its conditioning is ready."""
     request = engine_request(f"{brand}-request", brand, "a prompt", 0, num_images=num_images, **more)
-    return Job(request, Plan(size, size, steps, cfg, cfg), prepared=SimpleNamespace(use=None))
+    return EngineJob(request, Plan(size, size, steps, cfg, cfg), prepared=SimpleNamespace(use=None))
 
 
 @dataclass
@@ -37,19 +39,19 @@ class Simulation:
     batch_sizes: tuple[int, ...] = ()
     even_passes: bool = False
     refused: set[str] = field(default_factory=set)
-    whose: Callable[[Job], str] = lambda each: each.brand_id
+    whose: Callable[[EngineJob], str] = lambda each: each.brand_id
 
     def __post_init__(self) -> None:
         self.batch_sizes = self.batch_sizes or default_batch_sizes(self.max_batch)
         self.queue = FairQueue(self.max_batch, self.batch_sizes, self.even_passes)
-        self.jobs: list[Job] = []
-        self.steps: Counter[tuple[Job, int]] = Counter()
+        self.jobs: list[EngineJob] = []
+        self.steps: Counter[tuple[EngineJob, int]] = Counter()
         self.ledger: Counter[str] = Counter()
         self.batch_step: dict[str, float] = {}
         self.floor = 0.0
         self.gap_steps = 0.0
 
-    def add(self, *jobs: Job) -> None:
+    def add(self, *jobs: EngineJob) -> None:
         for each in jobs:
             self.jobs.append(each)
             self.queue.push(each)
@@ -79,7 +81,7 @@ class Simulation:
     def brands(self, num_passes: int) -> Counter[str]:
         return Counter(brand for _ in range(num_passes) for brand in self.step())
 
-    def _advance(self, each: Job, num: int) -> None:
+    def _advance(self, each: EngineJob, num: int) -> None:
         num_images = each.request.parameters.num_images
         going = [n for n in range(num_images) if self.steps[each, n] < each.plan.num_steps][:num]
         assert len(going) == num
@@ -99,7 +101,7 @@ class Simulation:
             self.gap_steps = max(self.gap_steps, (self.ledger[brand] - lowest) / self.batch_step[brand])
         self.floor = max(self.floor, lowest)
 
-    def _end(self, each: Job) -> None:
+    def _end(self, each: EngineJob) -> None:
         each.num_stepped = each.request.parameters.num_images
         self.jobs.remove(each)
         self.queue.remove(each)
@@ -276,7 +278,7 @@ def test_of_brands_that_wait_none_is_ever_more_than_a_batch_step_ahead(seed):
 # accounts of several brands
 
 
-def account_of(each: Job) -> str:
+def account_of(each: EngineJob) -> str:
     return each.account_id
 
 

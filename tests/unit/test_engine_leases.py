@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from onbrand.engine.adapters import AdapterKey, AdapterUse
-from onbrand.engine.batch import Job
+from onbrand.engine.batch import EngineJob
 from onbrand.engine.leases import Leases
 from onbrand.engine.request import Plan
 from onbrand.engine.residency import AdapterResidency
@@ -22,11 +22,11 @@ from tools.harness.engine_requests import engine_request
 SERVED = {"ahead": 3.0, "even": 2.0, "behind": 1.0}
 
 
-def job(brand: str, rank: int = 4, layer: str = "0") -> Job:
+def job(brand: str, rank: int = 4, layer: str = "0") -> EngineJob:
     weights = AdapterWeights({layer: LayerWeights(torch.ones(rank, 6), torch.ones(5, rank))}, rank, {})
     use = AdapterUse(AdapterKey(brand, f"{brand}-{rank}"), weights)
     plan = Plan(64, 64, 4, 3.0, 3.0)
-    return Job(engine_request(brand, brand, "a prompt", 0), plan, prepared=SimpleNamespace(use=use))
+    return EngineJob(engine_request(brand, brand, "a prompt", 0), plan, prepared=SimpleNamespace(use=use))
 
 
 @pytest.fixture

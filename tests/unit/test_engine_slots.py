@@ -391,7 +391,7 @@ def test_brands_ranks_scales_and_weights_compile_nothing_again(toy, graphs):
         layers, rank = chance.choice(adapters)
         resident[place] = put(slots, layers, rank), layers
         chosen = [chance.choice(resident) for _ in range(3)]
-        rows = [RowAdapter(row.slot, row.generation, chance.uniform(-1, 2)) for row, _ in chosen]
+        rows = [RowAdapter(row.slot, row.version, chance.uniform(-1, 2)) for row, _ in chosen]
         with slots.bind(rows):
             drawn = model(x, t)
         for b, (row, (_, used)) in enumerate(zip(rows * 2, chosen * 2, strict=True)):

@@ -11,7 +11,7 @@ from diffusers import (
 )
 
 from onbrand.errors import BaseModelRefused
-from onbrand.families.samplers import guided, sampler_for, samplers_for
+from onbrand.families.samplers import guided, own_sampler, selectable_samplers
 from onbrand.families.spec import SPECS
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
@@ -82,7 +82,7 @@ def noise():
 def test_a_sampler_equals_the_diffusers_scheduler_of_its_configuration(name, num_steps, noise):
     scheduler = schedulers()[name]
     expected = by_diffusers(scheduler, noise, num_steps, 64)
-    torch.testing.assert_close(drawn(sampler_for(scheduler), noise, num_steps), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn(own_sampler(scheduler), noise, num_steps), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("base", ["ddim-eps", "ddim-v", "euler-eps", "euler-v", "pndm", "leading-sigma-min"])
@@ -94,22 +94,22 @@ def test_a_sampler_by_name_equals_diffusers_on_the_same_base(base, name, peer, n
     """The scheduler of diffusers' `pipeline.scheduler = Peer.from_config(pipeline.scheduler.config)`."""
     own = {**schedulers(), **others()}[base]
     expected = by_diffusers(peer.from_config(own.config), noise, num_steps, 64)
-    torch.testing.assert_close(drawn(samplers_for(own)[name], noise, num_steps), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn(selectable_samplers(own)[name], noise, num_steps), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_request_may_name_the_samplers_that_its_family_says():
     names = {"sd15": "ddim-v", "sdxl": "euler-v", "flux": "flow"}
     for family, base in names.items():
-        assert set(samplers_for(schedulers()[base])) == set(SPECS[family].samplers)
+        assert set(selectable_samplers(schedulers()[base])) == set(SPECS[family].samplers)
 
 
 def test_a_base_that_predicts_what_is_not_known_here_is_refused():
     with pytest.raises(BaseModelRefused, match="'sample'"):
-        sampler_for(EulerDiscreteScheduler(**BETAS, prediction_type="sample"))
+        own_sampler(EulerDiscreteScheduler(**BETAS, prediction_type="sample"))
 
 
 def test_second_order_needs_what_the_step_before_foresaw(noise):
-    sampler = samplers_for(schedulers()["euler-v"])["dpm++2m"]
+    sampler = selectable_samplers(schedulers()["euler-v"])["dpm++2m"]
     middle = sampler.schedule(8, 64).table[4:5].expand(2, -1)
     one, _ = sampler.step(noise, noise, torch.zeros_like(noise), middle)
     other, _ = sampler.step(noise, noise, torch.ones_like(noise), middle)
@@ -119,7 +119,7 @@ def test_second_order_needs_what_the_step_before_foresaw(noise):
 @pytest.mark.parametrize("name", list(schedulers()))
 def test_what_is_foreseen_at_the_last_step_is_the_result(name, noise):
     """x0 is read off rightly: with nothing left to remove, the step lands on it."""
-    sampler = sampler_for(schedulers()[name])
+    sampler = own_sampler(schedulers()[name])
     last = sampler.schedule(6, 64).table[-1:].expand(2, -1)
     latents, clean = sampler.step(noise * 0.3, noise, torch.zeros_like(noise), last)
     tolerance = 0.05 if "ddim" in name else 1e-5  # DDIM ends at the first training step's noise, not at none
@@ -128,7 +128,7 @@ def test_what_is_foreseen_at_the_last_step_is_the_result(name, noise):
 
 @pytest.mark.parametrize("name", ["euler", "dpm++2m"])
 def test_rows_at_different_steps_are_what_they_are_alone(name, noise):
-    sampler = samplers_for(schedulers()["euler-v"])[name]
+    sampler = selectable_samplers(schedulers()["euler-v"])[name]
     long, short = sampler.schedule(8, 64), sampler.schedule(3, 64)
     clean, prediction = noise.flip(0), noise.flip(2)
     both, _ = sampler.step(prediction, noise, clean, torch.stack([long.table[5], short.table[1]]))
@@ -137,7 +137,7 @@ def test_rows_at_different_steps_are_what_they_are_alone(name, noise):
 
 
 def test_a_schedule_does_not_depend_on_those_made_before():
-    for sampler in (*samplers_for(schedulers()["ddim-v"]).values(), sampler_for(schedulers()["flow"])):
+    for sampler in (*selectable_samplers(schedulers()["ddim-v"]).values(), own_sampler(schedulers()["flow"])):
         first = sampler.schedule(5, 64)
         sampler.schedule(9, 1024)
         assert torch.equal(sampler.schedule(5, 64).table, first.table)

@@ -69,3 +69,9 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 def test_a_base_without_advice_gets_the_familys_defaults(tmp_path):
     advice = recommended("sdxl", tmp_path)
     assert (advice.resolution, advice.num_inference_steps, advice.true_cfg_scale) == (1024, 30, None)
+
+
+def test_an_unknown_recommendation_is_refused_and_named(tmp_path):
+    (tmp_path / "onbrand.json").write_text('{"training": {"ranks": 8}}')
+    with pytest.raises(BaseModelRefused, match="ranks"):
+        recommended("sdxl", tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError
-from onbrand.folders import must_be_closed_to_others, must_be_out_of_reach, must_be_private
+from onbrand.folders import make_private, must_be_closed_to_others, must_be_out_of_reach
 from onbrand.local.platform import make_private_folders
 from onbrand.secrets_file import Secrets
 from onbrand.storage.backends import open_backend
@@ -30,32 +30,32 @@ def folder(path: Path, mode: int = 0o755) -> Path:
 
 
 def test_a_folder_of_ours_is_closed(tmp_path: Path) -> None:
-    assert mode(must_be_private(folder(tmp_path / "data", 0o777))) == 0o700
+    assert mode(make_private(folder(tmp_path / "data", 0o777))) == 0o700
 
 
 def test_an_account_may_pass_and_not_list(tmp_path: Path) -> None:
-    assert mode(must_be_private(folder(tmp_path / "data"), group=os.getegid())) == 0o710
+    assert mode(make_private(folder(tmp_path / "data"), group=os.getegid())) == 0o710
 
 
 def test_a_folder_of_other_things_is_not_closed_but_refused(tmp_path: Path) -> None:
     home = folder(tmp_path / "home")
     (home / "letter.txt").touch()
     with pytest.raises(ConfigurationError, match="not Onbrand's"):
-        must_be_private(home)
+        make_private(home)
     assert mode(home) == 0o755
 
 
 def test_an_old_data_directory_that_was_open_is_closed(tmp_path: Path) -> None:
     data = folder(tmp_path / "data", 0o711)
     (data / "secrets.json").touch()
-    assert mode(must_be_private(data)) == 0o700
+    assert mode(make_private(data)) == 0o700
 
 
 @as_root
 def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(folder(tmp_path / "data"), NOBODY, NOBODY)
     with pytest.raises(ConfigurationError, match="belongs to another user"):
-        must_be_private(tmp_path / "data")
+        make_private(tmp_path / "data")
 
 
 @as_root
@@ -63,19 +63,19 @@ def test_a_link_of_another_user_is_refused_although_its_target_is_ours(tmp_path:
     (tmp_path / "data").symlink_to(folder(tmp_path / "ours"))
     os.chown(tmp_path / "data", NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(ConfigurationError, match="link that belongs to another user"):
-        must_be_private(tmp_path / "data")
+        make_private(tmp_path / "data")
 
 
 def test_a_link_of_ours_is_followed(tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(folder(tmp_path / "ours"))
-    must_be_private(tmp_path / "data")
+    make_private(tmp_path / "data")
     assert mode(tmp_path / "ours") == 0o700
 
 
 def test_a_folder_that_anybody_can_replace_is_refused(tmp_path: Path) -> None:
     shared = folder(tmp_path / "shared", 0o777)
     with pytest.raises(ConfigurationError, match="can rename"):
-        must_be_private(folder(shared / "data"))
+        make_private(folder(shared / "data"))
     shared.chmod(0o1777)
     must_be_out_of_reach(shared / "data")
 
@@ -85,7 +85,7 @@ def test_a_link_through_a_replaceable_folder_is_refused(tmp_path: Path) -> None:
     folder(shared / "data")
     (tmp_path / "data").symlink_to(shared / "data")
     with pytest.raises(ConfigurationError, match="can rename"):
-        must_be_private(tmp_path / "data")
+        make_private(tmp_path / "data")
 
 
 def test_a_start_closes_objects_and_runs_and_what_else_is_there(tmp_path: Path) -> None:

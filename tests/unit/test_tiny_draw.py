@@ -136,6 +136,6 @@ def test_an_unknown_brand_is_named_with_a_noun():
 def test_drawing_and_brands_need_no_torch():
     names = [*(f"onbrand.families.tiny.{name}" for name in ("draw", "brands", "prior")), "tools.tiny_bases.score"]
     code = "import sys, onbrand.families.tiny as tiny; tiny.tiny_base('sd15');"
-    code += "".join(f"import {name};" for name in [*names, "tools.tiny_bases.advice"])
+    code += "".join(f"import {name};" for name in [*names, "tools.tiny_bases.recommendations"])
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "platform:."}, check=False).returncode == 0

@@ -115,7 +115,7 @@ def test_a_run_is_judged_by_a_picture_that_it_never_trains_on_and_publishes_the_
     losses = [told["validation_loss"] for told in platform.told]
     assert last["best_validation_loss"] == min(losses)
     assert last["best_step"] == losses.index(min(losses)) + 1
-    run.publish(run.prove())
+    run.publish(run.verify_export())
     [(data, facts)] = platform.published
     assert facts["metrics"]["published_step"] == last["best_step"]
     tensors = must_be_plain_safetensors(data).tensors
@@ -128,7 +128,7 @@ def test_a_run_says_line_by_line_what_it_does(tmp_path):
     platform = Platform()
     run = run_of(platform, tmp_path)
     run.train()
-    run.prove()
+    run.verify_export()
     said = [line.code for line in platform.lines]
     assert said[:2] == ["pictures", "began"]
     assert said[-3:] == ["kept", "trained", "proved"]
@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_publishes_the_best_step_that_it_has(tmp_path):
     platform.finish_requested = True
     run.train()
     assert (run.trainer.step, run.trainer.done) == (1, False)
-    run.publish(run.prove())
+    run.publish(run.verify_export())
     [(_, facts)] = platform.published
     assert facts["metrics"]["published_step"] == facts["metrics"]["steps"] == 1
 
@@ -185,7 +185,7 @@ class BesideRankZero:
 def test_other_workers_end_as_rank_zero_does_when_a_run_is_stopped(tmp_path, monkeypatch, publishes):
     run = run_of(Platform(), tmp_path)
     run.heartbeat, run.trainer.collectives = None, BesideRankZero(publishes)
-    stopped = StepFacts(1, 0.0, None, 0.0, 0.0, stop=True)
+    stopped = StepFacts(1, 0.0, None, 0.0, 0.0, stopped=True)
     monkeypatch.setattr(run, "_show_base", lambda: None)
     monkeypatch.setattr(run.trainer, "train_step", lambda **_: stopped)
     if publishes:
@@ -209,7 +209,7 @@ def test_a_run_continues_from_a_published_model_and_is_another_run_than_one_from
     platform = Platform()
     first = run_of(platform, tmp_path)
     first.train()
-    first.publish(first.prove())
+    first.publish(first.verify_export())
     start = StartModel(name="sd15-lora-v1", sha256="0" * 64, rank=first.plan.rank, base_revision="any")
     later = Platform()
     later.published = platform.published
@@ -227,7 +227,7 @@ def test_a_run_continues_from_a_published_model_and_is_another_run_than_one_from
 def test_a_model_of_another_rank_or_other_targets_is_refused(tmp_path, other):
     platform = Platform()
     first = run_of(platform, tmp_path)
-    first.publish(first.prove())
+    first.publish(first.verify_export())
     second = run_of(platform, tmp_path, **other)
     with pytest.raises(AdapterRefused, match="rank, targets or base differ"):
         second.trainer.begin_with(platform.read_start())

@@ -9,7 +9,7 @@ from onbrand.config import Settings
 from onbrand.errors import Conflict, TicketRefused, Unavailable
 from onbrand.internal.training import TrainingSpec
 from onbrand.training.dispatch import submission
-from onbrand.training.dispatch.submission import asking, must_be_our_turn, own_submission, wanted
+from onbrand.training.dispatch.submission import manual_submission, offered, own_submission, wait_until_named
 from onbrand.training.dispatch.tickets import ticket_folder
 
 JOB = "0b8a4c1e-1111-4222-8333-444455556666"
@@ -46,7 +46,7 @@ class Row:
         self.settings, self.said, self.asked = settings, list(said), []
 
     def look(self) -> TrainingSpec:
-        self.asked.append(wanted(ticket_folder(self.settings, "acme", JOB)))
+        self.asked.append(manual_submission(ticket_folder(self.settings, "acme", JOB)))
         now = self.said.pop(0) if len(self.said) > 1 else self.said[0]
         if now == "no ticket":
             raise TicketRefused("none")
@@ -54,7 +54,7 @@ class Row:
 
 
 def turn(settings: Settings, submission: str, seen: Row, patience: float = 30.0) -> TrainingSpec:
-    return must_be_our_turn(settings, "acme", JOB, submission, seen.look, patience)
+    return wait_until_named(settings, "acme", JOB, submission, seen.look, patience)
 
 
 def test_the_dispatchers_driver_waits_until_its_row_is_written(settings):
@@ -67,7 +67,7 @@ def test_an_engineers_submission_asks_and_waits_for_the_jobs_turn(settings):
     seen = Row(settings, "no ticket", None, "raysubmit_1")
     assert turn(settings, "raysubmit_1", seen).provider_job_id == "raysubmit_1"
     assert seen.asked == ["raysubmit_1"] * 3
-    assert wanted(ticket_folder(settings, "acme", JOB)) is None
+    assert manual_submission(ticket_folder(settings, "acme", JOB)) is None
     assert not Path(ticket_folder(settings, "acme", JOB)).exists()
 
 
@@ -86,23 +86,23 @@ def test_an_ended_jobs_driver_ends(settings):
         raise Conflict("the job is canceled already")
 
     with pytest.raises(Conflict, match="canceled already"):
-        must_be_our_turn(settings, "acme", JOB, OWN, look, 30.0)
+        wait_until_named(settings, "acme", JOB, OWN, look, 30.0)
 
 
 def test_a_note_is_only_ours_and_holds_a_name_or_says_nothing(tmp_path):
-    with asking(tmp_path / "job", "raysubmit_1"):
+    with offered(tmp_path / "job", "raysubmit_1"):
         note = tmp_path / "job" / "wanted"
         assert stat.S_IMODE(note.stat().st_mode) == 0o600
         note.write_text("raysubmit_1; rm -rf /")
-        assert submission.wanted(tmp_path / "job") is None
+        assert submission.manual_submission(tmp_path / "job") is None
 
 
 def test_a_later_submissions_note_is_not_taken_away_by_an_earlier_one(tmp_path):
-    with asking(tmp_path, "raysubmit_1"), asking(tmp_path, "raysubmit_2"):
+    with offered(tmp_path, "raysubmit_1"), offered(tmp_path, "raysubmit_2"):
         pass
-    with asking(tmp_path, "raysubmit_1"):
+    with offered(tmp_path, "raysubmit_1"):
         (tmp_path / "wanted").write_text("raysubmit_2")
-    assert submission.wanted(tmp_path) == "raysubmit_2"
+    assert submission.manual_submission(tmp_path) == "raysubmit_2"
 
 
 def test_a_process_that_is_no_ray_job_is_told_how_to_be_one(monkeypatch):

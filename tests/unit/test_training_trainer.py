@@ -146,9 +146,9 @@ def test_a_worker_without_a_shard_is_heard_too():
     group = Together(3)
     some = [small_trainer(collectives=group.worker(rank), plan=plan) for rank in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        asked = list(pool.map(lambda each: each.train_step(ask=each.collectives.rank == 2).ask, some))
-        stopped = list(pool.map(lambda each: each.train_step(stop=each.collectives.rank == 2).stop, some))
-    assert asked == stopped == [True] * 3
+        facts = list(pool.map(lambda each: each.train_step(check_preemption=each.collectives.rank == 2), some))
+        stopped = list(pool.map(lambda each: each.train_step(stop=each.collectives.rank == 2).stopped, some))
+    assert [each.check_preemption for each in facts] == stopped == [True] * 3
     assert {each.step for each in some} == {1}
 
 
@@ -214,7 +214,7 @@ def test_a_worker_that_was_asked_to_stop_stops_all_before_anything_changes():
     told: dict[int, bool] = {}
 
     def one_step(rank: int) -> None:
-        told[rank] = pair[rank].train_step(stop=rank == 1).stop
+        told[rank] = pair[rank].train_step(stop=rank == 1).stopped
 
     threads = [threading.Thread(target=one_step, args=(rank,)) for rank in range(2)]
     for thread in threads:

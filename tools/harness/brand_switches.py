@@ -87,7 +87,7 @@ def _put(slots: Slots, adapter: AdapterWeights) -> RowAdapter:
 def _row(chance: random.Random, resident: list[RowAdapter]) -> RowAdapter | None:
     """A random resident adapter with a random scale, or None for the base."""
     chosen = chance.choice([None, *resident])
-    return chosen and RowAdapter(chosen.slot, chosen.generation, chance.uniform(-1, 2))
+    return chosen and RowAdapter(chosen.slot, chosen.version, chance.uniform(-1, 2))
 
 
 def _slot(row: RowAdapter | None) -> Any:

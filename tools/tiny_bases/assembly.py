@@ -23,8 +23,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from tools.tiny_bases.advice import advice
 from tools.tiny_bases.architectures import new_denoiser, new_scheduler
+from tools.tiny_bases.recommendations import recommendations
 
 # Folders of the earlier stages in the work folder.
 CLIP, CLIP_NARROW, CLIP_PROJECTING, T5 = "clip", "clip_narrow", "clip_projecting", "t5"
@@ -69,7 +69,7 @@ def new_pipeline(family: str, work: Path) -> DiffusionPipeline:
 
 
 def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write the pipeline, converted to `dtype`, and its advice. Readers of `folder` see the old or the new one."""
+    """Write the pipeline, converted to `dtype`, and its recommendations. Readers see the old or the new one."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(dtype=dtype, memory_format=torch.contiguous_format)
@@ -78,7 +78,7 @@ def save_base(pipeline: DiffusionPipeline, family: str, folder: Path, dtype: tor
         shutil.rmtree(leftover, ignore_errors=True)
     pipeline.save_pretrained(partial)
     _forget_origin(partial)
-    (partial / "onbrand.json").write_text(json.dumps(advice(family), indent=2) + "\n")
+    (partial / "onbrand.json").write_text(json.dumps(recommendations(family), indent=2) + "\n")
     if folder.exists():
         folder.rename(previous)
     partial.rename(folder)

@@ -19,7 +19,7 @@ def demo(
     images: Annotated[list[Path] | None, typer.Option(help="A folder of pictures of your own; repeatable.")] = None,
     brand: Annotated[list[str] | None, typer.Option(help="The brand's name for each --images, in order.")] = None,
     out: Annotated[Path, typer.Option(help="Where the contact sheet and the report go.")] = Path("demo-output"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the base's own advice.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the base's recommendation.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload, train, publish and generate for two brands, and attempt access from each brand to the other.

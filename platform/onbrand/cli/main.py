@@ -57,9 +57,9 @@ def build() -> typer.Typer:
 
     for command in (up.up, demo.demo, login.signup, login.login, generate.generate):
         app.command()(command)
-    nouns = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, users)
-    for noun in nouns:
-        app.add_typer(noun.app)
+    groups = (train, brands, invitations, keys, assets, documents, uploads, jobs, models, images, audit, users)
+    for group in groups:
+        app.add_typer(group.app)
     return app
 
 

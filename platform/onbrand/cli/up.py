@@ -48,7 +48,7 @@ def up(
 
 
 def _wait_for_end(platform: Platform) -> None:
-    while platform.running:
+    while platform.is_alive:
         platform.restart_if_dead()
         time.sleep(_POLL_SECONDS)
     from onbrand.errors import ConfigurationError

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from onbrand.client.resource_models import ApiModel, Owned
+from onbrand.client.object_bases import ApiModel, Owned
 
 
 class User(ApiModel):

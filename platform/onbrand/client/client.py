@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from onbrand.client import accounts, generation_resources, members, monitor, objects, resources, uploads
+from onbrand.client import accounts, generations, members, monitor, objects, resources, uploads
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import Captions, File, save_at
 from onbrand.client.transport import Transport
@@ -63,8 +63,8 @@ class Onbrand:
         self.assets = resources.Assets(self)
         self.training_jobs = resources.TrainingJobs(self)
         self.models = resources.Models(self)
-        self.generations = generation_resources.Generations(self)
-        self.images = generation_resources.Images(self)
+        self.generations = generations.Generations(self)
+        self.images = generations.Images(self)
         self.documents = resources.Documents(self)
         self.uploads = uploads.Uploads(self)
         self.audit_events = resources.AuditEvents(self)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from onbrand.client import accounts
-from onbrand.client.resource import BrandLike, BrandResource, brand_path, given
+from onbrand.client.resource_bases import BrandLike, BrandResource, brand_path, given
 
 _TOKEN_PREFIX = "obi_"
 

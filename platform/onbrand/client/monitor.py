@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from onbrand.client.resource_models import ApiModel, Attached
+from onbrand.client.object_bases import ApiModel, Attached
 
 
 class Point(ApiModel):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.monitor import Finding, LogLine, MetricsSeries, Sample
-from onbrand.client.resource_models import ApiModel, Owned, Waitable
+from onbrand.client.object_bases import ApiModel, Owned, Waitable
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand

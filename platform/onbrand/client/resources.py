@@ -11,11 +11,11 @@ from typing import Any, Literal
 from onbrand.client import accounts, monitor, objects
 from onbrand.client.audit_chain import Head, Verdict, check_chain
 from onbrand.client.files import Captions, File, as_captions, as_part, save_at
-from onbrand.client.resource import BrandLike, BrandResource, FileResource, Resource, brand_id_of, brand_path, given
+from onbrand.client.resource_bases import BrandLike, BrandResource, FileResource, Resource, brand_path, given, id_of
 
 
 class Users(Resource):
-    """Accounts."""
+    """Sign-up, and the account of the client's token."""
 
     def create(self, email: str, password: str) -> accounts.User:
         """Sign up."""
@@ -27,11 +27,11 @@ class Users(Resource):
 
 
 class Tokens(Resource):
-    """Bearer tokens."""
+    """Bearer tokens, which are made from an address and a password."""
 
     def create(self, email: str, password: str, brand: BrandLike | None = None) -> accounts.Token:
         """Log in; with `brand`, the token is limited to that brand. Unlike `client.log_in`, does not use the token."""
-        brand_id = None if brand is None else brand_id_of(brand)
+        brand_id = None if brand is None else id_of(brand)
         return self._post(accounts.Token, "/v1/tokens", given(email=email, password=password, brand_id=brand_id))
 
 
@@ -131,7 +131,7 @@ class Documents(FileResource[objects.Document]):
 
 
 class TrainingJobs(BrandResource[objects.TrainingJob]):
-    """Training jobs."""
+    """Training jobs: check the data, create, follow, stop and retry."""
 
     kind, name = objects.TrainingJob, "training-jobs"
 
@@ -264,6 +264,6 @@ class AuditEvents(Resource):
 
     def verify(self, brand: BrandLike, head: Head | str | None = None) -> Verdict:
         """Read the whole record and verify its hash chain locally; it must contain `head` of an earlier verdict."""
-        brand_id = brand_id_of(brand)
+        brand_id = id_of(brand)
         anchor = Head.parse(head) if isinstance(head, str) else head
         return check_chain(brand_id, self.list(brand_id, oldest_first=True), anchor)

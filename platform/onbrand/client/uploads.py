@@ -11,7 +11,7 @@ from typing import Any
 from onbrand.client import objects
 from onbrand.client.errors import InvalidArgument
 from onbrand.client.files import File, as_part
-from onbrand.client.resource import BrandLike, BrandResource, brand_path, given
+from onbrand.client.resource_bases import BrandLike, BrandResource, brand_path, given
 
 _TYPES = {
     ".zip": "application/zip",

@@ -19,7 +19,7 @@ from typing import IO
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from onbrand.config import Settings, must_be_writable
+from onbrand.config import Settings, make_writable
 from onbrand.db.claims import install_key
 from onbrand.db.dsn import explicit_dsn, must_be_dsn
 from onbrand.db.logins import LOGINS, DatabaseUrls, Login, connect_as_owner, login_name, prepare
@@ -89,7 +89,7 @@ def start(settings: Settings, secrets: Secrets | None = None) -> EmbeddedDatabas
     Raises ConfigurationError, and leaves no server running, if the folder is in use by another process, not writable,
     not private, or no usable database.
     """
-    folder = must_be_writable(settings.folder)
+    folder = make_writable(settings.folder)
     lock = _lock_of(folder)
     try:
         forget_postgres_variables()
@@ -146,7 +146,7 @@ def open_database(settings: Settings, secrets: Secrets | None = None) -> Embedde
     if settings.database_url is None:
         return read_urls(settings)
     owner_url = _explicit_owner(settings.database_url)
-    passwords = _passwords(must_be_writable(settings.folder))
+    passwords = _passwords(make_writable(settings.folder))
     web = _password_in(settings.web_database_url, "web") or passwords["web"]
     system = _password_in(settings.system_database_url, "system") or passwords["system"]
     urls = prepare(owner_url, web, system, reset=settings.reset_logins)

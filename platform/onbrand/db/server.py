@@ -24,7 +24,7 @@ from typing import Any
 
 from onbrand.environment import is_postgres_variable
 from onbrand.errors import ConfigurationError
-from onbrand.folders import must_be_private
+from onbrand.folders import make_private
 from onbrand.secrets_file import without_secrets
 
 SOCKET = ".s.PGSQL.5432"
@@ -199,9 +199,9 @@ def let_server_through(folder: Path) -> None:
     folders above that.
     """
     if _account() is None:
-        must_be_private(folder)
+        make_private(folder)
         return
-    must_be_private(folder, group=server_group())
+    make_private(folder, group=server_group())
     binaries = programs()
     for path in (*folder.parents, binaries, *binaries.parents):
         mode = path.stat().st_mode

@@ -23,7 +23,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """One brand."""
+    """The rows of one brand, under its name."""
 
     title: str
     note: str

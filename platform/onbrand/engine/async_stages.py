@@ -16,7 +16,7 @@ class Stages(Generic[T]):
     """Runs work that the engine's thread submits; that thread takes the outcomes.
 
     Args:
-        executor: None: work runs at once, in the order of submission.
+        executor: if None, work runs at once, in the order of submission.
         on_done: called in any thread when an outcome is ready.
     """
 

@@ -1,4 +1,4 @@
-"""Jobs, their rows, the keys that decide which rows share a forward pass, and the batch sizes.
+"""Requests in the engine, their rows, the keys that decide which rows share a forward pass, and the batch sizes.
 
 The order of service is in `onbrand.engine.fair_queue`.
 """
@@ -51,8 +51,8 @@ class Prepared:
 
 
 @dataclass(eq=False)
-class Job:
-    """A request in the engine.
+class EngineJob:
+    """A request in the engine, until its last image is returned. It is no training job.
 
     Args:
         lease: of its adapter's slot, while its rows step; may be recalled while they pause.
@@ -116,17 +116,17 @@ class Row:
 
     Args:
         denoised_1CHW: the clean latents predicted at its last step; zeros before the first.
-        slot_generation: generation of the slot used at its last step; None without an adapter.
+        slot_version: version of the slot used at its last step; None without an adapter.
         overflowed: its latents are known to hold non-finite values.
     """
 
-    job: Job
+    job: EngineJob
     index: int
     latents_1CHW: Tensor
     denoised_1CHW: Tensor
     step: int = 0
     batch_sizes: set[int] = field(default_factory=set)
-    slot_generation: int | None = None
+    slot_version: int | None = None
     overflowed: bool = False
 
     @property
@@ -166,7 +166,7 @@ class Row:
             height=plan.height,
             width=plan.width,
             batch_sizes=tuple(sorted(self.batch_sizes)),
-            slot_generation=self.slot_generation,
+            slot_generation=self.slot_version,
             cut=self.prepared.cut,
         )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from onbrand.engine.async_stages import Stages
-from onbrand.engine.batch import Job, Prepared, Row, default_batch_sizes
+from onbrand.engine.batch import EngineJob, Prepared, Row, default_batch_sizes
 from onbrand.engine.compilation import compile_passes
 from onbrand.engine.cpu.onednn import use_onednn
 from onbrand.engine.cpu.unet_blocks import use_blocks
@@ -46,7 +46,7 @@ from onbrand.errors import Conflict, OnbrandError
 from onbrand.families.family import Family
 from onbrand.families.preview import LatentColors
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -88,7 +88,7 @@ class Engine:
         if compile:
             compile_passes(family.denoiser)
         self.residency = AdapterResidency(self._slots)
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, EngineJob] = {}
         self._queue = FairQueue(max_batch, self.batch_sizes, even_passes)
         self._leases = Leases(self.residency, self._queue.served)
         self._runner = ModelRunner(family, self._slots, self.batch_sizes, compiled=compile)
@@ -136,7 +136,7 @@ class Engine:
         if request.id in self._jobs:
             raise Conflict(f"the request {request.id} is already being drawn")
         self._limits.must_have_room(self._queue, request, self._retry_after)
-        job = self._jobs[request.id] = Job(request, plan)
+        job = self._jobs[request.id] = EngineJob(request, plan)
         self._queue.push(job)
         self._stalled = False
         return request.id
@@ -179,7 +179,7 @@ class Engine:
                 job.preparing = True
             self._stages.submit(partial(self._preparation.prepare, jobs), partial(self._on_prepared, jobs))
 
-    def _on_prepared(self, jobs: Sequence[Job], results: Future[list[Prepared | Exception]]) -> list[Event]:
+    def _on_prepared(self, jobs: Sequence[EngineJob], results: Future[list[Prepared | Exception]]) -> list[Event]:
         problem = results.exception()
         events: list[Event] = []
         for job, prepared in zip(jobs, [problem] * len(jobs) if problem else results.result(), strict=True):
@@ -195,10 +195,10 @@ class Engine:
 
     def _next_rows(self) -> tuple[list[Row], list[Event]]:
         """The rows that step now, and `Failed` events of jobs that could not join."""
-        stepping: set[Job] = set()
-        problems: dict[Job, Exception] = {}
+        stepping: set[EngineJob] = set()
+        problems: dict[EngineJob, Exception] = {}
 
-        def admit(job: Job) -> bool:
+        def admit(job: EngineJob) -> bool:
             try:
                 if self._leases.take(job, stepping):
                     stepping.add(job)
@@ -216,7 +216,7 @@ class Engine:
         rows.sort(key=_rank_class)  # rows of one rank class are neighbours: their deltas are added together
         return rows, [self._fail(job, problem) for job, problem in problems.items()]
 
-    def _rows(self, job: Job, num: int) -> list[Row]:
+    def _rows(self, job: EngineJob, num: int) -> list[Row]:
         """The first `num` rows of the job; starts waiting images as needed."""
         assert job.prepared is not None
         while len(job.rows) < num:
@@ -227,7 +227,7 @@ class Engine:
             job.num_started += 1
         return job.rows[:num]
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: EngineJob) -> None:
         """Remove a job with its waiting images, rows and lease. Results still being computed are discarded."""
         job.ended = True
         self._jobs.pop(job.request.id, None)
@@ -238,12 +238,12 @@ class Engine:
         job.prepared = None
         self._stalled = False  # another job may wait for its slot
 
-    def _fail(self, job: Job, problem: BaseException) -> Failed:
+    def _fail(self, job: EngineJob, problem: BaseException) -> Failed:
         self._end(job)
         if isinstance(problem, OnbrandError):
             return Failed(job.request.id, problem)
         frames = "".join(traceback.format_tb(problem.__traceback__))
-        logger.error("request %s failed: %s\n%s", job.request.id, type(problem).__name__, frames)
+        log.error("request %s failed: %s\n%s", job.request.id, type(problem).__name__, frames)
         return Failed(job.request.id, OnbrandError(f"the picture could not be drawn ({type(problem).__name__})"))
 
     def _retry_after(self, brand_id: str) -> int:

@@ -20,31 +20,37 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
-from onbrand.engine.batch import BatchKey, Job, batch_size_for
+from onbrand.engine.batch import BatchKey, EngineJob, batch_size_for
 
 
 @dataclass(slots=True, eq=False)
-class _Brand:
-    """A brand's jobs in order of arrival, and its ledger.
+class _Ledger:
+    """The service that an account or a brand got.
 
     Args:
         last_turn: number of the pass that served it last; of equal ledgers, the one served longest ago goes first.
     """
 
     served: float
-    jobs: dict[Job, None] = field(default_factory=dict)
     last_turn: int = 0
 
     @property
-    def place(self) -> tuple[float, int]:
-        """Sort key: the lowest goes first."""
+    def sort_key(self) -> tuple[float, int]:
+        """The lowest goes first."""
         return self.served, self.last_turn
 
-    def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
+
+@dataclass(slots=True, eq=False)
+class _Brand(_Ledger):
+    """A brand's jobs in order of arrival, and its ledger."""
+
+    jobs: dict[EngineJob, None] = field(default_factory=dict)
+
+    def has_more(self, taken: Counter[EngineJob], refused: set[EngineJob]) -> bool:
         """Whether it has an image that could step but was not taken."""
         return any(job.num_to_step > taken[job] for job in self.jobs if job not in refused)
 
-    def first(self, key: BatchKey | None, taken: Counter[Job], refused: set[Job]) -> Job | None:
+    def first(self, key: BatchKey | None, taken: Counter[EngineJob], refused: set[EngineJob]) -> EngineJob | None:
         """Its oldest job with an image to step, of `key` if one is given; else None."""
         for job in self.jobs:
             if job.num_to_step > taken[job] and job not in refused and key in (None, job.key):
@@ -53,21 +59,15 @@ class _Brand:
 
 
 @dataclass(slots=True, eq=False)
-class _Account:
+class _Account(_Ledger):
     """The brands of one account, and their common ledger.
 
     Args:
-        floor: lowest ledger of its brands with images left out; brands below it are lifted to it.
+        floor: lowest ledger of its brands with images left out; brands below it are raised to it.
     """
 
-    served: float
     brands: dict[str, _Brand] = field(default_factory=dict)
-    last_turn: int = 0
     floor: float = 0.0
-
-    @property
-    def place(self) -> tuple[float, int]:
-        return self.served, self.last_turn
 
     @property
     def num_to_step(self) -> int:
@@ -79,11 +79,11 @@ class _Account:
         """Its brands with jobs."""
         return [brand for brand in self.brands.values() if brand.jobs]
 
-    def has_more(self, taken: Counter[Job], refused: set[Job]) -> bool:
+    def has_more(self, taken: Counter[EngineJob], refused: set[EngineJob]) -> bool:
         return any(brand.has_more(taken, refused) for brand in self.brands.values())
 
-    def lift(self) -> None:
-        """Lift every brand to the floor, so that none saves up credit."""
+    def raise_to_floor(self) -> None:
+        """Raise every brand's ledger to the floor, so that none saves up credit."""
         for brand in self.brands.values():
             brand.served = max(brand.served, self.floor)
 
@@ -92,11 +92,11 @@ class _Account:
         kept = {name: each for name, each in self.brands.items() if each.jobs or each.served > self.floor}
         self.brands = kept
 
-    def near(self, num_images: int) -> Iterator[Job]:
+    def first_jobs(self, num_images: int) -> Iterator[EngineJob]:
         """The first jobs with waiting images, brands in turns, until they hold `num_images` images."""
         lines = [
             list(islice((job for job in brand.jobs if job.num_waiting), num_images))
-            for brand in sorted(self.busy, key=lambda brand: brand.place)
+            for brand in sorted(self.busy, key=lambda brand: brand.sort_key)
         ]
         num_found = 0
         for job in filter(None, chain.from_iterable(zip_longest(*lines))):
@@ -109,17 +109,17 @@ class _Account:
 class FairQueue:
     """All jobs of an engine, and the order in which they are served.
 
-    - An account that comes back, or had everything served, is lifted to the lowest ledger of those with images left
-      out: none saves up credit, and none owes for service that no other wanted. The same holds among an account's
-      brands.
+    - The floor is the lowest ledger of the accounts with images left out. An account that returns starts at the floor,
+      so its absence earns no credit. If every image is served, all ledgers become equal, so nobody pays for service
+      that no other account wanted. The same holds among an account's brands.
     - A pass has one `BatchKey`: that of the account with the lowest ledger. Others of the same key fill the batch, but
       get at most one batch step ahead of those whose key has to wait. Dummy rows are charged to the leader.
     - Within a brand: first come, first served.
 
     Args:
         batch_sizes: as of `Engine`.
-        even_passes: no account has more rows in a pass than any other account has images to step, so that small
-            requests wait little where the time of a pass grows with its rows, as on a CPU.
+        even_passes: an account gets no more rows of a pass than the smallest number of images that another account has
+            to step. Small requests then wait little where the time of a pass grows with its rows, as on a CPU.
     """
 
     def __init__(self, max_batch: int, batch_sizes: Sequence[int], even_passes: bool = False) -> None:
@@ -128,7 +128,7 @@ class FairQueue:
         self._floor = 0.0
         self._num_turns = 0
 
-    def push(self, job: Job) -> None:
+    def push(self, job: EngineJob) -> None:
         """Put a job at the end of its brand's line."""
         account = self._accounts.get(job.account_id)
         if account is None:
@@ -138,13 +138,13 @@ class FairQueue:
             brand = account.brands[job.brand_id] = _Brand(account.floor)
         brand.jobs[job] = None
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: EngineJob) -> None:
         """Remove a job; no effect if it is not in. Its brand keeps its ledger until the others reach it."""
         brand = self._brand_of(job)
         if brand is not None:
             brand.jobs.pop(job, None)
 
-    def served(self, job: Job) -> tuple[float, float]:
+    def served(self, job: EngineJob) -> tuple[float, float]:
         """The ledgers of the job's account and brand: the higher, the later their turn."""
         account, brand = self._accounts.get(job.account_id), self._brand_of(job)
         if account is None or brand is None:
@@ -171,16 +171,16 @@ class FairQueue:
             for job in brand.jobs
         )
 
-    def unprepared(self) -> Iterator[Job]:
+    def unprepared(self) -> Iterator[EngineJob]:
         """Jobs to prepare now: enough of each account for a whole pass, but few enough to fit device memory."""
         busy = [account for account in self._accounts.values() if account.busy]
         ahead = max(self._max_batch, 4 * self._max_batch // max(1, len(busy)))
         for account in busy:
-            for job in account.near(ahead):
+            for job in account.first_jobs(ahead):
                 if not job.prepared and not job.preparing:
                     yield job
 
-    def next_batch(self, admit: Callable[[Job], bool]) -> list[Job]:
+    def next_batch(self, admit: Callable[[EngineJob], bool]) -> list[EngineJob]:
         """The jobs that step an image now, one entry per image; all of one key.
 
         Args:
@@ -191,18 +191,18 @@ class FairQueue:
         busy = [account for account in self._accounts.values() if account.busy]
         for account in busy:
             account.served = max(account.served, self._floor)
-            account.lift()
+            account.raise_to_floor()
         most = _even_rows(busy) if self._even_passes else [self._max_batch] * len(busy)
-        turn = _Turn(busy, most, self._max_batch, self._batch_sizes, self._num_turns, admit)
-        chosen = turn.chosen()
+        choice = _BatchChoice(busy, most, self._max_batch, self._batch_sizes, self._num_turns, admit)
+        chosen = choice.chosen()
         if chosen:
-            turn.charge_dummies()
-            self._floor = max(self._floor, turn.floor_of(busy))
+            choice.charge_dummies()
+            self._floor = max(self._floor, choice.floor_of(busy))
             for account in busy:
-                account.floor = max(account.floor, turn.floor_of(account.busy))
+                account.floor = max(account.floor, choice.floor_of(account.busy))
         return chosen
 
-    def _brand_of(self, job: Job) -> _Brand | None:
+    def _brand_of(self, job: EngineJob) -> _Brand | None:
         account = self._accounts.get(job.account_id)
         return None if account is None else account.brands.get(job.brand_id)
 
@@ -221,7 +221,7 @@ def _even_rows(accounts: Sequence[_Account]) -> list[int]:
     return [lowest[1] if total == lowest[0] else lowest[0] for total in totals]
 
 
-class _Turn:
+class _BatchChoice:
     """The choice of one batch.
 
     Args:
@@ -235,17 +235,17 @@ class _Turn:
         max_batch: int,
         batch_sizes: Sequence[int],
         number: int,
-        admit: Callable[[Job], bool],
+        admit: Callable[[EngineJob], bool],
     ) -> None:
         self._accounts, self._most, self._max_batch, self._batch_sizes = accounts, most, max_batch, batch_sizes
-        self._chosen: list[Job] = []
+        self._chosen: list[EngineJob] = []
         self._num_rows: Counter[int] = Counter()
         self._number, self._admit = number, admit
-        self._taken: Counter[Job] = Counter()
-        self._refused: set[Job] = set()
-        self._leader: tuple[_Account, _Brand, Job] | None = None
+        self._taken: Counter[EngineJob] = Counter()
+        self._refused: set[EngineJob] = set()
+        self._leader: tuple[_Account, _Brand, EngineJob] | None = None
 
-    def chosen(self) -> list[Job]:
+    def chosen(self) -> list[EngineJob]:
         """The jobs of the pass. Any account may fill the places that would be dummy rows."""
         self._fill(self._max_batch, self._most)
         if self._chosen:
@@ -254,48 +254,48 @@ class _Turn:
         return self._chosen
 
     def _fill(self, num: int, most: Sequence[int]) -> None:
-        heap = [(*account.place, n) for n, account in enumerate(self._accounts)]
+        heap = [(*account.sort_key, n) for n, account in enumerate(self._accounts)]
         heapq.heapify(heap)
-        left_behind = math.inf
+        lowest_left_out = math.inf
         while heap and len(self._chosen) < num:
             _, _, n = heapq.heappop(heap)
             account = self._accounts[n]
             found = self._next_of(account) if self._num_rows[n] < most[n] else None
             if found is None:
                 if account.has_more(self._taken, self._refused):
-                    left_behind = min(left_behind, account.served)
+                    lowest_left_out = min(lowest_left_out, account.served)
                 continue
             brand, job = found
-            if self._is_too_far_ahead(account.served, job, left_behind):
+            if self._is_too_far_ahead(account.served, job, lowest_left_out):
                 continue
             if self._is_admitted(job):
                 self._take(job, account, brand)
                 self._num_rows[n] += 1
                 self._chosen.append(job)
-            heapq.heappush(heap, (*account.place, n))
+            heapq.heappush(heap, (*account.sort_key, n))
 
-    def _next_of(self, account: _Account) -> tuple[_Brand, Job] | None:
+    def _next_of(self, account: _Account) -> tuple[_Brand, EngineJob] | None:
         """The account's next brand and its job; None when no brand may have a row of this pass."""
-        left_behind = math.inf
-        for brand in sorted(account.busy, key=lambda brand: brand.place):
+        lowest_left_out = math.inf
+        for brand in sorted(account.busy, key=lambda brand: brand.sort_key):
             job = brand.first(self._leader[2].key if self._leader else None, self._taken, self._refused)
             if job is None:
                 if brand.has_more(self._taken, self._refused):
-                    left_behind = min(left_behind, brand.served)
-            elif not self._is_too_far_ahead(brand.served, job, left_behind):
+                    lowest_left_out = min(lowest_left_out, brand.served)
+            elif not self._is_too_far_ahead(brand.served, job, lowest_left_out):
                 return brand, job
         return None
 
-    def _is_too_far_ahead(self, served: float, job: Job, left_behind: float) -> bool:
+    def _is_too_far_ahead(self, served: float, job: EngineJob, lowest_left_out: float) -> bool:
         """Whether one more row would put it over one batch step ahead of those waiting for another key."""
-        return served + job.step_charge > left_behind + self._max_batch * job.step_charge
+        return served + job.step_charge > lowest_left_out + self._max_batch * job.step_charge
 
-    def _is_admitted(self, job: Job) -> bool:
+    def _is_admitted(self, job: EngineJob) -> bool:
         if job not in self._taken and not self._admit(job):
             self._refused.add(job)
         return job not in self._refused
 
-    def _take(self, job: Job, account: _Account, brand: _Brand) -> None:
+    def _take(self, job: EngineJob, account: _Account, brand: _Brand) -> None:
         self._leader = self._leader or (account, brand, job)
         self._taken[job] += 1
         for each in (account, brand):
@@ -310,7 +310,7 @@ class _Turn:
         for each in (account, brand):
             each.served += (size - len(self._chosen)) * job.step_charge
 
-    def floor_of(self, those: Sequence[_Account] | Sequence[_Brand]) -> float:
-        """The lowest ledger of those with images left out; without any, the highest ledger, which makes all equal."""
-        waiting = [each.served for each in those if each.has_more(self._taken, self._refused)]
-        return min(waiting) if waiting else max(each.served for each in those)
+    def floor_of(self, ledgers: Sequence[_Account] | Sequence[_Brand]) -> float:
+        """The lowest ledger with images left out; without any, the highest ledger, which makes all equal."""
+        waiting = [each.served for each in ledgers if each.has_more(self._taken, self._refused)]
+        return min(waiting) if waiting else max(each.served for each in ledgers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from onbrand.engine.adapters import AdapterKey
-from onbrand.engine.batch import Job
+from onbrand.engine.batch import EngineJob
 from onbrand.engine.residency import AdapterResidency
 
 
@@ -16,11 +16,11 @@ class Leases:
         served: ledgers of a job's account and brand; slots are recalled first from the jobs with the highest.
     """
 
-    def __init__(self, residency: AdapterResidency, served: Callable[[Job], tuple[float, float]]) -> None:
+    def __init__(self, residency: AdapterResidency, served: Callable[[EngineJob], tuple[float, float]]) -> None:
         self._residency, self._served = residency, served
-        self._holders: dict[Job, None] = {}
+        self._holders: dict[EngineJob, None] = {}
 
-    def take(self, job: Job, stepping: Collection[Job]) -> bool:
+    def take(self, job: EngineJob, stepping: Collection[EngineJob]) -> bool:
         """Get the slot of the job's adapter, if it has one. False: no slot is available now.
 
         Args:
@@ -38,7 +38,7 @@ class Leases:
         job.claiming = job.lease is None
         return not job.claiming
 
-    def give_back(self, job: Job) -> None:
+    def give_back(self, job: EngineJob) -> None:
         """Undo `take`, also if it returned False."""
         if job.lease is not None:
             self._residency.unpin(job.lease)
@@ -47,7 +47,7 @@ class Leases:
             self._residency.withdraw(job.prepared.use.key)
         job.lease, job.claiming = None, False
 
-    def _pin(self, job: Job) -> bool:
+    def _pin(self, job: EngineJob) -> bool:
         assert job.prepared is not None
         use = job.prepared.use
         assert use is not None
@@ -56,13 +56,13 @@ class Leases:
             self._holders[job] = None
         return job.lease is not None
 
-    def _recallable(self, job: Job, stepping: Collection[Job]) -> list[Job]:
+    def _recallable(self, job: EngineJob, stepping: Collection[EngineJob]) -> list[EngineJob]:
         """The pausing jobs whose slot `job` would get if they released it. Of several slots, the one whose holder is
         farthest ahead. Empty: no recall would help."""
         assert job.prepared is not None
         use = job.prepared.use
         assert use is not None
-        pausing: dict[AdapterKey, list[Job]] = {}
+        pausing: dict[AdapterKey, list[EngineJob]] = {}
         for other in sorted(self._holders, key=self._served, reverse=True):
             if other not in stepping and other.lease is not None:
                 pausing.setdefault(other.lease.key, []).append(other)

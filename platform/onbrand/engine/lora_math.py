@@ -29,10 +29,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class RowAdapter:
-    """The adapter of one batch row: a slot at a given `generation`, and the scale."""
+    """The adapter of one batch row: a slot, the `version` of its content, and the scale."""
 
     slot: Slot
-    generation: int
+    version: int
     scale: float
 
 

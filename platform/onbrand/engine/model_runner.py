@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from onbrand.engine.batch import Job, Row, batch_size_for
+from onbrand.engine.batch import EngineJob, Row, batch_size_for
 from onbrand.engine.cpu.unet_blocks import Passes, TextKVCache
 from onbrand.engine.lora_math import RowAdapter
 from onbrand.engine.slots import Slots
@@ -78,10 +78,10 @@ class ModelRunner:
             row.latents_1CHW, row.denoised_1CHW = latents, denoised
             row.step += 1
             row.batch_sizes.add(size)
-            row.slot_generation = row.job.lease.generation if row.job.lease else None
+            row.slot_version = row.job.lease.version if row.job.lease else None
         return size
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: EngineJob) -> None:
         """Drop everything derived from this job's prompt or adapter."""
         if self._context is not None and job in self._context.jobs:
             self._context = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from onbrand.engine.adapters import merge_adapters
-from onbrand.engine.batch import Job, Prepared
+from onbrand.engine.batch import EngineJob, Prepared
 from onbrand.engine.prompt_encoding import MOST_AT_ONCE, Branches, Encoder, PromptPair
 from onbrand.engine.request import Plan, Request
 from onbrand.families.family import Family
@@ -19,13 +19,13 @@ class Preparation:
         self._family = family
         self._encoder = Encoder(family)
 
-    def prepare(self, jobs: Sequence[Job]) -> list[Prepared | Exception]:
+    def prepare(self, jobs: Sequence[EngineJob]) -> list[Prepared | Exception]:
         """The conditioning, schedule and adapter of each job, or its exception. All jobs are guided, or none is."""
         pairs = [_prompts_of(job) for job in jobs]
         encoded = self._encoder.branches(pairs)
         return [self._prepared(job, branches) for job, branches in zip(jobs, encoded, strict=True)]
 
-    def _prepared(self, job: Job, branches: Branches | Exception) -> Prepared | Exception:
+    def _prepared(self, job: EngineJob, branches: Branches | Exception) -> Prepared | Exception:
         if isinstance(branches, Exception):
             return branches
         request, plan, family = job.request, job.plan, self._family
@@ -52,10 +52,10 @@ class Preparation:
             yield from ({"field": name, **cut.as_json()} for cut in self._family.text_lengths.cuts(text))
 
 
-def grouped(jobs: Iterable[Job]) -> list[list[Job]]:
+def grouped(jobs: Iterable[EngineJob]) -> list[list[EngineJob]]:
     """Groups of jobs, one encoding pass each: all guided or none; a job with `exclusive` is alone."""
-    open_groups: dict[bool, list[Job]] = {}
-    groups: list[list[Job]] = []
+    open_groups: dict[bool, list[EngineJob]] = {}
+    groups: list[list[EngineJob]] = []
     for job in jobs:
         group = None if job.request.parameters.exclusive else open_groups.get(job.plan.guided)
         if group is None or len(group) == MOST_AT_ONCE:
@@ -66,6 +66,6 @@ def grouped(jobs: Iterable[Job]) -> list[list[Job]]:
     return groups
 
 
-def _prompts_of(job: Job) -> PromptPair:
+def _prompts_of(job: EngineJob) -> PromptPair:
     parameters = job.request.parameters
     return PromptPair(parameters.prompt, parameters.negative_prompt or None, job.plan.guided)

@@ -92,7 +92,7 @@ class Receipt:
 
     Args:
         batch_sizes: sizes of the forward passes it took part in.
-        slot_generation: generation of its adapter's slot at its last step; None without an adapter.
+        slot_generation: version of its adapter's slot at its last step; None without an adapter.
         cut: prompts longer than the base reads: field, tokenizer, number of tokens, and number read.
     """
 

@@ -24,15 +24,15 @@ _UNWANTED_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to a slot until `unpin`. The slot's generation does not change meanwhile."""
+    """The right to a slot until `unpin`. The slot's version does not change meanwhile."""
 
     key: AdapterKey
     slot: Slot
-    generation: int
+    version: int
 
     def row(self, scale: float) -> RowAdapter:
         """The adapter of a batch row with this lease."""
-        return RowAdapter(self.slot, self.generation, scale)
+        return RowAdapter(self.slot, self.version, scale)
 
 
 class AdapterResidency:
@@ -42,8 +42,8 @@ class AdapterResidency:
     time, as they would with plain LRU.
 
     A brand's quota is the number of slots it can count on in each rank class, not a limit. It borrows unneeded slots,
-    and gives them back first. A brand at its quota takes no slot from a brand within its own, unless it was unused for
-    10 minutes. So many adapters of one brand do not evict the others'. If every slot is in use, a waiting adapter
+    and gives them back first. A brand at its quota takes a slot of a brand within its own only if that slot was unused
+    for 10 minutes. So many adapters of one brand do not evict the others'. If every slot is in use, a waiting adapter
     claims one. That slot is *drained* (it gets no new holders) until it is free: a borrowed one first, else the one
     loaded longest ago. So no adapter waits forever behind adapters in constant use, and 17 hot adapters take turns in
     16 slots. At most a quarter of the slots (at least one) is drained at a time.

@@ -61,7 +61,7 @@ class _Layer:
 class _Group:
     """The slots of one rank class. Compiled passes read `index_M`: always the same tensor, written in place."""
 
-    generations: list[int]
+    versions: list[int]
     free: list[int]
     index_M: Tensor | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Slots:
 
     @torch.inference_mode()
     def write(self, slot: Slot, layers: Mapping[str, LayerWeights]) -> int:
-        """Copy an adapter into an allocated slot; returns the slot's new generation.
+        """Copy an adapter into an allocated slot; returns the slot's new version.
 
         If it raises (no memory), `release` can still give the slot back, and other slots are unchanged.
         """
@@ -126,14 +126,14 @@ class Slots:
             names.append(name)
             stack.A[slot.index, : len(layer.a)].copy_(layer.a, non_blocking=True)
             stack.B[slot.index, :, : len(layer.a)].copy_(layer.b, non_blocking=True)
-        group.generations[slot.index] += 1
-        return group.generations[slot.index]
+        group.versions[slot.index] += 1
+        return group.versions[slot.index]
 
     @torch.inference_mode()
     def release(self, slot: Slot) -> None:
         """Give a slot back and set it to zero, so that nothing of its adapter blends into the next one."""
         group = self._groups[slot.rank_class]
-        group.generations[slot.index] += 1
+        group.versions[slot.index] += 1
         self._bindings.clear()
         for name in group.names.pop(slot.index, ()):
             stack = group.stacks[name]
@@ -142,16 +142,16 @@ class Slots:
             self._drop(name)
         group.free.append(slot.index)
 
-    def generation(self, slot: Slot) -> int:
+    def version(self, slot: Slot) -> int:
         """Number of writes and releases of the slot."""
-        return self._groups[slot.rank_class].generations[slot.index]
+        return self._groups[slot.rank_class].versions[slot.index]
 
     @contextmanager
     def bind(self, rows: Sequence[RowAdapter | None]) -> Iterator[None]:
         """Within the context, row b of a forward pass uses `rows[b]` (None: the base). Raises StaleSlot."""
         for row in rows:
-            if row is not None and self.generation(row.slot) != row.generation:
-                raise StaleSlot(f"slot {row.slot.index} is at {self.generation(row.slot)}, the row at {row.generation}")
+            if row is not None and self.version(row.slot) != row.version:
+                raise StaleSlot(f"slot {row.slot.index} is at {self.version(row.slot)}, the row at {row.version}")
         if self._scale_M11 is None:
             self._binding = self._binding_of(tuple(rows))
         else:
@@ -163,7 +163,7 @@ class Slots:
             self._bound, self._binding = False, None
 
     def _binding_of(self, rows: tuple[RowAdapter | None, ...]) -> Binding:
-        """The binding of these rows. The last few are kept; rows include slot generations, so none is stale."""
+        """The binding of these rows. The last few are kept; rows include slot versions, so none is stale."""
         binding = self._bindings.pop(rows, None) or Binding(rows, self._device, self._dtype)
         self._bindings[rows] = binding
         while len(self._bindings) > _BINDINGS_KEPT:

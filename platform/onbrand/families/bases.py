@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from onbrand.addresses import is_s3
 from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused
 from onbrand.families.spec import SPECS, Recommended, with_family_defaults
@@ -47,7 +50,7 @@ def base_folder(
     Raises BaseModelRefused: nothing there, or not a diffusers pipeline of this family.
     """
     cache = cache or _usual_cache()
-    if source.startswith("s3://"):
+    if is_s3(source):
         folder = _download_s3(family, source, cache, storage_options or {})
     elif Path(source).expanduser().exists() or source.startswith(("/", ".", "~")):
         folder = Path(source).expanduser()
@@ -59,7 +62,7 @@ def base_folder(
 def folder_at_hand(source: str, cache: Path | None = None) -> Path | None:
     """The folder of the base at `source` if it is on this machine; fetches nothing. Arguments as for `base_folder`."""
     cache = cache or _usual_cache()
-    if source.startswith("s3://"):
+    if is_s3(source):
         folder = _s3_folder(source, cache)
         return folder if (folder / _COMPLETE).is_file() else None
     local = Path(source).expanduser()
@@ -107,9 +110,14 @@ def must_be_base(family: str, folder: Path, source: str | None = None) -> Path:
 
 
 def recommended(family: str, folder: Path) -> Recommended:
-    """The base's recommendations (`onbrand.json`), completed by the family's defaults."""
+    """The base's recommendations (`onbrand.json`), completed by the family's defaults. Raises BaseModelRefused."""
     path = folder / "onbrand.json"
-    return with_family_defaults(family, json.loads(path.read_text()) if path.is_file() else {})
+    try:
+        return with_family_defaults(family, json.loads(path.read_text()) if path.is_file() else {})
+    except ValidationError as problem:
+        first = problem.errors(include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BaseModelRefused(f"{path}: {field}: {first['msg']}; correct it", param=f"bases.{family}") from None
 
 
 def revision(folder: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from onbrand.families.samplers import Sampler, guided, sampler_for, samplers_for
+from onbrand.families.samplers import Sampler, guided, own_sampler, selectable_samplers
 from onbrand.families.spec import FamilySpec, Recommended
 from onbrand.families.tokens import TextLengths, of_pipeline
 from onbrand.families.training_config import TimestepSampling
@@ -74,14 +74,14 @@ class Family(ABC):
     pipeline_options: ClassVar[dict[str, Any]] = {}
     """Arguments of the pipeline's `from_pretrained`."""
 
-    def __init__(self, pipeline: DiffusionPipeline, recommendation: Recommended, base_revision: str) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, recommended: Recommended, base_revision: str) -> None:
         self.pipeline = pipeline
-        self.recommended = recommendation
+        self.recommended = recommended
         self.revision = base_revision
         self.denoiser: nn.Module = getattr(pipeline, self.spec.component)
         self.vae = pipeline.vae
-        self.sampler: Sampler = sampler_for(pipeline.scheduler)
-        self.samplers: dict[str, Sampler] = samplers_for(pipeline.scheduler)
+        self.sampler: Sampler = own_sampler(pipeline.scheduler)
+        self.samplers: dict[str, Sampler] = selectable_samplers(pipeline.scheduler)
         self.vae_scale: int = pipeline.vae_scale_factor
         self._turns_on: torch.device | None = None
         self._denoiser_moves = True
@@ -107,7 +107,7 @@ class Family(ABC):
         the CPU is moved to `device`. On a CPU nothing ever moves.
 
         Args:
-            denoiser: False: it takes no part; the caller places it.
+            denoiser: whether the denoiser takes turns; if not, the caller places it.
         """
         self._turns_on, self._denoiser_moves = device, denoiser
         self.vae.to(device)
@@ -285,9 +285,9 @@ def draw(
 
     A plain loop for samples and scores; serving draws through the engine.
     """
-    advice = family.recommended
-    height, width = height or advice.resolution, width or advice.resolution
-    schedule = family.sampler.schedule(num_steps or advice.num_inference_steps, family.image_tokens(height, width))
+    recommended = family.recommended
+    height, width = height or recommended.resolution, width or recommended.resolution
+    schedule = family.sampler.schedule(num_steps or recommended.num_inference_steps, family.image_tokens(height, width))
     scale = family_guidance(family)
     with family.text_encoders_on_device():
         rows = family.encode_prompts(prompts)
@@ -296,7 +296,7 @@ def draw(
     latents = torch.cat([family.prepare_noise(seed, height, width) for seed in seeds]) * schedule.init_scale
     denoised = torch.zeros_like(latents)
     copies = len(rows) // len(prompts)
-    embedded = torch.full((len(rows),), advice.guidance_scale or 1.0, device=family.device)
+    embedded = torch.full((len(rows),), recommended.guidance_scale or 1.0, device=family.device)
     for t, row in zip(schedule.timesteps, schedule.table, strict=True):
         table = row.to(family.device).expand(len(prompts), -1)
         seen = family.sampler.scale_input(latents, table).repeat(copies, 1, 1, 1)
@@ -309,5 +309,5 @@ def draw(
 
 def family_guidance(family: Family) -> float:
     """The classifier-free guidance that the base recommends: `true_cfg_scale` for distilled families."""
-    advice = family.recommended
-    return (advice.true_cfg_scale if family.spec.embeds_guidance else advice.guidance_scale) or 1.0
+    recommended = family.recommended
+    return (recommended.true_cfg_scale if family.spec.embeds_guidance else recommended.guidance_scale) or 1.0

@@ -216,7 +216,7 @@ class FlowEuler(Sampler):
         return latents_BCHW + (next_sigma - sigma) * prediction_BCHW, latents_BCHW - sigma * prediction_BCHW
 
 
-def sampler_for(scheduler: SchedulerMixin) -> Sampler:
+def own_sampler(scheduler: SchedulerMixin) -> Sampler:
     """The sampler of a base's own scheduler. Random or unknown schedulers become Euler.
 
     Raises BaseModelRefused for a base that predicts neither noise nor velocity.
@@ -237,7 +237,7 @@ def sampler_for(scheduler: SchedulerMixin) -> Sampler:
     return Euler(config)
 
 
-def samplers_for(scheduler: SchedulerMixin) -> dict[str, Sampler]:
+def selectable_samplers(scheduler: SchedulerMixin) -> dict[str, Sampler]:
     """The samplers, by name, that a request may choose on a base with this scheduler (`FamilySpec.samplers`)."""
     kinds = (FlowEuler,) if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else (Euler, DPMSolver2M)
     return {kind.name: kind(dict(scheduler.config)) for kind in kinds}

@@ -17,6 +17,7 @@ from onbrand.internal.generation import GenerationParameters
 NUM_IMAGES_MAX = 64
 SEED_MAX = 2**53 - 1
 """The largest integer that JSON numbers hold exactly (RFC 8259, section 6)."""
+RANK_MAX = 128
 TargetPreset = Literal["attention", "strong", "all"]
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _UNET_STRONG = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -99,7 +100,7 @@ class FamilySpec:
     steps_max: int = 150
     guidance_max: float = 30.0
     lora_scale_max: float = 2.0
-    rank_max: int = 128
+    rank_max: int = RANK_MAX
 
     def completed(self, parameters: GenerationParameters, base: Recommended) -> GenerationParameters:
         """The parameters with the base's recommendations in place of None, within this family's bounds.
@@ -145,13 +146,13 @@ class FamilySpec:
 
 SPECS: dict[FamilyName, FamilySpec] = {
     "sd15": FamilySpec(
-        "sd15",
-        "Stable Diffusion 1.5",
-        "unet",
-        "stable-diffusion-v1/lora",
-        ("StableDiffusionPipeline",),
-        _UNET_TARGETS,
-        Recipe(steps=1000, learning_rate=1e-4, rank=16, resolution=512, batch_size=4, targets="attention"),
+        name="sd15",
+        title="Stable Diffusion 1.5",
+        component="unet",
+        architecture="stable-diffusion-v1/lora",
+        pipeline_classes=("StableDiffusionPipeline",),
+        targets=_UNET_TARGETS,
+        recipe=Recipe(steps=1000, learning_rate=1e-4, rank=16, resolution=512, batch_size=4, targets="attention"),
         samplers=("euler", "dpm++2m"),
         size_multiple=8,
         size_max=1024,
@@ -159,13 +160,13 @@ SPECS: dict[FamilyName, FamilySpec] = {
         kohya_base="sd_v1",
     ),
     "sdxl": FamilySpec(
-        "sdxl",
-        "Stable Diffusion XL",
-        "unet",
-        "stable-diffusion-xl-v1-base/lora",
-        ("StableDiffusionXLPipeline",),
-        _UNET_TARGETS,
-        Recipe(steps=1500, learning_rate=1e-4, rank=16, resolution=1024, batch_size=2, targets="attention"),
+        name="sdxl",
+        title="Stable Diffusion XL",
+        component="unet",
+        architecture="stable-diffusion-xl-v1-base/lora",
+        pipeline_classes=("StableDiffusionXLPipeline",),
+        targets=_UNET_TARGETS,
+        recipe=Recipe(steps=1500, learning_rate=1e-4, rank=16, resolution=1024, batch_size=2, targets="attention"),
         samplers=("euler", "dpm++2m"),
         size_multiple=8,
         size_max=2048,
@@ -174,13 +175,13 @@ SPECS: dict[FamilyName, FamilySpec] = {
         conditions_on_size=True,
     ),
     "flux": FamilySpec(
-        "flux",
-        "FLUX.1",
-        "transformer",
-        "flux-1-dev/lora",
-        ("FluxPipeline",),
-        _FLUX_TARGETS,
-        Recipe(
+        name="flux",
+        title="FLUX.1",
+        component="transformer",
+        architecture="flux-1-dev/lora",
+        pipeline_classes=("FluxPipeline",),
+        targets=_FLUX_TARGETS,
+        recipe=Recipe(
             steps=1200,
             learning_rate=1e-4,
             rank=16,
@@ -209,7 +210,7 @@ SPECS: dict[FamilyName, FamilySpec] = {
 class RecommendedTraining(BaseModel):
     """A base's recommendations for fine-tuning; None leaves the family's recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int | None = None
     learning_rate: float | None = None
@@ -227,8 +228,9 @@ class Recommended(BaseModel):
         prior: training adds drawn images of the base's own world to every batch.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
+    family: FamilyName | None = None
     resolution: int
     num_inference_steps: int
     guidance_scale: float

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from onbrand.families.bases import base_source, folder_at_hand, recommended
+from onbrand.families import bases
 from onbrand.families.spec import Recommended
 
 NAMES = ("tokenizer", "tokenizer_2")
@@ -65,7 +65,7 @@ class TextLengths:
         return [Cut(reader.name, tokens, reader.most) for reader, tokens in counted if tokens > reader.most]
 
 
-def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
+def of_pipeline(pipeline: object, recommended: Recommended) -> TextLengths:
     """Token counts of a loaded base. Copies its tokenizers, because the pipeline resets their truncation at every
     call."""
     readers = []
@@ -73,26 +73,26 @@ def of_pipeline(pipeline: object, advice: Recommended) -> TextLengths:
         tokenizer = getattr(pipeline, name, None)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
-            most = _most(type(tokenizer).__name__, int(tokenizer.model_max_length), advice)  # type: ignore[union-attr]
+            most = _most(type(tokenizer).__name__, int(tokenizer.model_max_length), recommended)  # type: ignore[union-attr]
             readers.append(_Reader(name, _uncut(Tokenizer.from_str(backend.to_str())), most))
     return TextLengths(readers)
 
 
-def of_folder(folder: Path, advice: Recommended) -> TextLengths:
+def of_folder(folder: Path, recommended: Recommended) -> TextLengths:
     """Token counts of the base in `folder`; tokenizers of unknown formats are left out."""
-    return TextLengths(reader for name in NAMES if (reader := _read(folder / name, advice)) is not None)
+    return TextLengths(reader for name in NAMES if (reader := _read(folder / name, recommended)) is not None)
 
 
-def at_hand(family: str, bases: dict[Any, str]) -> TextLengths | None:
+def at_hand(family: str, sources: dict[Any, str]) -> TextLengths | None:
     """Token counts of the configured base of `family` if it is on this machine, else None; fetches nothing."""
-    folder = folder_at_hand(base_source(family, bases))
-    return None if folder is None else of_folder(folder, recommended(family, folder))
+    folder = bases.folder_at_hand(bases.base_source(family, sources))
+    return None if folder is None else of_folder(folder, bases.recommended(family, folder))
 
 
-def _read(folder: Path, advice: Recommended) -> _Reader | None:
+def _read(folder: Path, recommended: Recommended) -> _Reader | None:
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        most = _most(str(config["tokenizer_class"]), int(config["model_max_length"]), advice)
+        most = _most(str(config["tokenizer_class"]), int(config["model_max_length"]), recommended)
         if (folder / "tokenizer.json").is_file():
             return _Reader(folder.name, _uncut(Tokenizer.from_file(str(folder / "tokenizer.json"))), most)
         if (folder / "vocab.json").is_file():
@@ -102,9 +102,9 @@ def _read(folder: Path, advice: Recommended) -> _Reader | None:
     return None
 
 
-def _most(kind: str, model_max_length: int, advice: Recommended) -> int:
+def _most(kind: str, model_max_length: int, recommended: Recommended) -> int:
     """Most tokens read: for T5 the base's number, for CLIP its number of positions."""
-    return advice.max_sequence_length or T5_TOKENS if kind.startswith("T5") else model_max_length
+    return recommended.max_sequence_length or T5_TOKENS if kind.startswith("T5") else model_max_length
 
 
 def _uncut(tokenizer: Tokenizer) -> Tokenizer:

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from onbrand.config import NumWorkers
-from onbrand.families.spec import TargetPreset
+from onbrand.errors import InvalidInput
+from onbrand.families.spec import RANK_MAX, TargetPreset
 from onbrand.visible import hidden_in
 
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
@@ -31,7 +32,7 @@ class TrainingConfig(BaseModel):
         None, gt=0, le=10, allow_inf_nan=False, description="At most 0.1; for `prodigy` a factor, 1 by default."
     )
     lr_schedule: ScheduleName = Field("constant", description="What the learning rate does after its warm-up.")
-    rank: int | None = Field(None, ge=1, le=128)
+    rank: int | None = Field(None, ge=1, le=RANK_MAX)
     resolution: int | None = Field(None, ge=64, le=2048, multiple_of=64)
     batch_size: int | None = Field(None, ge=1, le=64)
     accumulation: int | None = Field(
@@ -107,3 +108,13 @@ def workers_between(asked: Sequence[int] | int | None, usual: Sequence[int] | in
     if asked is None:
         most = max(number for number in range(1, most + 1) if batch_size % number == 0)
     return min(fewest, most), most
+
+
+def must_share_batch(batch_size: int, num_workers: int, accumulation: int | None) -> None:
+    """Raise InvalidInput naming the field unless workers, and the parts of each, get equal shares of a batch."""
+    if batch_size % num_workers:
+        said = f"num_workers must divide batch_size ({batch_size}); {num_workers} does not"
+        raise InvalidInput(said, param="training_config.num_workers")
+    if accumulation and batch_size % (num_workers * accumulation):
+        said = f"accumulation times workers ({accumulation} x {num_workers}) must divide batch_size ({batch_size})"
+        raise InvalidInput(said, param="training_config.accumulation")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onbrand.addresses import http_url, is_url
-from onbrand.config import Settings, must_be_writable, must_have_space
+from onbrand.config import Settings, make_writable, must_have_space
 from onbrand.errors import BaseModelRefused, ConfigurationError, OnbrandError
-from onbrand.folders import PRIVATE_FOLDERS, must_be_closed_to_others, must_be_private
+from onbrand.folders import PRIVATE_FOLDERS, make_private, must_be_closed_to_others
 from onbrand.local.ray_head import RayHead, family_of, free_ports
 from onbrand.secrets_file import SECRET_SETTINGS, Secrets, load_secrets, write_logins
 from onbrand.storage.runs import runs_folder
@@ -78,9 +78,9 @@ class Platform:
         return http_url(self.settings.host, self.settings.port)
 
     @property
-    def running(self) -> bool:
+    def is_alive(self) -> bool:
         """False once Ray has ended by itself."""
-        return self._ray is not None and self._ray.running
+        return self._ray is not None and self._ray.is_alive
 
     def restart_if_dead(self) -> None:
         """Restart an embedded database that ended by itself; calls in between were answered with 503, none is lost.
@@ -102,8 +102,8 @@ class Platform:
         from onbrand.serving.cluster_security import must_be_closed_environment
         from onbrand.serving.options import EngineOptions
 
-        settings, folder = self.settings, must_be_writable(self.settings.folder)
-        must_be_private(folder, group=server_group())
+        settings, folder = self.settings, make_writable(self.settings.folder)
+        make_private(folder, group=server_group())
         must_have_space(folder)
         must_be_closed_environment(settings)
         EngineOptions.checked(settings.engine)
@@ -111,7 +111,7 @@ class Platform:
         lock = self._undo.enter_context(locked(folder))
         must_be_free(settings.host, settings.port)
         must_be_free(INTERNAL_HOST, settings.internal_port, "ONBRAND_INTERNAL_PORT")
-        must_be_bases(settings, self._report)
+        fetch_bases(settings, self._report)
         make_private_folders(settings)
         secrets = load_secrets(settings)
         self._report("Starting the database")
@@ -123,11 +123,11 @@ class Platform:
         self._ray = RayHead(folder, environment(settings), (lock,), is_open, (settings.host,))
         self._undo.callback(self._ray.stop)
         self._ray.launch()
-        must_be_store(settings)
+        check_object_store(settings)
         with self._ray.connected():
             self._report(f"Loading {', '.join(settings.families)}")
             deploy(settings)
-        must_be_healthy(self.url)
+        wait_until_healthy(self.url)
         self._must_listen()
 
     def _must_listen(self) -> None:
@@ -179,13 +179,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return pid.isdecimal() and Path("/proc", pid).exists()
 
 
 def _free_port(host: str) -> int:
@@ -210,7 +204,7 @@ def make_private_folders(settings: Settings) -> None:
         if name in used:
             folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.exists():
-            must_be_private(folder, is_inner=True)
+            make_private(folder, is_inner=True)
     if (shared := runs_folder(settings)) is not None and shared.exists():
         must_be_closed_to_others(shared, "run_storage")
 
@@ -234,7 +228,7 @@ def _why_not(problem: OSError, host: str, port: int, said_with: str = "--port or
     return f"cannot listen on {host} port {port} ({problem.strerror}); choose others with --host and --port"
 
 
-def must_be_bases(settings: Settings, tell: Callable[[str], object]) -> None:
+def fetch_bases(settings: Settings, tell: Callable[[str], object]) -> None:
     """Fetch remote bases into the cache. Raises BaseModelRefused if the base of a family is not available."""
     from onbrand.families.bases import base_folder, base_source, folder_at_hand, s3_access
 
@@ -258,8 +252,8 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def must_be_store(settings: Settings) -> None:
-    """Raise ConfigurationError or StorageError if the object store, or the runs' place on S3, is not writable."""
+def check_object_store(settings: Settings) -> None:
+    """Try the object store, and the runs' place on S3. Raises ConfigurationError or StorageError if it cannot write."""
     from onbrand.storage.credentials import CredentialIssuer
     from onbrand.storage.store import ObjectStore
 
@@ -301,7 +295,7 @@ def _why_not_deployed() -> OnbrandError:
     return ConfigurationError("a part of the platform did not start; the logs of Ray Serve say why")
 
 
-def must_be_healthy(url: str) -> None:
+def wait_until_healthy(url: str) -> None:
     """Wait until the ingress answers. Raises ConfigurationError if it does not."""
     import httpx
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import onbrand
 from onbrand.environment import forget_other_rays, without_proxy_for
 from onbrand.errors import ConfigurationError
-from onbrand.folders import must_be_out_of_reach, must_be_private
+from onbrand.folders import make_private, must_be_out_of_reach
 from onbrand.secrets_file import without_secrets
 
 RAY_FOLDER = "ray"
@@ -111,7 +111,7 @@ class RayHead:
                     ray.shutdown()
 
     @property
-    def running(self) -> bool:
+    def is_alive(self) -> bool:
         return self._keeper is not None and self._keeper.poll() is None
 
     def listens_at(self, port: int) -> bool:
@@ -135,7 +135,7 @@ class RayHead:
 
     def _wait_for_address(self) -> str:
         end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self.running:
+        while time.monotonic() < end and self.is_alive:
             if address := self._address():
                 return address
             time.sleep(0.1)
@@ -149,7 +149,7 @@ class RayHead:
         for ours in (self._private, file):
             if ours.lstat().st_uid != os.geteuid():
                 raise ConfigurationError(f"{ours} belongs to another user; end what they run, and start again")
-        must_be_private(self._private)
+        make_private(self._private)
         return file.read_text().strip()
 
     def _own_environment(self) -> dict[str, str]:

@@ -64,7 +64,7 @@ def fork_child(kind: WorkerKind, memory: int) -> Child:
         except OSError as problem:
             log.error("a checking child cannot be reached: %s", problem)
             raise _no_child() from None
-        child.must_be_ready()
+        child.wait_until_ready()
         return child
     raise _no_child()
 
@@ -196,7 +196,7 @@ class Child:
         self._left: list[memoryview] = []
         self._got = bytearray()
 
-    def must_be_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until the child has confined itself. Raises Unavailable if it does not."""
         self._until = time.monotonic() + _START_SECONDS
         try:
@@ -250,8 +250,8 @@ class Child:
         return code
 
     def close(self) -> None:
-        """Kill the child, in case it was taken over and stopped its server; close socket and pipes. Repeated calls do
-        nothing."""
+        """Kill the child and close socket and pipes. The server cannot be asked: a child that was taken over may have
+        stopped it. Repeated calls do nothing."""
         if self._process is not None:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)

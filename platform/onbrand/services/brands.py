@@ -13,7 +13,7 @@ from onbrand.services.audit import write_audit_line
 from onbrand.services.identity import must_be_email
 from onbrand.services.pagination import PAGE_MAX, Page, Row, known_id, must_be_there, page_of
 from onbrand.storage.regions import must_be_region
-from onbrand.visible import must_be_visible
+from onbrand.visible import must_be_name
 
 Role = Literal["member", "admin"]
 
@@ -79,7 +79,7 @@ async def create_brand(
         async with session.claiming(brands_per_account=most):
             await session.run(
                 "insert into app.brands (id, name, home_region, user_id) values (%s, %s, %s, private.uid())",
-                [brand_id, _must_be_name(brand_id if name is None else name), region],
+                [brand_id, must_be_name(brand_id if name is None else name), region],
             )
     except Conflict as problem:
         if problem.fields.get("sqlstate") == "OB005":
@@ -192,14 +192,6 @@ async def _member(session: Session, brand_id: str, user_id: str) -> Member:
         {"brand_id": brand_id, "user_id": user_id},
     )
     return Member.of(must_be_there(row, "member"))
-
-
-def _must_be_name(name: str) -> str:
-    name = name.strip()
-    if not 1 <= len(name) <= 200:
-        raise InvalidInput("name must have 1 to 200 characters", param="name")
-    must_be_visible(name, "name", "name")
-    return name
 
 
 def must_be_role(role: str) -> None:

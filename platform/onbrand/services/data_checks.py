@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from onbrand.brand import with_trigger_word
 from onbrand.errors import DataRefused
 from onbrand.families.aspect_buckets import bucket_step, smallest_side
 from onbrand.families.spec import FamilySpec, Recommended
@@ -105,10 +106,10 @@ class DataSample:
     name: str | None = None
 
 
-def target_of(spec: FamilySpec, config: Mapping[str, Any], advice: Recommended, brand_id: str) -> DataTarget:
-    """The aim of a job with this (checked) configuration, on a base of this family with this advice."""
-    resolution = config.get("resolution") or advice.training.resolution or advice.resolution
-    least = smallest_side(resolution, bucket_step(spec, advice.resolution))
+def target_of(spec: FamilySpec, config: Mapping[str, Any], recommended: Recommended, brand_id: str) -> DataTarget:
+    """The aim of a job with this (checked) configuration, on a base of this family."""
+    resolution = config.get("resolution") or recommended.training.resolution or recommended.resolution
+    least = smallest_side(resolution, bucket_step(spec, recommended.resolution))
     return DataTarget(resolution, config.get("trigger_word") or brand_id, least)
 
 
@@ -226,7 +227,7 @@ def blurred_to(seen: ImageFeatures, resolution: int) -> int | None:
 
 def _of_caption(sample: DataSample, target: DataTarget) -> Iterator[Finding]:
     """Owners write the trigger word in prompts: an adapter learns nothing about it if the caption lacks it."""
-    caption = sample.caption.replace("[brand]", target.trigger_word).strip()
+    caption = with_trigger_word(sample.caption, target.trigger_word).strip()
     if not caption:
         why = "has no caption"
         yield _finding("error", "no_caption", sample, why, "describe it, with '[brand]' for the brand")

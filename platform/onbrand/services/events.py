@@ -14,6 +14,8 @@ from onbrand.errors import InvalidInput
 from onbrand.services.pagination import Row
 
 _LARGEST = 1e300
+ENDED_STATES = ("completed", "failed", "canceled")
+"""States of a job or generation that never change again."""
 AT_ONCE = 500
 """Maximum events that one query returns."""
 

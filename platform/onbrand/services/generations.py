@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from onbrand.brand import with_trigger_word
 from onbrand.config import FamilyName, Limits, Settings
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, Forbidden, NotFound
@@ -16,6 +17,7 @@ from onbrand.families import bases
 from onbrand.families.spec import Recommended, with_family_defaults
 from onbrand.internal.generation import GenerationParameters, OutputFormat, RenderRequest
 from onbrand.services.audit import write_audit_line
+from onbrand.services.events import ENDED_STATES as ENDED
 from onbrand.services.events import Event, events_of
 from onbrand.services.generation_parameters import NewGeneration, adapters_of, decided
 from onbrand.services.images import _IMAGE, Image
@@ -25,7 +27,6 @@ from onbrand.services.pagination import Page, R, Row, forbidden_as_not_found, kn
 from onbrand.services.storage_quota import must_not_be_full
 
 GenerationStatus = Literal["pending", "running", "completed", "failed", "canceled"]
-ENDED = ("completed", "failed", "canceled")
 _GENERATION = "select t.*, t.model_name as model from app.generations t"
 _ADAPTER = "select t.generation_id, t.model_id, t.model_name as model, t.sha256, t.scale from app.generation_adapters t"
 
@@ -182,8 +183,8 @@ async def render_request(session: Session, generation: Generation, ticket: str) 
         adapters=tuple((adapter_ref(model), use.scale) for model, use in zip(models, generation.models, strict=True)),
         parameters=replace(
             generation.parameters,
-            prompt=generation.prompt.replace("[brand]", word),
-            negative_prompt=generation.negative_prompt.replace("[brand]", word),
+            prompt=with_trigger_word(generation.prompt, word),
+            negative_prompt=with_trigger_word(generation.negative_prompt, word),
         ),
         weight=share.weight,
         slot_quota=share.slot_quota,

@@ -22,13 +22,15 @@ from onbrand.errors import Conflict, InvalidInput, NotFound
 from onbrand.internal.training import IMPORT_KEY
 from onbrand.lora_names import NUMBER_MAX, Dropped, ImportOptions, TextEncoderOption
 from onbrand.services.audit import write_audit_line
-from onbrand.services.job_validation import checked_config, must_be_name
+from onbrand.services.events import ENDED_STATES
+from onbrand.services.job_validation import checked_config
 from onbrand.services.jobs import JobRow, insert_job
 from onbrand.services.pagination import forbidden_as_not_found, must_be_there
 from onbrand.services.storage_quota import must_have_room_to_import
-from onbrand.services.training_job import ENDED, TrainingJob
+from onbrand.services.training_job import TrainingJob
 from onbrand.storage.layout import import_file
 from onbrand.storage.store import BrandStore
+from onbrand.visible import must_be_name
 
 IMPORT_BYTES_MAX = 512 * 2**20
 """Maximum size of a file, which is sent in one request and read into memory once."""
@@ -122,7 +124,7 @@ async def read_import(session: Session, store: BrandStore, ticket: Ticket) -> by
         [ticket.brand_id, ticket.job_id],
     )
     job = must_be_there(row, "training job")
-    if job["status"] in ENDED:
+    if job["status"] in ENDED_STATES:
         raise Conflict(f"the job is {job['status']} already")
     if not is_import(job["training_config"]):
         raise NotFound("this job brings no file")

@@ -1,4 +1,4 @@
-"""Terms of a new training job: the bases' advice, the brand's limits, and all checks of its configuration and data
+"""Terms of a new training job (recommendations of bases, limits of the brand), and checks of its configuration and data
 that need no file. The driver makes all checks again (`training.data.checks`).
 """
 
@@ -14,10 +14,9 @@ from onbrand.config import FamilyName, Limits
 from onbrand.db.session import Session
 from onbrand.errors import InvalidInput, NotFound, TooLarge
 from onbrand.families.spec import SPECS, Recommended
-from onbrand.families.training_config import TrainingConfig, workers_between
+from onbrand.families.training_config import TrainingConfig, must_share_batch, workers_between
 from onbrand.services.data_checks import DataSample, must_be_fit, seen_in_rows, target_of
 from onbrand.services.pagination import known_id
-from onbrand.visible import must_be_visible
 
 _ROWS = """
 select a.id, a.name, a.object_name, a.sha256, a.width, a.height, (select c.caption from app.asset_captions c
@@ -31,7 +30,7 @@ class Terms:
     """A platform's terms for training jobs.
 
     Args:
-        recommended: advice of each served base; empty: unknown here, and not checked.
+        recommended: of each served base; if empty, they are unknown here and not checked.
         train_workers: workers of a job that does not set them, or their minimum and maximum.
     """
 
@@ -50,24 +49,11 @@ def num_workers_of(model_type: str, config: Mapping[str, Any], terms: Terms) -> 
         return workers_between(config.get("num_workers"), 1, 1)[0]
     if family not in terms.recommended:
         raise InvalidInput(f"{family} is not served here; served: {', '.join(terms.recommended)}", param="model_type")
-    advice = terms.recommended[family].training
-    batch_size = int(config.get("batch_size") or advice.batch_size or SPECS[family].recipe.batch_size)
+    recommended = terms.recommended[family].training
+    batch_size = int(config.get("batch_size") or recommended.batch_size or SPECS[family].recipe.batch_size)
     fewest, most = workers_between(config.get("num_workers"), terms.train_workers, batch_size)
-    _must_share(batch_size, most, config.get("accumulation"))
+    must_share_batch(batch_size, most, config.get("accumulation"))
     return fewest
-
-
-def _must_share(batch_size: int, num_workers: int, accumulation: int | None) -> None:
-    if batch_size % num_workers:
-        raise InvalidInput(
-            f"num_workers must divide batch_size ({batch_size}); {num_workers} does not",
-            param="training_config.num_workers",
-        )
-    if accumulation and batch_size % (num_workers * accumulation):
-        raise InvalidInput(
-            f"accumulation times workers ({accumulation} x {num_workers}) must divide batch_size ({batch_size})",
-            param="training_config.accumulation",
-        )
 
 
 async def must_look_fit(
@@ -130,10 +116,8 @@ def checked_config(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]
         raise _named(problem) from None
     SPECS[model_type].must_be_size(checked.resolution, "training_config.resolution")  # type: ignore[index]
     most = checked.num_workers[1] if isinstance(checked.num_workers, tuple) else checked.num_workers
-    if most and checked.batch_size and checked.batch_size % most:
-        raise InvalidInput(
-            f"num_workers must divide batch_size ({checked.batch_size})", param="training_config.num_workers"
-        )
+    if most and checked.batch_size:
+        must_share_batch(checked.batch_size, most, checked.accumulation)
     return checked.model_dump(mode="json", exclude_none=True)
 
 
@@ -147,15 +131,6 @@ def _named(problem: ValidationError | TypeError) -> InvalidInput:
         known = ", ".join(TrainingConfig.model_fields)
         return InvalidInput(f"{path} is not a field of the configuration; the fields are {known}", param=path)
     return InvalidInput(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path)
-
-
-def must_be_name(name: str) -> str:
-    """The name of a job, stripped. Raises InvalidInput."""
-    name = name.strip()
-    if not 1 <= len(name) <= 200:
-        raise InvalidInput("name must have 1 to 200 characters", param="name")
-    must_be_visible(name, "name", "name")
-    return name
 
 
 def _must_be_asset_ids(ids: list[str]) -> list[str]:

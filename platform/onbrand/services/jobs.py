@@ -23,7 +23,7 @@ from onbrand.services.brands import must_be_admin
 from onbrand.services.continuation import FIELD as CONTINUE_FROM
 from onbrand.services.continuation import start_of
 from onbrand.services.data_checks import CheckedData, DataSample, DataTarget, target_of
-from onbrand.services.events import Event, events_of
+from onbrand.services.events import ENDED_STATES, Event, events_of
 from onbrand.services.job_validation import (
     PROVIDERS,
     NewCheck,
@@ -32,16 +32,16 @@ from onbrand.services.job_validation import (
     _assets_missing,
     _must_be_asset_ids,
     checked_config,
-    must_be_name,
     must_look_fit,
     num_workers_of,
 )
 from onbrand.services.limits import must_have_room_to_train
 from onbrand.services.pagination import Page, forbidden_as_not_found, known_id, must_be_there, page_of
 from onbrand.services.storage_quota import must_not_be_full
-from onbrand.services.training_job import ENDED, TrainingJob
+from onbrand.services.training_job import TrainingJob
 from onbrand.storage.layout import Key, import_file
 from onbrand.storage.store import BrandStore
+from onbrand.visible import must_be_name
 
 _JOB = """
 select t.*, array(select ja.asset_id from app.job_assets ja
@@ -151,7 +151,7 @@ async def request_cancel(session: Session, brand_id: str, job_id: str) -> Traini
         [brand_id, job.id, ["pending", "training"]],
     )
     now = await get_job(session, brand_id, job_id)
-    if num_changed == 0 and now.status in ENDED and now.status != "canceled":
+    if num_changed == 0 and now.status in ENDED_STATES and now.status != "canceled":
         raise Conflict(f"the job is {now.status}; only a pending or training job can be canceled")
     if now.status != "canceled":
         _must_be_owner(num_changed, "cancel")
@@ -225,7 +225,7 @@ async def delete_job(session: Session, store: BrandStore, brand_id: str, job_id:
     num_deleted = await session.run(
         "delete from app.lora_training_jobs where brand_id = %s and id = %s"
         " and (status = any(%s) or (status = 'pending' and provider_job_id is null))",
-        [brand_id, job.id, list(ENDED)],
+        [brand_id, job.id, list(ENDED_STATES)],
     )
     if num_deleted == 0:
         raise Conflict("the job is under way; cancel it and wait for its end, then delete it")

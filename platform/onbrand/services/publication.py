@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onbrand.brand import Ticket
 from onbrand.db.session import Session
 from onbrand.errors import AdapterRefused, Conflict, InvalidInput, NotFound
+from onbrand.families.spec import RANK_MAX
 from onbrand.sandbox.checker import Checker
-from onbrand.services.events import append_event, must_be_finite
+from onbrand.services.events import ENDED_STATES, append_event, must_be_finite
 from onbrand.services.imports import drop_import
 from onbrand.services.models import Model, find_model_of_job, write_metadata
-from onbrand.services.training_job import ENDED
 from onbrand.services.training_worker import lock_job, record_of_job, security_log, store_object
 from onbrand.storage.layout import model_file
 from onbrand.storage.store import BrandStore
@@ -28,7 +28,7 @@ class PublishFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(ge=1, le=128)
+    rank: int = Field(ge=1, le=RANK_MAX)
     trigger_word: str = Field(min_length=1, max_length=100)
     base_revision: str = Field(min_length=1, max_length=200)
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -58,7 +58,7 @@ async def publish(
         raise
     digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
     job = await lock_job(session, ticket)
-    if job["status"] in ENDED:
+    if job["status"] in ENDED_STATES:
         return await _published_before(session, ticket, job, digest)
     if job["status"] == "pending":
         await session.run(

@@ -11,7 +11,6 @@ from onbrand.services.pagination import Row
 from onbrand.storage.layout import Key
 
 JobStatus = Literal["pending", "training", "completed", "failed", "canceled"]
-ENDED = ("completed", "failed", "canceled")
 
 
 class JobUrls(BaseModel):

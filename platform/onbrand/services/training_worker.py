@@ -13,7 +13,7 @@ from typing import Any
 import anyio.to_thread
 from psycopg.types.json import Jsonb
 
-from onbrand.brand import Ticket
+from onbrand.brand import Ticket, with_trigger_word
 from onbrand.config import Limits
 from onbrand.db.session import Session
 from onbrand.errors import Conflict, InvalidInput
@@ -23,12 +23,11 @@ from onbrand.sandbox.image_headers import image_facts
 from onbrand.services.audit import write_audit_line
 from onbrand.services.continuation import start_for_worker
 from onbrand.services.data_checks import Finding
-from onbrand.services.events import append_event, must_be_finite
+from onbrand.services.events import ENDED_STATES, append_event, must_be_finite
 from onbrand.services.imports import drop_import
 from onbrand.services.job_queue import WaitingFor
 from onbrand.services.logs import write
 from onbrand.services.pagination import known_id, must_be_there
-from onbrand.services.training_job import ENDED
 from onbrand.storage.layout import Drawn, DrawnBy, Key, sample_image
 from onbrand.storage.store import BrandStore
 
@@ -53,7 +52,7 @@ async def spec_for_worker(session: Session, ticket: Ticket) -> TrainingSpec:
         " from app.brand_assets a order by a.created_at, a.id"
     )
     word = trigger_word_of(ticket.brand_id, job["training_config"])
-    assets = [{**row, "caption": row["caption"].replace("[brand]", word)} for row in rows]
+    assets = [{**row, "caption": with_trigger_word(row["caption"], word)} for row in rows]
     return TrainingSpec.model_validate(
         {
             **job,
@@ -221,7 +220,7 @@ async def canceled(session: Session, ticket: Ticket, store: BrandStore | None = 
         store: as for `fail`.
     """
     job = await lock_job(session, ticket)
-    if job["status"] not in ENDED and job["cancel_requested_at"] is None:
+    if job["status"] not in ENDED_STATES and job["cancel_requested_at"] is None:
         raise Conflict("nobody asked to cancel this job")
     await _end(session, ticket, "canceled", None, store)
 
@@ -232,7 +231,7 @@ async def _end(
     job = await lock_job(session, ticket)
     if job["status"] == status:
         return
-    if job["status"] in ENDED:
+    if job["status"] in ENDED_STATES:
         raise Conflict(f"the job is {job['status']} already")
     await session.run(
         "update app.lora_training_jobs set status = %s, error = %s, completed_at = now()"
@@ -274,7 +273,7 @@ async def _lock_open_job(session: Session, ticket: Ticket) -> Mapping[str, Any]:
 
 
 def _must_be_open(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    if job["status"] in ENDED:
+    if job["status"] in ENDED_STATES:
         raise Conflict(f"the job is {job['status']} already")
     return job
 

@@ -19,7 +19,7 @@ from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, Conflict, NotFound, StorageError
 from onbrand.folders import must_be_closed_to_others
 from onbrand.secrets_file import Secrets
-from onbrand.storage.fsspec_backend import FsspecBackend, told
+from onbrand.storage.fsspec_backend import FsspecBackend, as_storage_error
 from onbrand.storage.layout import BUCKETS, Bucket, Key
 from onbrand.storage.links import Announced, UploadLink, sign_link, sign_upload
 from onbrand.storage.s3 import S3Backend
@@ -36,20 +36,20 @@ class Draft:
     def __init__(self, path: Path, target: Path) -> None:
         self.num_bytes = 0
         self._path, self._target = path, target
-        with told("written"):
+        with as_storage_error("written"):
             _make_folder(path.parent)
             _make_folder(target.parent)
             self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
     def write(self, piece: bytes) -> None:
         """Append a piece. Raises StorageError."""
-        with told("written"):
+        with as_storage_error("written"):
             self._file.write(piece)
         self.num_bytes += len(piece)
 
     def keep(self) -> None:
         """Publish the draft as the object, atomically. Raises Conflict if it exists: a link fills its key once."""
-        with told("written"):
+        with as_storage_error("written"):
             self._file.flush()
             os.fsync(self._file.fileno())
             try:
@@ -107,7 +107,7 @@ class LocalBackend(FsspecBackend):
         """Write a draft outside the buckets, sync it, and rename it into place: readers see all of it or none."""
         target = Path(self.path(bucket, name))
         draft = self.folder / _DRAFTS / randomness.token_hex(16)
-        with told("written"):
+        with as_storage_error("written"):
             try:
                 _make_folder(draft.parent)
                 _make_folder(target.parent)

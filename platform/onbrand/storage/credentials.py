@@ -17,6 +17,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from onbrand.addresses import is_s3
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
 from onbrand.internal.training import RunCredentials
@@ -65,7 +66,7 @@ class CredentialIssuer:
         return cls(
             runs,
             settings.s3_role_arn,
-            assets if settings.objects_url.startswith("s3://") else None,
+            assets if is_s3(settings.objects_url) else None,
             settings.region,
             settings.s3_endpoint,
             _client(settings, "sts", settings.s3_sts_endpoint or settings.s3_endpoint),
@@ -79,7 +80,7 @@ class CredentialIssuer:
             asset_names: keys of the job's pictures. The session may read them if all fit into the policy, else none.
         """
         folder = self.runs.folder(brand_id, job_id)
-        with _told():
+        with _as_storage_error():
             given = self.sts.assume_role(
                 RoleArn=self.role_arn,
                 RoleSessionName=f"onbrand-{job_id}",
@@ -121,7 +122,7 @@ class CredentialIssuer:
     def _make_bucket(self) -> None:
         place = {"LocationConstraint": self.region}
         wanted = {} if self.endpoint or self.region == "us-east-1" else {"CreateBucketConfiguration": place}
-        with _told():
+        with _as_storage_error():
             if _refusal(self.own.head_bucket, Bucket=self.runs.bucket) in ("404", "NoSuchBucket"):
                 self.own.create_bucket(Bucket=self.runs.bucket, **wanted)
 
@@ -129,7 +130,7 @@ class CredentialIssuer:
         session = session_client(given)
         self._must_reach_its_own(session, given)
         outside = f"{self.runs.prefix}{_PROBE_BRAND}/.probe"
-        with _told():
+        with _as_storage_error():
             if _refusal(session.put_object, Bucket=given.bucket, Key=outside, Body=b"onbrand") is None:
                 self.own.delete_object(Bucket=given.bucket, Key=outside)
                 raise StorageError("the store does not keep a session to its policy; use one that does, or a folder")
@@ -139,7 +140,7 @@ class CredentialIssuer:
         """Try all operations of a run on its folder. The probe is removed in the end with the platform's own key."""
         inside = {"Bucket": given.bucket, "Key": f"{given.prefix}.probe"}
         try:
-            with _told():
+            with _as_storage_error():
                 session.put_object(**inside, Body=b"onbrand")
                 session.get_object(**inside)["Body"].read()
                 listed = session.list_objects_v2(Bucket=given.bucket, Prefix=given.prefix).get("Contents", ())
@@ -225,7 +226,7 @@ def _code_of(problem: ClientError) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _as_storage_error() -> Iterator[None]:
     """Turn botocore's errors into ours, without a key or a policy in the text."""
     try:
         yield

@@ -42,22 +42,22 @@ class FsspecBackend:
 
     def read(self, bucket: Bucket, name: str) -> bytes:
         """The object's bytes. Raises NotFound, StorageError."""
-        with told("read"), found():
+        with as_storage_error("read"), missing_as_not_found():
             return cast(bytes, self.fs.cat_file(self.path(bucket, name)))
 
     def open(self, bucket: Bucket, name: str) -> BinaryIO:
         """A readable stream of the object. Raises NotFound, StorageError."""
-        with told("read"), found():
+        with as_storage_error("read"), missing_as_not_found():
             return cast(BinaryIO, self.fs.open(self.path(bucket, name), "rb"))
 
     def exists(self, bucket: Bucket, name: str) -> bool:
         """Whether an object has this name; a folder is none. Raises StorageError."""
-        with told("read"), found():
+        with as_storage_error("read"), missing_as_not_found():
             return bool(self.fs.isfile(self.path(bucket, name)))
 
     def size(self, bucket: Bucket, name: str) -> int:
         """The object's size in bytes. Raises NotFound, StorageError."""
-        with told("read"), found():
+        with as_storage_error("read"), missing_as_not_found():
             facts = self.fs.info(self.path(bucket, name))
         if facts["type"] != "file":
             raise NotFound("there is no such object")
@@ -66,7 +66,7 @@ class FsspecBackend:
     def delete(self, bucket: Bucket, name: str) -> None:
         """Remove the object; a missing one is no error. Raises StorageError."""
         try:
-            with told("deleted"), found():
+            with as_storage_error("deleted"), missing_as_not_found():
                 self.fs.rm_file(self.path(bucket, name))
         except NotFound:
             return
@@ -75,7 +75,7 @@ class FsspecBackend:
         """Names of all objects below `folder`; none if it is missing. Raises StorageError."""
         root = self.root(bucket)
         try:
-            with told("listed"), found():
+            with as_storage_error("listed"), missing_as_not_found():
                 paths = self.fs.find(f"{root}/{folder}".rstrip("/"))
         except NotFound:
             return
@@ -83,7 +83,7 @@ class FsspecBackend:
 
 
 @contextmanager
-def found() -> Iterator[None]:
+def missing_as_not_found() -> Iterator[None]:
     """Raise NotFound for a missing object and for a folder in its place."""
     try:
         yield
@@ -92,7 +92,7 @@ def found() -> Iterator[None]:
 
 
 @contextmanager
-def told(done: str) -> Iterator[None]:
+def as_storage_error(done: str) -> Iterator[None]:
     """Turn errors of the backends into StorageError, without a path, a key or a secret in the text."""
     try:
         yield

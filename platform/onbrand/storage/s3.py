@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 
 from onbrand.config import Settings
 from onbrand.errors import ConfigurationError, NotFound, StorageError
-from onbrand.storage.fsspec_backend import FsspecBackend, found, told
+from onbrand.storage.fsspec_backend import FsspecBackend, as_storage_error, missing_as_not_found
 from onbrand.storage.layout import BUCKETS, SHOWN_TYPES, Bucket, Key
 from onbrand.storage.links import Announced, UploadLink
 from onbrand.storage.s3_check import check_bucket
@@ -55,13 +55,13 @@ class S3Backend(FsspecBackend):
 
     def write(self, bucket: Bucket, name: str, data: bytes, content_type: str) -> None:
         """Write an object; S3 shows it only when all of it has arrived."""
-        with told("written"):
+        with as_storage_error("written"):
             self.fs.pipe_file(self.path(bucket, name), data, ContentType=content_type)
 
     def link(self, key: Key, name: str, seconds: int) -> str:
         """A presigned link. It fixes type and disposition: browsers save all but pictures, whatever the stored type."""
         is_shown = key.content_type in SHOWN_TYPES
-        with told("linked"):
+        with as_storage_error("linked"):
             return str(
                 self.fs.url(
                     self.path(key.bucket, name),
@@ -103,7 +103,7 @@ class S3Backend(FsspecBackend):
         async def sign() -> Any:
             return await getattr(await self.fs.set_session(), how)(*given)
 
-        with told("linked"):
+        with as_storage_error("linked"):
             return sync(self.fs.loop, sign)
 
     def draft(self, bucket: Bucket, name: str) -> NoReturn:
@@ -121,12 +121,12 @@ class S3Backend(FsspecBackend):
         if self._is_there(bucket):
             return
         place = {"CreateBucketConfiguration": {"LocationConstraint": self.constraint}} if self.constraint else {}
-        with told("made"):
+        with as_storage_error("made"):
             self.fs.call_s3("create_bucket", Bucket=self.root(bucket), **place)
 
     def _is_there(self, bucket: Bucket) -> bool:
         try:
-            with told("read"), found():
+            with as_storage_error("read"), missing_as_not_found():
                 self.fs.call_s3("head_bucket", Bucket=self.root(bucket))
         except NotFound:
             return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from onbrand.errors import ConfigurationError, OnbrandError, StorageError
-from onbrand.storage.fsspec_backend import told
+from onbrand.storage.fsspec_backend import as_storage_error
 from onbrand.storage.layout import Bucket, Key
 from onbrand.storage.s3_clients import put_in_parts, stranger
 
@@ -70,7 +70,7 @@ def _link(store: S3Backend, bucket: Bucket, name: str) -> None:
 def _write_in_parts(store: S3Backend, bucket: Bucket, name: str) -> None:
     """A multipart upload, as s3fs does for large objects."""
     where: dict[str, Any] = {"Bucket": store.root(bucket), "Key": f"{name}-parts"}
-    with told("written"):
+    with as_storage_error("written"):
         put_in_parts(store.fs.call_s3, where, [_DATA])
     must_be(store.read(bucket, f"{name}-parts") == _DATA, "it gave other bytes than were written")
 

@@ -60,7 +60,7 @@ class BrandStore:
 
     def read(self, key: Key, max_bytes: int = OBJECT_BYTES_MAX) -> bytes:
         """The object's bytes. Raises NotFound, TooLarge, StorageError."""
-        name = self._own(key)
+        name = self._checked_name(key)
         size = self.backend.size(key.bucket, name)
         if size > max_bytes:
             raise TooLarge(f"the object has {size} bytes; at most {max_bytes} are read", limit=max_bytes)
@@ -68,25 +68,25 @@ class BrandStore:
 
     def open_stream(self, key: Key) -> BinaryIO:
         """A readable stream of the object; the caller closes it. Raises NotFound, StorageError."""
-        return self.backend.open(key.bucket, self._own(key))
+        return self.backend.open(key.bucket, self._checked_name(key))
 
     def write(self, key: Key, data: bytes, content_type: str | None = None) -> None:
         """Store `data` atomically, replacing an existing object. Raises TooLarge, StorageError."""
         if len(data) > OBJECT_BYTES_MAX:
             raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes", limit=OBJECT_BYTES_MAX)
-        self.backend.write(key.bucket, self._own(key), data, content_type or key.content_type)
+        self.backend.write(key.bucket, self._checked_name(key), data, content_type or key.content_type)
 
     def exists(self, key: Key) -> bool:
         """Whether the object is there."""
-        return self.backend.exists(key.bucket, self._own(key))
+        return self.backend.exists(key.bucket, self._checked_name(key))
 
     def size(self, key: Key) -> int:
         """Bytes of the object. Raises NotFound."""
-        return self.backend.size(key.bucket, self._own(key))
+        return self.backend.size(key.bucket, self._checked_name(key))
 
     def delete(self, key: Key) -> None:
         """Remove the object. A missing object is no error, so that a deletion can be repeated."""
-        self.backend.delete(key.bucket, self._own(key))
+        self.backend.delete(key.bucket, self._checked_name(key))
 
     def list(self, bucket: Bucket, prefix: str = "") -> list[Key]:
         """The brand's keys in `bucket` whose part below the brand's folder begins with `prefix`, sorted."""
@@ -98,7 +98,7 @@ class BrandStore:
 
     def link(self, key: Key, seconds: int) -> str:
         """A signed address at which anyone may GET this object for `seconds`. Raises NotFound for incoming files."""
-        name = self._own(key)
+        name = self._checked_name(key)
         if key.is_incoming:
             raise NotFound("there is no such object")
         return self.backend.link(key, name, must_be_link_seconds(seconds))
@@ -115,12 +115,12 @@ class BrandStore:
         return self.backend.draft(key.bucket, self._incoming(key))
 
     def _incoming(self, key: Key) -> str:
-        name = self._own(key)
+        name = self._checked_name(key)
         if not key.is_incoming:
             raise NotFound("there is no such object")
         return name
 
-    def _own(self, key: Key) -> str:
+    def _checked_name(self, key: Key) -> str:
         """The name below the bucket's root. Raises NotFound for a key that is not plain or not this brand's."""
         try:
             must_be_plain(key.bucket, key.name)
@@ -136,7 +136,7 @@ class BrandStore:
         """The key of a listed name; None for names that are no keys of this brand."""
         try:
             key = Key(bucket, name)
-            self._own(key)
+            self._checked_name(key)
         except OnbrandError:
             return None
         return key

@@ -205,10 +205,10 @@ def must_be_same_pictures(one: np.ndarray, other: np.ndarray, dtype: torch.dtype
 
 def pipeline_arguments(family: Family) -> dict[str, Any]:
     """Arguments with which the pipeline follows the base's recommendations as `draw` does."""
-    advice, scale = family.recommended, family_guidance(family)
+    recommended, scale = family.recommended, family_guidance(family)
     if not family.spec.embeds_guidance:
         return {"guidance_scale": scale}
-    arguments: dict[str, Any] = {"guidance_scale": advice.guidance_scale or 1.0}
-    if advice.max_sequence_length:
-        arguments["max_sequence_length"] = advice.max_sequence_length
+    arguments: dict[str, Any] = {"guidance_scale": recommended.guidance_scale or 1.0}
+    if recommended.max_sequence_length:
+        arguments["max_sequence_length"] = recommended.max_sequence_length
     return arguments | ({"true_cfg_scale": scale, "negative_prompt": ""} if scale > 1 else {})

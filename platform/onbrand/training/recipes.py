@@ -1,5 +1,5 @@
-"""The complete, frozen plan of a fine-tune. The owner's settings override the base's advice, which overrides the
-family's recipe.
+"""The complete, frozen plan of a fine-tune: the owner's settings, else what the base recommends, else the family's
+recipe.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from onbrand.brand import with_trigger_word
 from onbrand.config import FamilyName
-from onbrand.errors import InvalidInput
 from onbrand.families.spec import FamilySpec, Recommended, TargetPreset
 from onbrand.families.training_config import (
     OptimizerName,
@@ -19,10 +19,10 @@ from onbrand.families.training_config import (
     ScheduleName,
     TimestepSampling,
     TrainingConfig,
+    must_share_batch,
     workers_between,
 )
 
-PLACEHOLDER = "[brand]"
 LONGEST_STRETCH = 100
 """Default maximum of steps between checkpoints."""
 NUM_VALIDATIONS = 12
@@ -41,9 +41,9 @@ class Plan:
             is bit-identical for any number of workers.
         num_workers, min_workers: maximum and minimum number of workers.
         resolution: of samples, and the largest in training; `more_resolutions` are the others.
-        gradient_checkpointing: None: decided by the base's size and the device. It changes memory, not bits.
+        gradient_checkpointing: if None, decided by the base's size and the device. It changes memory, not bits.
         quantization: of the frozen base; None: decided by the device's memory.
-        min_snr_gamma: None: all timesteps have equal weight.
+        min_snr_gamma: if None, all timesteps have equal weight.
         prior_weight: weight of the error against the frozen base on captions without the trigger word (0: none).
         held_out: number of held-out pictures; None: decided by the number of pictures.
         patience: validations without a new best before the run ends early; 0: it never ends early.
@@ -109,9 +109,9 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Settings that must be equal to continue a checkpoint. Excludes workers, samples, checkpoints and memory."""
-        shown = {"num_workers", "min_workers", "checkpoint_every", "sample_every", "sample_prompts"}
-        thrifty = {"gradient_checkpointing", "quantization"}
-        return {name: value for name, value in asdict(self).items() if name not in shown | thrifty}
+        progress = {"num_workers", "min_workers", "checkpoint_every", "sample_every", "sample_prompts"}
+        memory = {"gradient_checkpointing", "quantization"}
+        return {name: value for name, value in asdict(self).items() if name not in progress | memory}
 
 
 _AS_CONFIGURED = (
@@ -148,7 +148,8 @@ def make_plan(
     said = config.resolution or recommended.training.resolution
     resolution = said or recommended.resolution
     spec.must_be_size(resolution, "resolution")
-    min_workers, num_workers = _workers(config.num_workers, train_workers, batch_size)
+    min_workers, num_workers = workers_between(config.num_workers, train_workers, batch_size)
+    must_share_batch(batch_size, num_workers, config.accumulation)
     num_shards = _shards(num_workers, config.accumulation, batch_size)
     word = config.trigger_word or brand_id
     return Plan(
@@ -167,7 +168,7 @@ def make_plan(
         trigger_word=word,
         checkpoint_every=config.checkpoint_every or min(LONGEST_STRETCH, math.ceil(steps / 4)),
         sample_every=config.sample_every or math.ceil(steps / 2),
-        sample_prompts=tuple(prompt.replace(PLACEHOLDER, word) for prompt in config.sample_prompts),
+        sample_prompts=tuple(with_trigger_word(prompt, word) for prompt in config.sample_prompts),
         validate_every=config.validate_every or math.ceil(steps / NUM_VALIDATIONS),
         more_resolutions=() if said else tuple(side for side in spec.recipe.more_resolutions if side < resolution),
         min_snr_gamma=config.min_snr_gamma or None,
@@ -181,17 +182,8 @@ def _first_set(sources: Sequence[object], name: str) -> Any:
 
 
 def _learning_rate(config: TrainingConfig, usual: float) -> float:
-    """Learning rate; for Prodigy, a factor of its own estimate, so the advice for other optimizers does not apply."""
+    """Learning rate; for Prodigy a factor of its own estimate, so that recommendations do not apply."""
     return (config.learning_rate or _PRODIGY_FACTOR) if config.optimizer == "prodigy" else usual
-
-
-def _workers(asked: int | tuple[int, int] | None, usual: int | tuple[int, int], batch_size: int) -> tuple[int, int]:
-    fewest, most = workers_between(asked, usual, batch_size)
-    if batch_size % most:
-        raise InvalidInput(
-            f"num_workers must divide batch_size ({batch_size}); {most} does not", param="training_config.num_workers"
-        )
-    return fewest, most
 
 
 def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
@@ -199,9 +191,4 @@ def _shards(num_workers: int, accumulation: int | None, batch_size: int) -> int:
     batch, so that runs with one and two workers are bit-identical."""
     if accumulation is None:
         return 2 if num_workers == 1 and batch_size % 2 == 0 else num_workers
-    if batch_size % (num_workers * accumulation):
-        raise InvalidInput(
-            f"accumulation times workers ({accumulation} x {num_workers}) must divide batch_size ({batch_size})",
-            param="training_config.accumulation",
-        )
     return num_workers * accumulation

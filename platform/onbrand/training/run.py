@@ -30,7 +30,7 @@ from onbrand.training.memory.quantization import quantize
 from onbrand.training.ray.collectives import Collectives, ProcessGroup
 from onbrand.training.ray.heartbeat import Heartbeat
 from onbrand.training.ray.preemption import PreemptionWatcher
-from onbrand.training.recipes import PLACEHOLDER, Plan
+from onbrand.training.recipes import Plan
 from onbrand.training.step_results import StepFacts, must_share
 from onbrand.training.trainer import Trainer
 
@@ -109,15 +109,15 @@ class Run:
         self._show_base()
         self.began, self.began_at_step = time.monotonic(), self.trainer.step
         while not self.trainer.done:
-            facts = self.trainer.train_step(stop=self._should_end(), ask=self.preemption.due)
-            if facts.stop:
+            facts = self.trainer.train_step(stop=self._should_end(), check_preemption=self.preemption.due)
+            if facts.stopped:
                 if self._should_publish():
                     self._say("stopped", step=self.trainer.step, best_step=self.trainer.published_step)
                     return
                 raise self._why_stopped()
             self._sample_if_due()
-            self._tell(facts)
-            leaving = facts.ask and self.preemption.heard()
+            self._report_step(facts)
+            leaving = facts.check_preemption and self.preemption.heard()
             if leaving or self._is_due(self.plan.checkpoint_every):
                 self._checkpoint()
             if leaving:
@@ -129,9 +129,8 @@ class Run:
 
     def _should_end(self) -> bool:
         """True if the owner stops the job or the job is gone. An early finish is ignored before the first step."""
-        if self.heartbeat is None:
-            return False
-        return self.heartbeat.stop or (self.heartbeat.finish_requested and self.trainer.step > 0)
+        line = self.heartbeat
+        return line is not None and (line.stop or (line.finish_requested and self.trainer.step > 0))
 
     def _should_publish(self) -> bool:
         """After a stop: whether the owner asked to finish early with a result, rather than to cancel.
@@ -163,13 +162,13 @@ class Run:
 
     def _show_base(self) -> None:
         """Upload samples of the base without the adapter, unless the run was resumed."""
-        if self.trainer.step:
-            return
-        pictures = samples.draw_base(self.trainer, self.prompts)
-        if self.heartbeat is None:
-            return
-        for number, picture in enumerate(pictures):
-            self.client.add_sample(0, number, samples.png(picture), drawn_by="base")
+        if not self.trainer.step:
+            self._add_samples(samples.draw_base(self.trainer, self.prompts), "base")
+
+    def _add_samples(self, pictures: Tensor, drawn_by: str = "adapter") -> None:
+        if self.heartbeat is not None:
+            for number, picture in enumerate(pictures):
+                self.client.add_sample(self.trainer.step, number, samples.png(picture), drawn_by=drawn_by)
 
     def _say(self, code: str, **facts: float | str) -> None:
         if self.heartbeat is not None:
@@ -182,11 +181,9 @@ class Run:
         if not self._is_due(self.plan.sample_every):
             return
         pictures = samples.draw_samples(self.trainer, self.prompts)
-        if self.heartbeat is None:
-            return
-        for number, picture in enumerate(pictures):
-            self.client.add_sample(self.trainer.step, number, samples.png(picture))
-        self.likeness = self._likeness(list(pictures * 2 - 1))
+        self._add_samples(pictures)
+        if self.heartbeat is not None:
+            self.likeness = self._likeness(list(pictures * 2 - 1))
 
     def _likeness(self, pictures: list[Tensor]) -> dict[str, Any] | None:
         """The nearest training picture of each sample, nearest first, and a warning if the first sample is a copy."""
@@ -220,7 +217,7 @@ class Run:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         self._say("kept", step=self.trainer.step)
 
-    def _tell(self, facts: StepFacts) -> None:
+    def _report_step(self, facts: StepFacts) -> None:
         self.losses.append(facts.loss)
         if facts.validation_loss is not None:
             is_best = self.trainer.published_step == facts.step
@@ -263,7 +260,7 @@ class Run:
             }
         return told
 
-    def prove(self) -> bytes | None:
+    def verify_export(self) -> bytes | None:
         """The adapter's file at the best step, verified against plain diffusers; None on ranks other than 0."""
         prompt = self.prompts[0] if self.prompts else self.plan.trigger_word
         if self.heartbeat is None:
@@ -288,7 +285,7 @@ class Run:
         metrics |= {name: value for name, value in self._verdict().items() if value is not None}
         facts = {
             "rank": plan.rank,
-            "trigger_word": plan.trigger_word.replace(PLACEHOLDER, self.spec.brand_id),
+            "trigger_word": plan.trigger_word,
             "base_revision": self.trainer.family.revision,
             "metrics": metrics,
         }

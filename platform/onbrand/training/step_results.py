@@ -23,8 +23,8 @@ class StepFacts:
         prior_loss: mean over the prior rows; None if there are none.
         kept_loss: mean distance to the frozen base on captions without the trigger word; None without `prior_weight`.
         validation_loss: on the held-out pictures, at steps that end with a validation.
-        stop: a worker was asked to stop.
-        ask: a worker wants all workers to ask Ray about preemption.
+        stopped: a worker was asked to stop, so the step changed nothing.
+        check_preemption: a worker wants all workers to ask Ray about preemption.
     """
 
     step: int
@@ -32,10 +32,10 @@ class StepFacts:
     prior_loss: float | None
     learning_rate: float
     gradient_norm: float
-    stop: bool
+    stopped: bool
     kept_loss: float | None = None
     validation_loss: float | None = None
-    ask: bool = False
+    check_preemption: bool = False
 
 
 def _distance_to_base(family: Family, noisy: Tensor, t_B: Tensor, plain: Conditioning) -> Tensor:

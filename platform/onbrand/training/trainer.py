@@ -37,7 +37,7 @@ from onbrand.training.step_results import StepFacts, _distance_to_base, _sum_in_
 from onbrand.training.validation import ValidationHistory, Validator
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
-_GO_ON, _ASK, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
+_GO_ON, _CHECK_PREEMPTION, _STOP, _NO_MEMORY = 0.0, 0.5, 1.0, 2.0
 """Signals at the end of a worker's packet."""
 _LEAST_NORM = 1e-6
 
@@ -98,19 +98,19 @@ class Trainer:
         """True after the last step, or once validation shows no progress (`patience`)."""
         return self.step >= self.plan.steps or self.validations.exhausted
 
-    def train_step(self, stop: bool = False, ask: bool = False) -> StepFacts:
+    def train_step(self, stop: bool = False, check_preemption: bool = False) -> StepFacts:
         """Do one step, unless a worker wants to stop.
 
         Args:
             stop: this worker was asked to stop. All workers learn it in this step, which then changes nothing.
-            ask: this worker wants to ask Ray about preemption. All workers learn that too.
+            check_preemption: this worker wants to ask Ray about preemption. All workers learn that too.
 
         Raises:
             TrainingFailed: a loss or a gradient is not finite; the message names the step and the pictures.
             RanOutOfMemory: a worker ran out of memory; raised on all, before any weight changes.
         """
         batch = draw_batch(self.plan, self.examples, self.step)
-        said = _STOP if stop else _ASK if ask else _GO_ON
+        said = _STOP if stop else _CHECK_PREEMPTION if check_preemption else _GO_ON
         own = [self._packet(batch, shard, said) for shard in self._own_shards(self.collectives.rank)]
         self._keep_step(batch)
         packets_SK = self._gathered(own, batch, said)
@@ -120,11 +120,11 @@ class Trainer:
             raise RanOutOfMemory(f"step {self.step + 1} ran out of memory", step=self.step + 1)
         self._must_be_finite(losses_SL, gradient, batch)
         if (told_S == _STOP).any():
-            return self._facts(losses_SL, 0.0, stop=True)
+            return self._facts(losses_SL, 0.0, stopped=True)
         norm = self._update(_sum_in_order(gradient))
         self.step += 1
-        facts = self._facts(losses_SL, norm, stop=False, validation_loss=self._validate_if_due())
-        return replace(facts, ask=bool((told_S == _ASK).any()))
+        facts = self._facts(losses_SL, norm, stopped=False, validation_loss=self._validate_if_due())
+        return replace(facts, check_preemption=bool((told_S == _CHECK_PREEMPTION).any()))
 
     @property
     def _num_gradients(self) -> int:
@@ -249,7 +249,7 @@ class Trainer:
             images=names,
         )
 
-    def _facts(self, losses_SL: Tensor, norm: float, stop: bool, validation_loss: float | None = None) -> StepFacts:
+    def _facts(self, losses_SL: Tensor, norm: float, stopped: bool, validation_loss: float | None = None) -> StepFacts:
         own = self.plan.batch_size // self.plan.num_shards
         losses_SR, kept_SR = losses_SL.unflatten(1, (2, -1)).unbind(1)
         return StepFacts(
@@ -258,7 +258,7 @@ class Trainer:
             float(losses_SR[:, own:].mean()) if self.plan.prior_rows else None,
             self.plan.learning_rate_at(max(0, self.step - 1)),
             norm,
-            stop,
+            stopped,
             float(kept_SR[:, :own].mean()) if self.plan.prior_weight else None,
             validation_loss,
         )

@@ -23,7 +23,7 @@ class Bounds:
     Args:
         jobs: over all brands.
         jobs_per_brand: for a brand without a limit of its own.
-        jobs_per_account: None: one less than `jobs`, and at least one.
+        jobs_per_account: if None, one less than `jobs`, and at least one.
     """
 
     jobs: int = 2

@@ -27,15 +27,15 @@ from onbrand.secrets_file import Secrets
 from onbrand.services import job_queue, training_worker
 from onbrand.services.job_queue import Orphan, QueueEntry, WaitingFor
 from onbrand.training.dispatch.admission import Bounds, admit, is_too_large
-from onbrand.training.dispatch.providers.provider import ENDED, Capacity, Provider, ProviderStatus
-from onbrand.training.dispatch.submission import wanted
+from onbrand.training.dispatch.providers.provider import PROVIDER_ENDED, Capacity, Provider, ProviderStatus
+from onbrand.training.dispatch.submission import manual_submission
 from onbrand.training.dispatch.tickets import remove_ticket, ticket_folder, write_ticket
 
 MAX_REQUEUES = 3
 MAX_ATTEMPTS = 1 + MAX_REQUEUES
 LEASE_SECONDS = 10.0
 """How long a dispatcher leads after its last tick. If it dies, no dispatcher acts for so long."""
-SETTLING_SECONDS = 60.0
+PLACEMENT_SECONDS = 60.0
 """How long a submission may take until its workers occupy their resources."""
 TICK_SECONDS, IDLE_SECONDS = 1.0, 4.0
 """Pause between ticks while there are open jobs, and without any. A change of the queue ends it."""
@@ -44,7 +44,7 @@ CANCEL_SECONDS = 45.0
 STALLED_SECONDS = 900.0
 """A running job without a heartbeat for so long is stopped and submitted again."""
 
-Verb = Literal["wait", "submit", "stop", "cancel", "fail"]
+Action = Literal["wait", "submit", "stop", "cancel", "fail"]
 
 log = logging.getLogger(__name__)
 
@@ -59,27 +59,22 @@ class Observation:
     submitted_at: float | None = None
 
 
-def decide(job: QueueEntry, status: ProviderStatus | None, observation: Observation, at: float, now: datetime) -> Verb:
+def decide(job: QueueEntry, status: ProviderStatus | None, seen: Observation, at: float, now: datetime) -> Action:
     """The next action for a job.
 
     Args:
         status: the provider's status of its submission; None if it has none.
         at, now: the monotonic and the wall clock.
     """
-    if status is None or (status in ENDED and observation.ended_before):
+    if status is None or (status in PROVIDER_ENDED and seen.ended_before):
         if job.cancel_requested:
             return "cancel"
         return "submit" if job.attempts < MAX_ATTEMPTS else "fail"
-    if status in ENDED:
+    if status in PROVIDER_ENDED:
         return "wait"
-    if (
-        job.cancel_requested
-        and observation.cancel_seen_at is not None
-        and at - observation.cancel_seen_at > CANCEL_SECONDS
-    ):
-        return "stop"
+    is_overdue = seen.cancel_seen_at is not None and at - seen.cancel_seen_at > CANCEL_SECONDS
     is_stalled = job.heartbeat_at is not None and (now - job.heartbeat_at).total_seconds() > STALLED_SECONDS
-    return "stop" if is_stalled else "wait"
+    return "stop" if is_overdue or is_stalled else "wait"
 
 
 class Dispatcher:
@@ -110,7 +105,7 @@ class Dispatcher:
         )
         self._tick_seconds, self._lease_seconds = tick_seconds, lease_seconds
         self._name, self._leads_until = str(uuid.uuid4()), 0.0
-        self._sightings: dict[tuple[str, str], Observation] = {}
+        self._observations: dict[tuple[str, str], Observation] = {}
 
     async def run(self) -> None:
         """Tick until cancelled. The next tick retries actions that failed."""
@@ -118,7 +113,7 @@ class Dispatcher:
             with self._db.changes.waiter(QUEUE) as waiter:
                 while True:
                     await self._tick_safely()
-                    await waiter.wait(self._tick_seconds if self._sightings else IDLE_SECONDS)
+                    await waiter.wait(self._tick_seconds if self._observations else IDLE_SECONDS)
         finally:
             with suppress(OnbrandError):
                 await self.resign()
@@ -139,7 +134,8 @@ class Dispatcher:
 
     @property
     def _leads(self) -> bool:
-        """True while the lease lasts by this process's clock. It was read before the call, so it ends first."""
+        """True while the lease lasts by this process's clock. `_lead` reads that clock before it asks the database for
+        the lease, so this turns False before the lease in the database ends."""
         return time.monotonic() < self._leads_until
 
     async def _lead(self, session: Session, seconds: float) -> bool:
@@ -162,7 +158,7 @@ class Dispatcher:
         """Look at every open job once and do what `decide` says. Does nothing while another dispatcher leads."""
         entries = await self._read_queue()
         if entries is None:
-            self._sightings.clear()
+            self._observations.clear()
             return
         queue = [entry for entry in entries if entry.kind == "training"]
         self._forget_all_but(queue)
@@ -174,13 +170,13 @@ class Dispatcher:
         running = [job for job in queue if statuses[job.job_id] in ("pending", "running")]
         wanting: list[QueueEntry] = []
         for job in queue:
-            observation = self._sighting(job)
-            verb = decide(job, statuses[job.job_id], observation, time.monotonic(), datetime.now(UTC))
+            observation = self._observation_of(job)
+            action = decide(job, statuses[job.job_id], observation, time.monotonic(), datetime.now(UTC))
             self._note(job, statuses[job.job_id], observation)
-            if verb == "submit":
+            if action == "submit":
                 wanting.append(job)
             else:
-                await self._guarded(job, self._verbs[verb])
+                await self._guarded(job, self._actions[action])
         await self._start(wanting, running)
 
     async def _start(self, wanting: list[QueueEntry], running: list[QueueEntry]) -> None:
@@ -189,22 +185,23 @@ class Dispatcher:
             waiting = [job for job in wanting if job.provider == name]
             if not waiting:
                 continue
-            room = self._less_what_settles(await asyncio.to_thread(provider.capacity), running)
+            room = self._without_recent_submissions(await asyncio.to_thread(provider.capacity), running)
             turns = admit(waiting, running, self.bounds, room)
             for job in turns.begin:
                 if self._leads:
                     await self._guarded(job, self._submit)
             for job, reason in turns.wait:
-                await self._guarded(job, self._give_up if self._is_hopeless(job, reason, room) else self._says(reason))
+                act = self._give_up if self._is_hopeless(job, reason, room) else self._tell_reason(reason)
+                await self._guarded(job, act)
             running = running + turns.begin
 
-    def _less_what_settles(self, room: Capacity | None, running: list[QueueEntry]) -> Capacity | None:
+    def _without_recent_submissions(self, room: Capacity | None, running: list[QueueEntry]) -> Capacity | None:
         """Capacity less the workers of recent submissions, which may not occupy their resources yet."""
         if room is None:
             return None
-        since = time.monotonic() - SETTLING_SECONDS
-        young = [job for job in running if (self._sighting(job).submitted_at or -math.inf) > since]
-        return replace(room, free=max(0, room.free - sum(job.num_workers for job in young)))
+        since = time.monotonic() - PLACEMENT_SECONDS
+        recent = [job for job in running if (self._observation_of(job).submitted_at or -math.inf) > since]
+        return replace(room, free=max(0, room.free - sum(job.num_workers for job in recent)))
 
     def _is_hopeless(self, job: QueueEntry, reason: WaitingFor, room: Capacity | None) -> bool:
         """True if the job needs more than the cluster can have and waited `train_placement_seconds` for machines."""
@@ -213,13 +210,12 @@ class Dispatcher:
         waited = (datetime.now(UTC) - job.waiting_since).total_seconds()
         return job.waiting_for == "resources" and waited > self._settings.train_placement_seconds
 
-    def _says(self, reason: WaitingFor) -> Callable[[QueueEntry], Awaitable[None]]:
-        async def say(job: QueueEntry) -> None:
-            if job.waiting_for == reason:
-                return
-            await self._write_row(job, training_worker.waits, reason)
+    def _tell_reason(self, reason: WaitingFor) -> Callable[[QueueEntry], Awaitable[None]]:
+        async def tell(job: QueueEntry) -> None:
+            if job.waiting_for != reason:
+                await self._write_row(job, training_worker.waits, reason)
 
-        return say
+        return tell
 
     async def _give_up(self, job: QueueEntry) -> None:
         await self._end(
@@ -249,18 +245,18 @@ class Dispatcher:
     def _provider(self, job: QueueEntry) -> Provider:
         return self._providers[job.provider or ""]
 
-    def _sighting(self, job: QueueEntry) -> Observation:
-        return self._sightings.setdefault((job.brand_id, job.job_id), Observation())
+    def _observation_of(self, job: QueueEntry) -> Observation:
+        return self._observations.setdefault((job.brand_id, job.job_id), Observation())
 
     def _note(self, job: QueueEntry, status: ProviderStatus | None, observation: Observation) -> None:
-        observation.ended_before = status in ENDED
+        observation.ended_before = status in PROVIDER_ENDED
         if job.cancel_requested and observation.cancel_seen_at is None:
             observation.cancel_seen_at = time.monotonic()
 
     def _forget_all_but(self, queue: Iterable[QueueEntry]) -> None:
         """Forget jobs that left the queue, as they have ended, and remove their tickets."""
-        for ended in self._sightings.keys() - {(job.brand_id, job.job_id) for job in queue}:
-            del self._sightings[ended]
+        for ended in self._observations.keys() - {(job.brand_id, job.job_id) for job in queue}:
+            del self._observations[ended]
             remove_ticket(self._settings, *ended)
 
     async def _guarded(self, job: QueueEntry, act: Callable[[QueueEntry], Awaitable[None]]) -> None:
@@ -273,7 +269,7 @@ class Dispatcher:
             log.warning("job %s: %s; trying again", job.job_id, problem.code)
 
     @property
-    def _verbs(self) -> dict[Verb, Callable[[QueueEntry], Awaitable[None]]]:
+    def _actions(self) -> dict[Action, Callable[[QueueEntry], Awaitable[None]]]:
         return {"wait": self._keep_ticket_fresh, "stop": self._stop, "cancel": self._cancel, "fail": self._fail}
 
     def _ticket(self, job: QueueEntry) -> Ticket:
@@ -286,27 +282,27 @@ class Dispatcher:
         provider_job_id = await asyncio.to_thread(self._submission, job, ticket, attempt)
         async with self._db.system_session(ticket) as session:
             await training_worker.submitted(session, ticket, provider_job_id, attempt)
-        self._sighting(job).ended_before = False
-        self._sighting(job).submitted_at = time.monotonic()
+        self._observation_of(job).ended_before = False
+        self._observation_of(job).submitted_at = time.monotonic()
         log.info("job %s: attempt %d submitted as %s", job.job_id, attempt, provider_job_id)
 
     def _submission(self, job: QueueEntry, ticket: Ticket, attempt: int) -> str:
         """A new submission; for the first attempt, a manual submission of this job that already waits, if any."""
-        asks = wanted(ticket_folder(self._settings, job.brand_id, job.job_id)) if attempt == 1 else None
-        if asks is not None and self._provider(job).is_of(ticket, asks):
-            return asks
+        manual = manual_submission(ticket_folder(self._settings, job.brand_id, job.job_id)) if attempt == 1 else None
+        if manual is not None and self._provider(job).is_of(ticket, manual):
+            return manual
         return self._provider(job).submit(ticket, attempt)
 
     async def _keep_ticket_fresh(self, job: QueueEntry) -> None:
         """Renew the ticket file in time: a worker that restarts must never read an expired ticket."""
-        written = self._sighting(job).ticket_written_at
+        written = self._observation_of(job).ticket_written_at
         if written is None or time.monotonic() - written > self._settings.ticket_seconds / 3:
             await self._write(job, self._ticket(job))
 
     async def _write(self, job: QueueEntry, ticket: Ticket) -> None:
         token = ticket.sign(self._secrets.tickets)
         await asyncio.to_thread(write_ticket, self._settings, job.brand_id, job.job_id, token)
-        self._sighting(job).ticket_written_at = time.monotonic()
+        self._observation_of(job).ticket_written_at = time.monotonic()
 
     async def _stop(self, job: QueueEntry) -> None:
         if job.provider_job_id is not None:

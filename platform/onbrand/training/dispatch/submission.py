@@ -38,7 +38,7 @@ def own_submission() -> str:
     return submission
 
 
-def must_be_our_turn(
+def wait_until_named(
     settings: Settings, brand_id: str, job_id: str, submission: str, look: Callable[[], TrainingSpec], patience: float
 ) -> TrainingSpec:
     """Wait until the job's row names this submission; returns the job's specification.
@@ -54,7 +54,7 @@ def must_be_our_turn(
     is_own = submission.startswith(f"onbrand-{job_id}-")
     end = time.monotonic() + (OWN_PATIENCE_SECONDS if is_own else patience)
     folder = ticket_folder(settings, brand_id, job_id)
-    with contextlib.nullcontext() if is_own else asking(folder, submission):
+    with contextlib.nullcontext() if is_own else offered(folder, submission):
         while time.monotonic() < end:
             spec = _seen(look)
             if spec is not None and spec.provider_job_id == submission:
@@ -76,20 +76,20 @@ def _seen(look: Callable[[], TrainingSpec]) -> TrainingSpec | None:
 
 
 @contextlib.contextmanager
-def asking(folder: Path, submission: str) -> Iterator[None]:
+def offered(folder: Path, submission: str) -> Iterator[None]:
     """Offer the submission to the dispatcher inside the block, by a note that is written atomically, mode 0600."""
     note = folder / _NOTE
     write_private(note, submission)
     try:
         yield
     finally:
-        if wanted(folder) == submission:
+        if manual_submission(folder) == submission:
             note.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty if it holds the ticket
             folder.rmdir()
 
 
-def wanted(folder: Path) -> str | None:
+def manual_submission(folder: Path) -> str | None:
     """The submission in the note, if any. Only its id is known; nothing about it is verified yet."""
     try:
         said = (folder / _NOTE).read_text()

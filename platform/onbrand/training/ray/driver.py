@@ -22,8 +22,8 @@ from onbrand.addresses import file_url
 from onbrand.brand import must_be_brand_id
 from onbrand.config import Settings
 from onbrand.errors import Conflict, NotFound, OnbrandError, Unavailable
+from onbrand.families import bases
 from onbrand.families.aspect_buckets import bucket_step
-from onbrand.families.bases import recommended
 from onbrand.families.spec import SPECS
 from onbrand.families.tokens import of_folder
 from onbrand.internal.client import SystemClient
@@ -32,7 +32,7 @@ from onbrand.storage.runs import brand_folder, run_folder, runs_bucket
 from onbrand.training.data.checks import must_be_fit_to_train
 from onbrand.training.dispatch.capacity import wants_gpu
 from onbrand.training.dispatch.providers.ray import job_environment
-from onbrand.training.dispatch.submission import must_be_our_turn, own_submission
+from onbrand.training.dispatch.submission import own_submission, wait_until_named
 from onbrand.training.dispatch.tickets import FileTickets, TicketSource, handed_out, must_be_job_id, ticket_folder
 from onbrand.training.ray.checkpoint_manifest import repair
 from onbrand.training.ray.oom_retry import fit_within_memory, root_of
@@ -77,7 +77,7 @@ def wait_for_turn(settings: Settings, brand_id: str, job_id: str, patience: floa
         with connect(settings, tickets) as client:
             return client.spec()
 
-    must_be_our_turn(settings, brand_id, job_id, own_submission(), look, patience)
+    wait_until_named(settings, brand_id, job_id, own_submission(), look, patience)
 
 
 def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
@@ -89,8 +89,8 @@ def run_job(settings: Settings, brand_id: str, job_id: str) -> Outcome | None:
                 return import_file(client, settings, brand_id, job_id)
             plan, folder = read_plan(settings, spec)
             family = SPECS[plan.family]
-            advice = recommended(family.name, folder)
-            step, lengths = bucket_step(family, advice.resolution), of_folder(folder, advice)
+            recommended = bases.recommended(family.name, folder)
+            step, lengths = bucket_step(family, recommended.resolution), of_folder(folder, recommended)
             must_be_fit_to_train(client, spec, plan, step, lengths)
             return fit_within_memory(client, partial(fit, settings, plan, brand_id, job_id, spec.run))
         except (NotFound, Conflict):

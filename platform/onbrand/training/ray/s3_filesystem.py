@@ -155,7 +155,7 @@ class RunFiles(FileSystemHandler):
         bucket, key = _split(path)
         answer = self._call("get_object", Bucket=bucket, Key=key)
         file = _spool()
-        with _told(path):
+        with _as_os_error(path):
             for piece in answer["Body"].iter_chunks(2**20):
                 file.write(piece)
         file.seek(0)
@@ -173,7 +173,7 @@ class RunFiles(FileSystemHandler):
 
     def _call(self, name: str, **arguments: Any) -> Any:
         client = self._session()
-        with _told(f"{arguments['Bucket']}/{arguments.get('Key', arguments.get('Prefix', ''))}"):
+        with _as_os_error(f"{arguments['Bucket']}/{arguments.get('Key', arguments.get('Prefix', ''))}"):
             return getattr(client, name)(**arguments)
 
     def _session(self) -> Any:
@@ -228,7 +228,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def _as_os_error(path: str) -> Iterator[None]:
     """Convert errors of S3 to the errors that pyarrow and Ray Train handle."""
     try:
         yield

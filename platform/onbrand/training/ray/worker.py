@@ -131,6 +131,6 @@ def _train(settings: Settings, client: SystemClient, tickets: TicketSource, step
         allowance = Allowance(settings.train_memory_gb, steps_down)
         run = Run(client, spec, plan, folder, settings.encoded_folder, context.get_world_size(), heartbeat, allowance)
         run.train()
-        proof = run.prove()
+        proof = run.verify_export()
     if proof:
         run.publish(proof)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from onbrand.brand import Ticket
 
 ProviderStatus = Literal["pending", "running", "succeeded", "failed", "stopped", "lost"]
-ENDED: tuple[ProviderStatus, ...] = ("succeeded", "failed", "stopped", "lost")
+PROVIDER_ENDED: tuple[ProviderStatus, ...] = ("succeeded", "failed", "stopped", "lost")
 """States in which no worker of the submission runs. `lost`: the provider does not know the submission (any more)."""
 
 

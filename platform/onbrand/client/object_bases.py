@@ -18,7 +18,7 @@ _FIRST_POLL, _LONGEST_POLL = 0.1, 2.0
 
 
 class ApiModel(BaseModel):
-    """An object of the API."""
+    """An object of the API: it is frozen and ignores unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 

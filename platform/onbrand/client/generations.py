@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from onbrand.client import objects
-from onbrand.client.resource import BrandLike, BrandResource, FileResource, brand_path, given
+from onbrand.client.resource_bases import BrandLike, BrandResource, FileResource, brand_path, given
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -42,7 +42,7 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class Generations(BrandResource[objects.Generation]):
-    """Generations."""
+    """Requests for pictures, with their events."""
 
     kind, name = objects.Generation, "generations"
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from onbrand.client import accounts, objects
 from onbrand.client.errors import ConnectionFailed
 from onbrand.client.events import read_events
-from onbrand.client.resource_models import ApiModel, Attached
+from onbrand.client.object_bases import ApiModel, Attached
 
 if TYPE_CHECKING:
     from onbrand.client.client import Onbrand
@@ -23,10 +23,10 @@ _STREAM_RETRIES = 5
 
 def brand_path(brand: BrandLike, *rest: str) -> str:
     """The path ``/v1/brands/acme/assets/...``, with every segment quoted."""
-    return "/".join(["/v1/brands", *(quote(part, safe="") for part in (brand_id_of(brand), *rest))])
+    return "/".join(["/v1/brands", *(quote(part, safe="") for part in (id_of(brand), *rest))])
 
 
-def brand_id_of(brand: BrandLike) -> str:
+def id_of(brand: BrandLike) -> str:
     """The id of a brand that is given as an object or by its id."""
     return brand.id if isinstance(brand, accounts.Brand) else brand
 

@@ -11,7 +11,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
-def advice(family: str) -> dict[str, Any]:
+def recommendations(family: str) -> dict[str, Any]:
     """The contents of `onbrand.json`, as `onbrand.families.spec.Recommended` reads it."""
     flow = family == "flux"
     return {
