@@ -22,9 +22,8 @@ from onbrand.api.authorization import BrandAccess, BrandCaller
 from onbrand.background.previews import previews_name
 from onbrand.db.changes import Waiter
 from onbrand.errors import InvalidInput, OnbrandError
-from onbrand.services.events import AT_ONCE, change_names
+from onbrand.services.events import AT_ONCE, ENDED_STATES, change_names
 
-ENDED = frozenset({"completed", "failed", "canceled"})
 OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The stream is over, and `Last-Event-ID` was its last."}}
 _LOOK_SECONDS_MIN = 0.3
 """The least time between two looks of a stream at its rows."""
@@ -80,7 +79,7 @@ async def stream(access: BrandAccess, subject_id: str, after: int, look: Look, c
             names = *await change_names(caller.session, subject_id), previews_name(subject_id)
             waiter = opened.enter_context(access.state.db.changes.waiter(*names))
             first = await look(caller, after)
-        if after and first.status in ENDED and not first.events:
+        if after and first.status in ENDED_STATES and not first.events:
             return Response(status_code=204)
         streams.open(*viewer)
         opened.callback(streams.close, *viewer)
@@ -114,7 +113,7 @@ async def _written(access: BrandAccess, after: int, seen: Snapshot, look: Look, 
             last_sent = looked
             yield as_text(None, kind, data)
         is_whole = len(seen.events) < AT_ONCE
-        if is_whole and (seen.status in ENDED or looked > end):
+        if is_whole and (seen.status in ENDED_STATES or looked > end):
             return
         if looked - last_sent > _HEARTBEAT_EVERY:
             last_sent = looked

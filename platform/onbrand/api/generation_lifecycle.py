@@ -9,7 +9,6 @@ from contextlib import suppress
 from fastapi import Request
 
 from onbrand.api.authorization import BrandAccess, BrandCaller
-from onbrand.api.events import ENDED
 from onbrand.api.idempotency import Done, Once
 from onbrand.background.generations import end_name
 from onbrand.background.previews import previews_name
@@ -17,7 +16,7 @@ from onbrand.db.changes import Waiter
 from onbrand.errors import OnbrandError, TooManyRequests
 from onbrand.internal import generation
 from onbrand.services import generation_parameters, generations
-from onbrand.services.events import change_names
+from onbrand.services.events import ENDED_STATES, change_names
 
 _PATIENCE_HERE, _LISTEN_EVERY = 15.0, 0.5
 """Seconds between reads of a row whose generation this process runs (its end is noticed at once), and between checks
@@ -108,7 +107,7 @@ async def cancel(access: BrandAccess, generation_id: str, once: Once) -> Done:
             200,
             lambda: generations.cancel_generation(caller.session, caller.brand_id, generation_id),
         )
-    if done.body["status"] not in ENDED:
+    if done.body["status"] not in ENDED_STATES:
         await access.state.generation_tasks.cancel(str(done.body["model_type"]), generation_id)
     return done
 
@@ -117,14 +116,14 @@ async def _look_until_done(
     access: BrandAccess, generation: generations.Generation, seconds: float, request: Request, abandon: bool
 ) -> generations.Generation:
     end, tasks, changes = time.monotonic() + seconds, access.state.generation_tasks, access.state.db.changes
-    if generation.status in ENDED or seconds <= 0:
+    if generation.status in ENDED_STATES or seconds <= 0:
         return generation
     is_here = tasks.is_running(generation.id)
     names = (end_name(generation.id),) if is_here else await names_of(access, generation.id)
     with changes.waiter(*names) as waiter:
         if not tasks.is_running(generation.id):  # it may have ended before there was a waiter
             generation = await read(access, generation.id)
-        while generation.status not in ENDED and (now := time.monotonic()) < end:
+        while generation.status not in ENDED_STATES and (now := time.monotonic()) < end:
             patience = _PATIENCE_HERE if tasks.is_running(generation.id) else changes.patience
             if await _client_left(waiter, min(end, now + patience), request if abandon else None):
                 await give_up(access, generation.id)

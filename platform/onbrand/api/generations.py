@@ -22,6 +22,7 @@ from onbrand.api.files import Link, link_to
 from onbrand.api.idempotency import OnlyOnce, as_json
 from onbrand.api.lists import Listed, Paging, listed
 from onbrand.services import generation_parameters, generations, images
+from onbrand.services.events import ENDED_STATES
 
 router = APIRouter(prefix="/v1/brands/{brand_id}", tags=["generations"], route_class=UserRoute)
 
@@ -59,7 +60,7 @@ async def create_generation(
     headers = {"Location": f"/v1/brands/{access.brand_id}/generations/{generation.id}"}
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
-    status = 201 if generation.status in events.ENDED else 202
+    status = 201 if generation.status in ENDED_STATES else 202
     return JSONResponse(as_json(generation), status, headers=headers)
 
 

@@ -18,7 +18,6 @@ from fastapi.responses import StreamingResponse
 
 from onbrand.api import generation_lifecycle
 from onbrand.api.authorization import BrandAccess
-from onbrand.api.events import ENDED
 from onbrand.api.problems import body as problem_body
 from onbrand.background.previews import Viewer
 from onbrand.errors import (
@@ -32,6 +31,7 @@ from onbrand.errors import (
     of_code,
 )
 from onbrand.services import generations
+from onbrand.services.events import ENDED_STATES
 
 _LOOK_SECONDS_MIN = 0.2
 """Pause after a change, before the rows are read."""
@@ -91,7 +91,9 @@ async def _drawn(
     num_shown, end, last_sent = 0, time.monotonic() + seconds, time.monotonic()
     changes, names = access.state.db.changes, await generation_lifecycle.names_of(access, stream_request.generation_id)
     with changes.waiter(*names) as waiter:
-        while (generation := await generation_lifecycle.read(access, stream_request.generation_id)).status not in ENDED:
+        while (
+            generation := await generation_lifecycle.read(access, stream_request.generation_id)
+        ).status not in ENDED_STATES:
             for preview in viewer.news(generation)[: stream_request.num_partial - num_shown]:
                 yield _partial(generation, stream_request, num_shown, preview.data)
                 num_shown, last_sent = num_shown + 1, time.monotonic()

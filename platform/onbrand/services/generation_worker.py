@@ -24,8 +24,8 @@ from onbrand.errors import Conflict, EngineLost, InvalidInput, TicketRefused
 from onbrand.internal.training import ReportResponse
 from onbrand.sandbox.image_headers import image_facts
 from onbrand.services.audit import write_audit_line
-from onbrand.services.events import append_event, must_be_finite
-from onbrand.services.generations import ENDED, CutText
+from onbrand.services.events import ENDED_STATES, append_event, must_be_finite
+from onbrand.services.generations import CutText
 from onbrand.services.images import Image
 from onbrand.services.pagination import must_be_there
 from onbrand.services.storage_quota import must_have_fitted, must_not_be_full
@@ -209,7 +209,7 @@ async def _lock_open(session: Session, ticket: Ticket) -> Mapping[str, Any]:
 
 
 def _must_be_open(row: Mapping[str, Any]) -> None:
-    if row["status"] in ENDED:
+    if row["status"] in ENDED_STATES:
         raise Conflict(f"the generation is {row['status']} already")
 
 

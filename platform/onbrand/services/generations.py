@@ -17,8 +17,7 @@ from onbrand.families import bases
 from onbrand.families.spec import Recommended, with_family_defaults
 from onbrand.internal.generation import GenerationParameters, OutputFormat, RenderRequest
 from onbrand.services.audit import write_audit_line
-from onbrand.services.events import ENDED_STATES as ENDED
-from onbrand.services.events import Event, events_of
+from onbrand.services.events import ENDED_STATES, Event, events_of
 from onbrand.services.generation_parameters import NewGeneration, adapters_of, decided
 from onbrand.services.images import _IMAGE, Image
 from onbrand.services.limits import limits_of, must_have_room
@@ -218,7 +217,7 @@ async def cancel_generation(session: Session, brand_id: str, generation_id: str)
     )
     now = await get_generation(session, brand_id, generation_id)
     if num_changed == 0 and now.status != "canceled":
-        if now.status in ENDED:
+        if now.status in ENDED_STATES:
             raise Conflict(f"the generation is {now.status}; only a pending or running one can be canceled")
         raise Forbidden("only the member who asked for the generation may cancel it")
     if num_changed and before.cancel_requested_at is None:

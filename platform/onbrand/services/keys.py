@@ -19,7 +19,7 @@ from onbrand.db.session import Session
 from onbrand.errors import Forbidden, InvalidInput, Unauthenticated
 from onbrand.services import audit, brands
 from onbrand.services.pagination import Page, Row, known_id, must_be_there, page_of
-from onbrand.visible import must_be_visible
+from onbrand.visible import must_be_name
 
 PREFIX = "ob_"
 _TOKEN = re.compile(r"ob_([0-9a-f]{32})_([0-9a-f]{64})")
@@ -66,7 +66,7 @@ async def create_key(
     row = await session.one(
         "insert into app.api_keys as t (brand_id, user_id, name, hash, scopes, expires_at)"
         f" values (%s, private.uid(), %s, %s, %s, %s) returning {_COLUMNS}",
-        [brand_id, _must_be_name(name), _hash_of(secret), _must_be_scopes(scopes), _must_be_ahead(expires_at)],
+        [brand_id, must_be_name(name), _hash_of(secret), _must_be_scopes(scopes), _must_be_ahead(expires_at)],
     )
     await audit.write_audit_line(session, brand_id, "key.create", {"key_id": row["id"], "scopes": list(row["scopes"])})
     return NewApiKey.of({**row, "key": f"{PREFIX}{row['id'].replace('-', '')}_{secret}"})
@@ -140,14 +140,6 @@ def must_be_in_person(scope: Scope, verb: str) -> None:
 
 def _hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _must_be_name(name: str) -> str:
-    name = name.strip()
-    if not 1 <= len(name) <= 200:
-        raise InvalidInput("name must have 1 to 200 characters", param="name")
-    must_be_visible(name, "name", "name")
-    return name
 
 
 def _must_be_scopes(scopes: Sequence[str]) -> list[str]:
