@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onbrand.errors import ConfigurationError
 
-PRIVATE_FOLDERS = ("objects", "runs", "tickets", "encoded", "cache", "logs", "inductor")
+PRIVATE_FOLDERS = ("objects", "runs", "tickets", "encoded", "cache", "logs", "inductor", "system")
 """Subfolders of the data directory; each may be our symbolic link to another place."""
 _MARKS = frozenset({"up.lock", "postgres.lock", "database.json", "secrets.json", "ray-token"})
 """Every data directory holds at least one of these files."""

@@ -76,7 +76,7 @@ class GenerationTasks:
         self._secrets = secrets
         self._seconds = settings.ticket_seconds
         self._generator, self._tell = generator, tell
-        self._http = AiohttpConnections(settings.system_url)
+        self._http = AiohttpConnections(settings.system_url, settings.folder)
         self._client_for = client_for or partial(AsyncSystemClient, settings.system_url, http=self._http)
         self._running: dict[str, Running] = {}
         self._refused: dict[str, tuple[float, OnbrandError]] = {}

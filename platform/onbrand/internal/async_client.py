@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import aiohttp
@@ -16,6 +18,12 @@ import httpx
 from onbrand.internal.client import PATIENCE_SECONDS, TIMEOUT_SECONDS, Call, failure_call
 from onbrand.internal.retries import retry_delays, wait_after
 from onbrand.internal.training import ReportResponse, StoredImage
+
+_NEAR = "http://system"
+"""The address of calls by the socket."""
+_AWAY_SECONDS = 5.0
+"""How long the address is used after the socket did not answer."""
+_SOCKET_PATH_MAX = 100
 
 
 class Connections(Protocol):
@@ -31,38 +39,57 @@ class Connections(Protocol):
 
 
 class AiohttpConnections:
-    """`Connections` that are kept open between calls.
+    """`Connections` that are kept open between calls: by the socket of this node's platform, else by its address.
 
     Args:
         url: the internal routes' root, `settings.system_url`.
+        folder: the data directory; None: always use the address.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, folder: Path | None = None) -> None:
         self._url = url
-        self._session: aiohttp.ClientSession | None = None
+        self._socket = None if folder is None else socket_in(folder)
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._away_until = 0.0
 
     async def send(self, call: Call, token: str) -> httpx.Response:
         """The response to a call with this ticket. Raises httpx.TransportError without one."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS)
-            )
         try:
-            async with self._session.request(
-                call.method,
-                f"{self._url}/v1{call.path}",
-                json=call.json,
-                data=_form_of(call),
-                headers={"authorization": f"Bearer {token}"},
-            ) as answer:
-                return httpx.Response(answer.status, headers=list(answer.headers.items()), content=await answer.read())
+            if self._socket is not None and time.monotonic() >= self._away_until:
+                try:
+                    return await self._sent(_NEAR, call, token)
+                except aiohttp.ClientConnectorError:  # nothing was sent
+                    self._away_until = time.monotonic() + _AWAY_SECONDS
+            return await self._sent(self._url, call, token)
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
             raise httpx.TransportError(type(problem).__name__) from None
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
+
+    async def _sent(self, url: str, call: Call, token: str) -> httpx.Response:
+        if (session := self._sessions.get(url)) is None:
+            is_near = url == _NEAR
+            connector = aiohttp.UnixConnector(str(self._socket), limit=0) if is_near else aiohttp.TCPConnector(limit=0)
+            session = self._sessions[url] = aiohttp.ClientSession(
+                connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS)
+            )
+        async with session.request(
+            call.method,
+            f"{url}/v1{call.path}",
+            json=call.json,
+            data=_form_of(call),
+            headers={"authorization": f"Bearer {token}"},
+        ) as answer:
+            return httpx.Response(answer.status, headers=list(answer.headers.items()), content=await answer.read())
+
+
+def socket_in(folder: Path) -> Path | None:
+    """The socket of the internal routes of a data directory; None if its path is too long for one."""
+    path = folder / "system" / "http"
+    return path if len(str(path).encode()) <= _SOCKET_PATH_MAX else None
 
 
 def _form_of(call: Call) -> aiohttp.FormData | None:

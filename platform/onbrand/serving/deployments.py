@@ -18,6 +18,7 @@ from onbrand.db.embedded import read_urls
 from onbrand.db.session import Database
 from onbrand.secrets_file import load_secrets, with_logins
 from onbrand.serving.cluster_security import must_be_closed
+from onbrand.serving.internal_socket import internal_socket
 from onbrand.serving.ports import listen_on_the_nodes_address
 from onbrand.serving.serve_generator import ServeGenerator
 from onbrand.storage.store import ObjectStore
@@ -67,6 +68,7 @@ class System:
         self._open.push_async_callback(db.close)
         store = ObjectStore.from_settings(known, secrets)
         self._app = create_system_app(known, secrets, db, store, ServeGenerator(known.families))
+        await self._open.enter_async_context(internal_socket(self._app, known.folder))
         dispatcher = Dispatcher(known, secrets, db, [RayProvider(known)])
         dispatching = asyncio.create_task(dispatcher.run(), name="dispatcher")
         self._open.push_async_callback(_ended, dispatching)

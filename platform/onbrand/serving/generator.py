@@ -35,7 +35,8 @@ class EngineReplica:
         listen_on_the_nodes_address()
         known = Settings(**settings)
         await asyncio.to_thread(must_be_closed, known)
-        client_for = partial(AsyncSystemClient, known.system_url, http=AiohttpConnections(known.system_url))
+        connections = AiohttpConnections(known.system_url, known.folder)
+        client_for = partial(AsyncSystemClient, known.system_url, http=connections)
         engine = await EngineProcess.start(family, options, settings)
         self._runner = GenerationRunner(engine, client_for, Metrics(family))
 
