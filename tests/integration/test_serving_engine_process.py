@@ -18,7 +18,7 @@ from onbrand.brand import Ticket
 from onbrand.config import Settings
 from onbrand.errors import BaseModelRefused, InvalidInput, Unavailable
 from onbrand.internal.generation import GenerationParameters, RenderRequest
-from onbrand.serving import drawing
+from onbrand.serving import drawing, engine_process
 from onbrand.serving.assembly import assemble
 from onbrand.serving.drawing import LAST, DrawingEngine, DrawingEvent
 from onbrand.serving.engine_process import EngineProcess
@@ -84,7 +84,7 @@ async def test_a_cancel_and_a_reader_that_goes_away_free_the_engine(engine: Engi
     assert await canceled.next() == drawing.Taken()
     assert await left.next() == drawing.Taken()
     left.close()
-    engine.cancel("three")
+    canceled.cancel()
     while not isinstance(event := await canceled.next(), LAST):
         pass
     assert event == drawing.Canceled()
@@ -122,6 +122,28 @@ async def test_the_end_of_the_process_fails_its_drawings(settings: dict[str, Any
     late = await engine.draw(request("seven")).next()
     assert isinstance(late, drawing.Failed)
     await engine.close()
+
+
+async def test_a_cancel_right_after_the_request_is_not_lost(engine: EngineProcess) -> None:
+    asked = [engine.draw(request(f"at-once-{n}", steps=150, num_images=4)) for n in range(3)]
+    for each in asked:
+        each.cancel()
+    for each in asked:
+        while not isinstance(event := await each.next(), LAST):
+            pass
+        assert event == drawing.Canceled()
+
+
+async def test_what_the_process_sends_in_error_ends_it_instead_of_leaving_drawings_to_wait(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await EngineProcess.start("sd15", {}, settings)
+    monkeypatch.setattr(engine_process, "event_of", lambda message, data: 1 / 0)
+    event = await engine.draw(request("eight")).next()
+    assert isinstance(event, drawing.Failed)
+    assert not engine.is_alive
+    await engine.close()
+    assert is_ended(engine._process.pid)
 
 
 PARENT = """

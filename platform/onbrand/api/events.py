@@ -83,11 +83,11 @@ async def stream(access: BrandAccess, subject_id: str, after: int, look: Look, c
             return Response(status_code=204)
         streams.open(*viewer)
         opened.callback(streams.close, *viewer)
-        return _Stream(_written(access, after, first, look, waiter), opened.pop_all().aclose)
+        return Stream(_written(access, after, first, look, waiter), opened.pop_all().aclose)
     raise AssertionError("unreachable")
 
 
-class _Stream(StreamingResponse):
+class Stream(StreamingResponse):
     """A streaming response that calls `ended` at its end, also if the client left before it began."""
 
     def __init__(self, text: AsyncIterator[str], ended: Close) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 from onbrand.brand import Scope
 from onbrand.db.session import Database
+from onbrand.errors import Unauthenticated
 from onbrand.services import keys
 from onbrand.services.keys import KeyCredential
 
@@ -43,9 +44,15 @@ class KnownKeys:
 
     async def must_be_valid(self, key_id: str) -> None:
         """Ask the database about a key again. Raises Unauthenticated."""
-        if (known := self._found.pop(key_id, None)) is not None:
+        if (known := self._found.get(key_id)) is not None:
             await self._ask(known[0])
 
     async def _ask(self, credential: KeyCredential) -> Scope:
-        async with self._db.user_session(None) as session:
-            return await keys.scope_of(session, credential)
+        try:
+            async with self._db.user_session(None) as session:
+                return await keys.scope_of(session, credential)
+        except Unauthenticated:
+            known = self._found.get(credential.key_id)
+            if known is not None and known[0] == credential:
+                self._found[credential.key_id] = credential, 0.0, known[2]
+            raise

@@ -18,6 +18,7 @@ from fastapi.responses import StreamingResponse
 
 from onbrand.api import generation_lifecycle
 from onbrand.api.authorization import BrandAccess
+from onbrand.api.events import Stream
 from onbrand.api.problems import body as problem_body
 from onbrand.background.previews import Viewer
 from onbrand.errors import (
@@ -63,25 +64,29 @@ class StreamRequest:
 
 def streamed(access: BrandAccess, stream_request: StreamRequest, seconds: float) -> StreamingResponse:
     """Stream the events of a started generation for at most `seconds`."""
-    text = _events(access, stream_request, seconds)
-    return StreamingResponse(text, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    tasks = access.state.generation_tasks
+    viewer, ended = tasks.viewer(), asyncio.Event()
+
+    async def close() -> None:
+        if stream_request.abandon and not ended.is_set():
+            tasks.in_background(generation_lifecycle.give_up(access, stream_request.generation_id))
+        await viewer.close()
+
+    return Stream(_events(access, stream_request, viewer, seconds, ended), close)
 
 
-async def _events(access: BrandAccess, stream_request: StreamRequest, seconds: float) -> AsyncIterator[str]:
-    viewer, has_ended = access.state.generation_tasks.viewer(), False
+async def _events(
+    access: BrandAccess, stream_request: StreamRequest, viewer: Viewer, seconds: float, ended: asyncio.Event
+) -> AsyncIterator[str]:
+    """The events; sets `ended` if the generation has ended."""
     try:
         async for piece in _drawn(access, stream_request, viewer, seconds):
             yield piece
-        has_ended = True
+        ended.set()
     except OnbrandError as problem:
-        has_ended = not isinstance(problem, Unavailable)
+        if not isinstance(problem, Unavailable):
+            ended.set()
         yield _event("error", {"error": problem_body(problem.status, problem.code, "", problem.message, "")["error"]})
-    finally:
-        if stream_request.abandon and not has_ended:
-            access.state.generation_tasks.in_background(
-                generation_lifecycle.give_up(access, stream_request.generation_id)
-            )
-        await viewer.close()
 
 
 async def _drawn(

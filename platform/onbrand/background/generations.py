@@ -121,7 +121,9 @@ class GenerationTasks:
         return ticket.sign(self._secrets.tickets)
 
     def start(self, family: str, request: RenderRequest) -> None:
-        """Start the task of a generation whose row is committed."""
+        """Start the task of a generation whose row is committed; no effect if it has one."""
+        if request.generation_id in self._running:
+            return
         ticket = Ticket.verify(request.ticket, self._secrets.tickets)
         running = self._running[request.generation_id] = Running(
             ticket, Previews(self._serials), request.account_id or ticket.brand_id

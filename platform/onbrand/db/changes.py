@@ -42,7 +42,7 @@ class Waiter:
 
 
 class Changes:
-    """Listens on one connection of its own while anybody has ever waited.
+    """Listens on one connection of its own, from the first wait on.
 
     Args:
         url: the DSN of a login; None: nothing is ever announced.
@@ -64,13 +64,13 @@ class Changes:
         """A waiter for changes of these names (`private.change_name`, or `QUEUE`), from now on."""
         if self._url is not None and self._listening is None:
             self._listening = asyncio.create_task(self._listen(), name="changes")
-        made = Waiter()
-        for name in names:
+        made, distinct = Waiter(), set(names)
+        for name in distinct:
             self._waiters.setdefault(name, set()).add(made)
         try:
             yield made
         finally:
-            for name in names:
+            for name in distinct:
                 self._waiters[name].discard(made)
                 if not self._waiters[name]:
                     del self._waiters[name]
@@ -92,20 +92,22 @@ class Changes:
         while True:
             try:
                 await self._listen_once()
-            except psycopg.Error as problem:
+            except Exception as problem:
                 log.warning("changes are not heard of: %s", type(problem).__name__)
             finally:
                 self._hears = False
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _listen_once(self) -> None:
-        """Pass announcements on until the connection breaks. Returns at once behind a pooler, which shares it."""
+        """Pass announcements on until the connection breaks; none behind a pooler, which shares it."""
         assert self._url is not None
         async with await psycopg.AsyncConnection.connect(
             self._url, autocommit=True, application_name="onbrand changes", keepalives_idle=30, keepalives_interval=10
         ) as connection:
             row = await (await connection.execute("select pg_backend_pid()", prepare=False)).fetchone()
-            if row is None or row[0] != connection.info.backend_pid:
+            is_shared = row is None or row[0] != connection.info.backend_pid
+            if is_shared:
+                await connection.close()
                 await asyncio.Event().wait()
             await connection.execute(f"listen {_CHANNEL}", prepare=False)
             self._hears = True

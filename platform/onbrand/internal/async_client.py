@@ -74,7 +74,9 @@ class AiohttpConnections:
             is_near = url == _NEAR
             connector = aiohttp.UnixConnector(str(self._socket), limit=0) if is_near else aiohttp.TCPConnector(limit=0)
             session = self._sessions[url] = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS)
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),  # the tickets of all brands share the connections
             )
         async with session.request(
             call.method,
@@ -82,8 +84,10 @@ class AiohttpConnections:
             json=call.json,
             data=_form_of(call),
             headers={"authorization": f"Bearer {token}"},
+            allow_redirects=False,
         ) as answer:
-            return httpx.Response(answer.status, headers=list(answer.headers.items()), content=await answer.read())
+            headers = [pair for pair in answer.headers.items() if pair[0].lower() != "content-encoding"]
+            return httpx.Response(answer.status, headers=headers, content=await answer.read())  # it is decoded
 
 
 def socket_in(folder: Path) -> Path | None:

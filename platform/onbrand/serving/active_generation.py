@@ -10,6 +10,7 @@ from typing import Literal
 from onbrand.brand import claims_of
 from onbrand.errors import OnbrandError
 from onbrand.internal.generation import RenderEvent, RenderRequest
+from onbrand.serving.drawing import Drawing
 
 _ENDS = frozenset({"completed", "failed", "canceled"})
 EventKind = Literal["progress", "preview", "image", "completed", "failed", "canceled"]
@@ -24,6 +25,7 @@ class ActiveGeneration:
         self.progress = 0
         self._progress_due = self.began_at + _PROGRESS_SECONDS
         self.cancel_requested = False
+        self.drawing: Drawing | None = None
         self.completed = False
         """Whether its row is completed."""
         self.task: asyncio.Task[None] | None = None
@@ -36,6 +38,12 @@ class ActiveGeneration:
         """Whether its ticket names this brand and member."""
         claims = claims_of(self.request.ticket)
         return (claims["brand_id"], claims["sub"]) == (brand_id, user_id)
+
+    def cancel(self) -> None:
+        """End it at the next step."""
+        self.cancel_requested = True
+        if self.drawing is not None:
+            self.drawing.cancel()
 
     def tell(self, kind: EventKind, data: dict[str, object]) -> None:
         """Add an event."""

@@ -87,13 +87,13 @@ class Drawing:
     """The events of one request, for one reader. Closing it early cancels the request.
 
     Args:
-        cancel: called once, unless the last event was read.
+        cancel: called once, unless the last event was read; a `Canceled` follows, or an end that came before it.
     """
 
     def __init__(self, cancel: Callable[[], object]) -> None:
         self._cancel = cancel
         self._events: asyncio.Queue[DrawingEvent] = asyncio.Queue()
-        self._is_over = False
+        self._is_over = self._is_canceled = False
 
     def put(self, event: DrawingEvent) -> None:
         """Add an event; in the reader's event loop."""
@@ -107,11 +107,15 @@ class Drawing:
             raise event.error
         return event
 
+    def cancel(self) -> None:
+        """End the request at the next step, or the loading of its adapters at once. The last event still comes."""
+        if not self._is_canceled and not self._is_over:
+            self._is_canceled = True
+            self._cancel()
+
     def close(self) -> None:
         """Cancel the request, unless it is over."""
-        if not self._is_over:
-            self._is_over = True
-            self._cancel()
+        self.cancel()
 
 
 class DrawingEngine(Protocol):
@@ -124,10 +128,6 @@ class DrawingEngine(Protocol):
 
     def draw(self, request: RenderRequest) -> Drawing:
         """Load the adapters and draw; in an event loop."""
-        ...
-
-    def cancel(self, generation_id: str) -> None:
-        """End a request at the next step; unknown or finished ids have no effect."""
         ...
 
     def stats(self) -> EngineStats:

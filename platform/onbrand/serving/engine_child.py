@@ -11,12 +11,11 @@ import logging
 import os
 import socket
 import sys
-from contextlib import closing
 from typing import Any
 
 from onbrand.config import Settings
 from onbrand.errors import OnbrandError
-from onbrand.serving.drawing import LAST, Refused
+from onbrand.serving.drawing import LAST, Drawing, DrawingEvent, Refused
 from onbrand.serving.engine_frames import (
     Channel,
     error_fields,
@@ -41,6 +40,7 @@ class Child:
 
     def __init__(self, channel: Channel, engine: LocalEngine) -> None:
         self._channel, self._engine = channel, engine
+        self._drawings: dict[int, Drawing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -51,7 +51,8 @@ class Child:
             if message["kind"] == "draw":
                 self._start(message)
             elif message["kind"] == "cancel":
-                self._engine.cancel(message["id"])
+                if (drawing := self._drawings.get(message["number"])) is not None:
+                    drawing.cancel()
             else:
                 break
         else:
@@ -61,20 +62,26 @@ class Child:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, message: dict[str, Any]) -> None:
-        task = asyncio.create_task(self._draw(message))
+        number = message["number"]
+        drawing = self._drawings[number] = self._engine.draw(request_of(message))
+        task = asyncio.create_task(self._pass_on(number, drawing))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _draw(self, message: dict[str, Any]) -> None:
-        request = request_of(message)
-        with closing(self._engine.draw(request)) as drawing:
-            event = None
-            while not isinstance(event, LAST):
-                try:
-                    event = await drawing.next()
-                except OnbrandError as problem:
-                    event = Refused(problem)
-                send_event(self._channel, message["number"], event)
+    async def _pass_on(self, number: int, drawing: Drawing) -> None:
+        """Send the drawing's events. The end of the engine is told before the failures that it causes."""
+        event: DrawingEvent | None = None
+        while not isinstance(event, LAST):
+            try:
+                event = await drawing.next()
+            except OnbrandError as problem:
+                event = Refused(problem)
+            if isinstance(event, LAST):
+                del self._drawings[number]
+                if not self._engine.is_alive:
+                    self._channel.send("ended")
+            send_event(self._channel, number, event)
+            await self._channel.drained()
 
     async def _tell_stats(self) -> None:
         """Tell the replica what the engine holds, when it has changed; end if the engine's thread has ended."""

@@ -6,6 +6,7 @@ No pickle. Both ends are of one version, because a replica starts its engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +47,11 @@ class Channel:
         self._writer.write(HEAD.pack(len(text), len(data)) + text)
         if data:
             self._writer.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the other end has read most of what was sent."""
+        with contextlib.suppress(OSError):
+            await self._writer.drain()
 
     async def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """The next message and its bytes; None once the other end is gone."""

@@ -7,8 +7,8 @@ thread that steps the engine waits for the interpreter's lock.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
+import logging
 import socket
 import subprocess
 import sys
@@ -19,6 +19,8 @@ from onbrand.errors import Unavailable
 from onbrand.internal.generation import RenderRequest
 from onbrand.serving.drawing import LAST, Drawing, DrawingEvent, EngineStats, Failed
 from onbrand.serving.engine_frames import Channel, error_of, event_of, request_fields, stats_of
+
+logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 35.0
 
@@ -49,14 +51,18 @@ class EngineProcess:
             process = await asyncio.to_thread(_child_with, there.fileno())
         reader, writer = await asyncio.open_connection(sock=here, limit=2**20)
         channel = Channel(reader, writer)
-        channel.send("begin", family=family, options=options, settings=settings)
-        received = await channel.receive()
-        message: dict[str, Any] = {"kind": "gone"} if received is None else received[0]
-        if message["kind"] != "ready":
+        try:
+            channel.send("begin", family=family, options=options, settings=settings)
+            received = await channel.receive()
+            if received is None:
+                raise _ended()
+            if received[0]["kind"] == "failed":
+                raise error_of(received[0]["error"])
+        except BaseException:
             channel.close()
             process.kill()
-            process.wait()
-            raise error_of(message["error"]) if message["kind"] == "failed" else _ended()
+            await asyncio.to_thread(process.wait)
+            raise
         return cls(process, channel)
 
     @property
@@ -67,16 +73,12 @@ class EngineProcess:
     def draw(self, request: RenderRequest) -> Drawing:
         """Load the adapters and draw."""
         number = next(self._numbers)
-        made = self._drawings[number] = Drawing(lambda: self._drop(number, request.generation_id))
+        made = self._drawings[number] = Drawing(lambda: self._channel.send("cancel", number=number))
         if self._is_alive:
             self._channel.send("draw", number=number, **request_fields(request))
         else:
             self._put(number, Failed(_ended()))
         return made
-
-    def cancel(self, generation_id: str) -> None:
-        """End a request at the next step."""
-        self._channel.send("cancel", id=generation_id)
 
     def stats(self) -> EngineStats:
         """Its adapters and its pace, at most a second ago."""
@@ -85,37 +87,35 @@ class EngineProcess:
     async def close(self) -> None:
         """End it after the step in progress."""
         self._channel.send("close")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._listening, _CLOSE_SECONDS)
-        self._channel.close()
+        await asyncio.wait([self._listening], timeout=_CLOSE_SECONDS)
         self._process.kill()
         await asyncio.to_thread(self._process.wait)
-
-    def _drop(self, number: int, generation_id: str) -> None:
-        if self._drawings.pop(number, None) is not None:
-            self.cancel(generation_id)
+        await asyncio.wait([self._listening])  # nothing more comes, so it fails the drawings that are left
+        self._channel.close()
 
     async def _listen(self) -> None:
-        """Pass on what the process sends, until it ends; then end all drawings."""
-        while (received := await self._channel.receive()) is not None:
-            message, data = received
-            if message["kind"] == "stats":
-                self._stats = stats_of(message)
-            elif message["kind"] == "ended":
-                self._is_alive = False
-            else:
-                self._put(message["number"], event_of(message, data))
-        self._is_alive = False
-        for number in list(self._drawings):
-            self._put(number, Failed(_ended()))
+        """Pass on what the process sends, until it ends; then fail all drawings."""
+        try:
+            while (received := await self._channel.receive()) is not None:
+                message, data = received
+                if message["kind"] == "stats":
+                    self._stats = stats_of(message)
+                elif message["kind"] == "ended":
+                    self._is_alive = False
+                else:
+                    self._put(message["number"], event_of(message, data))
+        except Exception as problem:
+            logger.error("the engine's process cannot be understood: %s", type(problem).__name__)
+        finally:
+            self._is_alive = False
+            for number in list(self._drawings):
+                self._put(number, Failed(_ended()))
 
     def _put(self, number: int, event: DrawingEvent) -> None:
-        """Pass an event on, unless nobody waits for it."""
-        drawing = self._drawings.get(number)
-        if drawing is not None:
-            drawing.put(event)
-            if isinstance(event, LAST):
-                del self._drawings[number]
+        """Pass an event on."""
+        self._drawings[number].put(event)
+        if isinstance(event, LAST):
+            del self._drawings[number]
 
 
 def _child_with(descriptor: int) -> subprocess.Popen[bytes]:

@@ -137,9 +137,8 @@ class GenerationRunner:
 
     def cancel(self, generation_id: str) -> None:
         """End a generation at the next step; unknown or finished ids have no effect."""
-        if generation_id in self._active:
-            self._active[generation_id].cancel_requested = True
-        self._engine.cancel(generation_id)
+        if (active := self._active.get(generation_id)) is not None:
+            active.cancel()
 
     def engine_stats(self) -> EngineStats:
         """The engine's adapters and pace."""
@@ -181,8 +180,9 @@ class GenerationRunner:
 
     async def _draw(self, active: ActiveGeneration, client: AsyncSystemClient) -> None:
         """Draw, and start the row at the same time; nothing is stored or told before the platform has accepted it."""
-        reporting = asyncio.create_task(self._report(active, client))
         with closing(self._engine.draw(active.request)) as drawing:
+            active.drawing = drawing
+            reporting = asyncio.create_task(self._report(active, client))
             try:
                 answer = await client.start_generation()
                 if active.cancel_requested or answer.cancel_requested:
@@ -270,5 +270,8 @@ class GenerationRunner:
                 unwanted = True  # the row was deleted, or ended elsewhere
             except OnbrandError:
                 continue
+            except Exception as problem:
+                logger.error("a report of a generation failed: %s", type(problem).__name__)
+                continue
             if unwanted:
-                self.cancel(active.request.generation_id)
+                active.cancel()

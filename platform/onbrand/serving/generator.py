@@ -1,4 +1,7 @@
-"""The Serve deployment of one family: a base, an engine, and its thread. It has no database login and no bucket key."""
+"""The Serve deployment of one family: it starts an engine in a process of its own, and stores what that draws.
+
+It has no database login and no bucket key.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ class EngineReplica:
         listen_on_the_nodes_address()
         known = Settings(**settings)
         await asyncio.to_thread(must_be_closed, known)
-        connections = AiohttpConnections(known.system_url, known.folder)
-        client_for = partial(AsyncSystemClient, known.system_url, http=connections)
+        self._connections = AiohttpConnections(known.system_url, known.folder)
+        client_for = partial(AsyncSystemClient, known.system_url, http=self._connections)
         engine = await EngineProcess.start(family, options, settings)
         self._runner = GenerationRunner(engine, client_for, Metrics(family))
 
@@ -72,10 +75,11 @@ class EngineReplica:
         return self._runner.routing_stats()
 
     def check_health(self) -> None:
-        """Raise Unavailable when the engine's thread is gone; Serve then replaces this replica."""
+        """Raise Unavailable when the engine is gone; Serve then replaces this replica."""
         if not self._runner.is_alive:
             raise Unavailable("the engine has stopped")
 
     async def __del__(self) -> None:
         if hasattr(self, "_runner"):
             await self._runner.close()
+            await self._connections.close()

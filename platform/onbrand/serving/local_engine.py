@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onbrand.brand import claims_of
-from onbrand.engine import request as engine
+from onbrand.engine import request as requests
 from onbrand.engine.adapters import AdapterKey, AdapterUse
 from onbrand.errors import ModelGone, NotFound, OnbrandError, Unavailable
 from onbrand.families.lora import AdapterWeights
@@ -42,8 +43,7 @@ class LocalEngine:
         self.thread, self.adapters = thread, adapters
         self._client_for = client_for
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loading: dict[str, bool] = {}
-        """Requests whose adapters are being loaded, and whether they were canceled meanwhile."""
+        self._numbers = itertools.count()
 
     @property
     def is_alive(self) -> bool:
@@ -59,14 +59,16 @@ class LocalEngine:
         made = Drawing(lambda: task.cancel())
         task = asyncio.create_task(self._draw(request, loads, made))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return made
 
-    def cancel(self, generation_id: str) -> None:
-        """End a request at the next step, or before it begins."""
-        if generation_id in self._loading:
-            self._loading[generation_id] = True
-        self.thread.cancel(generation_id)
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            for load in loads:
+                load.cancel()
+            if task.cancelled():  # perhaps before it began
+                made.put(drawing.Canceled())
+
+        task.add_done_callback(ended)
+        return made
 
     def stats(self) -> EngineStats:
         """Its adapters and its pace."""
@@ -80,42 +82,34 @@ class LocalEngine:
         self.adapters.close()
 
     async def _draw(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]], out: Drawing) -> None:
-        num_taken = 0
+        has_begun = False
 
         def taken() -> None:
-            nonlocal num_taken
-            num_taken += 1
+            nonlocal has_begun
+            has_begun = True
             out.put(drawing.Taken())
 
-        self._loading[request.generation_id] = False
         try:
             work = await self._work(request, loads)
-            if self._loading.pop(request.generation_id):
-                out.put(drawing.Canceled())
-                return
             events = self.thread.draw(work, on_taken=taken, progress_seconds=_PROGRESS_SECONDS)
             async with aclosing(events):  # type: ignore[type-var]
                 async for event in events:
                     out.put(_plain(event))
         except OnbrandError as problem:
-            out.put(drawing.Failed(problem) if num_taken else drawing.Refused(problem))
+            out.put(drawing.Failed(problem) if has_begun else drawing.Refused(problem))
         except Exception as problem:
             logger.error("generation %s broke off: %s", request.generation_id, type(problem).__name__)
             out.put(drawing.Failed(Unavailable("the engine broke off; try again")))
-        finally:
-            self._loading.pop(request.generation_id, None)
-            for load in loads:
-                load.cancel()
 
-    async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> engine.Request:
+    async def _work(self, request: RenderRequest, loads: Sequence[Future[AdapterWeights]]) -> requests.Request:
         """The engine's request, with its adapters in host memory."""
         weights = await asyncio.gather(*map(asyncio.wrap_future, loads))
         adapters = tuple(
             AdapterUse(AdapterKey(ref.brand_id, ref.sha256), each, scale)
             for (ref, scale), each in zip(request.adapters, weights, strict=True)
         )
-        return engine.Request(
-            id=request.generation_id,
+        return requests.Request(
+            id=f"{request.generation_id}.{next(self._numbers)}",  # one that is drawn again may not be gone yet
             brand_id=claims_of(request.ticket)["brand_id"],
             parameters=request.parameters,
             adapters=adapters,
@@ -134,20 +128,20 @@ class LocalEngine:
                 raise ModelGone("there is no such model any more") from None
 
 
-def _plain(event: engine.Event) -> DrawingEvent:
+def _plain(event: requests.Event) -> DrawingEvent:
     """The event without tensors and without its request's id."""
     match event:
-        case engine.Progress():
+        case requests.Progress():
             return drawing.Progressed(event.done, event.total)
-        case engine.Preview():
+        case requests.Preview():
             return drawing.Previewed(event.index, event.step, pixels_of(event.image_CHW))
-        case engine.FinishedImage():
+        case requests.FinishedImage():
             return drawing.Drawn(event.index, event.seed, pixels_of(event.image_CHW), event.receipt.as_json())
-        case engine.Completed():
+        case requests.Completed():
             return drawing.Completed()
-        case engine.Failed():
+        case requests.Failed():
             return drawing.Failed(event.error)
-        case engine.Canceled():
+        case requests.Canceled():
             return drawing.Canceled()
 
 
