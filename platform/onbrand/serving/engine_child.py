@@ -15,7 +15,7 @@ from typing import Any
 
 from onbrand.config import Settings
 from onbrand.errors import OnbrandError
-from onbrand.serving.drawing import LAST, Drawing, DrawingEvent, Refused
+from onbrand.serving.drawing import LAST, Drawing, DrawingEvent, EngineStats, Refused
 from onbrand.serving.engine_frames import (
     Channel,
     error_fields,
@@ -42,6 +42,7 @@ class Child:
         self._channel, self._engine = channel, engine
         self._drawings: dict[int, Drawing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: EngineStats | None = None
 
     async def run(self) -> None:
         """Draw until the replica closes the channel or asks to end."""
@@ -69,7 +70,10 @@ class Child:
         task.add_done_callback(self._tasks.discard)
 
     async def _pass_on(self, number: int, drawing: Drawing) -> None:
-        """Send the drawing's events. The end of the engine is told before the failures that it causes."""
+        """Send the drawing's events; before its last one, the adapters that the engine holds now.
+
+        The end of the engine is told before the failures that it causes.
+        """
         event: DrawingEvent | None = None
         while not isinstance(event, LAST):
             try:
@@ -78,20 +82,23 @@ class Child:
                 event = Refused(problem)
             if isinstance(event, LAST):
                 del self._drawings[number]
+                self._send_stats()
                 if not self._engine.is_alive:
                     self._channel.send("ended")
             send_event(self._channel, number, event)
             await self._channel.drained()
 
     async def _tell_stats(self) -> None:
-        """Tell the replica what the engine holds, when it has changed; end if the engine's thread has ended."""
-        before = None
+        """Tell the replica now and then what the engine holds, and when the engine's thread has ended."""
         while self._engine.is_alive:
-            if (stats := self._engine.stats()) != before:
-                self._channel.send("stats", **stats_fields(stats))
-                before = stats
+            self._send_stats()
             await asyncio.sleep(_STATS_SECONDS)
         self._channel.send("ended")
+
+    def _send_stats(self) -> None:
+        if (stats := self._engine.stats()) != self._told:
+            self._channel.send("stats", **stats_fields(stats))
+            self._told = stats
 
 
 async def main(descriptor: int) -> None:
