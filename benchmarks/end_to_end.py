@@ -403,7 +403,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
     files = [random_adapter(family, RANK, seed, "strong") for seed in range(chosen.brands)]
     guidance = family.recommended.guidance_scale
     wishes = Wishes(chosen.family, chosen.side, chosen.steps, guidance, files)
-    num, idle = (32, 10.0) if chosen.short else (128, 60.0)
+    num, idle = (chosen.requests or 32, 10.0) if chosen.short else (chosen.requests or 128, 60.0)
     loads = loads_of(num, chosen.brands, [1, 8, 32], with_base=not chosen.short)
     with PlainServe(wishes) as peer:
         plain = asyncio.run(peer.measure(Load(8, num // 2, len(files))))
@@ -429,6 +429,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels (default 64)")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
     parser.add_argument("--brands", type=int, default=8, help="(default 8)")
+    parser.add_argument("--requests", type=int, help="of each load; fewer for large images (default 128, short 32)")
     parser.add_argument("--short", action="store_true", help="under three minutes; rougher, and without the base")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     chosen = parser.parse_args()
