@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ class Channel:
         pass
 
     def send(self, kind: str, data: bytes = b"", **fields: Any) -> None:
+        json.dumps(fields)
         self.sent.append((kind, fields, data))
         if fields.get("event") == "Failed":
             self.has_failed.set()
@@ -66,6 +68,22 @@ async def test_the_end_of_the_engine_is_told_first() -> None:
     event = event_of(failed, b"")
     assert isinstance(event, drawing.Failed)
     assert event.error.fields == {"retry_after": 2}
+
+
+class OddEngine(BrokenEngine):
+    """It fails with an error that JSON cannot hold."""
+
+    def draw(self, request: RenderRequest) -> Drawing:
+        made = Drawing(lambda: None)
+        made.put(drawing.Failed(Unavailable("odd", cause=object())))
+        return made
+
+
+async def test_an_event_that_cannot_be_sent_fails_its_drawing_instead_of_leaving_it_to_wait() -> None:
+    channel = Channel()
+    running = asyncio.create_task(Child(channel, OddEngine()).run())  # type: ignore[arg-type]
+    await asyncio.wait_for(channel.has_failed.wait(), 5)
+    running.cancel()
 
 
 def every_error() -> list[type[OnbrandError]]:

@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from onbrand.config import Settings
-from onbrand.errors import OnbrandError
-from onbrand.serving.drawing import LAST, Drawing, DrawingEvent, EngineStats, Refused
+from onbrand.errors import OnbrandError, Unavailable
+from onbrand.serving.drawing import LAST, Drawing, DrawingEvent, EngineStats, Failed, Refused
 from onbrand.serving.engine_frames import (
     Channel,
     error_fields,
@@ -25,6 +25,8 @@ from onbrand.serving.engine_frames import (
 )
 from onbrand.serving.local_engine import LocalEngine
 from onbrand.serving.options import EngineOptions
+
+logger = logging.getLogger(__name__)
 
 _STATS_SECONDS = 0.5
 _NICENESS = 4
@@ -85,7 +87,12 @@ class Child:
                 self._send_stats()
                 if not self._engine.is_alive:
                     self._channel.send("ended")
-            send_event(self._channel, number, event)
+            try:
+                send_event(self._channel, number, event)
+            except (TypeError, ValueError) as problem:
+                logger.error("an event of a drawing cannot be sent: %s", type(problem).__name__)
+                drawing.cancel()
+                send_event(self._channel, number, Failed(Unavailable("the engine broke off; try again")))
             await self._channel.drained()
 
     async def _tell_stats(self) -> None:
