@@ -42,16 +42,19 @@ class Channel:
 
 
 class BrokenEngine:
-    """Its thread ends while it draws."""
+    """Its thread ends while it draws, between two looks of the process at it."""
 
     is_alive = True
 
     def draw(self, request: RenderRequest) -> Drawing:
         made = Drawing(lambda: None)
         made.put(drawing.Taken())
+        asyncio.get_running_loop().call_later(0.1, self.end, made)
+        return made
+
+    def end(self, made: Drawing) -> None:
         self.is_alive = False
         made.put(drawing.Failed(Unavailable("the engine is stopping; try again", retry_after=2)))
-        return made
 
     def stats(self) -> EngineStats:
         return EngineStats()
